@@ -1,0 +1,207 @@
+"""The one error tree.
+
+::
+
+    PannierError                    code              exit  HTTP
+     +- InvalidInput                invalid-input        2   400   the caller typed something that cannot be
+     +- NotFound                    not-found            3   404
+     |   +- VolumeNotFound          volume-not-found
+     |   +- NodeNotFound            node-not-found
+     +- Conflict                    conflict             4   409   the present state does not allow it
+     |   +- AlreadyExists           already-exists
+     |   +- VolumeInUse             volume-in-use
+     |   +- NotHolder               not-holder
+     |   +- Stale                   stale                          an older epoch, or a lost race
+     +- Denied                      denied               5   403   certificate or token not accepted
+     +- Unavailable                 unavailable          6   503   try again; nothing was changed
+     |   +- StoreUnavailable        store-unavailable
+     |   +- PeerUnavailable         peer-unavailable
+     |   +- EngineUnavailable       engine-unavailable
+     +- OutcomeUnknown              outcome-unknown      6   503   it may or may not have happened
+     +- DeadlineExceeded            deadline             8   504
+     +- StorageError                storage              7   500
+         +- PoolMissing             pool-missing
+         +- PoolFull                pool-full                507
+         +- ForeignData             foreign-data             409
+         +- Corrupt                 corrupt
+
+Every error says what happened and, in ``remedy``, what to do next. ``code`` is an API: scripts and
+the other nodes match on it, and :func:`from_code` rebuilds the class on the far side.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class PannierError(Exception):
+    """Base of all errors that a user may see."""
+
+    code: ClassVar[str] = "internal"
+    exit_status: ClassVar[int] = 1
+    http_status: ClassVar[int] = 500
+
+    def __init__(self, message: str, *, remedy: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        """The message and, after a semicolon's pause, the remedy: one line for Docker's own errors."""
+        return f"{self.message}; {self.remedy}" if self.remedy else self.message
+
+
+class InvalidInput(PannierError):
+    """The caller's input cannot be accepted; nothing was changed."""
+
+    code = "invalid-input"
+    exit_status = 2
+    http_status = 400
+
+
+class NotFound(PannierError):
+    """The named thing does not exist."""
+
+    code = "not-found"
+    exit_status = 3
+    http_status = 404
+
+
+class VolumeNotFound(NotFound):
+    """No volume of this name in the cluster."""
+
+    code = "volume-not-found"
+
+
+class NodeNotFound(NotFound):
+    """No node of this name in the cluster."""
+
+    code = "node-not-found"
+
+
+class Conflict(PannierError):
+    """The present state does not allow the request; nothing was changed."""
+
+    code = "conflict"
+    exit_status = 4
+    http_status = 409
+
+
+class AlreadyExists(Conflict):
+    """The name is taken by something different."""
+
+    code = "already-exists"
+
+
+class VolumeInUse(Conflict):
+    """A container uses the volume."""
+
+    code = "volume-in-use"
+
+
+class NotHolder(Conflict):
+    """This node does not hold the volume."""
+
+    code = "not-holder"
+
+
+class Stale(Conflict):
+    """The caller acted on an older epoch or revision: it lost a race."""
+
+    code = "stale"
+
+
+class Denied(PannierError):
+    """The certificate or token does not allow this."""
+
+    code = "denied"
+    exit_status = 5
+    http_status = 403
+
+
+class Unavailable(PannierError):
+    """Something needed does not answer; nothing was changed, and a later try may succeed."""
+
+    code = "unavailable"
+    exit_status = 6
+    http_status = 503
+
+
+class StoreUnavailable(Unavailable):
+    """The cluster's store cannot be reached."""
+
+    code = "store-unavailable"
+
+
+class PeerUnavailable(Unavailable):
+    """Another node cannot be reached."""
+
+    code = "peer-unavailable"
+
+
+class EngineUnavailable(Unavailable):
+    """The Docker engine cannot be reached."""
+
+    code = "engine-unavailable"
+
+
+class OutcomeUnknown(PannierError):
+    """The request was sent and no answer came: read the state again before acting on it."""
+
+    code = "outcome-unknown"
+    exit_status = 6
+    http_status = 503
+
+
+class DeadlineExceeded(PannierError):
+    """The time allowed ran out."""
+
+    code = "deadline"
+    exit_status = 8
+    http_status = 504
+
+
+class StorageError(PannierError):
+    """A disk, file system or storage command failed."""
+
+    code = "storage"
+    exit_status = 7
+    http_status = 500
+
+
+class PoolMissing(StorageError):
+    """The pool is not there or not mounted."""
+
+    code = "pool-missing"
+
+
+class PoolFull(StorageError):
+    """The pool has no room."""
+
+    code = "pool-full"
+    http_status = 507
+
+
+class ForeignData(StorageError):
+    """The device or file holds something that is not ours; it was not touched."""
+
+    code = "foreign-data"
+    http_status = 409
+
+
+class Corrupt(StorageError):
+    """Data is not what it should be."""
+
+    code = "corrupt"
+
+
+def _tree(root: type[PannierError]) -> dict[str, type[PannierError]]:
+    found = {root.code: root}
+    for child in root.__subclasses__():
+        found.update(_tree(child))
+    return found
+
+
+def from_code(code: str, message: str, *, remedy: str = "") -> PannierError:
+    """The error that another node or the daemon reported, as its own class again."""
+    return _tree(PannierError).get(code, PannierError)(message, remedy=remedy)

@@ -1,0 +1,48 @@
+"""Nodes: machines that run ``pannierd``."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from pannier.core.errors import InvalidInput
+
+_NAME = re.compile(r"[a-zA-Z0-9](?:[a-zA-Z0-9.-]{0,61}[a-zA-Z0-9])?", re.ASCII)
+API_PORT = 7400
+TRANSPORT_PORT = 7401
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """The store's record of a node.
+
+    Attributes:
+        address: IP address or host name at which the other nodes reach it.
+        drivers: names of the storage drivers it can serve, its default first.
+        joined_at: Unix time, for people only.
+        certificate: SHA-256 of its certificate, hexadecimal: only this one may act for it.
+    """
+
+    name: str
+    address: str
+    drivers: tuple[str, ...]
+    version: str
+    joined_at: float
+    certificate: str
+    api_port: int = API_PORT
+    transport_port: int = TRANSPORT_PORT
+    drained: bool = False
+
+
+def check_node_name(name: str) -> str:
+    """Return ``name`` if it can name a node: a host name.
+
+    Raises:
+        InvalidInput: it cannot.
+    """
+    if not _NAME.fullmatch(name):
+        raise InvalidInput(
+            f"{name[:40]!r} cannot name a node",
+            remedy="use letters, digits, '-' and '.', at most 63 characters, as in a host name",
+        )
+    return name

@@ -1,0 +1,168 @@
+"""Volume options as people type them (``-o size=10G``), read strictly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from typing import Any
+
+from pannier.core.errors import AlreadyExists, InvalidInput
+from pannier.core.node import check_node_name
+from pannier.core.size import format_size, parse_size
+from pannier.core.volume import Durability, Volume, VolumeSpec
+
+DRIVERS = ("btrfs", "directory")
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One option: how it is read, and the words that the documentation shows."""
+
+    name: str
+    read: Callable[[str], Any]
+    default: str
+    meaning: str
+
+
+def _whole(name: str, low: int, high: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        if not text.isascii() or not text.isdigit() or not low <= int(text[:20]) <= high:
+            raise InvalidInput(
+                f"{name}={text} is not allowed", remedy=f"use a whole number from {low} to {high}"
+            )
+        return int(text)
+
+    return read
+
+
+def _choice(name: str, choices: tuple[str, ...]) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if text not in choices:
+            raise InvalidInput(
+                f"{name}={text} is not allowed" + _did_you_mean(text, choices),
+                remedy="use " + ", ".join(choices[:-1]) + " or " + choices[-1],
+            )
+        return text
+
+    return read
+
+
+def _mode(text: str) -> int:
+    if not 3 <= len(text) <= 4 or any(c not in "01234567" for c in text):
+        raise InvalidInput(f"mode={text} is not a mode", remedy="write it in octal, such as 0750")
+    return int(text, 8)
+
+
+def _nodes(text: str) -> tuple[str, ...]:
+    names = tuple(check_node_name(part.strip()) for part in text.split(","))
+    if len(set(names)) != len(names):
+        raise InvalidInput(f"nodes={text} names a node twice", remedy="name each node once")
+    return names
+
+
+def _labels(text: str) -> dict[str, str]:
+    labels: dict[str, str] = {}
+    for part in text.split(","):
+        key, equals, value = part.partition("=")
+        if not equals or not key.strip():
+            raise InvalidInput(
+                f"labels={text} cannot be read", remedy="write labels=team=web,stage=test"
+            )
+        labels[key.strip()] = value
+    return labels
+
+
+_ID_MAX = 2**32 - 2
+OPTIONS = (
+    Option("size", parse_size, "none", "largest size, such as 10G; a guard against runaways"),
+    Option("copies", _whole("copies", 1, 99), "1", "nodes that keep the data"),
+    Option(
+        "durability",
+        lambda text: Durability(_choice("durability", tuple(Durability))(text)),
+        "none",
+        "what a node's sudden death may cost",
+    ),
+    Option("driver", _choice("driver", DRIVERS), "the node's own", "where the bytes live"),
+    Option("nodes", _nodes, "the node that creates it", "where it is made, first choice first"),
+    Option("uid", _whole("uid", 0, _ID_MAX), "0", "owner of the root directory"),
+    Option("gid", _whole("gid", 0, _ID_MAX), "0", "group of the root directory"),
+    Option("mode", _mode, "0755", "permissions of the root directory, octal"),
+    Option("labels", _labels, "none", "labels for people and tools, key=value,key=value"),
+)
+_BY_NAME = {option.name: option for option in OPTIONS}
+
+
+def _did_you_mean(word: str, known: tuple[str, ...]) -> str:
+    close = get_close_matches(word, known, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def parse_options(options: Mapping[str, str], *, default_driver: str = "btrfs") -> VolumeSpec:
+    """Read options into a spec.
+
+    Raises:
+        InvalidInput: an unknown option, a value that cannot be, or two that do not go together.
+    """
+    values: dict[str, Any] = {"driver": default_driver}
+    for name, text in options.items():
+        option = _BY_NAME.get(name)
+        if option is None:
+            known = tuple(_BY_NAME)
+            raise InvalidInput(
+                f"unknown option {name[:40]!r}" + _did_you_mean(name, known),
+                remedy="the options are " + ", ".join(known),
+            )
+        values[name] = option.read(text)
+    spec = VolumeSpec(**values)
+    if spec.copies > 1 or spec.durability is not Durability.NONE:
+        asked = f"copies={spec.copies}" if spec.copies > 1 else f"durability={spec.durability}"
+        raise InvalidInput(
+            f"{asked} is not possible in this version, which keeps one copy of each volume",
+            remedy="leave copies and durability out; a volume still moves between all nodes",
+        )
+    return spec
+
+
+def describe_spec(spec: VolumeSpec) -> dict[str, str]:
+    """The options that would make ``spec``, as text; those at their default are left out."""
+    default = VolumeSpec()
+    shown: dict[str, str] = {}
+    for item in fields(VolumeSpec):
+        value = getattr(spec, item.name)
+        if value == getattr(default, item.name) and item.name != "driver":
+            continue
+        match item.name:
+            case "size":
+                shown["size"] = format_size(value)
+            case "nodes":
+                shown["nodes"] = ",".join(value)
+            case "mode":
+                shown["mode"] = f"{value:04o}"
+            case "labels":
+                shown["labels"] = ",".join(f"{key}={text}" for key, text in value.items())
+            case _:
+                shown[item.name] = str(value)
+    return shown
+
+
+def check_same_options(existing: Volume, options: Mapping[str, str]) -> None:
+    """Accept the creation of a volume that is already there, if it asks for nothing different.
+
+    Only the options that were given are compared, since Docker repeats a creation without any.
+
+    Raises:
+        AlreadyExists: an option differs; the message names both values.
+        InvalidInput: an option cannot be read.
+    """
+    wanted = parse_options(options, default_driver=existing.spec.driver)
+    differing = [
+        f"{name} is {describe_spec(existing.spec).get(name, _BY_NAME[name].default)}, not {text}"
+        for name, text in options.items()
+        if getattr(wanted, name) != getattr(existing.spec, name)
+    ]
+    if differing:
+        raise AlreadyExists(
+            f"volume {existing.name} exists with other options: " + ", ".join(differing),
+            remedy="use it as it is, or create one with another name",
+        )

@@ -1,0 +1,111 @@
+"""Volumes: what a user asked for, and the record that the store keeps of it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+
+from pannier.core.errors import InvalidInput
+from pannier.core.generation import Generation
+
+_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{1,127}", re.ASCII)
+HISTORY_LIMIT = 50
+
+
+class Durability(StrEnum):
+    """What a node's sudden death may cost (docs/guarantees.md)."""
+
+    FSYNC = "fsync"
+    INTERVAL = "interval"
+    NONE = "none"
+
+
+def check_name(name: str) -> str:
+    """Return ``name`` if it can name a volume.
+
+    Docker's own rule for volume names, with a length that leaves room for a file name around it.
+
+    Raises:
+        InvalidInput: it cannot.
+    """
+    if _NAME.fullmatch(name):
+        return name
+    shown = name if len(name) <= 40 else name[:40] + "..."
+    if len(name) > 128:
+        raise InvalidInput(
+            f"volume name {shown!r} has {len(name)} characters", remedy="use at most 128"
+        )
+    raise InvalidInput(
+        f"{shown!r} cannot name a volume",
+        remedy="use two or more letters, digits, '_', '.' or '-', the first a letter or digit",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VolumeSpec:
+    """What the user asked for. Field order is the order of the documentation.
+
+    Attributes:
+        size: bytes that the volume may take, or None for no limit of its own.
+        copies: nodes that keep the data.
+        durability: what a node's death may cost.
+        driver: where the bytes live: ``btrfs`` or ``directory``.
+        nodes: names of nodes wished for, in order of preference; the first one that is there makes it.
+        uid, gid, mode: of the volume's root; Docker's copy-up from an image overrides them.
+        labels: free text for people and tools.
+    """
+
+    size: int | None = None
+    copies: int = 1
+    durability: Durability = Durability.NONE
+    driver: str = "btrfs"
+    nodes: tuple[str, ...] = ()
+    uid: int = 0
+    gid: int = 0
+    mode: int = 0o755
+    labels: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """The record that makes ``node`` the holder."""
+
+    node: str
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HistoryEntry:
+    """One change in a volume's life. ``at`` is Unix time, for people only; nothing decides by it."""
+
+    at: float
+    what: str
+    node: str
+    epoch: int
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Volume:
+    """The store's record of a volume, changed only by compare-and-swap.
+
+    Attributes:
+        name: the identity that users see.
+        id: tells two volumes apart that bore the same name at different times; names the data on disk.
+        base: the generation with which the holder's epoch began; None while it began empty.
+        removed_at: Unix time at which it went to the trash; None outside the trash.
+    """
+
+    name: str
+    id: str
+    spec: VolumeSpec
+    grant: Grant
+    base: Generation | None = None
+    created_at: float
+    removed_at: float | None = None
+    history: tuple[HistoryEntry, ...] = ()
+
+    def with_entry(self, entry: HistoryEntry) -> Volume:
+        """This record with one more line of history; the oldest lines beyond the limit go."""
+        return replace(self, history=(*self.history, entry)[-HISTORY_LIMIT:])

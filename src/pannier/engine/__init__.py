@@ -1,0 +1,1 @@
+"""The Docker engine: what the agent asks of it."""

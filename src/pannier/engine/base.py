@@ -1,0 +1,43 @@
+"""The Engine protocol."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Container:
+    """A container, as messages name it. ``service`` is the Swarm service's name, if any."""
+
+    id: str
+    name: str
+    service: str | None
+    running: bool
+
+    def __str__(self) -> str:
+        return f"{self.name} (service {self.service})" if self.service else self.name
+
+
+class Engine(Protocol):
+    """One node's container engine. Raises EngineUnavailable where it does not answer."""
+
+    async def activate_plugin(self) -> None:
+        """Make the engine look at our plugin socket, so that Swarm schedules onto this node."""
+        ...
+
+    async def plugin_active(self) -> bool:
+        """Whether the engine lists our volume plugin."""
+        ...
+
+    async def containers_using(self, volume: str) -> list[Container]:
+        """Containers, running or not, of this engine that have the volume among their mounts."""
+        ...
+
+    async def container(self, container_id: str) -> Container | None:
+        """One container; None where the engine does not know it."""
+        ...
+
+    async def version(self) -> str:
+        """The engine's version, such as ``20.10.24``."""
+        ...

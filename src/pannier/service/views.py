@@ -1,0 +1,149 @@
+"""What the API answers and the CLI shows: plain values, encoded as JSON with these names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VolumeView:
+    """A volume as users see it.
+
+    Attributes:
+        holder_state: ``up`` or ``down``: whether the holder's lease is alive.
+        in_use_by: on the holder: containers (``name`` or a process) that use it; None when the
+            holder was not asked (lists) or did not answer.
+        copies_on: nodes that have a copy, the holder first; None as above.
+        generation: newest generation on the holder; None as above.
+        used_bytes: None as above.
+        created_at: RFC 3339, UTC.
+    """
+
+    name: str
+    id: str
+    holder: str
+    holder_state: str
+    epoch: int
+    driver: str
+    options: dict[str, str]
+    created_at: str
+    generation: str | None = None
+    used_bytes: int | None = None
+    in_use_by: list[str] | None = None
+    copies_on: list[str] | None = None
+    mountpoint: str | None = None
+    transfer: TransferView | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransferView:
+    """A hand-over or move that is under way."""
+
+    target: str
+    phase: str
+    round: int
+    sent_bytes: int
+    started_at: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MoveProgress:
+    """One line of the stream that a move answers with.
+
+    ``phase`` is ``copying`` (in use; ``round`` and ``sent_bytes`` grow), ``waiting`` (all but the
+    last bytes are there; ``in_use_by`` says whom it waits for), ``switching`` (last delta and change
+    of holder), ``done`` (``pause_seconds`` is set) or ``failed`` (``error``, ``code``, ``remedy``).
+    """
+
+    phase: str
+    volume: str
+    source: str
+    target: str
+    round: int = 0
+    sent_bytes: int = 0
+    in_use_by: list[str] = field(default_factory=list)
+    pause_seconds: float | None = None
+    total_seconds: float | None = None
+    generation: str | None = None
+    code: str | None = None
+    error: str | None = None
+    remedy: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeView:
+    """A node as users see it. ``state`` is ``up``, ``down`` or ``drained``."""
+
+    name: str
+    address: str
+    state: str
+    drivers: list[str]
+    version: str
+    volumes: int
+    joined_at: str
+    pool_total_bytes: int | None = None
+    pool_free_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatusView:
+    """``pannier status``."""
+
+    cluster: str
+    node: str
+    version: str
+    store: dict[str, str]
+    store_ok: bool
+    nodes: list[NodeView]
+    volumes: int
+    problems: list[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventView:
+    """Something that happened. ``kind`` is such as ``volume.moved`` or ``node.down``."""
+
+    at: str
+    kind: str
+    subject: str
+    node: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrashView:
+    """A removed volume that can still be restored."""
+
+    name: str
+    id: str
+    holder: str
+    removed_at: str
+    expires_at: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FindingView:
+    """One line of ``pannier doctor``. ``level`` is ``ok``, ``warning`` or ``problem``."""
+
+    level: str
+    subject: str
+    what: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenView:
+    """A join token, shown once."""
+
+    token: str
+    expires_at: str
+    uses: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorView:
+    """The body of every answer that is not a success."""
+
+    code: str
+    message: str
+    remedy: str = ""

@@ -1,0 +1,1 @@
+"""Where bytes live: the :class:`~pannier.storage.base.Driver` protocol and what implements it."""

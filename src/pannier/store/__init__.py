@@ -1,0 +1,1 @@
+"""The cluster's memory: the :class:`~pannier.store.base.Store` protocol and what implements it."""

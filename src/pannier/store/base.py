@@ -1,0 +1,119 @@
+"""The Store protocol: a small, linearizable key-value memory with compare-and-swap and leases.
+
+Every implementation passes the same contract suite (tests/contract/test_store.py).
+
+"I lost the race", "the store is unreachable" and "I do not know whether it happened" are three
+different answers: :class:`Stale`, :class:`StoreUnavailable` and :class:`OutcomeUnknown`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+ABSENT: Final = 0
+"""As an expected revision: the key must not exist."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A key with its value. ``revision`` is at least 1 and rises with every change of the key."""
+
+    key: str
+    value: bytes
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """A watched key has this entry now."""
+
+    entry: Entry
+
+
+@dataclass(frozen=True, slots=True)
+class Deleted:
+    """A watched key is gone: deleted, or its lease ran out."""
+
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Synced:
+    """The Puts before this one since the watch began (or resumed) are everything there is.
+
+    Keys that the watcher knew and that were not among them are gone.
+    """
+
+
+WatchEvent = Put | Deleted | Synced
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One step of a transaction: set ``key`` to ``value`` (None deletes) if it is at ``expect``.
+
+    ``expect`` is a revision, or :data:`ABSENT`. ``lease`` ties the key's life to a lease.
+    """
+
+    key: str
+    value: bytes | None
+    expect: int
+    lease: str | None = None
+
+
+class Store(Protocol):
+    """What Pannier needs of a store. All methods may raise StoreUnavailable (nothing happened)."""
+
+    async def get(self, key: str) -> Entry | None:
+        """The newest committed entry of ``key``, linearizable; None where there is none."""
+        ...
+
+    async def list(self, prefix: str) -> tuple[Entry, ...]:
+        """All entries whose key begins with ``prefix``, sorted by key, at one moment."""
+        ...
+
+    async def commit(self, *changes: Change) -> int:
+        """Apply all changes or none, and return the revision that the changed keys now have.
+
+        Raises:
+            Stale: a key was not at its expected revision; nothing was changed.
+            OutcomeUnknown: the request was sent and no answer came; it may have been applied.
+                Read the keys again before deciding anything.
+        """
+        ...
+
+    def watch(self, prefix: str) -> AsyncIterator[WatchEvent]:
+        """Follow all keys that begin with ``prefix``, for ever.
+
+        Yields a Put for each present key, Synced, then every change in order. Where the
+        connection is lost, the watch resumes by itself, and then begins again with Puts and a
+        Synced. It never raises StoreUnavailable: it waits.
+        """
+        ...
+
+    async def grant_lease(self, ttl_seconds: float) -> str:
+        """A new lease that runs out ``ttl_seconds`` after its last renewal. Returns its id."""
+        ...
+
+    async def renew_lease(self, lease: str) -> None:
+        """Start the lease's time again.
+
+        Raises:
+            Stale: it has run out or was revoked.
+        """
+        ...
+
+    async def revoke_lease(self, lease: str) -> None:
+        """End the lease now and delete its keys. An unknown lease is no error."""
+        ...
+
+    def session(self) -> AbstractAsyncContextManager[Store]:
+        """Open connections for the time of the block. Each method above is used within one."""
+        ...
+
+    async def health(self) -> dict[str, str]:
+        """Each member's address and ``ok`` or what is wrong with it, for ``status`` and ``doctor``."""
+        ...

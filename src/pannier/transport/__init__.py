@@ -1,0 +1,1 @@
+"""Generations between nodes over mutual TLS."""

@@ -1,0 +1,70 @@
+"""The transport's protocols: how the mover sends a generation to another node."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from pannier.core.generation import Generation
+from pannier.core.node import Node
+from pannier.storage.base import Driver
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offer:
+    """What a sender says first: which generation of which volume, and under which grant.
+
+    The receiver refuses it unless its own record of the cluster, or the store, says that the
+    sending node (the name in its certificate) is the holder at ``epoch``.
+    """
+
+    volume_id: str
+    volume_name: str
+    driver: str
+    epoch: int
+    generation: Generation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sent:
+    """What was sent. ``base`` is what it was a difference to, None for a whole generation."""
+
+    bytes: int
+    base: Generation | None
+    seconds: float
+
+
+class Gate(Protocol):
+    """The receiving node's judgement about an offer."""
+
+    async def admit(self, offer: Offer, *, peer: str) -> Driver:
+        """The driver that shall receive it.
+
+        Raises:
+            Denied: ``peer`` may not send this; Stale: an older epoch; StorageError.
+        """
+        ...
+
+
+class Sender(Protocol):
+    """Sends generations to other nodes."""
+
+    async def send(
+        self,
+        offer: Offer,
+        *,
+        to: Node,
+        driver: Driver,
+        progress: Callable[[int], None] | None = None,
+    ) -> Sent:
+        """Send one generation, as the difference to the newest one that both ends have.
+
+        Returns when the receiver has confirmed that it is whole and durable there. ``progress`` is
+        called with the bytes sent so far, at most some times a second. Cancelling stops both ends.
+
+        Raises:
+            PeerUnavailable: no connection, or it broke, or nothing moved for the stall time.
+            PannierError: what the receiver reported, as its own class.
+        """
+        ...
