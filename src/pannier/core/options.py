@@ -95,7 +95,7 @@ _BY_NAME = {option.name: option for option in OPTIONS}
 
 def _did_you_mean(word: str, known: tuple[str, ...]) -> str:
     close = get_close_matches(word, known, n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    return f" (did you mean '{close[0]}'?)" if close else ""
 
 
 def parse_options(options: Mapping[str, str], *, default_driver: str = "btrfs") -> VolumeSpec:
@@ -122,6 +122,23 @@ def parse_options(options: Mapping[str, str], *, default_driver: str = "btrfs") 
             remedy="leave copies and durability out; a volume still moves between all nodes",
         )
     return spec
+
+
+def check_copies(options: Mapping[str, str], *, nodes: int) -> None:
+    """Refuse more copies than there are nodes, before anything else is said about copies.
+
+    Raises:
+        InvalidInput: too many.
+    """
+    text = options.get("copies")
+    if text is None:
+        return
+    copies = _BY_NAME["copies"].read(text)
+    if copies > nodes:
+        raise InvalidInput(
+            f"copies={copies} needs as many nodes, and the cluster has {nodes}",
+            remedy="ask for fewer copies, or join more nodes",
+        )
 
 
 def describe_spec(spec: VolumeSpec) -> dict[str, str]:

@@ -31,12 +31,10 @@ def parse_size(text: str) -> int:
 
 def format_size(size: int) -> str:
     """``1.5G`` for 1610612736: the shortest form that people read at a glance."""
-    value = float(size)
-    for unit in ("B", "K", "M", "G", "T"):
+    value, unit = float(size), "B"
+    for larger in ("K", "M", "G", "T", "P"):
         if abs(value) < 1024:
             break
-        value /= 1024
-    else:
-        unit = "P"
-    text = f"{value:.1f}".rstrip("0").rstrip(".")
+        value, unit = value / 1024, larger
+    text = f"{value:.1f}".removesuffix(".0")
     return text if unit == "B" else text + unit

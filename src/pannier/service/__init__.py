@@ -1,0 +1,1 @@
+"""Use cases, shared by the edges. They know protocols, never concrete adapters."""

@@ -42,10 +42,13 @@ class Deleted:
 
 @dataclass(frozen=True, slots=True)
 class Synced:
-    """The Puts before this one since the watch began (or resumed) are everything there is.
+    """All present entries were given as Puts since the watch began or resumed.
 
-    Keys that the watcher knew and that were not among them are gone.
+    ``keys`` are the keys that exist under the prefix at this moment: any other key that the
+    watcher knew is gone.
     """
+
+    keys: frozenset[str]
 
 
 WatchEvent = Put | Deleted | Synced

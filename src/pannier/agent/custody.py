@@ -1,0 +1,220 @@
+"""This node's volumes: brings disk and mounts in line with the records, one volume at a time.
+
+A change of a volume's local data happens only under the volume's lock, and every step may be
+repeated after a crash: what to do is decided anew from the record and the disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+
+import structlog
+
+from pannier.agent.clock import boottime
+from pannier.agent.mountids import MountIds
+from pannier.agent.mounts import MountTable
+from pannier.agent.usage import User, users_of
+from pannier.cluster.catalog import Catalog
+from pannier.cluster.registry import Registry, Versioned
+from pannier.core.errors import Corrupt, EngineUnavailable, NotHolder, PannierError, VolumeNotFound
+from pannier.core.ownership import (
+    AskHolder,
+    LocalState,
+    Lost,
+    Promote,
+    Serve,
+    Unseal,
+    plan_cleanup,
+    plan_serving,
+)
+from pannier.core.volume import Volume
+from pannier.engine.base import Engine
+from pannier.storage.base import Driver
+
+log = structlog.get_logger(__name__)
+
+STARTING_SECONDS = 60.0
+"""For so long an answered Mount counts as a use that /proc does not show yet: the engine may be
+copying the image's files or still be making the container. Afterwards /proc alone is believed,
+since Unmounts get lost when the engine or this daemon crashes."""
+
+
+class Custody:
+    """Holds, mounts and gives up volumes on this node."""
+
+    def __init__(
+        self,
+        *,
+        node: str,
+        registry: Registry,
+        catalog: Catalog,
+        drivers: Mapping[str, Driver],
+        mounts: MountTable,
+        mount_ids: MountIds,
+        engine: Engine,
+    ) -> None:
+        self.node = node
+        self.registry = registry
+        self.catalog = catalog
+        self.drivers = drivers
+        self.mounts = mounts
+        self.mount_ids = mount_ids
+        self.engine = engine
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._released: dict[str, asyncio.Event] = {}
+
+    def lock(self, volume: Volume) -> asyncio.Lock:
+        """Taken for every change of the volume's local data."""
+        return self._locks.setdefault(volume.id, asyncio.Lock())
+
+    def released(self, volume: Volume) -> asyncio.Event:
+        """Set at each Unmount, for whoever waits for the end of use."""
+        return self._released.setdefault(volume.id, asyncio.Event())
+
+    def driver(self, volume: Volume) -> Driver:
+        """The driver of the volume.
+
+        Raises:
+            NotHolder: this node does not have it.
+        """
+        try:
+            return self.drivers[volume.spec.driver]
+        except KeyError:
+            raise NotHolder(
+                f"node {self.node} has no {volume.spec.driver} driver, which volume "
+                f"{volume.name} needs",
+                remedy=f"use a node that has it; this one has {', '.join(self.drivers)}",
+            ) from None
+
+    async def fresh(self, name: str) -> Versioned[Volume]:
+        """The newest committed record, remembered too.
+
+        Raises:
+            VolumeNotFound; StoreUnavailable.
+        """
+        found = await self.registry.volume(name)
+        if found is None:
+            self.catalog.forget(name)
+            raise no_such_volume(name)
+        self.catalog.remember(found.record, revision=found.revision)
+        return found
+
+    async def serve(self, volume: Volume) -> Path:
+        """Make the volume writable and mounted here, and return the path for Docker.
+
+        The caller has the lock. Only the writable tree of a holder is served on a remembered
+        record; everything else is decided on a fresh one.
+
+        Raises:
+            NotHolder: another node holds it; Corrupt: its data is not here; StoreUnavailable.
+        """
+        driver = self.driver(volume)
+        plan = plan_serving(volume, await self._local(volume), node=self.node)
+        if not isinstance(plan, Serve):
+            volume = (await self.fresh(volume.name)).record
+            plan = plan_serving(volume, await self._local(volume), node=self.node)
+        match plan:
+            case Serve():
+                pass
+            case Unseal(epoch):
+                await driver.unseal(volume.id, epoch=epoch)
+            case Promote(base, epoch):
+                await driver.promote(volume.id, base, epoch=epoch, size_bytes=volume.spec.size)
+                log.info("volume.promoted", volume=volume.name, epoch=epoch, base=str(base))
+            case AskHolder(holder, epoch):
+                raise NotHolder(
+                    f"volume {volume.name} is held by node {holder} (epoch {epoch})",
+                    remedy="ask that node for it",
+                )
+            case Lost(epoch, base):
+                raise self._lost(volume, epoch, str(base) if base else None)
+        source = driver.data_path(volume.id, volume.grant.epoch)
+        return await asyncio.to_thread(self.mounts.mount, volume.name, source)
+
+    def _lost(self, volume: Volume, epoch: int, base: str | None) -> Corrupt:
+        what = f"generation {base}" if base else "its data"
+        return Corrupt(
+            f"node {self.node} should hold volume {volume.name} (epoch {epoch}), but {what} is not "
+            f"on its disk, and an empty directory is never given instead",
+            remedy="see whether the right disk is mounted as the pool: pannier doctor",
+        )
+
+    async def _local(self, volume: Volume) -> LocalState:
+        copy = await self.driver(volume).inspect(volume.id)
+        return LocalState(
+            {tree.epoch: tree.sealed for tree in copy.live}, frozenset(copy.generations)
+        )
+
+    async def tidy(self, volume: Volume) -> None:
+        """Remove what this node no longer needs of the volume. The caller has the lock.
+
+        Decided on a fresh record; nothing is done where the store does not answer.
+        """
+        record = (await self.fresh(volume.name)).record
+        if record.id != volume.id or record.spec.driver not in self.drivers:
+            return
+        driver = self.driver(record)
+        cleanup = plan_cleanup(record, await self._local(record), node=self.node)
+        for epoch in cleanup.drop:
+            await driver.drop_live(record.id, epoch=epoch)
+        for generation in cleanup.delete:
+            await driver.delete_generation(record.id, generation)
+        for epoch in cleanup.strays:
+            log.warning("volume.stray", volume=record.name, epoch=epoch)
+
+    async def processes(self, volume: Volume) -> list[User]:
+        """Processes that use the volume's tree, as the kernel sees it."""
+        paths = [self.driver(volume).data_path(volume.id, volume.grant.epoch)]
+        return await asyncio.to_thread(users_of, paths)
+
+    async def users(self, volume: Volume) -> list[str]:
+        """Who uses the volume on this node, in words for people; empty where nobody does."""
+        named = await self._name_all(await self.processes(volume))
+        if not named and self._starting(volume):
+            named = ["a container that is being started"]
+        return named
+
+    def _starting(self, volume: Volume) -> bool:
+        now = boottime()
+        return any(age < STARTING_SECONDS for age in self.mount_ids.ages(volume.name, now).values())
+
+    async def _name_all(self, users: list[User]) -> list[str]:
+        names: dict[str, None] = {}
+        for user in users:
+            names[await self._name_one(user)] = None
+        return list(names)
+
+    async def _name_one(self, user: User) -> str:
+        if user.container:
+            try:
+                container = await self.engine.container(user.container)
+            except EngineUnavailable:
+                container = None
+            if container:
+                return f"container {container}"
+            return f"container {user.container[:12]}"
+        return f"process {user.pid} ({user.command})"
+
+    async def take_down(self, volume: Volume) -> None:
+        """Unmount the volume's path. The caller has the lock and saw that nobody uses it."""
+        await asyncio.to_thread(self.mounts.unmount, volume.name)
+
+    async def adopt(self) -> None:
+        """At start: finish or undo what an earlier run left half done, where the store answers."""
+        for volume in self.catalog.volumes():
+            if volume.spec.driver not in self.drivers:
+                continue
+            async with self.lock(volume):
+                try:
+                    await self.tidy(volume)
+                except PannierError as error:
+                    log.warning("volume.not-tidied", volume=volume.name, error=str(error))
+
+
+def no_such_volume(name: str) -> VolumeNotFound:
+    """The error for an unknown name."""
+    return VolumeNotFound(
+        f"there is no volume {name}", remedy="pannier volume ls shows all; create it first"
+    )

@@ -1,0 +1,84 @@
+"""What requests carry: read strictly, so that a misspelt field is an error and not a default."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+from pannier.api.caller import ACTOR_LIMIT
+
+DAY_SECONDS = 86_400
+Name = Annotated[str, Meta(min_length=1, max_length=128)]
+Actor = Annotated[str, Meta(min_length=1, max_length=ACTOR_LIMIT)]
+WaitSeconds = Annotated[float, Meta(ge=0, le=DAY_SECONDS)]
+
+
+class Body(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of all bodies."""
+
+
+class NodeChange(Body, frozen=True, kw_only=True):
+    """``drained``: true takes the node out of placement, false puts it back."""
+
+    drained: bool
+
+
+class TokenOrder(Body, frozen=True, kw_only=True):
+    """``ttl_seconds``: how long the token is good; ``uses``: for how many joins."""
+
+    ttl_seconds: Annotated[float, Meta(gt=0, le=365 * DAY_SECONDS)] = 3600.0
+    uses: Annotated[int, Meta(ge=1, le=1000)] = 1
+
+
+class JoinOrder(Body, frozen=True, kw_only=True):
+    """See :class:`~pannier.service.operations.JoinRequest`."""
+
+    token: Annotated[str, Meta(min_length=1, max_length=1024)]
+    name: Name
+    address: Annotated[str, Meta(min_length=1, max_length=255)]
+    csr: Annotated[str, Meta(min_length=1, max_length=16_384)]
+    version: Annotated[str, Meta(max_length=64)]
+
+
+class VolumeOrder(Body, frozen=True, kw_only=True):
+    """``options`` are those of ``docker volume create -o``, as text."""
+
+    name: Name
+    options: dict[str, str] = {}
+
+
+class MoveOrder(Body, frozen=True, kw_only=True):
+    """``wait_seconds``: how long to wait for the containers that use the volume to stop."""
+
+    node: Name
+    wait_seconds: WaitSeconds = 100.0
+
+
+class HandoverOrder(Body, frozen=True, kw_only=True):
+    """``epoch``: the one that the asking node has seen; a newer one makes the request stale."""
+
+    epoch: Annotated[int, Meta(ge=0, le=2**62)]
+
+
+class PeerRemoval(Body, frozen=True, kw_only=True):
+    """``volume_id`` guards against removing a newer volume of the same name."""
+
+    volume_id: Name
+    actor: Actor
+
+
+class PeerVolumeOrder(Body, frozen=True, kw_only=True):
+    """As :class:`VolumeOrder`, on behalf of ``actor``."""
+
+    name: Name
+    options: dict[str, str] = {}
+    actor: Actor
+
+
+class PeerMoveOrder(Body, frozen=True, kw_only=True):
+    """As :class:`MoveOrder`, on behalf of ``actor``."""
+
+    node: Name
+    wait_seconds: WaitSeconds
+    actor: Actor

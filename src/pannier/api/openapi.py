@@ -1,0 +1,152 @@
+"""The API's description, built from the routes and the types that they carry."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from typing import Any
+
+import msgspec
+
+import pannier
+from pannier.api import ndjson
+from pannier.api.caller import ACTOR_HEADER, ACTOR_LIMIT
+from pannier.api.routes import ROUTES, Access, Route
+from pannier.core import errors
+from pannier.core.errors import PannierError
+from pannier.service.views import ErrorView
+
+# 3.2 is the first version that can describe a stream by its items.
+VERSION = "3.2.0"
+_REF = "#/components/schemas/{name}"
+_ANYWHERE = (errors.StoreUnavailable, errors.PeerUnavailable, errors.OutcomeUnknown)
+_WORDS = {
+    Access.JOIN: "For anybody, without a certificate.",
+    Access.CLUSTER: "For users, nodes, and root on the local socket.",
+    Access.PEER: "For nodes only; the asking node is the one that its certificate names.",
+}
+_PARAMETERS = {
+    "volume": ("a volume's name", r"^[a-zA-Z0-9][a-zA-Z0-9_.-]{1,127}$"),
+    "name_or_id": ("name or id of a removed volume", r"^[a-zA-Z0-9][a-zA-Z0-9_.-]{1,127}$"),
+    "node": ("a node's name", r"^[a-zA-Z0-9]([a-zA-Z0-9.-]{0,61}[a-zA-Z0-9])?$"),
+}
+
+
+@cache
+def document() -> dict[str, Any]:
+    """The OpenAPI document, as plain values. Callers share it and must not change it."""
+    types = {route.answer for route in ROUTES if route.answer is not None and not _bare(route)}
+    types |= {route.body for route in ROUTES if route.body is not None}
+    _, components = msgspec.json.schema_components(
+        [*sorted(types, key=str), ErrorView], ref_template=_REF
+    )
+    paths: dict[str, dict[str, Any]] = {}
+    for route in ROUTES:
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route)
+    return {
+        "openapi": VERSION,
+        "info": {
+            "title": "Pannier",
+            "version": pannier.__version__,
+            "description": "Docker volumes that follow their containers between hosts. Callers are "
+            "known by their client certificate, or by the local socket, which only root may open.",
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "paths": paths,
+        "components": {
+            "schemas": components,
+            "securitySchemes": {"certificate": {"type": "mutualTLS"}},
+        },
+    }
+
+
+def _bare(route: Route) -> bool:
+    """Whether the answer is free-form, which needs no component."""
+    return route.name == "openapi"
+
+
+def _operation(route: Route) -> dict[str, Any]:
+    operation: dict[str, Any] = {
+        "operationId": route.name,
+        "summary": route.summary,
+        "description": _WORDS[route.access],
+        "tags": [route.access.value],
+        "security": [] if route.access is Access.JOIN else [{"certificate": []}],
+        "parameters": _parameters(route),
+        "responses": _responses(route),
+    }
+    if route.body is not None:
+        operation["requestBody"] = {
+            "required": True,
+            "content": {"application/json": {"schema": _schema(route.body)}},
+        }
+    return operation
+
+
+def _schema(kind: Any) -> dict[str, Any]:
+    (schema,), _ = msgspec.json.schema_components([kind], ref_template=_REF)
+    return schema
+
+
+def _parameters(route: Route) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    for name in re.findall(r"\{(\w+)\}", route.path):
+        meaning, pattern = _PARAMETERS[name]
+        schema = {"type": "string", "pattern": pattern}
+        found.append(
+            {"name": name, "in": "path", "required": True, "description": meaning, "schema": schema}
+        )
+    for name in route.flags:
+        schema_of_flag = {"type": "boolean", "default": False}
+        found.append({"name": name, "in": "query", "schema": schema_of_flag})
+    if route.access is Access.CLUSTER:
+        found.append(
+            {
+                "name": ACTOR_HEADER,
+                "in": "header",
+                "description": "From a node: the user whose request it passes on. Else ignored.",
+                "schema": {"type": "string", "minLength": 1, "maxLength": ACTOR_LIMIT},
+            }
+        )
+    return found
+
+
+def _responses(route: Route) -> dict[str, Any]:
+    responses: dict[str, Any] = {str(route.status): _success(route)}
+    meanings: dict[int, list[str]] = {}
+    for kind in _errors_of(route):
+        meanings.setdefault(kind.http_status, []).append(kind.code)
+    for status, codes in sorted(meanings.items()):
+        responses[str(status)] = _failure("`, `".join(dict.fromkeys(codes)))
+    if route.body is not None:
+        responses["413"] = _failure(errors.InvalidInput.code)
+    responses["default"] = _failure(PannierError.code)
+    return responses
+
+
+def _errors_of(route: Route) -> tuple[type[PannierError], ...]:
+    common: tuple[type[PannierError], ...] = (errors.InvalidInput, errors.Denied)
+    if route.name != "openapi":
+        common = (*common, *_ANYWHERE, errors.DeadlineExceeded, PannierError)
+    return (*common, *route.raises)
+
+
+def _success(route: Route) -> dict[str, Any]:
+    if route.answer is None:
+        return {"description": "Done."}
+    if route.stream:
+        item = {"anyOf": [_schema(route.answer), _schema(ErrorView)]}
+        return {
+            "description": "One JSON value per line, and blank lines to show life. "
+            "A stream that fails ends with an ErrorView.",
+            "content": {ndjson.CONTENT_TYPE: {"itemSchema": item}},
+        }
+    schema = {"type": "object"} if _bare(route) else _schema(route.answer)
+    return {"description": "Done.", "content": {"application/json": {"schema": schema}}}
+
+
+def _failure(codes: str) -> dict[str, Any]:
+    return {
+        "description": f"`{codes}`",
+        "content": {"application/json": {"schema": _schema(ErrorView)}},
+    }

@@ -1,0 +1,194 @@
+"""What this node remembers of the cluster, so that Docker is answered at once, store or no store.
+
+A watch of the store keeps it fresh; a copy on disk bridges a restart without the store. Decisions
+that could lose data are made on fresh reads (:mod:`pannier.cluster.registry`), never on this.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from pannier.cluster.registry import decode
+from pannier.core.errors import Corrupt
+from pannier.core.node import Node
+from pannier.core.volume import Volume
+from pannier.store.base import Deleted, Entry, Put, Store, Synced
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """One difference between what was known and what is.
+
+    ``kind`` is ``volumes``, ``nodes``, ``alive`` or ``trash``; ``present`` says whether the thing is
+    there now, and is all there is to say of ``alive``.
+    """
+
+    kind: str
+    name: str
+    before: Volume | Node | None
+    after: Volume | Node | None
+    present: bool
+
+
+class _Saved(msgspec.Struct):
+    """The copy on disk."""
+
+    volumes: list[Volume] = msgspec.field(default_factory=list)
+    nodes: list[Node] = msgspec.field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Known:
+    volumes: dict[str, Volume] = field(default_factory=dict)
+    nodes: dict[str, Node] = field(default_factory=dict)
+    trash: dict[str, Volume] = field(default_factory=dict)
+    alive: dict[str, None] = field(default_factory=dict)
+
+
+_KINDS: dict[str, type[Volume] | type[Node] | None] = {
+    "volumes": Volume,
+    "nodes": Node,
+    "trash": Volume,
+    "alive": None,
+}
+
+
+class Catalog:
+    """The remembered volumes and nodes. Reading never waits and never fails."""
+
+    def __init__(self, *, file: Path) -> None:
+        self._file = file
+        self._known = _Known()
+        self._revisions: dict[str, int] = {}
+        self._listeners: list[Callable[[Changed], None]] = []
+        self.synced = asyncio.Event()
+        """Set once the store was heard since the start."""
+        self._dirty = asyncio.Event()
+
+    def load(self) -> None:
+        """Read the copy on disk; without a readable one the catalog starts empty."""
+        try:
+            saved = msgspec.json.decode(self._file.read_bytes(), type=_Saved)
+        except FileNotFoundError:
+            return
+        except (OSError, msgspec.DecodeError) as error:
+            log.warning("catalog.unreadable", file=str(self._file), error=str(error))
+            return
+        self._known.volumes = {volume.name: volume for volume in saved.volumes}
+        self._known.nodes = {node.name: node for node in saved.nodes}
+
+    def _save(self) -> None:
+        saved = _Saved(list(self._known.volumes.values()), list(self._known.nodes.values()))
+        temporary = self._file.with_suffix(".new")
+        temporary.write_bytes(msgspec.json.encode(saved))
+        os.replace(temporary, self._file)
+
+    def volume(self, name: str) -> Volume | None:
+        """A volume as last heard."""
+        return self._known.volumes.get(name)
+
+    def volumes(self) -> list[Volume]:
+        """All volumes as last heard, sorted by name."""
+        return sorted(self._known.volumes.values(), key=lambda volume: volume.name)
+
+    def node(self, name: str) -> Node | None:
+        """A node as last heard."""
+        return self._known.nodes.get(name)
+
+    def nodes(self) -> list[Node]:
+        """All nodes as last heard, sorted by name."""
+        return sorted(self._known.nodes.values(), key=lambda node: node.name)
+
+    def is_up(self, node: str) -> bool:
+        """Whether the node's lease was alive when last heard."""
+        return node in self._known.alive
+
+    def trashed(self) -> list[Volume]:
+        """Removed volumes that can be restored, as last heard."""
+        return list(self._known.trash.values())
+
+    def listen(self, listener: Callable[[Changed], None]) -> Callable[[], None]:
+        """Call ``listener`` at each change from now on. Returns the call that ends it."""
+        self._listeners.append(listener)
+        return lambda: self._listeners.remove(listener)
+
+    def remember(self, volume: Volume, *, revision: int) -> None:
+        """Take in a record that was just read or written, without waiting for the watch."""
+        self._apply(f"volumes/{volume.name}", volume, revision)
+
+    def forget(self, name: str) -> None:
+        """Take in that a volume was removed."""
+        self._apply(f"volumes/{name}", None, 0)
+
+    async def follow(self, store: Store) -> None:
+        """Keep fresh for ever: run as a task. A record that cannot be read is logged and left out."""
+        async for event in store.watch(""):
+            match event:
+                case Put(entry):
+                    self._take(entry)
+                case Deleted(key):
+                    self._apply(key, None, 0)
+                case Synced(keys):
+                    for key in self._keys() - keys:
+                        self._apply(key, None, 0)
+                    self.synced.set()
+
+    async def keep_saved(self) -> None:
+        """Write the copy on disk after changes, for ever: run as a task."""
+        while True:
+            await self._dirty.wait()
+            self._dirty.clear()
+            try:
+                await asyncio.to_thread(self._save)
+            except OSError as error:
+                log.warning("catalog.not-saved", file=str(self._file), error=str(error))
+            await asyncio.sleep(0.5)
+
+    def _keys(self) -> set[str]:
+        return {f"{kind}/{name}" for kind in _KINDS for name in getattr(self._known, kind)}
+
+    def _take(self, entry: Entry) -> None:
+        kind, _, _ = entry.key.partition("/")
+        record_type = _KINDS.get(kind)
+        if kind not in _KINDS:
+            return
+        try:
+            record = decode(entry, record_type) if record_type else None
+        except Corrupt as error:
+            log.error("catalog.corrupt", key=entry.key, error=str(error))
+            return
+        self._apply(entry.key, record, entry.revision, present=True)
+
+    def _apply(
+        self, key: str, record: Volume | Node | None, revision: int, *, present: bool | None = None
+    ) -> None:
+        kind, _, name = key.partition("/")
+        if kind not in _KINDS or not name:
+            return
+        if present is None:
+            present = record is not None
+        if present and revision < self._revisions.get(key, 0):
+            return  # the watch repeats what was remembered from a newer read
+        known: dict[str, Volume | Node | None] = getattr(self._known, kind)
+        before, was = known.get(name), name in known
+        if present:
+            self._revisions[key] = revision
+            known[name] = record
+        else:
+            self._revisions.pop(key, None)
+            known.pop(name, None)
+        if was == present and before == record:
+            return
+        if kind in ("volumes", "nodes"):
+            self._dirty.set()
+        for listener in tuple(self._listeners):
+            listener(Changed(kind, name, before, record, present))

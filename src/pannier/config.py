@@ -1,0 +1,72 @@
+"""The daemon's configuration, ``/etc/pannier/pannierd.toml``, written by ``init`` and ``join``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import msgspec
+
+from pannier.core.errors import InvalidInput
+from pannier.core.node import API_PORT, TRANSPORT_PORT
+
+CONFIG_DIRECTORY = Path("/etc/pannier")
+STATE_DIRECTORY = Path("/var/lib/pannier")
+RUN_DIRECTORY = Path("/run/pannier")
+
+
+class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """Settings of one node.
+
+    Attributes:
+        node: this node's name in the cluster.
+        cluster: the cluster's id; a store that says otherwise is refused.
+        address: where other nodes reach this one: IP address or host name.
+        store: ``etcd://HOST:PORT,...`` or ``sqlite:/FILE``.
+        drivers: storage drivers, the default one first.
+        pool: block device or sparse file of the btrfs pool.
+        api_port, transport_port: TCP ports, the same on all nodes unless the node's record says so.
+    """
+
+    node: str
+    cluster: str
+    address: str
+    store: str
+    drivers: tuple[str, ...]
+    pool: str | None = None
+    api_port: int = API_PORT
+    transport_port: int = TRANSPORT_PORT
+
+
+def load_config(directory: Path = CONFIG_DIRECTORY) -> Config:
+    """Read the configuration.
+
+    Raises:
+        InvalidInput: it is missing, or something in it cannot be.
+    """
+    file = directory / "pannierd.toml"
+    try:
+        return msgspec.toml.decode(file.read_bytes(), type=Config)
+    except FileNotFoundError:
+        raise InvalidInput(
+            f"{file} is not there: this machine belongs to no cluster",
+            remedy="run pannier init, or pannier join ADDRESS --token TOKEN",
+        ) from None
+    except (msgspec.DecodeError, OSError, ValueError) as error:
+        raise InvalidInput(f"{file}: {error}", remedy="mend that line") from error
+
+
+def save_config(config: Config, directory: Path = CONFIG_DIRECTORY) -> None:
+    """Write the configuration, readable by root only, whole or not at all."""
+    lines = ["# Written by pannier init or join. Restart pannierd after a change."]
+    for name in Config.__struct_fields__:
+        value = getattr(config, name)
+        if value is not None:
+            lines.append(f"{name} = {msgspec.json.encode(value).decode()}")
+    temporary = directory / "pannierd.toml.new"
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as out:
+        out.write("\n".join(lines) + "\n")
+        out.flush()
+        os.fsync(out.fileno())
+    os.replace(temporary, directory / "pannierd.toml")

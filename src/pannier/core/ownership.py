@@ -1,0 +1,115 @@
+"""What a node has to do to serve a volume: one total decision over its record and local copy.
+
+Nothing here acts. The same table answers Mount, start-up and clean-up, so that they cannot differ.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pannier.core.generation import Generation
+from pannier.core.volume import Volume
+
+
+@dataclass(frozen=True, slots=True)
+class AskHolder:
+    """Another node holds it: ask that one."""
+
+    holder: str
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Serve:
+    """The live tree of the present epoch is here and writable. The only answer that a remembered
+    record may give: a holder's tree stays writable until the holder itself has given it away."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unseal:
+    """A hand-over was begun and, if the record is fresh, not completed: writing may go on."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Promote:
+    """This node was made the holder and has the generation with which its epoch begins."""
+
+    base: Generation
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The record says that the data is here, and it is not. Never answered by an empty directory."""
+
+    epoch: int
+    base: Generation | None
+
+
+Plan = AskHolder | Serve | Unseal | Promote | Lost
+
+
+def plan_serving(record: Volume, copy: LocalState, *, node: str) -> Plan:
+    """How ``node`` gets from what it has to a writable tree of ``record``'s epoch."""
+    epoch = record.grant.epoch
+    if record.grant.node != node:
+        return AskHolder(record.grant.node, epoch)
+    sealed = copy.sealed.get(epoch)
+    if sealed is not None:
+        return Unseal(epoch) if sealed else Serve(epoch)
+    if record.base is not None and record.base in copy.generations:
+        return Promote(record.base, epoch)
+    return Lost(epoch, record.base)
+
+
+@dataclass(frozen=True, slots=True)
+class LocalState:
+    """What this node's disk has of a volume: each live tree's epoch with whether it is sealed."""
+
+    sealed: dict[int, bool]
+    generations: frozenset[Generation]
+
+
+@dataclass(frozen=True, slots=True)
+class Cleanup:
+    """What may go, and what must be shown to a human.
+
+    Attributes:
+        drop: epochs of sealed live trees: all they hold is in a generation.
+        delete: generations that nobody needs.
+        strays: epochs of live trees that were written by a former holder and never sealed.
+    """
+
+    drop: tuple[int, ...] = ()
+    delete: tuple[Generation, ...] = ()
+    strays: tuple[int, ...] = ()
+
+
+def plan_cleanup(record: Volume, copy: LocalState, *, node: str) -> Cleanup:
+    """What ``node`` no longer needs of a volume.
+
+    A holder keeps its base and its two newest generations, which other nodes may have in common
+    with it; any other node keeps its newest one, so that a move back sends only the difference.
+    Nothing is deleted on a holder that has not got its live tree yet.
+    """
+    epoch = record.grant.epoch
+    holds = record.grant.node == node
+    former = sorted(e for e in copy.sealed if not (holds and e == epoch))
+    newest = sorted(copy.generations)
+    if holds and epoch not in copy.sealed:
+        keep = set(newest)
+    elif holds:
+        keep = set(newest[-2:]) | ({record.base} if record.base else set())
+    else:
+        keep = set(newest[-1:])
+    if any(not copy.sealed[e] for e in former):
+        keep = set(newest)  # a stray's own generations are part of what a human may want back
+    return Cleanup(
+        drop=tuple(e for e in former if copy.sealed[e] and copy.generations),
+        delete=tuple(g for g in newest if g not in keep),
+        strays=tuple(e for e in former if not copy.sealed[e]),
+    )

@@ -1,0 +1,1 @@
+"""``pannierd``: the only place that wires adapters to protocols."""

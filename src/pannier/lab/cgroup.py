@@ -1,0 +1,210 @@
+"""Control groups: how the lab finds, freezes and ends all processes of a machine.
+
+A process that is started in a group can leave it only on purpose, and so can its children. The
+group's name follows from the lab and the machine. So no process id has to be written down, none
+can be mistaken for another program's, and an interrupted `up` leaves nothing that cannot be found.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from pannier.lab.errors import LabError
+from pannier.lab.process import POLL_S, wait_for
+
+ROOT = "pannier-lab"
+
+
+@dataclass(frozen=True, slots=True)
+class Hierarchy:
+    """One mounted control group tree of the host."""
+
+    mount: Path
+    unified: bool
+    controllers: frozenset[str]
+
+
+@cache
+def hierarchies() -> tuple[Hierarchy, ...]:
+    """The host's control group trees: several of version 1, one of version 2, or both kinds."""
+    found = []
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        left, right = line.split(" - ", 1)
+        kind, _, options = right.split(" ", 2)
+        if kind in ("cgroup", "cgroup2"):
+            found.append(
+                Hierarchy(
+                    mount=Path(left.split(" ")[4]),
+                    unified=kind == "cgroup2",
+                    controllers=frozenset(options.split(",")),
+                )
+            )
+    return tuple(found)
+
+
+def is_version_2() -> bool:
+    """Whether the host has the unified tree only."""
+    return all(tree.unified for tree in hierarchies())
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The same control group in every hierarchy of the host.
+
+    Attributes:
+        name: path below the hierarchy's root, for example ``pannier-lab/lab/node1``.
+    """
+
+    name: str
+
+    def folders(self) -> list[Path]:
+        """The group's folder in each hierarchy, whether it exists or not."""
+        return [tree.mount / self.name for tree in hierarchies()]
+
+    def create(self) -> None:
+        """Make the group; it may exist."""
+        for tree in hierarchies():
+            parent = tree.mount
+            for part in Path(self.name).parts:
+                if tree.unified:
+                    _delegate(parent)
+                child = parent / part
+                child.mkdir(exist_ok=True)
+                if "cpuset" in tree.controllers and not tree.unified:
+                    _fill_cpuset(parent, child)
+                parent = child
+
+    def joining(self, argv: list[str]) -> list[str]:
+        """A command line that joins the group and then becomes ``argv``."""
+        join = "".join(f"echo 0 >{folder}/cgroup.procs && " for folder in self.folders())
+        return ["/bin/sh", "-c", join + 'exec "$@"', "sh", *argv]
+
+    def processes(self) -> list[int]:
+        """The ids of all processes in the group and below it."""
+        return sorted(_processes(self._freezer()))
+
+    def freeze(self, *, wait: bool = True) -> None:
+        """Stop all processes where they are; what is started in the group stands still too."""
+        folder = self._freezer()
+        if (folder / "freezer.state").exists():
+            (folder / "freezer.state").write_text("FROZEN")
+        else:
+            (folder / "cgroup.freeze").write_text("1")
+        if wait:
+            wait_for(lambda: self.frozen() or None, what=f"{self.name} standing still", timeout=10)
+
+    def thaw(self) -> None:
+        """Let the processes go on; harmless if they never stopped or the group is gone."""
+        folder = self._freezer()
+        with contextlib.suppress(FileNotFoundError):
+            if (folder / "freezer.state").exists():
+                (folder / "freezer.state").write_text("THAWED")
+            elif (folder / "cgroup.freeze").exists():
+                (folder / "cgroup.freeze").write_text("0")
+
+    def frozen(self) -> bool:
+        """Whether every process of the group stands still."""
+        folder = self._freezer()
+        with contextlib.suppress(FileNotFoundError):
+            return (folder / "freezer.state").read_text().strip() == "FROZEN"
+        with contextlib.suppress(FileNotFoundError):
+            return "frozen 1" in (folder / "cgroup.events").read_text()
+        return False
+
+    def kill(self, *, timeout: float = 30) -> None:
+        """End all processes of the group at once and wait until they are gone.
+
+        They are frozen while they are listed, so no id can be another process's when the signal
+        is sent, and no new process can be born in between.
+
+        Raises:
+            LabError: some are still there after ``timeout`` seconds.
+        """
+        deadline = time.monotonic() + timeout
+        while pids := self.processes():
+            if time.monotonic() > deadline:
+                raise LabError(
+                    f"processes {pids} of {self.name} do not die",
+                    remedy="they hang in the kernel (see /proc/PID/stack); try again in a minute",
+                )
+            self.freeze(wait=False)
+            for pid in self.processes():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            self.thaw()
+            _wait_until_empty(self, until=min(deadline, time.monotonic() + 1))
+
+    def remove(self, *, timeout: float = 5) -> None:
+        """Remove the empty group with everything below it, then empty parents of the lab's own."""
+        deadline = time.monotonic() + timeout
+        for folder in self.folders():
+            while folder.exists():
+                for child in sorted(_tree(folder), reverse=True):
+                    with contextlib.suppress(OSError):
+                        child.rmdir()
+                if folder.exists() and time.monotonic() > deadline:
+                    raise LabError(
+                        f"control group {folder} cannot be removed: it is in use",
+                        remedy="see cgroup.procs in it and in the folders below",
+                    )
+                time.sleep(0 if not folder.exists() else POLL_S)
+            for parent in folder.parents:
+                if ROOT not in parent.parts:
+                    break
+                with contextlib.suppress(OSError):
+                    parent.rmdir()
+
+    def _freezer(self) -> Path:
+        """The folder by which processes are listed and frozen."""
+        for tree in hierarchies():
+            if "freezer" in tree.controllers and not tree.unified:
+                return tree.mount / self.name
+        return next(tree.mount for tree in hierarchies() if tree.unified) / self.name
+
+
+def groups_below(name: str) -> list[Group]:
+    """The groups right below ``name`` in any hierarchy, for instance all machines of a lab."""
+    found = set()
+    for tree in hierarchies():
+        with contextlib.suppress(FileNotFoundError):
+            found |= {f"{name}/{entry.name}" for entry in (tree.mount / name).iterdir() if entry.is_dir()}
+    return [Group(each) for each in sorted(found)]
+
+
+def _wait_until_empty(group: Group, *, until: float) -> None:
+    while group.processes() and time.monotonic() < until:
+        time.sleep(0.01)
+
+
+def _tree(folder: Path) -> Iterator[Path]:
+    for path, _, _ in os.walk(folder):
+        yield Path(path)
+
+
+def _processes(folder: Path) -> Iterator[int]:
+    for path in _tree(folder):
+        # A group may go away while we look; a container's ends at any time.
+        with contextlib.suppress(OSError):
+            yield from (int(pid) for pid in (path / "cgroup.procs").read_text().split())
+
+
+def _delegate(folder: Path) -> None:
+    """Offer all controllers to the groups below (version 2 only)."""
+    with contextlib.suppress(OSError):
+        for controller in (folder / "cgroup.controllers").read_text().split():
+            with contextlib.suppress(OSError):
+                (folder / "cgroup.subtree_control").write_text(f"+{controller}")
+
+
+def _fill_cpuset(parent: Path, child: Path) -> None:
+    """A new version 1 cpuset is empty and takes no process until it is filled."""
+    for name in ("cpuset.cpus", "cpuset.mems"):
+        if not (child / name).read_text().strip():
+            (child / name).write_text((parent / name).read_text())

@@ -1,0 +1,111 @@
+"""The lab's network: a bridge on the host, and one cable from it into each machine's namespace."""
+
+from __future__ import annotations
+
+import ipaddress
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from pannier.lab.errors import LabError
+from pannier.lab.mounts import unmount_below
+from pannier.lab.paths import DEFAULT_NAME, Names
+from pannier.lab.process import run
+
+_INTERFACES = Path("/sys/class/net")
+
+
+def node_address(subnet: str, index: int) -> str:
+    """The address of machine ``index``, counted from 1: .11, .12 and so on."""
+    return str(ipaddress.IPv4Network(subnet)[10 + index])
+
+
+def free_subnet(name: str) -> str:
+    """A /24 of 10.89.0.0/16 that this host does not use; the same for the same name if it can be.
+
+    Raises:
+        LabError: all of them are in use.
+    """
+    used = [
+        ipaddress.IPv4Network(word, strict=False)
+        for line in run(["ip", "-4", "route", "show", "table", "all"]).stdout.splitlines()
+        if (word := _network_of(line)) and word != "default"
+    ]
+    first = 0 if name == DEFAULT_NAME else 1 + zlib.crc32(name.encode()) % 254
+    for step in range(256):
+        subnet = ipaddress.IPv4Network(f"10.89.{(first + step) % 256}.0/24")
+        if not any(subnet.overlaps(other) for other in used if other.prefixlen > 8):
+            return str(subnet)
+    raise LabError("no free /24 in 10.89.0.0/16", remedy="remove a lab: `pannier lab ls --all`")
+
+
+def _network_of(route: str) -> str:
+    words = [word for word in route.split() if word not in ("local", "broadcast", "unreachable")]
+    return words[0] if words and words[0][0].isdigit() else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """The bridge, cables and network namespaces of one lab."""
+
+    names: Names
+    subnet: str
+
+    def create(self) -> None:
+        """Make the bridge; the host is the subnet's first address."""
+        bridge, gateway = self.names.bridge, ipaddress.IPv4Network(self.subnet)[1]
+        run(["ip", "link", "add", bridge, "type", "bridge", "forward_delay", "0"])
+        run(["ip", "addr", "add", f"{gateway}/24", "dev", bridge])
+        run(["ip", "link", "set", bridge, "up"])
+
+    def plug_in(self, node: str, index: int, *, up: bool) -> None:
+        """Give a machine a fresh network namespace and a cable.
+
+        Namespace and cable of an earlier boot are removed: they hold its routes and filters.
+        """
+        self.unplug(node, index)
+        namespace, link = self.names.netns(node), self.names.link(index)
+        gateway = ipaddress.IPv4Network(self.subnet)[1]
+        namespace.parent.mkdir(parents=True, exist_ok=True)
+        namespace.touch()
+        run(["unshare", f"--net={namespace}", "true"])
+        cable = ["type", "veth", "peer", "name", "eth0", "netns", str(namespace)]
+        run(["ip", "link", "add", link, *cable])
+        inside = f"""
+            link set lo up
+            addr add {node_address(self.subnet, index)}/24 dev eth0
+            link set eth0 up
+            route add default via {gateway}
+        """
+        run(["nsenter", f"--net={namespace}", "ip", "-batch", "-"], input=inside)
+        run(["ip", "link", "set", link, "master", self.names.bridge])
+        if up:
+            self.set_link(index, up=True)
+
+    def unplug(self, node: str, index: int) -> None:
+        """Remove a machine's cable and namespace, if they are there."""
+        _remove_link(self.names.link(index))
+        namespace = self.names.netns(node)
+        unmount_below(namespace)
+        namespace.unlink(missing_ok=True)
+
+    def set_link(self, index: int, *, up: bool) -> None:
+        """Connect or disconnect a machine at the host's end of its cable, if there is one."""
+        link = self.names.link(index)
+        if (_INTERFACES / link).exists():
+            run(["ip", "link", "set", link, "up" if up else "down"])
+
+
+def remove_all(names: Names) -> None:
+    """Remove everything in the network that carries the lab's name."""
+    for path in _INTERFACES.glob(f"{names.link_prefix}_*"):
+        _remove_link(path.name)
+    _remove_link(names.bridge)
+    unmount_below(names.run / "netns")
+
+
+def _remove_link(link: str) -> None:
+    if (_INTERFACES / link).exists():
+        run(["ip", "link", "del", link], check=False)
+        if (_INTERFACES / link).exists():
+            raise LabError(f"network interface {link} cannot be removed")

@@ -1,0 +1,221 @@
+"""The machines' root file system, in three cached layers.
+
+``base`` is Debian with the packages below; ``deps`` a virtual environment with Pannier's own
+dependencies, made by that Debian's Python; ``app`` is Pannier itself as it is installed here. Each
+is a folder named after a hash of what went into it, complete as soon as it has its name, never
+changed afterwards and shared by all machines.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pannier.lab import appfiles
+from pannier.lab.mirror import download_environment, mirror
+from pannier.lab.paths import cache_root, run_root
+from pannier.lab.process import run
+from pannier.lab.state import Release, locked
+
+Report = Callable[[str], None]
+
+_BARE = """systemd systemd-sysv dbus iproute2 procps python3 openssh-server ca-certificates
+    kmod rsync sudo""".split()
+_FULL = """iptables python3-venv docker.io containerd runc btrfs-progs etcd-server etcd-client
+    busybox-static e2fsprogs attr acl curl""".split()
+_ONLY_TRIXIE = ["docker-cli", "docker-compose"]  # bookworm's docker.io contains the client
+
+_FOR_CLUSTER_ONLY = ("etcd.service",)
+_USELESS_HERE = (
+    "apt-daily.timer",
+    "apt-daily-upgrade.timer",
+    "console-getty.service",
+    "dpkg-db-backup.timer",
+    "e2scrub_all.timer",
+    "e2scrub_reap.service",
+    "fstrim.timer",
+    "getty@tty1.service",
+    "systemd-logind.service",
+    "systemd-pstore.service",
+)
+_RECIPE = 3
+"""Raise it when the way in which layers are built changes."""
+
+_KEPT_APPS = 4
+
+_BUILD_DEPS = """
+set -eu
+mount -t overlay overlay -o "lowerdir=$BASE,upperdir=$DRAFT/upper,workdir=$DRAFT/work" "$DRAFT/root"
+mount --rbind /dev "$DRAFT/root/dev"
+mount -t proc proc "$DRAFT/root/proc"
+for file in $HOST_FILES; do
+    [ -e "$file" ] || continue
+    if [ -d "$file" ]; then
+        mkdir -p "$DRAFT/root$file"
+    else
+        mkdir -p "$DRAFT/root$(dirname "$file")"
+        rm -f "$DRAFT/root$file"
+        : >"$DRAFT/root$file"
+    fi
+    mount --bind "$(readlink -f "$file")" "$DRAFT/root$file"
+done
+chroot "$DRAFT/root" python3 -m venv /opt/pannier/venv
+chroot "$DRAFT/root" /opt/pannier/venv/bin/pip install --no-cache-dir --quiet "$@"
+"""
+
+_COMPILE_APP = """
+set -eu
+mount -t overlay overlay -o "lowerdir=$BELOW,upperdir=$DRAFT/upper,workdir=$DRAFT/work" "$DRAFT/root"
+chroot "$DRAFT/root" /opt/pannier/venv/bin/python -m compileall -q -j 2 "$PACKAGE"
+"""
+
+
+def build(release: Release, *, bare: bool, report: Report) -> tuple[str, ...]:
+    """Make what is not in the cache yet and return the layers, topmost first.
+
+    Only one process builds at a time; the others wait and then find the work done.
+    """
+    root = cache_root()
+    with locked(root / ".lock", waiting=report):
+        for garbage in root.glob("draft-*"):
+            _remove(garbage)
+        base = _base(root, release, bare, report)
+        if bare:
+            return (str(base),)
+        deps = _deps(root, base, report)
+        app = _app(root, base, deps, report)
+        _forget_old_apps(root, newest=app)
+    return (str(app), str(deps), str(base))
+
+
+def _base(root: Path, release: Release, bare: bool, report: Report) -> Path:
+    packages = _BARE if bare else [*_BARE, *_FULL, *(_ONLY_TRIXIE if release == "trixie" else [])]
+    kind = f"{'bare' if bare else 'base'}-{release}"
+    layer = root / f"{kind}-{_digest(_RECIPE, packages, _USELESS_HERE)}"
+    if layer.exists():
+        return layer
+    report(f"building {release} from packages (once; about a minute)")
+    with _draft(root, layer) as draft:
+        target = draft / "upper"
+        options = ["--variant=minbase", f"--include={','.join(packages)}"]
+        run(
+            [*_alone(), "debootstrap", *options, release, str(target), mirror()],
+            env=download_environment(),
+        )
+        _trim(target)
+    return layer
+
+
+def _trim(target: Path) -> None:
+    """Remove what is only of use for installing, and what would be the same on all machines."""
+    for folder in ("var/cache/apt", "var/lib/apt/lists", "var/log", "usr/share/doc", "usr/share/man"):
+        _empty(target / folder)
+    for path in (target / "etc/ssh").glob("ssh_host_*"):
+        path.unlink()
+    for name in ("etc/apt/sources.list", "etc/machine-id", "var/lib/dbus/machine-id", "etc/hostname"):
+        (target / name).unlink(missing_ok=True)
+    (target / "etc/resolv.conf").unlink(missing_ok=True)
+    (target / "etc/resolv.conf").touch()
+    systemctl = ["systemctl", f"--root={target}"]
+    run([*systemctl, "disable", *_FOR_CLUSTER_ONLY], check=False)
+    run([*systemctl, "mask", *_USELESS_HERE])
+
+
+def _deps(root: Path, base: Path, report: Report) -> Path:
+    requirements = appfiles.requirements()
+    layer = root / f"deps-{_digest(base.name, requirements)}"
+    if layer.exists():
+        return layer
+    report("installing Pannier's dependencies")
+    with _draft(root, layer) as draft:
+        environment = {
+            **download_environment(),
+            "BASE": str(base),
+            "DRAFT": str(draft),
+            "HOST_FILES": " ".join(appfiles.host_files_for_pip()),
+        }
+        script = [*_alone(), "sh", "-c", _BUILD_DEPS, "sh", *requirements]
+        run(script, env=environment)
+        # How the host reaches its mirrors must not stay in the machines: keep nothing else.
+        _keep_only(draft, "opt/pannier")
+    return layer
+
+
+def _app(root: Path, base: Path, deps: Path, report: Report) -> Path:
+    with _draft(root, None) as draft:
+        upper = draft / "upper"
+        packages = next((deps / "opt/pannier/venv/lib").glob("python3.*")) / "site-packages"
+        inside = Path("/") / packages.relative_to(deps)
+        appfiles.copy_to(upper, site_packages=inside)
+        layer = root / f"app-{_digest(deps.name, appfiles.digest(upper))}"
+        if layer.exists():
+            layer.touch()
+            return layer
+        report("installing Pannier")
+        environment = {
+            "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+            "BELOW": f"{deps}:{base}",
+            "DRAFT": str(draft),
+            "PACKAGE": str(inside / "pannier"),
+        }
+        run([*_alone(), "sh", "-c", _COMPILE_APP], env=environment)
+        upper.rename(layer)
+        return layer
+
+
+def _forget_old_apps(root: Path, *, newest: Path) -> None:
+    """Each change of the code makes a layer: keep the latest few and those in use by any lab."""
+    in_use = "".join(path.read_text() for path in run_root().glob("*/state.json"))
+    apps = sorted(root.glob("app-*"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for app in apps[_KEPT_APPS:]:
+        if app != newest and app.name not in in_use:
+            _remove(app)
+
+
+@contextmanager
+def _draft(root: Path, layer: Path | None) -> Iterator[Path]:
+    """A folder to build in; its ``upper`` becomes the layer if all goes well."""
+    draft = root / f"draft-{layer.name if layer else 'app'}"
+    for name in ("upper", "work", "root"):
+        (draft / name).mkdir(parents=True)
+    try:
+        yield draft
+        if layer:
+            # Not before its content is on the disk may the name be there.
+            run(["sync", "--file-system", str(draft)])
+            (draft / "upper").rename(layer)
+    finally:
+        _remove(draft)
+
+
+def _alone() -> list[str]:
+    """Run in mount and process namespaces of its own: when it ends, or we do, nothing is left."""
+    return ["unshare", "--mount", "--propagation=private", "--pid", "--fork", "--kill-child"]
+
+
+def _digest(*parts: object) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _keep_only(draft: Path, folder: str) -> None:
+    kept = draft / "kept" / folder
+    kept.parent.mkdir(parents=True)
+    (draft / "upper" / folder).rename(kept)
+    _remove(draft / "upper")
+    (draft / "kept").rename(draft / "upper")
+
+
+def _empty(folder: Path) -> None:
+    for entry in folder.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            _remove(entry)
+        else:
+            entry.unlink()
+
+
+def _remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,151 @@
+"""The Docker volume plugin's use cases."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from pannier.agent.clock import boottime, rfc3339
+from pannier.agent.custody import Custody, no_such_volume
+from pannier.core.errors import (
+    NotHolder,
+    PeerUnavailable,
+    Stale,
+    Unavailable,
+)
+from pannier.core.size import format_size
+from pannier.core.volume import Volume
+from pannier.service.handover import still_waiting
+from pannier.service.operations import DockerVolume
+from pannier.service.peers import Peers
+from pannier.service.volumes import Volumes
+
+log = structlog.get_logger(__name__)
+
+MOUNT_BUDGET_SECONDS = 95.0
+"""Docker gives up at 120 s and the plugin answers by 100: the error must be out before."""
+SILENCE_SECONDS = 20.0
+"""A holder that cannot be reached for so long ends the wait, so that Swarm may try elsewhere."""
+RETRY_SECONDS = 0.5
+
+
+class DockerUse:
+    """What the Docker engine of this node asks for."""
+
+    def __init__(self, custody: Custody, volumes: Volumes, peers: Peers) -> None:
+        self._custody = custody
+        self._volumes = volumes
+        self._peers = peers
+
+    async def create(self, name: str, options: Mapping[str, str]) -> None:
+        """See :class:`~pannier.service.operations.DockerVolumes`."""
+        await self._volumes.create(name, options, actor=f"docker on {self._custody.node}")
+
+    async def remove(self, name: str) -> None:
+        """See :class:`~pannier.service.operations.DockerVolumes`."""
+        await self._volumes.remove(name, actor=f"docker on {self._custody.node}")
+
+    async def mount(self, name: str, mount_id: str) -> Path:
+        """See :class:`~pannier.service.operations.DockerVolumes`."""
+        began = boottime()
+        silent_since: float | None = None
+        in_use_by: list[str] = []
+        volume = await self._volumes.find(name)
+        while True:
+            if volume.grant.node == self._custody.node:
+                try:
+                    async with self._custody.lock(volume):
+                        path = await self._custody.serve(volume)
+                        self._custody.mount_ids.add(name, mount_id, boottime())
+                        return path
+                except NotHolder:
+                    volume = (await self._custody.fresh(name)).record
+                    continue
+            self._custody.driver(volume)  # a node without the driver must not ask for it
+            try:
+                in_use_by = await self._ask(volume)
+                silent_since = None
+            except Stale:
+                in_use_by = []
+            except PeerUnavailable as error:
+                silent_since = silent_since or boottime()
+                if boottime() - silent_since > SILENCE_SECONDS:
+                    raise self._unreachable(volume, error) from error
+            waited = boottime() - began
+            if waited > MOUNT_BUDGET_SECONDS:
+                raise still_waiting(name, volume.grant.node, in_use_by, waited)
+            volume = await self._again(volume)
+
+    async def _ask(self, volume: Volume) -> list[str]:
+        """Ask the holder once; returns who uses the volume there, empty when it was given."""
+        holder = self._custody.catalog.node(volume.grant.node)
+        if holder is None:
+            raise PeerUnavailable(f"node {volume.grant.node} is not in this cluster any more")
+        reply = await self._peers.to(holder).peer_handover(volume.name, epoch=volume.grant.epoch)
+        return reply.in_use_by
+
+    async def _again(self, volume: Volume) -> Volume:
+        """The record after a question; from memory where the store does not answer."""
+        try:
+            fresh = (await self._custody.fresh(volume.name)).record
+        except Unavailable:
+            fresh = self._custody.catalog.volume(volume.name) or volume
+        if fresh.grant == volume.grant:
+            await asyncio.sleep(RETRY_SECONDS)
+        return fresh
+
+    def _unreachable(self, volume: Volume, error: PeerUnavailable) -> PeerUnavailable:
+        holder = volume.grant.node
+        return PeerUnavailable(
+            f"volume {volume.name} is held by node {holder} (epoch {volume.grant.epoch}), which "
+            f"does not answer ({error.message}), and this version keeps no second copy",
+            remedy=f"start node {holder} or its network again; the data is there",
+        )
+
+    async def unmount(self, name: str, mount_id: str) -> None:
+        """See :class:`~pannier.service.operations.DockerVolumes`.
+
+        The path stays mounted: the next Mount is often milliseconds away. Whoever else wants the
+        volume asks for it, and /proc tells whether it is in use.
+        """
+        self._custody.mount_ids.discard(name, mount_id)
+        volume = self._custody.catalog.volume(name)
+        if volume:
+            self._custody.released(volume).set()
+
+    async def abandon(self, name: str, mount_id: str) -> None:
+        """See :class:`~pannier.service.operations.DockerVolumes`."""
+        await self.unmount(name, mount_id)
+
+    def get(self, name: str) -> DockerVolume:
+        """See :class:`~pannier.service.operations.DockerVolumes`."""
+        volume = self._custody.catalog.volume(name)
+        if volume is None:
+            raise no_such_volume(name)
+        return self._describe(volume)
+
+    def list(self) -> list[DockerVolume]:
+        """See :class:`~pannier.service.operations.DockerVolumes`."""
+        return [self._describe(volume) for volume in self._custody.catalog.volumes()]
+
+    def _describe(self, volume: Volume) -> DockerVolume:
+        status: dict[str, Any] = {
+            "holder": volume.grant.node,
+            "holder_state": "up" if self._custody.catalog.is_up(volume.grant.node) else "down",
+            "epoch": volume.grant.epoch,
+            "generation": str(volume.base) if volume.base else "none",
+            "copies": volume.spec.copies,
+            "driver": volume.spec.driver,
+            "size": format_size(volume.spec.size) if volume.spec.size else "unlimited",
+        }
+        here = volume.grant.node == self._custody.node
+        return DockerVolume(
+            name=volume.name,
+            mountpoint=str(self._custody.mounts.path(volume.name)) if here else "",
+            created_at=rfc3339(volume.created_at),
+            status=status,
+        )

@@ -1,0 +1,317 @@
+"""Giving a volume away: rounds of generations while it is in use, then the switch.
+
+The holder alone gives a volume away, in this order: end of use, unmount, *seal* (from here on no
+write is possible), last generation, confirmed whole and durable by the other node, change of the
+record by compare-and-swap, removal of the sealed tree. Whatever fails before the record changed is
+undone by unsealing; once it has changed, the other node has everything. Where the answer to the
+change never came, the tree stays sealed until a fresh read tells.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field, replace
+
+import structlog
+
+from pannier.agent.clock import boottime
+from pannier.agent.custody import Custody
+from pannier.core.errors import (
+    Conflict,
+    DeadlineExceeded,
+    NodeNotFound,
+    OutcomeUnknown,
+    PannierError,
+    Stale,
+    StoreUnavailable,
+    VolumeInUse,
+)
+from pannier.core.generation import Generation
+from pannier.core.node import Node
+from pannier.core.volume import Grant, HistoryEntry, Volume
+from pannier.service.operations import HandoverReply
+from pannier.service.views import MoveProgress
+from pannier.transport.base import Offer, Sender
+
+log = structlog.get_logger(__name__)
+
+SMALL_ROUND_SECONDS = 0.3
+"""A round that took less leaves so little that the last one will be short too."""
+IDLE_ROUND_SECONDS = 2.0
+"""While waiting for the end of use, how often the rest is sent ahead."""
+POLL_SECONDS = 0.1
+INTEREST_SECONDS = 15.0
+"""A node that has not repeated its wish for so long has given up (its container is gone)."""
+ANSWER_SECONDS = 5.0
+
+
+@dataclass(slots=True)
+class _Handover:
+    """One volume on its way to another node."""
+
+    volume: Volume
+    target: Node
+    wanted_until: float
+    phase: str = "copying"
+    round: int = 0
+    sent_bytes: int = 0
+    in_use_by: list[str] = field(default_factory=list)
+    generation: Generation | None = None
+    pause_seconds: float | None = None
+    started: float = field(default_factory=boottime)
+    started_at: float = field(default_factory=time.time)
+    task: asyncio.Task[None] | None = None
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def to(self, phase: str, in_use_by: list[str] | None = None) -> None:
+        self.phase = phase
+        self.in_use_by = in_use_by or []
+        self.changed.set()
+
+
+class Handovers:
+    """The hand-overs under way on this node, at most one for each volume."""
+
+    def __init__(self, custody: Custody, sender: Sender) -> None:
+        self._custody = custody
+        self._sender = sender
+        self._running: dict[str, _Handover] = {}
+
+    def of(self, volume: Volume) -> _Handover | None:
+        """The hand-over of a volume that is under way."""
+        return self._running.get(volume.id)
+
+    async def asked(self, name: str, *, epoch: int, peer: str) -> HandoverReply:
+        """``peer`` wants the volume: begin or go on, and say after some seconds how it stands.
+
+        Raises:
+            Stale: the volume is not held here, or not at ``epoch``; Conflict: it is on its way to a
+            third node; any error with which the hand-over ended.
+        """
+        volume = self._custody.catalog.volume(name)
+        if volume is None or volume.grant != Grant(self._custody.node, epoch):
+            volume = (await self._custody.fresh(name)).record
+        if volume.grant.node == peer:
+            return HandoverReply(state="given", in_use_by=[])
+        if volume.grant != Grant(self._custody.node, epoch):
+            raise Stale(
+                f"volume {name} is held by node {volume.grant.node} (epoch {volume.grant.epoch})",
+                remedy="ask that node",
+            )
+        running = self._begin(volume, peer, wanted_seconds=INTEREST_SECONDS)
+        assert running.task is not None
+        await asyncio.wait({running.task}, timeout=ANSWER_SECONDS)
+        if running.task.done():
+            running.task.result()
+            return HandoverReply(state="given", in_use_by=[], sent_bytes=running.sent_bytes)
+        state = "in_use" if running.in_use_by else "copying"
+        return HandoverReply(
+            state=state, in_use_by=running.in_use_by, sent_bytes=running.sent_bytes
+        )
+
+    async def move(
+        self, volume: Volume, target: str, *, wait_seconds: float
+    ) -> AsyncIterator[MoveProgress]:
+        """Move a volume that is held here, reporting each step.
+
+        Ends with ``done``, or raises the error that ended it; the volume then is where it was.
+        """
+        running = self._begin(volume, target, wanted_seconds=wait_seconds)
+        assert running.task is not None
+        yield self._progress(running)
+        while not running.task.done():
+            running.changed.clear()
+            waiter = asyncio.ensure_future(running.changed.wait())
+            await asyncio.wait(
+                {running.task, waiter}, timeout=1.0, return_when=asyncio.FIRST_COMPLETED
+            )
+            waiter.cancel()
+            if not running.task.done():
+                yield self._progress(running)
+        running.task.result()
+        running.phase = "done"
+        yield self._progress(running)
+
+    def _progress(self, running: _Handover) -> MoveProgress:
+        return MoveProgress(
+            phase=running.phase,
+            volume=running.volume.name,
+            source=self._custody.node,
+            target=running.target.name,
+            round=running.round,
+            sent_bytes=running.sent_bytes,
+            in_use_by=running.in_use_by,
+            pause_seconds=running.pause_seconds,
+            total_seconds=boottime() - running.started,
+            generation=str(running.generation) if running.generation else None,
+        )
+
+    def _begin(self, volume: Volume, target: str, *, wanted_seconds: float) -> _Handover:
+        running = self._running.get(volume.id)
+        until = boottime() + wanted_seconds
+        if running is not None:
+            if running.target.name != target:
+                raise Conflict(
+                    f"volume {volume.name} is on its way to node {running.target.name}",
+                    remedy="wait until it is there, then ask again",
+                )
+            running.wanted_until = max(running.wanted_until, until)
+            return running
+        node = self._custody.catalog.node(target)
+        if node is None:
+            raise NodeNotFound(f"there is no node {target}", remedy="see pannier node ls")
+        if volume.spec.driver not in node.drivers:
+            raise Conflict(
+                f"node {target} has no {volume.spec.driver} driver, which volume {volume.name} needs",
+                remedy=f"it has {', '.join(node.drivers)}; choose another node",
+            )
+        running = _Handover(volume, node, until)
+        running.task = asyncio.create_task(self._run(running), name=f"handover {volume.name}")
+        running.task.add_done_callback(lambda task: self._ended(volume, task))
+        self._running[volume.id] = running
+        return running
+
+    def _ended(self, volume: Volume, task: asyncio.Task[None]) -> None:
+        self._running.pop(volume.id, None)
+        if not task.cancelled() and (error := task.exception()):
+            log.warning("handover.failed", volume=volume.name, error=str(error))
+
+    async def _run(self, running: _Handover) -> None:
+        custody, volume = self._custody, running.volume
+        while True:
+            await self._rounds_while_used(running)
+            async with custody.lock(volume):
+                if await custody.users(volume):
+                    continue
+                running.to("switching")
+                await self._switch(running)
+                return
+
+    async def _rounds_while_used(self, running: _Handover) -> None:
+        custody, volume = self._custody, running.volume
+        can_copy = custody.driver(volume).generations_in_use
+        next_round = 0.0
+        while users := await custody.users(volume):
+            if boottime() > running.wanted_until:
+                raise VolumeInUse(
+                    f"volume {volume.name} is still in use on node {custody.node} by "
+                    f"{', '.join(users)}",
+                    remedy="stop that first (a service: --update-order stop-first); it stays there",
+                )
+            if can_copy and boottime() >= next_round:
+                running.to(running.phase, users)
+                began = boottime()
+                await self._round(running)
+                took = boottime() - began
+                if took > SMALL_ROUND_SECONDS and running.round < 20:
+                    continue
+                next_round = boottime() + max(IDLE_ROUND_SECONDS, 4 * took)
+            running.to("waiting", users)
+            released = custody.released(volume)
+            released.clear()
+            try:
+                await asyncio.wait_for(released.wait(), POLL_SECONDS)
+            except TimeoutError:
+                pass
+
+    async def _round(self, running: _Handover) -> None:
+        volume = running.volume
+        driver = self._custody.driver(volume)
+        generation = await driver.snapshot(volume.id, epoch=volume.grant.epoch)
+        running.round += 1
+        await self._send(running, generation)
+
+    async def _send(self, running: _Handover, generation: Generation) -> None:
+        volume, before = running.volume, running.sent_bytes
+
+        def report(sent: int) -> None:
+            running.sent_bytes = before + sent
+            running.changed.set()
+
+        offer = Offer(
+            volume_id=volume.id,
+            volume_name=volume.name,
+            driver=volume.spec.driver,
+            epoch=volume.grant.epoch,
+            generation=generation,
+        )
+        sent = await self._sender.send(
+            offer, to=running.target, driver=self._custody.driver(volume), progress=report
+        )
+        running.sent_bytes = before + sent.bytes
+        running.generation = generation
+
+    async def _switch(self, running: _Handover) -> None:
+        """The caller has the lock, and nobody uses the volume."""
+        custody, volume = self._custody, running.volume
+        driver, epoch = custody.driver(volume), volume.grant.epoch
+        began = boottime()
+        fresh = await custody.fresh(volume.name)
+        if fresh.record.grant != volume.grant or fresh.record.id != volume.id:
+            raise Stale(f"volume {volume.name} changed while it was copied", remedy="ask again")
+        await custody.take_down(volume)
+        generation = await driver.seal(volume.id, epoch=epoch)
+        try:
+            await self._send(running, generation)
+        except BaseException:
+            await driver.unseal(volume.id, epoch=epoch)
+            raise
+        record = replace(
+            fresh.record, grant=Grant(running.target.name, epoch + 1), base=generation
+        ).with_entry(
+            HistoryEntry(
+                at=time.time(),
+                what="moved",
+                node=running.target.name,
+                epoch=epoch + 1,
+                detail=f"from {custody.node} with generation {generation}",
+            )
+        )
+        await self._give(volume, record, expect=fresh.revision)
+        running.pause_seconds = boottime() - began
+        log.info(
+            "volume.given",
+            volume=volume.name,
+            to=running.target.name,
+            epoch=epoch + 1,
+            generation=str(generation),
+            pause=round(running.pause_seconds, 3),
+        )
+        await custody.tidy(volume)
+
+    async def _give(self, volume: Volume, record: Volume, *, expect: int) -> None:
+        """Change the record; on any answer but success the truth is read before writing resumes."""
+        custody, driver = self._custody, self._custody.driver(volume)
+        try:
+            revision = await custody.registry.replace_volume(record, expect=expect)
+        except StoreUnavailable:
+            await driver.unseal(volume.id, epoch=volume.grant.epoch)
+            raise
+        except (Stale, OutcomeUnknown) as error:
+            try:
+                found = await custody.fresh(volume.name)
+            except PannierError:
+                raise error from None  # stays sealed: the next Mount reads the record first
+            if found.record.grant == record.grant:
+                return
+            await driver.unseal(volume.id, epoch=volume.grant.epoch)
+            raise
+        custody.catalog.remember(record, revision=revision)
+
+    async def close(self) -> None:
+        """End what is under way; every volume stays with a whole, single holder."""
+        tasks = [running.task for running in self._running.values() if running.task]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def still_waiting(name: str, holder: str, in_use_by: list[str], seconds: float) -> DeadlineExceeded:
+    """The error for a Mount whose time is over."""
+    users = f", used by {', '.join(in_use_by)}" if in_use_by else ""
+    return DeadlineExceeded(
+        f"volume {name} is still on node {holder}{users}; waited {seconds:.0f} s",
+        remedy="stop its user there (services: --update-order stop-first), then start this again",
+    )

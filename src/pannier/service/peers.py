@@ -1,0 +1,36 @@
+"""The other nodes, as the use cases call them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from typing import Protocol
+
+from pannier.core.node import Node
+from pannier.service.operations import HandoverReply
+from pannier.service.views import MoveProgress, NodeView, VolumeView
+
+
+class Peer(Protocol):
+    """Another node's PeerOperations; ours is the name it sees in our certificate.
+
+    Each method may raise PeerUnavailable, and every error that the other node raised.
+    """
+
+    async def peer_volume(self, name: str) -> VolumeView: ...
+    async def peer_node(self) -> NodeView: ...
+    async def peer_handover(self, name: str, *, epoch: int) -> HandoverReply: ...
+    async def peer_remove(self, name: str, *, volume_id: str, actor: str) -> None: ...
+    async def peer_create(
+        self, name: str, options: Mapping[str, str], *, actor: str
+    ) -> VolumeView: ...
+    def peer_move(
+        self, name: str, node: str, *, wait_seconds: float, actor: str
+    ) -> AsyncIterator[MoveProgress]: ...
+
+
+class Peers(Protocol):
+    """How to reach them."""
+
+    def to(self, node: Node) -> Peer:
+        """The peer at a node's address; no connection is made yet."""
+        ...

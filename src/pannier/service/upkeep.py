@@ -1,0 +1,107 @@
+"""What a node does on its own: empty the trash, free what was purged, clear itself when drained."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from pannier.agent.custody import Custody
+from pannier.core.errors import PannierError
+from pannier.core.volume import Volume
+from pannier.service.handover import Handovers
+
+log = structlog.get_logger(__name__)
+
+TRASH_SECONDS = 24 * 3600.0
+TURN_SECONDS = 60.0
+
+
+class TrashClock:
+    """How long each removed volume has been in the trash while this node was watching.
+
+    Counted in turns of the loop, not by the wall clock: a clock that jumps ahead by a day must not
+    delete anything. Time during which the daemon did not run is not counted.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._seconds: dict[str, float] = {}
+        try:
+            self._seconds = msgspec.json.decode(file.read_bytes(), type=dict[str, float])
+        except (FileNotFoundError, msgspec.DecodeError):
+            pass
+
+    def turn(self, present: set[str], seconds: float) -> set[str]:
+        """Count ``seconds`` for each volume id present; returns those whose time is over."""
+        self._seconds = {one: self._seconds.get(one, 0.0) + seconds for one in present}
+        temporary = self._file.with_suffix(".new")
+        temporary.write_bytes(msgspec.json.encode(self._seconds))
+        temporary.replace(self._file)
+        return {one for one, counted in self._seconds.items() if counted >= TRASH_SECONDS}
+
+
+class Upkeep:
+    """The node's own slow loop. Every turn may be repeated; an error ends only its turn."""
+
+    def __init__(self, custody: Custody, handovers: Handovers, *, state: Path) -> None:
+        self._custody = custody
+        self._handovers = handovers
+        self._clock = TrashClock(state / "trash.json")
+
+    async def run(self) -> None:
+        """For ever: run as a task."""
+        while True:
+            for step in (self._empty_trash, self._free_purged, self._clear_if_drained):
+                try:
+                    await step()
+                except PannierError as error:
+                    log.warning("upkeep.failed", step=step.__name__, error=str(error))
+            await asyncio.sleep(TURN_SECONDS)
+
+    async def _empty_trash(self) -> None:
+        mine = {
+            found.record.id: found
+            for found in await self._custody.registry.trash()
+            if found.record.grant.node == self._custody.node
+        }
+        for volume_id in self._clock.turn(set(mine), TURN_SECONDS):
+            await self._custody.registry.purge_volume(volume_id, expect=mine[volume_id].revision)
+            log.info("volume.purged", id=volume_id)
+
+    async def _free_purged(self) -> None:
+        purged = await self._custody.registry.purged()
+        for driver in self._custody.drivers.values():
+            for volume_id in set(await driver.volumes()) & purged:
+                await driver.delete(volume_id)
+                log.info("volume.freed", id=volume_id, node=self._custody.node)
+
+    async def _clear_if_drained(self) -> None:
+        catalog, node = self._custody.catalog, self._custody.node
+        me = catalog.node(node)
+        if me is None or not me.drained:
+            return
+        for volume in catalog.volumes():
+            if volume.grant.node == node and not await self._custody.users(volume):
+                target = self.roomiest(volume)
+                if target is not None:
+                    async for _ in self._handovers.move(volume, target, wait_seconds=60):
+                        pass
+
+    def roomiest(self, volume: Volume) -> str | None:
+        """The node that is up, not drained, has the driver, and holds the fewest volumes."""
+        catalog = self._custody.catalog
+        held = {node.name: 0 for node in catalog.nodes()}
+        for other in catalog.volumes():
+            held[other.grant.node] = held.get(other.grant.node, 0) + 1
+        fit = [
+            node.name
+            for node in catalog.nodes()
+            if node.name != self._custody.node
+            and not node.drained
+            and catalog.is_up(node.name)
+            and volume.spec.driver in node.drivers
+        ]
+        return min(fit, key=lambda name: (held[name], name), default=None)

@@ -1,0 +1,213 @@
+"""The btrfs ioctls that the pool and the driver need, by path, without a process per call.
+
+Every function blocks (callers run them in threads) and raises OSError as the kernel reports it;
+the callers know what they were doing and translate. Layouts are those of linux/btrfs.h.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+_MAGIC = 0x94
+_NONE, _WRITE, _READ = 0, 1, 2
+
+
+def _request(direction: int, number: int, size: int) -> int:
+    return direction << 30 | size << 16 | _MAGIC << 8 | number
+
+
+_SYNC = _request(_NONE, 8, 0)
+_SNAP_DESTROY = _request(_WRITE, 15, 4096)
+_TREE_SEARCH = _request(_WRITE | _READ, 17, 4096)
+_SNAP_CREATE_V2 = _request(_WRITE, 23, 4096)
+_SUBVOL_CREATE_V2 = _request(_WRITE, 24, 4096)
+_SUBVOL_GETFLAGS = _request(_READ, 25, 8)
+_SUBVOL_SETFLAGS = _request(_WRITE, 26, 8)
+_QUOTA_CTL = _request(_WRITE | _READ, 40, 16)
+_QGROUP_ASSIGN = _request(_WRITE, 41, 24)
+_QGROUP_CREATE = _request(_WRITE, 42, 16)
+_QGROUP_LIMIT = _request(_READ, 43, 48)
+_GET_SUBVOL_INFO = _request(_READ, 60, 504)
+
+_READ_ONLY = 1 << 1
+_QUOTA_ENABLE_SIMPLE = 4
+_QUOTA_TREE = 8
+_QGROUP_INFO_KEY = 242
+_LIMIT_REFERENCED = 1
+_NAME_OFFSET_V1, _NAME_OFFSET_V2 = 8, 56
+_NAME_MAX = 255
+TOP_LEVEL = 5
+"""The subvolume, and quota group, that holds the others."""
+_SUBVOLUME_INODE = 256
+
+
+@dataclass(frozen=True, slots=True)
+class SubvolumeInfo:
+    """What the kernel knows of a subvolume; transaction numbers are the local file system's.
+
+    Attributes:
+        id: its number in this file system, never given twice.
+        generation: transaction of the last change of its root, snapshots of it included.
+        ctransid: transaction of the last change of its *content*; a snapshot copies it, so equal
+            numbers in a tree and its snapshot mean equal content (once all writes are flushed).
+        uuid, parent_uuid, received_uuid: hex; empty where there is none.
+    """
+
+    id: int
+    generation: int
+    ctransid: int
+    read_only: bool
+    uuid: str
+    parent_uuid: str
+    received_uuid: str
+
+
+@contextmanager
+def _directory(path: Path) -> Iterator[int]:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _arguments(path: Path, *, offset: int) -> bytearray:
+    name = os.fsencode(path.name)
+    if len(name) > _NAME_MAX:
+        raise ValueError(f"subvolume name too long: {path.name}")
+    block = bytearray(4096)
+    block[offset : offset + len(name)] = name
+    return block
+
+
+def is_subvolume(path: Path) -> bool:
+    """Whether ``path`` is the root of a subvolume (of a file system known to be btrfs)."""
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        return False
+    return found.st_ino == _SUBVOLUME_INODE
+
+
+def create_subvolume(path: Path) -> None:
+    """Make an empty subvolume."""
+    with _directory(path.parent) as parent:
+        fcntl.ioctl(parent, _SUBVOL_CREATE_V2, _arguments(path, offset=_NAME_OFFSET_V2))
+
+
+def create_snapshot(source: Path, *, target: Path, read_only: bool) -> None:
+    """Snapshot ``source``, with all that was written to it, and commit the transaction."""
+    block = _arguments(target, offset=_NAME_OFFSET_V2)
+    with _directory(source) as origin, _directory(target.parent) as parent:
+        struct.pack_into("<qQQ", block, 0, origin, 0, _READ_ONLY if read_only else 0)
+        fcntl.ioctl(parent, _SNAP_CREATE_V2, block)
+
+
+def destroy_subvolume(path: Path) -> None:
+    """Unlink a subvolume, read-only or not; its space comes back later, from the cleaner."""
+    with _directory(path.parent) as parent:
+        fcntl.ioctl(parent, _SNAP_DESTROY, _arguments(path, offset=_NAME_OFFSET_V1))
+
+
+def subvolume_info(path: Path) -> SubvolumeInfo:
+    """Read a subvolume's numbers as they are in memory, ahead of the next commit."""
+    block = bytearray(504)
+    with _directory(path) as fd:
+        fcntl.ioctl(fd, _GET_SUBVOL_INFO, block)
+    (number,) = struct.unpack_from("<Q", block, 0)
+    _parent, _dirid, generation, flags = struct.unpack_from("<QQQQ", block, 264)
+    uuid, parent_uuid, received_uuid = struct.unpack_from("16s16s16s", block, 296)
+    (ctransid,) = struct.unpack_from("<Q", block, 344)
+    return SubvolumeInfo(
+        id=number,
+        generation=generation,
+        ctransid=ctransid,
+        read_only=bool(flags & 1),  # the root item's own flag, not the ioctl's _READ_ONLY
+        uuid=_hex(uuid),
+        parent_uuid=_hex(parent_uuid),
+        received_uuid=_hex(received_uuid),
+    )
+
+
+def _hex(uuid: bytes) -> str:
+    return uuid.hex() if any(uuid) else ""
+
+
+def is_read_only(path: Path) -> bool:
+    """Whether a subvolume is set read-only."""
+    block = bytearray(8)
+    with _directory(path) as fd:
+        fcntl.ioctl(fd, _SUBVOL_GETFLAGS, block)
+    return bool(struct.unpack("<Q", block)[0] & _READ_ONLY)
+
+
+def set_read_only(path: Path, *, read_only: bool) -> None:
+    """Set a subvolume read-only or writable."""
+    with _directory(path) as fd:
+        fcntl.ioctl(fd, _SUBVOL_SETFLAGS, struct.pack("<Q", _READ_ONLY if read_only else 0))
+
+
+def sync_filesystem(path: Path) -> None:
+    """Flush everything written to the whole file system and commit; free where it is idle."""
+    with _directory(path) as fd:
+        fcntl.ioctl(fd, _SYNC)
+
+
+def enable_simple_quota(path: Path) -> None:
+    """Turn simple quotas on: extents are charged to their first writer (kernel 6.7 and later)."""
+    with _directory(path) as fd:
+        fcntl.ioctl(fd, _QUOTA_CTL, bytearray(struct.pack("<QQ", _QUOTA_ENABLE_SIMPLE, 0)))
+
+
+def group_of(subvolume_id: int) -> int:
+    """The level-1 quota group named after a subvolume."""
+    return 1 << 48 | subvolume_id
+
+
+def create_group(path: Path, *, group: int) -> None:
+    """Make a quota group."""
+    with _directory(path) as fd:
+        fcntl.ioctl(fd, _QGROUP_CREATE, struct.pack("<QQ", 1, group))
+
+
+def remove_group(path: Path, *, group: int) -> None:
+    """Remove a quota group that nothing is in any more."""
+    with _directory(path) as fd:
+        fcntl.ioctl(fd, _QGROUP_CREATE, struct.pack("<QQ", 0, group))
+
+
+def join_group(path: Path, *, subvolume_id: int, group: int) -> None:
+    """Put a subvolume's own quota group into ``group``."""
+    with _directory(path) as fd:
+        fcntl.ioctl(fd, _QGROUP_ASSIGN, struct.pack("<QQQ", 1, subvolume_id, group))
+
+
+def limit_group(path: Path, *, group: int, size_bytes: int) -> None:
+    """Limit what ``group`` may be charged; 0 is the subvolume that ``path`` lies in."""
+    block = bytearray(struct.pack("<QQQQQQ", group, _LIMIT_REFERENCED, size_bytes, 0, 0, 0))
+    with _directory(path) as fd:
+        fcntl.ioctl(fd, _QGROUP_LIMIT, block)
+
+
+def charged_bytes(path: Path, *, group: int) -> int | None:
+    """What a quota group is charged, as of the last commit; None where it does not exist."""
+    block = bytearray(4096)
+    key = (_QUOTA_TREE, 0, 0, group, group, 0, 2**64 - 1, _QGROUP_INFO_KEY, _QGROUP_INFO_KEY, 1)
+    struct.pack_into("<QQQQQQQIII", block, 0, *key)
+    with _directory(path) as fd:
+        try:
+            fcntl.ioctl(fd, _TREE_SEARCH, block)
+        except FileNotFoundError:
+            return None  # no quota tree: quotas are off
+    (count,) = struct.unpack_from("<I", block, 64)
+    if not count:
+        return None
+    # After the 104 bytes of key, a 32 byte item header; then generation, referenced, ...
+    (referenced,) = struct.unpack_from("<Q", block, 104 + 32 + 8)
+    return int(referenced)

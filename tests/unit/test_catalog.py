@@ -1,0 +1,112 @@
+"""What a node remembers: fed by the store's watch, kept on disk."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from pannier.cluster.catalog import Catalog, Changed
+from pannier.cluster.registry import encode
+from pannier.core.volume import Grant, Volume, VolumeSpec
+from pannier.store.base import Deleted, Entry, Put, Synced, WatchEvent
+
+
+def volume(name: str = "v", epoch: int = 1) -> Volume:
+    return Volume(
+        name=name, id=f"{name}.1", spec=VolumeSpec(), grant=Grant("a", epoch), created_at=0.0
+    )
+
+
+def put(record: Volume, revision: int) -> Put:
+    return Put(Entry(f"volumes/{record.name}", encode(record), revision))
+
+
+class Script:
+    """A store whose watch plays given events and then waits for ever."""
+
+    def __init__(self, *events: WatchEvent) -> None:
+        self._events = events
+        self.done = asyncio.Event()
+
+    async def watch(self, prefix: str) -> AsyncIterator[WatchEvent]:
+        for event in self._events:
+            yield event
+        self.done.set()
+        await asyncio.Event().wait()
+
+
+async def play(catalog: Catalog, *events: WatchEvent) -> None:
+    script = Script(*events)
+    task = asyncio.create_task(catalog.follow(script))  # type: ignore[arg-type]
+    await script.done.wait()
+    task.cancel()
+
+
+def names(catalog: Catalog) -> list[str]:
+    return [volume.name for volume in catalog.volumes()]
+
+
+async def test_what_vanished_while_nobody_listened_is_forgotten_at_the_next_sync(
+    tmp_path: Path,
+) -> None:
+    catalog = Catalog(file=tmp_path / "c")
+    await play(catalog, put(volume("v"), 1), put(volume("w"), 2), Synced(frozenset({"volumes/v"})))
+    assert names(catalog) == ["v"]
+    await play(catalog, put(volume("x"), 5), Synced(frozenset({"volumes/x"})))
+    assert names(catalog) == ["x"]
+
+
+async def test_an_older_record_never_replaces_a_newer_one(tmp_path: Path) -> None:
+    catalog = Catalog(file=tmp_path / "c")
+    catalog.remember(volume(epoch=7), revision=9)
+    await play(catalog, put(volume(epoch=6), 8))
+    assert catalog.volume("v") == volume(epoch=7)
+
+
+async def test_deleted_and_put_again_is_there(tmp_path: Path) -> None:
+    catalog = Catalog(file=tmp_path / "c")
+    await play(catalog, put(volume(), 9), Deleted("volumes/v"), put(volume(epoch=3), 10))
+    assert catalog.volume("v") == volume(epoch=3)
+
+
+async def test_an_unreadable_record_is_left_out_and_the_rest_stays(tmp_path: Path) -> None:
+    catalog = Catalog(file=tmp_path / "c")
+    await play(catalog, Put(Entry("volumes/bad", b"{", 1)), put(volume(), 2))
+    assert names(catalog) == ["v"]
+
+
+async def test_a_restart_without_the_store_remembers(tmp_path: Path) -> None:
+    first = Catalog(file=tmp_path / "c")
+    first.remember(volume(), revision=3)
+    saver = asyncio.create_task(first.keep_saved())
+    while not (tmp_path / "c").exists():
+        await asyncio.sleep(0.01)
+    saver.cancel()
+    second = Catalog(file=tmp_path / "c")
+    second.load()
+    assert second.volumes() == first.volumes()
+    assert not second.synced.is_set()
+
+
+async def test_a_spoilt_copy_on_disk_is_an_empty_memory(tmp_path: Path) -> None:
+    (tmp_path / "c").write_bytes(b"\0\1garbage")
+    catalog = Catalog(file=tmp_path / "c")
+    catalog.load()
+    assert catalog.volumes() == []
+
+
+async def test_listeners_hear_each_difference_once(tmp_path: Path) -> None:
+    catalog = Catalog(file=tmp_path / "c")
+    heard: list[Changed] = []
+    stop = catalog.listen(heard.append)
+    await play(catalog, put(volume(), 1), put(volume(), 1), put(volume(epoch=2), 2))
+    await play(catalog, Put(Entry("alive/a", b"boot", 3)), Deleted("alive/a"))
+    stop()
+    catalog.forget("v")
+    assert [(c.kind, c.present) for c in heard] == [
+        ("volumes", True),
+        ("volumes", True),
+        ("alive", True),
+        ("alive", False),
+    ]

@@ -1,0 +1,142 @@
+"""What people type as options, right and wrong."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pannier.core.errors import AlreadyExists, InvalidInput
+from pannier.core.generation import Generation, newest_common
+from pannier.core.node import check_node_name
+from pannier.core.options import (
+    OPTIONS,
+    check_copies,
+    check_same_options,
+    describe_spec,
+    parse_options,
+)
+from pannier.core.size import LARGEST_BYTES, SMALLEST_BYTES, format_size, parse_size
+from pannier.core.volume import Grant, Volume, VolumeSpec, check_name
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("10G", 10 * 2**30),
+        ("1.5GiB", 3 * 2**29),
+        ("1048576", 2**20),
+        ("7 mb", 7 * 2**20),
+        ("2t", 2 * 2**40),
+    ],
+)
+def test_sizes_as_people_write_them(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["10Q", "-1", "0", "", "G", "1e9", "NaN", "inf", "1,5G", "10Gi", "9" * 40, "1K", "99P", "１０G"],
+)
+def test_a_size_that_cannot_be_is_an_error(text: str) -> None:
+    with pytest.raises(InvalidInput, match="size="):
+        parse_size(text)
+
+
+@given(st.integers(SMALLEST_BYTES, LARGEST_BYTES))
+def test_a_formatted_size_reads_back_within_a_twentieth(size: int) -> None:
+    assert abs(parse_size(format_size(size)) - size) <= size / 20
+
+
+@pytest.mark.parametrize(
+    ("options", "hint"),
+    [
+        ({"sice": "1G"}, "did you mean 'size'"),
+        ({"size": "10Q"}, "size=10Q"),
+        ({"size": "-1"}, "size=-1"),
+        ({"copies": "0"}, "copies=0"),
+        ({"copies": "two"}, "copies=two"),
+        ({"copies": "２"}, "copies="),
+        ({"copies": "2"}, "keeps one copy"),
+        ({"durability": "fsync"}, "keeps one copy"),
+        ({"durability": "fsink"}, "did you mean 'fsync'"),
+        ({"driver": "zfs"}, "driver=zfs"),
+        ({"mode": "0999"}, "mode=0999"),
+        ({"mode": "7"}, "mode=7"),
+        ({"uid": "-1"}, "uid=-1"),
+        ({"uid": "99999999999999999999999"}, "uid="),
+        ({"nodes": "a,,b"}, "cannot name a node"),
+        ({"nodes": "a,a"}, "twice"),
+        ({"labels": "x"}, "labels=x"),
+    ],
+)
+def test_bad_options_name_the_thing_and_the_remedy(options: dict[str, str], hint: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        parse_options(options)
+    assert hint in str(caught.value)
+    assert caught.value.remedy
+
+
+def test_options_are_read_into_a_spec_and_described_again() -> None:
+    typed = {"size": "10G", "nodes": "n1,n2", "uid": "1000", "mode": "0750", "labels": "a=b,c="}
+    spec = parse_options(typed)
+    assert spec == VolumeSpec(
+        size=10 * 2**30, nodes=("n1", "n2"), uid=1000, mode=0o750, labels={"a": "b", "c": ""}
+    )
+    assert describe_spec(spec) == {**typed, "driver": "btrfs"}
+    assert {option.name for option in OPTIONS} <= set(VolumeSpec.__dataclass_fields__)
+
+
+def test_more_copies_than_nodes_is_said_first() -> None:
+    with pytest.raises(InvalidInput, match="the cluster has 3"):
+        check_copies({"copies": "9"}, nodes=3)
+    check_copies({"copies": "3"}, nodes=3)
+    check_copies({}, nodes=0)
+
+
+def test_the_same_name_again_compares_only_what_was_asked_for() -> None:
+    volume = Volume(
+        name="v",
+        id="v.1",
+        spec=parse_options({"size": "10G", "uid": "5"}),
+        grant=Grant("a", 1),
+        created_at=0.0,
+    )
+    check_same_options(volume, {})
+    check_same_options(volume, {"size": "10240M"})
+    with pytest.raises(AlreadyExists, match="size is 10G, not 20G"):
+        check_same_options(volume, {"size": "20G", "uid": "5"})
+    with pytest.raises(AlreadyExists, match="gid is 0, not 7"):
+        check_same_options(volume, {"gid": "7"})
+    with pytest.raises(InvalidInput, match="unknown option"):
+        check_same_options(volume, {"sice": "10G"})
+
+
+@pytest.mark.parametrize("name", ["ab", "jenkins_home", "a.b-c_D9", "x" * 128])
+def test_names_that_docker_allows(name: str) -> None:
+    assert check_name(name) == name
+
+
+@pytest.mark.parametrize(
+    "name", ["", "a", "a/b", "..", "../x", ".x", "-x", "a\0b", "a b", "ä" * 3, "x" * 300, "a\n"]
+)
+def test_names_that_cannot_be(name: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        check_name(name)
+    assert caught.value.remedy
+
+
+@pytest.mark.parametrize("name", ["", "-a", "a-", "a/b", "x" * 64, "a_b", "a\n"])
+def test_node_names_that_cannot_be(name: str) -> None:
+    with pytest.raises(InvalidInput):
+        check_node_name(name)
+
+
+def test_generations_sort_by_epoch_and_sequence_and_read_back() -> None:
+    generations = [Generation(10, 1), Generation(2, 30), Generation(2, 4)]
+    assert [str(g) for g in sorted(generations)] == ["2.4", "2.30", "10.1"]
+    assert all(Generation.parse(str(g)) == g for g in generations)
+    for wrong in ("", "1", "1.", "01.2", "-1.2", "1.2.3", "a.b", "1.2\n"):
+        with pytest.raises(InvalidInput):
+            Generation.parse(wrong)
+    ours, theirs = (Generation(1, 1), Generation(1, 2)), (Generation(1, 1), Generation(2, 1))
+    assert newest_common(ours, theirs) == Generation(1, 1)
+    assert newest_common(ours, ()) is None

@@ -1,0 +1,103 @@
+"""Every cell of the decision how a node serves a volume, and of what it may clean up."""
+
+from dataclasses import replace
+
+import pytest
+
+from pannier.core.generation import Generation
+from pannier.core.ownership import (
+    AskHolder,
+    Cleanup,
+    LocalState,
+    Lost,
+    Promote,
+    Serve,
+    Unseal,
+    plan_cleanup,
+    plan_serving,
+)
+from pannier.core.volume import Grant, Volume, VolumeSpec
+
+BASE = Generation(4, 9)
+OTHER = Generation(3, 1)
+
+
+def record(holder: str = "a", epoch: int = 5, base: Generation | None = BASE) -> Volume:
+    return Volume(
+        name="v", id="v.1", spec=VolumeSpec(), grant=Grant(holder, epoch), base=base, created_at=0.0
+    )
+
+
+def here(sealed: dict[int, bool] | None = None, *generations: Generation) -> LocalState:
+    return LocalState(sealed or {}, frozenset(generations))
+
+
+@pytest.mark.parametrize("sealed", [{}, {5: False}, {5: True}, {4: True}, {4: False}])
+@pytest.mark.parametrize("generations", [(), (BASE,), (OTHER,)])
+def test_who_does_not_hold_asks_the_holder_whatever_is_on_its_disk(
+    sealed: dict[int, bool], generations: tuple[Generation, ...]
+) -> None:
+    assert plan_serving(record("b"), here(sealed, *generations), node="a") == AskHolder("b", 5)
+
+
+@pytest.mark.parametrize("base", [None, BASE])
+@pytest.mark.parametrize("generations", [(), (BASE,), (OTHER,)])
+def test_a_live_tree_of_the_epoch_is_served_or_unsealed(
+    base: Generation | None, generations: tuple[Generation, ...]
+) -> None:
+    volume = record(base=base)
+    assert plan_serving(volume, here({5: False}, *generations), node="a") == Serve(5)
+    assert plan_serving(volume, here({5: True, 4: False}, *generations), node="a") == Unseal(5)
+
+
+def test_the_base_and_no_other_generation_is_promoted() -> None:
+    assert plan_serving(record(), here({}, BASE, OTHER), node="a") == Promote(BASE, 5)
+    assert plan_serving(record(), here({4: True}, BASE), node="a") == Promote(BASE, 5)
+    assert plan_serving(record(), here({}, OTHER), node="a") == Lost(5, BASE)
+
+
+def test_missing_data_is_never_answered_by_something_new() -> None:
+    assert plan_serving(record(), here(), node="a") == Lost(5, BASE)
+    assert plan_serving(record(epoch=1, base=None), here(), node="a") == Lost(1, None)
+    assert plan_serving(record(epoch=1, base=None), here({}, OTHER), node="a") == Lost(1, None)
+
+
+def test_a_former_holder_drops_its_sealed_tree_and_keeps_its_newest_generation() -> None:
+    cleanup = plan_cleanup(record("b"), here({4: True}, BASE, OTHER), node="a")
+    assert cleanup == Cleanup(drop=(4,), delete=(OTHER,))
+
+
+def test_a_sealed_tree_without_any_generation_is_not_dropped() -> None:
+    assert plan_cleanup(record("b"), here({4: True}), node="a") == Cleanup()
+
+
+def test_a_tree_that_was_never_sealed_is_a_stray_and_keeps_all_its_generations() -> None:
+    cleanup = plan_cleanup(record("b"), here({4: False}, BASE, OTHER), node="a")
+    assert cleanup == Cleanup(strays=(4,))
+
+
+def test_a_holder_keeps_its_base_and_its_two_newest() -> None:
+    generations = [Generation(5, n) for n in range(1, 5)]
+    cleanup = plan_cleanup(record(), here({5: False}, BASE, OTHER, *generations), node="a")
+    assert cleanup == Cleanup(delete=(OTHER, generations[0], generations[1]))
+
+
+def test_a_holder_without_its_tree_deletes_nothing() -> None:
+    assert plan_cleanup(record(), here({}, BASE, OTHER), node="a") == Cleanup()
+
+
+def test_the_holders_own_tree_is_never_cleaned_up() -> None:
+    for sealed in (True, False):
+        cleanup = plan_cleanup(record(), here({5: sealed}, BASE), node="a")
+        assert cleanup == Cleanup()
+
+
+def test_the_history_is_bounded() -> None:
+    from pannier.core.volume import HISTORY_LIMIT, HistoryEntry
+
+    volume = record()
+    for number in range(HISTORY_LIMIT + 5):
+        volume = volume.with_entry(HistoryEntry(at=number, what="moved", node="a", epoch=number))
+    assert len(volume.history) == HISTORY_LIMIT
+    assert volume.history[-1].epoch == HISTORY_LIMIT + 4
+    assert replace(volume, history=()).history == ()
