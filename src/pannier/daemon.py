@@ -1,1 +1,376 @@
-"""``pannierd``: the only place that wires adapters to protocols."""
+"""``pannierd``: the only place that wires adapters to protocols, and the order of starting."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import structlog
+
+from pannier import __version__
+from pannier.agent.custody import Custody
+from pannier.agent.mountids import MountIds
+from pannier.agent.mounts import MountTable
+from pannier.agent.notify import notify
+from pannier.agent.presence import Presence
+from pannier.api.caller import NodeCaller, UserCaller, identify_local, identify_tls
+from pannier.api.client import PeerClient
+from pannier.api.connection import TlsEndpoint
+from pannier.api.listen import serve_tls, serve_unix
+from pannier.api.server import build_application
+from pannier.cluster.catalog import Catalog, Changed
+from pannier.cluster.registry import Registry
+from pannier.config import CONFIG_DIRECTORY, RUN_DIRECTORY, STATE_DIRECTORY, Config, load_config
+from pannier.core.errors import Conflict, EngineUnavailable, PannierError
+from pannier.core.node import Node
+from pannier.core.volume import Volume
+from pannier.engine.docker import DockerEngine
+from pannier.pki.authority import Authority
+from pannier.pki.credentials import Credentials
+from pannier.pki.identity import fingerprint
+from pannier.plugin.activation import inherited_fds, listening_socket
+from pannier.plugin.server import PluginServer
+from pannier.service.docker import DockerUse
+from pannier.service.doctor import Doctor
+from pannier.service.handover import Handovers
+from pannier.service.membership import Membership
+from pannier.service.node import NodeService
+from pannier.service.peers import Peer
+from pannier.service.receiving import Reception
+from pannier.service.upkeep import Upkeep
+from pannier.service.volumes import Volumes
+from pannier.storage import pool
+from pannier.storage.base import Driver
+from pannier.storage.btrfs import BtrfsDriver
+from pannier.storage.directory import DirectoryDriver
+from pannier.store.address import open_store
+from pannier.transport.client import TransportClient
+from pannier.transport.server import TransportServer
+
+log = structlog.get_logger(__name__)
+
+SYNC_PATIENCE_SECONDS = 5.0
+"""So long Docker's questions wait for the store at start; then memory alone answers."""
+RETRY_SECONDS = 5.0
+
+
+class PeerDirectory:
+    """Clients to the other nodes, one for each address."""
+
+    def __init__(self, credentials: Credentials) -> None:
+        self._credentials = credentials
+        self._clients: dict[tuple[str, str, int], PeerClient] = {}
+
+    def to(self, node: Node) -> Peer:
+        """See :class:`~pannier.service.peers.Peers`."""
+        key = (node.name, node.address, node.api_port)
+        if key not in self._clients:
+            endpoint = TlsEndpoint(
+                address=node.address,
+                port=node.api_port,
+                context=self._credentials.client_context(),
+                node=node.name,
+            )
+            self._clients[key] = PeerClient(endpoint)
+        return self._clients[key]
+
+    async def close(self) -> None:
+        """Close all connections."""
+        for client in self._clients.values():
+            await client.close()
+
+
+class Tasks:
+    """The daemon's background work. A task that fails ends the daemon, and systemd starts it anew."""
+
+    def __init__(self, stop: asyncio.Event) -> None:
+        self._stop = stop
+        self._running: set[asyncio.Task[None]] = set()
+        self._failure: BaseException | None = None
+
+    def start(self, work: Coroutine[Any, Any, None], *, name: str) -> None:
+        """Run ``work`` until it ends or the daemon does."""
+        task = asyncio.create_task(work, name=name)
+        self._running.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            log.error("daemon.task-failed", task=task.get_name(), exc_info=error)
+            self._failure = error
+            self._stop.set()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        running = list(self._running)
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        if self._failure:
+            raise self._failure
+
+
+class Daemon:
+    """One node's parts, put together from its configuration."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.credentials = Credentials.load(CONFIG_DIRECTORY)
+        self.store = open_store(config.store, tls=self.credentials.client_context())
+        self.catalog = Catalog(file=STATE_DIRECTORY / "catalog.json")
+        self.engine = DockerEngine()
+        self.peers = PeerDirectory(self.credentials)
+        self.drivers: dict[str, Driver] = {}
+        registry = Registry(self.store)
+        self.custody = Custody(
+            node=config.node,
+            registry=registry,
+            catalog=self.catalog,
+            drivers=self.drivers,
+            mounts=MountTable(STATE_DIRECTORY / "mounts"),
+            mount_ids=MountIds(RUN_DIRECTORY / "mounts.json"),
+            engine=self.engine,
+        )
+        self.handovers = Handovers(self.custody, TransportClient(self.credentials))
+        self.membership = Membership(
+            node=config.node,
+            registry=registry,
+            catalog=self.catalog,
+            authority=_authority,
+            store_address=config.store,
+        )
+        volumes = Volumes(self.custody, self.handovers, self.peers)
+        self.docker = DockerUse(self.custody, volumes, self.peers)
+        self.service = NodeService(
+            cluster=config.cluster,
+            custody=self.custody,
+            volumes=volumes,
+            handovers=self.handovers,
+            membership=self.membership,
+            doctor=Doctor(self.custody, self._pool_problems),
+            docker=self.docker,
+            peers=self.peers,
+        )
+        self.presence = Presence(self.store, node=config.node, boot_id=_boot_id())
+        self.upkeep = Upkeep(self.custody, self.handovers, state=STATE_DIRECTORY)
+        self.ready = asyncio.Event()
+
+    async def run(self) -> None:
+        """Serve until SIGTERM or SIGINT."""
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self._plugin())
+            # Docker may ask from now on, and waits for `ready`; nothing slow comes before this.
+            notify("READY=1", f"STATUS=node {self.config.node}, version {__version__}")
+            await stack.enter_async_context(self.store.session())
+            stack.push_async_callback(self.peers.close)
+            stack.push_async_callback(self.handovers.close)
+            stack.push_async_callback(self.presence.end)
+            tasks = await stack.enter_async_context(Tasks(stop))
+            tasks.start(self.catalog.follow(self.store), name="catalog")
+            tasks.start(self.catalog.keep_saved(), name="catalog-copy")
+            await self._open_drivers()
+            await self._wait_for_memory()
+            await stack.enter_async_context(self._edges())
+            for name, work in (
+                ("introduce", self._introduce()),
+                ("presence", self.presence.keep()),
+                ("upkeep", self.upkeep.run()),
+                ("activation", self._keep_activated()),
+                ("pool", self._keep_open()),
+            ):
+                tasks.start(work, name=name)
+            self.catalog.listen(lambda change: self._on_change(change, tasks))
+            await self.custody.adopt()
+            await stop.wait()
+            notify("STOPPING=1")
+
+    @asynccontextmanager
+    async def _plugin(self) -> AsyncIterator[None]:
+        """Serve Docker, if systemd gave us its socket."""
+        inherited = inherited_fds(os.environ, pid=os.getpid())
+        if not inherited:
+            log.warning("plugin.no-socket", remedy="start pannierd by its systemd socket unit")
+            yield
+            return
+        self.catalog.load()
+        server = PluginServer(self.docker, ready=self.ready)
+        await server.start(listening_socket(inherited[0].fd))
+        try:
+            yield
+        finally:
+            await server.stop()
+
+    async def _open_drivers(self) -> None:
+        for name in self.config.drivers:
+            if name in self.drivers:
+                continue
+            driver = self._driver(name)
+            try:
+                await driver.open()
+            except PannierError as error:
+                self.custody.broken[name] = error
+                log.error("driver.not-open", driver=name, error=str(error))
+            else:
+                self.custody.broken.pop(name, None)
+                self.drivers[name] = driver
+
+    def _driver(self, name: str) -> Driver:
+        if name == "btrfs":
+            source = Path(self.config.pool) if self.config.pool else None
+            return BtrfsDriver(STATE_DIRECTORY / "pool", source=source)
+        return DirectoryDriver(STATE_DIRECTORY / "directory")
+
+    async def _keep_open(self) -> None:
+        """A pool whose disk comes late is opened when it is there."""
+        while True:
+            await asyncio.sleep(RETRY_SECONDS)
+            await self._open_drivers()
+
+    async def _wait_for_memory(self) -> None:
+        """Answer Docker only when we know the volumes: from the store, or else from the last time."""
+        try:
+            await asyncio.wait_for(self.catalog.synced.wait(), SYNC_PATIENCE_SECONDS)
+        except TimeoutError:
+            log.warning("catalog.not-synced", volumes=len(self.catalog.volumes()))
+        self.ready.set()
+
+    @asynccontextmanager
+    async def _edges(self) -> AsyncIterator[None]:
+        local = build_application(self.service, peers=self.service, identify=identify_local)
+        remote = build_application(
+            self.service,
+            peers=self.service,
+            identify=identify_tls(self.config.cluster, admit=self._admit),
+        )
+        transport = TransportServer(
+            self.credentials, Reception(self.custody), port=self.config.transport_port
+        )
+        context = self.credentials.server_context(client_certificate_required=False)
+        async with (
+            serve_unix(local, path=RUN_DIRECTORY / "api.sock"),
+            serve_tls(remote, context=context, host="", port=self.config.api_port),
+            transport,
+        ):
+            yield
+
+    def _admit(self, caller: NodeCaller | UserCaller, certificate: bytes) -> bool:
+        """A node's certificate counts for as long as the node's record names it."""
+        if isinstance(caller, UserCaller):
+            return True
+        node = self.catalog.node(caller.name)
+        return node is not None and node.certificate == fingerprint(certificate)
+
+    async def _introduce(self) -> None:
+        mine = Node(
+            name=self.config.node,
+            address=self.config.address,
+            drivers=self.config.drivers,
+            version=__version__,
+            joined_at=0.0,
+            certificate=self.credentials.fingerprint,
+            api_port=self.config.api_port,
+            transport_port=self.config.transport_port,
+        )
+        while True:
+            try:
+                await self.membership.introduce(mine)
+            except PannierError as error:
+                log.warning("node.not-introduced", error=str(error))
+                await asyncio.sleep(RETRY_SECONDS)
+            else:
+                return
+
+    async def _keep_activated(self) -> None:
+        """Make each engine that comes up look at our socket: Swarm schedules only where it did."""
+        async for _ in self.engine.starts():
+            try:
+                await self.engine.activate_plugin()
+            except EngineUnavailable as error:
+                log.warning("engine.not-activated", error=str(error))
+
+    def _on_change(self, change: Changed, tasks: Tasks) -> None:
+        """A volume that was given to this node is made ready before anybody asks for it."""
+        match change:
+            case Changed("volumes", _, before, Volume() as after):
+                was_mine = isinstance(before, Volume) and before.grant == after.grant
+                if after.grant.node == self.config.node and after.base and not was_mine:
+                    tasks.start(self._settle(after), name=f"settle {after.name}")
+
+    async def _settle(self, volume: Volume) -> None:
+        try:
+            async with self.custody.lock(volume):
+                await self.custody.serve(volume)
+                await self.custody.tidy(volume)
+        except PannierError as error:
+            log.warning("volume.not-settled", volume=volume.name, error=str(error))
+
+    async def _pool_problems(self) -> list[str]:
+        problems = [error.message for error in self.custody.broken.values()]
+        if "btrfs" in self.drivers:
+            try:
+                await asyncio.to_thread(pool.check, STATE_DIRECTORY / "pool")
+            except PannierError as error:
+                problems.append(error.message)
+        problems += [
+            f"{self.custody.mounts.path(name)} could not be made immutable: its file system has "
+            f"no such flag"
+            for name in self.custody.mounts.unguarded
+        ]
+        return problems
+
+
+def _authority() -> Authority:
+    directory = CONFIG_DIRECTORY / "ca"
+    if not (directory / "ca.key").exists():
+        raise Conflict(
+            "the cluster's CA key is not on this node",
+            remedy="make the token, and join, at the node on which 'pannier init' was run",
+        )
+    return Authority.load(directory)
+
+
+def _boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def _configure_logging() -> None:
+    """One line for each event, on stderr: the journal adds the time."""
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.format_exc_info,
+            structlog.processors.LogfmtRenderer(key_order=["level", "event", "volume"]),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s %(message)s")
+
+
+def main() -> None:
+    """The daemon's entry point; systemd starts it."""
+    _configure_logging()
+    try:
+        RUN_DIRECTORY.mkdir(mode=0o755, exist_ok=True)
+        asyncio.run(_main())
+    except PannierError as error:
+        log.error("daemon.ended", code=error.code, error=str(error))
+        sys.exit(error.exit_status)
+
+
+async def _main() -> None:
+    await Daemon(load_config()).run()

@@ -59,6 +59,8 @@ class Custody:
         self.registry = registry
         self.catalog = catalog
         self.drivers = drivers
+        self.broken: dict[str, PannierError] = {}
+        """Drivers that this node is meant to have and that cannot be opened, with the reason."""
         self.mounts = mounts
         self.mount_ids = mount_ids
         self.engine = engine
@@ -77,11 +79,13 @@ class Custody:
         """The driver of the volume.
 
         Raises:
-            NotHolder: this node does not have it.
+            NotHolder: this node does not have it; or what keeps it from opening.
         """
         try:
             return self.drivers[volume.spec.driver]
         except KeyError:
+            if volume.spec.driver in self.broken:
+                raise self.broken[volume.spec.driver] from None
             raise NotHolder(
                 f"node {self.node} has no {volume.spec.driver} driver, which volume "
                 f"{volume.name} needs",
@@ -131,6 +135,8 @@ class Custody:
             case Lost(epoch, base):
                 raise self._lost(volume, epoch, str(base) if base else None)
         source = driver.data_path(volume.id, volume.grant.epoch)
+        if not await self.processes(volume):
+            return await asyncio.to_thread(self.mounts.replace, volume.name, source)
         return await asyncio.to_thread(self.mounts.mount, volume.name, source)
 
     def _lost(self, volume: Volume, epoch: int, base: str | None) -> Corrupt:
@@ -165,9 +171,9 @@ class Custody:
             log.warning("volume.stray", volume=record.name, epoch=epoch)
 
     async def processes(self, volume: Volume) -> list[User]:
-        """Processes that use the volume's tree, as the kernel sees it."""
-        paths = [self.driver(volume).data_path(volume.id, volume.grant.epoch)]
-        return await asyncio.to_thread(users_of, paths)
+        """Processes that use the volume's tree or its mountpoint, as the kernel sees it."""
+        tree = self.driver(volume).data_path(volume.id, volume.grant.epoch)
+        return await asyncio.to_thread(users_of, [tree, self.mounts.path(volume.name)])
 
     async def users(self, volume: Volume) -> list[str]:
         """Who uses the volume on this node, in words for people; empty where nobody does."""
@@ -177,8 +183,8 @@ class Custody:
         return named
 
     def _starting(self, volume: Volume) -> bool:
-        now = boottime()
-        return any(age < STARTING_SECONDS for age in self.mount_ids.ages(volume.name, now).values())
+        hints = self.mount_ids.of(volume.name, now_boottime=boottime())
+        return any(hint.age_seconds < STARTING_SECONDS for hint in hints)
 
     async def _name_all(self, users: list[User]) -> list[str]:
         names: dict[str, None] = {}

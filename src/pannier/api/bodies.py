@@ -6,11 +6,15 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from pannier.api.caller import ACTOR_LIMIT
+from pannier.api.caller import ACTOR_PATTERN
 
 DAY_SECONDS = 86_400
-Name = Annotated[str, Meta(min_length=1, max_length=128)]
-Actor = Annotated[str, Meta(min_length=1, max_length=ACTOR_LIMIT)]
+VOLUME_PATTERN = r"^[a-zA-Z0-9][a-zA-Z0-9_.-]{1,127}$"
+NODE_PATTERN = r"^[a-zA-Z0-9]([a-zA-Z0-9.-]{0,61}[a-zA-Z0-9])?$"
+# For the document only: names are checked by the core, whose errors say what to do.
+VolumeName = Annotated[str, Meta(extra_json_schema={"pattern": VOLUME_PATTERN})]
+NodeName = Annotated[str, Meta(extra_json_schema={"pattern": NODE_PATTERN})]
+Actor = Annotated[str, Meta(pattern=f"^{ACTOR_PATTERN}$")]
 WaitSeconds = Annotated[float, Meta(ge=0, le=DAY_SECONDS)]
 
 
@@ -35,7 +39,7 @@ class JoinOrder(Body, frozen=True, kw_only=True):
     """See :class:`~pannier.service.operations.JoinRequest`."""
 
     token: Annotated[str, Meta(min_length=1, max_length=1024)]
-    name: Name
+    name: NodeName
     address: Annotated[str, Meta(min_length=1, max_length=255)]
     csr: Annotated[str, Meta(min_length=1, max_length=16_384)]
     version: Annotated[str, Meta(max_length=64)]
@@ -44,14 +48,14 @@ class JoinOrder(Body, frozen=True, kw_only=True):
 class VolumeOrder(Body, frozen=True, kw_only=True):
     """``options`` are those of ``docker volume create -o``, as text."""
 
-    name: Name
+    name: VolumeName
     options: dict[str, str] = {}
 
 
 class MoveOrder(Body, frozen=True, kw_only=True):
     """``wait_seconds``: how long to wait for the containers that use the volume to stop."""
 
-    node: Name
+    node: NodeName
     wait_seconds: WaitSeconds = 100.0
 
 
@@ -64,14 +68,14 @@ class HandoverOrder(Body, frozen=True, kw_only=True):
 class PeerRemoval(Body, frozen=True, kw_only=True):
     """``volume_id`` guards against removing a newer volume of the same name."""
 
-    volume_id: Name
+    volume_id: Annotated[str, Meta(min_length=1, max_length=128)]
     actor: Actor
 
 
 class PeerVolumeOrder(Body, frozen=True, kw_only=True):
     """As :class:`VolumeOrder`, on behalf of ``actor``."""
 
-    name: Name
+    name: VolumeName
     options: dict[str, str] = {}
     actor: Actor
 
@@ -79,6 +83,6 @@ class PeerVolumeOrder(Body, frozen=True, kw_only=True):
 class PeerMoveOrder(Body, frozen=True, kw_only=True):
     """As :class:`MoveOrder`, on behalf of ``actor``."""
 
-    node: Name
+    node: NodeName
     wait_seconds: WaitSeconds
     actor: Actor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import assert_never
@@ -11,7 +12,8 @@ from aiohttp import web
 from pannier.core.errors import Denied, InvalidInput, PannierError
 
 ACTOR_HEADER = "X-Pannier-Actor"
-ACTOR_LIMIT = 128
+ACTOR_PATTERN = "[!-~]([ -~]{0,126}[!-~])?"
+"""Printable ASCII, up to 128 characters; the names in certificates are fewer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,9 +151,9 @@ def actor_of(caller: Caller, claimed: str | None) -> str:
 
 
 def _check_actor(claimed: str) -> str:
-    if 0 < len(claimed) <= ACTOR_LIMIT and claimed.isprintable():
+    if re.fullmatch(ACTOR_PATTERN, claimed):
         return claimed
     raise InvalidInput(
         f"the header {ACTOR_HEADER} cannot be a name",
-        remedy=f"use 1 to {ACTOR_LIMIT} printable characters",
+        remedy="use 1 to 128 printable ASCII characters",
     )

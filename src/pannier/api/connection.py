@@ -36,7 +36,8 @@ SILENCE_SECONDS = 6 * KEEPALIVE_SECONDS
 ANSWER_LIMIT_BYTES = 64 * 2**20
 
 Answer = TypeVar("Answer")
-_SERVER_GONE = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, aiohttp.ClientPayloadError)
+# A text that is not UTF-8 makes a ValueError.
+_UNREADABLE = (msgspec.MsgspecError, ValueError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,18 +56,15 @@ class TlsEndpoint:
 
     Attributes:
         address: IP address or host name.
-        context: holds our certificate and the cluster's CA. It is given a check of its own (see
-            :func:`~pannier.api.tls.check_nodes`); leave its host name check off.
+        context: has the cluster's CA and, but for joining, our certificate. It becomes one for
+            nodes only (:func:`~pannier.api.tls.check_nodes`): do not use it for etcd as well.
         node: whom the server's certificate must name; None accepts any node of the cluster.
-        identified: False leaves the server's certificate to ``context`` alone, as a machine needs
-            that joins and knows nothing but the CA's fingerprint.
     """
 
     address: str
     context: ssl.SSLContext
     port: int = API_PORT
     node: str | None = None
-    identified: bool = True
 
     def __str__(self) -> str:
         host = f"[{self.address}]" if ":" in self.address else self.address
@@ -98,9 +96,8 @@ class Connection:
             case TlsEndpoint():
                 host = f"[{endpoint.address}]" if ":" in endpoint.address else endpoint.address
                 self._base = f"https://{host}:{endpoint.port}"
-                if endpoint.identified:
-                    check_nodes(endpoint.context)
-                    self._server_name = endpoint.node or ANY_NODE
+                check_nodes(endpoint.context)
+                self._server_name = endpoint.node or ANY_NODE
 
     async def __aenter__(self) -> Self:
         return self
@@ -146,7 +143,7 @@ class Connection:
                 return None
             try:
                 return msgspec.json.decode(content, type=answer)
-            except msgspec.MsgspecError as error:
+            except _UNREADABLE as error:
                 raise self._nonsense(reading, error) from error
 
     async def stream(
@@ -177,7 +174,7 @@ class Connection:
     def _item(self, line: bytes, item: type[Answer], *, reading: bool) -> Answer:
         try:
             return msgspec.json.decode(line, type=item)
-        except msgspec.MsgspecError as error:
+        except _UNREADABLE as error:
             raise _reported(line) or self._nonsense(reading, error) from error
 
     @asynccontextmanager
@@ -291,7 +288,7 @@ async def _send_once(
 def _reported(content: bytes) -> PannierError | None:
     try:
         view = msgspec.json.decode(content, type=ErrorView)
-    except msgspec.MsgspecError:
+    except _UNREADABLE:
         return None
     return from_code(view.code, view.message, remedy=view.remedy)
 

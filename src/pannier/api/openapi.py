@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 
 import pannier
-from pannier.api import ndjson
-from pannier.api.caller import ACTOR_HEADER, ACTOR_LIMIT
+from pannier.api import bodies, ndjson
+from pannier.api.caller import ACTOR_HEADER, ACTOR_PATTERN
 from pannier.api.routes import ROUTES, Access, Route
 from pannier.core import errors
 from pannier.core.errors import PannierError
@@ -26,9 +26,9 @@ _WORDS = {
     Access.PEER: "For nodes only; the asking node is the one that its certificate names.",
 }
 _PARAMETERS = {
-    "volume": ("a volume's name", r"^[a-zA-Z0-9][a-zA-Z0-9_.-]{1,127}$"),
-    "name_or_id": ("name or id of a removed volume", r"^[a-zA-Z0-9][a-zA-Z0-9_.-]{1,127}$"),
-    "node": ("a node's name", r"^[a-zA-Z0-9]([a-zA-Z0-9.-]{0,61}[a-zA-Z0-9])?$"),
+    "volume": ("a volume's name", bodies.VOLUME_PATTERN),
+    "name_or_id": ("name or id of a removed volume", bodies.VOLUME_PATTERN),
+    "node": ("a node's name", bodies.NODE_PATTERN),
 }
 
 
@@ -105,7 +105,7 @@ def _parameters(route: Route) -> list[dict[str, Any]]:
                 "name": ACTOR_HEADER,
                 "in": "header",
                 "description": "From a node: the user whose request it passes on. Else ignored.",
-                "schema": {"type": "string", "minLength": 1, "maxLength": ACTOR_LIMIT},
+                "schema": {"type": "string", "pattern": f"^{ACTOR_PATTERN}$"},
             }
         )
     return found
@@ -120,14 +120,13 @@ def _responses(route: Route) -> dict[str, Any]:
         responses[str(status)] = _failure("`, `".join(dict.fromkeys(codes)))
     if route.body is not None:
         responses["413"] = _failure(errors.InvalidInput.code)
-    responses["default"] = _failure(PannierError.code)
     return responses
 
 
 def _errors_of(route: Route) -> tuple[type[PannierError], ...]:
-    common: tuple[type[PannierError], ...] = (errors.InvalidInput, errors.Denied)
+    common: tuple[type[PannierError], ...] = (errors.InvalidInput, errors.Denied, PannierError)
     if route.name != "openapi":
-        common = (*common, *_ANYWHERE, errors.DeadlineExceeded, PannierError)
+        common = (*common, *_ANYWHERE, errors.DeadlineExceeded)
     return (*common, *route.raises)
 
 

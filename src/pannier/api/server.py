@@ -129,7 +129,7 @@ async def _read_body(request: web.Request, route: Route) -> bodies.Body | None:
     content = await request.read()
     try:
         body = msgspec.json.decode(content, type=route.body)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise InvalidInput(
             f"the body of {route.method} {route.path} cannot be accepted: {error}",
             remedy="send JSON as GET /v1/openapi.json describes it",

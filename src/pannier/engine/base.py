@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -40,4 +41,11 @@ class Engine(Protocol):
 
     async def version(self) -> str:
         """The engine's version, such as ``20.10.24``."""
+        ...
+
+    def starts(self) -> AsyncIterator[None]:
+        """Yields at once if the engine is up, and again each time it has come back up.
+
+        Never ends and raises nothing: it is how the agent learns when to activate the plugin anew.
+        """
         ...

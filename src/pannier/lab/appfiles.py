@@ -19,12 +19,21 @@ def requirements() -> list[str]:
     return sorted(line for line in metadata.requires("pannier") or [] if "extra ==" not in line)
 
 
-def host_files_for_pip() -> list[str]:
-    """Files and folders by which pip on this host finds its index: names, settings, certificates."""
-    found = ["/etc/hosts", "/etc/resolv.conf", "/etc/pip.conf", "/etc/ssl/certs"]
+def copy_pip_settings(upper: Path) -> None:
+    """Copy below ``upper`` by what pip on this host finds its index: names, settings, certificates.
+
+    Copies, because pip and its packages' build scripts run as root there.
+    """
+    wanted = ["/etc/hosts", "/etc/resolv.conf", "/etc/pip.conf", "/etc/ssl/certs"]
     for name in ("PIP_CERT", "PIP_CONFIG_FILE", "PIP_FIND_LINKS", "SSL_CERT_FILE"):
-        found += [word for word in os.environ.get(name, "").split() if word.startswith("/")]
-    return sorted(set(found))
+        wanted += [word for word in os.environ.get(name, "").split() if word.startswith("/")]
+    for source in map(Path, dict.fromkeys(wanted)):
+        target = upper / source.relative_to("/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target, ignore_dangling_symlinks=True, dirs_exist_ok=True)
+        elif source.is_file():
+            shutil.copyfile(source, target)
 
 
 def copy_to(upper: Path, *, site_packages: Path) -> None:

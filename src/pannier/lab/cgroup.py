@@ -174,7 +174,9 @@ def groups_below(name: str) -> list[Group]:
     found = set()
     for tree in hierarchies():
         with contextlib.suppress(FileNotFoundError):
-            found |= {f"{name}/{entry.name}" for entry in (tree.mount / name).iterdir() if entry.is_dir()}
+            found |= {
+                f"{name}/{entry.name}" for entry in (tree.mount / name).iterdir() if entry.is_dir()
+            }
     return [Group(each) for each in sorted(found)]
 
 

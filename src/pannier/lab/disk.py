@@ -144,11 +144,11 @@ class Disk:
         server += ["file", str(self.image), "cache=writeback", *faults]
         # The cache's file lies where TMPDIR says; it is as large as what was written.
         environment = {**os.environ, "TMPDIR": str(self.data)}
-        start_detached(self.group.joining(server), log=log, env=environment)
+        start_detached(server, join=self.group.joining, log=log, env=environment)
         see = f"see {log}"
         wait_for(lambda: socket.exists() or None, what="nbdkit", timeout=10, remedy=see, poll=0.01)
         client = ["nbdfuse", f"{mount}/disk", "--unix", str(socket)]
-        start_detached(self.group.joining(client), log=log)
+        start_detached(client, join=self.group.joining, log=log)
         wait_for(
             lambda: self._file.exists() or None, what="nbdfuse", timeout=10, remedy=see, poll=0.01
         )

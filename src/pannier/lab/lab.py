@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -101,7 +102,9 @@ class Lab:
                     remedy=f"remove it with `pannier lab down --name {self.name}` or choose a --name",
                 )
             releases = _releases(nodes, release)
-            layers = {each: rootfs.build(each, bare=bare, report=self.report) for each in set(releases)}
+            layers = {
+                each: rootfs.build(each, bare=bare, report=self.report) for each in set(releases)
+            }
             subnet = network.free_subnet(self.name)
             planned = tuple(
                 Node(
@@ -215,6 +218,7 @@ class Lab:
             stdout=stdout,
             timeout=timeout,
             env=machine.environment(),
+            what=f"{node}: {shlex.join(command)[:300]}",
         )
 
     def become(self, node: str, command: Sequence[str]) -> None:

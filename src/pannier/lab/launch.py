@@ -13,39 +13,13 @@ from pathlib import Path
 import msgspec
 
 from pannier.lab.mounts import mount_points
+from pannier.lab.plan import Plan
 from pannier.lab.process import run, supervise
 
 _REBOOT = 133
 """systemd-nspawn's exit status when the machine asked for a reboot."""
 
 _NEEDED_BY_NSPAWN = ("/proc", "/sys", "/dev")
-
-
-class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """What makes a machine.
-
-    Attributes:
-        layers: folders of the root file system, topmost first.
-        upper: the machine's own top layer, and the overlay's ``work`` folder beside it.
-        root: where its root file system is mounted.
-        device: block device of its system disk.
-        disk: where that is mounted.
-        persistent: folders inside the machine that live on the system disk.
-        keep: further folders of the host that the machine is given; mounts elsewhere are dropped.
-        command: the systemd-nspawn command that boots it, without those folders.
-        words: arguments of its process 1.
-    """
-
-    layers: tuple[str, ...]
-    upper: str
-    work: str
-    root: str
-    device: str
-    disk: str
-    persistent: tuple[str, ...]
-    keep: tuple[str, ...]
-    command: tuple[str, ...]
-    words: tuple[str, ...]
 
 
 def main(plan_file: str) -> int:

@@ -17,10 +17,10 @@ from pannier.lab.cgroup import Group, is_version_2
 from pannier.lab.disk import ROLES, Disk, Role, release_loop_devices
 from pannier.lab.engine import Engine
 from pannier.lab.errors import LabError
-from pannier.lab.launch import Plan
 from pannier.lab.mounts import unmount_below
 from pannier.lab.network import Network
 from pannier.lab.paths import Names
+from pannier.lab.plan import Plan
 from pannier.lab.process import run, start_detached, wait_for
 from pannier.lab.state import LabState, Node, NodeState
 
@@ -119,7 +119,9 @@ class Machine:
         launch = ["unshare", "--mount", "--propagation=private"]
         launch += [sys.executable, "-m", "pannier.lab.launch", str(plan_file)]
         self.group.create()
-        start_detached(self.group.joining(launch), log=self.console, env=self._nspawn_environment())
+        start_detached(
+            launch, join=self.group.joining, log=self.console, env=self._nspawn_environment()
+        )
         self._wait_until_up()
 
     @property
@@ -150,6 +152,7 @@ class Machine:
         for group in (self.group, *(self.disk(role).group for role in ROLES)):
             group.remove()
         shutil.rmtree(self.shared_dir, ignore_errors=True)
+        forget_nspawn(self.names.nspawn(self.node.name))
 
     # -- faults --------------------------------------------------------------------------------
 
@@ -203,7 +206,18 @@ class Machine:
             LabError: the machine is off or stands still.
         """
         leader = self._need_running()
-        enter = ["nsenter", "--target", str(leader), "-m", "-u", "-i", "-n", "-p", "-C", "--wd=/root"]
+        enter = [
+            "nsenter",
+            "--target",
+            str(leader),
+            "-m",
+            "-u",
+            "-i",
+            "-n",
+            "-p",
+            "-C",
+            "--wd=/root",
+        ]
         # What runs inside must stand still and end with the machine: it joins its groups.
         return self.group.joining([*enter, "--", *command])
 
@@ -256,7 +270,10 @@ class Machine:
             folder.mkdir(exist_ok=True)
         netns = self.names.netns(self.node.name)
         command = ["systemd-nspawn", "--quiet", "--boot", f"--directory={root}"]
-        command += [f"--machine=pl-{self.names.lab}-{self.node.name}", f"--hostname={self.node.name}"]
+        command += [
+            f"--machine={self.names.nspawn(self.node.name)}",
+            f"--hostname={self.node.name}",
+        ]
         command += ["--register=no", "--keep-unit", "--capability=all", "--console=pipe"]
         command += ["--resolv-conf=off", "--timezone=off", "--link-journal=no"]
         command += ["--system-call-filter=@keyring bpf", f"--network-namespace-path={netns}"]
@@ -282,8 +299,15 @@ class Machine:
         return {
             **os.environ,
             "SYSTEMD_NSPAWN_API_VFS_WRITABLE": "yes",
+            "SYSTEMD_NSPAWN_LOCK": "0",
             "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": str(int(is_version_2())),
         }
+
+
+def forget_nspawn(pattern: str) -> None:
+    """Remove the folders that systemd-nspawn keeps for a machine and leaves when it is killed."""
+    for folder in Path("/run/systemd/nspawn").glob(f"*/{pattern}"):
+        folder.rmdir()
 
 
 def remove_files(names: Names) -> None:
@@ -291,6 +315,7 @@ def remove_files(names: Names) -> None:
     release_loop_devices(names.data)
     release_loop_devices(names.run)
     unmount_below(names.run)
+    forget_nspawn(names.nspawn("*"))
     for folder in (names.data, names.run):
         # An overlay's work folder is without permissions, which do not bind root.
         run(["rm", "-rf", "--one-file-system", str(folder)])

@@ -86,6 +86,10 @@ class Names:
         """The file that keeps a machine's network namespace; for ``nsenter --net=FILE``."""
         return self.run / "netns" / node
 
+    def nspawn(self, node: str) -> str:
+        """What systemd-nspawn calls a machine."""
+        return f"pl.{self.lab}.{node}"
+
     @property
     def ssh_key(self) -> Path:
         return self.data / "ssh_key"

@@ -17,6 +17,7 @@ _PACKAGE_OF = {
     "losetup": "mount",
     "mkfs.ext4": "e2fsprogs",
     "nsenter": "util-linux",
+    "setpriv": "util-linux",
     "ssh-keygen": "openssh-client",
 }
 _FOR_CUTTABLE = {"nbdkit": "nbdkit", "nbdfuse": "libnbd-bin"}

@@ -28,6 +28,7 @@ def run(
     stdout: IO[bytes] | None = None,
     timeout: float | None = None,
     env: Mapping[str, str] | None = None,
+    what: str | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run a program to its end and return what it printed, decoded as UTF-8.
 
@@ -41,12 +42,14 @@ def run(
         stdout: an open file that takes its output instead of the result.
         timeout: seconds; None waits for ever.
         env: the whole environment; None passes ours on.
+        what: what to call it in an error; None shows the command.
 
     Raises:
         CommandFailed: it ended with another status than 0 and ``check`` is set.
         CommandTimedOut: it took longer than ``timeout``.
         LabError: the program is not there.
     """
+    what = what or shlex.join(argv)[:300]
     try:
         child = subprocess.Popen(
             argv,
@@ -66,35 +69,44 @@ def run(
         except BaseException as error:
             os.killpg(child.pid, signal.SIGKILL)
             if isinstance(error, subprocess.TimeoutExpired):
-                raise CommandTimedOut(
-                    f"no end after {timeout:g} s: {shlex.join(argv)[:300]}"
-                ) from error
+                raise CommandTimedOut(f"no end after {timeout:g} s: {what}") from error
             raise
     if check and child.returncode:
-        raise command_failed(argv, child.returncode, out or "", err or "")
+        raise _command_failed(what, child.returncode, out or "", err or "")
     return subprocess.CompletedProcess(argv, child.returncode, out or "", err or "")
 
 
-def command_failed(argv: Sequence[str], returncode: int, out: str, err: str) -> CommandFailed:
+def _command_failed(what: str, returncode: int, out: str, err: str) -> CommandFailed:
     """The error for a command's bad end, with the last lines of what it said."""
     said = "\n".join((err.strip() or out.strip()).splitlines()[-12:])
     return CommandFailed(
-        f"exit status {returncode} from: {shlex.join(argv)[:300]}" + (f"\n{said}" if said else ""),
+        f"exit status {returncode} from: {what}" + (f"\n{said}" if said else ""),
         returncode=returncode,
         stdout=out,
         stderr=err,
     )
 
 
-def start_detached(argv: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None) -> None:
-    """Start a program that outlives us, in its own session; its output goes to ``log``.
+def start_detached(
+    argv: Sequence[str],
+    *,
+    join: Callable[[list[str]], list[str]],
+    log: Path,
+    env: Mapping[str, str] | None = None,
+) -> None:
+    """Start a program that outlives us, in its own session and in a control group.
 
     Its process id is not returned on purpose: between the fork and writing the id down we could
-    be killed. Let it join a :class:`~pannier.lab.cgroup.Group`, which finds it in any case.
+    be killed. The group finds it in any case: it is there from its first moment.
+
+    Args:
+        join: :meth:`pannier.lab.cgroup.Group.joining` of the group.
+        log: file that takes what it prints.
+        env: the whole environment; None passes ours on.
     """
     with log.open("ab") as out:
         child = subprocess.run(
-            ["setsid", "--fork", *argv],
+            join(["setsid", "--fork", *argv]),
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=out,

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pannier.lab import appfiles
+from pannier.lab.errors import LabError
 from pannier.lab.mirror import download_environment, mirror
 from pannier.lab.paths import cache_root, run_root
 from pannier.lab.process import run
@@ -23,10 +24,14 @@ from pannier.lab.state import Release, locked
 
 Report = Callable[[str], None]
 
-_BARE = """systemd systemd-sysv dbus iproute2 procps python3 openssh-server ca-certificates
-    kmod rsync sudo""".split()
-_FULL = """iptables python3-venv docker.io containerd runc btrfs-progs etcd-server etcd-client
-    busybox-static e2fsprogs attr acl curl""".split()
+_BARE = [
+    *("systemd", "systemd-sysv", "dbus", "iproute2", "procps", "kmod"),
+    *("python3", "openssh-server", "ca-certificates", "rsync", "sudo"),
+]
+_FULL = [
+    *("docker.io", "containerd", "runc", "iptables", "btrfs-progs", "e2fsprogs", "attr", "acl"),
+    *("etcd-server", "etcd-client", "python3-venv", "busybox-static", "curl"),
+]
 _ONLY_TRIXIE = ["docker-cli", "docker-compose"]  # bookworm's docker.io contains the client
 
 _FOR_CLUSTER_ONLY = ("etcd.service",)
@@ -47,30 +52,21 @@ _RECIPE = 3
 
 _KEPT_APPS = 4
 
-_BUILD_DEPS = """
+# Nothing of the host is mounted into the place where a build works as root: it gets copies.
+_ENTER = """
 set -eu
-mount -t overlay overlay -o "lowerdir=$BASE,upperdir=$DRAFT/upper,workdir=$DRAFT/work" "$DRAFT/root"
-mount --rbind /dev "$DRAFT/root/dev"
+mount -t overlay overlay -o "lowerdir=$BELOW,upperdir=$DRAFT/upper,workdir=$DRAFT/work" "$DRAFT/root"
+mount -t tmpfs tmpfs "$DRAFT/root/dev"
+mknod -m 0666 "$DRAFT/root/dev/null" c 1 3
+mknod -m 0666 "$DRAFT/root/dev/urandom" c 1 9
 mount -t proc proc "$DRAFT/root/proc"
-for file in $HOST_FILES; do
-    [ -e "$file" ] || continue
-    if [ -d "$file" ]; then
-        mkdir -p "$DRAFT/root$file"
-    else
-        mkdir -p "$DRAFT/root$(dirname "$file")"
-        rm -f "$DRAFT/root$file"
-        : >"$DRAFT/root$file"
-    fi
-    mount --bind "$(readlink -f "$file")" "$DRAFT/root$file"
-done
+"""
+_BUILD_DEPS = """
 chroot "$DRAFT/root" python3 -m venv /opt/pannier/venv
 chroot "$DRAFT/root" /opt/pannier/venv/bin/pip install --no-cache-dir --quiet "$@"
 """
-
 _COMPILE_APP = """
-set -eu
-mount -t overlay overlay -o "lowerdir=$BELOW,upperdir=$DRAFT/upper,workdir=$DRAFT/work" "$DRAFT/root"
-chroot "$DRAFT/root" /opt/pannier/venv/bin/python -m compileall -q -j 2 "$PACKAGE"
+chroot "$DRAFT/root" /opt/pannier/venv/bin/python -m compileall -q "$PACKAGE"
 """
 
 
@@ -105,6 +101,7 @@ def _base(root: Path, release: Release, bare: bool, report: Report) -> Path:
         run(
             [*_alone(), "debootstrap", *options, release, str(target), mirror()],
             env=download_environment(),
+            what="debootstrap",
         )
         _trim(target)
     return layer
@@ -112,11 +109,22 @@ def _base(root: Path, release: Release, bare: bool, report: Report) -> Path:
 
 def _trim(target: Path) -> None:
     """Remove what is only of use for installing, and what would be the same on all machines."""
-    for folder in ("var/cache/apt", "var/lib/apt/lists", "var/log", "usr/share/doc", "usr/share/man"):
+    for folder in (
+        "var/cache/apt",
+        "var/lib/apt/lists",
+        "var/log",
+        "usr/share/doc",
+        "usr/share/man",
+    ):
         _empty(target / folder)
     for path in (target / "etc/ssh").glob("ssh_host_*"):
         path.unlink()
-    for name in ("etc/apt/sources.list", "etc/machine-id", "var/lib/dbus/machine-id", "etc/hostname"):
+    for name in (
+        "etc/apt/sources.list",
+        "etc/machine-id",
+        "var/lib/dbus/machine-id",
+        "etc/hostname",
+    ):
         (target / name).unlink(missing_ok=True)
     (target / "etc/resolv.conf").unlink(missing_ok=True)
     (target / "etc/resolv.conf").touch()
@@ -134,12 +142,12 @@ def _deps(root: Path, base: Path, report: Report) -> Path:
     with _draft(root, layer) as draft:
         environment = {
             **download_environment(),
-            "BASE": str(base),
+            "BELOW": str(base),
             "DRAFT": str(draft),
-            "HOST_FILES": " ".join(appfiles.host_files_for_pip()),
         }
-        script = [*_alone(), "sh", "-c", _BUILD_DEPS, "sh", *requirements]
-        run(script, env=environment)
+        appfiles.copy_pip_settings(draft / "upper")
+        script = [*_alone(), "sh", "-c", _ENTER + _BUILD_DEPS, "sh", *requirements]
+        run(script, env=environment, what="pip install")
         # How the host reaches its mirrors must not stay in the machines: keep nothing else.
         _keep_only(draft, "opt/pannier")
     return layer
@@ -162,7 +170,7 @@ def _app(root: Path, base: Path, deps: Path, report: Report) -> Path:
             "DRAFT": str(draft),
             "PACKAGE": str(inside / "pannier"),
         }
-        run([*_alone(), "sh", "-c", _COMPILE_APP], env=environment)
+        run([*_alone(), "sh", "-c", _ENTER + _COMPILE_APP], env=environment, what="compileall")
         upper.rename(layer)
         return layer
 
@@ -194,7 +202,8 @@ def _draft(root: Path, layer: Path | None) -> Iterator[Path]:
 
 def _alone() -> list[str]:
     """Run in mount and process namespaces of its own: when it ends, or we do, nothing is left."""
-    return ["unshare", "--mount", "--propagation=private", "--pid", "--fork", "--kill-child"]
+    isolate = ["unshare", "--mount", "--propagation=private", "--pid", "--fork", "--kill-child"]
+    return ["setpriv", "--pdeathsig", "KILL", *isolate]
 
 
 def _digest(*parts: object) -> str:
@@ -210,6 +219,8 @@ def _keep_only(draft: Path, folder: str) -> None:
 
 
 def _empty(folder: Path) -> None:
+    if folder.is_symlink():
+        raise LabError(f"{folder} is a symbolic link: what it points to may be the host's")
     for entry in folder.iterdir():
         if entry.is_dir() and not entry.is_symlink():
             _remove(entry)

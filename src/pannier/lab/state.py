@@ -103,7 +103,9 @@ def locked(path: Path, *, waiting: Callable[[str], None] | None = None) -> Itera
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 if waiting:
-                    waiting(f"waiting for process {os.pread(lock, 20, 0).decode() or '?'}, which works on this")
+                    waiting(
+                        f"waiting for process {os.pread(lock, 20, 0).decode() or '?'}, which works on this"
+                    )
                 fcntl.flock(lock, fcntl.LOCK_EX)
             if not _is_still(lock, path):
                 continue

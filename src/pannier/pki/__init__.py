@@ -1,0 +1,1 @@
+"""Cluster CA, identities of nodes and users, TLS contexts, join tokens."""

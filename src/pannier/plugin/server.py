@@ -106,7 +106,7 @@ class PluginServer:
             handler_cancellation=True,  # how a hang-up is noticed
             access_log=None,
             keepalive_timeout=_KEEPALIVE_SECONDS,
-            logger=_http_logger(),  # type: ignore[arg-type]  # aiohttp wants any Logger
+            logger=_http_logger(),
         )
         self._runner = web.ServerRunner(server, shutdown_timeout=_SHUTDOWN_SECONDS)
         await self._runner.setup()
@@ -156,17 +156,13 @@ class PluginServer:
             call.status, call.outcome = 200, "ok"
             return content
         except PannierError as error:
-            # InvalidInput of a use case (a bad option) is an ordinary error for Docker; only what
-            # cannot be read as a request at all is a bad request.
-            unreadable = isinstance(error, InvalidInput) and call.body is None
-            missing = isinstance(error, VolumeNotFound) or call.endpoint not in ENDPOINTS
-            call.status = 400 if unreadable else 404 if missing else 500
+            call.status = _status(error, understood=call.body is not None)
             call.outcome, call.error = error.code, str(error)
             return wire.encode_error(str(error))
         except Exception as error:
             _log.exception("plugin request failed", endpoint=call.endpoint, volume=call.volume)
             call.status, call.outcome, call.error = 500, "internal", repr(error)
-            if call.endpoint == MOUNT:
+            if call.endpoint == MOUNT and call.body is not None:
                 self._abandon(call)  # Docker sees a failure, whatever had been done by then
             return wire.encode_error(
                 f"internal error in pannierd at {call.endpoint} (request {call.id}):"
@@ -212,9 +208,10 @@ class PluginServer:
         """Run the use case in a task of its own, so that no use case can hold up the answer."""
         assert self._stopping is not None
         task = asyncio.create_task(self._when_ready(endpoint, call.body))
+        either: set[asyncio.Future[Any]] = {task, self._stopping}
         try:
             await asyncio.wait(
-                {task, self._stopping},
+                either,
                 timeout=self._left(call),
                 return_when=asyncio.FIRST_COMPLETED,
             )
@@ -335,6 +332,15 @@ class PluginServer:
             _log.info("plugin request", **shown)
         else:
             _log.warning("plugin request", **shown)
+
+
+def _status(error: PannierError, *, understood: bool) -> int:
+    """400 and 404 for what is no request; a use case's error is 500 whatever it is, for Docker
+    makes no difference, except that a volume which is not there must be told as 404.
+    """
+    if understood:
+        return 404 if isinstance(error, VolumeNotFound) else 500
+    return {InvalidInput: 400, NotFound: 404}.get(type(error), 500)
 
 
 class _OneLine(logging.Filter):

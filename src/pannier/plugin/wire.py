@@ -43,7 +43,7 @@ class MountBody(msgspec.Struct, frozen=True, rename={"name": "Name", "mount_id":
 
 
 Body = NoBody | NameBody | CreateBody | MountBody
-B = TypeVar("B", NoBody, NameBody, CreateBody, MountBody)
+B = TypeVar("B", bound=Body)
 
 
 def decode(raw: bytes, kind: type[B], *, endpoint: str) -> B:
@@ -53,7 +53,7 @@ def decode(raw: bytes, kind: type[B], *, endpoint: str) -> B:
         InvalidInput: it has another form.
     """
     if not raw.strip():
-        if kind is NoBody:
+        if issubclass(kind, NoBody):
             return kind()
         # Docker does this when the plugin went away during a call: it repeats it without its body.
         raise InvalidInput(

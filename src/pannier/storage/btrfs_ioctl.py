@@ -38,8 +38,11 @@ _GET_SUBVOL_INFO = _request(_READ, 60, 504)
 _READ_ONLY = 1 << 1
 _QUOTA_ENABLE_SIMPLE = 4
 _QUOTA_TREE = 8
-_QGROUP_INFO_KEY = 242
+_QGROUP_INFO_KEY, _QGROUP_LIMIT_KEY = 242, 244
+_SEARCH_KEY_BYTES, _ITEM_HEADER_BYTES = 104, 32
 _LIMIT_REFERENCED = 1
+_LIMIT_EXCLUSIVE = 2
+_NO_LIMIT = 2**64 - 1
 _NAME_OFFSET_V1, _NAME_OFFSET_V2 = 8, 56
 _NAME_MAX = 255
 TOP_LEVEL = 5
@@ -188,26 +191,56 @@ def join_group(path: Path, *, subvolume_id: int, group: int) -> None:
         fcntl.ioctl(fd, _QGROUP_ASSIGN, struct.pack("<QQQ", 1, subvolume_id, group))
 
 
-def limit_group(path: Path, *, group: int, size_bytes: int) -> None:
-    """Limit what ``group`` may be charged; 0 is the subvolume that ``path`` lies in."""
-    block = bytearray(struct.pack("<QQQQQQ", group, _LIMIT_REFERENCED, size_bytes, 0, 0, 0))
+def set_limit(path: Path, *, subvolume_id: int, size_bytes: int | None) -> None:
+    """Limit what a subvolume may be charged; None lifts the limit.
+
+    ``path`` must lie outside that subvolume: an exhausted one refuses this call on itself, too.
+    """
+    _set_limit(path, subvolume_id, _LIMIT_REFERENCED, size_bytes)
+
+
+def refuse_new_extents(path: Path, *, subvolume_id: int, refuse: bool) -> None:
+    """Let every write to a subvolume fail with EDQUOT, or no longer. ``path`` lies outside of it.
+
+    Uses the second of a group's two limits, so that the first one (the size) stays what it is. In
+    simple quotas both count the same bytes.
+    """
+    _set_limit(path, subvolume_id, _LIMIT_EXCLUSIVE, 1 if refuse else None)
+
+
+def _set_limit(path: Path, group: int, which: int, size_bytes: int | None) -> None:
+    value = _NO_LIMIT if size_bytes is None else size_bytes
     with _directory(path) as fd:
-        fcntl.ioctl(fd, _QGROUP_LIMIT, block)
+        fcntl.ioctl(fd, _QGROUP_LIMIT, struct.pack("<QQQQQQ", group, which, value, value, 0, 0))
+
+
+def limit_bytes(path: Path, *, subvolume_id: int) -> int | None:
+    """The limit set by :func:`set_limit`, or None."""
+    found = _quota_item(path, _QGROUP_LIMIT_KEY, subvolume_id)
+    if found is None:
+        return None
+    flags, limit = struct.unpack_from("<QQ", found, 0)
+    return int(limit) if flags & _LIMIT_REFERENCED and limit != _NO_LIMIT else None
 
 
 def charged_bytes(path: Path, *, group: int) -> int | None:
-    """What a quota group is charged, as of the last commit; None where it does not exist."""
+    """What a quota group is charged, as of the last commit; None where quotas are off."""
+    found = _quota_item(path, _QGROUP_INFO_KEY, group)
+    if found is None:
+        return None
+    _generation, referenced = struct.unpack_from("<QQ", found, 0)
+    return int(referenced)
+
+
+def _quota_item(path: Path, key: int, group: int) -> bytes | None:
+    """An item of the quota tree, as of the last commit."""
     block = bytearray(4096)
-    key = (_QUOTA_TREE, 0, 0, group, group, 0, 2**64 - 1, _QGROUP_INFO_KEY, _QGROUP_INFO_KEY, 1)
-    struct.pack_into("<QQQQQQQIII", block, 0, *key)
+    search = (_QUOTA_TREE, 0, 0, group, group, 0, 2**64 - 1, key, key, 1)
+    struct.pack_into("<QQQQQQQIII", block, 0, *search)
     with _directory(path) as fd:
         try:
             fcntl.ioctl(fd, _TREE_SEARCH, block)
         except FileNotFoundError:
             return None  # no quota tree: quotas are off
     (count,) = struct.unpack_from("<I", block, 64)
-    if not count:
-        return None
-    # After the 104 bytes of key, a 32 byte item header; then generation, referenced, ...
-    (referenced,) = struct.unpack_from("<Q", block, 104 + 32 + 8)
-    return int(referenced)
+    return bytes(block[_SEARCH_KEY_BYTES + _ITEM_HEADER_BYTES :]) if count else None

@@ -8,7 +8,7 @@ Time is the event loop's, so that leases run out in virtual time under a virtual
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -16,8 +16,8 @@ from pannier.core.errors import OutcomeUnknown, StoreUnavailable
 from pannier.store.base import ABSENT, Change, Deleted, Entry, Put, Store, WatchEvent
 from pannier.store.changes import check, lease_gone, lost_race
 from pannier.store.feed import Feed, Interrupted, Subscription
-from pannier.store.following import Following
 from pannier.store.keys import encode
+from pannier.store.snapshot import as_events
 
 
 @dataclass(slots=True)
@@ -160,8 +160,7 @@ class MemoryStore(Store):
     def cut(self) -> None:
         """Cut the connection: requests raise StoreUnavailable, watches wait."""
         self._reachable.clear()
-        for subscription in self._subscriptions:
-            subscription.cut()
+        self._cut_watches()
 
     def mend(self) -> None:
         """Undo :meth:`cut`; watches begin again."""
@@ -195,19 +194,19 @@ class MemoryStore(Store):
             raise self._unknown()
         return revision
 
-    async def watch(self, prefix: str) -> AsyncIterator[WatchEvent]:
+    async def watch(self, prefix: str) -> AsyncGenerator[WatchEvent, None]:
         self._need_session()
-        following = Following()
         while True:
             await self._reachable.wait()
+            self._need_session()
             with self.data.feed.subscribe(prefix) as subscription:
                 self._subscriptions.add(subscription)
                 try:
                     present, revision = self.data.list(prefix), self.data.revision
-                    for event in following.begin_again(present):
+                    for event in as_events(present):
                         yield event
                     while True:
-                        yield following.saw(await subscription.next(after=revision))
+                        yield await subscription.next(after=revision)
                 except Interrupted:
                     continue
                 finally:
@@ -232,6 +231,8 @@ class MemoryStore(Store):
             yield self
         finally:
             self._sessions -= 1
+            if not self._sessions:
+                self._cut_watches()
 
     async def health(self) -> dict[str, str]:
         self._need_session()
@@ -242,6 +243,10 @@ class MemoryStore(Store):
         await asyncio.sleep(self.latency_seconds)
         if not self._reachable.is_set():
             raise StoreUnavailable(f"the store at {self._name} cannot be reached")
+
+    def _cut_watches(self) -> None:
+        for subscription in self._subscriptions:
+            subscription.cut()
 
     def _unknown(self) -> OutcomeUnknown:
         return OutcomeUnknown(

@@ -1,0 +1,51 @@
+# Two commands matter: `make demo` shows the main job, `make test` passes the tests.
+# Both install what they need on a fresh Debian 12 machine, as root.
+PY := .venv/bin/python
+PYTEST := .venv/bin/pytest
+
+.PHONY: demo test quick lint types imports unit contract system bench docs setup venv clean
+
+demo: setup venv
+	$(PY) -m demo
+
+test: setup venv lint types imports quick contract system
+
+quick: unit
+
+lint: venv
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+types: venv
+	.venv/bin/mypy
+
+imports: venv
+	.venv/bin/lint-imports
+
+unit: venv
+	$(PYTEST) -q tests/unit tests/property
+
+contract: setup venv
+	$(PYTEST) -q tests/contract
+
+system: setup venv
+	$(PYTEST) -q tests/system
+
+bench: setup venv
+	$(PY) -m bench
+
+docs: venv
+	$(PY) -m pannier.cli.reference docs/reference
+
+setup:
+	tools/setup
+
+venv: .venv/.made
+
+.venv/.made: pyproject.toml
+	test -x .venv/bin/python || /usr/bin/python3 -m venv .venv
+	.venv/bin/pip install --quiet --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

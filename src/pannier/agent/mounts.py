@@ -1,0 +1,345 @@
+"""The directories that Docker is given: bind mounts of the volumes' data under one root.
+
+*Guard.* The directory under each mount is made unwritable even for root (immutable), so that
+nothing can be written where a volume should be and is not (guarantee G5).
+
+*Propagation.* Nothing is changed: a mount here gets the propagation of the mount that holds the
+root directory, which under systemd is shared. Then services with private mount namespaces receive
+a copy and, what matters more, lose it again when we unmount. Were these mounts private, copies in
+namespaces made meanwhile would stay until their service ended and pin the data. Docker's own
+namespace must be the same as ours or a slave of it; its default (no MountFlags) is the former.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import re
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+from pannier.core.errors import Conflict, StorageError, VolumeInUse
+from pannier.core.volume import check_name
+
+DEFAULT_ROOT = Path("/var/lib/pannier/mounts")
+
+_MS_BIND = 0x1000
+_MNT_DETACH = 0x2
+_UMOUNT_NOFOLLOW = 0x8
+_LONG = struct.Struct("l")
+_FS_IOC_GETFLAGS = 0x80006601 | _LONG.size << 16
+_FS_IOC_SETFLAGS = 0x40006602 | _LONG.size << 16
+_FS_IMMUTABLE_FL = 0x10
+_UNSUPPORTED = (errno.ENOTTY, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.EPERM)
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mount.argtypes = (
+    ctypes.c_char_p,
+    ctypes.c_char_p,
+    ctypes.c_char_p,
+    ctypes.c_ulong,
+    ctypes.c_void_p,
+)
+_libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
+
+
+# --- /proc/PID/mountinfo -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """One line of /proc/PID/mountinfo (proc_pid_mountinfo(5)).
+
+    Attributes:
+        id, parent: mount ids; the parent may be invisible.
+        device: ``major:minor`` of the file system.
+        root: the directory inside the file system that is seen at ``point``.
+        point: where it is mounted, as the reading process's root directory shows it.
+    """
+
+    id: int
+    parent: int
+    device: str
+    root: str
+    point: str
+    fstype: str
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """A directory, named independently of mounts: device and path inside its file system."""
+
+    device: str
+    path: str
+
+
+_ESCAPE = re.compile(rb"\\([0-7]{3})")
+
+
+def _unescape(field: bytes) -> str:
+    if b"\\" in field:
+        field = _ESCAPE.sub(lambda match: bytes((int(match[1], 8) & 0xFF,)), field)
+    return os.fsdecode(field)
+
+
+def parse_mount_line(line: bytes) -> Mount | None:
+    """Read a line; None where it has another form (it is then not one of ours)."""
+    fields = line.split()
+    try:
+        dash = fields.index(b"-", 6)
+        return Mount(
+            id=int(fields[0]),
+            parent=int(fields[1]),
+            device=fields[2].decode(),
+            root=_unescape(fields[3]),
+            point=_unescape(fields[4]),
+            fstype=fields[dash + 1].decode(),
+        )
+    except (ValueError, IndexError):
+        return None
+
+
+def parse_mountinfo(raw: bytes) -> tuple[Mount, ...]:
+    """All mounts in the order of mounting: of two at one point, the later one is seen."""
+    return tuple(mount for line in raw.splitlines() if (mount := parse_mount_line(line)))
+
+
+def own_mounts() -> tuple[Mount, ...]:
+    """The mounts of this process's namespace."""
+    return parse_mountinfo(Path("/proc/self/mountinfo").read_bytes())
+
+
+def below(path: str, top: str) -> str | None:
+    """The part of ``path`` under ``top``: empty or beginning with ``/``; None where it is not."""
+    if top == "/":
+        return "" if path == "/" else path
+    if path == top:
+        return ""
+    return path[len(top) :] if path.startswith(top + "/") else None
+
+
+def join(top: str, rest: str) -> str:
+    """The inverse of :func:`below`."""
+    return (top if top != "/" else "") + rest or "/"
+
+
+def locate(path: Path, mounts: tuple[Mount, ...], *, covered: bool = False) -> Location:
+    """Where ``path`` (absolute, free of symbolic links) lies.
+
+    Args:
+        covered: the directory under the mounts at ``path`` itself rather than the visible one.
+
+    Raises:
+        StorageError: no mount contains it.
+    """
+    text = str(path)
+    best: Mount | None = None
+    for mount in mounts:
+        rest = below(text, mount.point)
+        if rest is None or (covered and not rest):
+            continue
+        if best is None or len(mount.point) >= len(best.point):
+            best = mount
+    if best is None:
+        raise StorageError(
+            f"no mount contains {text}", remedy="look at /proc/self/mountinfo on this node"
+        )
+    return Location(best.device, join(best.root, below(text, best.point) or ""))
+
+
+# --- the table -----------------------------------------------------------------------------------
+
+
+class MountTable:
+    """Bind mounts at ``root/NAME``. The kernel's own table is the only state.
+
+    All methods are short system calls and may be repeated; one task at a time per name.
+    """
+
+    def __init__(self, root: Path = DEFAULT_ROOT) -> None:
+        root.mkdir(mode=0o755, parents=True, exist_ok=True)
+        self._root = root.resolve()
+        self._unguarded: set[str] = set()
+
+    @property
+    def root(self) -> Path:
+        """The directory that holds all mountpoints, free of symbolic links."""
+        return self._root
+
+    @property
+    def unguarded(self) -> frozenset[str]:
+        """Volumes mounted by this object whose directory could not be made immutable.
+
+        The file system has no such flag or the process may not set it; root could then write
+        under an unmounted path.
+        """
+        return frozenset(self._unguarded)
+
+    def path(self, name: str) -> Path:
+        """Where the volume is, or would be, mounted."""
+        return self._root / check_name(name)
+
+    def mounted(self) -> dict[str, Mount]:
+        """What is mounted, by volume name; of several mounts at one path, the visible one."""
+        found: dict[str, Mount] = {}
+        for mount in own_mounts():
+            rest = below(mount.point, str(self._root))
+            if rest and "/" not in rest[1:]:
+                found[rest[1:]] = mount
+        return found
+
+    def is_mounted(self, name: str, source: Path) -> bool:
+        """Whether what is visible at the volume's path is the directory ``source``."""
+        mounts = own_mounts()
+        top = _visible(self.path(name), mounts)
+        return top is not None and _location(top) == locate(source.resolve(), mounts)
+
+    def mount(self, name: str, source: Path) -> Path:
+        """Mount ``source`` and return the path; nothing is done where it is mounted already.
+
+        Raises:
+            StorageError: ``source`` is no directory, or the kernel refused.
+            Conflict: another directory is mounted there; see :meth:`replace`.
+        """
+        target = self.path(name)
+        source = self._check_source(name, source)
+        mounts = own_mounts()
+        top = _visible(target, mounts)
+        if top is None:
+            self._guard(name, target)
+            self._bind(name, source, target)
+        elif _location(top) != locate(source, mounts):
+            raise Conflict(
+                f"volume {name}: {target} shows {top.root} of device {top.device}, not {source}",
+                remedy="stop what uses it, then restart pannierd: it replaces what nothing uses",
+            )
+        return target
+
+    def replace(self, name: str, source: Path) -> Path:
+        """Mount ``source`` instead of whatever is mounted there.
+
+        The caller has made sure that nothing uses the old mount: the kernel would not refuse for
+        a container, which has its own copy.
+
+        Raises:
+            VolumeInUse: a process on the node itself uses the old mount.
+            StorageError: as :meth:`mount`.
+        """
+        source = self._check_source(name, source)
+        if not self.is_mounted(name, source):
+            self.unmount(name)
+        return self.mount(name, source)
+
+    def unmount(self, name: str, *, detach: bool = False) -> None:
+        """Unmount whatever is mounted there; nothing mounted is no error.
+
+        Args:
+            detach: unmount also what processes use; they keep writing to it. For fencing only.
+
+        Raises:
+            VolumeInUse: a process on the node itself uses it. Containers do not count here.
+            StorageError: the kernel refused for another reason.
+        """
+        target = self.path(name)
+        flags = _UMOUNT_NOFOLLOW | (_MNT_DETACH if detach else 0)
+        while _visible(target, own_mounts()) is not None:
+            if _libc.umount2(os.fsencode(target), flags) == 0:
+                continue
+            number = ctypes.get_errno()
+            if number == errno.EBUSY:
+                raise VolumeInUse(
+                    f"volume {name}: {target} cannot be unmounted, a process on this node uses it",
+                    remedy=f"find it with: fuser -vm {target}",
+                )
+            if number != errno.EINVAL:  # EINVAL: somebody else was quicker; the loop looks again
+                raise StorageError(
+                    f"volume {name}: unmounting {target} failed: {os.strerror(number)}",
+                    remedy="look at the kernel's messages (dmesg)",
+                )
+
+    def remove(self, name: str) -> None:
+        """Unmount, and remove the empty directory with its guard; for volumes that left the node.
+
+        Raises:
+            VolumeInUse, StorageError: as :meth:`unmount`; or something is in the directory.
+        """
+        self.unmount(name)
+        target = self.path(name)
+        if not target.is_dir():
+            return
+        try:
+            _set_immutable(target, False)
+            target.rmdir()
+        except OSError as error:
+            raise StorageError(
+                f"volume {name}: {target} cannot be removed: {error.strerror}",
+                remedy="look what is in it; it should be empty and is not Pannier's to delete",
+            ) from error
+        self._unguarded.discard(name)
+
+    def _check_source(self, name: str, source: Path) -> Path:
+        source = source.resolve()
+        if not source.is_dir():
+            raise StorageError(
+                f"volume {name}: {source} is not a directory",
+                remedy="see pannier doctor for the state of the pool",
+            )
+        return source
+
+    def _guard(self, name: str, target: Path) -> None:
+        """Make the directory and see that nothing can be written into it while it is bare."""
+        try:
+            target.mkdir(mode=0o700, exist_ok=True)
+            if _set_immutable(target, True):
+                self._unguarded.discard(name)
+            else:
+                target.chmod(0)
+                self._unguarded.add(name)
+        except OSError as error:
+            raise StorageError(
+                f"volume {name}: {target} cannot be prepared: {error.strerror}",
+                remedy=f"{target} must be an empty directory that Pannier may own",
+            ) from error
+
+    def _bind(self, name: str, source: Path, target: Path) -> None:
+        if _libc.mount(os.fsencode(source), os.fsencode(target), None, _MS_BIND, None) != 0:
+            raise StorageError(
+                f"volume {name}: mounting {source} at {target} failed:"
+                f" {os.strerror(ctypes.get_errno())}",
+                remedy="pannierd needs CAP_SYS_ADMIN and the node's own mount namespace",
+            )
+        if not self.is_mounted(name, source):
+            raise StorageError(
+                f"volume {name}: {target} does not show {source} although it was mounted",
+                remedy="look at /proc/self/mountinfo on this node; another program mounts there",
+            )
+
+
+def _location(mount: Mount) -> Location:
+    return Location(mount.device, mount.root)
+
+
+def _visible(target: Path, mounts: tuple[Mount, ...]) -> Mount | None:
+    text = str(target)
+    return next((mount for mount in reversed(mounts) if mount.point == text), None)
+
+
+def _set_immutable(directory: Path, wanted: bool) -> bool:
+    """Set or clear the flag; False where that is not possible. Other failures raise OSError."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        (flags,) = _LONG.unpack(fcntl.ioctl(fd, _FS_IOC_GETFLAGS, bytes(_LONG.size)))
+        if bool(flags & _FS_IMMUTABLE_FL) != wanted:
+            if wanted:
+                os.fchmod(fd, 0o700)
+            fcntl.ioctl(fd, _FS_IOC_SETFLAGS, _LONG.pack(flags ^ _FS_IMMUTABLE_FL))
+        return True
+    except OSError as error:
+        if error.errno in _UNSUPPORTED:
+            return False
+        raise
+    finally:
+        os.close(fd)

@@ -1,0 +1,310 @@
+"""The cluster's certificate authority: one self-signed ECDSA P-256 key that issues everything."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from pannier.core.errors import AlreadyExists, Denied, InvalidInput
+from pannier.core.node import check_node_name
+from pannier.pki import files
+from pannier.pki.identity import NodeIdentity, UserIdentity, check_cluster, check_user_name
+
+CA_CERTIFICATE = "ca.crt"
+CA_KEY = "ca.key"
+CA_VALIDITY = timedelta(days=3653)
+LEAF_VALIDITY = timedelta(days=1826)
+BACKDATE = timedelta(hours=1)
+"""Certificates begin this long before they are made: the clocks of a cluster may differ."""
+REQUEST_LIMIT = 16384
+"""Bytes of a certificate request that are looked at: a P-256 one has some 500."""
+
+_SERVER = ExtendedKeyUsageOID.SERVER_AUTH
+_CLIENT = ExtendedKeyUsageOID.CLIENT_AUTH
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+@dataclass(frozen=True, slots=True)
+class Authority:
+    """Issues certificates. All issued PEM texts are chains: the certificate, then the CA's.
+
+    Of a request only the public key is taken, after its proof of possession; the names in it are
+    the asker's wish and are ignored.
+
+    Attributes:
+        cluster: the cluster's id, part of every identity.
+        certificate_pem: the CA's own certificate.
+    """
+
+    cluster: str
+    certificate_pem: str
+    _certificate: x509.Certificate
+    _key: ec.EllipticCurvePrivateKey
+    _clock: Callable[[], float]
+
+    @classmethod
+    def create(
+        cls, directory: Path, *, cluster: str, clock: Callable[[], float] = time.time
+    ) -> Authority:
+        """Make a new CA in ``directory`` (0700). Repeated after a crash, it finishes.
+
+        Raises:
+            AlreadyExists: there is one; it was not touched.
+            InvalidInput: ``cluster`` cannot be an id.
+        """
+        check_cluster(cluster)
+        if (directory / CA_CERTIFICATE).exists():
+            raise AlreadyExists(
+                f"{directory} has a certificate authority already; it was left as it is",
+                remedy="this machine belongs to a cluster: see 'pannier status'",
+            )
+        files.private_directory(directory)
+        key_path = directory / CA_KEY
+        # A key without a certificate has issued nothing: an earlier attempt ended right there.
+        if not key_path.exists():
+            new = ec.generate_private_key(ec.SECP256R1())
+            files.write(key_path, private_pem(new), mode=files.PRIVATE_MODE, replace=False)
+        key = _read_key(key_path)
+        certificate = _self_signed(key, cluster=cluster, now=_at(clock))
+        files.write(
+            directory / CA_CERTIFICATE,
+            _pem(certificate),
+            mode=files.PUBLIC_MODE,
+            replace=False,
+        )
+        return cls.load(directory, clock=clock)
+
+    @classmethod
+    def load(cls, directory: Path, *, clock: Callable[[], float] = time.time) -> Authority:
+        """Read the CA of ``directory``.
+
+        Raises:
+            NotFound: there is none.
+            Denied: key and certificate do not belong together, or the key file is too open.
+        """
+        text = files.read(directory / CA_CERTIFICATE)
+        key = _read_key(directory / CA_KEY)
+        try:
+            certificate = x509.load_pem_x509_certificate(text.encode())
+        except ValueError as error:
+            raise _damaged(directory / CA_CERTIFICATE, "is not a certificate") from error
+        if certificate.public_key() != key.public_key():
+            raise _damaged(directory / CA_CERTIFICATE, "does not belong to the key beside it")
+        name = certificate.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)
+        if len(name) != 1 or not isinstance(name[0].value, str):
+            raise _damaged(directory / CA_CERTIFICATE, "is not a Pannier cluster's")
+        return cls(name[0].value, text, certificate, key, clock)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the CA's certificate, hexadecimal: what join tokens pin."""
+        return self._certificate.fingerprint(hashes.SHA256()).hex()
+
+    def issue_node(self, csr_pem: str, *, node: str, addresses: Sequence[str]) -> str:
+        """A node's certificate, for both ends of TLS.
+
+        Args:
+            csr_pem: a certificate request for a P-256 key.
+            node: the node's name; TLS clients use it as the server's name.
+            addresses: IP addresses or host names at which it is reached.
+
+        Raises:
+            InvalidInput: the request or a name cannot be accepted.
+        """
+        identity = NodeIdentity(self.cluster, check_node_name(node))
+        names = _alternative_names((node, *addresses, *_LOOPBACK), identity.uri)
+        return self._issue(csr_pem, common_name=node, names=names, usages=(_SERVER, _CLIENT))
+
+    def issue_user(self, csr_pem: str, *, user: str) -> str:
+        """A user's certificate, for the client's end only.
+
+        Raises:
+            InvalidInput: the request or the name cannot be accepted.
+        """
+        identity = UserIdentity(self.cluster, check_user_name(user))
+        names = _alternative_names((), identity.uri)
+        return self._issue(csr_pem, common_name=user, names=names, usages=(_CLIENT,))
+
+    def issue_etcd(self, csr_pem: str, *, member: str, addresses: Sequence[str]) -> str:
+        """An etcd member's certificate: it serves clients and speaks to other members.
+
+        It carries no identity of ours, so it can act neither for a node nor for a user. It is for
+        clients too, because etcd's own gateway uses the server's certificate as a client.
+
+        Raises:
+            InvalidInput: the request or a name cannot be accepted.
+        """
+        names = _alternative_names((check_node_name(member), *addresses, *_LOOPBACK), None)
+        return self._issue(csr_pem, common_name=member, names=names, usages=(_SERVER, _CLIENT))
+
+    def _issue(
+        self,
+        csr_pem: str,
+        *,
+        common_name: str,
+        names: x509.SubjectAlternativeName,
+        usages: Sequence[x509.ObjectIdentifier],
+    ) -> str:
+        now = _at(self._clock)
+        public_key = _requested_key(csr_pem)
+        subject = x509.Name(
+            [
+                x509.NameAttribute(NameOID.ORGANIZATION_NAME, self.cluster),
+                x509.NameAttribute(NameOID.COMMON_NAME, common_name),
+            ]
+        )
+        authority_key = self._certificate.extensions.get_extension_for_class(
+            x509.SubjectKeyIdentifier
+        ).value
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(self._certificate.subject)
+            .public_key(public_key)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - BACKDATE)
+            .not_valid_after(min(now + LEAF_VALIDITY, self._certificate.not_valid_after_utc))
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(_key_usage(authority=False), critical=True)
+            .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
+            .add_extension(names, critical=False)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(authority_key),
+                critical=False,
+            )
+        )
+        return _pem(builder.sign(self._key, hashes.SHA256())) + self.certificate_pem
+
+
+def private_pem(key: ec.EllipticCurvePrivateKey) -> str:
+    """A private key as PKCS #8 in PEM, not encrypted: the file's mode protects it."""
+    return key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    ).decode()
+
+
+def load_private(pem: str, *, path: Path) -> ec.EllipticCurvePrivateKey:
+    """Read a P-256 private key; ``path`` is for the error's words.
+
+    Raises:
+        Denied: it is something else.
+    """
+    try:
+        key = serialization.load_pem_private_key(pem.encode(), password=None)
+    except (ValueError, TypeError) as error:
+        raise _damaged(path, "is not a private key") from error
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise _damaged(path, "is not an ECDSA key")
+    return key
+
+
+def _read_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    return load_private(files.read_private(path), path=path)
+
+
+def _requested_key(csr_pem: str) -> ec.EllipticCurvePublicKey:
+    remedy = "make the request with 'pannier join' or for an ECDSA P-256 key"
+    if len(csr_pem) > REQUEST_LIMIT:
+        raise InvalidInput("the certificate request is too long", remedy=remedy)
+    try:
+        request = x509.load_pem_x509_csr(csr_pem.encode())
+        valid = request.is_signature_valid
+        key = request.public_key()
+    except (ValueError, InvalidSignature, TypeError) as error:
+        raise InvalidInput("the certificate request cannot be read", remedy=remedy) from error
+    if not valid:
+        raise InvalidInput("the certificate request is not signed with its own key", remedy=remedy)
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise InvalidInput("the certificate request is for another kind of key", remedy=remedy)
+    return key
+
+
+def _alternative_names(names: Sequence[str], uri: str | None) -> x509.SubjectAlternativeName:
+    found: dict[x509.GeneralName, None] = {}
+    for name in names:
+        try:
+            found[x509.IPAddress(ip_address(name))] = None
+        except ValueError:
+            # TLS clients refuse a server's name with an empty or over-long part before connecting.
+            if any(not 0 < len(label) <= 63 for label in name.split(".")):
+                raise InvalidInput(
+                    f"{name[:80]!r} is neither an IP address nor a host name",
+                    remedy="give the address at which the other nodes reach this one",
+                ) from None
+            found[x509.DNSName(_host(name))] = None
+    if uri is not None:
+        found[x509.UniformResourceIdentifier(uri)] = None
+    return x509.SubjectAlternativeName(found)
+
+
+def _host(name: str) -> str:
+    plain = name.isascii() and all(c.isalnum() or c in "-._" for c in name)
+    if not plain or len(name) > 253:
+        raise InvalidInput(
+            f"{name[:80]!r} is neither an IP address nor a host name",
+            remedy="give the address at which the other nodes reach this one",
+        )
+    return name
+
+
+def _self_signed(
+    key: ec.EllipticCurvePrivateKey, *, cluster: str, now: datetime
+) -> x509.Certificate:
+    subject = x509.Name(
+        [
+            x509.NameAttribute(NameOID.ORGANIZATION_NAME, cluster),
+            x509.NameAttribute(NameOID.COMMON_NAME, "Pannier cluster CA"),
+        ]
+    )
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - BACKDATE)
+        .not_valid_after(now + CA_VALIDITY)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_key_usage(authority=True), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+
+
+def _key_usage(*, authority: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not authority,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=authority,
+        crl_sign=authority,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _pem(certificate: x509.Certificate) -> str:
+    return certificate.public_bytes(serialization.Encoding.PEM).decode()
+
+
+def _at(clock: Callable[[], float]) -> datetime:
+    return datetime.fromtimestamp(clock(), UTC).replace(microsecond=0)
+
+
+def _damaged(path: Path, what: str) -> Denied:
+    return Denied(f"{path} {what}", remedy="restore the directory from a backup")

@@ -1,0 +1,166 @@
+"""A node's or user's own key and certificate, and the TLS contexts made from them.
+
+TLS 1.3 only. Servers and clients trust the cluster's CA and nothing else; a client names the node
+that it means as ``server_hostname``, whatever the address it connects to.
+"""
+
+from __future__ import annotations
+
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from pannier.core.errors import Denied
+from pannier.pki import files
+from pannier.pki.authority import CA_CERTIFICATE, load_private, private_pem
+from pannier.pki.identity import Identity, fingerprint, identity_of
+
+
+@dataclass(frozen=True, slots=True)
+class KeyAndRequest:
+    """A new key, and the request with which the CA issues its certificate; both PEM."""
+
+    key_pem: str
+    csr_pem: str
+
+
+def new_request(name: str) -> KeyAndRequest:
+    """Make a P-256 key and a request for it. The CA ignores ``name``; people may read it."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    request = x509.CertificateSigningRequestBuilder().subject_name(subject)
+    signed = request.sign(key, hashes.SHA256())
+    return KeyAndRequest(private_pem(key), signed.public_bytes(serialization.Encoding.PEM).decode())
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """Key, certificate chain and CA in a directory: ``ca.crt``, ``node.crt``, ``node.key``.
+
+    Attributes:
+        directory: where they are; for its owner only.
+        identity: who they are for, as the certificate says.
+        kind: the files' first name: ``node``, or ``user`` for a person's.
+    """
+
+    directory: Path
+    identity: Identity
+    kind: str = "node"
+
+    @classmethod
+    def save(
+        cls, directory: Path, *, ca: str, certificate: str, key: str, kind: str = "node"
+    ) -> Credentials:
+        """Write them (each file atomically, the key readable by its owner only) and load them.
+
+        Args:
+            directory: made where it is missing, and closed to others.
+            ca: the CA's certificate, PEM.
+            certificate: the issued chain, PEM.
+            key: the private key, PEM.
+            kind: the files' first name.
+
+        Raises:
+            Denied: they do not belong together; nothing was written.
+        """
+        _check_together(certificate, key=key, ca=ca, directory=directory, kind=kind)
+        files.private_directory(directory)
+        # The certificate comes last: without it, nothing here counts.
+        files.write(directory / f"{kind}.key", key, mode=files.PRIVATE_MODE, replace=True)
+        files.write(directory / CA_CERTIFICATE, ca, mode=files.PUBLIC_MODE, replace=True)
+        files.write(directory / f"{kind}.crt", certificate, mode=files.PUBLIC_MODE, replace=True)
+        return cls.load(directory, kind=kind)
+
+    @classmethod
+    def load(cls, directory: Path, *, kind: str = "node") -> Credentials:
+        """Read and check them.
+
+        Raises:
+            NotFound: a file is missing.
+            Denied: the key file is open to others, or the files do not belong together.
+        """
+        ca = files.read(directory / CA_CERTIFICATE)
+        certificate = files.read(directory / f"{kind}.crt")
+        key = files.read_private(directory / f"{kind}.key")
+        identity = _check_together(certificate, key=key, ca=ca, directory=directory, kind=kind)
+        return cls(directory, identity, kind)
+
+    @property
+    def certificate_path(self) -> Path:
+        """The chain: own certificate, then the CA's."""
+        return self.directory / f"{self.kind}.crt"
+
+    @property
+    def key_path(self) -> Path:
+        """The private key."""
+        return self.directory / f"{self.kind}.key"
+
+    @property
+    def ca_path(self) -> Path:
+        """The CA's certificate."""
+        return self.directory / CA_CERTIFICATE
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the own certificate, hexadecimal."""
+        return fingerprint(self.certificate_path.read_bytes())
+
+    @property
+    def ca_fingerprint(self) -> str:
+        """SHA-256 of the CA's certificate, hexadecimal."""
+        return fingerprint(self.ca_path.read_bytes())
+
+    def server_context(self, *, client_certificate_required: bool) -> ssl.SSLContext:
+        """A context for listening.
+
+        Args:
+            client_certificate_required: True for the transport. False for the API, where a machine
+                that joins has none yet; one that is shown must still be from this cluster.
+        """
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._fill(context)
+        context.verify_mode = (
+            ssl.CERT_REQUIRED if client_certificate_required else ssl.CERT_OPTIONAL
+        )
+        # No resumption: each connection shows its certificate anew.
+        context.num_tickets = 0
+        return context
+
+    def client_context(self) -> ssl.SSLContext:
+        """A context for connecting, with ``server_hostname=<node name>`` (or etcd's address)."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        self._fill(context)
+        return context
+
+    def _fill(self, context: ssl.SSLContext) -> None:
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.verify_flags |= ssl.VERIFY_X509_STRICT
+        context.load_verify_locations(cafile=str(self.ca_path))
+        context.load_cert_chain(str(self.certificate_path), str(self.key_path))
+
+
+def _check_together(certificate: str, *, key: str, ca: str, directory: Path, kind: str) -> Identity:
+    remedy = "restore the directory from a backup, or join the cluster again"
+    try:
+        parsed = x509.load_pem_x509_certificate(certificate.encode())
+        issuer = x509.load_pem_x509_certificate(ca.encode())
+    except ValueError as error:
+        raise Denied(f"a certificate in {directory} cannot be read", remedy=remedy) from error
+    private = load_private(key, path=directory / f"{kind}.key")
+    if parsed.public_key() != private.public_key():
+        raise Denied(
+            f"{directory / f'{kind}.crt'} does not belong to the key beside it", remedy=remedy
+        )
+    try:
+        parsed.verify_directly_issued_by(issuer)
+    except (ValueError, TypeError, InvalidSignature) as error:
+        raise Denied(
+            f"{directory / f'{kind}.crt'} was not issued by the CA beside it", remedy=remedy
+        ) from error
+    return identity_of(parsed.public_bytes(serialization.Encoding.DER))

@@ -1,0 +1,316 @@
+"""Making a machine a node: ``pannier init``, ``pannier join`` and ``pannier ca``.
+
+Each may be repeated after a failure: what was made is found again and used. The last thing written
+is the configuration, without which the daemon does not start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+
+from pannier import __version__
+from pannier.api.client import ApiClient
+from pannier.api.connection import TlsEndpoint, UnixEndpoint
+from pannier.cluster.registry import ClusterRecord, Registry
+from pannier.config import (
+    CONFIG_DIRECTORY,
+    RUN_DIRECTORY,
+    STATE_DIRECTORY,
+    Config,
+    load_config,
+    save_config,
+)
+from pannier.core.errors import AlreadyExists, Conflict, InvalidInput, PannierError, Unavailable
+from pannier.core.node import API_PORT, Node, check_node_name
+from pannier.core.size import parse_size
+from pannier.pki.authority import Authority
+from pannier.pki.credentials import Credentials, new_request
+from pannier.pki.pin import pin
+from pannier.pki.token import Token
+from pannier.service.operations import JoinRequest
+from pannier.storage.pool import create_pool
+from pannier.storage.process import run
+from pannier.store.address import open_store
+
+AUTHORITY_DIRECTORY = CONFIG_DIRECTORY / "ca"
+POOL_MOUNTPOINT = STATE_DIRECTORY / "pool"
+DEFAULT_POOL = STATE_DIRECTORY / "pool.img"
+UNITS = ("pannierd.socket", "pannierd.service")
+UNIT_DIRECTORY = Path("/etc/systemd/system")
+START_SECONDS = 30.0
+POOL_SHARE = 0.8
+"""A sparse pool may grow to this share of what is free when it is made."""
+
+
+def init(
+    *,
+    name: str | None,
+    address: str | None,
+    store: str,
+    pool: str | None,
+    pool_size: str | None,
+    driver: str,
+    force_format: str | None,
+) -> None:
+    """Make a new cluster with this machine as its first node.
+
+    Raises:
+        Conflict: it belongs to a cluster already; and whatever store, pool or systemd report.
+    """
+    _refuse_second_time()
+    name = check_node_name(name or socket.gethostname())
+    address = address or _own_address()
+    if store == "sqlite":
+        store = f"sqlite:{STATE_DIRECTORY / 'store.db'}"
+    asyncio.run(_init(name, address, store, pool, pool_size, driver, force_format))
+
+
+async def _init(
+    name: str,
+    address: str,
+    store: str,
+    pool: str | None,
+    pool_size: str | None,
+    driver: str,
+    force_format: str | None,
+) -> None:
+    authority = _authority()
+    pool_path = await _prepare_storage(driver, pool, pool_size, force_format)
+    request = new_request(name)
+    credentials = Credentials.save(
+        CONFIG_DIRECTORY,
+        ca=authority.certificate_pem,
+        certificate=authority.issue_node(request.csr_pem, node=name, addresses=[address]),
+        key=request.key_pem,
+    )
+    await _found(store, credentials, authority.cluster, name, address, driver)
+    save_config(
+        Config(
+            node=name,
+            cluster=authority.cluster,
+            address=address,
+            store=store,
+            drivers=(driver,),
+            pool=pool_path,
+        )
+    )
+    await _start_daemon()
+
+
+def _authority() -> Authority:
+    if (AUTHORITY_DIRECTORY / "ca.crt").exists():
+        return Authority.load(AUTHORITY_DIRECTORY)
+    return ca_create(AUTHORITY_DIRECTORY)
+
+
+async def _found(
+    address: str, credentials: Credentials, cluster: str, name: str, own: str, driver: str
+) -> None:
+    """Write the cluster's identity and the first node's record, unless an earlier try did."""
+    store = open_store(address, tls=credentials.client_context())
+    registry = Registry(store)
+    node = Node(
+        name=name,
+        address=own,
+        drivers=(driver,),
+        version=__version__,
+        joined_at=time.time(),
+        certificate=credentials.fingerprint,
+    )
+    async with store.session():
+        there = await registry.cluster()
+        if there is None:
+            await registry.found(ClusterRecord(cluster, time.time()))
+        elif there.id != cluster:
+            raise Conflict(
+                f"the store {address} belongs to the cluster {there.id}, not to {cluster}",
+                remedy="use an empty store, or join that cluster instead",
+            )
+        found = await registry.node(name)
+        await registry.put_node(node, expect=found.revision if found else 0)
+
+
+def join(
+    *,
+    address: str,
+    token: str,
+    name: str | None,
+    own_address: str | None,
+    pool: str | None,
+    pool_size: str | None,
+    driver: str,
+    force_format: str | None,
+) -> None:
+    """Make this machine a node of the cluster that ``address`` belongs to.
+
+    Raises:
+        Denied: the token, or somebody else answers there; AlreadyExists: the name is taken.
+    """
+    _refuse_second_time()
+    name = check_node_name(name or socket.gethostname())
+    parsed = Token.parse(token)
+    own_address = own_address or _own_address(towards=address)
+    asyncio.run(_join(address, parsed, name, own_address, pool, pool_size, driver, force_format))
+
+
+async def _join(
+    address: str,
+    token: Token,
+    name: str,
+    own_address: str,
+    pool: str | None,
+    pool_size: str | None,
+    driver: str,
+    force_format: str | None,
+) -> None:
+    pinned = await pin(address, port=API_PORT, ca_fingerprint=token.ca_fingerprint)
+    pool_path = await _prepare_storage(driver, pool, pool_size, force_format)
+    request = new_request(name)
+    endpoint = TlsEndpoint(address=address, context=pinned.context, identified=False)
+    async with ApiClient(endpoint) as client:
+        reply = await client.join(
+            JoinRequest(
+                token=token.text(),
+                name=name,
+                address=own_address,
+                csr=request.csr_pem,
+                version=__version__,
+            )
+        )
+    Credentials.save(
+        CONFIG_DIRECTORY, ca=reply.ca, certificate=reply.certificate, key=request.key_pem
+    )
+    save_config(
+        Config(
+            node=name,
+            cluster=reply.cluster,
+            address=own_address,
+            store=reply.store,
+            drivers=(driver,),
+            pool=pool_path,
+        )
+    )
+    await _start_daemon()
+
+
+def _refuse_second_time() -> None:
+    try:
+        config = load_config()
+    except InvalidInput:
+        if not (CONFIG_DIRECTORY / "pannierd.toml").exists():
+            return
+        raise
+    raise Conflict(
+        f"this machine is node {config.node} of the cluster {config.cluster} already",
+        remedy="see pannier status; to leave, remove the node there and move /etc/pannier away",
+    )
+
+
+def _own_address(towards: str = "192.0.2.1") -> str:
+    """The address that this machine's routing picks; no packet is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((towards, 9))
+        except OSError as error:
+            raise InvalidInput(
+                "this machine's address cannot be found out", remedy="say it: --address IP"
+            ) from error
+        return str(probe.getsockname()[0])
+
+
+async def _prepare_storage(
+    driver: str, pool: str | None, pool_size: str | None, force_format: str | None
+) -> str | None:
+    """Make the pool, or find the one that is there. Returns its device or file."""
+    STATE_DIRECTORY.mkdir(mode=0o711, parents=True, exist_ok=True)
+    if driver == "directory":
+        if pool or pool_size or force_format:
+            raise InvalidInput(
+                "the directory driver has no pool", remedy="leave the pool's options out"
+            )
+        return None
+    source = Path(pool) if pool else DEFAULT_POOL
+    if force_format is not None and force_format != str(source):
+        raise InvalidInput(
+            f"--force-format {force_format} is not the pool {source}",
+            remedy="repeat the pool's own path, to show that you mean that device",
+        )
+    size = parse_size(pool_size) if pool_size else None
+    if size is None and not source.exists():
+        size = int(shutil.disk_usage(STATE_DIRECTORY).free * POOL_SHARE)
+    await create_pool(
+        source,
+        mountpoint=POOL_MOUNTPOINT,
+        size_bytes=size,
+        force_format=force_format is not None,
+    )
+    return str(source)
+
+
+async def _start_daemon() -> None:
+    """Install and start the units, and wait until the daemon answers."""
+    daemon = shutil.which("pannierd") or str(Path(sys.argv[0]).with_name("pannierd"))
+    for unit in UNITS:
+        text = resources.files("pannier").joinpath("systemd", unit).read_text()
+        text = text.replace("/usr/local/bin/pannierd", daemon)
+        (UNIT_DIRECTORY / unit).write_text(text)
+    await run(["systemctl", "daemon-reload"], timeout_s=START_SECONDS)
+    await run(["systemctl", "enable", "--quiet", *UNITS], timeout_s=START_SECONDS)
+    await run(["systemctl", "start", *UNITS], timeout_s=START_SECONDS)
+    deadline = time.monotonic() + START_SECONDS
+    last: PannierError = Unavailable("pannierd does not answer")
+    while time.monotonic() < deadline:
+        try:
+            async with ApiClient(UnixEndpoint(RUN_DIRECTORY / "api.sock")) as client:
+                await client.nodes()
+                return
+        except PannierError as error:
+            last = error
+        await asyncio.sleep(0.1)
+    raise Unavailable(
+        f"pannierd was started and does not answer: {last.message}",
+        remedy="see journalctl -u pannierd",
+    )
+
+
+def ca_create(directory: Path) -> Authority:
+    """Make a new cluster's CA, before ``init``: for an etcd that shall use its certificates.
+
+    Raises:
+        AlreadyExists: there is one.
+    """
+    return Authority.create(directory, cluster=secrets.token_hex(6))
+
+
+def ca_issue_etcd(
+    *, name: str, addresses: Sequence[str], out_directory: Path, ca_directory: Path
+) -> None:
+    """Write ``ca.crt``, ``tls.crt`` and ``tls.key`` for an etcd member.
+
+    Raises:
+        AlreadyExists: there is such a file.
+    """
+    authority = Authority.load(ca_directory)
+    request = new_request(name)
+    out_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    files = {
+        "ca.crt": authority.certificate_pem,
+        "tls.crt": authority.issue_etcd(request.csr_pem, member=name, addresses=addresses),
+        "tls.key": request.key_pem,
+    }
+    for file_name in files:
+        file = out_directory / file_name
+        if file.exists():
+            raise AlreadyExists(f"{file} exists", remedy="choose another --dir, or move it away")
+    for file_name, text in files.items():
+        file = out_directory / file_name
+        file.touch(mode=0o600)
+        file.write_text(text)

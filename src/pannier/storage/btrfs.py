@@ -1,0 +1,393 @@
+"""The btrfs driver: live trees and generations are subvolumes, a transfer is send and receive.
+
+::
+
+    POOL/volumes/VOLUME/                 a subvolume, so that quotas of all within add up in its group
+        live-EPOCH/data/                 a subvolume; containers see data/, which is all theirs
+        generations/EPOCH.SEQUENCE/tree  a read-only subvolume in a plain directory
+        incoming/EPOCH.SEQUENCE/tree     what is being received
+
+A read-only subvolume can be renamed but not moved to another directory (EROFS), and ``receive``
+gives it the sender's name. So every generation is called ``tree``, and the plain directory around
+it is what moves from ``incoming`` to ``generations``, in one rename, once all is verified and synced.
+
+Power may fail between any two lines here. What then remains is one of: a name with a leading dot
+or something in ``incoming``, which :meth:`BtrfsDriver.open` removes; a directory in ``generations``
+without a tree, which counts for nothing but keeps its number from being given again; or a step that
+the caller repeats.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from pannier.core.errors import Corrupt, StorageError
+from pannier.core.generation import Generation
+from pannier.storage import btrfs_ioctl, pool
+from pannier.storage.base import Capacity, LiveTree, LocalCopy, RootAttributes
+from pannier.storage.blocking import in_thread, told_as_storage_error
+from pannier.storage.btrfs_layout import (
+    DRAFT,
+    Home,
+    destroy_home,
+    is_whole,
+    sweep,
+)
+from pannier.storage.btrfs_stream import receive_stream, send_stream, swallow_stream
+from pannier.storage.tree_size import allocated_bytes
+
+
+class BtrfsDriver:
+    """Driver for a pool on btrfs.
+
+    Args:
+        mountpoint: where the pool is mounted.
+        source: its device or file; where given, :meth:`open` mounts it and :meth:`close` unmounts.
+    """
+
+    name = "btrfs"
+    generations_in_use = True
+
+    def __init__(self, mountpoint: Path, *, source: Path | None = None) -> None:
+        self._mountpoint = mountpoint
+        self._source = source
+        self._volumes = mountpoint / "volumes"
+        self._quotas = False
+        self._walked: dict[str, tuple[int, int]] = {}
+
+    async def open(self) -> None:
+        """See :meth:`Driver.open`."""
+        if self._source is not None:
+            found = await pool.open_pool(self._source, mountpoint=self._mountpoint)
+        else:
+            found = await in_thread(pool.verify_pool, self._mountpoint)
+        self._quotas = found.quotas
+        await in_thread(self._open)
+
+    def _open(self) -> None:
+        pool.check(self._mountpoint)
+        with told_as_storage_error("clean up the pool"):
+            self._volumes.mkdir(mode=0o700, exist_ok=True)
+            sweep(self._volumes)
+
+    async def close(self) -> None:
+        """See :meth:`Driver.close`."""
+        if self._source is not None:
+            await pool.close_pool(self._mountpoint)
+
+    async def volumes(self) -> tuple[str, ...]:
+        """See :meth:`Driver.volumes`."""
+        return await in_thread(self._list_volumes)
+
+    def _list_volumes(self) -> tuple[str, ...]:
+        with told_as_storage_error("list the volumes"):
+            names = sorted(name for name in os.listdir(self._volumes) if not name.startswith("."))
+            homes = ((name, self._home(name)) for name in names)
+            return tuple(name for name, home in homes if home.epochs() or home.generations())
+
+    async def inspect(self, volume: str) -> LocalCopy:
+        """See :meth:`Driver.inspect`."""
+        return await in_thread(self._inspect, self._home(volume))
+
+    def _inspect(self, home: Home) -> LocalCopy:
+        with told_as_storage_error(f"read what is here of volume {home.volume}"):
+            live = (
+                LiveTree(epoch, sealed=btrfs_ioctl.is_read_only(home.live(epoch)))
+                for epoch in home.epochs()
+            )
+            return LocalCopy(live=tuple(live), generations=home.generations())
+
+    async def create(
+        self, volume: str, *, epoch: int, root: RootAttributes, size_bytes: int | None
+    ) -> None:
+        """See :meth:`Driver.create`."""
+        await in_thread(self._create, self._home(volume), epoch, root, size_bytes)
+
+    def _create(self, home: Home, epoch: int, root: RootAttributes, size_bytes: int | None) -> None:
+        live = home.live(epoch)
+        with told_as_storage_error(f"create volume {home.volume}"):
+            if not live.exists():
+                home.make(quotas=self._quotas)
+                draft = home.path / f"{DRAFT}{live.name}"
+                if draft.exists():
+                    btrfs_ioctl.destroy_subvolume(draft)
+                btrfs_ioctl.create_subvolume(draft)
+                data = draft / "data"
+                data.mkdir()
+                os.chown(data, root.uid, root.gid)
+                data.chmod(root.mode)  # last: chown clears the setuid bits
+                draft.rename(live)
+            self._limit(live, size_bytes)
+            btrfs_ioctl.sync_filesystem(home.path)
+
+    def _limit(self, live: Path, size_bytes: int | None) -> None:
+        """Stop a runaway writer; not an exact size.
+
+        A simple quota charges an extent to the subvolume that first wrote it, until nobody refers
+        to it. Rewriting data that a generation still has is therefore charged twice, and what a
+        promoted tree inherited is not charged at all. Twice the size never refuses a write that
+        fits; exact accounting is for those who watch :meth:`used_bytes`.
+        """
+        if self._quotas and size_bytes is not None:
+            number = btrfs_ioctl.subvolume_info(live).id
+            btrfs_ioctl.set_limit(live.parent, subvolume_id=number, size_bytes=2 * size_bytes)
+
+    def data_path(self, volume: str, epoch: int) -> Path:
+        """See :meth:`Driver.data_path`."""
+        return self._home(volume).live(epoch) / "data"
+
+    def generation_path(self, volume: str, generation: Generation) -> Path:
+        """The read-only data directory of a generation, for reading it without promoting it."""
+        return self._home(volume).tree(generation) / "data"
+
+    async def snapshot(self, volume: str, *, epoch: int) -> Generation:
+        """See :meth:`Driver.snapshot`."""
+        return await in_thread(self._snapshot, self._home(volume), epoch)
+
+    def _snapshot(self, home: Home, epoch: int) -> Generation:
+        with told_as_storage_error(f"make a generation of volume {home.volume}"):
+            live = _existing_live(home, epoch)
+            unchanged = home.saved_as(live)
+            if unchanged is not None:
+                # Buffered writes may show only once they are flushed; this costs 30 us when idle.
+                btrfs_ioctl.sync_filesystem(live)
+                unchanged = home.saved_as(live)
+            if unchanged is not None:
+                return unchanged
+            generation = home.next_generation(epoch)
+            tree = home.tree(generation)
+            tree.parent.mkdir()
+            try:
+                # Flushes the tree, commits the transaction: durable, directory included.
+                btrfs_ioctl.create_snapshot(live, target=tree, read_only=True)
+            except OSError:
+                tree.parent.rmdir()
+                raise
+            return generation
+
+    async def seal(self, volume: str, *, epoch: int) -> Generation:
+        """See :meth:`Driver.seal`.
+
+        Read-only alone does not stop a file descriptor that is open for writing: the kernel looks
+        at it only when a file is opened. Where quotas are on, an exhausted one stops those too; and
+        :meth:`drop_live` refuses a tree that has more than its last generation.
+        """
+        return await in_thread(self._seal, self._home(volume), epoch)
+
+    def _seal(self, home: Home, epoch: int) -> Generation:
+        with told_as_storage_error(f"seal volume {home.volume}"):
+            live = _existing_live(home, epoch)
+            self._switch(live, sealed=True)
+        return self._snapshot(home, epoch)
+
+    async def unseal(self, volume: str, *, epoch: int) -> None:
+        """See :meth:`Driver.unseal`."""
+        await in_thread(self._unseal, self._home(volume), epoch)
+
+    def _unseal(self, home: Home, epoch: int) -> None:
+        with told_as_storage_error(f"unseal volume {home.volume}"):
+            live = _existing_live(home, epoch)
+            self._switch(live, sealed=False)
+
+    def _switch(self, live: Path, *, sealed: bool) -> None:
+        """Set a live tree read-only or writable, and its quota with it.
+
+        A subvolume that has used up its quota refuses even to be set read-only, so the size limit
+        is lifted for that moment. Power that fails in it leaves a tree without this guard.
+        """
+        if not self._quotas:
+            btrfs_ioctl.set_read_only(live, read_only=sealed)
+            return
+        home, number = live.parent, btrfs_ioctl.subvolume_info(live).id
+        if btrfs_ioctl.is_read_only(live) != sealed:
+            size_bytes = btrfs_ioctl.limit_bytes(home, subvolume_id=number)
+            btrfs_ioctl.refuse_new_extents(home, subvolume_id=number, refuse=False)
+            btrfs_ioctl.set_limit(home, subvolume_id=number, size_bytes=None)
+            try:
+                btrfs_ioctl.set_read_only(live, read_only=sealed)
+            finally:
+                btrfs_ioctl.set_limit(home, subvolume_id=number, size_bytes=size_bytes)
+        btrfs_ioctl.refuse_new_extents(home, subvolume_id=number, refuse=sealed)
+
+    async def promote(
+        self, volume: str, generation: Generation, *, epoch: int, size_bytes: int | None
+    ) -> None:
+        """See :meth:`Driver.promote`."""
+        await in_thread(self._promote, self._home(volume), generation, epoch, size_bytes)
+
+    def _promote(
+        self, home: Home, generation: Generation, epoch: int, size_bytes: int | None
+    ) -> None:
+        with told_as_storage_error(f"make generation {generation} of {home.volume} writable"):
+            live = home.live(epoch)
+            if not live.exists():
+                tree = _existing_tree(home, generation)
+                # A new writable snapshot, never a flipped flag: the generation must stay as it is.
+                btrfs_ioctl.create_snapshot(tree, target=live, read_only=False)
+            self._limit(live, size_bytes)
+
+    async def drop_live(self, volume: str, *, epoch: int) -> None:
+        """See :meth:`Driver.drop_live`."""
+        await in_thread(self._drop_live, self._home(volume), epoch)
+
+    def _drop_live(self, home: Home, epoch: int) -> None:
+        with told_as_storage_error(f"drop the live tree {epoch} of volume {home.volume}"):
+            live = home.live(epoch)
+            if not live.exists():
+                return
+            btrfs_ioctl.sync_filesystem(live)
+            if not btrfs_ioctl.is_read_only(live) or home.saved_as(live) is None:
+                raise StorageError(
+                    f"the live tree {epoch} of volume {home.volume} may hold what no generation has",
+                    remedy="seal it first",
+                )
+            btrfs_ioctl.destroy_subvolume(live)
+
+    @asynccontextmanager
+    async def send(
+        self, volume: str, generation: Generation, *, base: Generation | None
+    ) -> AsyncIterator[int]:
+        """See :meth:`Driver.send`."""
+        home = self._home(volume)
+        tree = await in_thread(_existing_tree, home, generation)
+        parent = await in_thread(_existing_tree, home, base) if base is not None else None
+        async with send_stream(tree, parent=parent) as reader:
+            yield reader
+
+    @asynccontextmanager
+    async def receive(
+        self, volume: str, generation: Generation, *, base: Generation | None
+    ) -> AsyncIterator[int]:
+        """See :meth:`Driver.receive`."""
+        home = self._home(volume)
+        if await in_thread(is_whole, home.tree(generation)):
+            async with swallow_stream() as writer:
+                yield writer
+            return
+        parent = await in_thread(_existing_tree, home, base) if base is not None else None
+        incoming = home.incoming(generation)
+        await in_thread(self._prepare_incoming, home, generation)
+        try:
+            async with receive_stream(incoming) as writer:
+                yield writer
+            await in_thread(self._accept, home, generation, parent)
+        except BaseException:
+            # Shielded: a cancelled transfer must not leave what nobody will look at before a restart.
+            await asyncio.shield(in_thread(home.discard_incoming, generation))
+            raise
+
+    def _prepare_incoming(self, home: Home, generation: Generation) -> None:
+        with told_as_storage_error(f"receive generation {generation} of volume {home.volume}"):
+            home.make(quotas=self._quotas)
+            home.discard_incoming(generation)
+            home.incoming(generation).mkdir()
+
+    def _accept(self, home: Home, generation: Generation, parent: Path | None) -> None:
+        """Verify what was received, make it durable, and only then give it its name."""
+        what = f"generation {generation} of volume {home.volume}"
+        with told_as_storage_error(f"take in {what}"):
+            incoming = home.incoming(generation)
+            tree = incoming / "tree"
+            if os.listdir(incoming) != ["tree"] or not btrfs_ioctl.is_subvolume(tree):
+                raise Corrupt(f"the stream of {what} was of something else", remedy="send it again")
+            found = btrfs_ioctl.subvolume_info(tree)
+            if not found.read_only or not found.received_uuid or not (tree / "data").is_dir():
+                raise Corrupt(f"the stream of {what} was not complete", remedy="send it again")
+            expected = btrfs_ioctl.subvolume_info(parent).uuid if parent is not None else ""
+            if found.parent_uuid != expected:
+                raise Corrupt(
+                    f"the stream of {what} is not the difference to the base that was agreed",
+                    remedy="send it whole",
+                )
+            btrfs_ioctl.sync_filesystem(tree)
+            place = home.tree(generation).parent
+            if place.exists():
+                place.rmdir()  # the number of a deleted generation, which now comes back
+            incoming.rename(place)
+            btrfs_ioctl.sync_filesystem(place)
+
+    async def delete_generation(self, volume: str, generation: Generation) -> None:
+        """See :meth:`Driver.delete_generation`."""
+        await in_thread(self._delete_generation, self._home(volume), generation)
+
+    def _delete_generation(self, home: Home, generation: Generation) -> None:
+        with told_as_storage_error(f"delete generation {generation} of volume {home.volume}"):
+            tree = home.tree(generation)
+            if btrfs_ioctl.is_subvolume(tree):
+                btrfs_ioctl.destroy_subvolume(tree)
+            home.forget_old_numbers()
+
+    async def delete(self, volume: str) -> None:
+        """See :meth:`Driver.delete`."""
+        await in_thread(self._delete, self._home(volume))
+
+    def _delete(self, home: Home) -> None:
+        with told_as_storage_error(f"delete volume {home.volume}"):
+            if home.path.exists():
+                destroy_home(home.path)
+                btrfs_ioctl.sync_filesystem(self._volumes)
+        self._walked.pop(home.volume, None)
+
+    async def used_bytes(self, volume: str) -> int:
+        """See :meth:`Driver.used_bytes`. As of the last commit, at most 30 s ago.
+
+        Without quotas (kernels before 6.7) the newest tree is walked, again only after a change.
+        """
+        return await in_thread(self._used_bytes, self._home(volume))
+
+    def _used_bytes(self, home: Home) -> int:
+        with told_as_storage_error(f"measure volume {home.volume}"):
+            if not home.path.exists():
+                return 0
+            group = btrfs_ioctl.group_of(btrfs_ioctl.subvolume_info(home.path).id)
+            charged = btrfs_ioctl.charged_bytes(home.path, group=group)
+            return charged if charged is not None else self._walk(home)
+
+    def _walk(self, home: Home) -> int:
+        trees = [home.live(epoch) for epoch in home.epochs()[-1:]]
+        trees += [home.tree(generation) for generation in home.generations()[-1:]]
+        if not trees:
+            return 0
+        version = btrfs_ioctl.subvolume_info(trees[0]).ctransid
+        known = self._walked.get(home.volume)
+        if known is None or known[0] != version:
+            known = self._walked[home.volume] = (version, allocated_bytes(trees[0]))
+        return known[1]
+
+    async def capacity(self) -> Capacity:
+        """See :meth:`Driver.capacity`."""
+        return await in_thread(self._capacity)
+
+    def _capacity(self) -> Capacity:
+        with told_as_storage_error("read the size of the pool"):
+            found = os.statvfs(self._mountpoint)
+        return Capacity(
+            total_bytes=found.f_blocks * found.f_frsize, free_bytes=found.f_bavail * found.f_frsize
+        )
+
+    def _home(self, volume: str) -> Home:
+        return Home.of(volume, volumes=self._volumes)
+
+
+def _existing_live(home: Home, epoch: int) -> Path:
+    live = home.live(epoch)
+    if not live.is_dir():
+        raise StorageError(
+            f"volume {home.volume} has no live tree of epoch {epoch} on this node",
+            remedy="see `pannier volume show` for who holds it",
+        )
+    return live
+
+
+def _existing_tree(home: Home, generation: Generation) -> Path:
+    tree = home.tree(generation)
+    if not is_whole(tree):
+        raise Corrupt(
+            f"generation {generation} of volume {home.volume} is not here, or not whole",
+            remedy="take another generation, or let this node catch up first",
+        )
+    return tree

@@ -1,0 +1,180 @@
+"""Where the btrfs driver keeps what, and what counts as whole."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from pannier.core.errors import InvalidInput
+from pannier.core.generation import Generation
+from pannier.storage import btrfs_ioctl
+
+DRAFT = ".new-"
+_DOOMED = ".gone-"
+_LIVE = "live-"
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """The directory of one volume, which need not exist."""
+
+    volume: str
+    path: Path
+
+    @classmethod
+    def of(cls, volume: str, *, volumes: Path) -> Home:
+        """The home of ``volume``.
+
+        Raises:
+            InvalidInput: an id that could leave its directory.
+        """
+        check_id(volume)
+        return cls(volume, volumes / volume)
+
+    def live(self, epoch: int) -> Path:
+        """The subvolume of a live tree."""
+        return self.path / f"{_LIVE}{epoch}"
+
+    def tree(self, generation: Generation) -> Path:
+        """The subvolume of a generation."""
+        return self.path / "generations" / str(generation) / "tree"
+
+    def incoming(self, generation: Generation) -> Path:
+        """The directory that a generation is received into."""
+        return self.path / "incoming" / str(generation)
+
+    def epochs(self) -> tuple[int, ...]:
+        """Epochs of the live trees, oldest first."""
+        names = _names(self.path)
+        return tuple(sorted(int(n.removeprefix(_LIVE)) for n in names if n.startswith(_LIVE)))
+
+    def generations(self) -> tuple[Generation, ...]:
+        """Whole generations, oldest first."""
+        return tuple(g for g in self._numbers() if is_whole(self.tree(g)))
+
+    def _numbers(self) -> tuple[Generation, ...]:
+        return tuple(sorted(Generation.parse(name) for name in _names(self.path / "generations")))
+
+    def next_generation(self, epoch: int) -> Generation:
+        """The number after the highest ever given in this epoch, deleted ones included."""
+        given = [number.sequence for number in self._numbers() if number.epoch == epoch]
+        return Generation(epoch, max(given, default=0) + 1)
+
+    def saved_as(self, live: Path) -> Generation | None:
+        """The generation that has exactly the content of a live tree, as far as it was flushed.
+
+        That is its own last snapshot, or the one that it was promoted from, if the content's
+        transaction number is still the same.
+        """
+        tree = btrfs_ioctl.subvolume_info(live)
+        for generation in reversed(self.generations()):
+            found = btrfs_ioctl.subvolume_info(self.tree(generation))
+            if found.parent_uuid == tree.uuid or tree.parent_uuid == found.uuid:
+                return generation if found.ctransid == tree.ctransid else None
+        return None
+
+    def make(self, *, quotas: bool) -> None:
+        """Make the home where there is none: a subvolume whose quota group sums up all within.
+
+        A subvolume made in another one joins that one's groups by itself, received ones too.
+        """
+        if self.path.exists():
+            return
+        draft = self.path.with_name(f"{DRAFT}{self.path.name}")
+        if draft.exists():
+            destroy_home(draft)
+        btrfs_ioctl.create_subvolume(draft)
+        draft.chmod(0o700)
+        for name in ("generations", "incoming"):
+            (draft / name).mkdir()
+        if quotas:
+            number = btrfs_ioctl.subvolume_info(draft).id
+            group = btrfs_ioctl.group_of(number)
+            btrfs_ioctl.create_group(draft, group=group)
+            btrfs_ioctl.join_group(draft, subvolume_id=number, group=group)
+        draft.rename(self.path)
+
+    def discard_incoming(self, generation: Generation) -> None:
+        """Remove what a broken transfer left."""
+        _remove_with_subvolumes(self.incoming(generation))
+
+    def forget_old_numbers(self) -> None:
+        """Remove empty directories of deleted generations, but each epoch's highest number."""
+        numbers = self._numbers()
+        for number, following in pairwise(numbers):
+            if number.epoch == following.epoch or not self.live(number.epoch).exists():
+                with suppress(OSError):  # not empty: it still has its tree
+                    self.tree(number).parent.rmdir()
+
+
+def check_id(volume: str) -> None:
+    """Refuse an id that is no plain name.
+
+    Raises:
+        InvalidInput: it has a slash, a leading dot or nothing at all.
+    """
+    if not volume or volume.startswith(".") or "/" in volume or "\0" in volume:
+        raise InvalidInput(f"{volume!r} cannot be the id of a volume", remedy="report this bug")
+
+
+def is_whole(tree: Path) -> bool:
+    """Whether a generation counts: made by a snapshot, or moved here after it was verified."""
+    return btrfs_ioctl.is_subvolume(tree) and btrfs_ioctl.is_read_only(tree)
+
+
+def destroy_home(home: Path) -> None:
+    """Remove a home and all in it. It is renamed first, so that :func:`sweep` can finish this."""
+    doomed = home
+    if not home.name.startswith(_DOOMED):
+        doomed = home.with_name(f"{_DOOMED}{home.name}")
+        if doomed.exists():  # an earlier life of the same volume, not yet gone
+            destroy_home(doomed)
+        home.rename(doomed)
+    for place in (doomed, *_children(doomed / "generations"), *_children(doomed / "incoming")):
+        for child in _children(place):
+            if btrfs_ioctl.is_subvolume(child):
+                btrfs_ioctl.destroy_subvolume(child)
+    group = btrfs_ioctl.group_of(btrfs_ioctl.subvolume_info(doomed).id)
+    btrfs_ioctl.destroy_subvolume(doomed)
+    with suppress(
+        OSError
+    ):  # it may be charged until the cleaner is done; an idle group is harmless
+        btrfs_ioctl.remove_group(home.parent, group=group)
+
+
+def sweep(volumes: Path) -> None:
+    """Remove what a crash left half done."""
+    for entry in _children(volumes):
+        if entry.name.startswith((DRAFT, _DOOMED)):
+            destroy_home(entry)
+    for entry in _children(volumes):
+        home = Home(entry.name, entry)
+        for leftover in _children(entry / "incoming"):
+            _remove_with_subvolumes(leftover)
+        for child in _children(entry):
+            if child.name.startswith(DRAFT):
+                btrfs_ioctl.destroy_subvolume(child)
+        home.forget_old_numbers()
+
+
+def _remove_with_subvolumes(path: Path) -> None:
+    """Remove a directory whose children are subvolumes or empty directories."""
+    for child in _children(path):
+        if btrfs_ioctl.is_subvolume(child):
+            btrfs_ioctl.destroy_subvolume(child)
+    with suppress(FileNotFoundError):
+        path.rmdir()
+
+
+def _names(path: Path) -> list[str]:
+    try:
+        return os.listdir(path)
+    except FileNotFoundError:
+        return []
+
+
+def _children(path: Path) -> list[Path]:
+    return [path / name for name in sorted(_names(path))]

@@ -1,0 +1,195 @@
+"""The transport's language: frames on the wire, and the messages in some of them.
+
+A frame is one byte of kind, four bytes of length (big endian) and that many bytes::
+
+    DATA       bytes of the generation's stream, at most FRAME_BYTES
+    MESSAGE    one message below, as JSON
+    KEEPALIVE  nothing: this end is alive and has nothing to say
+
+A conversation::
+
+    sender                      receiver
+    Offered   ------------->               which generation of which volume, at which epoch
+              <-------------    Have       the whole generations there (or Failed)
+    Start     ------------->               what the stream is a difference to
+    DATA ...  ------------->
+    End       ------------->               how many bytes the stream had
+              <-------------    Done       whole and durable (or Failed)
+
+There is no half-close: End ends the stream. Either end may say Failed at any time in place of what
+is due, and then says nothing more. A stream without its End is never whole. An end that has said
+nothing for a while says KEEPALIVE, whatever it is busy with, so silence means a dead peer.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from enum import IntEnum
+from typing import TypeAlias
+
+import msgspec
+
+from pannier.core.errors import InvalidInput, PannierError, from_code
+from pannier.core.generation import Generation
+from pannier.core.volume import check_name
+from pannier.transport.base import Offer
+
+PROTOCOL = "pannier-transport/1"
+"""The ALPN name: ends of different versions, and other servers of ours, part in the handshake."""
+
+HEADER = struct.Struct(">BI")
+FRAME_BYTES = 512 * 1024
+"""Largest DATA frame: large enough to make calls rare, small enough to stay in the CPU's cache."""
+MESSAGE_BYTES = 1024 * 1024
+"""Largest MESSAGE frame: Have, with a hundred thousand generations."""
+
+_ID = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}", re.ASCII)
+
+
+class Kind(IntEnum):
+    """What a frame holds."""
+
+    DATA = 0
+    MESSAGE = 1
+    KEEPALIVE = 2
+
+
+class Offered(msgspec.Struct, tag="offer", frozen=True, kw_only=True):
+    """See :class:`~pannier.transport.base.Offer`."""
+
+    volume_id: str
+    volume_name: str
+    driver: str
+    epoch: int
+    generation: str
+
+    @classmethod
+    def of(cls, offer: Offer) -> Offered:
+        """The message for ``offer``."""
+        return cls(
+            volume_id=offer.volume_id,
+            volume_name=offer.volume_name,
+            driver=offer.driver,
+            epoch=offer.epoch,
+            generation=str(offer.generation),
+        )
+
+    def offer(self) -> Offer:
+        """The offer, its names checked: they become file names.
+
+        Raises:
+            InvalidInput: something in it cannot be.
+        """
+        if not _ID.fullmatch(self.volume_id) or self.epoch < 0:
+            raise InvalidInput(
+                f"{self.volume_id[:40]!r} at epoch {self.epoch} is not a volume's id",
+                remedy="check that both nodes run the same version",
+            )
+        return Offer(
+            volume_id=self.volume_id,
+            volume_name=check_name(self.volume_name),
+            driver=self.driver,
+            epoch=self.epoch,
+            generation=Generation.parse(self.generation),
+        )
+
+
+class Have(msgspec.Struct, tag="have", frozen=True):
+    """The receiver's whole generations of the volume."""
+
+    generations: tuple[str, ...]
+
+    @classmethod
+    def of(cls, generations: tuple[Generation, ...]) -> Have:
+        """The message for ``generations``."""
+        return cls(tuple(str(generation) for generation in generations))
+
+    def parsed(self) -> tuple[Generation, ...]:
+        """The generations. Raises InvalidInput."""
+        return tuple(Generation.parse(text) for text in self.generations)
+
+
+class Start(msgspec.Struct, tag="start", frozen=True):
+    """The stream follows; it is a difference to ``base``, or whole where that is None."""
+
+    base: str | None
+
+    def parsed(self) -> Generation | None:
+        """The base. Raises InvalidInput."""
+        return None if self.base is None else Generation.parse(self.base)
+
+
+class End(msgspec.Struct, tag="end", frozen=True):
+    """The stream was complete and had ``bytes`` bytes."""
+
+    bytes: int
+
+
+class Done(msgspec.Struct, tag="done", frozen=True):
+    """The generation is whole and durable."""
+
+
+class Failed(msgspec.Struct, tag="failed", frozen=True):
+    """The speaker's side failed."""
+
+    code: str
+    message: str
+    remedy: str = ""
+
+    @classmethod
+    def of(cls, error: PannierError) -> Failed:
+        """The message for ``error``, cut to a length that always fits."""
+        return cls(error.code, error.message[:4000], error.remedy[:4000])
+
+    def error(self, *, peer: str) -> PannierError:
+        """The error as its own class; ``peer`` is who reported it."""
+        return from_code(self.code, f"{peer}: {self.message}", remedy=self.remedy)
+
+
+Message: TypeAlias = Offered | Have | Start | End | Done | Failed
+
+_DECODER: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
+
+
+def encode(message: Message) -> bytes:
+    """A whole frame."""
+    body = msgspec.json.encode(message)
+    return HEADER.pack(Kind.MESSAGE, len(body)) + body
+
+
+KEEPALIVE_FRAME = HEADER.pack(Kind.KEEPALIVE, 0)
+
+
+def decode(body: bytes | memoryview) -> Message:
+    """The message in a MESSAGE frame.
+
+    Raises:
+        InvalidInput: it is none.
+    """
+    try:
+        return _DECODER.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidInput(
+            "the other side sent what is not a message",
+            remedy="check that both nodes run the same version",
+        ) from error
+
+
+def check_header(kind: int, length: int) -> Kind:
+    """The kind of the frame that follows.
+
+    Raises:
+        InvalidInput: no such frame, or a longer one than is allowed.
+    """
+    limits = {Kind.DATA: FRAME_BYTES, Kind.MESSAGE: MESSAGE_BYTES, Kind.KEEPALIVE: 0}
+    try:
+        known = Kind(kind)
+    except ValueError:
+        known = None
+    if known is None or length > limits[known]:
+        raise InvalidInput(
+            f"the other side sent a frame of kind {kind} with {length} bytes",
+            remedy="check that both nodes run the same version",
+        )
+    return known

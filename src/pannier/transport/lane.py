@@ -1,0 +1,80 @@
+"""One thread for one channel, driven step by step from a coroutine."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+from pannier.core.errors import PannierError
+from pannier.transport.channel import Channel, Stopped, Timing
+
+T = TypeVar("T")
+
+
+class Lane:
+    """Runs a channel's blocking work in a thread of its own, and keepalives between the steps.
+
+    While the coroutine waits for something else (the gate, a driver that verifies and flushes), the
+    peer keeps hearing from this end. Cancelling a step stops the channel; the step has ended when
+    the cancellation goes on.
+    """
+
+    def __init__(self, channel: Channel, *, timing: Timing, name: str) -> None:
+        """``name`` names the thread in debuggers."""
+        self._channel = channel
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
+        self._loop = asyncio.get_running_loop()
+        self._interval = timing.stall / 4
+        self._steps = 0
+        self._timer = self._loop.call_later(self._interval, self._tick)
+
+    async def run(self, step: Callable[[], T]) -> T:
+        """Run ``step`` in the thread.
+
+        Raises:
+            PannierError: what the step raised.
+        """
+        self._steps += 1
+        future = self._pool.submit(step)
+        try:
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            await self._stop(future)
+            raise
+        finally:
+            self._steps -= 1
+
+    async def close(self, *, abort: bool) -> None:
+        """End the thread and close the channel. ``abort``: see :meth:`Channel.close`."""
+        self._timer.cancel()
+        idle = self._pool.submit(lambda: None)
+        await self._stop(idle)
+        self._pool.shutdown(wait=False)
+        self._channel.close(abort=abort)
+
+    async def _stop(self, future: Future[T]) -> None:
+        """Stop the channel and wait until ``future`` is done, even if cancelled once more."""
+        self._channel.stop()
+        cancelled = False
+        while not future.done():
+            try:
+                await asyncio.wait({asyncio.shield(asyncio.wrap_future(future))})
+            except asyncio.CancelledError:
+                cancelled = True
+        if cancelled:
+            raise asyncio.CancelledError
+
+    def _tick(self) -> None:
+        # A running step keeps the connection alive itself.
+        if self._steps == 0:
+            self._pool.submit(self._keepalive)
+        self._timer = self._loop.call_later(self._interval, self._tick)
+
+    def _keepalive(self) -> None:
+        try:
+            self._channel.keepalive()
+        except (PannierError, Stopped):
+            # The channel remembers it: the next step raises it.
+            return

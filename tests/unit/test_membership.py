@@ -1,0 +1,138 @@
+"""Joining, draining and leaving, on the memory store and with a real CA."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pannier.cluster.catalog import Catalog
+from pannier.cluster.registry import Registry
+from pannier.core.errors import AlreadyExists, Conflict, Denied, InvalidInput, NodeNotFound
+from pannier.core.volume import Grant, Volume, VolumeSpec
+from pannier.pki.authority import Authority
+from pannier.pki.credentials import new_request
+from pannier.pki.identity import fingerprint
+from pannier.service.membership import Membership
+from pannier.service.operations import JoinReply, JoinRequest
+from pannier.store.memory import MemoryStore
+
+
+@pytest.fixture
+async def membership(tmp_path: Path) -> AsyncIterator[Membership]:
+    authority = Authority.create(tmp_path / "ca", cluster="c0ffee")
+    store = MemoryStore()
+    async with store.session():
+        yield Membership(
+            node="n1",
+            registry=Registry(store),
+            catalog=Catalog(file=tmp_path / "catalog"),
+            authority=lambda: authority,
+            store_address="etcd://a:2379",
+        )
+
+
+def registry(membership: Membership) -> Registry:
+    return membership._registry
+
+
+async def token(membership: Membership, *, uses: int = 1, ttl_seconds: float = 60) -> str:
+    return (await membership.create_token(ttl_seconds=ttl_seconds, uses=uses)).token
+
+
+def request(token: str, name: str = "n2") -> JoinRequest:
+    csr = new_request(name).csr_pem
+    return JoinRequest(token=token, name=name, address="10.0.0.2", csr=csr, version="1")
+
+
+async def test_a_machine_with_a_token_becomes_a_node_with_its_own_certificate(
+    membership: Membership,
+) -> None:
+    reply = await membership.join(request(await token(membership)))
+    found = await registry(membership).node("n2")
+    assert found is not None
+    assert found.record.certificate == fingerprint(reply.certificate)
+    assert (reply.cluster, reply.store) == ("c0ffee", "etcd://a:2379")
+
+
+async def test_a_token_lets_in_as_many_as_it_says_also_when_all_ask_at_once(
+    membership: Membership,
+) -> None:
+    text = await token(membership, uses=3)
+    answers = await asyncio.gather(
+        *(membership.join(request(text, f"n{number}")) for number in range(2, 9)),
+        return_exceptions=True,
+    )
+    assert sum(isinstance(answer, JoinReply) for answer in answers) == 3
+    assert sum(isinstance(answer, Denied) for answer in answers) == 4
+    assert len(await registry(membership).nodes()) == 3
+
+
+async def test_a_taken_name_is_refused_and_does_not_use_the_token_up(
+    membership: Membership,
+) -> None:
+    text = await token(membership, uses=2)
+    await membership.join(request(text))
+    with pytest.raises(AlreadyExists, match="n2"):
+        await membership.join(request(text))
+    await membership.join(request(text, "n3"))
+
+
+async def test_a_wrong_or_expired_token_is_refused(membership: Membership) -> None:
+    good = await token(membership)
+    other = await token(membership)
+    wrong = "-".join([*good.split("-")[:2], other.split("-")[2], good.split("-")[3]])
+    with pytest.raises(Denied):
+        await membership.join(request(wrong))
+    with pytest.raises(InvalidInput):
+        await membership.join(request("nonsense"))
+    expired = await token(membership, ttl_seconds=1e-9)
+    with pytest.raises(Denied, match="expired"):
+        await membership.join(request(expired))
+    assert await registry(membership).nodes() == []
+
+
+async def test_a_node_that_holds_a_volume_cannot_be_removed(membership: Membership) -> None:
+    await membership.join(request(await token(membership)))
+    volume = Volume(
+        name="data", id="data.1", spec=VolumeSpec(), grant=Grant("n2", 1), created_at=0.0
+    )
+    revision = await registry(membership).add_volume(volume)
+    with pytest.raises(Conflict, match="holds data"):
+        await membership.remove("n2")
+    await registry(membership).trash_volume(replace(volume, removed_at=1.0), expect=revision)
+    with pytest.raises(Conflict, match="in the trash"):
+        await membership.remove("n2")
+    with pytest.raises(NodeNotFound):
+        await membership.remove("n9")
+
+
+async def test_a_removed_node_cannot_come_back_with_its_old_certificate(
+    membership: Membership,
+) -> None:
+    await membership.join(request(await token(membership)))
+    found = await registry(membership).node("n2")
+    assert found is not None
+    mine = replace(found.record, drivers=("btrfs",))
+    await membership.introduce(mine)
+    again = await registry(membership).node("n2")
+    assert again is not None
+    assert again.record.drivers == ("btrfs",)
+    await membership.remove("n2")
+    with pytest.raises(Denied, match="removed"):
+        await membership.introduce(mine)
+    await membership.join(request(await token(membership)))
+    with pytest.raises(Denied, match="removed"):
+        await membership.introduce(mine)
+
+
+async def test_a_drain_survives_the_nodes_restart(membership: Membership) -> None:
+    await membership.join(request(await token(membership)))
+    drained = await membership.drain("n2", drained=True)
+    await membership.introduce(replace(drained, drained=False, drivers=("btrfs",)))
+    found = await registry(membership).node("n2")
+    assert found is not None
+    assert found.record.drained
