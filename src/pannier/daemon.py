@@ -28,7 +28,7 @@ from pannier.api.server import build_application
 from pannier.cluster.catalog import Catalog, Changed
 from pannier.cluster.registry import Registry
 from pannier.config import CONFIG_DIRECTORY, RUN_DIRECTORY, STATE_DIRECTORY, Config, load_config
-from pannier.core.errors import Conflict, EngineUnavailable, PannierError
+from pannier.core.errors import Conflict, Denied, EngineUnavailable, PannierError
 from pannier.core.node import Node
 from pannier.core.volume import Volume
 from pannier.engine.docker import DockerEngine
@@ -256,15 +256,21 @@ class Daemon:
             identify=identify_tls(self.config.cluster, admit=self._admit),
         )
         transport = TransportServer(
-            self.credentials, Reception(self.custody), port=self.config.transport_port
+            self.credentials,
+            Reception(self.custody),
+            port=self.config.transport_port,
+            check_peer=self._check_peer,
         )
         context = self.credentials.server_context(client_certificate_required=False)
         async with (
             serve_unix(local, path=RUN_DIRECTORY / "api.sock"),
             serve_tls(remote, context=context, host="", port=self.config.api_port),
-            transport,
         ):
-            yield
+            await transport.start()
+            try:
+                yield
+            finally:
+                await transport.close()
 
     def _admit(self, caller: NodeCaller | UserCaller, certificate: bytes) -> bool:
         """A node's certificate counts for as long as the node's record names it."""
@@ -272,6 +278,14 @@ class Daemon:
             return True
         node = self.catalog.node(caller.name)
         return node is not None and node.certificate == fingerprint(certificate)
+
+    async def _check_peer(self, name: str, certificate: str) -> None:
+        node = self.catalog.node(name)
+        if node is None or node.certificate != certificate:
+            raise Denied(
+                f"node {name} is not known here, or has another certificate by now",
+                remedy="a removed node must join again",
+            )
 
     async def _introduce(self) -> None:
         mine = Node(

@@ -106,9 +106,9 @@ async def _init(
 
 
 def _authority() -> Authority:
-    if (AUTHORITY_DIRECTORY / "ca.crt").exists():
-        return Authority.load(AUTHORITY_DIRECTORY)
-    return ca_create(AUTHORITY_DIRECTORY)
+    if not (AUTHORITY_DIRECTORY / "ca.crt").exists():
+        ca_create(directory=str(AUTHORITY_DIRECTORY))
+    return Authority.load(AUTHORITY_DIRECTORY)
 
 
 async def _found(
@@ -174,7 +174,7 @@ async def _join(
     pinned = await pin(address, port=API_PORT, ca_fingerprint=token.ca_fingerprint)
     pool_path = await _prepare_storage(driver, pool, pool_size, force_format)
     request = new_request(name)
-    endpoint = TlsEndpoint(address=address, context=pinned.context, identified=False)
+    endpoint = TlsEndpoint(address=address, context=pinned.context, node=pinned.member.name)
     async with ApiClient(endpoint) as client:
         reply = await client.join(
             JoinRequest(
@@ -281,36 +281,36 @@ async def _start_daemon() -> None:
     )
 
 
-def ca_create(directory: Path) -> Authority:
+def ca_create(*, directory: str) -> None:
     """Make a new cluster's CA, before ``init``: for an etcd that shall use its certificates.
 
     Raises:
         AlreadyExists: there is one.
     """
-    return Authority.create(directory, cluster=secrets.token_hex(6))
+    Authority.create(Path(directory), cluster=secrets.token_hex(6))
 
 
 def ca_issue_etcd(
-    *, name: str, addresses: Sequence[str], out_directory: Path, ca_directory: Path
+    *, name: str, addresses: Sequence[str], out_directory: str, ca_directory: str
 ) -> None:
     """Write ``ca.crt``, ``tls.crt`` and ``tls.key`` for an etcd member.
 
     Raises:
         AlreadyExists: there is such a file.
     """
-    authority = Authority.load(ca_directory)
+    authority = Authority.load(Path(ca_directory))
     request = new_request(name)
-    out_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    files = {
+    out = Path(out_directory)
+    out.mkdir(mode=0o700, parents=True, exist_ok=True)
+    texts = {
         "ca.crt": authority.certificate_pem,
         "tls.crt": authority.issue_etcd(request.csr_pem, member=name, addresses=addresses),
         "tls.key": request.key_pem,
     }
-    for file_name in files:
-        file = out_directory / file_name
+    for file in (out / file_name for file_name in texts):
         if file.exists():
             raise AlreadyExists(f"{file} exists", remedy="choose another --dir, or move it away")
-    for file_name, text in files.items():
-        file = out_directory / file_name
+    for file_name, text in texts.items():
+        file = out / file_name
         file.touch(mode=0o600)
         file.write_text(text)

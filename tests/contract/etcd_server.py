@@ -76,6 +76,11 @@ class Member:
     def peer_url(self) -> str:
         return f"https://127.0.0.1:{self.peer_port}"
 
+    @property
+    def is_running(self) -> bool:
+        """Whether it was started and not killed since."""
+        return self._process is not None
+
     def start(self, *, cluster: str) -> None:
         """Start it. A member that ran before goes on with its data."""
         program = shutil.which("etcd")

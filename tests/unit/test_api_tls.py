@@ -14,7 +14,7 @@ from pannier.api.connection import TlsEndpoint
 from pannier.api.fake import FakeCluster, NotedCall
 from pannier.api.listen import serve_tls
 from pannier.api.server import build_application
-from pannier.core.errors import Denied, PannierError, PeerUnavailable
+from pannier.core.errors import Denied, OutcomeUnknown, PeerUnavailable
 from pannier.pki.authority import Authority
 from pannier.pki.credentials import Credentials, new_request
 from pannier.service.operations import JoinRequest
@@ -110,19 +110,21 @@ async def test_without_a_certificate_only_joining_is_possible(
         assert (await client.join(request)).cluster == "test"
 
 
-async def test_another_clusters_certificate_is_refused(
-    certificates: Certificates, port: int, tmp_path: Path
+async def test_certificate_of_another_ca_is_refused(
+    certificates: Certificates, cluster: FakeCluster, port: int, tmp_path: Path
 ) -> None:
-    """Even with a trusted issuer: two clusters may have been given one CA by mistake."""
-    stranger = Certificates(tmp_path / "other", cluster="other").user("eve").client_context()
+    stranger = Certificates(tmp_path / "other").user("eve").client_context()
     stranger.load_verify_locations(str(tmp_path / "ca" / "ca.crt"))
     async with ApiClient(endpoint(port, stranger)) as client:
-        with pytest.raises(PannierError) as caught:
+        # In TLS 1.3 the client has sent its request before it learns of the refusal, and the
+        # connection's reset may overtake the reason.
+        with pytest.raises((Denied, PeerUnavailable, OutcomeUnknown)):
             await client.create_volume("data", {})
-    assert caught.value.code in {"denied", "peer-unavailable"}, caught.value
+    assert cluster.calls == []
 
 
 async def test_right_issuer_wrong_cluster(certificates: Certificates, cluster: FakeCluster) -> None:
+    """Two clusters may have been given one CA by mistake."""
     application = build_application(cluster, peers=cluster, identify=identify_tls("other"))
     context = certificates.node("node1").server_context(client_certificate_required=False)
     async with serve_tls(application, context=context, host="127.0.0.1", port=0) as port:
@@ -161,7 +163,7 @@ async def test_wrong_server_gets_nothing(
 ) -> None:
     context = certificates.node("node2").client_context()
     async with ApiClient(endpoint(port, context, node="node3")) as client:
-        with pytest.raises(PannierError, match="node1, not node3"):
+        with pytest.raises(Denied, match="node1, not node3"):
             await client.create_volume("data", {})
     assert cluster.calls == []
 
@@ -176,7 +178,7 @@ async def test_an_address_that_looks_like_a_nodes_name_does_not_make_one(
     async with serve_tls(application, context=context, host="127.0.0.1", port=0) as port:
         ours = certificates.node("node2").client_context()
         async with ApiClient(endpoint(port, ours, node="node1")) as client:
-            with pytest.raises(PannierError, match="node9, not node1"):
+            with pytest.raises(Denied, match="node9, not node1"):
                 await client.status()
 
 
@@ -189,7 +191,7 @@ async def test_servers_of_the_cluster_that_are_no_nodes(
         ours = certificates.node("node2").client_context()
         for wanted in ("node1", None):
             async with ApiClient(endpoint(port, ours, node=wanted)) as client:
-                with pytest.raises(PannierError, match="no node"):
+                with pytest.raises(Denied, match="no node"):
                     await client.create_volume("data", {})
     assert cluster.calls == []
 
@@ -197,9 +199,8 @@ async def test_servers_of_the_cluster_that_are_no_nodes(
 async def test_untrusted_server(certificates: Certificates, port: int, tmp_path: Path) -> None:
     context = Certificates(tmp_path / "other").user("anna").client_context()
     async with ApiClient(endpoint(port, context)) as client:
-        with pytest.raises(PannierError) as caught:
+        with pytest.raises(Denied, match="not from this cluster"):
             await client.create_volume("data", {})
-    assert caught.value.code in {"denied", "peer-unavailable"}, caught.value
 
 
 async def test_nobody_there(certificates: Certificates) -> None:

@@ -34,7 +34,9 @@ def test_reads_escapes_and_optional_fields() -> None:
     assert parse_mount_line(line) == Mount(36, 35, "98:0", "/a b", "/mnt/c\\d\te", "ext3")
 
 
-@pytest.mark.parametrize("line", [b"", b"1 2 3", b"a b 0:1 / / rw - ext4 x rw", b"1 2 0:1 / / rw -"])
+@pytest.mark.parametrize(
+    "line", [b"", b"1 2 3", b"a b 0:1 / / rw - ext4 x rw", b"1 2 0:1 / / rw -"]
+)
 def test_skips_lines_of_another_form(line: bytes) -> None:
     assert parse_mount_line(line) is None
 

@@ -187,7 +187,9 @@ async def test_a_volume_s_life() -> None:
         assert rig.volumes.abandoned.empty()
 
 
-@pytest.mark.parametrize("body", [{"Name": "v", "Opts": None}, {"Name": "v"}, {"Name": "v", "X": 1}])
+@pytest.mark.parametrize(
+    "body", [{"Name": "v", "Opts": None}, {"Name": "v"}, {"Name": "v", "X": 1}]
+)
 async def test_options_may_be_null_or_missing(body: dict[str, Any]) -> None:
     async with serving() as rig:
         assert (await rig.call("VolumeDriver.Create", body))[0] == 200
@@ -541,6 +543,6 @@ async def test_each_request_is_one_line(lines: list[Any]) -> None:
         ("VolumeDriver.Get", "w", "volume-not-found"),
         ("VolumeDriver.Mount", None, "invalid-input"),
     ]
-    assert len({line["id"] for line in logged}) == 3
+    assert len({line["request"] for line in logged}) == 3
     assert all(line["seconds"] >= 0 for line in logged)
     assert logged[0]["mount"] == ID

@@ -183,8 +183,8 @@ class Custody:
         return named
 
     def _starting(self, volume: Volume) -> bool:
-        hints = self.mount_ids.of(volume.name, now_boottime=boottime())
-        return any(hint.age_seconds < STARTING_SECONDS for hint in hints)
+        ages = self.mount_ids.ages(volume.name, boottime())
+        return any(age < STARTING_SECONDS for age in ages.values())
 
     async def _name_all(self, users: list[User]) -> list[str]:
         names: dict[str, None] = {}

@@ -226,9 +226,11 @@ def _mountinfo(proc: Path, pids: Sequence[int]) -> bytes:
     for pid in pids:
         try:
             with open(f"{proc}/{pid}/mountinfo", "rb", buffering=0) as file:
-                return file.readall()
+                content = file.readall()
         except OSError:
             continue
+        if content:  # empty for one that is just ending
+            return content
     return b""
 
 

@@ -16,7 +16,7 @@ import msgspec
 
 from pannier.api.caller import ACTOR_HEADER
 from pannier.api.ndjson import KEEPALIVE_SECONDS, LineReader
-from pannier.api.tls import ANY_NODE, check_nodes
+from pannier.api.tls import ANY_NODE, WrongServer, check_nodes
 from pannier.core.errors import (
     DeadlineExceeded,
     Denied,
@@ -224,10 +224,11 @@ class Connection:
         return self._session
 
     def _translate(self, error: Exception, *, reading: bool) -> PannierError:
+        tls = _tls_error(error)
+        if tls is not None:
+            return self._insecure(tls)
         match error:
             case aiohttp.ConnectionTimeoutError() | aiohttp.ClientConnectorError():
-                return self._unreachable(error)
-            case aiohttp.ClientConnectorCertificateError() | aiohttp.ClientSSLError():
                 return self._unreachable(error)
             case _ if not reading:
                 return self._unknown(error)
@@ -240,6 +241,16 @@ class Connection:
             f"the connection to {self.endpoint} broke off: {_cause(error)}",
             remedy="try again; nothing was changed",
         )
+
+    def _insecure(self, error: ssl.SSLError) -> PannierError:
+        if isinstance(error, WrongServer):
+            return Denied(
+                f"{self.endpoint} is not the one that is meant: {error}; nothing was sent to it",
+                remedy="check the nodes' addresses with 'pannier node ls'",
+            )
+        from pannier.pki.failures import explain_tls
+
+        return explain_tls(error, peer=str(self.endpoint))
 
     def _unreachable(self, error: Exception) -> PannierError:
         match self.endpoint:
@@ -293,9 +304,21 @@ def _reported(content: bytes) -> PannierError | None:
     return from_code(view.code, view.message, remedy=view.remedy)
 
 
+def _tls_error(error: BaseException | None) -> ssl.SSLError | None:
+    """The failed handshake or the server's refusal of our certificate behind ``error``, if any."""
+    while error is not None:
+        # aiohttp's own errors are of ssl's classes too, but without their contents: those are inside.
+        wrapped = (getattr(error, "certificate_error", None), getattr(error, "os_error", None))
+        for candidate in (*wrapped, error):
+            if isinstance(candidate, ssl.SSLError) and not isinstance(
+                candidate, aiohttp.ClientError
+            ):
+                return candidate
+        error = error.__cause__
+    return None
+
+
 def _cause(error: Exception) -> str:
-    if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        return str(error.certificate_error)
     if isinstance(error, aiohttp.ClientConnectorError):
         inner = error.os_error
         return inner.strerror or str(inner) or type(inner).__name__

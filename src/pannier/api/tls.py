@@ -10,6 +10,13 @@ ANY_NODE = "any-node.pannier.invalid"
 """As the server's name: every node of the cluster will do."""
 
 
+class WrongServer(ssl.SSLCertVerificationError):
+    """The server's certificate is the cluster's, and not that of the node that was meant.
+
+    An error of TLS, because asyncio ends a handshake in good order for no other kind.
+    """
+
+
 class _NodeCheckingTls(ssl.SSLObject):
     """TLS that ends its handshake by comparing the certificate's identity with the wanted name.
 
@@ -36,12 +43,12 @@ def _check(certificate: bytes | None, wanted: str | None) -> None:
     from pannier.pki.identity import NodeIdentity, identity_of
 
     if certificate is None:
-        raise ssl.SSLCertVerificationError("the server showed no certificate")
+        raise WrongServer("the server showed no certificate")
     try:
         identity = identity_of(certificate)
     except PannierError as error:
-        raise ssl.SSLCertVerificationError(f"the server is no node: {error.message}") from error
+        raise WrongServer(f"the server is no node: {error.message}") from error
     if not isinstance(identity, NodeIdentity):
-        raise ssl.SSLCertVerificationError("the server shows a user's certificate, not a node's")
+        raise WrongServer("the server shows a user's certificate, not a node's")
     if wanted not in (ANY_NODE, identity.name):
-        raise ssl.SSLCertVerificationError(f"the server is {identity.name}, not {wanted}")
+        raise WrongServer(f"the server is {identity.name}, not {wanted}")

@@ -1,0 +1,1 @@
+"""`pannier`: the command line, a client of the API. One module per noun."""

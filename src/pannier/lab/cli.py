@@ -260,9 +260,12 @@ def crash(name: str, node: str) -> None:
 
 @lab.command()
 @_name_option
+@click.option("--no-wait", is_flag=True, help="Return as soon as it has begun to boot.")
 @click.argument("node")
-def boot(name: str, node: str) -> None:
+def boot(name: str, node: str, no_wait: bool) -> None:
     """Switch a machine on again, with the disks as it left them.
+
+    This waits for its Docker engine, which takes half a minute if the Swarm has no majority.
 
     \b
     Example:
@@ -270,7 +273,7 @@ def boot(name: str, node: str) -> None:
     """
     with _progress() as report:
         report(f"booting {node}")
-        Lab(name, report=report).boot(node)
+        Lab(name, report=report).boot(node, wait=not no_wait)
 
 
 @lab.command()

@@ -101,10 +101,10 @@ def _etcd_size(wish: LabState) -> int:
 def _issue_etcd_certificates(lab: Lab, members: list[Machine]) -> dict[str, str]:
     """Per member: a base64 tar of ca.crt, tls.crt and tls.key."""
     first = members[0].node.name
-    script = f"set -eu; umask 077; pannier ca create --dir {_CA_DIR}\n"
+    script = f"set -eu; umask 077; pannier ca create --directory {_CA_DIR}\n"
     for node in (member.node for member in members):
         out = f"/run/etcd-{node.name}"
-        script += f"pannier ca issue etcd-{node.name} --address {node.address} --dir {out}\n"
+        script += f"pannier ca issue etcd-{node.name} --address {node.address} --out {out}\n"
     lab.run(first, ["sh", "-c", script], timeout=60)
     found = {}
     for node in (member.node for member in members):

@@ -239,10 +239,14 @@ class Lab:
             machine.power_off(forget=True)
             return machine.state.disks == "cuttable"
 
-    def boot(self, node: str) -> None:
-        """Switch a machine on again, with the disks as it left them."""
+    def boot(self, node: str, *, wait: bool = True) -> None:
+        """Switch a machine on again, with the disks as it left them.
+
+        Args:
+            wait: until its Docker engine answers; otherwise only until its process 1 runs.
+        """
         with self._locked():
-            self.machine(node).boot()
+            self.machine(node).boot(wait=wait)
 
     def cut(self, node: str) -> None:
         """Pull a machine's network cable."""

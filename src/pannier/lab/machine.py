@@ -102,8 +102,12 @@ class Machine:
         (self.data_dir / "work").mkdir()
         seed.write(self.data_dir / "upper", node=self.node, state=self.state, names=self.names)
 
-    def boot(self) -> None:
+    def boot(self, *, wait: bool = True) -> None:
         """Switch the machine on and wait until it can be worked with.
+
+        Args:
+            wait: until its Docker engine answers, which without the Swarm's majority takes half a
+                minute; otherwise only until its process 1 runs.
 
         Raises:
             LabError: it runs already, or did not come up in time.
@@ -122,7 +126,7 @@ class Machine:
         start_detached(
             launch, join=self.group.joining, log=self.console, env=self._nspawn_environment()
         )
-        self._wait_until_up()
+        self._wait_until_up(engine=wait)
 
     @property
     def console(self) -> Path:
@@ -206,18 +210,7 @@ class Machine:
             LabError: the machine is off or stands still.
         """
         leader = self._need_running()
-        enter = [
-            "nsenter",
-            "--target",
-            str(leader),
-            "-m",
-            "-u",
-            "-i",
-            "-n",
-            "-p",
-            "-C",
-            "--wd=/root",
-        ]
+        enter = ["nsenter", "--target", str(leader), "-m", "-u", "-i", "-n", "-p", "-C"]
         # What runs inside must stand still and end with the machine: it joins its groups.
         return self.group.joining([*enter, "--", *command])
 
@@ -238,7 +231,7 @@ class Machine:
             )
         return leader
 
-    def _wait_until_up(self) -> None:
+    def _wait_until_up(self, *, engine: bool) -> None:
         see = f"see {self.console}, and `journalctl -b` in the machine"
 
         def alive() -> bool:
@@ -247,6 +240,8 @@ class Machine:
             return self.leader() is not None
 
         wait_for(lambda: alive() or None, what=self.node.name, timeout=30, remedy=see)
+        if not engine:
+            return
         ready = self._sshd_answers if self.state.bare else self.engine.answers
         wait_for(
             lambda: alive() and ready(),

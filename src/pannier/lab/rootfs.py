@@ -31,8 +31,9 @@ _BARE = [
 _FULL = [
     *("docker.io", "containerd", "runc", "iptables", "btrfs-progs", "e2fsprogs", "attr", "acl"),
     *("etcd-server", "etcd-client", "python3-venv", "busybox-static", "curl"),
+    "docker-compose",
 ]
-_ONLY_TRIXIE = ["docker-cli", "docker-compose"]  # bookworm's docker.io contains the client
+_ONLY_TRIXIE = ["docker-cli"]  # bookworm's docker.io contains the client
 
 _FOR_CLUSTER_ONLY = ("etcd.service",)
 _USELESS_HERE = (
@@ -44,7 +45,6 @@ _USELESS_HERE = (
     "e2scrub_reap.service",
     "fstrim.timer",
     "getty@tty1.service",
-    "systemd-logind.service",
     "systemd-pstore.service",
 )
 _RECIPE = 3

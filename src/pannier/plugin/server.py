@@ -318,7 +318,7 @@ class PluginServer:
     @staticmethod
     def _log_line(call: _Call) -> None:
         facts: dict[str, Any] = {
-            "id": call.id,
+            "request": call.id,
             "endpoint": call.endpoint,
             "volume": call.volume,
             "mount": call.mount_id,

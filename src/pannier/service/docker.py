@@ -60,7 +60,7 @@ class DockerUse:
                 try:
                     async with self._custody.lock(volume):
                         path = await self._custody.serve(volume)
-                        self._custody.mount_ids.add(name, mount_id, at_boottime=boottime())
+                        self._custody.mount_ids.add(name, mount_id, boottime())
                         return path
                 except NotHolder:
                     volume = (await self._custody.fresh(name)).record

@@ -43,10 +43,13 @@ class LocalCopy:
     Attributes:
         live: live trees, oldest epoch first. More than one only after a crash or a takeover.
         generations: whole generations, oldest first.
+        bases: generations that are no longer here, but that :meth:`Driver.send` still takes as
+            ``base``, oldest first. Only drivers that keep one tree have any.
     """
 
     live: tuple[LiveTree, ...] = ()
     generations: tuple[Generation, ...] = ()
+    bases: tuple[Generation, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,7 +56,7 @@ class Home:
         return tuple(g for g in self._numbers() if is_whole(self.tree(g)))
 
     def _numbers(self) -> tuple[Generation, ...]:
-        return tuple(sorted(Generation.parse(name) for name in _names(self.path / "generations")))
+        return tuple(sorted(parse_numbers(_names(self.path / "generations"))))
 
     def next_generation(self, epoch: int) -> Generation:
         """The number after the highest ever given in this epoch, deleted ones included."""
@@ -118,6 +118,15 @@ def check_id(volume: str) -> None:
     """
     if not volume or volume.startswith(".") or "/" in volume or "\0" in volume:
         raise InvalidInput(f"{volume!r} cannot be the id of a volume", remedy="report this bug")
+
+
+def parse_numbers(names: list[str]) -> list[Generation]:
+    """The names that are generations; what people put beside them is not ours to judge."""
+    found = []
+    for name in names:
+        with suppress(InvalidInput):
+            found.append(Generation.parse(name))
+    return found
 
 
 def is_whole(tree: Path) -> bool:

@@ -22,6 +22,7 @@ from pathlib import Path
 from pannier.core.errors import ForeignData, InvalidInput, PoolFull, PoolMissing, StorageError
 from pannier.core.size import format_size
 from pannier.storage import btrfs_ioctl
+from pannier.storage.durable import sync_directory
 from pannier.storage.mounts import Mount, mount_at
 from pannier.storage.probe import LABEL, Signature, describe, find_signatures
 from pannier.storage.process import run
@@ -246,15 +247,7 @@ def _publish(draft: Path, source: Path) -> None:
     with draft.open("rb") as written:
         os.fsync(written.fileno())
     draft.rename(source)
-    _sync_directory(source.parent)
-
-
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    sync_directory(source.parent)
 
 
 def _extend(source: Path, size_bytes: int | None) -> None:

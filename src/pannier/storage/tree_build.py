@@ -97,11 +97,11 @@ class Builder:
             for offset, data in self._content(entry):
                 if offset < position or offset + len(data) > entry.size:
                     raise _damaged(entry)
-                _hash_hole(sha256, offset - position)
+                hash_zeros(sha256, offset - position)
                 sha256.update(data)
                 position = offset + len(data)
                 _write_at(file.fileno(), data, offset)
-            _hash_hole(sha256, entry.size - position)
+            hash_zeros(sha256, entry.size - position)
             os.ftruncate(file.fileno(), entry.size)
         if sha256.hexdigest() != entry.sha256:
             raise _damaged(entry)
@@ -175,7 +175,8 @@ def data_ranges(fd: int) -> Iterator[tuple[int, int]]:
         yield start, position
 
 
-def _hash_hole(sha256: hashlib._Hash, size: int) -> None:
+def hash_zeros(sha256: hashlib._Hash, size: int) -> None:
+    """Add a hole's content to a digest."""
     while size > 0:
         sha256.update(_ZEROS[:size])
         size -= len(_ZEROS)

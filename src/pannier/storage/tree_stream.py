@@ -22,6 +22,7 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -40,7 +41,7 @@ from pannier.storage.manifest import (
     difference,
     encode,
 )
-from pannier.storage.tree_build import Builder, data_ranges
+from pannier.storage.tree_build import Builder, data_ranges, hash_zeros
 from pannier.storage.tree_walk import open_directory, place
 
 _MAGIC = b"PANNIER-TREE 1\n"
@@ -95,7 +96,7 @@ def _send_file(fd: int, root: Path, entry: Entry) -> None:
         open(place(directory, name), "rb", buffering=0) as file,
     ):
         for start, end in data_ranges(file.fileno()):
-            _hash_zeros(sha256, start - position)
+            hash_zeros(sha256, start - position)
             position = start
             while position < end:
                 data = os.pread(file.fileno(), min(_DATA_BYTES, end - position), position)
@@ -104,20 +105,13 @@ def _send_file(fd: int, root: Path, entry: Entry) -> None:
                 sha256.update(data)
                 _write(fd, _DATA, _OFFSET.pack(position) + data)
                 position += len(data)
-        _hash_zeros(sha256, os.fstat(file.fileno()).st_size - position)
+        hash_zeros(sha256, os.fstat(file.fileno()).st_size - position)
     if sha256.hexdigest() != entry.sha256:
         raise StorageError(
             f"{entry.path!r} was changed after the volume was sealed",
             remedy="find out who writes to it outside of its container, and seal it again",
         )
     _write(fd, _FILE_END, b"")
-
-
-def _hash_zeros(sha256: hashlib._Hash, size: int) -> None:
-    zeros = bytes(min(max(size, 0), _DATA_BYTES))
-    while size > 0:
-        sha256.update(zeros[:size])
-        size -= len(zeros)
 
 
 def _write(fd: int, kind: bytes, payload: bytes) -> None:
@@ -142,16 +136,16 @@ def receive_tree(fd: int, *, root: Path, base: Tree | None, share: bool) -> Mani
     Raises:
         Corrupt: the stream is damaged, cut short or does not fit ``base``; OSError.
     """
-    reader = _Reader(fd)
-    manifest = _receive_manifest(reader, base=base.manifest if base else None)
-    Builder(
-        root,
-        manifest=manifest,
-        base=(base.root, base.manifest) if base else None,
-        share=share,
-        content=reader.content,
-    ).build()
-    reader.expect_end()
+    with closing(_Reader(fd)) as reader:
+        manifest = _receive_manifest(reader, base=base.manifest if base else None)
+        Builder(
+            root,
+            manifest=manifest,
+            base=(base.root, base.manifest) if base else None,
+            share=share,
+            content=reader.content,
+        ).build()
+        reader.expect_end()
     return manifest
 
 

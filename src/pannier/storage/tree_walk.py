@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,7 +26,6 @@ from pannier.storage.manifest import (
 
 _PATH_BYTES = 4000  # the kernel takes paths below 4096 bytes; a tree may be deeper
 _CHUNK_BYTES = 1 << 20
-_RACY_NS = 2_000_000_000
 _HOST_XATTRS = frozenset({"security.selinux"})  # a label of this host's policy, not of the data
 _KINDS = {
     stat.S_IFDIR: DIRECTORY,
@@ -98,20 +96,34 @@ class CachedHasher:
 
     Attributes:
         known: stamp and digest by path, of the last time.
-        seen: the same, of this time. Files changed in the last two seconds are left out: a further
-            write in the same tick of the clock would not show.
+        seen: the same, of this time. They may be believed later only if nothing can be written in
+            the same tick of the clock in which they were taken.
     """
 
     known: Mapping[str, tuple[Stamp, str]]
     seen: dict[str, tuple[Stamp, str]] = field(default_factory=dict)
-    _now_ns: int = field(default_factory=time.time_ns)
 
     def __call__(self, path: str, found: os.stat_result, where: str) -> str:
         stamp = Stamp.of(found)
         before = self.known.get(path)
         digest = before[1] if before and before[0] == stamp else hash_file(where)
-        if stamp.ctime_ns < self._now_ns - _RACY_NS:
-            self.seen[path] = (stamp, digest)
+        self.seen[path] = (stamp, digest)
+        return digest
+
+
+@dataclass(slots=True)
+class ManifestHasher:
+    """Believes a manifest about the content of files, and takes their stamps."""
+
+    manifest: Manifest
+    seen: dict[str, tuple[Stamp, str]] = field(default_factory=dict)
+
+    def __call__(self, path: str, found: os.stat_result, where: str) -> str:
+        entry = self.manifest.entries.get(path)
+        if entry is not None and entry.kind == LINK:
+            entry = self.manifest.entries.get(entry.target)
+        digest = entry.sha256 if entry else ""
+        self.seen[path] = (Stamp.of(found), digest)
         return digest
 
 
@@ -193,3 +205,22 @@ def _read(path: str, found: os.stat_result, where: str, hasher: Hasher) -> Entry
 def _read_xattrs(where: str) -> tuple[tuple[str, str], ...]:
     names = sorted(set(os.listxattr(where, follow_symlinks=False)) - _HOST_XATTRS)
     return tuple((name, os.getxattr(where, name, follow_symlinks=False).hex()) for name in names)
+
+
+def remove_tree(root: Path) -> None:
+    """Remove a directory and all in it, however deep. No error where there is none."""
+    if not os.path.lexists(root):
+        return
+    directories = [""]
+    for path in directories:  # grows while it is walked
+        with open_directory(root, path) as directory:
+            for name in os.listdir(directory):
+                try:
+                    os.unlink(name, dir_fd=directory)
+                except IsADirectoryError:
+                    directories.append(f"{path}/{name}" if path else name)
+    for path in reversed(directories[1:]):
+        parent, _, name = path.rpartition("/")
+        with open_directory(root, parent) as directory:
+            os.rmdir(name, dir_fd=directory)
+    root.rmdir()

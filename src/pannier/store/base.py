@@ -82,7 +82,7 @@ class Store(Protocol):
         """Apply all changes or none, and return the revision that the changed keys now have.
 
         Raises:
-            Stale: a key was not at its expected revision; nothing was changed.
+            Stale: a key was not at its expected revision, or a lease is gone; nothing was changed.
             OutcomeUnknown: the request was sent and no answer came; it may have been applied.
                 Read the keys again before deciding anything.
         """
@@ -92,8 +92,8 @@ class Store(Protocol):
         """Follow all keys that begin with ``prefix``, for ever.
 
         Yields a Put for each present key, Synced, then every change in order. Where the
-        connection is lost, the watch resumes by itself, and then begins again with Puts and a
-        Synced. It never raises StoreUnavailable: it waits.
+        connection is lost, the watch resumes by itself; where it cannot tell every change since,
+        it begins again with Puts and a Synced. It never raises StoreUnavailable: it waits.
         """
         ...
 

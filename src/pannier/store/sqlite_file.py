@@ -33,6 +33,8 @@ APPLICATION_ID: Final = 0x50414E4E
 
 SCHEMA_VERSION: Final = 1
 
+_MAGIC: Final = b"SQLite format 3\0"
+
 _BUSY_SECONDS: Final = 2.0
 """How long to wait for another process to let go of the file; a restart overlaps that briefly."""
 
@@ -279,6 +281,9 @@ def _make_private(path: Path) -> None:
                 raise ForeignData(
                     f"{path} is not a file", remedy="give the store a file of its own"
                 )
+            # SQLite itself takes a file shorter than its header for an empty one.
+            if os.pread(fd, len(_MAGIC), 0) not in (b"", _MAGIC):
+                raise _no_database(path)
             if stat.S_IMODE(mode) & 0o077:
                 os.fchmod(fd, 0o600)
         finally:
@@ -288,6 +293,13 @@ def _make_private(path: Path) -> None:
             f"the store's file {path} cannot be opened: {error.strerror}",
             remedy="see that its directory exists and that pannierd may write there",
         ) from error
+
+
+def _no_database(path: Path) -> ForeignData:
+    return ForeignData(
+        f"{path} is not a database; it was not touched",
+        remedy="give the store a file of its own",
+    )
 
 
 def _corrupt(path: Path, reason: str) -> Corrupt:
@@ -308,10 +320,7 @@ def _translation(error: sqlite3.Error, path: Path, *, committing: bool) -> Panni
         case sqlite3.SQLITE_FULL:
             return StoreUnavailable(f"no room for the store's file {path}", remedy="free some room")
         case sqlite3.SQLITE_NOTADB:
-            return ForeignData(
-                f"{path} is not a database; it was not touched",
-                remedy="give the store a file of its own",
-            )
+            return _no_database(path)
         case sqlite3.SQLITE_CORRUPT:
             return _corrupt(path, str(error))
     if committing:

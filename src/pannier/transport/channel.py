@@ -93,7 +93,8 @@ class Channel:
         self._listens = listens
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._stopped = False
-        self._failure: PannierError | None = None
+        self.failure: PannierError | None = None
+        """What ended the connection, or what the peer reported in the middle of our stream."""
         self._cipher = memoryview(bytearray(FRAME_BYTES))
         self._frame_buffer = memoryview(bytearray(HEADER.size + FRAME_BYTES))
         self.body = self._frame_buffer[HEADER.size :]
@@ -103,9 +104,16 @@ class Channel:
         self._heard = self._said = time.monotonic()
 
     def stop(self) -> None:
-        """Make the thread that uses the channel raise Stopped, now and for ever."""
+        """Make the thread that uses the channel raise Stopped, now and for ever.
+
+        The peer notices at once, even while the driver on this side still winds up.
+        """
         self._stopped = True
         os.eventfd_write(self._wake, 1)
+        try:
+            self._sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            return  # the connection is gone already
 
     def close(self, *, abort: bool) -> None:
         """Close it; no thread may be using it. ``abort`` lets the peer know that it broke off."""
@@ -130,8 +138,15 @@ class Channel:
         self._check_reply()
 
     def keepalive(self) -> None:
-        """Tell the peer that this end is alive, if it has not heard us lately."""
-        if time.monotonic() >= self._keepalive_due:
+        """Tell the peer that this end is alive, if it has not heard us lately. Never waits.
+
+        A full socket has words for the peer already.
+        """
+        if time.monotonic() < self._keepalive_due:
+            return
+        poller = select.poll()
+        poller.register(self._sock, select.POLLOUT)
+        if poller.poll(0):
             self._write(memoryview(KEEPALIVE_FRAME))
 
     def hear(self) -> Message | int:
@@ -205,8 +220,8 @@ class Channel:
         return self._said + self._timing.stall / 4
 
     def _write(self, plain: memoryview) -> None:
-        if self._failure is not None:
-            raise self._failure
+        if self.failure is not None:
+            raise self.failure
         try:
             while plain:
                 plain = plain[self._tls.write(plain) :]
@@ -266,7 +281,7 @@ class Channel:
                 case Kind.MESSAGE:
                     body = bytearray(length)
                     self._read_all(memoryview(body))
-                    return decode(body)
+                    return decode(memoryview(body))
 
     def _read_all(self, view: memoryview) -> None:
         while view:
@@ -276,8 +291,8 @@ class Channel:
         """Read some decrypted bytes; 0 if there are none yet and ``wait`` is False."""
         while True:
             try:
-                # The stubs ask for a bytearray; any writable buffer will do.
-                got: int = self._tls.read(len(view), view)  # type: ignore[arg-type,assignment]
+                # The stubs do not know that it returns a number when it has a buffer to fill.
+                got: int = self._tls.read(len(view), view)  # type: ignore[assignment]
             except ssl.SSLWantReadError:
                 if not self._fill(wait=wait):
                     return 0
@@ -340,7 +355,7 @@ class Channel:
             raise Stopped
 
     def _failed(self, error: PannierError) -> PannierError:
-        self._failure = self._failure or error
+        self.failure = self.failure or error
         return error
 
     def _broken(self, error: OSError) -> PannierError:

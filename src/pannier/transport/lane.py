@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TypeVar
 
 from pannier.core.errors import PannierError
@@ -41,30 +41,20 @@ class Lane:
         try:
             return await asyncio.wrap_future(future)
         except asyncio.CancelledError:
-            await self._stop(future)
+            # No call in the thread blocks, so a stopped one ends within about a millisecond:
+            # waiting for it here is simpler, and safer, than being cancelled again meanwhile.
+            self._channel.stop()
+            wait([future])
             raise
         finally:
             self._steps -= 1
 
-    async def close(self, *, abort: bool) -> None:
+    def close(self, *, abort: bool) -> None:
         """End the thread and close the channel. ``abort``: see :meth:`Channel.close`."""
         self._timer.cancel()
-        idle = self._pool.submit(lambda: None)
-        await self._stop(idle)
-        self._pool.shutdown(wait=False)
-        self._channel.close(abort=abort)
-
-    async def _stop(self, future: Future[T]) -> None:
-        """Stop the channel and wait until ``future`` is done, even if cancelled once more."""
         self._channel.stop()
-        cancelled = False
-        while not future.done():
-            try:
-                await asyncio.wait({asyncio.shield(asyncio.wrap_future(future))})
-            except asyncio.CancelledError:
-                cancelled = True
-        if cancelled:
-            raise asyncio.CancelledError
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._channel.close(abort=abort)
 
     def _tick(self) -> None:
         # A running step keeps the connection alive itself.

@@ -1,0 +1,5 @@
+"""``python -m pannier.cli``."""
+
+from pannier.cli.main import main
+
+main()

@@ -1,0 +1,201 @@
+"""`pannier init`, `join` and `ca`: what makes a machine a node. These run here, not in the daemon."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any, Protocol, cast
+
+import click
+
+from pannier.cli.command import Command, Decorated, Group, output_options
+from pannier.cli.session import Session, pass_session
+from pannier.core.errors import InvalidInput
+
+DEFAULT_POOL = "/var/lib/pannier/pool.img"
+CA_DIRECTORY = "/etc/pannier/ca"
+
+
+class Setup(Protocol):
+    """What the service offers for it; imported when used, since it brings everything along."""
+
+    def init(
+        self,
+        *,
+        name: str | None,
+        address: str | None,
+        store: str,
+        pool: str | None,
+        pool_size: str | None,
+        driver: str,
+        force_format: str | None,
+    ) -> None: ...
+
+    def join(
+        self,
+        *,
+        address: str,
+        token: str,
+        name: str | None,
+        own_address: str | None,
+        pool: str | None,
+        pool_size: str | None,
+        driver: str,
+        force_format: str | None,
+    ) -> None: ...
+
+    def ca_create(self, *, directory: str) -> None: ...
+
+    def ca_issue_etcd(
+        self, *, name: str, addresses: tuple[str, ...], out_directory: str, ca_directory: str
+    ) -> None: ...
+
+
+def _setup() -> Setup:
+    return cast("Setup", import_module("pannier.setup"))
+
+
+def _machine_options(command: Decorated) -> Decorated:
+    """The options that describe this machine; the same for its first and its later nodes."""
+    options = [
+        click.option("--name", help="The node's name; the host name if not given."),
+        click.option("--address", help="Address at which the other nodes reach this one."),
+        click.option(
+            "--pool",
+            metavar="PATH",
+            help=f"Device or file of the btrfs pool; a sparse file {DEFAULT_POOL} if not given.",
+        ),
+        click.option("--pool-size", metavar="SIZE", help="Size of a new pool file, such as 50G."),
+        click.option(
+            "--driver",
+            type=click.Choice(["btrfs", "directory"]),
+            default="btrfs",
+            show_default=True,
+            help="Where the bytes live.",
+        ),
+        click.option(
+            "--force-format",
+            metavar="DEVICE",
+            help="Erase what is on the pool's device; its path must be given again here.",
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _check_force(pool: str | None, force_format: str | None) -> None:
+    if force_format is not None and force_format != pool:
+        raise InvalidInput(
+            f"--force-format {force_format} is not the pool, which is {pool or DEFAULT_POOL}",
+            remedy="repeat the path that --pool names, if it is really to be erased",
+        )
+
+
+@click.command(
+    cls=Command,
+    examples=(
+        "pannier init",
+        "pannier init --name node1 --address 10.0.0.1 --pool-size 50G",
+        "pannier init --store etcd://10.0.0.1:2379,10.0.0.2:2379 --pool /dev/vdb",
+    ),
+)
+@click.option(
+    "--store",
+    default="sqlite",
+    show_default=True,
+    metavar="STORE",
+    help="The cluster's memory: sqlite (one node) or etcd://HOST:PORT,HOST:PORT,...",
+)
+@_machine_options
+@output_options()
+@pass_session
+def init(session: Session, /, store: str, **machine: Any) -> None:
+    """Make this machine the first node of a new cluster. Needs root."""
+    _check_force(machine["pool"], machine["force_format"])
+    _setup().init(store=store, **machine)
+    session.show({"done": "init"}, line="this machine is the first node of a new cluster")
+    session.hint("next: systemctl enable --now pannierd; pannier status")
+
+
+@click.command(
+    cls=Command,
+    examples=(
+        "pannier join 10.0.0.1 --token pannier1-...",
+        "PANNIER_TOKEN=pannier1-... pannier join 10.0.0.1 --name node2",
+    ),
+)
+@click.argument("member", metavar="ADDRESS")
+@click.option(
+    "--token",
+    required=True,
+    envvar="PANNIER_TOKEN",
+    help="A token from 'pannier token create'; or set PANNIER_TOKEN, which 'ps' does not show.",
+)
+@_machine_options
+@output_options()
+@pass_session
+def join(session: Session, /, member: str, token: str, **machine: Any) -> None:
+    """Make this machine a node of the cluster that has a node at ADDRESS. Needs root."""
+    _check_force(machine["pool"], machine["force_format"])
+    own_address = machine.pop("address")
+    _setup().join(address=member, token=token, own_address=own_address, **machine)
+    session.show({"done": "join"}, line="this machine is a node of the cluster")
+    session.hint("next: systemctl enable --now pannierd; pannier status")
+
+
+@click.group(cls=Group)
+def ca() -> None:
+    """Certificates beyond those that 'init' and 'join' make."""
+
+
+@ca.command("create", examples=("pannier ca create",))
+@click.option(
+    "--directory", default=CA_DIRECTORY, show_default=True, help="Where the authority's files go."
+)
+@output_options()
+@pass_session
+def create_authority(session: Session, directory: str) -> None:
+    """Make the cluster's certificate authority before its first node.
+
+    Needed when etcd is to have certificates of the same authority; else 'init' makes it.
+    """
+    _setup().ca_create(directory=directory)
+    session.show({"directory": directory}, line=f"created: {directory}")
+
+
+@ca.command("issue", examples=("pannier ca issue etcd1 --address 10.0.0.1 --out /etc/etcd/tls",))
+@click.argument("name")
+@click.option(
+    "--for",
+    "purpose",
+    type=click.Choice(["etcd"]),
+    default="etcd",
+    show_default=True,
+    help="What the certificate is for.",
+)
+@click.option(
+    "--address",
+    "addresses",
+    multiple=True,
+    required=True,
+    help="IP address or host name at which it is reached; may be repeated.",
+)
+@click.option("--out", required=True, metavar="DIRECTORY", help="Where key and certificate go.")
+@click.option(
+    "--ca", "ca_directory", default=CA_DIRECTORY, show_default=True, help="The authority's files."
+)
+@output_options()
+@pass_session
+def issue(
+    session: Session,
+    name: str,
+    purpose: str,
+    addresses: tuple[str, ...],
+    out: str,
+    ca_directory: str,
+) -> None:
+    """Issue a certificate for the etcd member NAME."""
+    _setup().ca_issue_etcd(
+        name=name, addresses=addresses, out_directory=out, ca_directory=ca_directory
+    )
+    session.show({"name": name, "for": purpose, "directory": out}, line=f"issued: {name} in {out}")

@@ -1,0 +1,214 @@
+"""`pannier volume`: volumes and their lives."""
+
+from __future__ import annotations
+
+import asyncio
+
+import click
+
+from pannier.cli import output
+from pannier.cli.command import Group, output_options
+from pannier.cli.move import follow_move
+from pannier.cli.parameters import read_duration, read_pairs
+from pannier.cli.session import Session, pass_session
+from pannier.service.views import EventView, TrashView, VolumeView
+
+
+@click.group(cls=Group)
+def volume() -> None:
+    """Volumes."""
+
+
+@volume.command(
+    "create",
+    examples=(
+        "pannier volume create jenkins_home",
+        "pannier volume create jenkins_home -o size=10G -o nodes=node2,node1 --format json",
+    ),
+)
+@click.argument("name")
+@click.option(
+    "-o",
+    "--option",
+    "options",
+    multiple=True,
+    metavar="KEY=VALUE",
+    callback=read_pairs,
+    help="A volume option, as with 'docker volume create'; may be repeated.",
+)
+@output_options("--output")
+@pass_session
+def create_volume(session: Session, name: str, options: dict[str, str]) -> None:
+    """Create a volume.
+
+    Here -o gives a volume option, as it does with docker; use --format json for JSON.
+    """
+    made = session.ask(lambda client: client.create_volume(name, options))
+    session.show(made, line=f"created: {made.name} on {made.holder}")
+
+
+@volume.command("ls", examples=("pannier volume ls", "pannier volume ls -o json"))
+@output_options()
+@pass_session
+def list_volumes(session: Session) -> None:
+    """List all volumes."""
+    found = session.ask(lambda client: client.volumes())
+    session.show(found, table=_volumes_table(found))
+
+
+@volume.command("show", examples=("pannier volume show jenkins_home",))
+@click.argument("name")
+@output_options()
+@pass_session
+def show_volume(session: Session, name: str) -> None:
+    """Show one volume, with what only its holder knows."""
+    found = session.ask(lambda client: client.volume(name))
+    session.show_details(found, _details(found))
+
+
+@volume.command(
+    "move",
+    examples=(
+        "pannier volume move jenkins_home node2",
+        "pannier volume move jenkins_home node2 --wait 10m",
+    ),
+)
+@click.argument("name")
+@click.argument("node")
+@click.option(
+    "--wait",
+    "wait_seconds",
+    default="100s",
+    show_default=True,
+    metavar="DURATION",
+    callback=read_duration,
+    help="How long to wait for the containers that use the volume to stop.",
+)
+@output_options()
+@pass_session
+def move_volume(session: Session, name: str, node: str, wait_seconds: float) -> None:
+    """Move a volume to another NODE.
+
+    The bulk is copied while containers use the volume; the move then waits for them to stop. What
+    is copied is kept when it waits in vain, so that the next move is short. As JSON, each step is
+    one line.
+    """
+
+    async def move() -> None:
+        async with session.client() as client:
+            progress = client.move_volume(name, node, wait_seconds=wait_seconds)
+            await follow_move(progress, json=session.json)
+
+    asyncio.run(move())
+
+
+@volume.command("rm", examples=("pannier volume rm jenkins_home",))
+@click.argument("name")
+@output_options()
+@pass_session
+def remove_volume(session: Session, name: str) -> None:
+    """Move a volume to the trash, from which it can be restored for a time."""
+    trashed = session.ask(lambda client: client.remove_volume(name))
+    session.show(trashed, line=f"removed: {trashed.name}")
+    session.hint(f"until {trashed.expires_at}: pannier volume restore {trashed.name}")
+
+
+@volume.command("restore", examples=("pannier volume restore jenkins_home",))
+@click.argument("name_or_id", metavar="NAME")
+@output_options()
+@pass_session
+def restore_volume(session: Session, name_or_id: str) -> None:
+    """Bring a volume back from the trash.
+
+    NAME may be an id, where several of one name are there.
+    """
+    found = session.ask(lambda client: client.restore_volume(name_or_id))
+    session.show(found, line=f"restored: {found.name} on {found.holder}")
+
+
+@volume.command("trash", examples=("pannier volume trash",))
+@output_options()
+@pass_session
+def list_trash(session: Session) -> None:
+    """List the removed volumes that can still be restored."""
+    found = session.ask(lambda client: client.trash())
+    session.show(found, table=_trash_table(found))
+
+
+@volume.command("history", examples=("pannier volume history jenkins_home",))
+@click.argument("name")
+@output_options()
+@pass_session
+def show_history(session: Session, name: str) -> None:
+    """Show what happened to a volume, oldest first."""
+    found = session.ask(lambda client: client.history(name))
+    session.show(found, table=_history_table(found))
+
+
+def _volumes_table(volumes: list[VolumeView]) -> output.Table:
+    return output.Table(
+        ("NAME", "HOLDER", "STATE", "EPOCH", "DRIVER", "OPTIONS"),
+        [
+            (
+                each.name,
+                each.holder,
+                each.holder_state,
+                str(each.epoch),
+                each.driver,
+                _options(each) or output.NOTHING,
+            )
+            for each in volumes
+        ],
+        right=frozenset({"EPOCH"}),
+        empty="no volumes",
+    )
+
+
+def _options(found: VolumeView) -> str:
+    # The driver has a column of its own.
+    return " ".join(f"{key}={text}" for key, text in found.options.items() if key != "driver")
+
+
+def _details(found: VolumeView) -> list[tuple[str, str]]:
+    details = [
+        ("name", found.name),
+        ("id", found.id),
+        ("holder", f"{found.holder} ({found.holder_state})"),
+        ("epoch", str(found.epoch)),
+        ("generation", found.generation or "?"),
+        ("in use by", output.show_names(found.in_use_by)),
+        ("copies on", output.show_names(found.copies_on)),
+        ("driver", found.driver),
+        ("options", _options(found) or output.NOTHING),
+        ("used", output.show_size(found.used_bytes)),
+        ("created", found.created_at),
+    ]
+    if found.mountpoint is not None:
+        details.append(("mountpoint", found.mountpoint))
+    if found.transfer is not None:
+        transfer = found.transfer
+        sent = output.show_size(transfer.sent_bytes)
+        details.append(
+            (
+                "moving",
+                f"to {transfer.target} since {transfer.started_at}: "
+                f"{transfer.phase}, round {transfer.round}, {sent} sent",
+            )
+        )
+    return details
+
+
+def _trash_table(trash: list[TrashView]) -> output.Table:
+    return output.Table(
+        ("NAME", "ID", "HOLDER", "REMOVED", "KEPT UNTIL"),
+        [(each.name, each.id, each.holder, each.removed_at, each.expires_at) for each in trash],
+        empty="the trash is empty",
+    )
+
+
+def _history_table(history: list[EventView]) -> output.Table:
+    return output.Table(
+        ("AT", "WHAT", "NODE", "DETAIL"),
+        [(each.at, each.kind, each.node, each.detail) for each in history],
+        empty="nothing happened",
+    )

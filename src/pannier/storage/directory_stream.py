@@ -1,0 +1,76 @@
+"""Threads at the ends of a pipe, for streams that are made and read by ourselves."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import TypeVar
+
+from pannier.storage.blocking import told_as_storage_error
+from pannier.storage.process import open_pipe
+
+T = TypeVar("T")
+
+
+@asynccontextmanager
+async def feeding(write: Callable[[int], None]) -> AsyncIterator[int]:
+    """The read end of a pipe that ``write`` fills from a thread.
+
+    Raises:
+        StorageError: ``write`` failed, or the block did not read to the end.
+    """
+    reader, writer = open_pipe()
+
+    def work() -> None:
+        try:
+            with told_as_storage_error("send the tree to its end"):
+                write(writer)
+        finally:
+            os.close(writer)
+
+    feeder = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        yield reader
+    except BaseException:
+        os.close(reader)  # breaks the pipe, which ends the thread
+        await asyncio.wait([feeder])
+        feeder.exception()
+        raise
+    os.close(reader)
+    await asyncio.shield(feeder)
+
+
+@asynccontextmanager
+async def reading(read: Callable[[int], T]) -> AsyncIterator[tuple[int, asyncio.Future[T]]]:
+    """The write end of a pipe that ``read`` empties in a thread, and what it will return.
+
+    Raises:
+        StorageError: ``read`` failed.
+    """
+    reader, writer = open_pipe()
+
+    def work() -> T:
+        try:
+            with told_as_storage_error("receive the tree"):
+                return read(reader)
+        finally:
+            os.close(reader)
+
+    result = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        # Where the pipe broke, the reader gave up in the middle: it says why.
+        with suppress(BrokenPipeError, ConnectionResetError):
+            yield writer, result
+    except BaseException:
+        os.close(writer)  # the end of the stream, which ends the thread
+        await asyncio.wait([result])
+        result.exception()
+        raise
+    os.close(writer)
+    try:
+        await asyncio.shield(result)
+    except asyncio.CancelledError:
+        await asyncio.wait([result])
+        raise

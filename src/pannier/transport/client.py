@@ -1,0 +1,205 @@
+"""The sender's end of the transport."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import socket
+import ssl
+import time
+from collections.abc import Callable
+from functools import partial
+
+from pannier.core.errors import PannierError, PeerUnavailable
+from pannier.core.generation import Generation, newest_common
+from pannier.core.node import Node
+from pannier.pki.credentials import Credentials
+from pannier.pki.failures import explain_tls
+from pannier.pki.identity import require_node
+from pannier.storage.base import Driver
+from pannier.transport.base import Offer, Sent
+from pannier.transport.channel import Channel, Timing
+from pannier.transport.frames import PROTOCOL, Done, End, Failed, Have, Message, Offered, Start
+from pannier.transport.handshake import open_channel
+from pannier.transport.lane import Lane
+from pannier.transport.pipes import prepare_pipe
+
+_PROGRESS_SECONDS = 0.25
+
+
+class TransportClient:
+    """Sends generations to other nodes: the :class:`~pannier.transport.base.Sender`."""
+
+    def __init__(self, credentials: Credentials, *, timing: Timing | None = None) -> None:
+        """``credentials`` are this node's."""
+        self._cluster = credentials.identity.cluster
+        self._timing = timing or Timing()
+        self._context = credentials.client_context()
+        self._context.set_alpn_protocols([PROTOCOL])
+
+    async def send(
+        self,
+        offer: Offer,
+        *,
+        to: Node,
+        driver: Driver,
+        progress: Callable[[int], None] | None = None,
+    ) -> Sent:
+        """See :meth:`pannier.transport.base.Sender.send`.
+
+        Raises:
+            PeerUnavailable: no connection, or it broke, or the receiver was silent for
+                ``Timing.stall``. Where it broke after the last byte, the generation may be there
+                all the same: sending it again finds out.
+            Denied: certificates do not fit.
+            PannierError: what the receiver or the driver reported.
+        """
+        began = time.monotonic()
+        channel = await self._connect(to)
+        lane = Lane(channel, timing=self._timing, name=f"send-{offer.volume_id}")
+        abort = True
+        try:
+            sent_bytes, base = await _converse(offer, driver, channel, lane, progress)
+            abort = False
+        finally:
+            lane.close(abort=abort)
+        return Sent(bytes=sent_bytes, base=base, seconds=time.monotonic() - began)
+
+    async def _connect(self, to: Node) -> Channel:
+        peer = f"node {to.name}"
+        where = f"{to.address}:{to.transport_port}"
+        try:
+            async with asyncio.timeout(self._timing.connect):
+                sock = await _connected(to.address, to.transport_port)
+                try:
+                    channel, tls = await open_channel(
+                        sock,
+                        context=self._context,
+                        server_name=to.name,
+                        peer=peer,
+                        timing=self._timing,
+                    )
+                except BaseException:
+                    sock.close()
+                    raise
+        except ssl.SSLError as error:
+            raise explain_tls(error, peer=f"{peer} ({where})") from error
+        except (OSError, TimeoutError, UnicodeError) as error:
+            raise PeerUnavailable(
+                f"{peer} does not answer at {where}: {error or 'no answer in time'}",
+                remedy="check that pannierd runs there, and the firewalls between",
+            ) from error
+        try:
+            require_node(tls, cluster=self._cluster, name=to.name, certificate=to.certificate)
+        except PannierError:
+            channel.close(abort=True)
+            raise
+        return channel
+
+
+async def _connected(address: str, port: int) -> socket.socket:
+    """A TCP connection to the first of the host's addresses that answers."""
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(address, port, type=socket.SOCK_STREAM)
+    failure = OSError("the name has no address")
+    for family, kind, protocol, _, target in found:
+        sock = socket.socket(family, kind | socket.SOCK_NONBLOCK, protocol)
+        try:
+            await loop.sock_connect(sock, target)
+        except OSError as error:
+            sock.close()
+            failure = error
+        except BaseException:
+            sock.close()
+            raise
+        else:
+            return sock
+    raise failure
+
+
+async def _converse(
+    offer: Offer,
+    driver: Driver,
+    channel: Channel,
+    lane: Lane,
+    progress: Callable[[int], None] | None,
+) -> tuple[int, Generation | None]:
+    """The sender's part of the conversation; returns the stream's bytes and its base."""
+    have = await lane.run(partial(_ask, channel, Offered.of(offer)))
+    if not isinstance(have, Have):
+        raise channel.unexpected(have)
+    theirs = have.parsed()
+    if offer.generation in theirs:
+        return 0, None
+    ours = (await driver.inspect(offer.volume_id)).generations
+    base = newest_common(ours, theirs)
+    report = _reporter(progress, asyncio.get_running_loop())
+    try:
+        async with driver.send(offer.volume_id, offer.generation, base=base) as pipe:
+            sent_bytes = await lane.run(partial(_stream, channel, pipe, base, report))
+    except PannierError as error:
+        if channel.failure is None:
+            await _tell(lane, channel, error)
+        elif error is not channel.failure:
+            # The driver put its own view over it: that its reader went away.
+            raise channel.failure from error
+        raise
+    if progress is not None:
+        progress(sent_bytes)
+    answer = await lane.run(partial(_ask, channel, End(sent_bytes)))
+    if not isinstance(answer, Done):
+        raise channel.unexpected(answer)
+    return sent_bytes, base
+
+
+def _ask(channel: Channel, message: Message) -> Message | int:
+    channel.say(message)
+    return channel.hear()
+
+
+async def _tell(lane: Lane, channel: Channel, error: PannierError) -> None:
+    """Tell the receiver why the stream ends; that the connection breaks off says it, too."""
+    try:
+        await lane.run(partial(channel.say, Failed.of(error)))
+        await lane.run(channel.linger)
+    except PannierError:
+        return
+
+
+def _stream(
+    channel: Channel, pipe: int, base: Generation | None, report: Callable[[int], None]
+) -> int:
+    """Send everything that comes out of ``pipe``; returns the number of bytes."""
+    prepare_pipe(pipe)
+    channel.say(Start(None if base is None else str(base)))
+    sent_bytes = 0
+    while True:
+        try:
+            size = os.readv(pipe, [channel.body])
+        except BlockingIOError:
+            channel.wait_pipe(pipe, events=select.POLLIN)
+            continue
+        if size == 0:
+            return sent_bytes
+        channel.say_data(size)
+        sent_bytes += size
+        report(sent_bytes)
+
+
+def _reporter(
+    progress: Callable[[int], None] | None, loop: asyncio.AbstractEventLoop
+) -> Callable[[int], None]:
+    """A function for the thread that passes progress on to the loop, some times a second."""
+    if progress is None:
+        return lambda _: None
+    due = 0.0
+
+    def report(sent_bytes: int) -> None:
+        nonlocal due
+        now = time.monotonic()
+        if now >= due:
+            due = now + _PROGRESS_SECONDS
+            loop.call_soon_threadsafe(progress, sent_bytes)
+
+    return report

@@ -1,0 +1,106 @@
+"""Opening a channel: TCP options and the TLS handshake, in the event loop.
+
+No thread is spent on a peer before it has shown who it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+
+from pannier.core.errors import PeerUnavailable
+from pannier.transport.channel import Channel, Timing
+from pannier.transport.frames import PROTOCOL
+
+_READ_BYTES = 65536
+_FAREWELL_SECONDS = 1.0
+
+
+async def open_channel(
+    sock: socket.socket,
+    *,
+    context: ssl.SSLContext,
+    server_name: str | None,
+    peer: str,
+    timing: Timing,
+) -> tuple[Channel, ssl.SSLObject]:
+    """Shake hands on a connected, non-blocking socket; as the client if ``server_name`` is given.
+
+    The caller limits the time, and closes the socket on errors.
+
+    Raises:
+        ssl.SSLError, OSError: as they come. The peer has been told the reason where TLS has one.
+        PeerUnavailable: the peer speaks TLS but not this protocol.
+    """
+    receiving = server_name is None
+    _tune(sock, timing=timing, receiving=receiving)
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = context.wrap_bio(incoming, outgoing, server_side=receiving, server_hostname=server_name)
+    await _shake(sock, tls=tls, incoming=incoming, outgoing=outgoing)
+    if tls.selected_alpn_protocol() != PROTOCOL:
+        raise PeerUnavailable(
+            f"{peer} does not speak {PROTOCOL}",
+            remedy="check the port, and that all nodes run compatible versions",
+        )
+    channel = Channel(
+        sock,
+        tls=tls,
+        incoming=incoming,
+        outgoing=outgoing,
+        peer=peer,
+        timing=timing,
+        listens=not receiving,
+    )
+    return channel, tls
+
+
+async def _shake(
+    sock: socket.socket, *, tls: ssl.SSLObject, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO
+) -> None:
+    loop = asyncio.get_running_loop()
+    while True:
+        try:
+            tls.do_handshake()
+            done = True
+        except ssl.SSLWantReadError:
+            done = False
+        except ssl.SSLError:
+            await _part(sock, outgoing.read())
+            raise
+        if outgoing.pending:
+            await loop.sock_sendall(sock, outgoing.read())
+        if done:
+            return
+        received = await loop.sock_recv(sock, _READ_BYTES)
+        if not received:
+            raise ConnectionResetError("the connection was closed during the handshake")
+        incoming.write(received)
+
+
+async def _part(sock: socket.socket, alert: bytes) -> None:
+    """Send the alert and wait a moment until the peer has read it and gone."""
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(_FAREWELL_SECONDS):
+            await loop.sock_sendall(sock, alert)
+            sock.shutdown(socket.SHUT_WR)
+            while await loop.sock_recv(sock, _READ_BYTES):
+                pass
+    except (OSError, TimeoutError):
+        return
+
+
+def _tune(sock: socket.socket, *, timing: Timing, receiving: bool) -> None:
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    interval = max(1, int(timing.stall / 4))
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, interval)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, interval)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+    if receiving:
+        # Not for the sender: Linux counts a full window of a living receiver (its disk flushes) as
+        # time without an answer, too. The sender goes by the receiver's keepalives instead.
+        sock.setsockopt(
+            socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, max(1000, int(timing.stall * 1000))
+        )

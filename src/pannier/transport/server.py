@@ -1,0 +1,340 @@
+"""The receiver's end of the transport: a TCP port of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import socket
+import ssl
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import structlog
+
+from pannier.core.errors import Conflict, Corrupt, PannierError
+from pannier.core.node import TRANSPORT_PORT
+from pannier.pki.credentials import Credentials
+from pannier.pki.failures import explain_tls
+from pannier.pki.identity import fingerprint, require_node
+from pannier.transport.base import Gate, Offer
+from pannier.transport.channel import Channel, Timing
+from pannier.transport.frames import (
+    PROTOCOL,
+    Done,
+    End,
+    Failed,
+    Have,
+    Offered,
+    Start,
+)
+from pannier.transport.handshake import open_channel
+from pannier.transport.lane import Lane
+from pannier.transport.pipes import prepare_pipe
+
+CheckPeer = Callable[[str, str], Awaitable[None]]
+"""Judges a node by its name and its certificate's fingerprint, before it may say anything."""
+
+_BACKLOG = 256
+_STRANGERS = 256
+"""Connections that have not shown a certificate yet; more push the oldest out."""
+
+_log = structlog.get_logger("pannier.transport")
+
+
+@dataclass(frozen=True, slots=True)
+class _Claim:
+    """A volume that is being received, at which epoch, and the task that does it."""
+
+    epoch: int
+    task: asyncio.Task[Any]
+
+
+class TransportServer:
+    """Takes in generations from other nodes of the cluster.
+
+    Different volumes are received at the same time; of one volume, one generation at a time, since
+    drivers want it so. A newer epoch's offer ends an older one's transfer.
+    """
+
+    def __init__(
+        self,
+        credentials: Credentials,
+        gate: Gate,
+        *,
+        host: str | None = None,
+        port: int = TRANSPORT_PORT,
+        timing: Timing | None = None,
+        check_peer: CheckPeer | None = None,
+    ) -> None:
+        """Prepare; :meth:`start` listens.
+
+        Args:
+            credentials: this node's.
+            gate: decides about each offer.
+            host: address to listen at; None for all.
+            port: TCP port; 0 for a free one.
+            timing: how long to wait for what.
+            check_peer: raises Denied for a node that was removed or has another certificate by now.
+        """
+        self._gate = gate
+        self._cluster = credentials.identity.cluster
+        self._context = credentials.server_context(client_certificate_required=True)
+        self._context.set_alpn_protocols([PROTOCOL])
+        self._address = (host, port)
+        self._timing = timing or Timing()
+        self._check_peer = check_peer
+        self._listener: socket.socket | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._strangers: dict[asyncio.Task[Any], None] = {}
+        self._claims: dict[str, _Claim] = {}
+
+    async def __aenter__(self) -> TransportServer:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    @property
+    def port(self) -> int:
+        """The port that it listens at."""
+        if self._listener is None:
+            return self._address[1]
+        port: int = self._listener.getsockname()[1]
+        return port
+
+    async def start(self) -> None:
+        """Listen.
+
+        Raises:
+            OSError: the address is taken or not ours.
+        """
+        host, port = self._address
+        if host is None and socket.has_dualstack_ipv6():
+            listener = socket.create_server(
+                ("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=_BACKLOG
+            )
+        else:
+            family = socket.AF_INET6 if ":" in (host or "") else socket.AF_INET
+            listener = socket.create_server((host or "", port), family=family, backlog=_BACKLOG)
+        listener.setblocking(False)
+        self._listener = listener
+        self._start_task(self._accept(listener))
+
+    async def close(self) -> None:
+        """Stop listening and break off all transfers; what was half received is discarded."""
+        while tasks := set(self._tasks):
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+        # Only now: the event loop has let go of its file descriptor.
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+
+    async def _accept(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                sock, address = await loop.sock_accept(listener)
+            except OSError as error:
+                # Out of file descriptors, or a peer that went away while it waited.
+                _log.warning("transport.accept_failed", error=str(error))
+                await asyncio.sleep(0.1)
+                continue
+            self._start_task(self._serve(sock, f"{address[0]}:{address[1]}"))
+
+    def _start_task(self, work: Any) -> None:
+        task: asyncio.Task[None] = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, sock: socket.socket, address: str) -> None:
+        """One connection, from the handshake to its end. Raises nothing but cancellation."""
+        try:
+            channel, tls = await self._greet(sock, address)
+        except (PannierError, OSError, TimeoutError) as error:
+            sock.close()
+            reason = explain_tls(error, peer=address) if isinstance(error, ssl.SSLError) else error
+            _log.info("transport.refused", address=address, reason=str(reason) or "too slow")
+            return
+        except BaseException:
+            sock.close()
+            raise
+        lane = Lane(channel, timing=self._timing, name=f"receive-{address}")
+        abort = True
+        try:
+            abort = not await self._answer(channel, tls, lane, address)
+        finally:
+            lane.close(abort=abort)
+
+    async def _greet(self, sock: socket.socket, address: str) -> tuple[Channel, ssl.SSLObject]:
+        task = asyncio.current_task()
+        assert task is not None
+        if len(self._strangers) >= _STRANGERS:
+            # Whoever holds connections open without a word makes room for those who speak.
+            next(iter(self._strangers)).cancel()
+        self._strangers[task] = None
+        try:
+            async with asyncio.timeout(self._timing.connect):
+                return await open_channel(
+                    sock,
+                    context=self._context,
+                    server_name=None,
+                    peer=address,
+                    timing=self._timing,
+                )
+        finally:
+            del self._strangers[task]
+
+    async def _answer(self, channel: Channel, tls: ssl.SSLObject, lane: Lane, address: str) -> bool:
+        """Hold the conversation and report a failure; False if nobody is left to hear it."""
+        log = _log.bind(address=address)
+        try:
+            peer = await self._identify(channel, tls)
+            log = log.bind(peer=peer)
+            await self._receive(channel, lane, peer)
+            await lane.run(channel.linger)
+        except PannierError as error:
+            log.info("transport.failed", code=error.code, reason=str(error))
+            if channel.failure is not None:
+                return False
+            failure = error
+        except Exception:
+            failure = PannierError(
+                "receiving failed in a way that was not foreseen",
+                remedy="see the log of pannierd there",
+            )
+            log.exception("transport.bug")
+        else:
+            return True
+        try:
+            await lane.run(partial(channel.say, Failed.of(failure)))
+            await lane.run(channel.linger)
+        except PannierError:
+            return False
+        return True
+
+    async def _identify(self, channel: Channel, tls: ssl.SSLObject) -> str:
+        node = require_node(tls, cluster=self._cluster)
+        channel.peer = str(node)
+        if self._check_peer is not None:
+            await self._check_peer(node.name, fingerprint(tls.getpeercert(True) or b""))
+        return node.name
+
+    async def _receive(self, channel: Channel, lane: Lane, peer: str) -> None:
+        began = time.monotonic()
+        offered = await lane.run(channel.hear)
+        if not isinstance(offered, Offered):
+            raise channel.unexpected(offered)
+        offer = offered.offer()
+        driver = await self._gate.admit(offer, peer=peer)
+        async with self._claim(offer):
+            have = (await driver.inspect(offer.volume_id)).generations
+            await lane.run(partial(channel.say, Have.of(have)))
+            if offer.generation in have:
+                return
+            start = await lane.run(channel.hear)
+            if not isinstance(start, Start):
+                raise channel.unexpected(start)
+            base = start.parsed()
+            intake = _Intake(channel)
+            async with driver.receive(offer.volume_id, offer.generation, base=base) as pipe:
+                await lane.run(partial(intake.pour, pipe))
+            await lane.run(intake.finish)
+        # The claim is let go before the sender hears of it: its next offer may come at once.
+        await lane.run(partial(channel.say, Done()))
+        _log.info(
+            "transport.received",
+            volume=offer.volume_name,
+            generation=str(offer.generation),
+            base=start.base,
+            peer=peer,
+            bytes=intake.received_bytes,
+            seconds=round(time.monotonic() - began, 3),
+        )
+
+    @asynccontextmanager
+    async def _claim(self, offer: Offer) -> AsyncIterator[None]:
+        """Be the only transfer of the volume.
+
+        Raises:
+            Conflict: another one of the same or a newer epoch is under way.
+        """
+        task = asyncio.current_task()
+        assert task is not None
+        while (other := self._claims.get(offer.volume_id)) is not None:
+            if offer.epoch <= other.epoch:
+                raise Conflict(
+                    f"volume {offer.volume_name} is being received already, at epoch {other.epoch}",
+                    remedy="wait until that transfer has ended, then try again",
+                )
+            other.task.cancel()
+            await asyncio.wait({other.task})
+        self._claims[offer.volume_id] = _Claim(offer.epoch, task)
+        try:
+            yield
+        finally:
+            del self._claims[offer.volume_id]
+
+
+class _Intake:
+    """Takes the stream from the channel to the driver's pipe, and counts it."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._ended = False
+        self.received_bytes = 0
+
+    def pour(self, pipe: int) -> None:
+        """Fill ``pipe`` until the stream's end, or until the driver reads no more.
+
+        A driver that stops reading has failed, or knows that it has all (an archive's padding may
+        follow): leaving its block without an error lets the driver say which.
+        """
+        prepare_pipe(pipe)
+        try:
+            while size := self._next():
+                self._write(pipe, self._channel.body[:size])
+        except BrokenPipeError:
+            return
+
+    def finish(self) -> None:
+        """Hear the rest of the stream, if the driver accepted it without reading that."""
+        while not self._ended:
+            self._next()
+
+    def _next(self) -> int:
+        """The size of the next DATA in the channel's body; 0 at the end.
+
+        Raises:
+            Corrupt: the sender counted other bytes than came.
+        """
+        while True:
+            frame = self._channel.hear()
+            if isinstance(frame, int) and frame > 0:
+                self.received_bytes += frame
+                return frame
+            if isinstance(frame, End):
+                break
+            if frame != 0:
+                raise self._channel.unexpected(frame)
+        if frame.bytes != self.received_bytes:
+            raise Corrupt(
+                f"{frame.bytes} bytes were sent and {self.received_bytes} arrived",
+                remedy="send it again; report it if it repeats",
+            )
+        self._ended = True
+        return 0
+
+    def _write(self, pipe: int, view: memoryview) -> None:
+        while view:
+            try:
+                view = view[os.write(pipe, view) :]
+            except BlockingIOError:
+                self._channel.wait_pipe(pipe, events=select.POLLOUT)

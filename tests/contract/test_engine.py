@@ -1,0 +1,512 @@
+"""What every engine must do, and the plugin as a real Docker engine sees it.
+
+The real dockerd runs in mount, process and network namespaces of its own with everything under a temporary
+directory, so that the machine's own Docker, if any, and /run/docker are not touched.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+from pannier.agent.usage import users_of
+from pannier.core.errors import EngineUnavailable, VolumeInUse, VolumeNotFound
+from pannier.engine.base import Container, Engine
+from pannier.engine.docker import DockerEngine
+from pannier.engine.fake import FakeEngine
+from pannier.plugin.activation import unix_listener
+from pannier.plugin.server import PluginServer
+from pannier.service.operations import DockerVolume
+
+NEEDED = ("dockerd", "docker", "containerd", "runc", "unshare", "nsenter", "busybox")
+IMAGE = "localhost:5000/pannier-test:1"
+
+
+# --- a real engine -------------------------------------------------------------------------------
+
+_MACHINE = """
+set -e
+mount -t tmpfs none /run
+mkdir /run/docker
+mount --bind {home}/run /run/docker
+mount -t tmpfs none /opt
+mkdir -p /etc/docker
+mount -t tmpfs none /etc/docker
+while :; do
+  while [ -e {home}/hold ]; do sleep 0.05; done
+  dockerd --data-root {home}/data --exec-root {home}/exec --pidfile {home}/pid \
+    -H unix://{home}/docker.sock --bridge=none --iptables=false --ip6tables=false \
+    --storage-driver {driver} --cgroup-parent /{cgroup} --registry-mirror http://127.0.0.1:9 \
+    >>{home}/log 2>&1 </dev/null || true
+  rm -f {home}/pid
+done
+"""
+
+
+@dataclass
+class Dockerd:
+    """A dockerd with a home of its own."""
+
+    home: Path
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def socket(self) -> Path:
+        return self.home / "docker.sock"
+
+    @property
+    def plugin_socket(self) -> Path:
+        return self.home / "run" / "plugins" / "pannier.sock"
+
+    def boot(self) -> None:
+        for name in ("run/plugins", "data", "exec", "config", "volumes"):
+            (self.home / name).mkdir(parents=True)
+        script = _MACHINE.format(home=self.home, driver="overlay2", cgroup=self.home.name)
+        namespaces = ["unshare", "-m", "-p", "-n", "-f", "--mount-proc", "--kill-child"]
+        self.process = subprocess.Popen(
+            [*namespaces, "--propagation", "private", "bash", "-c", script], start_new_session=True
+        )
+        self.wait()
+
+    def wait(self) -> None:
+        deadline = time.monotonic() + 60
+        while self.docker("version", check=False).returncode:
+            if time.monotonic() > deadline:
+                raise AssertionError((self.home / "log").read_text()[-3000:])
+            time.sleep(0.05)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Signal dockerd, and see that it is gone and stays away until :meth:`let_start`."""
+        (self.home / "hold").touch()
+        assert self.process is not None
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        enter = ["nsenter", "-t", children.read_text().split()[0], "-m", "-p", "--"]
+        pid = (self.home / "pid").read_text()
+        subprocess.run([*enter, "kill", f"-{int(number)}", pid], check=True)
+        while (self.home / "pid").exists():
+            time.sleep(0.05)
+
+    def let_start(self) -> None:
+        (self.home / "hold").unlink(missing_ok=True)
+        self.wait()
+
+    def end(self) -> None:
+        if self.process is not None:
+            self.process.kill()  # takes the whole process namespace with it
+            self.process.wait()
+        for controller in Path("/sys/fs/cgroup").glob(f"**/{self.home.name}"):
+            for folder, _, _ in os.walk(controller, topdown=False):
+                with contextlib.suppress(OSError):
+                    Path(folder).rmdir()
+
+    def command(self, *words: str) -> tuple[list[str], dict[str, str]]:
+        environ = {
+            "PATH": os.environ["PATH"],
+            "DOCKER_HOST": f"unix://{self.socket}",
+            "DOCKER_CONFIG": str(self.home / "config"),
+        }
+        return ["docker", *words], environ
+
+    def docker(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        command, environ = self.command(*words)
+        return subprocess.run(command, env=environ, capture_output=True, text=True, check=check)
+
+    def import_image(self) -> None:
+        """An image of busybox alone, with a /data for copy-up."""
+        tree = self.home / "image"
+        (tree / "bin").mkdir(parents=True)
+        (tree / "tmp").mkdir()
+        shutil.copy(shutil.which("busybox") or "", tree / "bin" / "busybox")
+        for applet in ("sh", "cat", "sleep", "ls", "stat", "touch", "true"):
+            (tree / "bin" / applet).symlink_to("busybox")
+        (tree / "data").mkdir(mode=0o750)
+        (tree / "data").chmod(0o2750)
+        os.chown(tree / "data", 1000, 1000)
+        (tree / "data" / "hello").write_text("from the image")
+        archive = self.home / "image.tar"
+        subprocess.run(["tar", "-C", tree, "-cf", archive, "."], check=True)
+        self.docker("import", "-c", "ENV PATH=/bin", str(archive), IMAGE)
+
+
+@pytest.fixture(scope="module")
+def dockerd() -> Iterator[Dockerd]:
+    if os.geteuid() != 0 or not all(shutil.which(name) for name in NEEDED):
+        pytest.skip("needs root and " + ", ".join(NEEDED))
+    with tempfile.TemporaryDirectory(prefix="pnr-", dir="/tmp") as folder:
+        machine = Dockerd(Path(folder))
+        try:
+            machine.boot()
+            machine.import_image()
+            yield machine
+        finally:
+            machine.end()
+
+
+# --- volumes as plain directories ----------------------------------------------------------------
+
+
+@dataclass
+class Directories:
+    """The least that a volume plugin needs behind it."""
+
+    root: Path
+    calls: list[str] = field(default_factory=list)
+    abandoned: asyncio.Queue[tuple[str, str]] = field(default_factory=asyncio.Queue)
+    mounting: asyncio.Queue[str] = field(default_factory=asyncio.Queue)
+    hold: asyncio.Event | None = None
+    refuse: bool = False
+
+    async def create(self, name: str, options: Mapping[str, str]) -> None:
+        self.calls.append(f"create {name} {dict(options)}")
+        (self.root / name).mkdir(exist_ok=True)
+
+    async def remove(self, name: str) -> None:
+        self.calls.append(f"remove {name}")
+        shutil.rmtree(self.root / name)
+
+    async def mount(self, name: str, mount_id: str) -> Path:
+        self.calls.append(f"mount {name}")
+        self.mounting.put_nowait(name)
+        if self.hold is not None:
+            await self.hold.wait()
+        if self.refuse:
+            raise VolumeInUse(
+                f"volume {name} is in use on node n2 by container web",
+                remedy="stop it there, or wait",
+            )
+        return self.root / name
+
+    async def unmount(self, name: str, mount_id: str) -> None:
+        self.calls.append(f"unmount {name}")
+
+    async def abandon(self, name: str, mount_id: str) -> None:
+        self.abandoned.put_nowait((name, mount_id))
+
+    def get(self, name: str) -> DockerVolume:
+        path = self.root / name
+        if not path.is_dir():
+            raise VolumeNotFound(f"there is no volume {name}")
+        return DockerVolume(
+            name=name,
+            mountpoint=str(path),
+            created_at="2026-11-22T10:00:00Z",
+            status={"holder": "n1", "in_sync": ["n1", "n2"]},
+        )
+
+    def list(self) -> list[DockerVolume]:
+        return [self.get(path.name) for path in sorted(self.root.iterdir())]
+
+
+# --- the contract --------------------------------------------------------------------------------
+
+
+class Rig(Protocol):
+    """An engine that a test can do things to."""
+
+    @property
+    def engine(self) -> Engine: ...
+
+    async def run(self, name: str, *, volume: str | None) -> str:
+        """Start a container, with a volume of ours or none; its id."""
+        ...
+
+    async def stop_container(self, container_id: str) -> None: ...
+    async def remove_container(self, container_id: str) -> None: ...
+    async def stop(self) -> None: ...
+    async def start(self) -> None: ...
+
+
+class FakeRig:
+    """The fake."""
+
+    def __init__(self) -> None:
+        self.engine = FakeEngine()
+        self._volumes: dict[str, tuple[str, ...]] = {}
+
+    async def run(self, name: str, *, volume: str | None) -> str:
+        container = Container(id=name.encode().hex(), name=name, service=None, running=True)
+        self._volumes[container.id] = (volume,) if volume else ()
+        self.engine.put(container, volumes=self._volumes[container.id])
+        return container.id
+
+    async def stop_container(self, container_id: str) -> None:
+        name = bytes.fromhex(container_id).decode()
+        container = Container(id=container_id, name=name, service=None, running=False)
+        self.engine.put(container, volumes=self._volumes[container_id])
+
+    async def remove_container(self, container_id: str) -> None:
+        self.engine.take(container_id)
+
+    async def stop(self) -> None:
+        await self.engine.stop()
+
+    async def start(self) -> None:
+        await self.engine.start()
+
+
+class DockerRig:
+    """The real thing, with our plugin beside it."""
+
+    def __init__(self, dockerd: Dockerd, volumes: Directories) -> None:
+        self.dockerd = dockerd
+        self.volumes = volumes
+        self.engine = DockerEngine(dockerd.socket, retry_seconds=0.05)
+        self.running = contextlib.AsyncExitStack()
+
+    async def docker(self, *words: str) -> tuple[int, str]:
+        """Run the client without holding up the plugin; its status and all output."""
+        command, environ = self.dockerd.command(*words)
+        process = await asyncio.create_subprocess_exec(
+            *command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        output, _ = await process.communicate()
+        return process.returncode or 0, output.decode().strip()
+
+    async def ok(self, *words: str) -> str:
+        status, output = await self.docker(*words)
+        assert status == 0, output
+        return output
+
+    async def restart_plugin(self) -> None:
+        await self.running.aclose()
+        again = plugin(self.dockerd.plugin_socket, self.volumes)
+        await self.running.enter_async_context(again)
+
+    async def run(self, name: str, *, volume: str | None) -> str:
+        mount = ("-v", f"{volume}:/data", "--volume-driver", "pannier") if volume else ()
+        words = ("--network", "none", "--name", name, *mount, IMAGE, "sleep", "1000")
+        return await self.ok("run", "-d", "--stop-signal", "KILL", *words)
+
+    async def stop_container(self, container_id: str) -> None:
+        await self.ok("stop", container_id)
+
+    async def remove_container(self, container_id: str) -> None:
+        await self.ok("rm", "-f", container_id)
+
+    async def stop(self) -> None:
+        await asyncio.to_thread(self.dockerd.signal, signal.SIGTERM)
+
+    async def start(self) -> None:
+        await asyncio.to_thread(self.dockerd.let_start)
+
+
+@contextlib.asynccontextmanager
+async def plugin(socket: Path, volumes: Directories) -> AsyncIterator[None]:
+    ready = asyncio.Event()
+    ready.set()
+    with unix_listener(socket) as listener:
+        server = PluginServer(volumes, ready=ready)
+        await server.start(listener)
+        try:
+            yield
+        finally:
+            await server.stop()
+
+
+@contextlib.asynccontextmanager
+async def docker_rig(dockerd: Dockerd) -> AsyncIterator[DockerRig]:
+    volumes = Directories(dockerd.home / "volumes")
+    rig = DockerRig(dockerd, volumes)
+    async with contextlib.AsyncExitStack() as running:
+        await running.enter_async_context(plugin(dockerd.plugin_socket, volumes))
+        rig.running = running
+        try:
+            yield rig
+        finally:
+            volumes.hold = None
+            await asyncio.to_thread(dockerd.let_start)
+            containers = (await rig.ok("ps", "-aq")).split()
+            if containers:
+                await rig.ok("rm", "-f", *containers)
+            for volume in volumes.list():
+                await rig.docker("volume", "rm", "-f", volume.name)
+            await rig.engine.close()
+            await rig.running.aclose()
+
+
+@pytest.fixture(params=["fake", pytest.param("docker", marks=pytest.mark.root)])
+async def rig(request: pytest.FixtureRequest) -> AsyncIterator[Rig]:
+    if request.param == "fake":
+        yield FakeRig()
+        return
+    async with docker_rig(request.getfixturevalue("dockerd")) as real:
+        yield real
+
+
+async def test_tells_its_version(rig: Rig) -> None:
+    assert (await rig.engine.version())[0].isdigit()
+
+
+async def test_the_plugin_is_active_after_its_activation(rig: Rig) -> None:
+    await rig.engine.activate_plugin()
+    assert await rig.engine.plugin_active()
+    await rig.engine.activate_plugin()
+    assert await rig.engine.plugin_active()
+
+
+async def test_finds_the_containers_of_a_volume_running_or_not(rig: Rig) -> None:
+    one = await rig.run("one", volume="v1")
+    two = await rig.run("two", volume="v1")
+    await rig.run("other", volume="v2")
+    await rig.run("plain", volume=None)
+    await rig.stop_container(two)
+    found = sorted(await rig.engine.containers_using("v1"), key=lambda item: item.name)
+    assert found == [
+        Container(id=one, name="one", service=None, running=True),
+        Container(id=two, name="two", service=None, running=False),
+    ]
+    assert await rig.engine.containers_using("v3") == []
+    assert await rig.engine.containers_using("/data") == []  # a mount target is no volume
+    await rig.remove_container(one)
+    assert [item.id for item in await rig.engine.containers_using("v1")] == [two]
+
+
+async def test_knows_a_container_by_its_id(rig: Rig) -> None:
+    one = await rig.run("one", volume=None)
+    expected = Container(id=one, name="one", service=None, running=True)
+    assert await rig.engine.container(one) == expected
+    await rig.stop_container(one)
+    stopped = await rig.engine.container(one)
+    assert stopped is not None
+    assert not stopped.running
+    assert await rig.engine.container("f" * 64) is None
+    assert await rig.engine.container("no/such?thing") is None
+
+
+async def test_an_engine_that_is_down_is_unavailable(rig: Rig) -> None:
+    await rig.stop()
+    calls = (
+        rig.engine.version(),
+        rig.engine.activate_plugin(),
+        rig.engine.plugin_active(),
+        rig.engine.containers_using("v1"),
+        rig.engine.container("f" * 64),
+    )
+    for call in calls:
+        with pytest.raises(EngineUnavailable) as caught:
+            await call
+        assert caught.value.remedy
+    await rig.start()
+    assert await rig.engine.version()
+
+
+async def test_tells_each_start(rig: Rig) -> None:
+    starts = rig.engine.starts()
+    await anext(starts)
+    following = asyncio.ensure_future(anext(starts))
+    await rig.stop()
+    assert not following.done()
+    await rig.start()
+    await following
+    await rig.engine.activate_plugin()
+    assert await rig.engine.plugin_active()
+    later = rig.engine.starts()  # whoever asks later is told of the present one
+    await anext(later)
+    for iterator in (starts, later):
+        await iterator.aclose()  # type: ignore[attr-defined]
+
+
+# --- the plugin in a real engine -----------------------------------------------------------------
+
+
+@pytest.fixture
+async def docker(dockerd: Dockerd) -> AsyncIterator[DockerRig]:
+    async with docker_rig(dockerd) as real:
+        yield real
+
+
+async def test_an_engine_that_finds_no_plugin_is_told_apart(dockerd: Dockerd) -> None:
+    engine = DockerEngine(dockerd.socket, plugin="nosuch", activate_seconds=30.0)
+    try:
+        with pytest.raises(EngineUnavailable, match="nosuch"):
+            await engine.activate_plugin()
+        assert not await engine.plugin_active()
+    finally:
+        await engine.close()
+
+
+@pytest.mark.root
+async def test_create_inspect_list_and_remove(docker: DockerRig) -> None:
+    created = await docker.ok("volume", "create", "-d", "pannier", "-o", "size=1G", "v1")
+    assert created == "v1"
+    (shown,) = json.loads(await docker.ok("volume", "inspect", "v1"))
+    assert shown["Driver"] == "pannier"
+    assert shown["Scope"] == "global"
+    assert shown["Mountpoint"] == str(docker.volumes.root / "v1")
+    assert shown["CreatedAt"] == "2026-11-22T10:00:00Z"
+    assert shown["Status"] == {"holder": "n1", "in_sync": ["n1", "n2"]}
+    assert await docker.ok("volume", "ls", "-q", "-f", "driver=pannier") == "v1"
+    await docker.ok("volume", "rm", "v1")
+    assert docker.volumes.calls == ["create v1 {'size': '1G'}", "remove v1"]
+    status, text = await docker.docker("volume", "inspect", "v1")
+    assert (status, "no such volume" in text.lower()) == (1, True)
+
+
+@pytest.mark.root
+async def test_an_empty_volume_takes_the_image_s_content(docker: DockerRig) -> None:
+    words = ("run", "--rm", "--network", "none", "-v", "v1:/data", "--volume-driver", "pannier")
+    script = "cat /data/hello; stat -c ' %a %u' /data; touch /data/mine"
+    assert await docker.ok(*words, IMAGE, "sh", "-c", script) == "from the image 2750 1000"
+    assert sorted(path.name for path in (docker.volumes.root / "v1").iterdir()) == ["hello", "mine"]
+    kinds = [call.split()[0] for call in docker.volumes.calls]
+    assert kinds == ["create", "mount", "unmount", "mount", "unmount"]
+
+
+@pytest.mark.root
+async def test_the_error_reaches_the_user_word_for_word(docker: DockerRig) -> None:
+    await docker.ok("volume", "create", "-d", "pannier", "v1")
+    docker.volumes.refuse = True
+    status, text = await docker.docker(
+        "run", "--rm", "--network", "none", "-v", "v1:/data", IMAGE, "true"
+    )
+    assert status != 0
+    assert "volume v1 is in use on node n2 by container web; stop it there, or wait" in text
+
+
+@pytest.mark.root
+async def test_a_container_is_seen_as_a_user(docker: DockerRig, tmp_path: Path) -> None:
+    data = docker.volumes.root / "v1"
+    container = await docker.run("one", volume="v1")
+    users = await asyncio.to_thread(users_of, [data], mount_root=tmp_path / "mounts")
+    assert {user.container for user in users} == {container}
+    assert [user.command for user in users] == ["sleep 1000"]
+    await docker.remove_container(container)
+    assert await asyncio.to_thread(users_of, [data], mount_root=tmp_path / "mounts") == []
+
+
+@pytest.mark.root
+async def test_a_mount_is_abandoned_when_the_engine_dies(docker: DockerRig) -> None:
+    await docker.ok("volume", "create", "-d", "pannier", "v1")
+    docker.volumes.hold = asyncio.Event()
+    run = asyncio.create_task(
+        docker.docker("run", "--network", "none", "-v", "v1:/data", IMAGE, "true")
+    )
+    assert await docker.volumes.mounting.get() == "v1"
+    await asyncio.to_thread(docker.dockerd.signal, signal.SIGKILL)
+    name, mount_id = await docker.volumes.abandoned.get()
+    assert (name, len(mount_id)) == ("v1", 64)
+    docker.volumes.hold = None
+    status, _ = await run
+    assert status != 0
+
+
+@pytest.mark.root
+async def test_the_engine_survives_a_restart_of_the_plugin(docker: DockerRig) -> None:
+    container = await docker.run("one", volume="v1")
+    docker.volumes.calls.clear()
+    await docker.restart_plugin()
+    await docker.ok("stop", container)
+    assert docker.volumes.calls == ["unmount v1"]
