@@ -64,6 +64,15 @@ async def test_an_older_record_never_replaces_a_newer_one(tmp_path: Path) -> Non
     assert catalog.volume("v") == volume(epoch=7)
 
 
+async def test_a_list_older_than_a_creation_does_not_hide_it(tmp_path: Path) -> None:
+    catalog = Catalog(file=tmp_path / "c")
+    catalog.remember(volume(), revision=9)
+    await play(catalog, Synced(frozenset()))
+    assert names(catalog) == ["v"]
+    await play(catalog, Synced(frozenset()))
+    assert names(catalog) == [], "only one list can be older"
+
+
 async def test_deleted_and_put_again_is_there(tmp_path: Path) -> None:
     catalog = Catalog(file=tmp_path / "c")
     await play(catalog, put(volume(), 9), Deleted("volumes/v"), put(volume(epoch=3), 10))

@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -141,6 +142,15 @@ def test_mounts_once(table: MountTable, source: Path) -> None:
     table.unmount("v1")
     assert count(path) == 0
     assert table.mounted() == {}
+
+
+@needs_root
+def test_threads_that_mount_at_once_mount_once(table: MountTable, source: Path) -> None:
+    """A cancelled task leaves its thread behind, beside that of the next attempt."""
+    with ThreadPoolExecutor(8) as pool:
+        paths = set(pool.map(lambda _: table.mount("v1", source), range(64)))
+    assert paths == {table.path("v1")}
+    assert count(table.path("v1")) == 1
 
 
 @needs_root

@@ -18,6 +18,7 @@ import fcntl
 import os
 import re
 import struct
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -156,13 +157,15 @@ def locate(path: Path, mounts: tuple[Mount, ...], *, covered: bool = False) -> L
 class MountTable:
     """Bind mounts at ``root/NAME``. The kernel's own table is the only state.
 
-    All methods are short system calls and may be repeated; one task at a time per name.
+    All methods are short system calls, may be repeated, and may be called from several threads:
+    the thread of a call whose task was cancelled goes on beside the next one.
     """
 
     def __init__(self, root: Path = DEFAULT_ROOT) -> None:
         root.mkdir(mode=0o755, parents=True, exist_ok=True)
         self._root = root.resolve()
         self._unguarded: set[str] = set()
+        self._lock = threading.RLock()
 
     @property
     def root(self) -> Path:
@@ -206,16 +209,19 @@ class MountTable:
         """
         target = self.path(name)
         source = self._check_source(name, source)
-        mounts = own_mounts()
-        top = _visible(target, mounts)
-        if top is None:
-            self._guard(name, target)
-            self._bind(name, source, target)
-        elif _location(top) != locate(source, mounts):
-            raise Conflict(
-                f"volume {name}: {target} shows {top.root} of device {top.device}, not {source}",
-                remedy="stop what uses it, then restart pannierd: it replaces what nothing uses",
-            )
+        with self._lock:
+            mounts = own_mounts()
+            top = _visible(target, mounts)
+            if top is None:
+                self._guard(name, target)
+                self._bind(name, source, target)
+            elif _location(top) != locate(source, mounts):
+                raise Conflict(
+                    f"volume {name}: {target} shows {top.root} of device {top.device},"
+                    f" not {source}",
+                    remedy="stop what uses it, then restart pannierd: it replaces what nothing"
+                    " uses",
+                )
         return target
 
     def replace(self, name: str, source: Path) -> Path:
@@ -229,9 +235,10 @@ class MountTable:
             StorageError: as :meth:`mount`.
         """
         source = self._check_source(name, source)
-        if not self.is_mounted(name, source):
-            self.unmount(name)
-        return self.mount(name, source)
+        with self._lock:
+            if not self.is_mounted(name, source):
+                self.unmount(name)
+            return self.mount(name, source)
 
     def unmount(self, name: str, *, detach: bool = False) -> None:
         """Unmount whatever is mounted there; nothing mounted is no error.
@@ -245,20 +252,10 @@ class MountTable:
         """
         target = self.path(name)
         flags = _UMOUNT_NOFOLLOW | (_MNT_DETACH if detach else 0)
-        while _visible(target, own_mounts()) is not None:
-            if _libc.umount2(os.fsencode(target), flags) == 0:
-                continue
-            number = ctypes.get_errno()
-            if number == errno.EBUSY:
-                raise VolumeInUse(
-                    f"volume {name}: {target} cannot be unmounted, a process on this node uses it",
-                    remedy=f"find it with: fuser -vm {target}",
-                )
-            if number != errno.EINVAL:  # EINVAL: somebody else was quicker; the loop looks again
-                raise StorageError(
-                    f"volume {name}: unmounting {target} failed: {os.strerror(number)}",
-                    remedy="look at the kernel's messages (dmesg)",
-                )
+        with self._lock:
+            while _visible(target, own_mounts()) is not None:
+                if _libc.umount2(os.fsencode(target), flags) != 0:
+                    _check_unmount(name, target, ctypes.get_errno())
 
     def remove(self, name: str) -> None:
         """Unmount, and remove the empty directory with its guard; for volumes that left the node.
@@ -266,19 +263,20 @@ class MountTable:
         Raises:
             VolumeInUse, StorageError: as :meth:`unmount`; or something is in the directory.
         """
-        self.unmount(name)
         target = self.path(name)
-        if not target.is_dir():
-            return
-        try:
-            _set_immutable(target, False)
-            target.rmdir()
-        except OSError as error:
-            raise StorageError(
-                f"volume {name}: {target} cannot be removed: {error.strerror}",
-                remedy="look what is in it; it should be empty and is not Pannier's to delete",
-            ) from error
-        self._unguarded.discard(name)
+        with self._lock:
+            self.unmount(name)
+            if not target.is_dir():
+                return
+            try:
+                _set_immutable(target, False)
+                target.rmdir()
+            except OSError as error:
+                raise StorageError(
+                    f"volume {name}: {target} cannot be removed: {error.strerror}",
+                    remedy="look what is in it; it should be empty and is not Pannier's to delete",
+                ) from error
+            self._unguarded.discard(name)
 
     def _check_source(self, name: str, source: Path) -> Path:
         source = source.resolve()
@@ -325,6 +323,20 @@ def _location(mount: Mount) -> Location:
 def _visible(target: Path, mounts: tuple[Mount, ...]) -> Mount | None:
     text = str(target)
     return next((mount for mount in reversed(mounts) if mount.point == text), None)
+
+
+def _check_unmount(name: str, target: Path, number: int) -> None:
+    """Translate the errno of a failed umount2(2)."""
+    if number == errno.EBUSY:
+        raise VolumeInUse(
+            f"volume {name}: {target} cannot be unmounted, a process on this node uses it",
+            remedy=f"find it with: fuser -vm {target}",
+        )
+    if number != errno.EINVAL:  # EINVAL: somebody else was quicker; the caller looks again
+        raise StorageError(
+            f"volume {name}: unmounting {target} failed: {os.strerror(number)}",
+            remedy="look at the kernel's messages (dmesg)",
+        )
 
 
 def _set_immutable(directory: Path, wanted: bool) -> bool:

@@ -119,7 +119,8 @@ def _statuses() -> str:
     pending = [PannierError]
     while pending:
         kind = pending.pop(0)
-        pending += kind.__subclasses__()
+        # Only the core's: what else is loaded depends on who runs this.
+        pending += [each for each in kind.__subclasses__() if each.__module__ == kind.__module__]
         meanings.setdefault(kind.exit_status, []).append(f"`{kind.code}`")
     rows = ["| status | codes of the errors |", "|---|---|", "| 0 | none: it was done |"]
     rows += [f"| {status} | {', '.join(codes)} |" for status, codes in sorted(meanings.items())]

@@ -69,6 +69,8 @@ class Catalog:
         self._file = file
         self._known = _Known()
         self._revisions: dict[str, int] = {}
+        self._ahead: set[str] = set()
+        """Keys remembered from reads that the watch may not have reached yet."""
         self._listeners: list[Callable[[Changed], None]] = []
         self.synced = asyncio.Event()
         """Set once the store was heard since the start."""
@@ -123,7 +125,9 @@ class Catalog:
 
     def remember(self, volume: Volume, *, revision: int) -> None:
         """Take in a record that was just read or written, without waiting for the watch."""
-        self._apply(f"volumes/{volume.name}", volume, revision)
+        key = f"volumes/{volume.name}"
+        self._ahead.add(key)
+        self._apply(key, volume, revision)
 
     def forget(self, name: str) -> None:
         """Take in that a volume was removed."""
@@ -134,12 +138,16 @@ class Catalog:
         async for event in store.watch(""):
             match event:
                 case Put(entry):
+                    self._ahead.discard(entry.key)
                     self._take(entry)
                 case Deleted(key):
+                    self._ahead.discard(key)
                     self._apply(key, None, 0)
                 case Synced(keys):
-                    for key in self._keys() - keys:
+                    # What was just made may be newer than this list; the next one decides.
+                    for key in self._keys() - keys - self._ahead:
                         self._apply(key, None, 0)
+                    self._ahead.clear()
                     self.synced.set()
 
     async def keep_saved(self) -> None:

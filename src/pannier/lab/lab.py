@@ -210,7 +210,7 @@ class Lab:
             LabError: the machine is off or paused.
         """
         machine = self.machine(node)
-        return run(
+        done = run(
             machine.entering(command),
             check=check,
             input=input,
@@ -220,6 +220,8 @@ class Lab:
             env=machine.environment(),
             what=f"{node}: {shlex.join(command)[:300]}",
         )
+        done.args = list(command)
+        return done
 
     def become(self, node: str, command: Sequence[str]) -> None:
         """Replace this process by a command inside a machine."""

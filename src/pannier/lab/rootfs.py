@@ -50,7 +50,8 @@ _USELESS_HERE = (
 _RECIPE = 3
 """Raise it when the way in which layers are built changes."""
 
-_KEPT_APPS = 4
+_KEPT = 3
+"""Layers of each kind that stay in the cache beside those in use: for other checkouts."""
 
 # Nothing of the host is mounted into the place where a build works as root: it gets copies.
 _ENTER = """
@@ -79,13 +80,14 @@ def build(release: Release, *, bare: bool, report: Report) -> tuple[str, ...]:
     with locked(root / ".lock", waiting=report):
         for garbage in root.glob("draft-*"):
             _remove(garbage)
-        base = _base(root, release, bare, report)
-        if bare:
-            return (str(base),)
-        deps = _deps(root, base, report)
-        app = _app(root, base, deps, report)
-        _forget_old_apps(root, newest=app)
-    return (str(app), str(deps), str(base))
+        layers = [_base(root, release, bare, report)]
+        if not bare:
+            layers.insert(0, _deps(root, release, layers[0], report))
+            layers.insert(0, _app(root, release, layers[1], layers[0], report))
+        for layer in layers:
+            layer.touch()
+            _forget_older(layer)
+    return tuple(str(layer) for layer in layers)
 
 
 def _base(root: Path, release: Release, bare: bool, report: Report) -> Path:
@@ -133,9 +135,9 @@ def _trim(target: Path) -> None:
     run([*systemctl, "mask", *_USELESS_HERE])
 
 
-def _deps(root: Path, base: Path, report: Report) -> Path:
+def _deps(root: Path, release: Release, base: Path, report: Report) -> Path:
     requirements = appfiles.requirements()
-    layer = root / f"deps-{_digest(base.name, requirements)}"
+    layer = root / f"deps-{release}-{_digest(base.name, requirements)}"
     if layer.exists():
         return layer
     report("installing Pannier's dependencies")
@@ -153,15 +155,14 @@ def _deps(root: Path, base: Path, report: Report) -> Path:
     return layer
 
 
-def _app(root: Path, base: Path, deps: Path, report: Report) -> Path:
+def _app(root: Path, release: Release, base: Path, deps: Path, report: Report) -> Path:
     with _draft(root, None) as draft:
         upper = draft / "upper"
         packages = next((deps / "opt/pannier/venv/lib").glob("python3.*")) / "site-packages"
         inside = Path("/") / packages.relative_to(deps)
         appfiles.copy_to(upper, site_packages=inside)
-        layer = root / f"app-{_digest(deps.name, appfiles.digest(upper))}"
+        layer = root / f"app-{release}-{_digest(deps.name, appfiles.digest(upper))}"
         if layer.exists():
-            layer.touch()
             return layer
         report("installing Pannier")
         environment = {
@@ -175,13 +176,16 @@ def _app(root: Path, base: Path, deps: Path, report: Report) -> Path:
         return layer
 
 
-def _forget_old_apps(root: Path, *, newest: Path) -> None:
-    """Each change of the code makes a layer: keep the latest few and those in use by any lab."""
+def _forget_older(layer: Path) -> None:
+    """Remove old layers of the same kind, but for the latest few and those that any lab uses."""
     in_use = "".join(path.read_text() for path in run_root().glob("*/state.json"))
-    apps = sorted(root.glob("app-*"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for app in apps[_KEPT_APPS:]:
-        if app != newest and app.name not in in_use:
-            _remove(app)
+    kind = layer.name.rpartition("-")[0]
+    alike = sorted(layer.parent.glob(f"{kind}-*"), key=lambda path: path.stat().st_mtime)
+    for old in alike[:-_KEPT]:
+        if old != layer and old.name not in in_use:
+            # Under its own name a layer is complete, so it loses that first.
+            old = old.rename(layer.parent / f"draft-{old.name}")
+            _remove(old)
 
 
 @contextmanager

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import errno
+import functools
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import ParamSpec, TypeVar
 
@@ -13,6 +17,9 @@ from pannier.core.errors import PoolFull, StorageError
 P = ParamSpec("P")
 T = TypeVar("T")
 
+# Our own: asyncio's default pool has six threads on two cores, and others need those.
+_threads = ThreadPoolExecutor(max_workers=32, thread_name_prefix="storage")
+
 
 async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Run ``function`` in a thread. A cancelled caller still waits for the function to end.
@@ -20,7 +27,9 @@ async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs)
     A thread cannot be stopped; letting go of it would let the next operation on the same volume
     run beside it.
     """
-    work = asyncio.ensure_future(asyncio.to_thread(function, *args, **kwargs))
+    context = contextvars.copy_context()  # what is logged there keeps the volume and node
+    call = functools.partial(context.run, function, *args, **kwargs)
+    work = asyncio.get_running_loop().run_in_executor(_threads, call)
     try:
         return await asyncio.shield(work)
     except asyncio.CancelledError:
@@ -28,6 +37,22 @@ async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs)
         if not work.cancelled():
             work.exception()  # looked at, so that asyncio does not complain about it
         raise
+
+
+def in_own_thread(function: Callable[[], T]) -> asyncio.Future[T]:
+    """Start ``function`` at once in a thread of its own: for what may take hours."""
+    outcome: Future[T] = Future()
+    outcome.set_running_or_notify_cancel()
+
+    def work() -> None:
+        try:
+            outcome.set_result(function())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    future = asyncio.wrap_future(outcome)
+    threading.Thread(target=work, name="storage-stream", daemon=True).start()
+    return future
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from pannier.core.errors import Corrupt, PoolFull, StorageError
+from pannier.storage.blocking import in_own_thread
 from pannier.storage.process import Finished, open_pipe, start
 
 _END_S = 600.0  # after the stream's end there is little left to do, but disks can be slow
@@ -83,7 +84,7 @@ def _receive_error(finished: Finished) -> StorageError:
 async def swallow_stream() -> AsyncIterator[int]:
     """A pipe whose other end reads all and keeps nothing."""
     reader, writer = open_pipe()
-    drain = asyncio.ensure_future(asyncio.to_thread(_drain, reader))
+    drain = in_own_thread(lambda: _drain(reader))
     try:
         yield writer
     finally:

@@ -320,10 +320,7 @@ class DirectoryDriver:
     def _measure(self, home: DirectoryHome) -> int:
         places = [home.live(epoch) for epoch in home.epochs()]
         places += [home.generation(g) for g in home.generations() if home.generation(g).is_dir()]
-        try:
-            used = sum(allocated_bytes(place / "data") for place in places)
-        except FileNotFoundError:  # in use: something went away while it was counted
-            used = self._used[home.volume][1]
+        used = sum(allocated_bytes(place / "data") for place in places)
         self._note_size(home, used)
         return used
 

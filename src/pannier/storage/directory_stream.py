@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import TypeVar
 
-from pannier.storage.blocking import told_as_storage_error
+from pannier.storage.blocking import in_own_thread, told_as_storage_error
 from pannier.storage.process import open_pipe
 
 T = TypeVar("T")
@@ -30,7 +30,7 @@ async def feeding(write: Callable[[int], None]) -> AsyncIterator[int]:
         finally:
             os.close(writer)
 
-    feeder = asyncio.ensure_future(asyncio.to_thread(work))
+    feeder = in_own_thread(work)
     try:
         yield reader
     except BaseException:
@@ -39,7 +39,7 @@ async def feeding(write: Callable[[int], None]) -> AsyncIterator[int]:
         feeder.exception()
         raise
     os.close(reader)
-    await asyncio.shield(feeder)
+    await _finished(feeder)
 
 
 @asynccontextmanager
@@ -58,7 +58,7 @@ async def reading(read: Callable[[int], T]) -> AsyncIterator[tuple[int, asyncio.
         finally:
             os.close(reader)
 
-    result = asyncio.ensure_future(asyncio.to_thread(work))
+    result = in_own_thread(work)
     try:
         # Where the pipe broke, the reader gave up in the middle: it says why.
         with suppress(BrokenPipeError, ConnectionResetError):
@@ -69,8 +69,13 @@ async def reading(read: Callable[[int], T]) -> AsyncIterator[tuple[int, asyncio.
         result.exception()
         raise
     os.close(writer)
+    await _finished(result)
+
+
+async def _finished(work: asyncio.Future[T]) -> T:
+    """Wait for a thread that is about to end; a cancelled caller waits for it as well."""
     try:
-        await asyncio.shield(result)
+        return await asyncio.shield(work)
     except asyncio.CancelledError:
-        await asyncio.wait([result])
+        await asyncio.wait([work])
         raise

@@ -1,0 +1,346 @@
+"""The commands, against a real server with a cluster that is made up."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+from aiohttp import web
+from click.testing import CliRunner, Result
+
+from pannier.api.caller import identify_local
+from pannier.api.fake import FakeCluster, NotedCall
+from pannier.api.listen import serve_unix
+from pannier.api.server import build_application
+from pannier.cli.main import cli
+from pannier.core.errors import PoolFull, StoreUnavailable
+from pannier.service.views import EventView, FindingView, TransferView
+
+
+@dataclass
+class Shell:
+    """Types commands to a daemon that runs in a thread of its own, as the program has its own loop."""
+
+    cluster: FakeCluster
+    socket: Path
+    loop: asyncio.AbstractEventLoop
+
+    def run(self, *arguments: str, env: dict[str, str] | None = None) -> Result:
+        environment = {"PANNIER_SOCKET": str(self.socket), "COLUMNS": "20", **(env or {})}
+        return CliRunner(env=environment).invoke(cli, arguments, prog_name="pannier")
+
+    def ok(self, *arguments: str) -> str:
+        result = self.run(*arguments)
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    def json(self, *arguments: str) -> Any:
+        return json.loads(self.ok(*arguments))
+
+    def json_lines(self, *arguments: str) -> list[Any]:
+        return [json.loads(line) for line in self.ok(*arguments).splitlines()]
+
+    def more_events(self, *events: EventView | None) -> None:
+        for event in events:
+            self.loop.call_soon_threadsafe(self.cluster.more_events.put_nowait, event)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quiet() -> Iterator[None]:
+    """The daemon's log lines would go to the same stdout as the program's output."""
+    silent = structlog.make_filtering_bound_logger(logging.CRITICAL)
+    structlog.configure(wrapper_class=silent)
+    yield
+    structlog.reset_defaults()
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
+    cluster = FakeCluster()
+    application = build_application(
+        cluster, peers=cluster, identify=identify_local, keepalive_seconds=0.05
+    )
+    path = tmp_path_factory.mktemp("run") / "api.sock"
+    loop, started, stop = asyncio.new_event_loop(), threading.Event(), asyncio.Event()
+    thread = threading.Thread(
+        target=lambda: loop.run_until_complete(_serve(application, path, started, stop))
+    )
+    thread.start()
+    assert started.wait(10)
+    yield Shell(cluster, path, loop)
+    loop.call_soon_threadsafe(stop.set)
+    thread.join(10)
+    loop.close()
+
+
+async def _serve(
+    application: web.Application, path: Path, started: threading.Event, stop: asyncio.Event
+) -> None:
+    async with serve_unix(application, path=path):
+        started.set()
+        await stop.wait()
+
+
+@pytest.fixture
+def shell(daemon: Shell) -> Shell:
+    cluster = daemon.cluster
+    for kept in (cluster.volumes_by_name, cluster.removed, cluster.failing, cluster.in_use):
+        kept.clear()
+    for noted in (cluster.calls, cluster.past, cluster.findings):
+        noted.clear()
+    cluster.nodes_by_name.clear()
+    cluster.__post_init__()
+    return daemon
+
+
+@pytest.fixture
+def data(shell: Shell) -> Shell:
+    """With a volume."""
+    shell.ok("volume", "create", "data", "-o", "size=10G")
+    return shell
+
+
+# Volumes
+
+
+def test_create(shell: Shell) -> None:
+    created = shell.ok("volume", "create", "data", "-o", "size=10G", "-o", "labels=a=b,c=d")
+    assert created == "created: data on node1\n"
+    assert shell.cluster.volumes_by_name["data"].options == {"size": "10G", "labels": "a=b,c=d"}
+    assert shell.cluster.calls == [NotedCall("create_volume", "data", "local")]
+
+
+@pytest.mark.parametrize("form", ["--format", "--output"])
+def test_create_as_json(shell: Shell, form: str) -> None:
+    assert shell.json("volume", "create", "data", "-o", "size=1G", form, "json")["id"] == "id-data"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["-o", "size"], "'size' is not of the form key=value"),
+        (["-o", "=1"], "not of the form"),
+        (["-o", "size=1G", "-o", "size=2G"], "size is given twice"),
+        (["-o", "sise=1G"], "did you mean 'size'?"),
+    ],
+)
+def test_create_with_a_bad_option(shell: Shell, options: list[str], words: str) -> None:
+    result = shell.run("volume", "create", "data", *options)
+    assert result.exit_code == 2
+    assert words in result.stderr
+    assert shell.cluster.volumes_by_name == {}
+
+
+def test_ls(data: Shell) -> None:
+    assert data.ok("volume", "ls").splitlines() == [
+        "NAME  HOLDER  STATE  EPOCH  DRIVER  OPTIONS",
+        "data  node1   up         1  btrfs   size=10G",
+    ]
+    assert [each["name"] for each in data.json("volume", "ls", "-o", "json")] == ["data"]
+
+
+def test_ls_of_nothing(shell: Shell) -> None:
+    result = shell.run("volume", "ls")
+    assert (result.stdout, result.stderr) == ("", "no volumes\n")
+    assert shell.json("volume", "ls", "-o", "json") == []
+
+
+def test_json_can_be_asked_for_everywhere(data: Shell) -> None:
+    asked = data.json("volume", "ls", "--format", "json")
+    assert data.json("-o", "json", "volume", "ls") == asked
+    assert data.json("--format", "json", "volume", "ls") == asked
+    assert data.ok("-o", "json", "volume", "ls", "-o", "table").startswith("NAME")
+
+
+def test_show(data: Shell) -> None:
+    data.cluster.in_use["data"] = ["web", "pid 17 (bash)"]
+    lines = dict(line.split("  ", 1) for line in data.ok("volume", "show", "data").splitlines())
+    shown = {label: text.strip() for label, text in lines.items()}
+    assert shown["holder"] == "node1 (up)"
+    assert shown["in use by"] == "web, pid 17 (bash)"
+    assert shown["used"] == "4K"
+    assert shown["copies on"] == "?"
+
+
+def test_show_of_a_volume_that_moves(data: Shell) -> None:
+    volume = data.cluster.volumes_by_name["data"]
+    transfer = TransferView(
+        target="node2", phase="copying", round=3, sent_bytes=2**30, started_at="10:00"
+    )
+    data.cluster.volumes_by_name["data"] = replace(volume, transfer=transfer)
+    shown = data.ok("volume", "show", "data")
+    assert "moving      to node2 since 10:00: copying, round 3, 1G sent" in shown
+
+
+def test_move(data: Shell) -> None:
+    result = data.run("volume", "move", "data", "node2")
+    assert result.exit_code == 0
+    assert result.stdout == "moved: node1 → node2, pause 0.21 s, generation 2.1\n"
+    assert result.stderr.splitlines() == [
+        "copying data: node1 → node2, round 1, 0B sent",
+        "switching data: node1 → node2, round 3, 6M sent",
+    ]
+
+
+def test_move_as_json(data: Shell) -> None:
+    lines = data.json_lines("volume", "move", "data", "node2", "-o", "json")
+    assert [line["phase"] for line in lines] == ["copying", "copying", "switching", "done"]
+
+
+def test_move_of_a_volume_in_use(data: Shell) -> None:
+    data.cluster.in_use["data"] = ["web"]
+    result = data.run("volume", "move", "data", "node2", "--wait", "1m")
+    assert result.exit_code == 4
+    assert "waiting for web on node1 to stop; round 2, 5M sent" in result.stderr
+    assert "Error: volume data is still used by web on node1\n→ stop it, then" in result.stderr
+    assert result.stdout == ""
+
+
+def test_failed_move_as_json_says_it_in_the_stream_and_as_the_error(data: Shell) -> None:
+    data.cluster.in_use["data"] = ["web"]
+    result = data.run("volume", "move", "data", "node2", "-o", "json")
+    assert json.loads(result.stdout.splitlines()[-1])["code"] == "volume-in-use"
+    assert json.loads(result.stderr)["code"] == "volume-in-use"
+    assert result.exit_code == 4
+
+
+def test_remove_and_restore(data: Shell) -> None:
+    result = data.run("volume", "rm", "data")
+    assert result.stdout == "removed: data\n"
+    assert result.stderr == "until 2026-01-03T03:04:05Z: pannier volume restore data\n"
+    assert data.ok("volume", "trash").splitlines()[1].startswith("data  id-data  node1")
+    assert data.ok("volume", "restore", "id-data") == "restored: data on node1\n"
+    assert data.json("volume", "trash", "-o", "json") == []
+
+
+def test_history(data: Shell) -> None:
+    assert "volume.created" in data.ok("volume", "history", "data")
+    assert data.json("volume", "history", "data", "-o", "json")[0]["subject"] == "data"
+
+
+# Nodes, tokens, the whole
+
+
+def test_nodes(shell: Shell) -> None:
+    lines = shell.ok("node", "ls").splitlines()
+    assert lines[0] == (
+        "NAME   STATE  ADDRESS   DRIVERS           VOLUMES  POOL              VERSION"
+    )
+    assert lines[1] == (
+        "node1  up     10.0.0.1  btrfs, directory        0  75G of 100G free  0.1.0"
+    )
+    assert "address  10.0.0.2" in shell.ok("node", "show", "node2")
+    assert shell.ok("node", "drain", "node2") == "node2 is drained\n"
+    assert shell.ok("node", "drain", "node2", "--undo") == "node2 is up\n"
+    assert shell.ok("node", "rm", "node3") == "removed: node3\n"
+    assert shell.json("node", "rm", "node2", "-o", "json") == {"removed": "node2"}
+    assert [each["name"] for each in shell.json("node", "ls", "-o", "json")] == ["node1"]
+
+
+def test_node_with_volumes_is_not_removed(data: Shell) -> None:
+    result = data.run("node", "rm", "node1")
+    assert (result.exit_code, result.stderr) == (
+        4,
+        "Error: node node1 holds volumes\n→ move them first\n",
+    )
+
+
+def test_token_alone_is_on_stdout(shell: Shell) -> None:
+    result = shell.run("token", "create", "--ttl", "1h30m", "--uses", "3")
+    assert result.stdout.startswith("token-")
+    assert len(result.stdout.splitlines()) == 1
+    assert "pannier join ADDRESS" in result.stderr
+    assert shell.cluster.calls == [NotedCall("create_token", "5400s", "local")]
+
+
+@pytest.mark.parametrize("ttl", ["", "soon", "1w", "1h 5m", "5m3", "-5m"])
+def test_durations_are_read_strictly(shell: Shell, ttl: str) -> None:
+    result = shell.run("token", "create", f"--ttl={ttl}")
+    assert result.exit_code == 2
+    assert "is not a duration: write 90s" in result.stderr
+
+
+def test_status(data: Shell) -> None:
+    shown = data.ok("status")
+    assert "store    kind memory (ok)" in shown
+    assert "node3  up" in shown
+    assert data.json("status", "-o", "json")["cluster"] == "test"
+
+
+def test_doctor(data: Shell) -> None:
+    data.cluster.findings += [
+        FindingView(level="ok", subject="volume data", what="held by node1, idle"),
+        FindingView(level="warning", subject="clock", what="is off", remedy="set it"),
+    ]
+    assert data.ok("doctor").splitlines()[2].split() == [
+        "warning",
+        "clock",
+        "is",
+        "off",
+        "set",
+        "it",
+    ]
+    assert [each["subject"] for each in data.json("doctor", "data", "-o", "json")] == [
+        "volume data"
+    ]
+    assert data.run("doctor", "none").exit_code == 3
+
+
+def test_doctor_that_finds_a_problem_exits_with_10(shell: Shell) -> None:
+    shell.cluster.findings.append(FindingView(level="problem", subject="pool", what="is full"))
+    assert shell.run("doctor").exit_code == 10
+    result = shell.run("doctor", "-o", "json")
+    assert (result.exit_code, json.loads(result.stdout)[0]["what"]) == (10, "is full")
+
+
+def test_events(data: Shell) -> None:
+    (line,) = data.ok("events").splitlines()
+    assert line.split() == ["2026-01-02T03:04:05Z", "volume.created", "data", "node1"]
+    assert data.json_lines("events", "-o", "json")[0]["kind"] == "volume.created"
+
+
+def test_events_follow(data: Shell) -> None:
+    event = EventView(at="now", kind="node.down", subject="node2", node="node1")
+    data.more_events(event, None)
+    lines = data.json_lines("events", "-f", "-o", "json")
+    assert [line["kind"] for line in lines] == ["volume.created", "node.down"]
+
+
+def test_names_from_elsewhere_cannot_steer_the_terminal(data: Shell) -> None:
+    data.cluster.in_use["data"] = ["web\x1b[2J", "[bold]x[/bold]"]
+    shown = data.ok("volume", "show", "data")
+    assert "web\\x1b[2J, [bold]x[/bold]" in shown
+
+
+# Errors
+
+
+def test_error_is_a_sentence_and_a_remedy(shell: Shell) -> None:
+    result = shell.run("volume", "show", "none")
+    assert result.exit_code == 3
+    assert result.stdout == ""
+    assert result.stderr == (
+        "Error: there is no volume none\n→ 'pannier volume ls' shows what there is\n"
+    )
+
+
+def test_error_as_json(shell: Shell) -> None:
+    result = shell.run("volume", "show", "none", "-o", "json")
+    assert (result.exit_code, result.stdout) == (3, "")
+    assert json.loads(result.stderr)["code"] == "volume-not-found"
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(StoreUnavailable("away"), 6), (PoolFull("full"), 7), (OSError(5), 1)]
+)
+def test_exit_status_is_the_errors(shell: Shell, error: Exception, status: int) -> None:
+    shell.cluster.failing["volumes"] = error
+    assert shell.run("volume", "ls").exit_code == status
