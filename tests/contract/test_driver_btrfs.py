@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import mmap
 import os
 import threading
@@ -92,12 +91,10 @@ async def test_a_sealed_tree_refuses_every_write(nodes: Nodes) -> None:
     (data / "f").write_bytes(b"a" * 8192)
     with (data / "f").open("r+b", buffering=0) as file:
         generation = await nodes.a.seal(nodes.volume, epoch=1)
-        with pytest.raises(OSError, match="") as refused:
+        with pytest.raises(OSError, match="quota"):
             os.pwrite(file.fileno(), b"x" * 8192, 0)
-        assert refused.value.errno in (errno.EROFS, errno.EDQUOT)
-        with pytest.raises(OSError, match="") as refused:
+        with pytest.raises(OSError, match="Read-only"):
             os.ftruncate(file.fileno(), 0)
-        assert refused.value.errno == errno.EROFS
     with pytest.raises(OSError, match="Read-only"):
         (data / "new").touch()
     assert await nodes.a.seal(nodes.volume, epoch=1) == generation
@@ -108,9 +105,9 @@ async def test_a_sealed_tree_refuses_every_write(nodes: Nodes) -> None:
 async def test_a_tree_written_to_after_its_seal_is_not_dropped(nodes: Nodes) -> None:
     data = await nodes.create()
     await nodes.a.seal(nodes.volume, epoch=1)
-    btrfs_ioctl.set_read_only(data.parent, read_only=False)
     number = btrfs_ioctl.subvolume_info(data.parent).id
     btrfs_ioctl.refuse_new_extents(data.parent.parent, subvolume_id=number, refuse=False)
+    btrfs_ioctl.set_read_only(data.parent, read_only=False)
     (data / "late").write_text("x")
     btrfs_ioctl.set_read_only(data.parent, read_only=True)
     with pytest.raises(StorageError, match="may hold what no generation has"):
@@ -123,10 +120,8 @@ async def test_a_runaway_writer_is_stopped_and_its_volume_can_still_move(nodes: 
     await nodes.a.create(nodes.volume, epoch=1, root=ROOT, size_bytes=16 << 20)
     data = nodes.a.data_path(nodes.volume, 1)
     (data / "fits").write_bytes(os.urandom(16 << 20))
-    with pytest.raises(OSError, match="quota"), (data / "runaway").open("wb") as file:
-        for _ in range(64):
-            file.write(os.urandom(1 << 20))
-            os.fsync(file.fileno())
+    with pytest.raises(OSError, match="quota"):
+        (data / "runaway").write_bytes(os.urandom(64 << 20))
     generation = await nodes.a.snapshot(nodes.volume, epoch=1)
     assert await nodes.a.seal(nodes.volume, epoch=1) >= generation
     await nodes.a.unseal(nodes.volume, epoch=1)
@@ -260,8 +255,6 @@ async def test_what_was_confirmed_is_on_the_disk(workplace: Path, nodes: Nodes) 
         await run(
             ["cp", "--sparse=always", str(pool.with_suffix(".img")), str(image)], timeout_s=60
         )
-        # Two mounts of one file system id at a time are not possible.
-        await run(["btrfstune", "-f", "-m", str(image)], timeout_s=60)
         after = BtrfsDriver(mountpoint, source=image)
         await after.open()
         try:

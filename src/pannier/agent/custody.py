@@ -173,7 +173,8 @@ class Custody:
     async def processes(self, volume: Volume) -> list[User]:
         """Processes that use the volume's tree or its mountpoint, as the kernel sees it."""
         tree = self.driver(volume).data_path(volume.id, volume.grant.epoch)
-        return await asyncio.to_thread(users_of, [tree, self.mounts.path(volume.name)])
+        paths = [tree, self.mounts.path(volume.name)]
+        return await asyncio.to_thread(users_of, paths, mount_root=self.mounts.root)
 
     async def users(self, volume: Volume) -> list[str]:
         """Who uses the volume on this node, in words for people; empty where nobody does."""
@@ -201,6 +202,8 @@ class Custody:
             if container:
                 return f"container {container}"
             return f"container {user.container[:12]}"
+        if user.pid == 0:
+            return user.command  # a second mount of the tree: "mount at ...", as docker cp makes it
         return f"process {user.pid} ({user.command})"
 
     async def take_down(self, volume: Volume) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
@@ -321,7 +322,9 @@ def _tls_error(error: BaseException | None) -> ssl.SSLError | None:
 def _cause(error: Exception) -> str:
     if isinstance(error, aiohttp.ClientConnectorError):
         inner = error.os_error
-        return inner.strerror or str(inner) or type(inner).__name__
+        # asyncio puts a text of its own in place of the system's.
+        known = os.strerror(inner.errno) if inner.errno and inner.errno > 0 else inner.strerror
+        return known or str(inner) or type(inner).__name__
     if isinstance(error, asyncio.TimeoutError):
         return "no answer in time"
     return str(error) or type(error).__name__

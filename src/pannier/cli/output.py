@@ -42,7 +42,10 @@ def printable(text: str) -> str:
 
 def show_size(size: int | None) -> str:
     """A size for a table's cell."""
-    return NOTHING if size is None else format_size(size)
+    if size is None:
+        return NOTHING
+    text = format_size(size)
+    return text + "B" if text[-1].isdigit() else text
 
 
 def show_names(names: Sequence[str] | None) -> str:

@@ -114,7 +114,7 @@ def init(session: Session, /, store: str, **machine: Any) -> None:
     _check_force(machine["pool"], machine["force_format"])
     _setup().init(store=store, **machine)
     session.show({"done": "init"}, line="this machine is the first node of a new cluster")
-    session.hint("next: systemctl enable --now pannierd; pannier status")
+    session.hint("its daemon runs; see: pannier status")
 
 
 @click.command(
@@ -140,7 +140,7 @@ def join(session: Session, /, member: str, token: str, **machine: Any) -> None:
     own_address = machine.pop("address")
     _setup().join(address=member, token=token, own_address=own_address, **machine)
     session.show({"done": "join"}, line="this machine is a node of the cluster")
-    session.hint("next: systemctl enable --now pannierd; pannier status")
+    session.hint("its daemon runs; see: pannier status")
 
 
 @click.group(cls=Group)

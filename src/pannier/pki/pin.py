@@ -81,7 +81,7 @@ async def _shown_chain(address: str, *, port: int, timeout_seconds: float) -> li
         raise explain_tls(error, peer=where) from error
     except (OSError, TimeoutError) as error:
         raise PeerUnavailable(
-            f"no node answers at {where}: {error or 'no answer in time'}",
+            f"no node answers at {where}: {str(error) or 'no answer in time'}",
             remedy="check the address, that pannierd runs there, and the firewalls between",
         ) from error
     try:

@@ -12,9 +12,11 @@ import structlog
 from pannier.agent.clock import boottime, rfc3339
 from pannier.agent.custody import Custody, no_such_volume
 from pannier.core.errors import (
+    Conflict,
     NotHolder,
+    OutcomeUnknown,
+    PannierError,
     PeerUnavailable,
-    Stale,
     Unavailable,
 )
 from pannier.core.size import format_size
@@ -53,32 +55,46 @@ class DockerUse:
         """See :class:`~pannier.service.operations.DockerVolumes`."""
         began = boottime()
         silent_since: float | None = None
-        in_use_by: list[str] = []
+        reason = ""
         volume = await self._volumes.find(name)
         while True:
             if volume.grant.node == self._custody.node:
                 try:
-                    async with self._custody.lock(volume):
-                        path = await self._custody.serve(volume)
-                        self._custody.mount_ids.add(name, mount_id, boottime())
-                        return path
+                    return await self._serve(volume, mount_id)
                 except NotHolder:
                     volume = (await self._custody.fresh(name)).record
                     continue
             self._custody.driver(volume)  # a node without the driver must not ask for it
             try:
-                in_use_by = await self._ask(volume)
-                silent_since = None
-            except Stale:
-                in_use_by = []
-            except PeerUnavailable as error:
+                users = await self._ask(volume)
+                reason, silent_since = f"used by {', '.join(users)}" if users else "", None
+            except Conflict as error:  # it has just moved, is moving, or its user has just begun
+                reason, silent_since = error.message, None
+            except (PeerUnavailable, OutcomeUnknown) as error:
                 silent_since = silent_since or boottime()
                 if boottime() - silent_since > SILENCE_SECONDS:
                     raise self._unreachable(volume, error) from error
             waited = boottime() - began
             if waited > MOUNT_BUDGET_SECONDS:
-                raise still_waiting(name, volume.grant.node, in_use_by, waited)
+                raise still_waiting(name, volume.grant.node, reason, waited)
             volume = await self._again(volume)
+
+    async def _serve(self, volume: Volume, mount_id: str) -> Path:
+        """Serve to the end even when the engine has hung up: half done is worse than not wanted."""
+        ids = self._custody.mount_ids
+
+        async def serve() -> Path:
+            async with self._custody.lock(volume):
+                path = await self._custody.serve(volume)
+                ids.add(volume.name, mount_id, boottime())
+                return path
+
+        task = asyncio.create_task(serve(), name=f"serve {volume.name}")
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.add_done_callback(lambda _: ids.discard(volume.name, mount_id))
+            raise
 
     async def _ask(self, volume: Volume) -> list[str]:
         """Ask the holder once; returns who uses the volume there, empty when it was given."""
@@ -98,7 +114,7 @@ class DockerUse:
             await asyncio.sleep(RETRY_SECONDS)
         return fresh
 
-    def _unreachable(self, volume: Volume, error: PeerUnavailable) -> PeerUnavailable:
+    def _unreachable(self, volume: Volume, error: PannierError) -> PeerUnavailable:
         holder = volume.grant.node
         return PeerUnavailable(
             f"volume {volume.name} is held by node {holder} (epoch {volume.grant.epoch}), which "

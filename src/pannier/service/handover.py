@@ -308,10 +308,11 @@ class Handovers:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def still_waiting(name: str, holder: str, in_use_by: list[str], seconds: float) -> DeadlineExceeded:
+def still_waiting(name: str, holder: str, reason: str, seconds: float) -> DeadlineExceeded:
     """The error for a Mount whose time is over."""
-    users = f", used by {', '.join(in_use_by)}" if in_use_by else ""
     return DeadlineExceeded(
-        f"volume {name} is still on node {holder}{users}; waited {seconds:.0f} s",
+        f"volume {name} is still on node {holder}"
+        + (f" ({reason})" if reason else "")
+        + f"; waited {seconds:.0f} s",
         remedy="stop its user there (services: --update-order stop-first), then start this again",
     )

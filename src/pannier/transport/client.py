@@ -87,7 +87,7 @@ class TransportClient:
             raise explain_tls(error, peer=f"{peer} ({where})") from error
         except (OSError, TimeoutError, UnicodeError) as error:
             raise PeerUnavailable(
-                f"{peer} does not answer at {where}: {error or 'no answer in time'}",
+                f"{peer} does not answer at {where}: {str(error) or 'no answer in time'}",
                 remedy="check that pannierd runs there, and the firewalls between",
             ) from error
         try:
