@@ -361,6 +361,22 @@ async def test_an_error_in_the_middle_of_receiving_leaves_nothing(nodes: Nodes) 
     await write_stream(nodes.b, nodes.volume, generation, stream)
 
 
+async def test_a_lost_connection_after_the_last_byte_is_still_an_error(nodes: Nodes) -> None:
+    """Also where it looks like a broken pipe: the caller's own connection, not the driver's."""
+    await nodes.create()
+    generation = await nodes.a.seal(nodes.volume, epoch=1)
+    stream = await read_stream(nodes.a, nodes.volume, generation)
+
+    async def lose_the_peer() -> None:
+        async with nodes.b.receive(nodes.volume, generation, base=None) as fd:
+            os.write(fd, stream)
+            raise ConnectionResetError("the peer's acknowledgement")
+
+    with pytest.raises(ConnectionResetError):
+        await lose_the_peer()
+    assert await nodes.b.inspect(nodes.volume) == LocalCopy()
+
+
 async def test_cancelling_stops_both_ends(nodes: Nodes) -> None:
     data = await nodes.create()
     (data / "f").write_bytes(os.urandom(8 << 20))

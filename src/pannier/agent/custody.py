@@ -7,14 +7,15 @@ repeated after a crash: what to do is decided anew from the record and the disk.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import structlog
 
 from pannier.agent.clock import boottime
 from pannier.agent.mountids import MountIds
-from pannier.agent.mounts import MountTable
+from pannier.agent.mounts import Mounts
 from pannier.agent.usage import User, users_of
 from pannier.cluster.catalog import Catalog
 from pannier.cluster.registry import Registry, Versioned
@@ -41,8 +42,19 @@ copying the image's files or still be making the container. Afterwards /proc alo
 since Unmounts get lost when the engine or this daemon crashes."""
 
 
+class UsersOf(Protocol):
+    """Who uses any of some directories now; see :func:`pannier.agent.usage.users_of`."""
+
+    def __call__(self, paths: Sequence[Path], *, mount_root: Path) -> list[User]: ...
+
+
 class Custody:
-    """Holds, mounts and gives up volumes on this node."""
+    """Holds, mounts and gives up volumes on this node.
+
+    Args:
+        users_of: tells who uses a directory; by default, what /proc says.
+        clock: seconds that only ever pass; see :func:`pannier.agent.clock.boottime`.
+    """
 
     def __init__(
         self,
@@ -51,9 +63,11 @@ class Custody:
         registry: Registry,
         catalog: Catalog,
         drivers: Mapping[str, Driver],
-        mounts: MountTable,
+        mounts: Mounts,
         mount_ids: MountIds,
         engine: Engine,
+        users_of: UsersOf = users_of,
+        clock: Callable[[], float] = boottime,
     ) -> None:
         self.node = node
         self.registry = registry
@@ -64,6 +78,8 @@ class Custody:
         self.mounts = mounts
         self.mount_ids = mount_ids
         self.engine = engine
+        self.clock = clock
+        self._users_of = users_of
         self._locks: dict[str, asyncio.Lock] = {}
         self._released: dict[str, asyncio.Event] = {}
 
@@ -174,7 +190,7 @@ class Custody:
         """Processes that use the volume's tree or its mountpoint, as the kernel sees it."""
         tree = self.driver(volume).data_path(volume.id, volume.grant.epoch)
         paths = [tree, self.mounts.path(volume.name)]
-        return await asyncio.to_thread(users_of, paths, mount_root=self.mounts.root)
+        return await asyncio.to_thread(self._users_of, paths, mount_root=self.mounts.root)
 
     async def users(self, volume: Volume) -> list[str]:
         """Who uses the volume on this node, in words for people; empty where nobody does."""
@@ -184,7 +200,7 @@ class Custody:
         return named
 
     def _starting(self, volume: Volume) -> bool:
-        ages = self.mount_ids.ages(volume.name, boottime())
+        ages = self.mount_ids.ages(volume.name, self.clock())
         return any(age < STARTING_SECONDS for age in ages.values())
 
     async def _name_all(self, users: list[User]) -> list[str]:

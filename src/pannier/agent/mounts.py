@@ -21,6 +21,7 @@ import struct
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from pannier.core.errors import Conflict, StorageError, VolumeInUse
 from pannier.core.volume import check_name
@@ -154,7 +155,37 @@ def locate(path: Path, mounts: tuple[Mount, ...], *, covered: bool = False) -> L
 # --- the table -----------------------------------------------------------------------------------
 
 
-class MountTable:
+class Mounts(Protocol):
+    """What Docker is given: a path for each volume, at which its tree is seen or nothing."""
+
+    @property
+    def root(self) -> Path:
+        """The directory that holds all paths."""
+        ...
+
+    @property
+    def unguarded(self) -> frozenset[str]:
+        """Volumes whose path could be written while nothing is mounted there."""
+        ...
+
+    def path(self, name: str) -> Path:
+        """Where the volume is, or would be, seen."""
+        ...
+
+    def mount(self, name: str, source: Path) -> Path:
+        """Show ``source``; Conflict where another directory is shown."""
+        ...
+
+    def replace(self, name: str, source: Path) -> Path:
+        """Show ``source`` instead of whatever is shown and, as the caller saw, not used."""
+        ...
+
+    def unmount(self, name: str, *, detach: bool = False) -> None:
+        """Show nothing; VolumeInUse where a process of this node uses what is shown."""
+        ...
+
+
+class MountTable(Mounts):
     """Bind mounts at ``root/NAME``. The kernel's own table is the only state.
 
     All methods are short system calls, may be repeated, and may be called from several threads:

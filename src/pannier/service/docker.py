@@ -9,7 +9,7 @@ from typing import Any
 
 import structlog
 
-from pannier.agent.clock import boottime, rfc3339
+from pannier.agent.clock import rfc3339
 from pannier.agent.custody import Custody, no_such_volume
 from pannier.core.errors import (
     Conflict,
@@ -53,7 +53,7 @@ class DockerUse:
 
     async def mount(self, name: str, mount_id: str) -> Path:
         """See :class:`~pannier.service.operations.DockerVolumes`."""
-        began = boottime()
+        began = self._custody.clock()
         silent_since: float | None = None
         reason = ""
         volume = await self._volumes.find(name)
@@ -71,10 +71,10 @@ class DockerUse:
             except Conflict as error:  # it has just moved, is moving, or its user has just begun
                 reason, silent_since = error.message, None
             except (PeerUnavailable, OutcomeUnknown) as error:
-                silent_since = silent_since or boottime()
-                if boottime() - silent_since > SILENCE_SECONDS:
+                silent_since = silent_since or self._custody.clock()
+                if self._custody.clock() - silent_since > SILENCE_SECONDS:
                     raise self._unreachable(volume, error) from error
-            waited = boottime() - began
+            waited = self._custody.clock() - began
             if waited > MOUNT_BUDGET_SECONDS:
                 raise still_waiting(name, volume.grant.node, reason, waited)
             volume = await self._again(volume)
@@ -86,7 +86,7 @@ class DockerUse:
         async def serve() -> Path:
             async with self._custody.lock(volume):
                 path = await self._custody.serve(volume)
-                ids.add(volume.name, mount_id, boottime())
+                ids.add(volume.name, mount_id, self._custody.clock())
                 return path
 
         task = asyncio.create_task(serve(), name=f"serve {volume.name}")

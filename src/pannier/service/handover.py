@@ -16,7 +16,6 @@ from dataclasses import dataclass, field, replace
 
 import structlog
 
-from pannier.agent.clock import boottime
 from pannier.agent.custody import Custody
 from pannier.core.errors import (
     Conflict,
@@ -53,6 +52,7 @@ class _Handover:
 
     volume: Volume
     target: Node
+    started: float
     wanted_until: float
     phase: str = "copying"
     round: int = 0
@@ -60,7 +60,6 @@ class _Handover:
     in_use_by: list[str] = field(default_factory=list)
     generation: Generation | None = None
     pause_seconds: float | None = None
-    started: float = field(default_factory=boottime)
     started_at: float = field(default_factory=time.time)
     task: asyncio.Task[None] | None = None
     changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -144,13 +143,14 @@ class Handovers:
             sent_bytes=running.sent_bytes,
             in_use_by=running.in_use_by,
             pause_seconds=running.pause_seconds,
-            total_seconds=boottime() - running.started,
+            total_seconds=self._custody.clock() - running.started,
             generation=str(running.generation) if running.generation else None,
         )
 
     def _begin(self, volume: Volume, target: str, *, wanted_seconds: float) -> _Handover:
         running = self._running.get(volume.id)
-        until = boottime() + wanted_seconds
+        now = self._custody.clock()
+        until = now + wanted_seconds
         if running is not None:
             if running.target.name != target:
                 raise Conflict(
@@ -167,7 +167,7 @@ class Handovers:
                 f"node {target} has no {volume.spec.driver} driver, which volume {volume.name} needs",
                 remedy=f"it has {', '.join(node.drivers)}; choose another node",
             )
-        running = _Handover(volume, node, until)
+        running = _Handover(volume, node, now, until)
         running.task = asyncio.create_task(self._run(running), name=f"handover {volume.name}")
         running.task.add_done_callback(lambda task: self._ended(volume, task))
         self._running[volume.id] = running
@@ -194,20 +194,20 @@ class Handovers:
         can_copy = custody.driver(volume).generations_in_use
         next_round = 0.0
         while users := await custody.users(volume):
-            if boottime() > running.wanted_until:
+            if custody.clock() > running.wanted_until:
                 raise VolumeInUse(
                     f"volume {volume.name} is still in use on node {custody.node} by "
                     f"{', '.join(users)}",
                     remedy="stop that first (a service: --update-order stop-first); it stays there",
                 )
-            if can_copy and boottime() >= next_round:
+            if can_copy and custody.clock() >= next_round:
                 running.to(running.phase, users)
-                began = boottime()
+                began = custody.clock()
                 await self._round(running)
-                took = boottime() - began
+                took = custody.clock() - began
                 if took > SMALL_ROUND_SECONDS and running.round < 20:
                     continue
-                next_round = boottime() + max(IDLE_ROUND_SECONDS, 4 * took)
+                next_round = custody.clock() + max(IDLE_ROUND_SECONDS, 4 * took)
             running.to("waiting", users)
             released = custody.released(volume)
             released.clear()
@@ -247,7 +247,7 @@ class Handovers:
         """The caller has the lock, and nobody uses the volume."""
         custody, volume = self._custody, running.volume
         driver, epoch = custody.driver(volume), volume.grant.epoch
-        began = boottime()
+        began = custody.clock()
         fresh = await custody.fresh(volume.name)
         if fresh.record.grant != volume.grant or fresh.record.id != volume.id:
             raise Stale(f"volume {volume.name} changed while it was copied", remedy="ask again")
@@ -270,7 +270,7 @@ class Handovers:
             )
         )
         await self._give(volume, record, expect=fresh.revision)
-        running.pause_seconds = boottime() - began
+        running.pause_seconds = custody.clock() - began
         log.info(
             "volume.given",
             volume=volume.name,

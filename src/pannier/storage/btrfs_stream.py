@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pannier.core.errors import Corrupt, PoolFull, StorageError
 from pannier.storage.blocking import in_own_thread
-from pannier.storage.process import Finished, open_pipe, start
+from pannier.storage.process import Finished, Running, has_reader, open_pipe, start
 
 _END_S = 600.0  # after the stream's end there is little left to do, but disks can be slow
 _CHUNK_BYTES = 1 << 20
@@ -55,12 +55,21 @@ async def receive_stream(into: Path) -> AsyncIterator[int]:
         try:
             yield writer
         except (BrokenPipeError, ConnectionResetError):
-            pass  # the receiver gave up in the middle: what it said is the better message
+            if has_reader(writer):  # not ours: the connection that the block reads from
+                await running.stop()
+                raise
+            # The receiver gave up in the middle; what it said is the better message.
+            await _check_received(running)
+            raise
         except BaseException:
             await running.stop()
             raise
     finally:
         os.close(writer)
+    await _check_received(running)
+
+
+async def _check_received(running: Running) -> None:
     finished = await running.wait(timeout_s=_END_S)
     if finished.status:
         raise _receive_error(finished)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import TypeVar
 
 from pannier.storage.blocking import in_own_thread, told_as_storage_error
-from pannier.storage.process import open_pipe
+from pannier.storage.process import has_reader, open_pipe
 
 T = TypeVar("T")
 
@@ -60,13 +60,15 @@ async def reading(read: Callable[[int], T]) -> AsyncIterator[tuple[int, asyncio.
 
     result = in_own_thread(work)
     try:
+        yield writer, result
+    except BaseException as error:
         # Where the pipe broke, the reader gave up in the middle: it says why.
-        with suppress(BrokenPipeError, ConnectionResetError):
-            yield writer, result
-    except BaseException:
+        gave_up = isinstance(error, (BrokenPipeError, ConnectionResetError))
+        gave_up = gave_up and not has_reader(writer)
         os.close(writer)  # the end of the stream, which ends the thread
         await asyncio.wait([result])
-        result.exception()
+        if (reason := result.exception()) and gave_up:
+            raise reason from error
         raise
     os.close(writer)
     await _finished(result)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import select
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -87,6 +88,13 @@ def open_pipe() -> tuple[int, int]:
     with suppress(OSError):  # refused over the user's pipe limit: slower, not wrong
         fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
     return reader, writer
+
+
+def has_reader(writer: int) -> bool:
+    """Whether anybody still holds the read end of a pipe."""
+    poll = select.poll()
+    poll.register(writer, 0)
+    return not any(event & select.POLLERR for _fd, event in poll.poll(0))
 
 
 async def start(

@@ -1,0 +1,1 @@
+"""What Pannier costs: each figure against its reference, measured in the same run, on a lab."""

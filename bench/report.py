@@ -1,0 +1,115 @@
+"""The results as Markdown, and a short form for the terminal."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+
+from bench.figures import Figure, Result, Spread, Target
+
+_HEAD = "| | Pannier | reference | ratio | target | result |\n|---|---|---|---|---|---|\n"
+
+
+def markdown(results: Iterable[Result], *, facts: dict[str, str], quick: bool) -> str:
+    """The whole page."""
+    found = list(results)
+    parts = ["# Benchmarks\n", _introduction(found, quick=quick), _facts(facts)]
+    parts += [_section(result) for result in found]
+    return "\n".join(parts)
+
+
+def line(figure: Figure) -> str:
+    """One figure for the terminal."""
+    ratio = f"ratio {_ratio(figure.ratio)}" if figure.ratio else ""
+    values = f"{_values(figure.ours, figure.unit)} / {_values(figure.theirs, figure.unit)}"
+    return f"{figure.what}: {values}  {ratio}  {_outcome(figure)}".rstrip()
+
+
+def machine_facts(*, docker: str) -> dict[str, str]:
+    """What the figures were measured on."""
+    return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "processor": f"{os.cpu_count()} cores, {_from('/proc/cpuinfo', 'model name')}",
+        "memory": f"{int(_from('/proc/meminfo', 'MemTotal').split()[0]) / 2**20:.0f} GiB",
+        "kernel": platform.release(),
+        "Docker": docker,
+        "load before": f"{os.getloadavg()[0]:.2f} (average of the last minute)",
+    }
+
+
+def _from(file: str, key: str) -> str:
+    lines = Path(file).read_text().splitlines()
+    return next((x.partition(":")[2].strip() for x in lines if x.startswith(key)), "unknown")
+
+
+def _introduction(results: list[Result], *, quick: bool) -> str:
+    judged = [figure for result in results for figure in result.figures if figure.target]
+    missed = [figure.what for figure in judged if figure.verdict == "missed"]
+    verdict = f"{len(judged) - len(missed)} of {len(judged)} targets are met."
+    if missed:
+        verdict += f" Missed: {'; '.join(missed)}."
+    text = (
+        "Written by `python -m bench` (`make bench`); not by hand. All machines of the lab share "
+        "one real machine: its processors, its memory, its disk. So what counts is each figure's "
+        "ratio to its reference. Both are measured in the same run, in rounds that alternate; the "
+        "ratio is the median of the rounds' ratios, and in brackets are the quartiles. Absolute "
+        "values (medians) are only alongside.\n\n" + verdict + "\n"
+    )
+    if quick:
+        text += "\n**A quick run: small sizes, few rounds. It shows that the benchmarks work.**\n"
+    return text
+
+
+def _facts(facts: dict[str, str]) -> str:
+    return "".join(f"- {name}: {value}\n" for name, value in facts.items())
+
+
+def _section(result: Result) -> str:
+    rows = "".join(_row(figure) for figure in result.figures)
+    notes = "".join(f"\n- {note}" for note in result.notes)
+    return (
+        f"## {result.title}\n\nReference: {result.reference}\n\n{_HEAD}{rows}\n{result.how}\n"
+        + (f"{notes}\n" if notes else "")
+    )
+
+
+def _row(figure: Figure) -> str:
+    ratio = _ratio(figure.ratio) if figure.ratio else "-"
+    ours, theirs = (_values(values, figure.unit) for values in (figure.ours, figure.theirs))
+    target = _target(figure.target, figure.unit)
+    return f"| {figure.what} | {ours} | {theirs} | {ratio} | {target} | {_outcome(figure)} |\n"
+
+
+def _ratio(spread: Spread | None) -> str:
+    assert spread is not None
+    return f"{spread.median:.2f} ({spread.low:.2f}-{spread.high:.2f})"
+
+
+def _values(values: tuple[float, ...], unit: str) -> str:
+    return _value(Spread.of(values).median, unit) if values else "-"
+
+
+def _value(value: float, unit: str) -> str:
+    if unit == "s" and value < 1:
+        return f"{value * 1000:.3g} ms"
+    return f"{value:.3g} {unit}" if value < 100 else f"{value:.0f} {unit}"
+
+
+def _target(target: Target | None, unit: str) -> str:
+    if target is None:
+        return "-"
+    sign = "≤" if target.at_most is not None else "≥"
+    limit = target.at_most if target.at_most is not None else target.at_least
+    assert limit is not None
+    text = f"{sign} {limit:g}" if target.of == "ratio" else f"{sign} {_value(limit, unit)}"
+    return f"{text} ({target.accepted:g} accepted)" if target.accepted is not None else text
+
+
+def _outcome(figure: Figure) -> str:
+    if figure.target is None:
+        return "-"
+    doubt = ", but the limit lies within the spread" if figure.target.inside(figure.judged) else ""
+    return f"**missed**{doubt}" if figure.verdict == "missed" else f"{figure.verdict}{doubt}"

@@ -1,0 +1,292 @@
+"""Steps: every call that leaves a node's memory has a label and a number, and may be its last.
+
+A test runs a scenario once to learn its steps, then again with the power cut before or after one of
+them, or with the answer to it lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from pannier.agent.mounts import Mounts
+from pannier.agent.usage import User
+from pannier.core.errors import Conflict, OutcomeUnknown, VolumeInUse
+from pannier.core.generation import Generation
+from pannier.storage.base import Capacity, Driver, LocalCopy, RootAttributes
+from pannier.store.base import Change, Entry, Store, WatchEvent
+from pannier.store.memory import MemoryStore
+
+T = TypeVar("T")
+
+
+class PowerCut(BaseException):
+    """The process that runs this is no more: nothing may catch it and go on."""
+
+
+class Fault(Enum):
+    """What may go wrong at a step."""
+
+    CUT_BEFORE = "power cut before it"
+    CUT_AFTER = "power cut after it"
+    LOSE_REQUEST = "request lost"
+    LOSE_ANSWER = "answer lost"
+    LATE = "no answer, and done later"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One call: ``of`` is the node that makes it."""
+
+    of: str
+    label: str
+
+    @property
+    def is_commit(self) -> bool:
+        return self.label == "store.commit"
+
+
+class Life(Protocol):
+    """What the stand-ins need of the run of a node's daemon in which they are."""
+
+    def check(self) -> None:
+        """Raise PowerCut where the run has ended."""
+
+    async def before(self, label: str) -> Fault | None:
+        """A step begins: may cut, may wait; returns a fault for the stand-in to play."""
+
+    async def after(self, label: str, fault: Fault | None) -> None:
+        """The step has had its effect."""
+
+    def at_once(self, label: str, effect: Callable[[], T]) -> T:
+        """A step that is a plain call."""
+
+
+async def stepped(life: Life, label: str, effect: Callable[[], Awaitable[T]]) -> T:
+    """Do one step."""
+    fault = await life.before(label)
+    result = await effect()
+    await life.after(label, fault)
+    return result
+
+
+class SteppedDriver(Driver):
+    """A driver whose every call is a step."""
+
+    def __init__(self, life: Life, inner: Driver) -> None:
+        self._life = life
+        self._inner = inner
+        self.name = inner.name
+        self.generations_in_use = inner.generations_in_use
+
+    async def open(self) -> None:
+        await self._inner.open()
+
+    async def close(self) -> None:
+        await self._inner.close()
+
+    async def volumes(self) -> tuple[str, ...]:
+        return await stepped(self._life, "driver.volumes", self._inner.volumes)
+
+    async def inspect(self, volume: str) -> LocalCopy:
+        return await stepped(self._life, "driver.inspect", lambda: self._inner.inspect(volume))
+
+    async def create(
+        self, volume: str, *, epoch: int, root: RootAttributes, size_bytes: int | None
+    ) -> None:
+        await stepped(
+            self._life,
+            "driver.create",
+            lambda: self._inner.create(volume, epoch=epoch, root=root, size_bytes=size_bytes),
+        )
+
+    def data_path(self, volume: str, epoch: int) -> Path:
+        return self._inner.data_path(volume, epoch)
+
+    async def snapshot(self, volume: str, *, epoch: int) -> Generation:
+        return await stepped(
+            self._life, "driver.snapshot", lambda: self._inner.snapshot(volume, epoch=epoch)
+        )
+
+    async def seal(self, volume: str, *, epoch: int) -> Generation:
+        return await stepped(
+            self._life, "driver.seal", lambda: self._inner.seal(volume, epoch=epoch)
+        )
+
+    async def unseal(self, volume: str, *, epoch: int) -> None:
+        await stepped(
+            self._life, "driver.unseal", lambda: self._inner.unseal(volume, epoch=epoch)
+        )
+
+    async def promote(
+        self, volume: str, generation: Generation, *, epoch: int, size_bytes: int | None
+    ) -> None:
+        await stepped(
+            self._life,
+            "driver.promote",
+            lambda: self._inner.promote(volume, generation, epoch=epoch, size_bytes=size_bytes),
+        )
+
+    async def drop_live(self, volume: str, *, epoch: int) -> None:
+        await stepped(
+            self._life, "driver.drop_live", lambda: self._inner.drop_live(volume, epoch=epoch)
+        )
+
+    def send(
+        self, volume: str, generation: Generation, *, base: Generation | None
+    ) -> AbstractAsyncContextManager[int]:
+        return self._streaming("driver.send", self._inner.send(volume, generation, base=base))
+
+    def receive(
+        self, volume: str, generation: Generation, *, base: Generation | None
+    ) -> AbstractAsyncContextManager[int]:
+        return self._streaming("driver.receive", self._inner.receive(volume, generation, base=base))
+
+    @asynccontextmanager
+    async def _streaming(
+        self, label: str, stream: AbstractAsyncContextManager[int]
+    ) -> AsyncIterator[int]:
+        async with stream as fd:
+            yield fd
+            fault = await self._life.before(label)
+        await self._life.after(label, fault)
+
+    async def delete_generation(self, volume: str, generation: Generation) -> None:
+        await stepped(
+            self._life,
+            "driver.delete_generation",
+            lambda: self._inner.delete_generation(volume, generation),
+        )
+
+    async def delete(self, volume: str) -> None:
+        await stepped(self._life, "driver.delete", lambda: self._inner.delete(volume))
+
+    async def used_bytes(self, volume: str) -> int:
+        return await stepped(
+            self._life, "driver.used_bytes", lambda: self._inner.used_bytes(volume)
+        )
+
+    async def capacity(self) -> Capacity:
+        return await self._inner.capacity()
+
+
+class SteppedStore(Store):
+    """A store whose reads and commits are steps; watches and leases go straight through.
+
+    Args:
+        do_late: carries a change out some time after the node was told that nobody knows.
+    """
+
+    def __init__(
+        self, life: Life, inner: MemoryStore, do_late: Callable[[Sequence[Change]], None]
+    ) -> None:
+        self._life = life
+        self.inner = inner
+        self._do_late = do_late
+
+    async def get(self, key: str) -> Entry | None:
+        return await stepped(self._life, "store.get", lambda: self.inner.get(key))
+
+    async def list(self, prefix: str) -> tuple[Entry, ...]:
+        return await stepped(self._life, "store.list", lambda: self.inner.list(prefix))
+
+    async def commit(self, *changes: Change) -> int:
+        if all(change.key.startswith(("alive/", "nodes/")) for change in changes):
+            return await self.inner.commit(*changes)
+        fault = await self._life.before("store.commit")
+        match fault:
+            case Fault.LOSE_REQUEST:
+                self.inner.lose_requests()
+            case Fault.LOSE_ANSWER:
+                self.inner.lose_answers()
+            case Fault.LATE:
+                self._do_late(changes)
+                raise OutcomeUnknown("the store did not answer; it may do it yet")
+        try:
+            revision = await self.inner.commit(*changes)
+        except OutcomeUnknown:
+            await self._life.after("store.commit", fault)
+            raise
+        await self._life.after("store.commit", fault)
+        return revision
+
+    def watch(self, prefix: str) -> AsyncIterator[WatchEvent]:
+        return self.inner.watch(prefix)
+
+    async def grant_lease(self, ttl_seconds: float) -> str:
+        return await self.inner.grant_lease(ttl_seconds)
+
+    async def renew_lease(self, lease: str) -> None:
+        await self.inner.renew_lease(lease)
+
+    async def revoke_lease(self, lease: str) -> None:
+        await self.inner.revoke_lease(lease)
+
+    @asynccontextmanager
+    async def session(self) -> AsyncIterator[Store]:
+        async with self.inner.session():
+            yield self
+
+    async def health(self) -> dict[str, str]:
+        return await self.inner.health()
+
+
+class Table:
+    """A machine's mounts and the processes on it: the kernel's memory, not the daemon's."""
+
+    def __init__(self) -> None:
+        self.mounts: dict[str, Path] = {}
+        self.containers: dict[str, Path] = {}
+        """Running containers: the id, and the tree that its mount shows."""
+
+
+class SteppedMounts(Mounts):
+    """The mounts of a machine, each change a step."""
+
+    def __init__(self, life: Life, table: Table, root: Path) -> None:
+        self._life = life
+        self._table = table
+        self._root = root
+
+    @property
+    def root(self) -> Path:
+        return self._root
+
+    @property
+    def unguarded(self) -> frozenset[str]:
+        return frozenset()
+
+    def path(self, name: str) -> Path:
+        return self._root / name
+
+    def mount(self, name: str, source: Path) -> Path:
+        shown = self._table.mounts.get(name)
+        if shown not in (None, source):
+            raise Conflict(f"{name} shows {shown}, not {source}")
+        return self.replace(name, source)
+
+    def replace(self, name: str, source: Path) -> Path:
+        self._life.at_once("mounts.mount", lambda: self._table.mounts.update({name: source}))
+        return self.path(name)
+
+    def unmount(self, name: str, *, detach: bool = False) -> None:
+        if f"process in {name}" in self._table.containers:
+            raise VolumeInUse(f"a process uses {name}")
+        self._life.at_once("mounts.unmount", lambda: self._table.mounts.pop(name, None))
+
+    def users_of(self, paths: Sequence[Path], *, mount_root: Path) -> list[User]:
+        """What /proc would say."""
+        self._life.check()
+        found = [c for c, tree in sorted(self._table.containers.items()) if tree in paths]
+        return [User(100 + n, container, "app") for n, container in enumerate(found)]
+
+
+async def pause(seconds: float) -> None:
+    """Let time pass, virtually."""
+    if seconds > 0:
+        await asyncio.sleep(seconds)

@@ -1,0 +1,71 @@
+"""The one door for commands."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+import pytest
+
+from pannier.core.errors import PoolMissing, StorageError
+from pannier.storage.process import has_reader, open_pipe, run, start
+
+
+async def test_output_and_status_come_back() -> None:
+    finished = await run(["sh", "-c", "echo out; echo err >&2; exit 3"], timeout_s=10, check=False)
+    assert (finished.status, finished.stdout, finished.stderr) == (3, "out\n", "err\n")
+
+
+async def test_a_failure_names_the_command_and_its_last_line() -> None:
+    with pytest.raises(StorageError, match=r"`sh .*` failed: the last line"):
+        await run(
+            ["sh", "-c", "echo noise >&2; echo the last line >&2; echo >&2; exit 1"], timeout_s=10
+        )
+
+
+async def test_a_silent_failure_still_says_something() -> None:
+    with pytest.raises(StorageError, match="exit status 7, no message"):
+        await run(["sh", "-c", "exit 7"], timeout_s=10)
+
+
+async def test_a_missing_program_says_what_to_install() -> None:
+    with pytest.raises(PoolMissing, match="not installed") as caught:
+        await run(["pannier-no-such-program"], timeout_s=10)
+    assert "btrfs-progs" in caught.value.remedy
+
+
+async def test_what_takes_too_long_is_killed() -> None:
+    with pytest.raises(StorageError, match="did not end within"):
+        await run(["sleep", "1000"], timeout_s=0.05)
+    running = await start(["sleep", "1000"])
+    with pytest.raises(StorageError, match="did not end within"):
+        await running.wait(timeout_s=0.05)
+
+
+async def test_cancelling_kills_the_command() -> None:
+    reader, writer = open_pipe()
+    running = await start(["sh", "-c", "echo ready; exec sleep 1000"], stdout=writer)
+    os.close(writer)
+    await asyncio.to_thread(os.read, reader, 6)
+    waiting = asyncio.create_task(running.wait(timeout_s=1000))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert os.read(reader, 1) == b"", "nobody holds the other end any more"
+    os.close(reader)
+
+
+async def test_much_stderr_does_not_block_and_its_end_is_kept() -> None:
+    running = await start(["sh", "-c", "yes noise | head -c 2000000 >&2; echo end >&2; exit 1"])
+    finished = await running.wait(timeout_s=30)
+    assert finished.last_words == "end"
+    assert len(finished.stderr) < 100_000
+
+
+def test_a_pipe_knows_whether_it_has_a_reader() -> None:
+    reader, writer = open_pipe()
+    assert has_reader(writer)
+    os.close(reader)
+    assert not has_reader(writer)
+    os.close(writer)
