@@ -7,6 +7,7 @@ is the configuration, without which the daemon does not start.
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 import shutil
 import socket
@@ -28,7 +29,14 @@ from pannier.config import (
     load_config,
     save_config,
 )
-from pannier.core.errors import AlreadyExists, Conflict, InvalidInput, PannierError, Unavailable
+from pannier.core.errors import (
+    AlreadyExists,
+    Conflict,
+    Denied,
+    InvalidInput,
+    PannierError,
+    Unavailable,
+)
 from pannier.core.node import API_PORT, Node, check_node_name
 from pannier.core.size import parse_size
 from pannier.pki.authority import Authority
@@ -65,6 +73,7 @@ def init(
     Raises:
         Conflict: it belongs to a cluster already; and whatever store, pool or systemd report.
     """
+    _check_machine()
     _refuse_second_time()
     name = check_node_name(name or socket.gethostname())
     address = address or _own_address()
@@ -154,6 +163,7 @@ def join(
     Raises:
         Denied: the token, or somebody else answers there; AlreadyExists: the name is taken.
     """
+    _check_machine()
     _refuse_second_time()
     name = check_node_name(name or socket.gethostname())
     parsed = Token.parse(token)
@@ -199,6 +209,17 @@ async def _join(
         )
     )
     await _start_daemon()
+
+
+def _check_machine() -> None:
+    """Refuse, before anything is made, where the daemon could not be started afterwards."""
+    if os.geteuid() != 0:
+        raise Denied("only root can make this machine a node", remedy="run it with sudo")
+    if not Path("/run/systemd/system").is_dir():
+        raise Conflict(
+            "this machine is not run by systemd, which starts and watches pannierd",
+            remedy="use a machine with systemd; to try Pannier on this one: pannier lab up",
+        )
 
 
 def _refuse_second_time() -> None:
@@ -300,17 +321,34 @@ def ca_issue_etcd(
     """
     authority = Authority.load(Path(ca_directory))
     request = new_request(name)
-    out = Path(out_directory)
-    out.mkdir(mode=0o700, parents=True, exist_ok=True)
-    texts = {
-        "ca.crt": authority.certificate_pem,
-        "tls.crt": authority.issue_etcd(request.csr_pem, member=name, addresses=addresses),
-        "tls.key": request.key_pem,
-    }
-    for file in (out / file_name for file_name in texts):
+    certificate = authority.issue_etcd(request.csr_pem, member=name, addresses=addresses)
+    _write_new(
+        Path(out_directory),
+        {"ca.crt": authority.certificate_pem, "tls.crt": certificate, "tls.key": request.key_pem},
+    )
+
+
+def ca_issue_user(*, name: str, out_directory: str, ca_directory: str) -> None:
+    """Write ``ca.crt``, ``user.crt`` and ``user.key``: for ``pannier --host --certificates``.
+
+    Raises:
+        AlreadyExists: there is such a file.
+    """
+    authority = Authority.load(Path(ca_directory))
+    request = new_request(name)
+    certificate = authority.issue_user(request.csr_pem, user=name)
+    _write_new(
+        Path(out_directory),
+        {"ca.crt": authority.certificate_pem, "user.crt": certificate, "user.key": request.key_pem},
+    )
+
+
+def _write_new(directory: Path, texts: dict[str, str]) -> None:
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for file in (directory / name for name in texts):
         if file.exists():
-            raise AlreadyExists(f"{file} exists", remedy="choose another --dir, or move it away")
-    for file_name, text in texts.items():
-        file = out / file_name
+            raise AlreadyExists(f"{file} exists", remedy="choose another --out, or move it away")
+    for name, text in texts.items():
+        file = directory / name
         file.touch(mode=0o600)
         file.write_text(text)

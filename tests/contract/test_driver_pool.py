@@ -15,6 +15,7 @@ from pannier.core.errors import ForeignData, InvalidInput, PoolMissing, StorageE
 from pannier.storage.btrfs import BtrfsDriver
 from pannier.storage.directory import DirectoryDriver
 from pannier.storage.directory_root import create_directory
+from pannier.storage.loop import attach, find_attached
 from pannier.storage.mounts import mount_at
 from pannier.storage.pool import (
     MARKER,
@@ -203,8 +204,24 @@ async def test_a_file_pool_is_made_whole_or_not_at_all(tmp_path: Path, mountpoin
     assert mount is not None
     assert mount.type == "btrfs"
     await close_pool(mountpoint)
-    loops = (await run(["losetup", "--associated", str(image)], timeout_s=10)).stdout
-    assert mount.source not in loops
+    assert find_attached(image) is None
+
+
+async def test_a_loop_device_left_by_a_crash_is_taken_again(
+    tmp_path: Path, mountpoint: Path
+) -> None:
+    image = tmp_path / "pool.img"
+    await create_pool(image, mountpoint=mountpoint, size_bytes=SIZE_BYTES)
+    await close_pool(mountpoint)
+    left = await attach(image)
+    assert find_attached(image) == left
+    other = tmp_path / "other.img"
+    other.write_bytes(bytes(1 << 20))
+    assert find_attached(other) is None
+    await open_pool(image, mountpoint=mountpoint)
+    mount = mount_at(mountpoint)
+    assert mount is not None
+    assert mount.source == str(left)
 
 
 async def test_a_pool_grows_in_use(tmp_path: Path, mountpoint: Path) -> None:

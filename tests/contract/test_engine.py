@@ -225,6 +225,7 @@ class Rig(Protocol):
 
     async def stop_container(self, container_id: str) -> None: ...
     async def remove_container(self, container_id: str) -> None: ...
+    async def create_foreign_volume(self, name: str) -> None: ...
     async def stop(self) -> None: ...
     async def start(self) -> None: ...
 
@@ -249,6 +250,9 @@ class FakeRig:
 
     async def remove_container(self, container_id: str) -> None:
         self.engine.take(container_id)
+
+    async def create_foreign_volume(self, name: str) -> None:
+        self.engine.foreign.append(name)
 
     async def stop(self) -> None:
         await self.engine.stop()
@@ -296,6 +300,9 @@ class DockerRig:
     async def remove_container(self, container_id: str) -> None:
         await self.ok("rm", "-f", container_id)
 
+    async def create_foreign_volume(self, name: str) -> None:
+        await self.ok("volume", "create", name)
+
     async def stop(self) -> None:
         await asyncio.to_thread(self.dockerd.signal, signal.SIGTERM)
 
@@ -331,6 +338,8 @@ async def docker_rig(dockerd: Dockerd) -> AsyncIterator[DockerRig]:
             containers = (await rig.ok("ps", "-aq")).split()
             if containers:
                 await rig.ok("rm", "-f", *containers)
+            for name in await rig.engine.other_volumes():
+                await rig.docker("volume", "rm", "-f", name)
             for volume in volumes.list():
                 await rig.docker("volume", "rm", "-f", volume.name)
             await rig.engine.close()
@@ -386,6 +395,12 @@ async def test_knows_a_container_by_its_id(rig: Rig) -> None:
     assert await rig.engine.container("no/such?thing") is None
 
 
+async def test_volumes_of_other_drivers_are_told_apart_from_ours(rig: Rig) -> None:
+    assert await rig.engine.other_volumes() == []
+    await rig.create_foreign_volume("theirs")
+    assert await rig.engine.other_volumes() == ["theirs"]
+
+
 async def test_an_engine_that_is_down_is_unavailable(rig: Rig) -> None:
     await rig.stop()
     calls = (
@@ -394,6 +409,7 @@ async def test_an_engine_that_is_down_is_unavailable(rig: Rig) -> None:
         rig.engine.plugin_active(),
         rig.engine.containers_using("v1"),
         rig.engine.container("f" * 64),
+        rig.engine.other_volumes(),
     )
     for call in calls:
         with pytest.raises(EngineUnavailable) as caught:

@@ -57,7 +57,9 @@ async def test_cancelling_kills_the_command() -> None:
 
 
 async def test_much_stderr_does_not_block_and_its_end_is_kept() -> None:
-    running = await start(["sh", "-c", "yes noise | head -c 2000000 >&2; echo end >&2; exit 1"])
+    running = await start(
+        ["sh", "-c", "yes noise | head -c 2000000 >&2; echo >&2; echo end >&2; exit 1"]
+    )
     finished = await running.wait(timeout_s=30)
     assert finished.last_words == "end"
     assert len(finished.stderr) < 100_000

@@ -49,6 +49,8 @@ class Setup(Protocol):
         self, *, name: str, addresses: tuple[str, ...], out_directory: str, ca_directory: str
     ) -> None: ...
 
+    def ca_issue_user(self, *, name: str, out_directory: str, ca_directory: str) -> None: ...
+
 
 def _setup() -> Setup:
     return cast("Setup", import_module("pannier.setup"))
@@ -163,12 +165,18 @@ def create_authority(session: Session, directory: str) -> None:
     session.show({"directory": directory}, line=f"created: {directory}")
 
 
-@ca.command("issue", examples=("pannier ca issue etcd1 --address 10.0.0.1 --out /etc/etcd/tls",))
+@ca.command(
+    "issue",
+    examples=(
+        "pannier ca issue etcd1 --address 10.0.0.1 --out /etc/etcd/tls",
+        "pannier ca issue anna --for user --out ./anna",
+    ),
+)
 @click.argument("name")
 @click.option(
     "--for",
     "purpose",
-    type=click.Choice(["etcd"]),
+    type=click.Choice(["etcd", "user"]),
     default="etcd",
     show_default=True,
     help="What the certificate is for.",
@@ -177,8 +185,7 @@ def create_authority(session: Session, directory: str) -> None:
     "--address",
     "addresses",
     multiple=True,
-    required=True,
-    help="IP address or host name at which it is reached; may be repeated.",
+    help="For etcd: IP address or host name at which it is reached; may be repeated.",
 )
 @click.option("--out", required=True, metavar="DIRECTORY", help="Where key and certificate go.")
 @click.option(
@@ -194,8 +201,19 @@ def issue(
     out: str,
     ca_directory: str,
 ) -> None:
-    """Issue a certificate for the etcd member NAME."""
-    _setup().ca_issue_etcd(
-        name=name, addresses=addresses, out_directory=out, ca_directory=ca_directory
-    )
+    """Issue a certificate for the etcd member, or the user, NAME.
+
+    A user reaches the cluster from any machine with: pannier --host URL --certificates DIRECTORY
+    """
+    if (purpose == "etcd") != bool(addresses):
+        raise InvalidInput(
+            "an etcd member needs --address, and a user has none",
+            remedy="see 'pannier ca issue --help'",
+        )
+    if purpose == "user":
+        _setup().ca_issue_user(name=name, out_directory=out, ca_directory=ca_directory)
+    else:
+        _setup().ca_issue_etcd(
+            name=name, addresses=addresses, out_directory=out, ca_directory=ca_directory
+        )
     session.show({"name": name, "for": purpose, "directory": out}, line=f"issued: {name} in {out}")

@@ -175,7 +175,7 @@ def _details(found: VolumeView) -> list[tuple[str, str]]:
         ("id", found.id),
         ("holder", f"{found.holder} ({found.holder_state})"),
         ("epoch", str(found.epoch)),
-        ("generation", found.generation or "?"),
+        ("generation", found.generation or "-"),
         ("in use by", output.show_names(found.in_use_by)),
         ("copies on", output.show_names(found.copies_on)),
         ("driver", found.driver),

@@ -39,6 +39,13 @@ class Engine(Protocol):
         """One container; None where the engine does not know it."""
         ...
 
+    async def other_volumes(self) -> list[str]:
+        """Names of the engine's volumes of other drivers.
+
+        One of these hides ours of the same name: ``docker run -v NAME:/path`` takes the other.
+        """
+        ...
+
     async def version(self) -> str:
         """The engine's version, such as ``20.10.24``."""
         ...

@@ -66,6 +66,15 @@ class _Info(msgspec.Struct, frozen=True, rename="pascal"):
     plugins: _Plugins
 
 
+class _Volume(msgspec.Struct, frozen=True, rename="pascal"):
+    name: str
+    driver: str
+
+
+class _Volumes(msgspec.Struct, frozen=True, rename="pascal"):
+    volumes: list[_Volume] | None = None
+
+
 class _Version(msgspec.Struct, frozen=True, rename="pascal"):
     version: str
 
@@ -151,6 +160,12 @@ class DockerEngine:
             service=(found.config.labels or {}).get(_SERVICE_LABEL),
             running=found.state.running,
         )
+
+    async def other_volumes(self) -> list[str]:
+        """See :class:`~pannier.engine.base.Engine`."""
+        listed = await self._get("/volumes", _Volumes)
+        volumes = (listed.volumes or []) if listed else []
+        return sorted({item.name for item in volumes if item.driver != self._plugin})
 
     async def version(self) -> str:
         """See :class:`~pannier.engine.base.Engine`."""

@@ -15,6 +15,7 @@ class FakeEngine:
     Attributes:
         plugin_answers: whether an activation finds our plugin.
         activations: how often the plugin was activated, over all starts.
+        foreign: names of volumes of other drivers.
     """
 
     def __init__(self, *, version: str = "20.10.24") -> None:
@@ -26,6 +27,7 @@ class FakeEngine:
         self._changed = asyncio.Condition()
         self._starts = 1
         self._containers: dict[str, tuple[Container, frozenset[str]]] = {}
+        self.foreign: list[str] = []
 
     # --- what a test does to it ------------------------------------------------------------------
 
@@ -72,6 +74,10 @@ class FakeEngine:
         self._check()
         found = self._containers.get(container_id)
         return found[0] if found else None
+
+    async def other_volumes(self) -> list[str]:
+        self._check()
+        return sorted(self.foreign)
 
     async def version(self) -> str:
         self._check()

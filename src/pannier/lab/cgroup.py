@@ -91,12 +91,17 @@ class Group:
         return sorted(_processes(self._freezer()))
 
     def freeze(self, *, wait: bool = True) -> None:
-        """Stop all processes where they are; what is started in the group stands still too."""
+        """Stop all processes where they are; what is started in the group stands still too.
+
+        A group that is not there, or only half made, has no processes.
+        """
         folder = self._freezer()
         if (folder / "freezer.state").exists():
             (folder / "freezer.state").write_text("FROZEN")
-        else:
+        elif (folder / "cgroup.freeze").exists():
             (folder / "cgroup.freeze").write_text("1")
+        else:
+            return
         if wait:
             wait_for(lambda: self.frozen() or None, what=f"{self.name} standing still", timeout=10)
 
@@ -118,14 +123,17 @@ class Group:
             return "frozen 1" in (folder / "cgroup.events").read_text()
         return False
 
-    def kill(self, *, timeout: float = 30) -> None:
+    def kill(self, *, freeze: bool = True, timeout: float = 30) -> None:
         """End all processes of the group at once and wait until they are gone.
 
-        They are frozen while they are listed, so no id can be another process's when the signal
-        is sent, and no new process can be born in between.
+        Args:
+            freeze: let them stand still while they are listed: then no id can be another process's
+                when the signal is sent, and no new process is born in between. Not for processes
+                that serve a file system: whoever on this host looks at it would hang meanwhile.
+            timeout: seconds for all of it.
 
         Raises:
-            LabError: some are still there after ``timeout`` seconds.
+            LabError: some are still there after that time.
         """
         deadline = time.monotonic() + timeout
         while pids := self.processes():
@@ -134,11 +142,14 @@ class Group:
                     f"processes {pids} of {self.name} do not die",
                     remedy="they hang in the kernel (see /proc/PID/stack); try again in a minute",
                 )
-            self.freeze(wait=False)
-            for pid in self.processes():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            self.thaw()
+            try:
+                if freeze:
+                    self.freeze(wait=False)
+                for pid in self.processes():
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+            finally:
+                self.thaw()
             _wait_until_empty(self, until=min(deadline, time.monotonic() + 1))
 
     def remove(self, *, timeout: float = 5) -> None:

@@ -19,12 +19,14 @@ from typing import Literal
 from pannier.lab.cgroup import Group
 from pannier.lab.errors import LabError
 from pannier.lab.mounts import unmount_below
+from pannier.lab.paths import data_root, run_root
 from pannier.lab.process import POLL_S, run, start_detached, wait_for
 from pannier.lab.state import DiskKind
 
 Role = Literal["system", "pool"]
 ROLES: tuple[Role, ...] = ("system", "pool")
 
+_SERVED = "mount/disk"
 _UNLIMITED = "100G"
 _DETACH_TIMEOUT_S = 30
 
@@ -54,7 +56,7 @@ class Disk:
     @property
     def _file(self) -> Path:
         """The file behind the loop device."""
-        return self.image if self.kind == "plain" else self.run / "mount" / "disk"
+        return self.image if self.kind == "plain" else self.run / _SERVED
 
     @property
     def _broken(self) -> Path:
@@ -92,14 +94,14 @@ class Disk:
         release_loop_devices(self._file)
         unmount_below(self.run)
         if self.group.processes():
-            self.group.kill()
+            self.group.kill(freeze=False)
         for leftover in (self._broken, self._rate, self.run / "socket"):
             leftover.unlink(missing_ok=True)
 
     def lose_power(self) -> None:
         """Forget at once all that was not flushed. Plain disks cannot: they have no such memory."""
         if self.kind == "cuttable":
-            self.group.kill()
+            self.group.kill(freeze=False)
 
     def fail(self) -> None:
         """Answer every request with an I/O error from now on."""
@@ -154,6 +156,11 @@ class Disk:
         )
 
 
+def serves_disk(group: Group) -> bool:
+    """Whether the group is that of a disk, not that of a machine."""
+    return group.name.endswith(tuple(f"-{role}" for role in ROLES))
+
+
 def loop_devices(below: Path) -> list[str]:
     """Loop devices whose file is ``below`` or lies below it."""
     found = []
@@ -166,11 +173,23 @@ def loop_devices(below: Path) -> list[str]:
 
 
 def loop_devices_on(device: str) -> list[str]:
-    """Loop devices whose file lies in the file system on ``device``, wherever that is mounted."""
+    """Loop devices whose file lies in the file system on ``device``, wherever that is mounted.
+
+    The labs' own disks are never asked about: the kernel looks at a loop device's file to answer,
+    and would wait for the stalled disk of a paused machine.
+    """
     number = os.stat(device).st_rdev
     wanted = f"{os.major(number)}:{os.minor(number)}"
-    table = run(["losetup", "--list", "--noheadings", "--output", "NAME,BACK-MAJ:MIN"]).stdout
-    return [line.split()[0] for line in table.splitlines() if line.split()[1:] == [wanted]]
+    own = {*loop_devices(run_root()), *loop_devices(data_root())}
+    found = []
+    for entry in Path("/sys/block").glob("loop*/loop"):
+        candidate = f"/dev/{entry.parent.name}"
+        if candidate in own:
+            continue
+        query = ["losetup", "--list", "--noheadings", "--output", "BACK-MAJ:MIN", candidate]
+        if run(query, check=False).stdout.strip() == wanted:
+            found.append(candidate)
+    return found
 
 
 def release_loop_devices(below: Path) -> None:

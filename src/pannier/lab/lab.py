@@ -13,7 +13,7 @@ from typing import IO, Literal
 
 from pannier.lab import cluster, dockerimage, network, preflight, rootfs, seed, state
 from pannier.lab.cgroup import groups_below
-from pannier.lab.disk import ROLES, Role, release_loop_devices
+from pannier.lab.disk import Role, release_loop_devices, serves_disk
 from pannier.lab.errors import LabError
 from pannier.lab.machine import Machine, remove_files
 from pannier.lab.paths import DEFAULT_NAME, Names, run_root
@@ -135,11 +135,8 @@ class Lab:
         with self._locked():
             groups = groups_below(self.names.group)
             found = bool(groups) or self.names.run.exists() or self.names.data.exists()
-            # First stop all, then kill: what still runs must not react to what is gone already.
-            for group in groups:
-                group.freeze(wait=False)
             with ThreadPoolExecutor(max_workers=8) as pool:
-                list(pool.map(lambda group: group.kill(), groups))
+                list(pool.map(lambda each: each.kill(freeze=not serves_disk(each)), groups))
             network.remove_all(self.names)
             release_loop_devices(self.names.run)
             release_loop_devices(self.names.data)
@@ -356,6 +353,3 @@ def _releases(nodes: int, wish: Literal["bookworm", "trixie", "mixed"]) -> list[
         both: tuple[Release, Release] = ("bookworm", "trixie")
         return [both[index % 2] for index in range(nodes)]
     return [wish] * nodes
-
-
-__all__ = ["ROLES", "Lab", "NodeView"]

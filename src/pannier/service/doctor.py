@@ -24,7 +24,14 @@ class Doctor:
     async def examine(self) -> list[FindingView]:
         """All findings on this node and on what it sees of the others."""
         findings: list[FindingView] = []
-        for check in (self._store, self._nodes, self._engine, self._pool, self._volumes):
+        for check in (
+            self._store,
+            self._nodes,
+            self._engine,
+            self._hidden,
+            self._pool,
+            self._volumes,
+        ):
             try:
                 findings += [finding async for finding in check()]
             except PannierError as error:
@@ -64,6 +71,20 @@ class Doctor:
                 subject,
                 "does not list the pannier volume plugin, so that Swarm schedules nothing here",
                 "docker volume ls makes it look; else restart pannierd",
+            )
+
+    async def _hidden(self) -> AsyncIterator[FindingView]:
+        ours = {volume.name for volume in self._custody.catalog.volumes()}
+        try:
+            others = await self._custody.engine.other_volumes()
+        except EngineUnavailable:
+            return  # said already
+        for name in sorted(ours & set(others)):
+            yield _warning(
+                f"volume {name}",
+                f"docker on {self._custody.node} has a volume of another driver with this name, "
+                f"and takes that one",
+                f"if it is not needed: docker volume rm {name} there",
             )
 
     async def _pool(self) -> AsyncIterator[FindingView]:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from pannier.core.errors import ForeignData, InvalidInput, PoolFull, PoolMissing, StorageError
 from pannier.core.size import format_size
-from pannier.storage import btrfs_ioctl
+from pannier.storage import btrfs_ioctl, loop
 from pannier.storage.durable import sync_directory
 from pannier.storage.mounts import Mount, mount_at
 from pannier.storage.probe import LABEL, Signature, describe, find_signatures
@@ -262,10 +262,10 @@ def _extend(source: Path, size_bytes: int | None) -> None:
 
 async def _mount(source: Path, *, mountpoint: Path) -> None:
     await asyncio.to_thread(_prepare_mountpoint, mountpoint)
-    loop = None if await asyncio.to_thread(_is_device, source) else await _attach(source)
+    device = None if await asyncio.to_thread(_is_device, source) else await loop.attach(source)
     try:
         await run(
-            ["mount", "-t", "btrfs", "-o", "noatime", "--", loop or str(source), str(mountpoint)],
+            ["mount", "-t", "btrfs", "-o", "noatime", "--", str(device or source), str(mountpoint)],
             timeout_s=_COMMAND_S,
         )
     except StorageError as error:
@@ -274,19 +274,8 @@ async def _mount(source: Path, *, mountpoint: Path) -> None:
             remedy="see `dmesg`; a damaged one can be read with `mount -o ro,rescue=all`",
         ) from error
     finally:
-        if loop:  # while mounted this only marks it, so that it goes away with the mount
-            await run(["losetup", "--detach", loop], timeout_s=_COMMAND_S, check=False)
-
-
-async def _attach(source: Path) -> str:
-    """Attach the file to a loop device, past the page cache where its file system can."""
-    command = ["losetup", "--find", "--show", "--nooverlap"]
-    finished = await run(
-        [*command, "--direct-io=on", "--", str(source)], timeout_s=_COMMAND_S, check=False
-    )
-    if finished.status:
-        finished = await run([*command, "--", str(source)], timeout_s=_COMMAND_S)
-    return finished.stdout.strip()
+        if device is not None:  # while mounted this only marks it, so that it goes with the mount
+            await loop.detach(device)
 
 
 def _prepare_mountpoint(mountpoint: Path) -> None:

@@ -1,0 +1,436 @@
+"""Nodes of one process: a machine, the run of a daemon on it, and what lies between machines."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import os
+import shutil
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from fake_driver import Disk
+from stepping import (
+    Fault,
+    PowerCut,
+    Step,
+    SteppedDriver,
+    SteppedMounts,
+    SteppedStore,
+    Table,
+    pause,
+)
+
+from pannier.agent.custody import Custody
+from pannier.agent.mountids import MountIds
+from pannier.agent.presence import Presence
+from pannier.cluster.catalog import Catalog, Changed
+from pannier.cluster.registry import Registry
+from pannier.core.errors import Conflict, OutcomeUnknown, PannierError, PeerUnavailable
+from pannier.core.generation import Generation, newest_common
+from pannier.core.node import Node
+from pannier.core.volume import Volume
+from pannier.engine.fake import FakeEngine
+from pannier.service.docker import DockerUse
+from pannier.service.doctor import Doctor
+from pannier.service.handover import Handovers
+from pannier.service.membership import Membership
+from pannier.service.node import NodeService
+from pannier.service.operations import HandoverReply
+from pannier.service.peers import Peer, Peers
+from pannier.service.receiving import Reception
+from pannier.service.upkeep import Upkeep
+from pannier.service.views import MoveProgress, NodeView, VolumeView
+from pannier.service.volumes import Volumes
+from pannier.storage.base import Driver
+from pannier.store.memory import MemoryStore
+from pannier.transport.base import Offer, Sender, Sent
+
+if TYPE_CHECKING:
+    from world import World
+
+T = TypeVar("T")
+RUN: contextvars.ContextVar[Run] = contextvars.ContextVar("run")
+"""The run of a daemon to which a task belongs; inherited by the tasks that it makes."""
+
+
+class Died(Exception):
+    """The node lost its power, or its daemon, while it was asked."""
+
+
+class Machine:
+    """A computer: its disk survives everything here, its kernel's memory does not survive a cut."""
+
+    def __init__(self, world: World, name: str, directory: Path, disk: Disk) -> None:
+        self.world = world
+        self.name = name
+        self.disk = disk
+        self.table = Table()
+        self.engine = FakeEngine()
+        self.state = directory / name / "state"
+        self.tmpfs = directory / name / "run"
+        self.state.mkdir(parents=True)
+        self.tmpfs.mkdir()
+        self.run: Run | None = None
+
+    @property
+    def up(self) -> Run:
+        """The run of its daemon; Died where there is none."""
+        if self.run is None:
+            raise Died(f"{self.name} is off")
+        return self.run
+
+    async def start(self) -> Run:
+        """Start the daemon. Raises Died where it is cut off meanwhile."""
+        assert self.run is None
+        run = self.run = Run(self.world, self)
+        await self.ask(lambda _: run.start())
+        return run
+
+    def crash(self) -> None:
+        """The daemon is killed; containers and mounts stay."""
+        if self.run is not None:
+            run, self.run = self.run, None
+            run.end()
+            self.world.drop_calls(self.name)
+
+    def power_off(self) -> None:
+        """The power fails; the disk is all that stays."""
+        self.crash()
+        self.table.mounts.clear()
+        self.table.containers.clear()
+        shutil.rmtree(self.tmpfs, ignore_errors=True)
+        self.tmpfs.mkdir()
+
+    async def ask(self, question: Callable[[Run], Coroutine[Any, Any, T]]) -> T:
+        """Let the daemon do something, as an edge does it.
+
+        Raises:
+            Died: it did not live to answer.
+        """
+        run = self.up
+        task = run.spawn(question(run))
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError:
+            task.cancel()
+            raise
+        if task.cancelled() or isinstance(task.exception(), PowerCut):
+            raise Died(f"{self.name} died")
+        return task.result()
+
+
+class Run:
+    """One run of the daemon: wired as :mod:`pannier.daemon` does, on stand-ins for the outside."""
+
+    def __init__(self, world: World, machine: Machine) -> None:
+        self.world = world
+        self.machine = machine
+        self.name = machine.name
+        self.dead = False
+        self.serving = False
+        self.tasks: list[asyncio.Task[Any]] = []
+        self._stack = AsyncExitStack()
+        self._wire()
+
+    def _wire(self) -> None:
+        machine, world = self.machine, self.world
+        self.line = MemoryStore(world.data, name=f"store-of-{self.name}")
+        if self.name in world.storeless:
+            self.line.cut()
+        store = SteppedStore(self, self.line, world.do_late)
+        self.catalog = Catalog(file=machine.state / "catalog.json")
+        self.registry = Registry(store)
+        self.driver = SteppedDriver(self, world.make_driver(machine))
+        self.mounts = SteppedMounts(self, machine.table, Path("/mounts") / self.name)
+        self.custody = Custody(
+            node=self.name,
+            registry=self.registry,
+            catalog=self.catalog,
+            drivers={self.driver.name: self.driver},
+            mounts=self.mounts,
+            mount_ids=MountIds(machine.tmpfs / "mounts.json"),
+            engine=machine.engine,
+            users_of=self.mounts.users_of,
+            clock=asyncio.get_running_loop().time,
+        )
+        peers = PeersOf(self)
+        self.handovers = Handovers(self.custody, SenderOf(self))
+        self.volumes = Volumes(self.custody, self.handovers, peers)
+        self.docker = DockerUse(self.custody, self.volumes, peers)
+        self.reception = Reception(self.custody)
+        self.doctor = Doctor(self.custody, _no_pool_problems)
+        self.service = NodeService(
+            cluster="c",
+            custody=self.custody,
+            volumes=self.volumes,
+            handovers=self.handovers,
+            membership=Membership(
+                node=self.name,
+                registry=self.registry,
+                catalog=self.catalog,
+                authority=_no_authority,
+                store_address="memory",
+            ),
+            doctor=self.doctor,
+            docker=self.docker,
+            peers=peers,
+        )
+        self.presence = Presence(store, node=self.name, boot_id="boot")
+        self.upkeep = Upkeep(self.custody, self.handovers, state=machine.state)
+        self._claims: dict[str, tuple[int, asyncio.Task[Any]]] = {}
+
+    async def start(self) -> None:
+        """As the daemon starts."""
+        await self._stack.enter_async_context(self.line.session())
+        self.catalog.load()
+        self.spawn(self.catalog.follow(self.registry.store))
+        self.spawn(self.catalog.keep_saved())
+        await self.driver.open()
+        try:
+            await asyncio.wait_for(self.catalog.synced.wait(), 5.0)
+        except TimeoutError:
+            pass
+        self.serving = True
+        self.spawn(self.presence.keep())
+        if self.world.with_upkeep:
+            self.spawn(self.upkeep.run())
+        if self.world.with_settling:
+            self.catalog.listen(self._on_change)
+        await self.custody.adopt()
+
+    def _on_change(self, change: Changed) -> None:
+        match change:
+            case Changed("volumes", _, before, Volume() as after):
+                was_mine = isinstance(before, Volume) and before.grant == after.grant
+                if after.grant.node == self.name and after.base and not was_mine:
+                    self.spawn(self._settle(after))
+
+    async def _settle(self, volume: Volume) -> None:
+        try:
+            async with self.custody.lock(volume):
+                await self.custody.serve(volume)
+                await self.custody.tidy(volume)
+        except PannierError:
+            pass
+
+    def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """A task of this run."""
+        context = contextvars.copy_context()
+        context.run(RUN.set, self)
+        return asyncio.get_running_loop().create_task(work, context=context)
+
+    def end(self) -> None:
+        """Nothing that this run has begun goes on."""
+        self.dead = True
+        for task in self.tasks:
+            task.cancel()
+
+    # -- steps ----------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """See :class:`stepping.Life`."""
+        if self.dead:
+            raise PowerCut
+
+    def _begin(self, label: str) -> Fault | None:
+        self.check()
+        fault = self.world.next_step(Step(self.name, label))
+        if fault is Fault.CUT_BEFORE:
+            self._cut()
+        return fault
+
+    def _cut(self) -> None:
+        self.machine.power_off()
+        raise PowerCut
+
+    async def before(self, label: str) -> Fault | None:
+        """See :class:`stepping.Life`."""
+        fault = self._begin(label)
+        await pause(self.world.delay())
+        self.check()
+        return fault
+
+    async def after(self, label: str, fault: Fault | None) -> None:
+        """See :class:`stepping.Life`."""
+        self.world.inspect()
+        if fault is Fault.CUT_AFTER:
+            self._cut()
+        await pause(self.world.delay())
+        self.check()
+
+    def at_once(self, label: str, effect: Callable[[], T]) -> T:
+        """See :class:`stepping.Life`."""
+        fault = self._begin(label)
+        result = effect()
+        self.world.inspect()
+        if fault is Fault.CUT_AFTER:
+            self._cut()
+        return result
+
+    # -- receiving --------------------------------------------------------------------------------
+
+    async def receive(self, offer: Offer, peer: str, talk: Talk) -> Sent:
+        """As the transport's server does it."""
+        driver = await self.reception.admit(offer, peer=peer)
+        async with self._claim(offer):
+            have = (await driver.inspect(offer.volume_id)).generations
+            talk.have.set_result(have)
+            if offer.generation in have:
+                return Sent(bytes=0, base=None, seconds=0.0)
+            base, stream = await talk.stream
+            async with driver.receive(offer.volume_id, offer.generation, base=base) as fd:
+                os.write(fd, stream)
+        return Sent(bytes=len(stream), base=base, seconds=0.0)
+
+    @asynccontextmanager
+    async def _claim(self, offer: Offer) -> AsyncIterator[None]:
+        task = asyncio.current_task()
+        assert task is not None
+        while (other := self._claims.get(offer.volume_id)) is not None:
+            if offer.epoch <= other[0]:
+                raise Conflict(f"volume {offer.volume_name} is being received already")
+            other[1].cancel()
+            await asyncio.wait({other[1]})
+        self._claims[offer.volume_id] = (offer.epoch, task)
+        try:
+            yield
+        finally:
+            del self._claims[offer.volume_id]
+
+
+def _no_authority() -> Any:
+    raise Conflict("no CA here")
+
+
+async def _no_pool_problems() -> list[str]:
+    return []
+
+
+class Talk:
+    """What sender and receiver tell each other in the middle of a transfer."""
+
+    def __init__(self) -> None:
+        loop = asyncio.get_running_loop()
+        self.have: asyncio.Future[tuple[Generation, ...]] = loop.create_future()
+        self.stream: asyncio.Future[tuple[Generation | None, bytes]] = loop.create_future()
+
+
+class SenderOf(Sender):
+    """A node's sender: the receiver is another object of this process."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    async def send(
+        self,
+        offer: Offer,
+        *,
+        to: Node,
+        driver: Driver,
+        progress: Callable[[int], None] | None = None,
+    ) -> Sent:
+        run, talk = self._run, Talk()
+        reading = asyncio.ensure_future(self._read(offer, driver, talk))
+        try:
+            return await run.world.call(
+                run,
+                to.name,
+                "sender.send",
+                lambda there: there.receive(offer, run.name, talk),
+                lost=PeerUnavailable(f"the connection to {to.name} broke"),
+                abort=True,
+            )
+        finally:
+            reading.cancel()
+
+    async def _read(self, offer: Offer, driver: Driver, talk: Talk) -> None:
+        try:
+            theirs = await talk.have
+            ours = (await driver.inspect(offer.volume_id)).generations
+            base = newest_common(ours, theirs)
+            async with driver.send(offer.volume_id, offer.generation, base=base) as fd:
+                stream = os.read(fd, 1 << 30)
+        except PannierError as error:
+            talk.stream.set_exception(error)
+        except BaseException:
+            talk.stream.cancel()
+            raise
+        else:
+            talk.stream.set_result((base, stream))
+
+
+class PeersOf(Peers):
+    """How a node reaches the others."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def to(self, node: Node) -> Peer:
+        return PeerAt(self._run, node.name)
+
+
+class PeerAt(Peer):
+    """Another node, as this one calls it."""
+
+    def __init__(self, run: Run, name: str) -> None:
+        self._run = run
+        self._name = name
+
+    async def _ask(
+        self, what: str, question: Callable[[Run], Coroutine[Any, Any, T]], *, changes: bool = True
+    ) -> T:
+        lost: PannierError = PeerUnavailable(f"{self._name} did not answer")
+        if changes:
+            lost = OutcomeUnknown(f"{self._name} did not answer; it may have done it")
+        return await self._run.world.call(
+            self._run, self._name, f"peer.{what}", question, lost=lost
+        )
+
+    async def peer_volume(self, name: str) -> VolumeView:
+        me = self._run.name
+        return await self._ask(
+            "volume", lambda run: run.service.peer_volume(name, peer=me), changes=False
+        )
+
+    async def peer_node(self) -> NodeView:
+        me = self._run.name
+        return await self._ask("node", lambda run: run.service.peer_node(peer=me), changes=False)
+
+    async def peer_handover(self, name: str, *, epoch: int) -> HandoverReply:
+        me = self._run.name
+        return await self._ask(
+            "handover", lambda run: run.service.peer_handover(name, epoch=epoch, peer=me)
+        )
+
+    async def peer_remove(self, name: str, *, volume_id: str, actor: str) -> None:
+        me = self._run.name
+        await self._ask(
+            "remove",
+            lambda run: run.service.peer_remove(name, volume_id=volume_id, actor=actor, peer=me),
+        )
+
+    async def peer_create(self, name: str, options: Mapping[str, str], *, actor: str) -> VolumeView:
+        me = self._run.name
+        return await self._ask(
+            "create", lambda run: run.service.peer_create(name, options, actor=actor, peer=me)
+        )
+
+    async def peer_move(
+        self, name: str, node: str, *, wait_seconds: float, actor: str
+    ) -> AsyncIterator[MoveProgress]:
+        me = self._run.name
+        heard: list[MoveProgress] = []
+
+        async def there(run: Run) -> None:
+            steps = run.service.peer_move(
+                name, node, wait_seconds=wait_seconds, actor=actor, peer=me
+            )
+            async for step in steps:
+                heard.append(step)
+
+        await self._ask("move", there)
+        for step in heard:
+            yield step

@@ -1,0 +1,351 @@
+"""What must hold when things are not as they should be: no empty directory, no hang, nothing lost."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from cluster_world import MOUNTS, PLUGIN_SOCKET, World, check_sequence
+
+from demo import story
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(400)]
+
+CREATE_MANY = """
+import asyncio, sys
+from pathlib import Path
+from pannier.api.client import ApiClient
+from pannier.api.connection import UnixEndpoint
+
+async def main(verb, prefix, count):
+    gate = asyncio.Semaphore(8)
+    async with ApiClient(UnixEndpoint(Path("/run/pannier/api.sock"))) as client:
+        async def one(number):
+            async with gate:
+                name = f"{prefix}-{number}"
+                if verb == "create":
+                    await client.create_volume(name, {})
+                else:
+                    await client.remove_volume(name)
+        await asyncio.gather(*map(one, range(count)))
+
+asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3])))
+"""
+
+
+# -- never an empty directory -----------------------------------------------------------------------
+
+
+def test_nothing_can_be_written_where_a_volume_is_not_mounted(three: World) -> None:
+    name = three.create("node1")
+    three.container("node1", name, "sh", "-c", "echo kept >/data/note")
+    three.move(name, "node2")
+    for verb in (["touch"], ["mkdir"], ["cp", "/etc/hostname"]):
+        three.refused("node1", *verb, f"{MOUNTS}/{name}/new", says=["not permitted"])
+    assert three.sh("node1", f"ls -A {MOUNTS}/{name}") == ""
+    assert three.container("node2", name, "cat", "/data/note") == "kept\n"
+
+
+def test_an_unknown_volume_is_made_only_where_the_store_can_be_asked(three: World) -> None:
+    name = three.name()
+    with three.cut("node1"):
+        outcome = three.refused(
+            "node1", *three.docker_run(name, "--rm"), "true", says=[name, "nothing was created"]
+        )
+        assert "store" in outcome.text
+    three.wait_until_all_up()
+    three.refused("node2", "pannier", "volume", "show", name, says=["there is no volume"], status=3)
+
+
+def test_F32_a_volume_whose_data_is_gone_is_an_error(single: World) -> None:
+    """As after a lost pool: never an empty directory instead."""
+    name = single.create("node1")
+    single.container("node1", name, "sh", "-c", "echo kept >/data/note")
+    shown = single.json("node1", "volume", "show", name)
+    single.stop_pannier("node1")
+    single.sh("node1", f"umount {MOUNTS}/{name}; mv {POOL_VOLUMES}/{shown['id']} /var/lib/pannier/pool/away")
+    single.start_pannier("node1")
+    single.refused(
+        "node1", *single.docker_run(name, "--rm"), "ls", "/data",
+        says=[name, "not on its disk", "an empty directory is never given"],
+    )  # fmt: skip
+    single.refused("node1", "pannier", "doctor", says=[name], status=10)
+    single.sh("node1", f"mv /var/lib/pannier/pool/away {POOL_VOLUMES}/{shown['id']}")
+    assert single.container("node1", name, "cat", "/data/note") == "kept\n"
+
+
+POOL_VOLUMES = "/var/lib/pannier/pool/volumes"
+
+
+def test_F54_a_pool_that_is_not_there_is_an_error_and_comes_back(single: World) -> None:
+    name = single.create("node1")
+    single.container("node1", name, "sh", "-c", "echo kept >/data/note")
+    single.stop_pannier("node1")
+    single.sh(
+        "node1",
+        f"umount {MOUNTS}/* ; umount /var/lib/pannier/pool; "
+        "sed -i 's,/dev/pannier-pool,/dev/pannier-gone,' /etc/pannier/pannierd.toml",
+    )
+    single.start_pannier("node1")
+    assert single.attempt("node1", "docker", "ps").status == 0
+    assert name in single.run("node1", "docker", "volume", "ls")
+    single.refused(
+        "node1", *single.docker_run(name, "--rm"), "ls", "/data",
+        says=["/dev/pannier-gone is not there", "attach the device"],
+    )  # fmt: skip
+    single.refused(
+        "node1", "pannier", "volume", "create", single.name(), says=["/dev/pannier-gone"], status=7
+    )
+    single.refused("node1", "pannier", "doctor", says=["/dev/pannier-gone is not there"], status=10)
+    single.run("node1", "ln", "-s", "/dev/pannier-pool", "/dev/pannier-gone")
+    story.wait_until(
+        "the pool is opened",
+        lambda: single.attempt("node1", *single.docker_run(name, "--rm"), "cat", "/data/note").out
+        == "kept\n",
+    )
+    single.sh(
+        "node1",
+        "sed -i 's,/dev/pannier-gone,/dev/pannier-pool,' /etc/pannier/pannierd.toml; "
+        "systemctl restart pannierd; rm /dev/pannier-gone",
+    )
+
+
+def test_F55_a_pool_that_was_replaced_is_an_error(single: World) -> None:
+    """Another, empty file system in its place is neither used nor formatted."""
+    name = single.create("node1")
+    single.container("node1", name, "sh", "-c", "echo kept >/data/note")
+    single.stop_pannier("node1")
+    single.sh(
+        "node1",
+        f"umount {MOUNTS}/* ; umount /var/lib/pannier/pool; truncate -s 200M /root/other.img; "
+        "mkfs.ext4 -q -L precious /root/other.img; "
+        "sed -i 's,/dev/pannier-pool,/root/other.img,' /etc/pannier/pannierd.toml",
+    )
+    before = single.run("node1", "sha256sum", "/root/other.img")
+    single.start_pannier("node1")
+    single.refused(
+        "node1", *single.docker_run(name, "--rm"), "ls", "/data",
+        says=["/root/other.img is not a Pannier pool but ext4 \"precious\"", "not touched"],
+    )  # fmt: skip
+    assert single.run("node1", "sha256sum", "/root/other.img") == before
+    single.sh(
+        "node1",
+        "sed -i 's,/root/other.img,/dev/pannier-pool,' /etc/pannier/pannierd.toml; "
+        "systemctl restart pannierd; rm /root/other.img",
+    )
+    single.wait_for_pannier("node1")
+    assert single.container("node1", name, "cat", "/data/note") == "kept\n"
+
+
+# -- Docker never hangs on Pannier ------------------------------------------------------------------
+
+
+def test_F37_a_node_that_is_all_alone_uses_its_volumes(three: World) -> None:
+    """No store, no peers: Docker lists, inspects, and starts a container with a volume held here."""
+    name = three.create("node1")
+    away = three.create("node2")
+    three.container("node1", name, "sh", "-c", "echo kept >/data/note")
+    story.wait_until("node1 knows both", lambda: away in three.run("node1", "docker", "volume", "ls"))
+    with three.cut("node1"):
+        assert {name, away} <= set(three.run("node1", "docker", "volume", "ls", "-q").split())
+        shown = json.loads(three.run("node1", "docker", "volume", "inspect", name))
+        assert shown[0]["Status"]["holder"] == "node1"
+        assert three.container("node1", name, "cat", "/data/note") == "kept\n"
+        three.refused("node1", *three.docker_run(away, "--rm"), "true", says=[away, "node node2"])
+        three.refused(
+            "node1", "pannier", "volume", "rm", name, says=["store"], status=6
+        )
+    three.wait_until_all_up()
+    assert three.container("node2", name, "cat", "/data/note") == "kept\n"
+
+
+def test_F37_a_thousand_volumes_are_listed_without_the_store(three: World) -> None:
+    prefix = three.name("many")
+    many = ["/opt/pannier/venv/bin/python3", "-", "create", prefix, "1000"]
+    three.run("node1", *many, input=CREATE_MANY)
+
+    def listed(node: str) -> int:
+        return three.run(node, "docker", "volume", "ls", "-q").count(prefix)
+
+    for node in three.nodes:
+        story.wait_until(f"{node} has heard of all", lambda n=node: listed(n) == 1000)
+    three.on_all(lambda node: three.run(node, "systemctl", "stop", "etcd"))
+    assert three.on_all(listed) == [1000, 1000, 1000]
+    shown = json.loads(three.run("node3", "docker", "volume", "inspect", f"{prefix}-999"))
+    assert shown[0]["Status"]["holder"] == "node1"
+    three.on_all(lambda node: three.run(node, "systemctl", "restart", "pannierd"))
+    assert three.on_all(listed) == [1000, 1000, 1000]
+    three.on_all(lambda node: three.run(node, "systemctl", "--no-block", "start", "etcd"))
+    three.wait_until_all_up()
+    many[2] = "remove"
+    three.run("node1", *many, input=CREATE_MANY)
+
+
+@pytest.mark.parametrize("how", ["stands still", "is stopped"])
+def test_F36_docker_answers_while_pannierd(three: World, how: str) -> None:
+    if how == "stands still":
+        three.run("node1", "systemctl", "kill", "--kill-who=main", "-s", "STOP", "pannierd")
+    else:
+        three.stop_pannier("node1")
+    assert three.attempt("node1", "docker", "ps").status == 0
+    run = ["docker", "run", "--rm", "--network", "none", "localhost:5000/busybox:1", "echo", "on"]
+    assert three.run("node1", *run) == "on\n"
+
+
+def test_F30_a_container_goes_on_while_pannierd_is_killed(three: World) -> None:
+    """Its I/O does not stop, it can be stopped afterwards, and the volume still moves."""
+    name = three.create("node1")
+    writer = three.writer("node1", name)
+    for _ in range(3):
+        before = three.acknowledged("node1", writer)
+        three.kill("node1", "pannierd")
+        story.wait_until("it goes on", lambda b=before: three.acknowledged("node1", writer) > b)
+        three.wait_for_pannier("node1")
+    assert three.json("node1", "volume", "show", name)["in_use_by"] == [f"container {writer}"]
+    three.stop("node1", writer)
+    assert three.run("node1", "docker", "ps", "-aq", "--filter", f"name={writer}") == ""
+    check_sequence(three.log("node2", name))
+
+
+def test_F34_dockerd_is_killed_while_a_container_uses_its_volume(three: World) -> None:
+    name = three.create("node1")
+    writer = three.writer("node1", name, "--restart", "always")
+    three.kill("node1", "docker")
+    story.wait_until("docker answers", lambda: three.attempt("node1", "docker", "ps").status == 0)
+    before = story.wait_until("it runs", lambda: three.acknowledged("node1", writer))
+    story.wait_until("it writes on", lambda: three.acknowledged("node1", writer) > before)
+    three.stop("node1", writer)
+    check_sequence(three.log("node2", name))
+
+
+def test_F31_an_unmount_that_is_lost_does_not_keep_the_volume(three: World) -> None:
+    """pannierd is away while the container stops; all the same the volume moves afterwards."""
+    name = three.create("node1")
+    writer = three.writer("node1", name)
+    three.stop_pannier("node1")
+    three.run("node1", "docker", "kill", writer)
+    story.wait_until(
+        "the container has stopped",
+        lambda: three.run("node1", "docker", "ps", "-q", "--filter", f"name={writer}") == "",
+    )
+    three.start_pannier("node1")
+    check_sequence(three.log("node2", name))
+    assert three.holder(name) == "node2"
+
+
+def test_F33_mounts_and_unmounts_that_do_not_match(three: World) -> None:
+    """Twice the same id, unknown ids, one Unmount too many: /proc alone tells who uses it."""
+    name = three.create("node1")
+
+    def call(verb: str, mount_id: str) -> dict[str, str]:
+        body = json.dumps({"Name": name, "ID": mount_id})
+        curl = ["curl", "-sS", "--max-time", "20", "--unix-socket", PLUGIN_SOCKET, "-d", body]
+        answer: dict[str, str] = json.loads(
+            three.run("node1", *curl, f"http://plugin/VolumeDriver.{verb}")
+        )
+        return answer
+
+    for _ in range(2):
+        assert call("Mount", "a" * 64) == {"Mountpoint": f"{MOUNTS}/{name}", "Err": ""}
+    for mount_id in ("a" * 64, "a" * 64, "never seen"):
+        assert call("Unmount", mount_id)["Err"] == ""
+    writer = three.writer("node1", name)
+    call("Unmount", "a" * 64)
+    three.refused(
+        "node1", "pannier", "volume", "move", name, "node2", "--wait", "2s",
+        says=[f"in use on node node1 by container {writer}"], status=4,
+    )  # fmt: skip
+    three.stop("node1", writer)
+    check_sequence(three.log("node2", name))
+
+
+def test_F33_docker_cp_is_a_use_and_leaves_none(three: World) -> None:
+    name = three.create("node1")
+    run = three.docker_run(name, "--name", name)
+    three.run("node1", *run, "sh", "-c", "echo kept >/data/note")
+    three.run("node1", "docker", "cp", f"{name}:/data/note", "/root/copied")
+    three.run("node1", "docker", "cp", "/root/copied", f"{name}:/data/again")
+    assert three.run("node1", "cat", "/root/copied") == "kept\n"
+    three.run("node1", "docker", "rm", name)
+    assert three.container("node2", name, "cat", "/data/again") == "kept\n"
+
+
+def test_F12_a_boot_brings_everything_back(single: World) -> None:
+    """restart=always gets its volume, whatever starts first."""
+    name = single.create("node1")
+    writer = single.writer("node1", name, "--restart", "always")
+    single.lab.flush()
+    before = single.acknowledged("node1", writer)
+    single.lab.crash("node1")
+    single.lab.boot("node1")
+    single.wait_for_pannier("node1")
+    story.wait_until("it writes on", lambda: single.acknowledged("node1", writer) > before + 5)
+    assert single.json("node1", "volume", "show", name)["in_use_by"] == [f"container {writer}"]
+    single.stop("node1", writer)
+    check_sequence(single.log("node1", name))
+
+
+def test_F35_docker_starts_long_before_pannierd(single: World) -> None:
+    """The socket is there first: Docker waits for it and does not give up."""
+    name = single.create("node1")
+    writer = single.writer("node1", name, "--restart", "always")
+    before = single.acknowledged("node1", writer)
+    single.run("node1", "systemctl", "stop", "docker.service", "docker.socket")
+    single.stop_pannier("node1")
+    single.run("node1", "systemctl", "start", "docker.service")
+    assert single.attempt("node1", "docker", "ps").status == 0
+    single.start_pannier("node1")
+    single.run("node1", "docker", "start", writer)
+    story.wait_until("it writes on", lambda: single.acknowledged("node1", writer) > before)
+    single.stop("node1", writer)
+    check_sequence(single.log("node1", name))
+
+
+# -- nothing is deleted silently --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("by", ["docker", "pannier"])
+def test_F77_what_was_removed_can_be_restored(three: World, by: str) -> None:
+    name = three.filled("node1", mebibytes=2)
+    before = three.manifest("node1", name)
+    remove = ["docker", "volume", "rm", name] if by == "docker" else ["pannier", "volume", "rm", name]
+    three.run("node2", *remove)
+    three.refused("node3", "pannier", "volume", "show", name, says=["there is no volume"], status=3)
+    trash = three.json("node3", "volume", "trash")
+    assert [item["holder"] for item in trash if item["name"] == name] == ["node1"]
+    three.run("node3", "pannier", "volume", "restore", name)
+    assert three.manifest("node1", name) == before
+    three.move(name, "node2")
+    assert three.manifest("node2", name) == before
+
+
+def test_F77_a_new_volume_of_the_same_name_hides_no_trash(three: World) -> None:
+    name = three.create("node1")
+    three.container("node1", name, "sh", "-c", "echo old >/data/note")
+    three.run("node1", "pannier", "volume", "rm", name)
+    three.run("node2", "pannier", "volume", "create", name)
+    assert three.container("node2", name, "ls", "-A", "/data") == ""
+    three.refused(
+        "node1", "pannier", "volume", "restore", name,
+        says=[f"there is another volume {name}", "stays in the trash"], status=4,
+    )  # fmt: skip
+    three.run("node1", "pannier", "volume", "rm", name)
+    old = next(
+        item["id"]
+        for item in three.json("node1", "volume", "trash")
+        if item["name"] == name and item["holder"] == "node1"
+    )
+    three.run("node1", "pannier", "volume", "restore", old)
+    assert three.container("node3", name, "cat", "/data/note") == "old\n"
+
+
+@pytest.mark.parametrize("asked", ["node1", "node2"], ids=["here", "elsewhere"])
+def test_F77_a_volume_in_use_is_not_removed(three: World, asked: str) -> None:
+    name = three.create("node1")
+    writer = three.writer("node1", name)
+    says = [f"volume {name} is in use on node node1 by container {writer}"]
+    three.refused(asked, "pannier", "volume", "rm", name, says=says, status=4)
+    if asked == "node2":  # on node1 Docker itself refuses
+        three.refused(asked, "docker", "volume", "rm", name, says=says)
+    three.stop("node1", writer)
+    check_sequence(three.log("node2", name))
