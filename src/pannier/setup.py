@@ -44,6 +44,7 @@ from pannier.pki.credentials import Credentials, new_request
 from pannier.pki.pin import pin
 from pannier.pki.token import Token
 from pannier.service.operations import JoinRequest
+from pannier.storage.directory_root import create_directory
 from pannier.storage.pool import create_pool
 from pannier.storage.process import run
 from pannier.store.address import open_store
@@ -257,6 +258,7 @@ async def _prepare_storage(
             raise InvalidInput(
                 "the directory driver has no pool", remedy="leave the pool's options out"
             )
+        await create_directory(STATE_DIRECTORY / "directory")
         return None
     source = Path(pool) if pool else DEFAULT_POOL
     if force_format is not None and force_format != str(source):

@@ -194,9 +194,9 @@ def change_every_way(data: Path) -> None:
     (data / "symlink").symlink_to("elsewhere")
     (data / "fifo").unlink()
     with (data / "sparse").open("r+b") as file:
-        file.seek(32 << 20)
+        file.seek(8 << 20)
         file.write(b"more")
-        file.truncate(96 << 20)
+        file.truncate(24 << 20)
     data.chmod(0o700)
 
 

@@ -164,9 +164,9 @@ def fill_with_difficulties(root: Path) -> None:
     os.mknod(root / "socket", stat.S_IFSOCK | 0o600)
     with (root / "sparse").open("wb") as sparse:
         sparse.write(b"start")
-        sparse.seek(64 << 20)
+        sparse.seek(16 << 20)
         sparse.write(b"middle")
-        sparse.truncate(128 << 20)
+        sparse.truncate(32 << 20)
     os.setxattr(root / "plain.txt", "user.note", b"\x00\xffbinary")
     os.setxattr(root / "setuid", "security.capability", CAP_NET_BIND)
     os.setxattr(root / "plain.txt", "system.posix_acl_access", acl(7))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import struct
@@ -12,6 +13,8 @@ import pytest
 from test_driver_kit import workplace as workplace
 
 from pannier.core.errors import ForeignData, InvalidInput, PoolMissing, StorageError
+from pannier.storage import btrfs_ioctl
+from pannier.storage.base import RootAttributes
 from pannier.storage.btrfs import BtrfsDriver
 from pannier.storage.directory import DirectoryDriver
 from pannier.storage.directory_root import create_directory
@@ -305,6 +308,31 @@ async def test_a_pool_gone_read_only_is_noticed(device: Path, mountpoint: Path) 
         check(mountpoint)
     with pytest.raises(StorageError, match="read-only"):
         await BtrfsDriver(mountpoint).open()
+
+
+async def test_a_kernel_without_simple_quotas_has_no_limits_and_works(
+    device: Path, mountpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(btrfs_ioctl, "enable_simple_quota", refuse)
+    pool = await create_pool(device, mountpoint=mountpoint)
+    assert not pool.quotas
+    driver = BtrfsDriver(mountpoint)
+    await driver.open()
+    await driver.create("v", epoch=1, root=RootAttributes(), size_bytes=1 << 20)
+    data = driver.data_path("v", 1)
+    with (data / "f").open("wb", buffering=0) as late:
+        late.write(os.urandom(10 << 20))
+        generation = await driver.seal("v", epoch=1)
+        late.write(b"read-only does not stop an open descriptor")
+    with pytest.raises(StorageError, match="may hold what no generation has"):
+        await driver.drop_live("v", epoch=1)
+    assert await driver.seal("v", epoch=1) > generation
+    assert 9 << 20 < await driver.used_bytes("v") < 12 << 20
+    await driver.drop_live("v", epoch=1)
+    await driver.delete("v")
 
 
 async def test_a_driver_with_a_source_mounts_and_unmounts_it(

@@ -180,7 +180,7 @@ class World:
     def manifest(self, node: str, name: str) -> list[str]:
         """Every entry of the volume with its bytes' hash, after a container has asked for it."""
         self.container(node, name, "true")
-        return story.without(story.manifest(self.lab, node, name))
+        return story.without(story.manifest(self.lab, node, name), "held")
 
     def move(self, name: str, target: str, *, at: str | None = None, wait: str = "60s") -> None:
         """Move a volume; it must succeed."""

@@ -49,8 +49,6 @@ def test_F70_pannierd_is_killed_while_the_volume_is_in_use(
     three.stop("node1", sleeper)
     outcome = move.outcome()
     assert outcome.status in (0, 4, 6), outcome.text
-    three.run(three.holder(name), "rm", "-f", f"/var/lib/pannier/mounts/{name}/held")
-    three.container(three.holder(name), name, "rm", "-f", "/data/held")
     check_again(three, name, "node2", before)
 
 
@@ -116,7 +114,6 @@ def test_F20_a_cable_is_pulled_during_the_copy(three: World, victim: str) -> Non
     three.stop("node1", sleeper)
     outcome = move.outcome()
     assert outcome.status in (0, 4, 6), outcome.text
-    three.container(three.holder(name), name, "rm", "-f", "/data/held")
     check_again(three, name, "node2", before)
 
 

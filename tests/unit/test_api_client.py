@@ -91,7 +91,7 @@ async def test_client_stands_in_for_the_use_cases(client: ApiClient, cluster: Fa
     assert await operations.nodes() == list(cluster.nodes_by_name.values())
     assert (await operations.node("node2")).name == "node2"
     assert (await operations.drain_node("node2", drained=True, actor="")).state == "drained"
-    await operations.remove_node("node3", actor="anna")
+    await operations.remove_node("node3", lost=False, actor="anna")
     token = await operations.create_token(ttl_seconds=60, uses=3, actor="anna")
     request = JoinRequest(token=token.token, name="n4", address="::1", csr="x", version="1")
     assert (await operations.join(request)).cluster == "test"

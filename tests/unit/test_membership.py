@@ -110,6 +110,25 @@ async def test_a_node_that_holds_a_volume_cannot_be_removed(membership: Membersh
         await membership.remove("n9")
 
 
+async def test_a_lost_nodes_volumes_go_to_the_trash_and_free_their_names(
+    membership: Membership,
+) -> None:
+    await membership.join(request(await token(membership)))
+    volume = Volume(
+        name="data", id="data.1", spec=VolumeSpec(), grant=Grant("n2", 3), created_at=0.0
+    )
+    await registry(membership).add_volume(volume)
+    membership._catalog._known.alive["n2"] = None
+    with pytest.raises(Conflict, match="is up"):
+        await membership.remove("n2", lost=True)
+    membership._catalog._known.alive.clear()
+    await membership.remove("n2", lost=True)
+    assert await registry(membership).volume("data") is None
+    [trashed] = await registry(membership).trash()
+    assert (trashed.record.id, trashed.record.history[-1].what) == ("data.1", "lost")
+    assert await registry(membership).nodes() == []
+
+
 async def test_a_removed_node_cannot_come_back_with_its_old_certificate(
     membership: Membership,
 ) -> None:

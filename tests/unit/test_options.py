@@ -34,7 +34,22 @@ def test_sizes_as_people_write_them(text: str, size: int) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["10Q", "-1", "0", "", "G", "1e9", "NaN", "inf", "1,5G", "10Gi", "9" * 40, "1K", "99P", "１０G"],
+    [
+        "10Q",
+        "-1",
+        "0",
+        "",
+        "G",
+        "1e9",
+        "NaN",
+        "inf",
+        "1,5G",
+        "10Gi",
+        "9" * 40,
+        "1K",
+        "99P",
+        "１０G",
+    ],
 )
 def test_a_size_that_cannot_be_is_an_error(text: str) -> None:
     with pytest.raises(InvalidInput, match="size="):

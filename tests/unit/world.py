@@ -112,7 +112,9 @@ class World:
             self._put(f"nodes/{name}", _record(name, self._driver))
         for machine in self.machines.values():
             await machine.start()
-        while not all(m.up.catalog.is_up(name) for m in self.machines.values() for name in self.machines):
+        while not all(
+            m.up.catalog.is_up(name) for m in self.machines.values() for name in self.machines
+        ):
             await asyncio.sleep(0.1)
         self.steps.clear()
         return self

@@ -57,9 +57,10 @@ class ApiClient(Connection):
             "PATCH", path, body={"drained": drained}, answer=NodeView, actor=actor
         )
 
-    async def remove_node(self, name: str, *, actor: str | None = None) -> None:
-        """Forget a node."""
-        await self.ask("DELETE", f"/v1/nodes/{_segment(name)}", answer=NoneType, actor=actor)
+    async def remove_node(self, name: str, *, lost: bool, actor: str | None = None) -> None:
+        """Forget a node; with ``lost`` one that is down for ever, and its volumes with it."""
+        path = f"/v1/nodes/{_segment(name)}" + ("?lost=true" if lost else "")
+        await self.ask("DELETE", path, answer=NoneType, actor=actor)
 
     async def create_token(
         self, *, ttl_seconds: float, uses: int, actor: str | None = None

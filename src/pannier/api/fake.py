@@ -138,10 +138,10 @@ class FakeCluster:
         self.nodes_by_name[name] = replace(self._node(name), state="drained" if drained else "up")
         return self.nodes_by_name[name]
 
-    async def remove_node(self, name: str, *, actor: str) -> None:
+    async def remove_node(self, name: str, *, lost: bool, actor: str) -> None:
         self._begin("remove_node", name, actor)
         self._node(name)
-        if any(volume.holder == name for volume in self.volumes_by_name.values()):
+        if not lost and any(v.holder == name for v in self.volumes_by_name.values()):
             raise Conflict(f"node {name} holds volumes", remedy="move them first")
         del self.nodes_by_name[name]
 

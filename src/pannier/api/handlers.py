@@ -94,7 +94,9 @@ def _cluster_handlers(operations: Operations) -> dict[str, Handler]:
         "nodes": lambda call: operations.nodes(),
         "node": lambda call: operations.node(call.node),
         "drain_node": drain_node,
-        "remove_node": lambda call: operations.remove_node(call.node, actor=call.actor),
+        "remove_node": lambda call: operations.remove_node(
+            call.node, lost=call.flags["lost"], actor=call.actor
+        ),
         "create_token": create_token,
         "join": join,
         "volumes": lambda call: operations.volumes(),

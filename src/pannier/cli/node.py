@@ -62,13 +62,18 @@ def drain_node(session: Session, name: str, undo: bool) -> None:
         session.hint(f"it still holds volumes: {found.volumes}; see 'pannier volume ls'")
 
 
-@node.command("rm", examples=("pannier node rm node3",))
+@node.command("rm", examples=("pannier node rm node3", "pannier node rm node3 --lost"))
 @click.argument("name")
+@click.option(
+    "--lost",
+    is_flag=True,
+    help="It is down and will not come back: its volumes go to the trash, and their names are free.",
+)
 @output_options()
 @pass_session
-def remove_node(session: Session, name: str) -> None:
+def remove_node(session: Session, name: str, lost: bool) -> None:
     """Remove a node from the cluster; refused while it holds volumes."""
-    session.ask(lambda client: client.remove_node(name))
+    session.ask(lambda client: client.remove_node(name, lost=lost))
     session.show({"removed": name}, line=f"removed: {name}")
 
 

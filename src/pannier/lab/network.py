@@ -65,15 +65,17 @@ class Network:
         """
         self.unplug(node, index)
         namespace, link = self.names.netns(node), self.names.link(index)
-        gateway = ipaddress.IPv4Network(self.subnet)[1]
+        address, gateway = node_address(self.subnet, index), ipaddress.IPv4Network(self.subnet)[1]
         namespace.parent.mkdir(parents=True, exist_ok=True)
         namespace.touch()
         run(["unshare", f"--net={namespace}", "true"])
-        cable = ["type", "veth", "peer", "name", "eth0", "netns", str(namespace)]
-        run(["ip", "link", "add", link, *cable])
+        # A machine keeps its hardware address over a boot, or others look for the old one.
+        mac = "02:00:" + ":".join(f"{byte:02x}" for byte in ipaddress.IPv4Address(address).packed)
+        peer = ["peer", "name", "eth0", "address", mac, "netns", str(namespace)]
+        run(["ip", "link", "add", link, "type", "veth", *peer])
         inside = f"""
             link set lo up
-            addr add {node_address(self.subnet, index)}/24 dev eth0
+            addr add {address}/24 dev eth0
             link set eth0 up
             route add default via {gateway}
         """

@@ -13,6 +13,7 @@ from pannier.cluster.catalog import Catalog
 from pannier.cluster.registry import Registry, Versioned, decode, encode
 from pannier.core.errors import AlreadyExists, Conflict, Denied, NodeNotFound, Stale
 from pannier.core.node import Node, check_node_name
+from pannier.core.volume import HistoryEntry
 from pannier.pki.authority import Authority
 from pannier.pki.identity import fingerprint
 from pannier.pki.token import Token, TokenRecord, new_token, redeem
@@ -130,28 +131,57 @@ class Membership:
             return node
         raise Stale(f"node {name}'s record keeps changing", remedy="try again")
 
-    async def remove(self, name: str) -> None:
+    async def remove(self, name: str, *, lost: bool = False, actor: str = "local") -> None:
         """Take a node out of the cluster; its certificate is not accepted any more.
 
+        Args:
+            lost: it is down and will not come back. Its volumes go to the trash, where they stay:
+                should the machine return after all and join under its name, they can be restored.
+
         Raises:
-            Conflict: it holds volumes, or it is this node.
+            Conflict: it holds volumes, or it is this node, or it is said to be lost and is up.
         """
         found = await self._node_record(name)
+        if lost:
+            await self._give_up_volumes(name, actor=actor)
         held = [v.name for v in await self._registry.volumes() if v.grant.node == name]
-        held += [
-            f"{item.record.name} (in the trash)"
-            for item in await self._registry.trash()
-            if item.record.grant.node == name
-        ]
+        if not lost:
+            held += [
+                f"{item.record.name} (in the trash)"
+                for item in await self._registry.trash()
+                if item.record.grant.node == name
+            ]
         if held:
             raise Conflict(
                 f"node {name} holds {', '.join(held)}, and nobody else has that data",
-                remedy=f"move or remove it first: pannier node drain {name}",
+                remedy=f"move or remove it first: pannier node drain {name}; if the node is lost for "
+                "ever: pannier node rm --lost",
             )
         if name == self._node:
             raise Conflict(f"node {name} cannot remove itself", remedy="run this on another node")
         await self._registry.remove_node(name, expect=found.revision)
         log.info("node.removed", node=name)
+
+    async def _give_up_volumes(self, name: str, *, actor: str) -> None:
+        if self._catalog.is_up(name):
+            raise Conflict(
+                f"node {name} is up, so it is not lost", remedy="leave --lost out, or switch it off"
+            )
+        for volume in await self._registry.volumes():
+            if volume.grant.node != name:
+                continue
+            current = await self._registry.volume(volume.name)
+            if current is None or current.record.grant.node != name:
+                continue
+            entry = HistoryEntry(
+                at=time.time(),
+                what="lost",
+                node=name,
+                epoch=current.record.grant.epoch,
+                detail=f"with its node, by {actor}",
+            )
+            removed = replace(current.record, removed_at=time.time()).with_entry(entry)
+            await self._registry.trash_volume(removed, expect=current.revision)
 
     async def _node_record(self, name: str) -> Versioned[Node]:
         found = await self._registry.node(name)

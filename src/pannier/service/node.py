@@ -130,9 +130,9 @@ class NodeService:
         """Let a node give its volumes away as they become idle, and get no new ones; or undo it."""
         return self._node_view(await self._membership.drain(name, drained=drained))
 
-    async def remove_node(self, name: str, *, actor: str) -> None:
-        """Take a node out of the cluster; refused while it holds a volume."""
-        await self._membership.remove(name)
+    async def remove_node(self, name: str, *, lost: bool, actor: str) -> None:
+        """Take a node out of the cluster; refused while it holds a volume and is not lost."""
+        await self._membership.remove(name, lost=lost, actor=actor)
 
     async def create_token(self, *, ttl_seconds: float, uses: int, actor: str) -> TokenView:
         """A token with which machines may join."""

@@ -130,6 +130,7 @@ class Driver(Protocol):
     ) -> None:
         """Make the live tree of ``epoch`` out of a whole generation, at a cost that does not depend
         on its size where the driver can. A live tree that exists for this epoch is left as it is.
+        A driver that keeps one tree uses the generation up: it is then one of the ``bases``.
 
         Raises:
             Corrupt: the generation is not here or not whole.

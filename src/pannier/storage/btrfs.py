@@ -30,14 +30,10 @@ from pannier.core.generation import Generation
 from pannier.storage import btrfs_ioctl, pool
 from pannier.storage.base import Capacity, LiveTree, LocalCopy, RootAttributes
 from pannier.storage.blocking import in_thread, told_as_storage_error
-from pannier.storage.btrfs_layout import (
-    DRAFT,
-    Home,
-    destroy_home,
-    is_whole,
-    sweep,
-)
-from pannier.storage.btrfs_stream import receive_stream, send_stream, swallow_stream
+from pannier.storage.btrfs_layout import Home, destroy_home, is_whole, sweep
+from pannier.storage.btrfs_stream import receive_stream, send_stream
+from pannier.storage.naming import DRAFT
+from pannier.storage.streams import swallow_stream
 from pannier.storage.tree_size import allocated_bytes
 
 

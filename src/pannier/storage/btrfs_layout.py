@@ -8,12 +8,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from pannier.core.errors import InvalidInput
 from pannier.core.generation import Generation
 from pannier.storage import btrfs_ioctl
+from pannier.storage.naming import DOOMED, DRAFT, check_id, parse_numbers
 
-DRAFT = ".new-"
-_DOOMED = ".gone-"
 _LIVE = "live-"
 
 
@@ -110,25 +108,6 @@ class Home:
                     self.tree(number).parent.rmdir()
 
 
-def check_id(volume: str) -> None:
-    """Refuse an id that is no plain name.
-
-    Raises:
-        InvalidInput: it has a slash, a leading dot or nothing at all.
-    """
-    if not volume or volume.startswith(".") or "/" in volume or "\0" in volume:
-        raise InvalidInput(f"{volume!r} cannot be the id of a volume", remedy="report this bug")
-
-
-def parse_numbers(names: list[str]) -> list[Generation]:
-    """The names that are generations; what people put beside them is not ours to judge."""
-    found = []
-    for name in names:
-        with suppress(InvalidInput):
-            found.append(Generation.parse(name))
-    return found
-
-
 def is_whole(tree: Path) -> bool:
     """Whether a generation counts: made by a snapshot, or moved here after it was verified."""
     return btrfs_ioctl.is_subvolume(tree) and btrfs_ioctl.is_read_only(tree)
@@ -137,8 +116,8 @@ def is_whole(tree: Path) -> bool:
 def destroy_home(home: Path) -> None:
     """Remove a home and all in it. It is renamed first, so that :func:`sweep` can finish this."""
     doomed = home
-    if not home.name.startswith(_DOOMED):
-        doomed = home.with_name(f"{_DOOMED}{home.name}")
+    if not home.name.startswith(DOOMED):
+        doomed = home.with_name(f"{DOOMED}{home.name}")
         if doomed.exists():  # an earlier life of the same volume, not yet gone
             destroy_home(doomed)
         home.rename(doomed)
@@ -157,7 +136,7 @@ def destroy_home(home: Path) -> None:
 def sweep(volumes: Path) -> None:
     """Remove what a crash left half done."""
     for entry in _children(volumes):
-        if entry.name.startswith((DRAFT, _DOOMED)):
+        if entry.name.startswith((DRAFT, DOOMED)):
             destroy_home(entry)
     for entry in _children(volumes):
         home = Home(entry.name, entry)

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from pannier.core.errors import Corrupt, PoolFull, StorageError
-from pannier.storage.blocking import in_own_thread
 from pannier.storage.process import Finished, Running, has_reader, open_pipe, start
 
 _END_S = 600.0  # after the stream's end there is little left to do, but disks can be slow
-_CHUNK_BYTES = 1 << 20
 
 
 @asynccontextmanager
@@ -87,23 +84,3 @@ def _receive_error(finished: Finished) -> StorageError:
     return Corrupt(
         f"the stream could not be received: {finished.last_words}", remedy="send it again"
     )
-
-
-@asynccontextmanager
-async def swallow_stream() -> AsyncIterator[int]:
-    """A pipe whose other end reads all and keeps nothing."""
-    reader, writer = open_pipe()
-    drain = in_own_thread(lambda: _drain(reader))
-    try:
-        yield writer
-    finally:
-        os.close(writer)
-        await asyncio.shield(drain)
-
-
-def _drain(reader: int) -> None:
-    try:
-        while os.read(reader, _CHUNK_BYTES):
-            pass
-    finally:
-        os.close(reader)

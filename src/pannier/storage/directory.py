@@ -23,13 +23,12 @@ from pannier.core.errors import Corrupt, StorageError
 from pannier.core.generation import Generation
 from pannier.storage.base import Capacity, LiveTree, LocalCopy, RootAttributes
 from pannier.storage.blocking import in_thread, told_as_storage_error
-from pannier.storage.btrfs_layout import DRAFT
-from pannier.storage.btrfs_stream import swallow_stream
 from pannier.storage.directory_layout import DirectoryHome, sweep
 from pannier.storage.directory_root import verify_directory
-from pannier.storage.directory_stream import feeding, reading
 from pannier.storage.durable import sync_directory, sync_filesystem_of, write_file
 from pannier.storage.manifest import Manifest, difference
+from pannier.storage.naming import DRAFT
+from pannier.storage.streams import feeding, reading, swallow_stream
 from pannier.storage.tree_size import allocated_bytes
 from pannier.storage.tree_stream import Tree, receive_tree, send_tree
 from pannier.storage.tree_walk import CachedHasher, ManifestHasher, scan

@@ -30,12 +30,11 @@ from pathlib import Path
 
 from pannier.core.errors import Corrupt, InvalidInput
 from pannier.core.generation import Generation
-from pannier.storage.btrfs_layout import DRAFT, check_id, parse_numbers
 from pannier.storage.durable import sync_directory, write_file
 from pannier.storage.manifest import Manifest, decode, encode
+from pannier.storage.naming import DOOMED, DRAFT, check_id, parse_numbers
 from pannier.storage.tree_walk import Stamp, remove_tree
 
-_DOOMED = ".gone-"
 _LIVE = "live-"
 _KEPT_MANIFESTS = 3
 
@@ -143,7 +142,7 @@ class DirectoryHome:
     def doom(self, path: Path) -> None:
         """Remove a directory. It is renamed first, so that a crash leaves nothing half there."""
         if path.exists():
-            doomed = self.path / f"{_DOOMED}{path.name}"
+            doomed = self.path / f"{DOOMED}{path.name}"
             remove_tree(doomed)
             path.rename(doomed)
             sync_directory(path.parent)
@@ -152,7 +151,7 @@ class DirectoryHome:
     def destroy(self) -> None:
         """Remove the home and all in it."""
         if self.path.exists():
-            doomed = self.path.with_name(f"{_DOOMED}{self.path.name}")
+            doomed = self.path.with_name(f"{DOOMED}{self.path.name}")
             remove_tree(doomed)
             self.path.rename(doomed)
             sync_directory(doomed.parent)
@@ -214,7 +213,7 @@ def sweep(volumes: Path) -> None:
             continue
         home = DirectoryHome(name, volumes / name)
         for child in _names(home.path):
-            if child.startswith((DRAFT, _DOOMED)):
+            if child.startswith((DRAFT, DOOMED)):
                 remove_tree(home.path / child)
         for child in _names(home.path / "incoming"):
             remove_tree(home.path / "incoming" / child)

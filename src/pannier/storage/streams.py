@@ -1,4 +1,4 @@
-"""Threads at the ends of a pipe, for streams that are made and read by ourselves."""
+"""Threads at the ends of a pipe, for streams that are made, read or thrown away by ourselves."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pannier.storage.blocking import in_own_thread, told_as_storage_error
 from pannier.storage.process import has_reader, open_pipe
 
 T = TypeVar("T")
+_CHUNK_BYTES = 1 << 20
 
 
 @asynccontextmanager
@@ -81,3 +82,23 @@ async def _finished(work: asyncio.Future[T]) -> T:
     except asyncio.CancelledError:
         await asyncio.wait([work])
         raise
+
+
+@asynccontextmanager
+async def swallow_stream() -> AsyncIterator[int]:
+    """A pipe whose other end reads all and keeps nothing."""
+    reader, writer = open_pipe()
+    drain = in_own_thread(lambda: _drain(reader))
+    try:
+        yield writer
+    finally:
+        os.close(writer)
+        await asyncio.shield(drain)
+
+
+def _drain(reader: int) -> None:
+    try:
+        while os.read(reader, _CHUNK_BYTES):
+            pass
+    finally:
+        os.close(reader)
