@@ -3,7 +3,7 @@
 PY := .venv/bin/python
 PYTEST := .venv/bin/pytest
 
-.PHONY: demo test quick lint types imports unit contract system bench docs setup venv clean
+.PHONY: demo test quick lint types imports unit contract system faults bench docs setup venv clean
 
 demo: setup venv
 	$(PY) -m demo
@@ -23,13 +23,16 @@ imports: venv
 	.venv/bin/lint-imports
 
 unit: venv
-	$(PYTEST) -q tests/unit tests/property
+	$(PYTEST) -q tests/unit tests/property tests/simulation
 
 contract: setup venv
 	$(PYTEST) -q tests/contract
 
 system: setup venv
 	$(PYTEST) -q tests/system
+
+faults: setup venv
+	$(PYTEST) -q -m 'faults or system' tests/system
 
 bench: setup venv
 	$(PY) -m bench
@@ -42,7 +45,8 @@ setup:
 
 venv: .venv/.made
 
-.venv/.made: pyproject.toml
+.venv/.made: pyproject.toml tools/setup
+	tools/setup
 	test -x .venv/bin/python || /usr/bin/python3 -m venv .venv
 	.venv/bin/pip install --quiet --editable '.[dev]'
 	touch $@

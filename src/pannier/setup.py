@@ -287,6 +287,8 @@ async def _start_daemon() -> None:
         (UNIT_DIRECTORY / unit).write_text(text)
     await run(["systemctl", "daemon-reload"], timeout_s=START_SECONDS)
     await run(["systemctl", "enable", "--quiet", *UNITS], timeout_s=START_SECONDS)
+    # A daemon that still runs, as on a node that was removed and joins again, is of another time.
+    await run(["systemctl", "stop", *UNITS], timeout_s=START_SECONDS)
     await run(["systemctl", "start", *UNITS], timeout_s=START_SECONDS)
     deadline = time.monotonic() + START_SECONDS
     last: PannierError = Unavailable("pannierd does not answer")

@@ -151,7 +151,7 @@ def test_run_passes_everything_through(lab: Lab) -> None:
     assert "why" in failed.value.message
     with pytest.raises(CommandTimedOut):
         lab.run("node1", ["sleep", "31536"], timeout=0.5)
-    sh(lab, "node1", "while pgrep --runstates RSD --full 'sleep 31536'; do sleep 0.05; done")
+    sh(lab, "node1", "while pgrep --runstates RSD --exact sleep; do :; done")
 
 
 def test_an_error_is_a_sentence(lab: Lab) -> None:

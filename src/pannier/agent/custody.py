@@ -19,7 +19,14 @@ from pannier.agent.mounts import Mounts
 from pannier.agent.usage import User, users_of
 from pannier.cluster.catalog import Catalog
 from pannier.cluster.registry import Registry, Versioned
-from pannier.core.errors import Corrupt, EngineUnavailable, NotHolder, PannierError, VolumeNotFound
+from pannier.core.errors import (
+    Corrupt,
+    EngineUnavailable,
+    NotHolder,
+    PannierError,
+    Stale,
+    VolumeNotFound,
+)
 from pannier.core.ownership import (
     AskHolder,
     LocalState,
@@ -130,30 +137,57 @@ class Custody:
         Raises:
             NotHolder: another node holds it; Corrupt: its data is not here; StoreUnavailable.
         """
-        driver = self.driver(volume)
         plan = plan_serving(volume, await self._local(volume), node=self.node)
+        driver = self.driver(volume)
         if not isinstance(plan, Serve):
-            volume = (await self.fresh(volume.name)).record
-            plan = plan_serving(volume, await self._local(volume), node=self.node)
-        match plan:
-            case Serve():
-                pass
-            case Unseal(epoch):
-                await driver.unseal(volume.id, epoch=epoch)
-            case Promote(base, epoch):
-                await driver.promote(volume.id, base, epoch=epoch, size_bytes=volume.spec.size)
-                log.info("volume.promoted", volume=volume.name, epoch=epoch, base=str(base))
-            case AskHolder(holder, epoch):
-                raise NotHolder(
-                    f"volume {volume.name} is held by node {holder} (epoch {epoch})",
-                    remedy="ask that node for it",
-                )
-            case Lost(epoch, base):
-                raise self._lost(volume, epoch, str(base) if base else None)
+            volume = (await self.take_up(volume)).record
+            await driver.unseal(volume.id, epoch=volume.grant.epoch)
         source = driver.data_path(volume.id, volume.grant.epoch)
         if not await self.processes(volume):
             return await asyncio.to_thread(self.mounts.replace, volume.name, source)
         return await asyncio.to_thread(self.mounts.mount, volume.name, source)
+
+    async def take_up(self, volume: Volume) -> Versioned[Volume]:
+        """Have the live tree of a volume that this node holds, as a fresh record says.
+
+        The caller has the lock. A tree that is sealed stays so, and may be unsealed from now on: a
+        change of the record that was sent without an answer could still be on its way to the
+        store. It was made for the record's present revision, so writing the record anew voids it.
+
+        Raises:
+            NotHolder: another node holds it; Corrupt: its data is not here; StoreUnavailable;
+            OutcomeUnknown: a sealed tree must stay sealed.
+        """
+        while True:
+            found = await self.fresh(volume.name)
+            record = found.record
+            if record.id != volume.id:
+                raise NotHolder(f"volume {volume.name} is another one now", remedy="ask again")
+            match plan_serving(record, await self._local(record), node=self.node):
+                case Serve():
+                    return found
+                case Unseal():
+                    try:
+                        revision = await self.registry.replace_volume(
+                            record, expect=found.revision
+                        )
+                    except Stale:
+                        continue  # what was on its way has arrived
+                    self.catalog.remember(record, revision=revision)
+                    return Versioned(record, revision)
+                case Promote(base, epoch):
+                    await self.driver(record).promote(
+                        record.id, base, epoch=epoch, size_bytes=record.spec.size
+                    )
+                    log.info("volume.promoted", volume=record.name, epoch=epoch, base=str(base))
+                    return found
+                case AskHolder(holder, epoch):
+                    raise NotHolder(
+                        f"volume {volume.name} is held by node {holder} (epoch {epoch})",
+                        remedy="ask that node for it",
+                    )
+                case Lost(epoch, missing):
+                    raise self._lost(record, epoch, str(missing) if missing else None)
 
     def _lost(self, volume: Volume, epoch: int, base: str | None) -> Corrupt:
         what = f"generation {base}" if base else "its data"

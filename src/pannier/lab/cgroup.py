@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 
 from pannier.lab.errors import LabError
-from pannier.lab.process import POLL_S, wait_for
+from pannier.lab.process import wait_for
 
 ROOT = "pannier-lab"
 
@@ -136,7 +136,7 @@ class Group:
             LabError: some are still there after that time.
         """
         deadline = time.monotonic() + timeout
-        while pids := self.processes():
+        while pids := self._members():
             if time.monotonic() > deadline:
                 raise LabError(
                     f"processes {pids} of {self.name} do not die",
@@ -145,32 +145,41 @@ class Group:
             try:
                 if freeze:
                     self.freeze(wait=False)
-                for pid in self.processes():
+                for pid in self._members():
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
             finally:
                 self.thaw()
             _wait_until_empty(self, until=min(deadline, time.monotonic() + 1))
 
-    def remove(self, *, timeout: float = 5) -> None:
-        """Remove the empty group with everything below it, then empty parents of the lab's own."""
+    def remove(self, *, freeze: bool = True, timeout: float = 10) -> None:
+        """Remove the group with everything in and below it, then empty parents of the lab's own.
+
+        A process that was about to join when its parent was killed may still arrive: it is ended.
+        """
         deadline = time.monotonic() + timeout
-        for folder in self.folders():
-            while folder.exists():
+        while left := [folder for folder in self.folders() if folder.exists()]:
+            if time.monotonic() > deadline:
+                raise LabError(
+                    f"control group {left[0]} cannot be removed: it is in use",
+                    remedy="see cgroup.procs in it and in the folders below",
+                )
+            self.kill(freeze=freeze)
+            for folder in left:
                 for child in sorted(_tree(folder), reverse=True):
                     with contextlib.suppress(OSError):
                         child.rmdir()
-                if folder.exists() and time.monotonic() > deadline:
-                    raise LabError(
-                        f"control group {folder} cannot be removed: it is in use",
-                        remedy="see cgroup.procs in it and in the folders below",
-                    )
-                time.sleep(0 if not folder.exists() else POLL_S)
+            time.sleep(0.01)
+        for folder in self.folders():
             for parent in folder.parents:
                 if ROOT not in parent.parts:
                     break
                 with contextlib.suppress(OSError):
                     parent.rmdir()
+
+    def _members(self) -> list[int]:
+        """All processes in any hierarchy, also those that have only begun to join."""
+        return sorted({pid for folder in self.folders() for pid in _processes(folder)})
 
     def _freezer(self) -> Path:
         """The folder by which processes are listed and frozen."""

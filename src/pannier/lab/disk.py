@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,8 +134,8 @@ class Disk:
             )
 
     def _serve(self) -> None:
-        socket, mount, log = self.run / "socket", self.run / "mount", self.run / "log"
-        socket.unlink(missing_ok=True)
+        listener, mount, log = self.run / "socket", self.run / "mount", self.run / "log"
+        listener.unlink(missing_ok=True)
         mount.mkdir(exist_ok=True)
         self.group.create()
         self._set_rate(_UNLIMITED)
@@ -142,18 +143,30 @@ class Disk:
         filters = ["--filter=error", "--filter=rate", "--filter=cache"]
         faults = ["error=EIO", "error-rate=100%", f"error-file={self._broken}"]
         faults += [f"rate-file={self._rate}", f"rate={_UNLIMITED}"]
-        server = ["nbdkit", "--foreground", "--unix", str(socket), *filters]
+        server = ["nbdkit", "--foreground", "--unix", str(listener), *filters]
         server += ["file", str(self.image), "cache=writeback", *faults]
         # The cache's file lies where TMPDIR says; it is as large as what was written.
         environment = {**os.environ, "TMPDIR": str(self.data)}
         start_detached(server, join=self.group.joining, log=log, env=environment)
         see = f"see {log}"
-        wait_for(lambda: socket.exists() or None, what="nbdkit", timeout=10, remedy=see, poll=0.01)
-        client = ["nbdfuse", f"{mount}/disk", "--unix", str(socket)]
+        wait_for(
+            lambda: _accepts(listener) or None, what="nbdkit", timeout=10, remedy=see, poll=0.01
+        )
+        client = ["nbdfuse", f"{mount}/disk", "--unix", str(listener)]
         start_detached(client, join=self.group.joining, log=log)
         wait_for(
             lambda: self._file.exists() or None, what="nbdfuse", timeout=10, remedy=see, poll=0.01
         )
+
+
+def _accepts(path: Path) -> bool:
+    """Whether a server listens: its socket's file is there a moment before it does."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+    return True
 
 
 def serves_disk(group: Group) -> bool:

@@ -141,7 +141,7 @@ class Lab:
             release_loop_devices(self.names.run)
             release_loop_devices(self.names.data)
             for group in groups:
-                group.remove()
+                group.remove(freeze=not serves_disk(group))
             remove_files(self.names)
         with contextlib.suppress(OSError):
             run_root().rmdir()

@@ -153,8 +153,9 @@ class Machine:
         self.network.unplug(self.node.name, self.node.index)
         for role in ROLES:
             self.disk(role).detach()
-        for group in (self.group, *(self.disk(role).group for role in ROLES)):
-            group.remove()
+        self.group.remove()
+        for role in ROLES:
+            self.disk(role).group.remove(freeze=False)
         shutil.rmtree(self.shared_dir, ignore_errors=True)
         forget_nspawn(self.names.nspawn(self.node.name))
 

@@ -32,7 +32,8 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """Run a program to its end and return what it printed, decoded as UTF-8.
 
-    The program gets its own process group, so that a time-out or Ctrl-C ends its children too.
+    The program gets its own process group, so that a time-out or Ctrl-C ends its children too, and
+    it ends when we do, even if we are killed: nothing may be made after the lab's lock is gone.
 
     Args:
         argv: program and arguments; no shell is involved.
@@ -52,7 +53,7 @@ def run(
     what = what or shlex.join(argv)[:300]
     try:
         child = subprocess.Popen(
-            argv,
+            ["setpriv", "--pdeathsig", "KILL", *argv],
             stdin=subprocess.PIPE if input is not None else stdin or subprocess.DEVNULL,
             stdout=stdout or subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -206,8 +206,7 @@ def _draft(root: Path, layer: Path | None) -> Iterator[Path]:
 
 def _alone() -> list[str]:
     """Run in mount and process namespaces of its own: when it ends, or we do, nothing is left."""
-    isolate = ["unshare", "--mount", "--propagation=private", "--pid", "--fork", "--kill-child"]
-    return ["setpriv", "--pdeathsig", "KILL", *isolate]
+    return ["unshare", "--mount", "--propagation=private", "--pid", "--fork", "--kill-child"]
 
 
 def _digest(*parts: object) -> str:

@@ -58,13 +58,13 @@ class DockerUse:
         reason = ""
         volume = await self._volumes.find(name)
         while True:
+            self._custody.driver(volume)  # a node without the driver must not even ask for it
             if volume.grant.node == self._custody.node:
                 try:
                     return await self._serve(volume, mount_id)
                 except NotHolder:
                     volume = (await self._custody.fresh(name)).record
                     continue
-            self._custody.driver(volume)  # a node without the driver must not ask for it
             try:
                 users = await self._ask(volume)
                 reason, silent_since = f"used by {', '.join(users)}" if users else "", None

@@ -4,7 +4,8 @@ The holder alone gives a volume away, in this order: end of use, unmount, *seal*
 write is possible), last generation, confirmed whole and durable by the other node, change of the
 record by compare-and-swap, removal of the sealed tree. Whatever fails before the record changed is
 undone by unsealing; once it has changed, the other node has everything. Where the answer to the
-change never came, the tree stays sealed until a fresh read tells.
+change never came, the tree stays sealed until a fresh read tells, and until the record was written
+anew: that voids a change which is still on its way (:meth:`Custody.take_up`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pannier.core.errors import (
     Conflict,
     DeadlineExceeded,
     NodeNotFound,
+    NotHolder,
     OutcomeUnknown,
     PannierError,
     Stale,
@@ -248,9 +250,12 @@ class Handovers:
         custody, volume = self._custody, running.volume
         driver, epoch = custody.driver(volume), volume.grant.epoch
         began = custody.clock()
-        fresh = await custody.fresh(volume.name)
-        if fresh.record.grant != volume.grant or fresh.record.id != volume.id:
-            raise Stale(f"volume {volume.name} changed while it was copied", remedy="ask again")
+        try:
+            fresh = await custody.take_up(volume)
+        except NotHolder as error:
+            raise _changed(volume) from error
+        if fresh.record.grant != volume.grant:
+            raise _changed(volume)
         await custody.take_down(volume)
         generation = await driver.seal(volume.id, epoch=epoch)
         try:
@@ -279,7 +284,10 @@ class Handovers:
             generation=str(generation),
             pause=round(running.pause_seconds, 3),
         )
-        await custody.tidy(volume)
+        try:
+            await custody.tidy(volume)
+        except PannierError as error:  # it is given all the same; the next start tidies
+            log.warning("volume.not-tidied", volume=volume.name, error=str(error))
 
     async def _give(self, volume: Volume, record: Volume, *, expect: int) -> None:
         """Change the record; on any answer but success the truth is read before writing resumes."""
@@ -290,15 +298,28 @@ class Handovers:
             await driver.unseal(volume.id, epoch=volume.grant.epoch)
             raise
         except (Stale, OutcomeUnknown) as error:
-            try:
-                found = await custody.fresh(volume.name)
-            except PannierError:
-                raise error from None  # stays sealed: the next Mount reads the record first
-            if found.record.grant == record.grant:
-                return
-            await driver.unseal(volume.id, epoch=volume.grant.epoch)
-            raise
-        custody.catalog.remember(record, revision=revision)
+            if not await self._was_given(volume):
+                raise error from None
+        else:
+            custody.catalog.remember(record, revision=revision)
+
+    async def _was_given(self, volume: Volume) -> bool:
+        """Whether the change of the record happened; if not, it cannot any more, and writing resumes.
+
+        Where the store does not tell, the tree stays sealed: the next Mount asks it first.
+        """
+        custody = self._custody
+        try:
+            found = (await custody.fresh(volume.name)).record
+            if found.id == volume.id and found.grant.epoch > volume.grant.epoch:
+                return True
+            await custody.take_up(volume)
+            await custody.driver(volume).unseal(volume.id, epoch=volume.grant.epoch)
+        except NotHolder:
+            return True  # it arrived between the two reads
+        except PannierError as error:
+            log.warning("handover.unknown", volume=volume.name, error=str(error))
+        return False
 
     async def close(self) -> None:
         """End what is under way; every volume stays with a whole, single holder."""
@@ -306,6 +327,10 @@ class Handovers:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _changed(volume: Volume) -> Stale:
+    return Stale(f"volume {volume.name} changed while it was copied", remedy="ask again")
 
 
 def still_waiting(name: str, holder: str, reason: str, seconds: float) -> DeadlineExceeded:

@@ -54,8 +54,9 @@ class Membership:
         """A join token; the store keeps a hash of its secret.
 
         Raises:
-            Conflict: the CA is on another node.
+            Conflict: the CA is on another node, or the store is for one node only.
         """
+        self._refuse_where_alone()
         token, record = new_token(
             time.time(),
             ttl_seconds=ttl_seconds,
@@ -69,8 +70,10 @@ class Membership:
         """Admit a machine: use its token, reserve its name, issue its certificate.
 
         Raises:
-            Denied: the token; AlreadyExists: the name is taken; Conflict: the CA is elsewhere.
+            Denied: the token; AlreadyExists: the name is taken; Conflict: the CA is elsewhere, or
+            the store is for one node only.
         """
+        self._refuse_where_alone()
         authority = self._authority()
         name = check_node_name(request.name)
         token = Token.parse(request.token)
@@ -103,6 +106,15 @@ class Membership:
             ca=authority.certificate_pem,
             store=self._store_address,
         )
+
+    def _refuse_where_alone(self) -> None:
+        """A second node would open a file of its own, and two clusters would bear one name."""
+        if self._store_address.startswith("sqlite:"):
+            raise Conflict(
+                f"the store of this cluster is a file on node {self._node}, which no other node "
+                "can reach",
+                remedy="a cluster of several nodes begins with: pannier init --store etcd://...",
+            )
 
     async def _redeem(self, token: Token) -> None:
         for _ in range(TRIES):

@@ -162,8 +162,7 @@ class Volumes:
 
     async def remove_here(self, name: str, volume_id: str, *, actor: str) -> Volume:
         """Move a volume that is held here to the trash; refused while anything uses it."""
-        fresh = await self._custody.fresh(name)
-        volume = fresh.record
+        volume = (await self._custody.fresh(name)).record
         if volume.id != volume_id or volume.grant.node != self._custody.node:
             raise Stale(
                 f"volume {name} has changed", remedy="look at it again: pannier volume show"
@@ -180,7 +179,7 @@ class Volumes:
                     f"volume {name} is on its way to node {running.target.name}",
                     remedy="wait until it is there, then remove it",
                 )
-            return await self._to_trash(fresh, actor=actor)
+            return await self._to_trash(await self._custody.take_up(volume), actor=actor)
 
     async def _to_trash(self, fresh: Versioned[Volume], *, actor: str) -> Volume:
         volume, node = fresh.record, self._custody.node
@@ -194,9 +193,13 @@ class Volumes:
         )
         try:
             await self._registry.trash_volume(removed, expect=fresh.revision)
-        except (Stale, StoreUnavailable):
+        except StoreUnavailable:
             await driver.unseal(volume.id, epoch=epoch)
             raise
+        except OutcomeUnknown:
+            # Where it did not happen, or nobody tells, the tree stays sealed for the next Mount.
+            if not any(found.record.id == volume.id for found in await self._registry.trash()):
+                raise
         self._catalog.forget(volume.name)
         self._custody.mount_ids.forget(volume.name)
         log.info("volume.removed", volume=volume.name, id=volume.id, by=actor)
@@ -241,5 +244,10 @@ class Volumes:
                     remedy="remove that one first; the old one stays in the trash until then",
                 ) from error
             raise
+        except OutcomeUnknown:
+            back = await self._registry.volume(volume.name)
+            if back is None or back.record.id != volume.id:
+                raise
+            volume, revision = back.record, back.revision
         self._catalog.remember(volume, revision=revision)
         return volume

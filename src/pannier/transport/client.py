@@ -132,8 +132,8 @@ async def _converse(
     theirs = have.parsed()
     if offer.generation in theirs:
         return 0, None
-    ours = (await driver.inspect(offer.volume_id)).generations
-    base = newest_common(ours, theirs)
+    copy = await driver.inspect(offer.volume_id)
+    base = newest_common(copy.generations + copy.bases, theirs)
     report = _reporter(progress, asyncio.get_running_loop())
     try:
         async with driver.send(offer.volume_id, offer.generation, base=base) as pipe:

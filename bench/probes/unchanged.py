@@ -1,0 +1,35 @@
+"""Asks again and again for the next generation of volumes that did not change. Runs on the holder.
+
+Arguments: rounds, two volumes. Prints ``{"operation", "leg", "seconds"}`` for each.
+"""
+
+import asyncio
+import json
+import sys
+import time
+
+from pannier.cluster.catalog import Catalog
+from pannier.config import STATE_DIRECTORY
+from pannier.storage.btrfs import BtrfsDriver
+
+
+async def main() -> None:
+    catalog = Catalog(file=STATE_DIRECTORY / "catalog.json")
+    catalog.load()
+    driver = BtrfsDriver(STATE_DIRECTORY / "pool")
+    legs = dict(zip(("ours", "theirs"), sys.argv[2:4], strict=True))
+    for number in range(-2, int(sys.argv[1])):
+        for leg in list(legs) if number % 2 else list(reversed(legs)):
+            volume = catalog.volume(legs[leg])
+            assert volume is not None
+            before = (await driver.inspect(volume.id)).generations
+            began = time.monotonic()
+            generation = await driver.snapshot(volume.id, epoch=volume.grant.epoch)
+            seconds = time.monotonic() - began
+            if number >= 0:
+                assert generation in before, "it had changed"
+                found = {"operation": "unchanged", "leg": leg, "seconds": seconds}
+                print(json.dumps(found))
+
+
+asyncio.run(main())

@@ -1,0 +1,201 @@
+"""Nodes come, are emptied, go and come back; and everything can be read by programs."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import pytest
+from cluster_world import World
+
+from demo import story
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(400)]
+
+LEAVE = """
+systemctl stop pannierd.socket pannierd.service
+rm -rf /root/left && mv /etc/pannier/pannierd.toml /root/left
+"""
+
+
+def find(items: list[dict[str, Any]], **wanted: str) -> dict[str, Any]:
+    """The one item that has these values."""
+    found = [item for item in items if all(item[key] == wanted[key] for key in wanted)]
+    assert len(found) == 1, f"{wanted} in {items}"
+    return found[0]
+
+
+def test_status_shows_the_cluster_at_a_glance(three: World) -> None:
+    for node in three.nodes:
+        status = three.json(node, "status")
+        assert status["node"] == node
+        assert status["store_ok"] is True
+        assert [each["name"] for each in status["nodes"]] == three.nodes
+        assert status["problems"] == []
+    shown = three.run("node1", "pannier", "status")
+    assert all(node in shown for node in three.nodes)
+
+
+def test_everything_can_be_read_as_json(three: World) -> None:
+    name = three.create("node1")
+    three.move(name, "node2")
+    for command in (
+        ["status"], ["doctor"], ["node", "ls"], ["node", "show", "node2"], ["volume", "ls"],
+        ["volume", "show", name], ["volume", "history", name], ["volume", "trash"],
+        ["token", "create", "--ttl", "1m"],
+    ):  # fmt: skip
+        assert three.json("node1", *command) is not None, command
+    events = three.run("node1", "pannier", "events", "-o", "json").splitlines()
+    assert [e["kind"] for e in map(json.loads, events) if e["subject"] == name] == [
+        "volume.created",
+        "volume.moved",
+    ]
+    done = three.run("node1", "pannier", "volume", "move", name, "node1", "-o", "json")
+    assert json.loads(done.splitlines()[-1])["phase"] == "done"
+    made = three.run("node1", "pannier", "volume", "create", three.name(), "--format", "json")
+    assert json.loads(made)["holder"] == "node1"
+    failed = three.attempt("node1", "pannier", "volume", "show", "nothing-such", "-o", "json")
+    assert json.loads(failed.err)["code"] == "volume-not-found"
+    removed = three.json("node1", "volume", "rm", name)
+    assert removed["name"] == name
+    assert three.json("node1", "volume", "restore", name)["holder"] == "node1"
+
+
+def test_a_volume_tells_its_history(three: World) -> None:
+    name = three.create("node1")
+    three.move(name, "node2")
+    three.run("node2", "pannier", "volume", "rm", name)
+    three.run("node3", "pannier", "volume", "restore", name)
+    told = three.json("node3", "volume", "history", name)
+    assert [(entry["kind"], entry["node"]) for entry in told] == [
+        ("volume.created", "node1"),
+        ("volume.moved", "node2"),
+        ("volume.removed", "node2"),
+        ("volume.restored", "node2"),
+    ]
+
+
+def test_events_are_shown_as_they_happen(three: World) -> None:
+    log = "/run/events.ndjson"
+    three.sh("node3", f"setsid pannier events -f -o json >{log} 2>&1 </dev/null & echo $! >/run/events.pid")
+    story.wait_until("it listens", lambda: three.attempt("node3", "cat", "/run/events.pid").out)
+    seen: list[str] = []
+
+    def heard(name: str, kind: str) -> bool:
+        lines = three.run("node3", "cat", log).splitlines()
+        events = [json.loads(line) for line in lines if line.endswith("}")]
+        seen[:] = [event["kind"] for event in events if event["subject"] == name]
+        return kind in seen
+
+    try:
+        name = three.create("node1")
+        story.wait_until("the creation is told", lambda: heard(name, "volume.created"))
+        three.move(name, "node2")
+        story.wait_until("the move is told", lambda: heard(name, "volume.moved"))
+        assert seen == ["volume.created", "volume.moved"]
+    finally:
+        three.sh("node3", "kill $(cat /run/events.pid)")
+
+
+def test_doctor_names_a_node_that_is_down_and_what_it_holds(three: World) -> None:
+    name = three.create("node3")
+    three.stop_pannier("node3")
+    story.wait_until(
+        "it is seen",
+        lambda: find(three.json("node1", "node", "ls"), name="node3")["state"] == "down",
+    )
+    outcome = three.refused("node1", "pannier", "doctor", "-o", "json", says=[], status=10)
+    finding = find(json.loads(outcome.out), subject="node node3")
+    assert finding["level"] == "problem"
+    assert name in finding["what"]
+    assert "start it" in finding["remedy"]
+    assert "node3" in " ".join(three.json("node1", "status")["problems"])
+    three.refused(
+        "node1", "pannier", "volume", "move", name, "node1", says=["node node3"], status=6
+    )
+    other = three.create("node1")
+    three.refused(
+        "node1", "pannier", "volume", "move", other, "node3",
+        says=["node node3 is down", f"volume {other} stays on node1"], status=4,
+    )  # fmt: skip
+
+
+def test_F06_volumes_leave_a_drained_node(three: World) -> None:
+    idle = three.filled("node3", mebibytes=1)
+    used = three.create("node3")
+    before = three.manifest("node3", idle)
+    sleeper = three.sleeper("node3", used)
+    three.run("node1", "pannier", "node", "drain", "node3")
+    try:
+        assert three.json("node1", "node", "show", "node3")["state"] == "drained"
+        story.wait_until("the idle one leaves", lambda: three.holder(idle) != "node3", seconds=100)
+        assert three.manifest(three.holder(idle), idle) == before
+        assert three.holder(used) == "node3"
+        three.stop("node3", sleeper)
+        story.wait_until("the other follows", lambda: three.holder(used) != "node3", seconds=130)
+    finally:
+        three.run("node1", "pannier", "node", "drain", "node3", "--undo")
+    assert three.json("node1", "node", "show", "node3")["state"] == "up"
+
+
+def test_a_node_that_holds_something_is_not_removed(three: World) -> None:
+    name = three.create("node2")
+    three.refused(
+        "node1", "pannier", "node", "rm", "node2",
+        says=["node node2 holds", name, "pannier node drain node2"], status=4,
+    )  # fmt: skip
+    assert find(three.json("node1", "node", "ls"), name="node2")["state"] == "up"
+
+
+def test_a_node_leaves_and_joins_again(single: World, three: World) -> None:
+    """Afterwards it is a node like before, with a certificate of its own; the old one is nothing."""
+    name = three.filled("node1", mebibytes=1)
+    before = three.manifest("node1", name)
+    purge(three, "node3")
+    three.run("node1", "pannier", "node", "rm", "node3")
+    assert len(three.json("node2", "node", "ls")) == 2
+    refused = three.attempt("node3", "pannier", "volume", "move", name, "node3")
+    assert refused.status != 0
+    assert three.holder_seen_by("node1", name) == "node1"
+    token = three.json("node1", "token", "create")["token"]
+    address = three.lab.nodes[0].address
+    own = ["--pool", "/dev/pannier-pool", "--address", three.lab.nodes[2].address]
+    three.refused(
+        "node3", "pannier", "join", address, "--token", token, *own,
+        says=["this machine is node node3", "move /etc/pannier away"], status=4,
+    )  # fmt: skip
+    three.run("node3", "mv", "/etc/pannier/pannierd.toml", "/root/left.toml")
+    three.run("node3", "pannier", "join", address, "--token", token, *own)
+    three.wait_until_all_up()
+    three.move(name, "node3")
+    assert three.manifest("node3", name) == before
+    three.move(name, "node1")
+
+
+def purge(world: World, node: str) -> None:
+    """Empty a node: move its volumes away, and out of the trash to elsewhere."""
+    for item in world.json("node1", "volume", "trash"):
+        if item["holder"] == node:
+            world.attempt("node1", "pannier", "volume", "restore", item["id"])
+    for view in world.json("node1", "volume", "ls"):
+        if view["holder"] == node:
+            world.move(view["name"], "node1")
+            world.volumes.append(view["name"])
+
+
+def test_a_token_that_has_expired_is_refused(three: World) -> None:
+    made = three.json("node1", "token", "create", "--ttl", "1s")
+    end = time.monotonic() + 1.5
+    story.wait_until("its time is over", lambda: time.monotonic() > end)
+    three.sh("node3", LEAVE)
+    try:
+        three.refused(
+            "node3", "pannier", "join", three.lab.nodes[0].address, "--token", made["token"],
+            "--name", "node4", "--pool", "/dev/pannier-pool",
+            says=["the join token has expired", "pannier token create"], status=5,
+        )  # fmt: skip
+    finally:
+        three.run("node3", "mv", "/root/left", "/etc/pannier/pannierd.toml")
+        three.start_pannier("node3")
+    assert len(three.json("node1", "node", "ls")) == 3
