@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from bench import files, start, report
+from bench import files, many, move, report, start, transfer, unchanged
 from bench.figures import Result
 from bench.world import BenchError, World, cluster
 from pannier.core.errors import PannierError

@@ -186,7 +186,9 @@ def _result(
                 target=Target(at_most=1.3),
             ),
         ),
-        notes=(f"the longest gap beyond stop and start was {max(extra_small + extra_large):.2f} s",),
+        notes=(
+            f"the longest gap beyond stop and start was {max(extra_small + extra_large):.2f} s",
+        ),
     )
 
 

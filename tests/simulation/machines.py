@@ -74,6 +74,7 @@ class Machine:
         self.state.mkdir(parents=True)
         self.tmpfs.mkdir()
         self.run: Run | None = None
+        self.boots = 0
 
     @property
     def up(self) -> Run:
@@ -99,6 +100,7 @@ class Machine:
     def power_off(self) -> None:
         """The power fails; the disk is all that stays."""
         self.crash()
+        self.boots += 1
         self.table.mounts.clear()
         self.table.containers.clear()
         shutil.rmtree(self.tmpfs, ignore_errors=True)
@@ -277,7 +279,7 @@ class Run:
         driver = await self.reception.admit(offer, peer=peer)
         async with self._claim(offer):
             have = (await driver.inspect(offer.volume_id)).generations
-            talk.have.set_result(have)
+            talk.tell(have)
             if offer.generation in have:
                 return Sent(bytes=0, base=None, seconds=0.0)
             base, stream = await talk.stream
@@ -317,6 +319,11 @@ class Talk:
         self.have: asyncio.Future[tuple[Generation, ...]] = loop.create_future()
         self.stream: asyncio.Future[tuple[Generation | None, bytes]] = loop.create_future()
 
+    def tell(self, have: tuple[Generation, ...]) -> None:
+        """The receiver's first word; the sender may have gone."""
+        if not self.have.done():
+            self.have.set_result(have)
+
 
 class SenderOf(Sender):
     """A node's sender: the receiver is another object of this process."""
@@ -354,12 +361,14 @@ class SenderOf(Sender):
             async with driver.send(offer.volume_id, offer.generation, base=base) as fd:
                 stream = os.read(fd, 1 << 30)
         except PannierError as error:
-            talk.stream.set_exception(error)
+            if not talk.stream.done():
+                talk.stream.set_exception(error)
         except BaseException:
             talk.stream.cancel()
             raise
         else:
-            talk.stream.set_result((base, stream))
+            if not talk.stream.done():
+                talk.stream.set_result((base, stream))
 
 
 class PeersOf(Peers):

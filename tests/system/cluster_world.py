@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from demo import story
+
 from pannier.lab import Lab, LabError
 
 IMAGE = "localhost:5000/busybox:1"
@@ -97,9 +98,7 @@ class World:
 
     def attempt(self, node: str, *command: str, input: str | None = None) -> Outcome:
         """How a command ends on a machine, whatever it does."""
-        done = self.lab.run(
-            node, command, input=input, check=False, timeout=DEADLINE_SECONDS
-        )
+        done = self.lab.run(node, command, input=input, check=False, timeout=DEADLINE_SECONDS)
         return Outcome(done.returncode, done.stdout, done.stderr)
 
     def refused(self, node: str, *command: str, says: Sequence[str], status: int = 0) -> Outcome:

@@ -17,9 +17,10 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # the demo's steps are tests, too
 
-from cluster_world import IMAGE, World, journal  # noqa: E402
-from demo import image  # noqa: E402
-from pannier.lab import Lab  # noqa: E402
+from cluster_world import IMAGE, World, journal
+from demo import image
+
+from pannier.lab import Lab
 
 _open: list[Lab] = []
 

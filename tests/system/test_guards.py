@@ -6,7 +6,6 @@ import json
 
 import pytest
 from cluster_world import MOUNTS, PLUGIN_SOCKET, World, check_sequence
-
 from demo import story
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(400)]
@@ -57,13 +56,16 @@ def test_an_unknown_volume_is_made_only_where_the_store_can_be_asked(three: Worl
     three.refused("node2", "pannier", "volume", "show", name, says=["there is no volume"], status=3)
 
 
-def test_F32_a_volume_whose_data_is_gone_is_an_error(single: World) -> None:
+def test_f32_a_volume_whose_data_is_gone_is_an_error(single: World) -> None:
     """As after a lost pool: never an empty directory instead."""
     name = single.create("node1")
     single.container("node1", name, "sh", "-c", "echo kept >/data/note")
     shown = single.json("node1", "volume", "show", name)
     single.stop_pannier("node1")
-    single.sh("node1", f"umount {MOUNTS}/{name}; mv {POOL_VOLUMES}/{shown['id']} /var/lib/pannier/pool/away")
+    single.sh(
+        "node1",
+        f"umount {MOUNTS}/{name}; mv {POOL_VOLUMES}/{shown['id']} /var/lib/pannier/pool/away",
+    )
     single.start_pannier("node1")
     single.refused(
         "node1", *single.docker_run(name, "--rm"), "ls", "/data",
@@ -77,7 +79,7 @@ def test_F32_a_volume_whose_data_is_gone_is_an_error(single: World) -> None:
 POOL_VOLUMES = "/var/lib/pannier/pool/volumes"
 
 
-def test_F54_a_pool_that_is_not_there_is_an_error_and_comes_back(single: World) -> None:
+def test_f54_a_pool_that_is_not_there_is_an_error_and_comes_back(single: World) -> None:
     name = single.create("node1")
     single.container("node1", name, "sh", "-c", "echo kept >/data/note")
     single.stop_pannier("node1")
@@ -100,8 +102,10 @@ def test_F54_a_pool_that_is_not_there_is_an_error_and_comes_back(single: World) 
     single.run("node1", "ln", "-s", "/dev/pannier-pool", "/dev/pannier-gone")
     story.wait_until(
         "the pool is opened",
-        lambda: single.attempt("node1", *single.docker_run(name, "--rm"), "cat", "/data/note").out
-        == "kept\n",
+        lambda: (
+            single.attempt("node1", *single.docker_run(name, "--rm"), "cat", "/data/note").out
+            == "kept\n"
+        ),
     )
     single.sh(
         "node1",
@@ -110,7 +114,7 @@ def test_F54_a_pool_that_is_not_there_is_an_error_and_comes_back(single: World) 
     )
 
 
-def test_F55_a_pool_that_was_replaced_is_an_error(single: World) -> None:
+def test_f55_a_pool_that_was_replaced_is_an_error(single: World) -> None:
     """Another, empty file system in its place is neither used nor formatted."""
     name = single.create("node1")
     single.container("node1", name, "sh", "-c", "echo kept >/data/note")
@@ -140,26 +144,26 @@ def test_F55_a_pool_that_was_replaced_is_an_error(single: World) -> None:
 # -- Docker never hangs on Pannier ------------------------------------------------------------------
 
 
-def test_F37_a_node_that_is_all_alone_uses_its_volumes(three: World) -> None:
+def test_f37_a_node_that_is_all_alone_uses_its_volumes(three: World) -> None:
     """No store, no peers: Docker lists, inspects, and starts a container with a volume held here."""
     name = three.create("node1")
     away = three.create("node2")
     three.container("node1", name, "sh", "-c", "echo kept >/data/note")
-    story.wait_until("node1 knows both", lambda: away in three.run("node1", "docker", "volume", "ls"))
+    story.wait_until(
+        "node1 knows both", lambda: away in three.run("node1", "docker", "volume", "ls")
+    )
     with three.cut("node1"):
         assert {name, away} <= set(three.run("node1", "docker", "volume", "ls", "-q").split())
         shown = json.loads(three.run("node1", "docker", "volume", "inspect", name))
         assert shown[0]["Status"]["holder"] == "node1"
         assert three.container("node1", name, "cat", "/data/note") == "kept\n"
         three.refused("node1", *three.docker_run(away, "--rm"), "true", says=[away, "node node2"])
-        three.refused(
-            "node1", "pannier", "volume", "rm", name, says=["store"], status=6
-        )
+        three.refused("node1", "pannier", "volume", "rm", name, says=["store"], status=6)
     three.wait_until_all_up()
     assert three.container("node2", name, "cat", "/data/note") == "kept\n"
 
 
-def test_F37_a_thousand_volumes_are_listed_without_the_store(three: World) -> None:
+def test_f37_a_thousand_volumes_are_listed_without_the_store(three: World) -> None:
     prefix = three.name("many")
     many = ["/opt/pannier/venv/bin/python3", "-", "create", prefix, "1000"]
     three.run("node1", *many, input=CREATE_MANY)
@@ -182,7 +186,7 @@ def test_F37_a_thousand_volumes_are_listed_without_the_store(three: World) -> No
 
 
 @pytest.mark.parametrize("how", ["stands still", "is stopped"])
-def test_F36_docker_answers_while_pannierd(three: World, how: str) -> None:
+def test_f36_docker_answers_while_pannierd(three: World, how: str) -> None:
     if how == "stands still":
         three.run("node1", "systemctl", "kill", "--kill-who=main", "-s", "STOP", "pannierd")
     else:
@@ -192,7 +196,7 @@ def test_F36_docker_answers_while_pannierd(three: World, how: str) -> None:
     assert three.run("node1", *run) == "on\n"
 
 
-def test_F30_a_container_goes_on_while_pannierd_is_killed(three: World) -> None:
+def test_f30_a_container_goes_on_while_pannierd_is_killed(three: World) -> None:
     """Its I/O does not stop, it can be stopped afterwards, and the volume still moves."""
     name = three.create("node1")
     writer = three.writer("node1", name)
@@ -207,7 +211,7 @@ def test_F30_a_container_goes_on_while_pannierd_is_killed(three: World) -> None:
     check_sequence(three.log("node2", name))
 
 
-def test_F34_dockerd_is_killed_while_a_container_uses_its_volume(three: World) -> None:
+def test_f34_dockerd_is_killed_while_a_container_uses_its_volume(three: World) -> None:
     name = three.create("node1")
     writer = three.writer("node1", name, "--restart", "always")
     three.kill("node1", "docker")
@@ -218,7 +222,7 @@ def test_F34_dockerd_is_killed_while_a_container_uses_its_volume(three: World) -
     check_sequence(three.log("node2", name))
 
 
-def test_F31_an_unmount_that_is_lost_does_not_keep_the_volume(three: World) -> None:
+def test_f31_an_unmount_that_is_lost_does_not_keep_the_volume(three: World) -> None:
     """pannierd is away while the container stops; all the same the volume moves afterwards."""
     name = three.create("node1")
     writer = three.writer("node1", name)
@@ -233,7 +237,7 @@ def test_F31_an_unmount_that_is_lost_does_not_keep_the_volume(three: World) -> N
     assert three.holder(name) == "node2"
 
 
-def test_F33_mounts_and_unmounts_that_do_not_match(three: World) -> None:
+def test_f33_mounts_and_unmounts_that_do_not_match(three: World) -> None:
     """Twice the same id, unknown ids, one Unmount too many: /proc alone tells who uses it."""
     name = three.create("node1")
 
@@ -259,7 +263,7 @@ def test_F33_mounts_and_unmounts_that_do_not_match(three: World) -> None:
     check_sequence(three.log("node2", name))
 
 
-def test_F33_docker_cp_is_a_use_and_leaves_none(three: World) -> None:
+def test_f33_docker_cp_is_a_use_and_leaves_none(three: World) -> None:
     name = three.create("node1")
     run = three.docker_run(name, "--name", name)
     three.run("node1", *run, "sh", "-c", "echo kept >/data/note")
@@ -270,7 +274,7 @@ def test_F33_docker_cp_is_a_use_and_leaves_none(three: World) -> None:
     assert three.container("node2", name, "cat", "/data/again") == "kept\n"
 
 
-def test_F12_a_boot_brings_everything_back(single: World) -> None:
+def test_f12_a_boot_brings_everything_back(single: World) -> None:
     """restart=always gets its volume, whatever starts first."""
     name = single.create("node1")
     writer = single.writer("node1", name, "--restart", "always")
@@ -285,7 +289,7 @@ def test_F12_a_boot_brings_everything_back(single: World) -> None:
     check_sequence(single.log("node1", name))
 
 
-def test_F35_docker_starts_long_before_pannierd(single: World) -> None:
+def test_f35_docker_starts_long_before_pannierd(single: World) -> None:
     """The socket is there first: Docker waits for it and does not give up."""
     name = single.create("node1")
     writer = single.writer("node1", name, "--restart", "always")
@@ -305,10 +309,12 @@ def test_F35_docker_starts_long_before_pannierd(single: World) -> None:
 
 
 @pytest.mark.parametrize("by", ["docker", "pannier"])
-def test_F77_what_was_removed_can_be_restored(three: World, by: str) -> None:
+def test_f77_what_was_removed_can_be_restored(three: World, by: str) -> None:
     name = three.filled("node1", mebibytes=2)
     before = three.manifest("node1", name)
-    remove = ["docker", "volume", "rm", name] if by == "docker" else ["pannier", "volume", "rm", name]
+    remove = (
+        ["docker", "volume", "rm", name] if by == "docker" else ["pannier", "volume", "rm", name]
+    )
     three.run("node2", *remove)
     three.refused("node3", "pannier", "volume", "show", name, says=["there is no volume"], status=3)
     trash = three.json("node3", "volume", "trash")
@@ -319,7 +325,7 @@ def test_F77_what_was_removed_can_be_restored(three: World, by: str) -> None:
     assert three.manifest("node2", name) == before
 
 
-def test_F77_a_new_volume_of_the_same_name_hides_no_trash(three: World) -> None:
+def test_f77_a_new_volume_of_the_same_name_hides_no_trash(three: World) -> None:
     name = three.create("node1")
     three.container("node1", name, "sh", "-c", "echo old >/data/note")
     three.run("node1", "pannier", "volume", "rm", name)
@@ -340,7 +346,7 @@ def test_F77_a_new_volume_of_the_same_name_hides_no_trash(three: World) -> None:
 
 
 @pytest.mark.parametrize("asked", ["node1", "node2"], ids=["here", "elsewhere"])
-def test_F77_a_volume_in_use_is_not_removed(three: World, asked: str) -> None:
+def test_f77_a_volume_in_use_is_not_removed(three: World, asked: str) -> None:
     name = three.create("node1")
     writer = three.writer("node1", name)
     says = [f"volume {name} is in use on node node1 by container {writer}"]

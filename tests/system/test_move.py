@@ -7,7 +7,6 @@ import random
 
 import pytest
 from cluster_world import World, check_sequence
-
 from demo import story
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(400)]
@@ -35,7 +34,7 @@ def check_again(world: World, name: str, target: str, before: list[str]) -> None
 
 @pytest.mark.parametrize("victim", ["node1", "node2"], ids=["source", "target"])
 @pytest.mark.parametrize("phase", ["copying", "waiting"])
-def test_F70_pannierd_is_killed_while_the_volume_is_in_use(
+def test_f70_pannierd_is_killed_while_the_volume_is_in_use(
     three: World, victim: str, phase: str
 ) -> None:
     name = three.filled("node1", mebibytes=BULK)
@@ -53,7 +52,7 @@ def test_F70_pannierd_is_killed_while_the_volume_is_in_use(
 
 
 @pytest.mark.parametrize("victim", ["node1", "node2"], ids=["source", "target"])
-def test_F70_pannierd_is_killed_during_the_switch(three: World, victim: str) -> None:
+def test_f70_pannierd_is_killed_during_the_switch(three: World, victim: str) -> None:
     name = three.filled("node1", mebibytes=BULK)
     before = three.manifest("node1", name)
     move = three.moving(name, "node2", at="node3")
@@ -65,7 +64,7 @@ def test_F70_pannierd_is_killed_during_the_switch(three: World, victim: str) -> 
 
 
 @pytest.mark.parametrize("victim", ["source", "target"])
-def test_F70_pannierd_is_killed_at_any_moment(three: World, victim: str) -> None:
+def test_f70_pannierd_is_killed_at_any_moment(three: World, victim: str) -> None:
     """Rounds with other moments each time; the seed is in the report."""
     seed = int(os.environ.get("PANNIER_TEST_SEED", "0")) or random.SystemRandom().randrange(10**6)
     print(f"PANNIER_TEST_SEED={seed}")
@@ -79,13 +78,15 @@ def test_F70_pannierd_is_killed_at_any_moment(three: World, victim: str) -> None
         move = three.moving(name, target, at=three.others(source, target)[0])
         moment = f"{chance.uniform(0.2, 1.6):.3f}"
         hit = source if victim == "source" else target
-        three.run(hit, "sh", "-c", f"sleep {moment}; systemctl kill --kill-who=main -s KILL pannierd")
+        three.run(
+            hit, "sh", "-c", f"sleep {moment}; systemctl kill --kill-who=main -s KILL pannierd"
+        )
         three.wait_for_pannier(hit)
         assert move.outcome().status in (0, 4, 6), (moment, move.outcome().text)
         check_again(three, name, target, before)
 
 
-def test_F34_dockerd_is_killed_on_the_source(three: World) -> None:
+def test_f34_dockerd_is_killed_on_the_source(three: World) -> None:
     name = three.filled("node1", mebibytes=BULK)
     before = three.manifest("node1", name)
     move = three.moving(name, "node2", at="node3")
@@ -95,7 +96,7 @@ def test_F34_dockerd_is_killed_on_the_source(three: World) -> None:
 
 
 @pytest.mark.parametrize("victim", ["node1", "node2"], ids=["source", "target"])
-def test_F20_a_cable_is_pulled_during_the_copy(three: World, victim: str) -> None:
+def test_f20_a_cable_is_pulled_during_the_copy(three: World, victim: str) -> None:
     """The move ends with a clear error or goes on when the cable is back; both are right."""
     name = three.filled("node1", mebibytes=BULK)
     before = three.manifest("node1", name)
@@ -117,7 +118,7 @@ def test_F20_a_cable_is_pulled_during_the_copy(three: World, victim: str) -> Non
     check_again(three, name, "node2", before)
 
 
-def test_F39_the_leader_of_etcd_is_stopped_during_a_move(three: World) -> None:
+def test_f39_the_leader_of_etcd_is_stopped_during_a_move(three: World) -> None:
     name = three.filled("node1", mebibytes=BULK)
     before = three.manifest("node1", name)
     leader = etcd_leader(three)
@@ -146,7 +147,7 @@ def etcd_leader(world: World) -> str:
     raise AssertionError("etcd has no leader")
 
 
-def test_F67_two_moves_at_once_to_different_nodes(three: World) -> None:
+def test_f67_two_moves_at_once_to_different_nodes(three: World) -> None:
     name = three.filled("node1", mebibytes=BULK)
     before = three.manifest("node1", name)
     moves = [three.moving(name, target, at=target) for target in ("node2", "node3")]
@@ -160,7 +161,7 @@ def test_F67_two_moves_at_once_to_different_nodes(three: World) -> None:
     assert check_whole(three, name, before) in ("node2", "node3")
 
 
-def test_F67_three_nodes_mount_one_volume_at_once(three: World) -> None:
+def test_f67_three_nodes_mount_one_volume_at_once(three: World) -> None:
     """Each gets it in turn and sees what the others left; nobody is given an empty directory."""
     name = three.filled("node1", mebibytes=4)
     script = (
@@ -178,7 +179,7 @@ def test_F67_three_nodes_mount_one_volume_at_once(three: World) -> None:
     assert sorted(len(text.split()) for text in seen) == [1, 2, 3]
 
 
-def test_F44_a_mount_elsewhere_waits_for_the_container_to_stop(three: World) -> None:
+def test_f44_a_mount_elsewhere_waits_for_the_container_to_stop(three: World) -> None:
     name = three.create("node1")
     writer = three.writer("node1", name)
     later = three.start(three.container, "node2", name, "cat", "/data/log")
@@ -193,11 +194,11 @@ def test_F44_a_mount_elsewhere_waits_for_the_container_to_stop(three: World) -> 
     assert three.holder(name) == "node2"
 
 
-def test_F44_a_start_first_update_is_told_who_holds_the_volume(three: World) -> None:
+def test_f44_a_start_first_update_is_told_who_holds_the_volume(three: World) -> None:
     name = three.create("node1")
     three.run(
         "node1", "docker", "service", "create", "--detach", "--name", name, "--no-resolve-image",
-        "--endpoint-mode", "dnsrr", "--network", "none", "--update-order", "start-first",
+        "--endpoint-mode", "dnsrr", "--update-order", "start-first",
         "--restart-delay", "1s", "--constraint", "node.hostname==node1",
         "--mount", f"type=volume,source={name},target=/data,volume-driver=pannier",
         "localhost:5000/busybox:1", "sleep", "1000",
@@ -236,11 +237,11 @@ def test_a_writer_is_followed_over_all_nodes_and_killed_daemons(three: World) ->
         three.stop(node, writer)
     lines = three.log("node1", name)
     assert len(lines) >= acknowledged
-    assert [host for host in dict.fromkeys(host for host, _ in lines)] == three.nodes
+    assert list(dict.fromkeys(host for host, _ in lines)) == three.nodes
     check_sequence(lines)
 
 
-def test_F43_a_move_goes_on_while_nothing_else_stops(three: World) -> None:
+def test_f43_a_move_goes_on_while_nothing_else_stops(three: World) -> None:
     """Other volumes are created, used and moved while a large one is on its way."""
     large = three.filled("node1", mebibytes=BULK)
     before = three.manifest("node1", large)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 from cluster_world import World, check_sequence
-
 from demo import story
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
@@ -23,7 +22,7 @@ def check_whole_after_boot(world: World, name: str, victim: str, before: list[st
 
 
 @pytest.mark.parametrize("victim", ["node1", "node2"], ids=["source", "target"])
-def test_F70_a_machine_loses_power_during_the_copy(cuttable: World, victim: str) -> None:
+def test_f70_a_machine_loses_power_during_the_copy(cuttable: World, victim: str) -> None:
     name = cuttable.filled("node1", mebibytes=BULK)
     before = cuttable.manifest("node1", name)
     cuttable.lab.flush()
@@ -37,7 +36,7 @@ def test_F70_a_machine_loses_power_during_the_copy(cuttable: World, victim: str)
 
 
 @pytest.mark.parametrize("victim", ["node1", "node2"], ids=["source", "target"])
-def test_F70_a_machine_loses_power_right_after_the_move(cuttable: World, victim: str) -> None:
+def test_f70_a_machine_loses_power_right_after_the_move(cuttable: World, victim: str) -> None:
     """What `done` has said holds: on the new holder everything is on disk."""
     name = cuttable.filled("node1", mebibytes=BULK)
     before = cuttable.manifest("node1", name)
@@ -46,7 +45,7 @@ def test_F70_a_machine_loses_power_right_after_the_move(cuttable: World, victim:
     assert check_whole_after_boot(cuttable, name, victim, before) == "node2"
 
 
-def test_F04_what_was_synced_outlasts_all_machines_losing_power(cuttable: World) -> None:
+def test_f04_what_was_synced_outlasts_all_machines_losing_power(cuttable: World) -> None:
     """The container with restart=always goes on by itself, and has every acknowledged line."""
     name = cuttable.create("node1")
     writer = cuttable.writer("node1", name, "--restart", "always")

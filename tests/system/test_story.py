@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 from cluster_world import World
-
 from demo import story
 from demo.story import Task
+
 from pannier.lab import Lab
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(400)]
@@ -50,7 +50,7 @@ def test_a_stack_fills_its_volume_from_the_image(stack: Stack) -> None:
     stack.check_same()
 
 
-def test_F06_a_drained_node_loses_its_service_and_no_byte(stack: Stack) -> None:
+def test_f06_a_drained_node_loses_its_service_and_no_byte(stack: Stack) -> None:
     old = stack.task
     stack.task, _ = story.drain(stack.lab, old)
     assert stack.task.node != old.node

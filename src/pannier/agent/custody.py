@@ -115,6 +115,17 @@ class Custody:
                 remedy=f"use a node that has it; this one has {', '.join(self.drivers)}",
             ) from None
 
+    @property
+    def default_driver(self) -> str:
+        """The driver of volumes that ask for none.
+
+        Raises:
+            PannierError: what keeps it from opening.
+        """
+        for name in self.drivers:
+            return name
+        raise next(iter(self.broken.values()), PoolMissing(f"node {self.node} has no driver yet"))
+
     async def fresh(self, name: str) -> Versioned[Volume]:
         """The newest committed record, remembered too.
 

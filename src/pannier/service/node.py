@@ -310,7 +310,9 @@ class NodeService:
     async def peer_node(self, *, peer: str) -> NodeView:
         """This node with its pool's figures."""
         view = self._node_view(self._known_node(self._custody.node))
-        capacity = await next(iter(self._custody.drivers.values())).capacity()
+        if not self._custody.drivers:
+            return view  # its pool is not there: `doctor` says more
+        capacity = await self._custody.drivers[self._custody.default_driver].capacity()
         return replace(
             view, pool_total_bytes=capacity.total_bytes, pool_free_bytes=capacity.free_bytes
         )
@@ -327,7 +329,7 @@ class NodeService:
         self, name: str, options: Mapping[str, str], *, actor: str, peer: str
     ) -> VolumeView:
         """Another node was asked for a volume that shall be made here."""
-        spec = parse_options(options, default_driver=next(iter(self._custody.drivers)))
+        spec = parse_options(options, default_driver=self._custody.default_driver)
         if spec.nodes and self._custody.node not in spec.nodes:
             raise InvalidInput(f"nodes={','.join(spec.nodes)} does not name {self._custody.node}")
         volume = await self._volumes.create_here(name, spec, options, actor=actor)

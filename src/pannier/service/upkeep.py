@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import msgspec
@@ -17,6 +18,8 @@ log = structlog.get_logger(__name__)
 
 TRASH_SECONDS = 24 * 3600.0
 TURN_SECONDS = 60.0
+DRAIN_SECONDS = 5.0
+"""How often a drained node looks for volumes that became idle: somebody waits for it to be empty."""
 
 
 class TrashClock:
@@ -54,12 +57,17 @@ class Upkeep:
     async def run(self) -> None:
         """For ever: run as a task."""
         while True:
-            for step in (self._empty_trash, self._free_purged, self._clear_if_drained):
-                try:
-                    await step()
-                except PannierError as error:
-                    log.warning("upkeep.failed", step=step.__name__, error=str(error))
-            await asyncio.sleep(TURN_SECONDS)
+            for step in (self._empty_trash, self._free_purged):
+                await self._attempt(step)
+            for _ in range(round(TURN_SECONDS / DRAIN_SECONDS)):
+                await self._attempt(self._clear_if_drained)
+                await asyncio.sleep(DRAIN_SECONDS)
+
+    async def _attempt(self, step: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await step()
+        except PannierError as error:
+            log.warning("upkeep.failed", step=step.__name__, error=str(error))
 
     async def _empty_trash(self) -> None:
         mine = {

@@ -67,7 +67,7 @@ class Volumes:
         if existing:
             check_same_options(existing, options)
             return existing
-        spec = parse_options(options, default_driver=next(iter(self._custody.drivers)))
+        spec = parse_options(options, default_driver=self._custody.default_driver)
         chosen = self._choose(spec)
         if chosen != self._custody.node:
             return await self._create_at(chosen, name, options, actor=actor)

@@ -1,0 +1,248 @@
+"""Whatever people and strangers send: a clear error that names the thing, and nothing has changed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from cluster_world import PLUGIN_SOCKET, World
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
+
+IMPOSTOR = (Path(__file__).parent / "impostor.py").read_text()
+GARBAGE = {
+    "no HTTP": "printf '\\000\\377garbage\\r\\n\\r\\n'",
+    "half a request": "printf 'POST /VolumeDriver.Mount HTTP/1.1\\r\\nHost: x\\r\\n'",
+    "a length that lies": (
+        "printf 'POST /VolumeDriver.Create HTTP/1.1\\r\\nHost:\\r\\nContent-Length: -5\\r\\n\\r\\n{}'"
+    ),
+    "a mebibyte of nothing": "head -c 1048576 /dev/zero",
+}
+
+
+def check_unchanged(world: World, name: str) -> None:
+    """No node knows a volume of that name."""
+    for node in world.nodes:
+        names = [view["name"] for view in world.json(node, "volume", "ls")]
+        assert name not in names
+
+
+# -- options ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        ("siez=10G", ["unknown option 'siez'", "did you mean 'size'?"]),
+        ("colour=blue", ["unknown option 'colour'", "the options are size"]),
+        ("size=10Q", ["size=10Q is not a size", "such as 10G"]),
+        ("size=-1", ["size=-1 is not a size", "such as 10G"]),
+        ("size=NaN", ["size=NaN is not a size"]),
+        ("size=0", ["size=0 is out of range", "1M to 64P"]),
+        ("size=99999999P", ["out of range", "1M to 64P"]),
+        ("size=", ["is not a size"]),
+        ("copies=0", ["copies=0 is not allowed", "whole number from 1"]),
+        ("copies=9", ["copies=9 needs as many nodes, and the cluster has 3"]),
+        ("copies=2", ["copies=2 is not possible in this version"]),
+        ("durability=fsink", ["durability=fsink is not allowed", "did you mean 'fsync'?"]),
+        ("durability=fsync", ["durability=fsync is not possible in this version"]),
+        ("driver=zfs", ["driver=zfs is not allowed", "btrfs or directory"]),
+        ("driver=directory", ["node1 has no directory driver"]),
+        ("mode=rwx", ["mode=rwx is not a mode", "octal"]),
+        ("uid=root", ["uid=root is not allowed"]),
+        ("nodes=node9", ["node9, which is no node of this cluster", "node1, node2, node3"]),
+        ("nodes=$(reboot)", ["cannot name a node"]),
+        ("labels=x", ["labels=x cannot be read"]),
+    ],
+)
+def test_f81_an_option_that_cannot_be(three: World, option: str, says: list[str]) -> None:
+    name = three.name()
+    three.refused("node1", "pannier", "volume", "create", name, "-o", option, says=says)
+    create = ["docker", "volume", "create", "-d", "pannier", "-o", option, name]
+    three.refused("node1", *create, says=says)
+    check_unchanged(three, name)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("a/b", ["'a/b' cannot name a volume", "letters, digits"]),
+        ("..", ["cannot name a volume"]),
+        ("../../etc", ["cannot name a volume"]),
+        (".hidden", ["cannot name a volume"]),
+        ("x", ["two or more letters"]),
+        ("größe", ["cannot name a volume"]),
+        ("two words", ["cannot name a volume"]),
+        ("n" * 300, ["has 300 characters", "at most 128"]),
+    ],
+)
+def test_f81_a_name_that_cannot_be(three: World, name: str, says: list[str]) -> None:
+    before = three.json("node1", "volume", "ls")
+    three.refused("node1", "pannier", "volume", "create", name, says=says, status=2)
+    body = json.dumps({"Name": name, "Opts": {}})
+    answer = plugin(three, "Create", body)
+    assert all(words in answer["Err"] for words in says), answer
+    assert three.json("node1", "volume", "ls") == before
+
+
+def plugin(world: World, verb: str, body: str) -> dict[str, str]:
+    """What the plugin on node1 answers to ``body`` as it stands."""
+    curl = [
+        "curl",
+        "-sS",
+        "--max-time",
+        "20",
+        "--unix-socket",
+        PLUGIN_SOCKET,
+        "--data-binary",
+        "@-",
+    ]
+    answer: dict[str, str] = json.loads(
+        world.run("node1", *curl, f"http://plugin/VolumeDriver.{verb}", input=body)
+    )
+    return answer
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"Name": "nul\\u0000name", "Opts": {}}',
+        '{"Name": "", "Opts": {}}',
+        '{"Name": 7}',
+        '{"Opts": {}}',
+        "[]",
+        "{",
+        "",
+        '{"Name": "half\\ud800", "Opts": {}}',
+        "[" * 10_000,
+    ],
+)
+def test_f80_a_body_that_cannot_be(three: World, body: str) -> None:
+    before = three.json("node1", "volume", "ls")
+    for verb in ("Create", "Mount", "Remove", "Get"):
+        assert plugin(three, verb, body)["Err"]
+    assert three.json("node1", "volume", "ls") == before
+
+
+@pytest.mark.parametrize("kind", GARBAGE)
+def test_f80_garbage_on_the_plugin_socket(three: World, kind: str) -> None:
+    """Docker goes on as if nothing had been there."""
+    send = (
+        "import socket, sys; s = socket.socket(socket.AF_UNIX); s.settimeout(3); "
+        f"s.connect({PLUGIN_SOCKET!r}); d = sys.stdin.buffer.read(); "
+    )
+    tries = "\ntry:\n  s.sendall(d); print(s.recv(99))\nexcept OSError as e:\n  print(e)\n"
+    three.sh("node1", f"{GARBAGE[kind]} | python3 -c \"$(cat <<'E'\n{send}{tries}\nE\n)\"")
+    name = three.create("node1")
+    assert name in three.run("node1", "docker", "volume", "ls")
+    assert three.container("node1", name, "echo", "fine") == "fine\n"
+
+
+def test_f80_the_same_name_again(three: World) -> None:
+    """Without options or with equal ones it is the same volume; with others an error, nothing lost."""
+    name = three.create("node1", size="10G")
+    three.container("node1", name, "sh", "-c", "echo kept >/data/note")
+    for options in ([], ["-o", "size=10G"], ["-o", "size=10240M"]):
+        three.run("node2", "pannier", "volume", "create", name, *options)
+    three.refused(
+        "node2", "pannier", "volume", "create", name, "-o", "size=20G",
+        says=[f"volume {name} exists with other options: size is 10G, not 20G"], status=4,
+    )  # fmt: skip
+    assert three.container("node3", name, "cat", "/data/note") == "kept\n"
+
+
+def test_f82_one_name_created_on_three_nodes_at_once(three: World) -> None:
+    """One wins; the others are told with what options."""
+    name = three.name()
+    sizes = {"node1": "1G", "node2": "2G", "node3": "3G"}
+    outcomes = dict(
+        zip(
+            sizes,
+            three.on_all(
+                lambda node: three.attempt(
+                    node, "pannier", "volume", "create", name, "-o", f"size={sizes[node]}"
+                ),
+            ),
+            strict=True,
+        )
+    )
+    won = [node for node, outcome in outcomes.items() if outcome.status == 0]
+    assert len(won) == 1, outcomes
+    for node in three.others(*won):
+        assert outcomes[node].status == 4, outcomes[node].text
+        assert f"size is {sizes[won[0]]}, not {sizes[node]}" in outcomes[node].text
+    assert three.holder(name) == won[0]
+    shown = three.json("node1", "volume", "show", name)
+    assert shown["options"]["size"] == sizes[won[0]]
+    assert shown["copies_on"] == won
+    assert three.run("node1", "pannier", "doctor").count(name) == (won == ["node1"])
+
+
+def test_f82_one_name_used_on_three_nodes_at_once(three: World) -> None:
+    """`docker run -v` on all nodes with a new name: one volume, and each sees the others' files."""
+    name = three.name()
+
+    def leave_a_mark(node: str) -> None:
+        three.container(node, name, "touch", f"/data/{node}")
+
+    three.on_all(leave_a_mark)
+    assert three.container("node1", name, "ls", "/data").split() == three.nodes
+
+
+@pytest.mark.parametrize(
+    ("command", "says", "status"),
+    [
+        (["volume", "show", "nothing"], ["there is no volume nothing"], 3),
+        (["volume", "rm", "nothing"], ["there is no volume nothing"], 3),
+        (["volume", "move", "nothing", "node2"], ["there is no volume nothing"], 3),
+        (["volume", "restore", "nothing"], ["nothing called nothing in the trash"], 3),
+        (["volume", "history", "nothing"], ["there is no volume nothing"], 3),
+        (["node", "show", "node9"], ["there is no node node9", "node1, node2, node3"], 3),
+        (["node", "drain", "node9"], ["there is no node node9"], 3),
+        (["node", "rm", "node9"], ["there is no node node9"], 3),
+        (["token", "create", "--uses", "0"], ["uses"], 2),
+        (["token", "create", "--ttl", "soon"], ["soon"], 2),
+        (["volume", "mvoe"], ["mvoe"], 2),
+        (["volume", "create", "v1", "-o", "size"], ["size"], 2),
+    ],
+)
+def test_f81_a_command_about_nothing(
+    three: World, command: list[str], says: list[str], status: int
+) -> None:
+    three.refused("node1", "pannier", *command, says=says, status=status)
+
+
+def test_a_move_to_no_node(three: World) -> None:
+    name = three.create("node1")
+    says = ["there is no node node9", "node1, node2, node3"]
+    three.refused("node1", "pannier", "volume", "move", name, "node9", says=says, status=3)
+    assert three.holder(name) == "node1"
+
+
+# -- strangers --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("port", ["api", "peer", "transport"])
+@pytest.mark.parametrize("kind", ["foreign", "forged"])
+def test_f83_a_certificate_that_is_not_the_nodes(three: World, kind: str, port: str) -> None:
+    """Of another cluster, or of our own CA but not the one that the node's record names."""
+    name = three.create("node1")
+    shown = three.json("node1", "volume", "show", name)
+    python = ["/opt/pannier/venv/bin/python3", "-", kind, port, "node1", three.lab.nodes[0].address]
+    said = three.run("node1", *python, name, shown["id"], str(shown["epoch"]), input=IMPOSTOR)
+    assert said.startswith("denied: "), said
+    assert three.json("node1", "volume", "show", name)["epoch"] == shown["epoch"]
+    assert three.holder(name) == "node1"
+
+
+def test_f83_no_certificate_at_all(three: World) -> None:
+    """Only `join` may be asked, and the transport says nothing."""
+    address = three.lab.nodes[0].address
+    curl = ["curl", "-sk", "--max-time", "10"]
+    for path in ("volumes", "status", "nodes", "peer/node", "events"):
+        said = three.run("node1", *curl, f"https://{address}:7400/v1/{path}")
+        assert json.loads(said)["code"] == "denied", said
+    stranger = three.attempt("node1", *curl, f"https://{address}:7401/")
+    assert stranger.status != 0
+    assert stranger.out == ""
