@@ -156,7 +156,7 @@ def test_names_that_cannot_be(name: str) -> None:
     assert caught.value.remedy
 
 
-@pytest.mark.parametrize("name", ["", "-a", "a-", "a/b", "x" * 64, "a_b", "a\n"])
+@pytest.mark.parametrize("name", ["", "-a", "a-", "a..b", "a/b", "x" * 64, "a_b", "a\n"])
 def test_node_names_that_cannot_be(name: str) -> None:
     with pytest.raises(InvalidInput):
         check_node_name(name)

@@ -222,8 +222,6 @@ class Custody:
             await driver.drop_live(record.id, epoch=epoch)
         for generation in cleanup.delete:
             await driver.delete_generation(record.id, generation)
-        for epoch in cleanup.strays:
-            log.warning("volume.stray", volume=record.name, epoch=epoch)
 
     async def _depose_strays(self, volume: Volume) -> None:
         """Containers may have gone on with a tree while this daemon did not run."""
