@@ -44,6 +44,8 @@ from pannier.service.membership import Membership
 from pannier.service.node import NodeService
 from pannier.service.peers import Peer
 from pannier.service.receiving import Reception
+from pannier.service.recovery import Recovery
+from pannier.service.replication import Replicator
 from pannier.service.upkeep import Upkeep
 from pannier.service.volumes import Volumes
 from pannier.storage import pool
@@ -141,7 +143,8 @@ class Daemon:
             mount_ids=MountIds(RUN_DIRECTORY / "mounts.json"),
             engine=self.engine,
         )
-        self.handovers = Handovers(self.custody, TransportClient(self.credentials))
+        sender = TransportClient(self.credentials)
+        self.handovers = Handovers(self.custody, sender)
         self.membership = Membership(
             node=config.node,
             registry=registry,
@@ -151,6 +154,10 @@ class Daemon:
         )
         volumes = Volumes(self.custody, self.handovers, self.peers)
         self.docker = DockerUse(self.custody, volumes, self.peers)
+        self.replicator = Replicator(
+            self.custody, sender, moving=lambda volume: self.handovers.of(volume) is not None
+        )
+        self.handovers.before = self.replicator.pause
         self.service = NodeService(
             cluster=config.cluster,
             custody=self.custody,
@@ -160,6 +167,8 @@ class Daemon:
             doctor=Doctor(self.custody, self._pool_problems),
             docker=self.docker,
             peers=self.peers,
+            replicator=self.replicator,
+            recovery=Recovery(self.custody, self.peers),
         )
         self.presence = Presence(self.store, node=config.node, boot_id=_boot_id())
         self.upkeep = Upkeep(self.custody, self.handovers, state=STATE_DIRECTORY)
@@ -188,6 +197,7 @@ class Daemon:
                 ("introduce", self._introduce()),
                 ("presence", self.presence.keep()),
                 ("upkeep", self.upkeep.run()),
+                ("replication", self.replicator.run()),
                 ("activation", self._keep_activated()),
                 ("pool", self._keep_open()),
             ):
@@ -322,6 +332,10 @@ class Daemon:
                 was_mine = isinstance(before, Volume) and before.grant == after.grant
                 if after.grant.node == self.config.node and after.base and not was_mine:
                     tasks.start(self._settle(after), name=f"settle {after.name}")
+                if isinstance(before, Volume) and before.id == after.id:
+                    lost = before.grant.node == self.config.node != after.grant.node
+                    if lost:
+                        tasks.start(self._depose(before, after), name=f"depose {after.name}")
 
     async def _settle(self, volume: Volume) -> None:
         try:
@@ -330,6 +344,11 @@ class Daemon:
                 await self.custody.tidy(volume)
         except PannierError as error:
             log.warning("volume.not-settled", volume=volume.name, error=str(error))
+
+    async def _depose(self, before: Volume, after: Volume) -> None:
+        """Stop use of a volume that was recovered elsewhere; after a hand-over nothing is left."""
+        async with self.custody.lock(before):
+            await self.custody.depose_if_live(before, successor=after.grant.node)
 
     async def _pool_problems(self) -> list[str]:
         problems = [error.message for error in self.custody.broken.values()]

@@ -15,7 +15,7 @@ from pannier.core.options import (
     parse_options,
 )
 from pannier.core.size import LARGEST_BYTES, SMALLEST_BYTES, format_size, parse_size
-from pannier.core.volume import Grant, Volume, VolumeSpec, check_name
+from pannier.core.volume import Durability, Grant, Volume, VolumeSpec, check_name
 
 
 @pytest.mark.parametrize(
@@ -70,8 +70,14 @@ def test_a_formatted_size_reads_back_within_a_twentieth(size: int) -> None:
         ({"copies": "0"}, "copies=0"),
         ({"copies": "two"}, "copies=two"),
         ({"copies": "２"}, "copies="),
-        ({"copies": "2"}, "keeps one copy"),
-        ({"durability": "fsync"}, "keeps one copy"),
+        ({"copies": "2", "durability": "fsync"}, "durability=fsync is not possible"),
+        ({"copies": "2", "durability": "none"}, "never be up to date"),
+        ({"durability": "interval"}, "needs a second copy"),
+        ({"interval": "1s"}, "more than one copy"),
+        ({"copies": "2", "interval": "1"}, "interval=1 is not a time"),
+        ({"copies": "2", "interval": "1h"}, "interval=1h is not a time"),
+        ({"copies": "2", "interval": "1ms"}, "out of range"),
+        ({"copies": "2", "driver": "directory"}, "keeps one copy"),
         ({"durability": "fsink"}, "did you mean 'fsync'"),
         ({"driver": "zfs"}, "driver=zfs"),
         ({"mode": "0999"}, "mode=0999"),
@@ -98,6 +104,17 @@ def test_options_are_read_into_a_spec_and_described_again() -> None:
     )
     assert describe_spec(spec) == {**typed, "driver": "btrfs"}
     assert {option.name for option in OPTIONS} <= set(VolumeSpec.__dataclass_fields__)
+
+
+def test_copies_are_kept_up_to_date_without_being_asked() -> None:
+    spec = parse_options({"copies": "3", "interval": "1.5s"})
+    assert (spec.durability, spec.interval) == (Durability.INTERVAL, 1.5)
+    assert describe_spec(spec) == {
+        "copies": "3",
+        "durability": "interval",
+        "interval": "1.5s",
+        "driver": "btrfs",
+    }
 
 
 def test_more_copies_than_nodes_is_said_first() -> None:
@@ -139,7 +156,7 @@ def test_names_that_cannot_be(name: str) -> None:
     assert caught.value.remedy
 
 
-@pytest.mark.parametrize("name", ["", "-a", "a-", "a/b", "x" * 64, "a_b", "a\n"])
+@pytest.mark.parametrize("name", ["", "-a", "a-", "a..b", "a/b", "x" * 64, "a_b", "a\n"])
 def test_node_names_that_cannot_be(name: str) -> None:
     with pytest.raises(InvalidInput):
         check_node_name(name)

@@ -72,14 +72,28 @@ def test_a_sealed_tree_without_any_generation_is_not_dropped() -> None:
 
 
 def test_a_tree_that_was_never_sealed_is_a_stray_and_keeps_all_its_generations() -> None:
-    cleanup = plan_cleanup(record("b"), here({4: False}, BASE, OTHER), node="a")
-    assert cleanup == Cleanup(strays=(4,))
+    newer = Generation(5, 1)
+    cleanup = plan_cleanup(record("b"), here({4: False}, OTHER, BASE, newer), node="a")
+    assert cleanup == Cleanup(strays=(4,), delete=(OTHER,))
 
 
 def test_a_holder_keeps_its_base_and_its_two_newest() -> None:
     generations = [Generation(5, n) for n in range(1, 5)]
     cleanup = plan_cleanup(record(), here({5: False}, BASE, OTHER, *generations), node="a")
     assert cleanup == Cleanup(delete=(OTHER, generations[0], generations[1]))
+
+
+def test_a_replica_keeps_its_newest() -> None:
+    cleanup = plan_cleanup(record("b"), here({}, OTHER, BASE), node="a")
+    assert cleanup == Cleanup(delete=(OTHER,))
+
+
+def test_a_holder_keeps_what_another_copy_has_as_its_newest() -> None:
+    generations = [Generation(5, n) for n in range(1, 6)]
+    cleanup = plan_cleanup(
+        record(), here({5: False}, *generations), node="a", needed=frozenset({generations[1]})
+    )
+    assert cleanup == Cleanup(delete=(generations[0], generations[2]))
 
 
 def test_a_holder_without_its_tree_deletes_nothing() -> None:

@@ -7,7 +7,11 @@ repeated after a crash: what to do is decided anew from the record and the disk.
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -27,6 +31,7 @@ from pannier.core.errors import (
     Stale,
     VolumeNotFound,
 )
+from pannier.core.generation import Generation
 from pannier.core.ownership import (
     AskHolder,
     LocalState,
@@ -37,7 +42,7 @@ from pannier.core.ownership import (
     plan_cleanup,
     plan_serving,
 )
-from pannier.core.volume import Volume
+from pannier.core.volume import Grant, Volume
 from pannier.engine.base import Engine
 from pannier.storage.base import Driver
 
@@ -179,9 +184,7 @@ class Custody:
                     return found
                 case Unseal():
                     try:
-                        revision = await self.registry.replace_volume(
-                            record, expect=found.revision
-                        )
+                        revision = await self.registry.replace_volume(record, expect=found.revision)
                     except Stale:
                         continue  # what was on its way has arrived
                     self.catalog.remember(record, revision=revision)
@@ -214,22 +217,31 @@ class Custody:
             {tree.epoch: tree.sealed for tree in copy.live}, frozenset(copy.generations)
         )
 
-    async def tidy(self, volume: Volume) -> None:
+    async def tidy(self, volume: Volume, *, needed: frozenset[Generation] = frozenset()) -> None:
         """Remove what this node no longer needs of the volume. The caller has the lock.
 
-        Decided on a fresh record; nothing is done where the store does not answer.
+        Decided on a fresh record; nothing is done where the store does not answer. ``needed`` are
+        generations that other copies have as their newest.
         """
         record = (await self.fresh(volume.name)).record
         if record.id != volume.id or record.spec.driver not in self.drivers:
             return
         driver = self.driver(record)
-        cleanup = plan_cleanup(record, await self._local(record), node=self.node)
+        local = await self._local(record)
+        cleanup = plan_cleanup(record, local, node=self.node, needed=needed)
         for epoch in cleanup.drop:
             await driver.drop_live(record.id, epoch=epoch)
         for generation in cleanup.delete:
             await driver.delete_generation(record.id, generation)
-        for epoch in cleanup.strays:
-            log.warning("volume.stray", volume=record.name, epoch=epoch)
+
+    async def _depose_strays(self, volume: Volume) -> None:
+        """Containers may have gone on with a tree while this daemon did not run."""
+        if volume.grant.node == self.node:
+            return
+        for epoch, sealed in (await self._local(volume)).sealed.items():
+            if not sealed:
+                former = replace(volume, grant=Grant(self.node, epoch))
+                await self.depose(former, successor=volume.grant.node)
 
     async def processes(self, volume: Volume) -> list[User]:
         """Processes that use the volume's tree or its mountpoint, as the kernel sees it."""
@@ -271,6 +283,31 @@ class Custody:
         """Unmount the volume's path. The caller has the lock and saw that nobody uses it."""
         await asyncio.to_thread(self.mounts.unmount, volume.name)
 
+    async def depose_if_live(self, volume: Volume, *, successor: str) -> None:
+        """Stop all use of a tree that was never sealed. The caller has the lock."""
+        if volume.spec.driver not in self.drivers:
+            return
+        local = await self._local(volume)
+        if local.sealed.get(volume.grant.epoch) is False:
+            await self.depose(volume, successor=successor)
+
+    async def depose(self, volume: Volume, *, successor: str) -> None:
+        """Stop all use of a volume that was given to another node without us; keep what is here.
+
+        The caller has the lock. Its containers are killed: what they write no longer belongs to the
+        volume, and they must not believe it does.
+        """
+        for user in await self.processes(volume):
+            if user.pid:
+                with suppress(ProcessLookupError):
+                    os.kill(user.pid, signal.SIGKILL)
+                log.warning("volume.user-killed", volume=volume.name, pid=user.pid)
+        await asyncio.to_thread(self.mounts.unmount, volume.name, detach=True)
+        self.mount_ids.forget(volume.name)
+        log.warning(
+            "volume.deposed", volume=volume.name, epoch=volume.grant.epoch, successor=successor
+        )
+
     async def adopt(self) -> None:
         """At start: finish or undo what an earlier run left half done, where the store answers."""
         for volume in self.catalog.volumes():
@@ -278,6 +315,7 @@ class Custody:
                 continue
             async with self.lock(volume):
                 try:
+                    await self._depose_strays(volume)
                     await self.tidy(volume)
                 except PannierError as error:
                     log.warning("volume.not-tidied", volume=volume.name, error=str(error))

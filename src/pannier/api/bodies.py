@@ -52,6 +52,12 @@ class VolumeOrder(Body, frozen=True, kw_only=True):
     options: dict[str, str] = {}
 
 
+class RecoverOrder(Body, frozen=True, kw_only=True):
+    """``accept_loss``: that what the lost holder wrote last is not in the volume any more."""
+
+    accept_loss: bool = False
+
+
 class MoveOrder(Body, frozen=True, kw_only=True):
     """``wait_seconds``: how long to wait for the containers that use the volume to stop."""
 
@@ -77,6 +83,14 @@ class PeerVolumeOrder(Body, frozen=True, kw_only=True):
 
     name: VolumeName
     options: dict[str, str] = {}
+    actor: Actor
+
+
+class PeerTakeOrder(Body, frozen=True, kw_only=True):
+    """Become the holder after ``epoch``, beginning with ``generation``."""
+
+    epoch: Annotated[int, Meta(ge=0, le=2**62)]
+    generation: Annotated[str, Meta(pattern=r"^[0-9]{1,18}\.[0-9]{1,18}$")]
     actor: Actor
 
 

@@ -93,6 +93,14 @@ class ApiClient(Connection):
         path = f"/v1/volumes/{_segment(name)}"
         return await self.ask("DELETE", path, answer=TrashView, actor=actor)
 
+    async def recover_volume(
+        self, name: str, *, accept_loss: bool, actor: str | None = None
+    ) -> VolumeView:
+        """Give a lost holder's volume to the newest copy."""
+        path = f"/v1/volumes/{_segment(name)}/recover"
+        body = {"accept_loss": accept_loss}
+        return await self.ask("POST", path, body=body, answer=VolumeView, actor=actor)
+
     async def move_volume(
         self, name: str, node: str, *, wait_seconds: float, actor: str | None = None
     ) -> AsyncGenerator[MoveProgress, None]:
@@ -156,6 +164,12 @@ class PeerClient(Connection):
         """Have the holder move the volume to the trash."""
         path = f"/v1/peer/volumes/{_segment(name)}/remove"
         await self.ask("POST", path, body={"volume_id": volume_id, "actor": actor}, answer=NoneType)
+
+    async def peer_take(self, name: str, *, epoch: int, generation: str, actor: str) -> VolumeView:
+        """Let that node become the holder of a volume whose holder is lost."""
+        path = f"/v1/peer/volumes/{_segment(name)}/take"
+        body = {"epoch": epoch, "generation": generation, "actor": actor}
+        return await self.ask("POST", path, body=body, answer=VolumeView)
 
     async def peer_create(self, name: str, options: Mapping[str, str], *, actor: str) -> VolumeView:
         """Make a volume on that node."""

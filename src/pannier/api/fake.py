@@ -138,6 +138,18 @@ class FakeCluster:
         self.nodes_by_name[name] = replace(self._node(name), state="drained" if drained else "up")
         return self.nodes_by_name[name]
 
+    async def recover_volume(self, name: str, *, accept_loss: bool, actor: str) -> VolumeView:
+        self._begin("recover_volume", name, actor)
+        if not accept_loss:
+            raise Conflict(f"volume {name} would lose writes", remedy="use --accept-loss")
+        return self._volume(name)
+
+    async def peer_take(
+        self, name: str, *, epoch: int, generation: str, actor: str, peer: str
+    ) -> VolumeView:
+        self._begin("peer_take", name, actor, peer)
+        return self._volume(name)
+
     async def remove_node(self, name: str, *, lost: bool, actor: str) -> None:
         self._begin("remove_node", name, actor)
         self._node(name)

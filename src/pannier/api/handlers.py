@@ -104,6 +104,9 @@ def _cluster_handlers(operations: Operations) -> dict[str, Handler]:
         "volume": lambda call: operations.volume(call.volume),
         "remove_volume": lambda call: operations.remove_volume(call.volume, actor=call.actor),
         "move_volume": move_volume,
+        "recover_volume": lambda call: operations.recover_volume(
+            call.volume, accept_loss=call.read(bodies.RecoverOrder).accept_loss, actor=call.actor
+        ),
         "history": lambda call: operations.history(call.volume),
         "trash": lambda call: operations.trash(),
         "restore_volume": lambda call: operations.restore_volume(
@@ -136,6 +139,16 @@ def _peer_handlers(peers: PeerOperations) -> dict[str, Handler]:
             call.volume, volume_id=order.volume_id, actor=order.actor, peer=call.peer
         )
 
+    def take(call: Call) -> Awaitable[Any]:
+        order = call.read(bodies.PeerTakeOrder)
+        return peers.peer_take(
+            call.volume,
+            epoch=order.epoch,
+            generation=order.generation,
+            actor=order.actor,
+            peer=call.peer,
+        )
+
     def move(call: Call) -> AsyncIterator[Any]:
         order = call.read(bodies.PeerMoveOrder)
         return peers.peer_move(
@@ -152,5 +165,6 @@ def _peer_handlers(peers: PeerOperations) -> dict[str, Handler]:
         "peer_volume": lambda call: peers.peer_volume(call.volume, peer=call.peer),
         "peer_handover": handover,
         "peer_remove": remove,
+        "peer_take": take,
         "peer_move": move,
     }

@@ -167,6 +167,15 @@ ROUTES: tuple[Route, ...] = (
         raises=_MOVE,
     ),
     _cluster(
+        "POST",
+        "/volumes/{volume}/recover",
+        "recover_volume",
+        "Give a lost holder's volume to the newest copy",
+        views.VolumeView,
+        body=bodies.RecoverOrder,
+        raises=(*_VOLUME, errors.Conflict, errors.Unavailable),
+    ),
+    _cluster(
         "GET",
         "/volumes/{volume}/history",
         "history",
@@ -231,6 +240,15 @@ ROUTES: tuple[Route, ...] = (
         status=204,
         body=bodies.PeerRemoval,
         raises=(errors.VolumeNotFound, errors.VolumeInUse, errors.Stale, errors.StorageError),
+    ),
+    _peer(
+        "POST",
+        "/volumes/{volume}/take",
+        "peer_take",
+        "Become the holder of a volume whose holder is lost",
+        views.VolumeView,
+        body=bodies.PeerTakeOrder,
+        raises=(*_VOLUME, errors.Conflict, errors.StorageError),
     ),
     _peer(
         "POST",

@@ -11,7 +11,7 @@ from pannier.cli.command import Group, output_options
 from pannier.cli.move import follow_move
 from pannier.cli.parameters import read_duration, read_pairs
 from pannier.cli.session import Session, pass_session
-from pannier.service.views import EventView, TrashView, VolumeView
+from pannier.service.views import CopyView, EventView, TrashView, VolumeView
 
 
 @click.group(cls=Group)
@@ -102,6 +102,28 @@ def move_volume(session: Session, name: str, node: str, wait_seconds: float) -> 
     asyncio.run(move())
 
 
+@volume.command(
+    "recover",
+    examples=("pannier volume recover jenkins_home", "pannier volume recover web --accept-loss"),
+)
+@click.argument("name")
+@click.option(
+    "--accept-loss",
+    is_flag=True,
+    help="Go on without what the lost node wrote last; it is switched off and shall stay so.",
+)
+@output_options()
+@pass_session
+def recover_volume(session: Session, name: str, accept_loss: bool) -> None:
+    """Give a volume whose node is lost to the newest of its other copies.
+
+    Without --accept-loss nothing is changed: the answer says which copy there is. When the lost node
+    comes back, what it wrote last is kept there as a stray, and its containers are stopped.
+    """
+    found = session.ask(lambda client: client.recover_volume(name, accept_loss=accept_loss))
+    session.show(found, line=f"recovered: {found.name} on {found.holder}, epoch {found.epoch}")
+
+
 @volume.command("rm", examples=("pannier volume rm jenkins_home",))
 @click.argument("name")
 @output_options()
@@ -177,6 +199,7 @@ def _details(found: VolumeView) -> list[tuple[str, str]]:
         ("epoch", str(found.epoch)),
         ("generation", found.generation or "-"),
         ("in use by", output.show_names(found.in_use_by)),
+        *(("copy", _copy_line(copy)) for copy in found.copies or []),
         ("copies on", output.show_names(found.copies_on)),
         ("driver", found.driver),
         ("options", _options(found) or output.NOTHING),
@@ -212,3 +235,14 @@ def _history_table(history: list[EventView]) -> output.Table:
         [(each.at, each.kind, each.node, each.detail) for each in history],
         empty="nothing happened",
     )
+
+
+def _copy_line(copy: CopyView) -> str:
+    """Where a copy is and how far behind."""
+    if copy.generation is None:
+        state = "nothing confirmed yet"
+    elif copy.lag_seconds is None:
+        state = f"generation {copy.generation}"
+    else:
+        state = f"generation {copy.generation}, {copy.lag_seconds:.0f} s behind"
+    return f"{copy.node}: {state}" + (f" ({copy.error})" if copy.error else "")

@@ -112,6 +112,20 @@ class Registry:
         """Change a volume's record. Returns its new revision."""
         return await self.store.commit(Change(volume_key(volume.name), encode(volume), expect))
 
+    async def take_volume(self, volume: Volume, *, expect: int, former: str) -> int:
+        """Change a volume's record while its former holder's lease is gone, else Stale.
+
+        Deleting an absent key is how the store is asked to check that it is absent.
+        """
+        return await self.store.commit(
+            Change(volume_key(volume.name), encode(volume), expect),
+            Change(f"alive/{former}", None, ABSENT),
+        )
+
+    async def is_up(self, node: str) -> bool:
+        """Whether the node's lease is alive now."""
+        return await self.store.get(f"alive/{node}") is not None
+
     async def trash_volume(self, volume: Volume, *, expect: int) -> None:
         """Take a volume out of use; ``volume`` has its removed_at."""
         await self.store.commit(

@@ -40,7 +40,7 @@ def check_node_name(name: str) -> str:
     Raises:
         InvalidInput: it cannot.
     """
-    if not _NAME.fullmatch(name):
+    if not _NAME.fullmatch(name) or ".." in name:
         raise InvalidInput(
             f"{name[:40]!r} cannot name a node",
             remedy="use letters, digits, '-' and '.', at most 63 characters, as in a host name",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
@@ -73,6 +74,24 @@ def _labels(text: str) -> dict[str, str]:
     return labels
 
 
+_DURATION = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)(ms|s|m)", re.ASCII)
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0}
+SHORTEST_INTERVAL_SECONDS = 0.2
+LONGEST_INTERVAL_SECONDS = 3600.0
+
+
+def _interval(text: str) -> float:
+    match = _DURATION.fullmatch(text)
+    if not match:
+        raise InvalidInput(
+            f"interval={text} is not a time", remedy="write a number and ms, s or m, such as 5s"
+        )
+    seconds = float(match[1]) * _SECONDS[match[2]]
+    if not SHORTEST_INTERVAL_SECONDS <= seconds <= LONGEST_INTERVAL_SECONDS:
+        raise InvalidInput(f"interval={text} is out of range", remedy="use 200ms to 60m")
+    return seconds
+
+
 _ID_MAX = 2**32 - 2
 OPTIONS = (
     Option("size", parse_size, "none", "largest size, such as 10G; a guard against runaways"),
@@ -80,9 +99,10 @@ OPTIONS = (
     Option(
         "durability",
         lambda text: Durability(_choice("durability", tuple(Durability))(text)),
-        "none",
-        "what a node's sudden death may cost",
+        "interval with copies, else none",
+        "what a node's sudden death may cost: at most the lag, or access until the node returns",
     ),
+    Option("interval", _interval, "1s", "how often what was written is sent to the other copies"),
     Option("driver", _choice("driver", DRIVERS), "the node's own", "where the bytes live"),
     Option("nodes", _nodes, "the node that creates it", "where it is made, first choice first"),
     Option("uid", _whole("uid", 0, _ID_MAX), "0", "owner of the root directory"),
@@ -114,14 +134,36 @@ def parse_options(options: Mapping[str, str], *, default_driver: str = "btrfs") 
                 remedy="the options are " + ", ".join(known),
             )
         values[name] = option.read(text)
+    if values.get("copies", 1) > 1:
+        values.setdefault("durability", Durability.INTERVAL)
     spec = VolumeSpec(**values)
-    if spec.copies > 1 or spec.durability is not Durability.NONE:
-        asked = f"copies={spec.copies}" if spec.copies > 1 else f"durability={spec.durability}"
-        raise InvalidInput(
-            f"{asked} is not possible in this version, which keeps one copy of each volume",
-            remedy="leave copies and durability out; a volume still moves between all nodes",
-        )
+    _check_together(spec, given=frozenset(options))
     return spec
+
+
+def _check_together(spec: VolumeSpec, *, given: frozenset[str]) -> None:
+    """Refuse what is possible one by one and not together."""
+    if spec.durability is Durability.FSYNC:
+        raise InvalidInput(
+            "durability=fsync is not possible in this version",
+            remedy="use durability=interval: a node's death then costs at most the lag",
+        )
+    if spec.copies == 1 and spec.durability is Durability.INTERVAL:
+        raise InvalidInput(
+            "durability=interval needs a second copy", remedy="add copies=2, or leave it out"
+        )
+    if spec.copies > 1 and spec.durability is Durability.NONE:
+        raise InvalidInput(
+            f"copies={spec.copies} with durability=none would never be up to date",
+            remedy="leave durability out: copies are then kept by durability=interval",
+        )
+    if spec.copies == 1 and "interval" in given:
+        raise InvalidInput("interval is for volumes with more than one copy", remedy="add copies=2")
+    if spec.copies > 1 and spec.driver == "directory":
+        raise InvalidInput(
+            "the directory driver keeps one copy: it cannot copy what is in use",
+            remedy="use driver=btrfs, or leave copies out",
+        )
 
 
 def check_copies(options: Mapping[str, str], *, nodes: int) -> None:
@@ -156,6 +198,8 @@ def describe_spec(spec: VolumeSpec) -> dict[str, str]:
                 shown["nodes"] = ",".join(value)
             case "mode":
                 shown["mode"] = f"{value:04o}"
+            case "interval":
+                shown["interval"] = f"{value:g}s"
             case "labels":
                 shown["labels"] = ",".join(f"{key}={text}" for key, text in value.items())
             case _:

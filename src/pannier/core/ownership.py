@@ -89,12 +89,18 @@ class Cleanup:
     strays: tuple[int, ...] = ()
 
 
-def plan_cleanup(record: Volume, copy: LocalState, *, node: str) -> Cleanup:
+def plan_cleanup(
+    record: Volume,
+    copy: LocalState,
+    *,
+    node: str,
+    needed: frozenset[Generation] = frozenset(),
+) -> Cleanup:
     """What ``node`` no longer needs of a volume.
 
-    A holder keeps its base and its two newest generations, which other nodes may have in common
-    with it; any other node keeps its newest one, so that a move back sends only the difference.
-    Nothing is deleted on a holder that has not got its live tree yet.
+    A holder keeps its base, its two newest generations and those ``needed`` as the newest that
+    another copy has; any other node keeps its newest one, so that the next one, or a move back,
+    sends only the difference. Nothing is deleted on a holder that has not got its live tree yet.
     """
     epoch = record.grant.epoch
     holds = record.grant.node == node
@@ -103,11 +109,11 @@ def plan_cleanup(record: Volume, copy: LocalState, *, node: str) -> Cleanup:
     if holds and epoch not in copy.sealed:
         keep = set(newest)
     elif holds:
-        keep = set(newest[-2:]) | ({record.base} if record.base else set())
+        keep = set(newest[-2:]) | needed | ({record.base} if record.base else set())
     else:
         keep = set(newest[-1:])
-    if any(not copy.sealed[e] for e in former):
-        keep = set(newest)  # a stray's own generations are part of what a human may want back
+    # A stray's own generations are part of what a human may want back.
+    keep |= {g for g in newest if g.epoch in former and not copy.sealed[g.epoch]}
     return Cleanup(
         drop=tuple(e for e in former if copy.sealed[e] and copy.generations),
         delete=tuple(g for g in newest if g not in keep),

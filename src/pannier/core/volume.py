@@ -50,6 +50,7 @@ class VolumeSpec:
         size: bytes that the volume may take, or None for no limit of its own.
         copies: nodes that keep the data.
         durability: what a node's death may cost.
+        interval: seconds between generations sent to the other copies, while there are writes.
         driver: where the bytes live: ``btrfs`` or ``directory``.
         nodes: names of nodes wished for, in order of preference; the first one that is there makes it.
         uid, gid, mode: of the volume's root; Docker's copy-up from an image overrides them.
@@ -59,6 +60,7 @@ class VolumeSpec:
     size: int | None = None
     copies: int = 1
     durability: Durability = Durability.NONE
+    interval: float = 1.0
     driver: str = "btrfs"
     nodes: tuple[str, ...] = ()
     uid: int = 0
@@ -93,6 +95,7 @@ class Volume:
     Attributes:
         name: the identity that users see.
         id: tells two volumes apart that bore the same name at different times; names the data on disk.
+        replicas: nodes that keep the other copies; the holder sends them what is written.
         base: the generation with which the holder's epoch began; None while it began empty.
         removed_at: Unix time at which it went to the trash; None outside the trash.
     """
@@ -101,6 +104,7 @@ class Volume:
     id: str
     spec: VolumeSpec
     grant: Grant
+    replicas: tuple[str, ...] = ()
     base: Generation | None = None
     created_at: float
     removed_at: float | None = None

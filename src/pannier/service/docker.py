@@ -116,10 +116,19 @@ class DockerUse:
 
     def _unreachable(self, volume: Volume, error: PannierError) -> PeerUnavailable:
         holder = volume.grant.node
+        if volume.replicas:
+            kept = f"copies are on {', '.join(volume.replicas)}"
+            remedy = (
+                f"start node {holder} or its network again; if it is lost: "
+                f"pannier volume recover {volume.name}"
+            )
+        else:
+            kept = "there is no other copy"
+            remedy = f"start node {holder} or its network again; the data is there"
         return PeerUnavailable(
             f"volume {volume.name} is held by node {holder} (epoch {volume.grant.epoch}), which "
-            f"does not answer ({error.message}), and this version keeps no second copy",
-            remedy=f"start node {holder} or its network again; the data is there",
+            f"does not answer ({error.message}); {kept}",
+            remedy=remedy,
         )
 
     async def unmount(self, name: str, mount_id: str) -> None:

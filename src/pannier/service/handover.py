@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field, replace
 
 import structlog
@@ -31,6 +31,7 @@ from pannier.core.errors import (
 )
 from pannier.core.generation import Generation
 from pannier.core.node import Node
+from pannier.core.placement import replicas_after_move
 from pannier.core.volume import Grant, HistoryEntry, Volume
 from pannier.service.operations import HandoverReply
 from pannier.service.views import MoveProgress
@@ -79,6 +80,8 @@ class Handovers:
         self._custody = custody
         self._sender = sender
         self._running: dict[str, _Handover] = {}
+        self.before: Callable[[Volume], Awaitable[None]] | None = None
+        """Called before a hand-over sends anything: ends what else sends the same volume."""
 
     def of(self, volume: Volume) -> _Handover | None:
         """The hand-over of a volume that is under way."""
@@ -182,6 +185,8 @@ class Handovers:
 
     async def _run(self, running: _Handover) -> None:
         custody, volume = self._custody, running.volume
+        if self.before is not None:
+            await self.before(volume)
         while True:
             await self._rounds_while_used(running)
             async with custody.lock(volume):
@@ -264,7 +269,10 @@ class Handovers:
             await driver.unseal(volume.id, epoch=epoch)
             raise
         record = replace(
-            fresh.record, grant=Grant(running.target.name, epoch + 1), base=generation
+            fresh.record,
+            grant=Grant(running.target.name, epoch + 1),
+            base=generation,
+            replicas=replicas_after_move(fresh.record, target=running.target.name),
         ).with_entry(
             HistoryEntry(
                 at=time.time(),

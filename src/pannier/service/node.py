@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 
 from pannier import __version__
-from pannier.agent.clock import rfc3339
+from pannier.agent.clock import boottime, rfc3339
 from pannier.agent.custody import Custody, no_such_volume
 from pannier.cluster.catalog import Catalog
 from pannier.core.errors import (
@@ -19,6 +19,7 @@ from pannier.core.errors import (
     PeerUnavailable,
     VolumeNotFound,
 )
+from pannier.core.generation import Generation
 from pannier.core.node import Node
 from pannier.core.options import describe_spec, parse_options
 from pannier.core.volume import Volume
@@ -29,8 +30,11 @@ from pannier.service.handover import Handovers
 from pannier.service.membership import Membership
 from pannier.service.operations import HandoverReply, JoinReply, JoinRequest
 from pannier.service.peers import Peer, Peers
+from pannier.service.recovery import Recovery
+from pannier.service.replication import Replicator
 from pannier.service.upkeep import TRASH_SECONDS
 from pannier.service.views import (
+    CopyView,
     EventView,
     FindingView,
     MoveProgress,
@@ -61,6 +65,8 @@ class NodeService:
         doctor: Doctor,
         docker: DockerUse,
         peers: Peers,
+        replicator: Replicator,
+        recovery: Recovery,
     ) -> None:
         self._cluster = cluster
         self._custody = custody
@@ -71,6 +77,8 @@ class NodeService:
         self._doctor = doctor
         self.docker = docker
         self._peers = peers
+        self._replicator = replicator
+        self._recovery = recovery
 
     # -- nodes ----------------------------------------------------------------------------------
 
@@ -181,11 +189,28 @@ class NodeService:
 
     async def _copy_here(self, volume: Volume) -> str | None:
         """The newest generation on this node, None without any."""
+        generations = await self._generations_here(volume)
+        return generations[-1] if generations else None
+
+    async def _generations_here(self, volume: Volume) -> list[str]:
         driver = self._custody.drivers.get(volume.spec.driver)
         if driver is None:
-            return None
-        copy = await driver.inspect(volume.id)
-        return str(copy.generations[-1]) if copy.generations else None
+            return []
+        return [str(one) for one in (await driver.inspect(volume.id)).generations]
+
+    def _copies(self, volume: Volume) -> list[CopyView]:
+        now = boottime()
+        return [
+            CopyView(
+                node=node,
+                generation=str(progress.generation) if progress.generation else None,
+                lag_seconds=None
+                if progress.current_at is None
+                else round(max(now - progress.current_at, 0.0), 1),
+                error=progress.error,
+            )
+            for node, progress in self._replicator.progress(volume).items()
+        ]
 
     def _peer(self, name: str) -> Peer:
         node = self._catalog.node(name)
@@ -209,6 +234,7 @@ class NodeService:
 
     async def _live_view(self, volume: Volume) -> VolumeView:
         custody = self._custody
+        generations = await self._generations_here(volume)
         running = self._handovers.of(volume)
         transfer = None
         if running:
@@ -221,7 +247,9 @@ class NodeService:
             )
         return replace(
             self._volume_view(volume),
-            generation=await self._copy_here(volume),
+            generation=generations[-1] if generations else None,
+            generations=generations,
+            copies=self._copies(volume),
             used_bytes=await custody.driver(volume).used_bytes(volume.id),
             in_use_by=await custody.users(volume),
             mountpoint=str(custody.mounts.path(volume.name)),
@@ -233,6 +261,11 @@ class NodeService:
     ) -> VolumeView:
         """Make a volume."""
         return self._volume_view(await self._volumes.create(name, options, actor=actor))
+
+    async def recover_volume(self, name: str, *, accept_loss: bool, actor: str) -> VolumeView:
+        """Give a lost holder's volume to the newest copy."""
+        volume = await self._recovery.recover(name, accept_loss=accept_loss, actor=actor)
+        return self._volume_view(volume)
 
     async def remove_volume(self, name: str, *, actor: str) -> TrashView:
         """Move a volume to the trash."""
@@ -303,9 +336,13 @@ class NodeService:
             raise no_such_volume(name)
         if volume.grant.node == self._custody.node:
             return await self._live_view(volume)
-        generation = await self._copy_here(volume)
-        copies = [self._custody.node] if generation else []
-        return replace(self._volume_view(volume), generation=generation, copies_on=copies)
+        generations = await self._generations_here(volume)
+        return replace(
+            self._volume_view(volume),
+            generation=generations[-1] if generations else None,
+            generations=generations,
+            copies_on=[self._custody.node] if generations else [],
+        )
 
     async def peer_node(self, *, peer: str) -> NodeView:
         """This node with its pool's figures."""
@@ -324,6 +361,15 @@ class NodeService:
     async def peer_remove(self, name: str, *, volume_id: str, actor: str, peer: str) -> None:
         """Another node was asked to remove a volume that is held here."""
         await self._volumes.remove_here(name, volume_id, actor=actor)
+
+    async def peer_take(
+        self, name: str, *, epoch: int, generation: str, actor: str, peer: str
+    ) -> VolumeView:
+        """Another node was asked to recover a volume, and this one has the newest copy."""
+        volume = await self._recovery.take(
+            name, epoch=epoch, generation=Generation.parse(generation), actor=actor
+        )
+        return self._volume_view(volume)
 
     async def peer_create(
         self, name: str, options: Mapping[str, str], *, actor: str, peer: str

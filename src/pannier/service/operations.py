@@ -115,6 +115,7 @@ class Operations(Protocol):
         self, name: str, options: Mapping[str, str], *, actor: str
     ) -> VolumeView: ...
     async def remove_volume(self, name: str, *, actor: str) -> TrashView: ...
+    async def recover_volume(self, name: str, *, accept_loss: bool, actor: str) -> VolumeView: ...
     def move_volume(
         self, name: str, node: str, *, wait_seconds: float, actor: str
     ) -> AsyncIterator[MoveProgress]: ...
@@ -142,6 +143,12 @@ class PeerOperations(Protocol):
 
     async def peer_remove(self, name: str, *, volume_id: str, actor: str, peer: str) -> None:
         """Move a volume that this node holds to the trash."""
+        ...
+
+    async def peer_take(
+        self, name: str, *, epoch: int, generation: str, actor: str, peer: str
+    ) -> VolumeView:
+        """Become the holder after ``epoch``, whose holder is lost, beginning with ``generation``."""
         ...
 
     async def peer_create(

@@ -6,6 +6,20 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CopyView:
+    """Another node's copy, as the holder knows it.
+
+    ``lag_seconds`` is the age of what it has: 0 while nothing was written since. None where this is
+    not known yet. ``error`` says why it is behind.
+    """
+
+    node: str
+    generation: str | None = None
+    lag_seconds: float | None = None
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VolumeView:
     """A volume as users see it.
 
@@ -14,6 +28,8 @@ class VolumeView:
         in_use_by: on the holder: containers (``name`` or a process) that use it; None when the
             holder was not asked (lists) or did not answer.
         copies_on: nodes that have a copy, the holder first; None as above.
+        copies: the other copies that the holder keeps up to date; None as above.
+        generations: all generations on the node that answered; None as above.
         generation: newest generation on the holder; None as above.
         used_bytes: None as above.
         created_at: RFC 3339, UTC.
@@ -31,6 +47,8 @@ class VolumeView:
     used_bytes: int | None = None
     in_use_by: list[str] | None = None
     copies_on: list[str] | None = None
+    copies: list[CopyView] | None = None
+    generations: list[str] | None = None
     mountpoint: str | None = None
     transfer: TransferView | None = None
 

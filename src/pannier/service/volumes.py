@@ -21,9 +21,11 @@ from pannier.core.errors import (
     VolumeNotFound,
 )
 from pannier.core.options import check_copies, check_same_options, parse_options
+from pannier.core.placement import place_replicas
 from pannier.core.volume import Grant, HistoryEntry, Volume, VolumeSpec, check_name
 from pannier.service.handover import Handovers
 from pannier.service.peers import Peers
+from pannier.service.replication import candidates_of
 from pannier.storage.base import RootAttributes
 
 log = structlog.get_logger(__name__)
@@ -107,11 +109,16 @@ class Volumes:
         A crash in between leaves an empty tree under an id that nobody knows (doctor lists it).
         """
         node = self._custody.node
+        replicas: tuple[str, ...] = ()
+        if spec.copies > 1:
+            nodes = candidates_of(self._catalog.nodes(), self._custody)
+            replicas = place_replicas(spec, nodes, holder=node)
         volume = Volume(
             name=name,
             id=f"{name}.{secrets.token_hex(4)}",
             spec=spec,
             grant=Grant(node, 1),
+            replicas=replicas,
             created_at=time.time(),
         )
         entry = HistoryEntry(

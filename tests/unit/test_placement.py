@@ -1,0 +1,94 @@
+"""Where copies are kept, and which one goes on when the holder is lost."""
+
+from dataclasses import replace
+
+import pytest
+
+from pannier.core.errors import Conflict, Unavailable
+from pannier.core.generation import Generation
+from pannier.core.placement import (
+    Candidate,
+    place_replicas,
+    repair_replicas,
+    replicas_after_move,
+)
+from pannier.core.recovery import Successor, choose_successor
+from pannier.core.volume import Grant, Volume, VolumeSpec
+
+G = Generation
+
+
+def node(name: str, copies: int = 0, *, up: bool = True, drained: bool = False) -> Candidate:
+    return Candidate(name=name, up=up, drained=drained, drivers=("btrfs",), copies=copies)
+
+
+def volume(*replicas: str, copies: int = 2, base: Generation | None = None) -> Volume:
+    return Volume(
+        name="v",
+        id="v.1",
+        spec=VolumeSpec(copies=copies),
+        grant=Grant("a", 5),
+        replicas=replicas,
+        base=base,
+        created_at=0.0,
+    )
+
+
+def test_wished_nodes_come_first_then_the_emptiest() -> None:
+    nodes = [node("a", 0), node("b", 9), node("c", 1), node("d", 2)]
+    assert place_replicas(VolumeSpec(copies=3), nodes, holder="a") == ("c", "d")
+    wish = VolumeSpec(copies=3, nodes=("a", "b"))
+    assert place_replicas(wish, nodes, holder="a") == ("b", "c")
+
+
+def test_nodes_that_are_down_drained_or_without_the_driver_get_no_copy() -> None:
+    nodes = [node("a"), node("b", up=False), node("c", drained=True), node("d")]
+    nodes.append(replace(node("e"), drivers=("directory",)))
+    assert place_replicas(VolumeSpec(copies=2), nodes, holder="a") == ("d",)
+    with pytest.raises(Conflict, match="needs 2 nodes beside a"):
+        place_replicas(VolumeSpec(copies=3), nodes, holder="a")
+
+
+def test_a_move_keeps_the_number_of_copies_and_the_former_holders() -> None:
+    assert replicas_after_move(volume("b"), target="b") == ("a",)
+    assert replicas_after_move(volume("b"), target="c") == ("a",)
+    assert replicas_after_move(volume("b", "c", copies=3), target="c") == ("a", "b")
+    assert replicas_after_move(volume("b", "c", copies=3), target="d") == ("a", "b")
+    assert replicas_after_move(volume(copies=1), target="b") == ()
+
+
+def test_a_replica_that_is_gone_is_replaced_where_a_node_is_fit() -> None:
+    nodes = [node("a"), node("b"), node("c", 3), node("d", 1)]
+    gone = frozenset({"b"})
+    assert repair_replicas(volume("b"), nodes, gone=gone) == ("d",)
+    assert repair_replicas(volume("b", "d", copies=3), nodes, gone=gone) == ("d", "c")
+    assert repair_replicas(volume("b"), nodes, gone=frozenset()) == ("b",)
+    assert repair_replicas(volume("b"), nodes[:2], gone=gone) == ()
+    assert repair_replicas(volume(), nodes, gone=frozenset()) == ("b",), "asked for again later"
+
+
+def test_the_newest_copy_that_answers_goes_on() -> None:
+    copies = {"b": [G(5, 1), G(5, 3)], "c": [G(5, 2)], "d": []}
+    found = choose_successor(volume("b", "c"), holder_up=False, copies=copies)
+    assert found == Successor("b", G(5, 3))
+
+
+def test_a_strays_generations_are_no_copy_of_the_volume() -> None:
+    record = volume("b", "c", base=G(4, 7))
+    copies = {"b": [G(4, 7)], "c": [G(4, 9), G(3, 20), G(4, 6)]}
+    assert choose_successor(record, holder_up=False, copies=copies) == Successor("b", G(4, 7))
+    only_older = choose_successor(record, holder_up=False, copies={"c": copies["c"]})
+    assert only_older == Successor("c", G(4, 6))
+
+
+def test_a_holder_that_is_up_keeps_its_volume() -> None:
+    with pytest.raises(Conflict, match="is up"):
+        choose_successor(volume("b"), holder_up=True, copies={"b": [G(5, 1)]})
+
+
+@pytest.mark.parametrize("copies", [{}, {"b": []}, {"a": [G(5, 1)]}, {"b": [G(4, 9)]}])
+def test_without_a_copy_it_is_refused_and_says_where_the_data_is(
+    copies: dict[str, list[Generation]],
+) -> None:
+    with pytest.raises(Unavailable, match="node a has the data"):
+        choose_successor(volume("b"), holder_up=False, copies=copies)
