@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 from cluster_world import MOUNTS, PLUGIN_SOCKET, World, check_sequence
@@ -79,65 +81,58 @@ def test_f32_a_volume_whose_data_is_gone_is_an_error(single: World) -> None:
 POOL_VOLUMES = "/var/lib/pannier/pool/volumes"
 
 
+@contextmanager
+def pool_at(world: World, place: str, *, make: str = "true") -> Iterator[None]:
+    """The node's configuration names another place for its pool, and the pool is not mounted."""
+    settings = "/etc/pannier/pannierd.toml"
+    world.stop_pannier("node1")
+    world.sh(
+        "node1",
+        f"umount {MOUNTS}/* 2>/dev/null || :; umount /var/lib/pannier/pool; {make}; "
+        f"cp {settings} /root/settings; sed -i 's,/dev/pannier-pool,{place},' {settings}",
+    )
+    world.start_pannier("node1")
+    try:
+        yield
+    finally:
+        world.stop_pannier("node1")
+        world.sh("node1", f"mv /root/settings {settings}")
+        world.start_pannier("node1")
+
+
 def test_f54_a_pool_that_is_not_there_is_an_error_and_comes_back(single: World) -> None:
     name = single.create("node1")
     single.container("node1", name, "sh", "-c", "echo kept >/data/note")
-    single.stop_pannier("node1")
-    single.sh(
-        "node1",
-        f"umount {MOUNTS}/* ; umount /var/lib/pannier/pool; "
-        "sed -i 's,/dev/pannier-pool,/dev/pannier-gone,' /etc/pannier/pannierd.toml",
-    )
-    single.start_pannier("node1")
-    assert single.attempt("node1", "docker", "ps").status == 0
-    assert name in single.run("node1", "docker", "volume", "ls")
-    single.refused(
-        "node1", *single.docker_run(name, "--rm"), "ls", "/data",
-        says=["/dev/pannier-gone is not there", "attach the device"],
-    )  # fmt: skip
-    single.refused(
-        "node1", "pannier", "volume", "create", single.name(), says=["/dev/pannier-gone"], status=7
-    )
-    single.refused("node1", "pannier", "doctor", says=["/dev/pannier-gone is not there"], status=10)
-    single.run("node1", "ln", "-s", "/dev/pannier-pool", "/dev/pannier-gone")
-    story.wait_until(
-        "the pool is opened",
-        lambda: (
-            single.attempt("node1", *single.docker_run(name, "--rm"), "cat", "/data/note").out
-            == "kept\n"
-        ),
-    )
-    single.sh(
-        "node1",
-        "sed -i 's,/dev/pannier-gone,/dev/pannier-pool,' /etc/pannier/pannierd.toml; "
-        "systemctl restart pannierd; rm /dev/pannier-gone",
-    )
+    read = [*single.docker_run(name, "--rm"), "cat", "/data/note"]
+    with pool_at(single, "/dev/pannier-gone"):
+        assert single.attempt("node1", "docker", "ps").status == 0
+        assert name in single.run("node1", "docker", "volume", "ls")
+        says = ["/dev/pannier-gone is not there", "attach the device"]
+        single.refused("node1", *read, says=says)
+        create = ["pannier", "volume", "create", single.name()]
+        single.refused("node1", *create, says=says, status=7)
+        single.refused("node1", "docker", "volume", "create", "-d", "pannier", "new", says=says)
+        single.refused("node1", "pannier", "doctor", says=says[:1], status=10)
+        assert single.json("node1", "node", "show", "node1")["pool_total_bytes"] is None
+        single.run("node1", "ln", "-s", "/dev/pannier-pool", "/dev/pannier-gone")
+        story.wait_until(
+            "the pool is opened", lambda: single.attempt("node1", *read).out == "kept\n"
+        )
+        single.run("node1", "rm", "/dev/pannier-gone")
 
 
 def test_f55_a_pool_that_was_replaced_is_an_error(single: World) -> None:
     """Another, empty file system in its place is neither used nor formatted."""
     name = single.create("node1")
     single.container("node1", name, "sh", "-c", "echo kept >/data/note")
-    single.stop_pannier("node1")
-    single.sh(
-        "node1",
-        f"umount {MOUNTS}/* ; umount /var/lib/pannier/pool; truncate -s 200M /root/other.img; "
-        "mkfs.ext4 -q -L precious /root/other.img; "
-        "sed -i 's,/dev/pannier-pool,/root/other.img,' /etc/pannier/pannierd.toml",
-    )
-    before = single.run("node1", "sha256sum", "/root/other.img")
-    single.start_pannier("node1")
-    single.refused(
-        "node1", *single.docker_run(name, "--rm"), "ls", "/data",
-        says=["/root/other.img is not a Pannier pool but ext4 \"precious\"", "not touched"],
-    )  # fmt: skip
-    assert single.run("node1", "sha256sum", "/root/other.img") == before
-    single.sh(
-        "node1",
-        "sed -i 's,/root/other.img,/dev/pannier-pool,' /etc/pannier/pannierd.toml; "
-        "systemctl restart pannierd; rm /root/other.img",
-    )
-    single.wait_for_pannier("node1")
+    other = "/root/other.img"
+    make = f"truncate -s 200M {other}; mkfs.ext4 -q -F -L precious {other}"
+    with pool_at(single, other, make=make):
+        before = single.run("node1", "sha256sum", other)
+        says = [f'{other} is not a Pannier pool but ext4 "precious"', "not touched"]
+        single.refused("node1", *single.docker_run(name, "--rm"), "ls", "/data", says=says)
+        single.refused("node1", "pannier", "volume", "create", single.name(), says=says, status=7)
+        assert single.run("node1", "sha256sum", other) == before
     assert single.container("node1", name, "cat", "/data/note") == "kept\n"
 
 

@@ -28,6 +28,7 @@ from pannier.core.errors import (
     EngineUnavailable,
     NotHolder,
     PannierError,
+    PoolMissing,
     Stale,
     VolumeNotFound,
 )
