@@ -144,7 +144,7 @@ class Dockerd:
 @pytest.fixture(scope="module")
 def dockerd() -> Iterator[Dockerd]:
     if os.geteuid() != 0 or not all(shutil.which(name) for name in NEEDED):
-        pytest.skip("needs root and " + ", ".join(NEEDED))
+        pytest.fail("needs root and " + ", ".join(NEEDED))
     with tempfile.TemporaryDirectory(prefix="pnr-", dir="/tmp") as folder:
         machine = Dockerd(Path(folder))
         try:

@@ -41,6 +41,8 @@ from pannier.service.node import NodeService
 from pannier.service.operations import HandoverReply
 from pannier.service.peers import Peer, Peers
 from pannier.service.receiving import Reception
+from pannier.service.recovery import Recovery
+from pannier.service.replication import Replicator
 from pannier.service.upkeep import Upkeep
 from pannier.service.views import MoveProgress, NodeView, VolumeView
 from pannier.service.volumes import Volumes
@@ -159,7 +161,12 @@ class Run:
             clock=asyncio.get_running_loop().time,
         )
         peers = PeersOf(self)
-        self.handovers = Handovers(self.custody, SenderOf(self))
+        sender = SenderOf(self)
+        self.handovers = Handovers(self.custody, sender)
+        self.replicator = Replicator(
+            self.custody, sender, moving=lambda volume: self.handovers.of(volume) is not None
+        )
+        self.handovers.before = self.replicator.pause
         self.volumes = Volumes(self.custody, self.handovers, peers)
         self.docker = DockerUse(self.custody, self.volumes, peers)
         self.reception = Reception(self.custody)
@@ -179,6 +186,8 @@ class Run:
             doctor=self.doctor,
             docker=self.docker,
             peers=peers,
+            replicator=self.replicator,
+            recovery=Recovery(self.custody, peers),
         )
         self.presence = Presence(store, node=self.name, boot_id="boot")
         self.upkeep = Upkeep(self.custody, self.handovers, state=machine.state)
@@ -199,6 +208,8 @@ class Run:
         self.spawn(self.presence.keep())
         if self.world.with_upkeep:
             self.spawn(self.upkeep.run())
+        if self.world.with_replication:
+            self.spawn(self.replicator.run())
         if self.world.with_settling:
             self.catalog.listen(self._on_change)
         await self.custody.adopt()
@@ -419,6 +430,17 @@ class PeerAt(Peer):
         await self._ask(
             "remove",
             lambda run: run.service.peer_remove(name, volume_id=volume_id, actor=actor, peer=me),
+        )
+
+    async def peer_take(
+        self, name: str, *, epoch: int, generation: str, actor: str
+    ) -> VolumeView:
+        me = self._run.name
+        return await self._ask(
+            "take",
+            lambda run: run.service.peer_take(
+                name, epoch=epoch, generation=generation, actor=actor, peer=me
+            ),
         )
 
     async def peer_create(self, name: str, options: Mapping[str, str], *, actor: str) -> VolumeView:

@@ -56,12 +56,12 @@ def check_unchanged(world: World, name: str) -> None:
         ("labels=x", ["labels=x cannot be read"]),
     ],
 )
-def test_f81_an_option_that_cannot_be(three: World, option: str, says: list[str]) -> None:
-    name = three.name()
-    three.refused("node1", "pannier", "volume", "create", name, "-o", option, says=says)
+def test_f81_an_option_that_cannot_be(calm: World, option: str, says: list[str]) -> None:
+    name = calm.name()
+    calm.refused("node1", "pannier", "volume", "create", name, "-o", option, says=says)
     create = ["docker", "volume", "create", "-d", "pannier", "-o", option, name]
-    three.refused("node1", *create, says=says)
-    check_unchanged(three, name)
+    calm.refused("node1", *create, says=says)
+    check_unchanged(calm, name)
 
 
 @pytest.mark.parametrize(
@@ -77,13 +77,13 @@ def test_f81_an_option_that_cannot_be(three: World, option: str, says: list[str]
         ("n" * 300, ["has 300 characters", "at most 128"]),
     ],
 )
-def test_f81_a_name_that_cannot_be(three: World, name: str, says: list[str]) -> None:
-    before = three.json("node1", "volume", "ls")
-    three.refused("node1", "pannier", "volume", "create", name, says=says, status=2)
+def test_f81_a_name_that_cannot_be(calm: World, name: str, says: list[str]) -> None:
+    before = calm.json("node1", "volume", "ls")
+    calm.refused("node1", "pannier", "volume", "create", name, says=says, status=2)
     body = json.dumps({"Name": name, "Opts": {}})
-    answer = plugin(three, "Create", body)
+    answer = plugin(calm, "Create", body)
     assert all(words in answer["Err"] for words in says), answer
-    assert three.json("node1", "volume", "ls") == before
+    assert calm.json("node1", "volume", "ls") == before
 
 
 def plugin(world: World, verb: str, body: str) -> dict[str, str]:
@@ -118,49 +118,49 @@ def plugin(world: World, verb: str, body: str) -> dict[str, str]:
         "[" * 10_000,
     ],
 )
-def test_f80_a_body_that_cannot_be(three: World, body: str) -> None:
-    before = three.json("node1", "volume", "ls")
+def test_f80_a_body_that_cannot_be(calm: World, body: str) -> None:
+    before = calm.json("node1", "volume", "ls")
     for verb in ("Create", "Mount", "Remove", "Get"):
-        assert plugin(three, verb, body)["Err"]
-    assert three.json("node1", "volume", "ls") == before
+        assert plugin(calm, verb, body)["Err"]
+    assert calm.json("node1", "volume", "ls") == before
 
 
 @pytest.mark.parametrize("kind", GARBAGE)
-def test_f80_garbage_on_the_plugin_socket(three: World, kind: str) -> None:
+def test_f80_garbage_on_the_plugin_socket(calm: World, kind: str) -> None:
     """Docker goes on as if nothing had been there."""
     send = (
         "import socket, sys; s = socket.socket(socket.AF_UNIX); s.settimeout(3); "
         f"s.connect({PLUGIN_SOCKET!r}); d = sys.stdin.buffer.read(); "
     )
     tries = "\ntry:\n  s.sendall(d); print(s.recv(99))\nexcept OSError as e:\n  print(e)\n"
-    three.sh("node1", f"{GARBAGE[kind]} | python3 -c \"$(cat <<'E'\n{send}{tries}\nE\n)\"")
-    name = three.create("node1")
-    assert name in three.run("node1", "docker", "volume", "ls")
-    assert three.container("node1", name, "echo", "fine") == "fine\n"
+    calm.sh("node1", f"{GARBAGE[kind]} | python3 -c \"$(cat <<'E'\n{send}{tries}\nE\n)\"")
+    name = calm.create("node1")
+    assert name in calm.run("node1", "docker", "volume", "ls")
+    assert calm.container("node1", name, "echo", "fine") == "fine\n"
 
 
-def test_f80_the_same_name_again(three: World) -> None:
+def test_f80_the_same_name_again(calm: World) -> None:
     """Without options or with equal ones it is the same volume; with others an error, nothing lost."""
-    name = three.create("node1", size="10G")
-    three.container("node1", name, "sh", "-c", "echo kept >/data/note")
+    name = calm.create("node1", size="10G")
+    calm.container("node1", name, "sh", "-c", "echo kept >/data/note")
     for options in ([], ["-o", "size=10G"], ["-o", "size=10240M"]):
-        three.run("node2", "pannier", "volume", "create", name, *options)
-    three.refused(
+        calm.run("node2", "pannier", "volume", "create", name, *options)
+    calm.refused(
         "node2", "pannier", "volume", "create", name, "-o", "size=20G",
         says=[f"volume {name} exists with other options: size is 10G, not 20G"], status=4,
     )  # fmt: skip
-    assert three.container("node3", name, "cat", "/data/note") == "kept\n"
+    assert calm.container("node3", name, "cat", "/data/note") == "kept\n"
 
 
-def test_f82_one_name_created_on_three_nodes_at_once(three: World) -> None:
+def test_f82_one_name_created_on_three_nodes_at_once(calm: World) -> None:
     """One wins; the others are told with what options."""
-    name = three.name()
+    name = calm.name()
     sizes = {"node1": "1G", "node2": "2G", "node3": "3G"}
     outcomes = dict(
         zip(
             sizes,
-            three.on_all(
-                lambda node: three.attempt(
+            calm.on_all(
+                lambda node: calm.attempt(
                     node, "pannier", "volume", "create", name, "-o", f"size={sizes[node]}"
                 ),
             ),
@@ -169,25 +169,25 @@ def test_f82_one_name_created_on_three_nodes_at_once(three: World) -> None:
     )
     won = [node for node, outcome in outcomes.items() if outcome.status == 0]
     assert len(won) == 1, outcomes
-    for node in three.others(*won):
+    for node in calm.others(*won):
         assert outcomes[node].status == 4, outcomes[node].text
         assert f"size is {sizes[won[0]]}, not {sizes[node]}" in outcomes[node].text
-    assert three.holder(name) == won[0]
-    shown = three.json("node1", "volume", "show", name)
+    assert calm.holder(name) == won[0]
+    shown = calm.json("node1", "volume", "show", name)
     assert shown["options"]["size"] == sizes[won[0]]
     assert shown["copies_on"] == won
-    assert three.run("node1", "pannier", "doctor").count(name) == (won == ["node1"])
+    assert calm.run("node1", "pannier", "doctor").count(name) == (won == ["node1"])
 
 
-def test_f82_one_name_used_on_three_nodes_at_once(three: World) -> None:
+def test_f82_one_name_used_on_three_nodes_at_once(calm: World) -> None:
     """`docker run -v` on all nodes with a new name: one volume, and each sees the others' files."""
-    name = three.name()
+    name = calm.name()
 
     def leave_a_mark(node: str) -> None:
-        three.container(node, name, "touch", f"/data/{node}")
+        calm.container(node, name, "touch", f"/data/{node}")
 
-    three.on_all(leave_a_mark)
-    assert three.container("node1", name, "ls", "/data").split() == three.nodes
+    calm.on_all(leave_a_mark)
+    assert calm.container("node1", name, "ls", "/data").split() == calm.nodes
 
 
 @pytest.mark.parametrize(
@@ -208,16 +208,16 @@ def test_f82_one_name_used_on_three_nodes_at_once(three: World) -> None:
     ],
 )
 def test_f81_a_command_about_nothing(
-    three: World, command: list[str], says: list[str], status: int
+    calm: World, command: list[str], says: list[str], status: int
 ) -> None:
-    three.refused("node1", "pannier", *command, says=says, status=status)
+    calm.refused("node1", "pannier", *command, says=says, status=status)
 
 
-def test_a_move_to_no_node(three: World) -> None:
-    name = three.create("node1")
+def test_a_move_to_no_node(calm: World) -> None:
+    name = calm.create("node1")
     says = ["there is no node node9", "node1, node2, node3"]
-    three.refused("node1", "pannier", "volume", "move", name, "node9", says=says, status=3)
-    assert three.holder(name) == "node1"
+    calm.refused("node1", "pannier", "volume", "move", name, "node9", says=says, status=3)
+    assert calm.holder(name) == "node1"
 
 
 # -- strangers --------------------------------------------------------------------------------------
@@ -225,24 +225,24 @@ def test_a_move_to_no_node(three: World) -> None:
 
 @pytest.mark.parametrize("port", ["api", "peer", "transport"])
 @pytest.mark.parametrize("kind", ["foreign", "forged"])
-def test_f83_a_certificate_that_is_not_the_nodes(three: World, kind: str, port: str) -> None:
+def test_f83_a_certificate_that_is_not_the_nodes(calm: World, kind: str, port: str) -> None:
     """Of another cluster, or of our own CA but not the one that the node's record names."""
-    name = three.create("node1")
-    shown = three.json("node1", "volume", "show", name)
-    python = ["/opt/pannier/venv/bin/python3", "-", kind, port, "node1", three.lab.nodes[0].address]
-    said = three.run("node1", *python, name, shown["id"], str(shown["epoch"]), input=IMPOSTOR)
+    name = calm.create("node1")
+    shown = calm.json("node1", "volume", "show", name)
+    python = ["/opt/pannier/venv/bin/python3", "-", kind, port, "node1", calm.lab.nodes[0].address]
+    said = calm.run("node1", *python, name, shown["id"], str(shown["epoch"]), input=IMPOSTOR)
     assert said.startswith("denied: "), said
-    assert three.json("node1", "volume", "show", name)["epoch"] == shown["epoch"]
-    assert three.holder(name) == "node1"
+    assert calm.json("node1", "volume", "show", name)["epoch"] == shown["epoch"]
+    assert calm.holder(name) == "node1"
 
 
-def test_f83_no_certificate_at_all(three: World) -> None:
+def test_f83_no_certificate_at_all(calm: World) -> None:
     """Only `join` may be asked, and the transport says nothing."""
-    address = three.lab.nodes[0].address
+    address = calm.lab.nodes[0].address
     curl = ["curl", "-sk", "--max-time", "10"]
     for path in ("volumes", "status", "nodes", "peer/node", "events"):
-        said = three.run("node1", *curl, f"https://{address}:7400/v1/{path}")
+        said = calm.run("node1", *curl, f"https://{address}:7400/v1/{path}")
         assert json.loads(said)["code"] == "denied", said
-    stranger = three.attempt("node1", *curl, f"https://{address}:7401/")
+    stranger = calm.attempt("node1", *curl, f"https://{address}:7401/")
     assert stranger.status != 0
     assert stranger.out == ""

@@ -67,11 +67,13 @@ class World:
         seed: int = 0,
         with_upkeep: bool = False,
         with_settling: bool = True,
+        with_replication: bool = False,
     ) -> None:
         self._driver = driver
         self.random = random.Random(seed)
         self.with_upkeep = with_upkeep
         self.with_settling = with_settling
+        self.with_replication = with_replication
         self.data = MemoryData()
         self.data.feed._subscriptions = _InOrder()  # type: ignore[assignment]
         self.steps: list[Step] = []

@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -95,6 +96,7 @@ class Custody:
         self._users_of = users_of
         self._locks: dict[str, asyncio.Lock] = {}
         self._released: dict[str, asyncio.Event] = {}
+        self._awaited: Counter[str] = Counter()
 
     def lock(self, volume: Volume) -> asyncio.Lock:
         """Taken for every change of the volume's local data."""
@@ -103,6 +105,19 @@ class Custody:
     def released(self, volume: Volume) -> asyncio.Event:
         """Set at each Unmount, for whoever waits for the end of use."""
         return self._released.setdefault(volume.id, asyncio.Event())
+
+    @contextmanager
+    def awaiting(self, name: str) -> Iterator[None]:
+        """A Mount of the volume is under way in this block."""
+        self._awaited[name] += 1
+        try:
+            yield
+        finally:
+            self._awaited[name] -= 1
+
+    def awaited(self, volume: Volume) -> bool:
+        """Whether a Mount waits for the volume: this node shall not give it away by itself."""
+        return self._awaited[volume.name] > 0
 
     def driver(self, volume: Volume) -> Driver:
         """The driver of the volume.

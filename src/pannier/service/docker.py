@@ -53,6 +53,10 @@ class DockerUse:
 
     async def mount(self, name: str, mount_id: str) -> Path:
         """See :class:`~pannier.service.operations.DockerVolumes`."""
+        with self._custody.awaiting(name):
+            return await self._mount(name, mount_id)
+
+    async def _mount(self, name: str, mount_id: str) -> Path:
         began = self._custody.clock()
         silent_since: float | None = None
         reason = ""

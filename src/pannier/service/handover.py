@@ -306,12 +306,12 @@ class Handovers:
             await driver.unseal(volume.id, epoch=volume.grant.epoch)
             raise
         except (Stale, OutcomeUnknown) as error:
-            if not await self._was_given(volume):
+            if not await self._was_given(volume, record.grant):
                 raise error from None
         else:
             custody.catalog.remember(record, revision=revision)
 
-    async def _was_given(self, volume: Volume) -> bool:
+    async def _was_given(self, volume: Volume, grant: Grant) -> bool:
         """Whether the change of the record happened; if not, it cannot any more, and writing resumes.
 
         Where the store does not tell, the tree stays sealed: the next Mount asks it first.
@@ -319,15 +319,18 @@ class Handovers:
         custody = self._custody
         try:
             found = (await custody.fresh(volume.name)).record
-            if found.id == volume.id and found.grant.epoch > volume.grant.epoch:
-                return True
-            await custody.take_up(volume)
-            await custody.driver(volume).unseal(volume.id, epoch=volume.grant.epoch)
-        except NotHolder:
-            return True  # it arrived between the two reads
+            if (found.id, found.grant) == (volume.id, volume.grant):
+                await custody.take_up(volume)
+                await custody.driver(volume).unseal(volume.id, epoch=volume.grant.epoch)
+                return False
+        except NotHolder:  # it arrived between the two reads
+            return True
         except PannierError as error:
             log.warning("handover.unknown", volume=volume.name, error=str(error))
-        return False
+            return False
+        # Beyond the next epoch it was given, and given on; at it, a person may have recovered it.
+        given_on = found.grant.epoch > grant.epoch
+        return found.id == volume.id and (found.grant == grant or given_on)
 
     async def close(self) -> None:
         """End what is under way; every volume stays with a whole, single holder."""

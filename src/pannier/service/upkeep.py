@@ -92,11 +92,17 @@ class Upkeep:
         if me is None or not me.drained:
             return
         for volume in catalog.volumes():
-            if volume.grant.node == node and not await self._custody.users(volume):
-                target = self.roomiest(volume)
-                if target is not None:
-                    async for _ in self._handovers.move(volume, target, wait_seconds=60):
-                        pass
+            if volume.grant.node == node and not self._custody.awaited(volume):
+                try:
+                    await self._give_if_idle(volume)
+                except PannierError as error:  # one that cannot go does not keep the others here
+                    log.warning("upkeep.not-given", volume=volume.name, error=str(error))
+
+    async def _give_if_idle(self, volume: Volume) -> None:
+        target = self.roomiest(volume)
+        if target is not None and not await self._custody.users(volume):
+            async for _ in self._handovers.move(volume, target, wait_seconds=60):
+                pass
 
     def roomiest(self, volume: Volume) -> str | None:
         """The node that is up, not drained, has the driver, and holds the fewest volumes."""
