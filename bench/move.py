@@ -108,7 +108,7 @@ class _Application:
 def measure(world: World) -> Result:
     """See the module."""
     small, large = world.pick((100, 5120), (20, 512))
-    rounds = world.pick(6, 3)
+    rounds = world.pick(4, 2)
     first = world.nodes[0]
     idle = _Application(world, "bench-local", "local", first)
     applications = {
@@ -162,8 +162,8 @@ def _result(
             f"copies the bulk meanwhile; when it waits, the container is stopped (it ends at once) "
             f"and started on the other node, through the engines' API. The gap is from the last "
             f"write in the old container to the first one in the new one; the new one also checks "
-            f"that it finds that last write. {len(large.moves)} moves around three nodes, so the "
-            f"first two send everything ({max(copied):,.0f} MiB) and the later ones what is new. "
+            f"that it finds that last write. {len(large.moves)} moves of each volume around three "
+            f"nodes; those of the large one sent {min(copied):,.0f} to {max(copied):,.0f} MiB. "
             f"`pause_seconds` is what `pannier volume move` itself says."
         ),
         figures=(

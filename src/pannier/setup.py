@@ -14,6 +14,7 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
@@ -48,6 +49,7 @@ from pannier.storage.directory_root import create_directory
 from pannier.storage.pool import create_pool
 from pannier.storage.process import run
 from pannier.store.address import open_store
+from pannier.store.base import ABSENT
 
 AUTHORITY_DIRECTORY = CONFIG_DIRECTORY / "ca"
 POOL_MOUNTPOINT = STATE_DIRECTORY / "pool"
@@ -57,6 +59,16 @@ UNIT_DIRECTORY = Path("/etc/systemd/system")
 START_SECONDS = 30.0
 POOL_SHARE = 0.8
 """A sparse pool may grow to this share of what is free when it is made."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Storage:
+    """What a person asked for as this machine's storage. Paths and sizes as typed."""
+
+    driver: str
+    pool: str | None
+    pool_size: str | None
+    force_format: str | None
 
 
 def init(
@@ -75,25 +87,17 @@ def init(
         Conflict: it belongs to a cluster already; and whatever store, pool or systemd report.
     """
     _check_machine()
-    _refuse_second_time()
     name = check_node_name(name or socket.gethostname())
     address = address or _own_address()
     if store == "sqlite":
         store = f"sqlite:{STATE_DIRECTORY / 'store.db'}"
-    asyncio.run(_init(name, address, store, pool, pool_size, driver, force_format))
+    storage = Storage(driver=driver, pool=pool, pool_size=pool_size, force_format=force_format)
+    asyncio.run(_init(name, address, store, storage))
 
 
-async def _init(
-    name: str,
-    address: str,
-    store: str,
-    pool: str | None,
-    pool_size: str | None,
-    driver: str,
-    force_format: str | None,
-) -> None:
+async def _init(name: str, address: str, store: str, storage: Storage) -> None:
     authority = _authority()
-    pool_path = await _prepare_storage(driver, pool, pool_size, force_format)
+    pool = await _prepare_storage(storage)
     request = new_request(name)
     credentials = Credentials.save(
         CONFIG_DIRECTORY,
@@ -101,17 +105,16 @@ async def _init(
         certificate=authority.issue_node(request.csr_pem, node=name, addresses=[address]),
         key=request.key_pem,
     )
-    await _found(store, credentials, authority.cluster, name, address, driver)
-    save_config(
-        Config(
-            node=name,
-            cluster=authority.cluster,
-            address=address,
-            store=store,
-            drivers=(driver,),
-            pool=pool_path,
-        )
+    config = Config(
+        node=name,
+        cluster=authority.cluster,
+        address=address,
+        store=store,
+        drivers=(storage.driver,),
+        pool=pool,
     )
+    await _found(config, credentials)
+    save_config(config)
     await _start_daemon()
 
 
@@ -121,16 +124,14 @@ def _authority() -> Authority:
     return Authority.load(AUTHORITY_DIRECTORY)
 
 
-async def _found(
-    address: str, credentials: Credentials, cluster: str, name: str, own: str, driver: str
-) -> None:
+async def _found(config: Config, credentials: Credentials) -> None:
     """Write the cluster's identity and the first node's record, unless an earlier try did."""
-    store = open_store(address, tls=credentials.client_context())
+    store = open_store(config.store, tls=credentials.client_context())
     registry = Registry(store)
     node = Node(
-        name=name,
-        address=own,
-        drivers=(driver,),
+        name=config.node,
+        address=config.address,
+        drivers=config.drivers,
         version=__version__,
         joined_at=time.time(),
         certificate=credentials.fingerprint,
@@ -138,14 +139,15 @@ async def _found(
     async with store.session():
         there = await registry.cluster()
         if there is None:
-            await registry.found(ClusterRecord(cluster, time.time()))
-        elif there.id != cluster:
+            await registry.found(ClusterRecord(config.cluster, time.time()))
+        elif there.id != config.cluster:
             raise Conflict(
-                f"the store {address} belongs to the cluster {there.id}, not to {cluster}",
+                f"the store {config.store} belongs to the cluster {there.id}, not to "
+                f"{config.cluster}",
                 remedy="use an empty store, or join that cluster instead",
             )
-        found = await registry.node(name)
-        await registry.put_node(node, expect=found.revision if found else 0)
+        found = await registry.node(config.node)
+        await registry.put_node(node, expect=found.revision if found else ABSENT)
 
 
 def join(
@@ -165,25 +167,16 @@ def join(
         Denied: the token, or somebody else answers there; AlreadyExists: the name is taken.
     """
     _check_machine()
-    _refuse_second_time()
     name = check_node_name(name or socket.gethostname())
     parsed = Token.parse(token)
     own_address = own_address or _own_address(towards=address)
-    asyncio.run(_join(address, parsed, name, own_address, pool, pool_size, driver, force_format))
+    storage = Storage(driver=driver, pool=pool, pool_size=pool_size, force_format=force_format)
+    asyncio.run(_join(address, parsed, name, own_address, storage))
 
 
-async def _join(
-    address: str,
-    token: Token,
-    name: str,
-    own_address: str,
-    pool: str | None,
-    pool_size: str | None,
-    driver: str,
-    force_format: str | None,
-) -> None:
+async def _join(address: str, token: Token, name: str, own_address: str, storage: Storage) -> None:
     pinned = await pin(address, port=API_PORT, ca_fingerprint=token.ca_fingerprint)
-    pool_path = await _prepare_storage(driver, pool, pool_size, force_format)
+    pool = await _prepare_storage(storage)
     request = new_request(name)
     endpoint = TlsEndpoint(address=address, context=pinned.context, node=pinned.member.name)
     async with ApiClient(endpoint) as client:
@@ -205,8 +198,8 @@ async def _join(
             cluster=reply.cluster,
             address=own_address,
             store=reply.store,
-            drivers=(driver,),
-            pool=pool_path,
+            drivers=(storage.driver,),
+            pool=pool,
         )
     )
     await _start_daemon()
@@ -221,19 +214,12 @@ def _check_machine() -> None:
             "this machine is not run by systemd, which starts and watches pannierd",
             remedy="use a machine with systemd; to try Pannier on this one: pannier lab up",
         )
-
-
-def _refuse_second_time() -> None:
-    try:
+    if (CONFIG_DIRECTORY / "pannierd.toml").exists():
         config = load_config()
-    except InvalidInput:
-        if not (CONFIG_DIRECTORY / "pannierd.toml").exists():
-            return
-        raise
-    raise Conflict(
-        f"this machine is node {config.node} of the cluster {config.cluster} already",
-        remedy="see pannier status; to leave, remove the node there and move /etc/pannier away",
-    )
+        raise Conflict(
+            f"this machine is node {config.node} of the cluster {config.cluster} already",
+            remedy="see pannier status; to leave, remove the node there and move /etc/pannier away",
+        )
 
 
 def _own_address(towards: str = "192.0.2.1") -> str:
@@ -248,32 +234,30 @@ def _own_address(towards: str = "192.0.2.1") -> str:
         return str(probe.getsockname()[0])
 
 
-async def _prepare_storage(
-    driver: str, pool: str | None, pool_size: str | None, force_format: str | None
-) -> str | None:
+async def _prepare_storage(wish: Storage) -> str | None:
     """Make the pool, or find the one that is there. Returns its device or file."""
     STATE_DIRECTORY.mkdir(mode=0o711, parents=True, exist_ok=True)
-    if driver == "directory":
-        if pool or pool_size or force_format:
+    if wish.driver == "directory":
+        if wish.pool or wish.pool_size or wish.force_format:
             raise InvalidInput(
                 "the directory driver has no pool", remedy="leave the pool's options out"
             )
         await create_directory(STATE_DIRECTORY / "directory")
         return None
-    source = Path(pool) if pool else DEFAULT_POOL
-    if force_format is not None and force_format != str(source):
+    source = Path(wish.pool) if wish.pool else DEFAULT_POOL
+    if wish.force_format is not None and wish.force_format != str(source):
         raise InvalidInput(
-            f"--force-format {force_format} is not the pool {source}",
+            f"--force-format {wish.force_format} is not the pool {source}",
             remedy="repeat the pool's own path, to show that you mean that device",
         )
-    size = parse_size(pool_size) if pool_size else None
+    size = parse_size(wish.pool_size) if wish.pool_size else None
     if size is None and not source.exists():
         size = int(shutil.disk_usage(STATE_DIRECTORY).free * POOL_SHARE)
     await create_pool(
         source,
         mountpoint=POOL_MOUNTPOINT,
         size_bytes=size,
-        force_format=force_format is not None,
+        force_format=wish.force_format is not None,
     )
     return str(source)
 

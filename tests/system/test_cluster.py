@@ -107,9 +107,9 @@ def test_doctor_names_a_node_that_is_down_and_what_it_holds(three: World) -> Non
     assert name in finding["what"]
     assert "start it" in finding["remedy"]
     assert "node3" in " ".join(three.json("node1", "status")["problems"])
-    three.refused(
-        "node1", "pannier", "volume", "move", name, "node1", says=["node node3"], status=6
-    )
+    says = [f"volume {name} is held by node node3", "does not answer", "start node node3"]
+    three.refused("node1", "pannier", "volume", "move", name, "node1", says=says, status=6)
+    three.refused("node1", "pannier", "volume", "rm", name, says=says, status=6)
     other = three.create("node1")
     three.refused(
         "node1", "pannier", "volume", "move", other, "node3",

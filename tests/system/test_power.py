@@ -80,7 +80,7 @@ def test_a_holder_without_power_is_named_and_its_volume_is_back_with_it(cuttable
     )  # fmt: skip
     cuttable.refused(
         "node2", "pannier", "volume", "move", name, "node2",
-        says=["node node1"], status=6,
+        says=[f"volume {name} is held by node node1"], status=6,
     )  # fmt: skip
     cuttable.lab.boot("node1")
     cuttable.wait_until_all_up()

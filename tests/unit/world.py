@@ -36,7 +36,7 @@ from pannier.service.views import MoveProgress
 from pannier.store.base import ABSENT, Change
 from pannier.store.memory import MemoryData
 
-__all__ = ["Died", "Fault", "Machine", "Run", "Step", "World", "event_loop_policy", "run_virtual"]
+__all__ = ["ACTOR", "Died", "Fault", "Machine", "Run", "Step", "World", "event_loop_policy", "run_virtual"]
 
 T = TypeVar("T")
 ACTOR = "tester"

@@ -15,7 +15,6 @@ from pannier.core.errors import (
     Conflict,
     NotHolder,
     OutcomeUnknown,
-    PannierError,
     PeerUnavailable,
     Unavailable,
 )
@@ -23,7 +22,7 @@ from pannier.core.size import format_size
 from pannier.core.volume import Volume
 from pannier.service.handover import still_waiting
 from pannier.service.operations import DockerVolume
-from pannier.service.peers import Peers
+from pannier.service.peers import Peers, holder_unreachable
 from pannier.service.volumes import Volumes
 
 log = structlog.get_logger(__name__)
@@ -77,7 +76,7 @@ class DockerUse:
             except (PeerUnavailable, OutcomeUnknown) as error:
                 silent_since = silent_since or self._custody.clock()
                 if self._custody.clock() - silent_since > SILENCE_SECONDS:
-                    raise self._unreachable(volume, error) from error
+                    raise holder_unreachable(volume, error) from error
             waited = self._custody.clock() - began
             if waited > MOUNT_BUDGET_SECONDS:
                 raise still_waiting(name, volume.grant.node, reason, waited)
@@ -117,23 +116,6 @@ class DockerUse:
         if fresh.grant == volume.grant:
             await asyncio.sleep(RETRY_SECONDS)
         return fresh
-
-    def _unreachable(self, volume: Volume, error: PannierError) -> PeerUnavailable:
-        holder = volume.grant.node
-        if volume.replicas:
-            kept = f"copies are on {', '.join(volume.replicas)}"
-            remedy = (
-                f"start node {holder} or its network again; if it is lost: "
-                f"pannier volume recover {volume.name}"
-            )
-        else:
-            kept = "there is no other copy"
-            remedy = f"start node {holder} or its network again; the data is there"
-        return PeerUnavailable(
-            f"volume {volume.name} is held by node {holder} (epoch {volume.grant.epoch}), which "
-            f"does not answer ({error.message}); {kept}",
-            remedy=remedy,
-        )
 
     async def unmount(self, name: str, mount_id: str) -> None:
         """See :class:`~pannier.service.operations.DockerVolumes`.

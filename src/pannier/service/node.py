@@ -29,7 +29,7 @@ from pannier.service.events import changes, history_of, recent
 from pannier.service.handover import Handovers
 from pannier.service.membership import Membership
 from pannier.service.operations import HandoverReply, JoinReply, JoinRequest
-from pannier.service.peers import Peer, Peers
+from pannier.service.peers import Peer, Peers, holder_unreachable
 from pannier.service.recovery import Recovery
 from pannier.service.replication import Replicator
 from pannier.service.upkeep import TRASH_SECONDS
@@ -294,8 +294,15 @@ class NodeService:
         steps = self._peer(volume.grant.node).peer_move(
             name, node, wait_seconds=wait_seconds, actor=actor
         )
-        async for step in steps:
-            yield step
+        answered = False
+        try:
+            async for step in steps:
+                answered = True
+                yield step
+        except PeerUnavailable as error:
+            if answered:  # its own report: the target is away
+                raise
+            raise holder_unreachable(volume, error) from error
 
     async def history(self, name: str) -> list[EventView]:
         """What happened to a volume, oldest first; the trashed one of that name where no other is."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from typing import Protocol
 
+from pannier.core.errors import PannierError, PeerUnavailable
 from pannier.core.node import Node
+from pannier.core.volume import Volume
 from pannier.service.operations import HandoverReply
 from pannier.service.views import MoveProgress, NodeView, VolumeView
 
@@ -37,3 +39,22 @@ class Peers(Protocol):
     def to(self, node: Node) -> Peer:
         """The peer at a node's address; no connection is made yet."""
         ...
+
+
+def holder_unreachable(volume: Volume, error: PannierError) -> PeerUnavailable:
+    """The error for a use case that needs a volume's holder, which does not answer."""
+    holder = volume.grant.node
+    if volume.replicas:
+        kept = f"copies are on {', '.join(volume.replicas)}"
+        remedy = (
+            f"start node {holder} or its network again; if it is lost: "
+            f"pannier volume recover {volume.name}"
+        )
+    else:
+        kept = "there is no other copy"
+        remedy = f"start node {holder} or its network again; the data is there"
+    return PeerUnavailable(
+        f"volume {volume.name} is held by node {holder} (epoch {volume.grant.epoch}), which "
+        f"does not answer ({error.message}); {kept}",
+        remedy=remedy,
+    )

@@ -57,11 +57,12 @@ class Upkeep:
     async def run(self) -> None:
         """For ever: run as a task."""
         while True:
-            for step in (self._empty_trash, self._free_purged):
-                await self._attempt(step)
             for _ in range(round(TURN_SECONDS / DRAIN_SECONDS)):
                 await self._attempt(self._clear_if_drained)
                 await asyncio.sleep(DRAIN_SECONDS)
+            # At the turn's end: a daemon that keeps crashing must not count a turn at each start.
+            for step in (self._empty_trash, self._free_purged):
+                await self._attempt(step)
 
     async def _attempt(self, step: Callable[[], Awaitable[None]]) -> None:
         try:

@@ -15,6 +15,7 @@ from pannier.core.errors import (
     Conflict,
     InvalidInput,
     OutcomeUnknown,
+    PeerUnavailable,
     Stale,
     StoreUnavailable,
     VolumeInUse,
@@ -24,7 +25,7 @@ from pannier.core.options import check_copies, check_same_options, parse_options
 from pannier.core.placement import place_replicas
 from pannier.core.volume import Grant, HistoryEntry, Volume, VolumeSpec, check_name
 from pannier.service.handover import Handovers
-from pannier.service.peers import Peers
+from pannier.service.peers import Peers, holder_unreachable
 from pannier.service.replication import candidates_of
 from pannier.storage.base import RootAttributes
 
@@ -163,7 +164,10 @@ class Volumes:
                 f"volume {name} is held by node {volume.grant.node}, which left the cluster",
                 remedy="bring that node back; its data is only there",
             )
-        await self._peers.to(holder).peer_remove(name, volume_id=volume.id, actor=actor)
+        try:
+            await self._peers.to(holder).peer_remove(name, volume_id=volume.id, actor=actor)
+        except PeerUnavailable as error:
+            raise holder_unreachable(volume, error) from error
         self._catalog.forget(name)
         return replace(volume, removed_at=time.time())
 

@@ -1,0 +1,284 @@
+"""What a node does on its own: upkeep, what it takes in, what doctor and events say of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from machines import Run
+from world import Fault, World, event_loop_policy
+
+from pannier.core.errors import Corrupt, Denied, Stale, VolumeNotFound
+from pannier.core.generation import Generation
+from pannier.service.upkeep import TRASH_SECONDS
+from pannier.service.views import EventView, FindingView
+from pannier.storage.base import RootAttributes
+from pannier.transport.base import Offer
+
+__all__ = ["event_loop_policy"]
+pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy. fixture")
+DAY = TRASH_SECONDS
+_ROOT = RootAttributes()
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    async with World(tmp_path, with_upkeep=True) as world:
+        await world.create(world.a, "vol")
+        await world.write_once(world.a, "vol", b"precious")
+        yield world
+
+
+def has_data(world: World, name: str) -> bool:
+    return bool(world.machines[name].disk.homes)
+
+
+# -- the trash --------------------------------------------------------------------------------------
+
+
+async def test_a_removed_volume_is_kept_for_a_day_and_then_freed_everywhere(world: World) -> None:
+    await world.write_once(world.b, "vol")
+    await world.remove(world.a, "vol")
+    await asyncio.sleep(DAY - 300)
+    assert has_data(world, "b")
+    await asyncio.sleep(600)
+    assert not has_data(world, "a")
+    assert not has_data(world, "b")
+    with pytest.raises(VolumeNotFound):
+        await world.restore(world.a, "vol")
+
+
+async def test_a_clock_that_jumps_deletes_nothing(world: World) -> None:
+    await world.remove(world.a, "vol")
+    world.wall += 10 * DAY
+    await asyncio.sleep(600)
+    await world.restore(world.a, "vol")
+
+
+async def test_a_daemon_that_keeps_crashing_does_not_shorten_the_day(world: World) -> None:
+    await world.remove(world.a, "vol")
+    for _ in range(int(DAY / 60) + 10):
+        world.a.crash()
+        await world.a.start()
+    await asyncio.sleep(130)
+    await world.restore(world.a, "vol")
+
+
+async def test_a_restored_volume_begins_its_day_anew(world: World) -> None:
+    for _ in range(2):
+        await world.remove(world.a, "vol")
+        await asyncio.sleep(DAY * 0.75)
+        await world.restore(world.a, "vol")
+        await asyncio.sleep(130)
+
+
+async def test_data_that_the_store_does_not_know_is_kept(world: World) -> None:
+    await world.b.ask(
+        lambda run: run.driver.create("lost.1", epoch=1, root=_ROOT, size_bytes=None)
+    )
+    await asyncio.sleep(2 * DAY)
+    assert "lost.1" in world.b.disk.homes
+
+
+# -- drain ------------------------------------------------------------------------------------------
+
+
+async def drain(world: World, name: str) -> None:
+    await world.c.ask(lambda run: run.service.drain_node(name, drained=True, actor="t"))
+
+
+async def test_a_drained_node_gives_its_idle_volumes_away_and_the_used_when_they_become_idle(
+    world: World,
+) -> None:
+    await world.create(world.a, "used")
+    container = await world.run_container(world.a, "used")
+    await drain(world, "a")
+    await asyncio.sleep(300)
+    assert world.record("vol").grant.node != "a"
+    assert world.record("used").grant.node == "a"
+    world.stop_container(world.a, container)
+    await asyncio.sleep(300)
+    assert world.record("used").grant.node != "a"
+
+
+async def test_a_volume_that_cannot_go_does_not_keep_the_others(world: World) -> None:
+    world.a.disk.homes[world.record("vol").id].live.clear()
+    await world.create(world.a, "later")
+    world.acked.clear()
+    await drain(world, "a")
+    await asyncio.sleep(300)
+    assert world.record("later").grant.node != "a"
+    world.violations.clear()  # of the tree that this test took away
+
+
+async def test_nothing_is_given_to_a_node_that_is_down_or_drained(world: World) -> None:
+    world.b.power_off()
+    await asyncio.sleep(20)
+    await drain(world, "a")
+    await asyncio.sleep(100)
+    assert world.record("vol").grant.node == "c"
+    await drain(world, "c")
+    await asyncio.sleep(200)
+    assert world.record("vol").grant.node == "c"
+
+
+# -- what is taken in -------------------------------------------------------------------------------
+
+
+def offer(world: World, *, epoch: int = 1, volume_id: str = "") -> Offer:
+    return Offer(
+        volume_id=volume_id or world.record("vol").id,
+        volume_name="vol",
+        driver="btrfs",
+        epoch=epoch,
+        generation=Generation(epoch, 1),
+    )
+
+
+async def test_a_generation_is_taken_only_from_the_holder_at_its_epoch(world: World) -> None:
+    async def admit(run: Run, what: Offer, peer: str) -> None:
+        await run.reception.admit(what, peer=peer)
+
+    await world.b.ask(lambda run: admit(run, offer(world), "a"))
+    for wrong, peer in ((offer(world), "c"), (offer(world, epoch=2), "a")):
+        with pytest.raises(Stale, match="node a does, at epoch 1"):
+            await world.b.ask(lambda run, wrong=wrong, peer=peer: admit(run, wrong, peer))
+    with pytest.raises(Denied, match="is another one now"):
+        await world.b.ask(lambda run: admit(run, offer(world, volume_id="vol.old"), "a"))
+    await world.write_once(world.c, "vol")
+    with pytest.raises(Stale, match="node c does, at epoch 2"):
+        await world.b.ask(lambda run: admit(run, offer(world), "a"))
+
+
+# -- data that is not there ---------------------------------------------------------------------------
+
+
+async def test_missing_data_is_an_error_for_mount_move_and_remove_and_never_an_empty_tree(
+    world: World,
+) -> None:
+    del world.a.disk.homes[world.record("vol").id]
+    with pytest.raises(Corrupt, match="an empty directory is never given instead"):
+        await world.mount(world.a, "vol")
+    with pytest.raises(Corrupt):
+        await world.move(world.a, "vol", "b")
+    with pytest.raises(Corrupt):
+        await world.remove(world.a, "vol")
+    assert world.record("vol").grant.node == "a"
+    found = await findings(world, "a", "volume vol")
+    assert [(f.level, f.what) for f in found] == [
+        ("problem", "its data is not on this node's disk")
+    ]
+    world.violations.clear()  # of the tree that this test took away
+
+
+# -- doctor ---------------------------------------------------------------------------------------------
+
+
+async def findings(world: World, name: str, subject: str) -> list[FindingView]:
+    found = await world.machines[name].ask(lambda run: run.doctor.examine())
+    return [finding for finding in found if finding.subject == subject]
+
+
+async def test_doctor_has_no_problem_where_there_is_none(world: World) -> None:
+    await world.a.engine.activate_plugin()
+    found = await world.a.ask(lambda run: run.doctor.examine())
+    assert {finding.level for finding in found} == {"ok"}
+
+
+async def test_doctor_names_who_uses_a_volume(world: World) -> None:
+    container = await world.run_container(world.a, "vol")
+    (found,) = await findings(world, "a", "volume vol")
+    assert container in found.what
+
+
+async def test_doctor_tells_of_a_stray_and_of_data_of_nobody(world: World) -> None:
+    await world.write_once(world.b, "vol")
+    record = world.record("vol")
+    home = world.a.disk.homes[record.id]
+    await world.a.ask(
+        lambda run: run.driver._inner.promote(
+            record.id, max(home.generations), epoch=1, size_bytes=None
+        )
+    )
+    found = await findings(world, "a", "volume vol")
+    assert any("stray of epoch 1" in finding.what for finding in found)
+    world.a.disk.homes["lost.1"] = home
+    assert await findings(world, "a", "data lost.1")
+    world.violations.clear()  # of the tree that this test made
+
+
+async def test_doctor_tells_of_a_node_that_is_down_and_what_it_holds(world: World) -> None:
+    world.a.power_off()
+    await asyncio.sleep(20)
+    (found,) = await findings(world, "b", "node a")
+    assert (found.level, found.what) == ("problem", "down; it holds vol")
+
+
+async def test_doctor_tells_of_the_store_and_the_engine(world: World) -> None:
+    world.cut_store("a")
+    await world.a.engine.stop()
+    levels = {
+        finding.subject: finding.level
+        for finding in await world.a.ask(lambda run: run.doctor.examine())
+    }
+    assert levels["store store-of-a"] == "problem"
+    assert levels["docker on a"] == "problem"
+
+
+# -- events -----------------------------------------------------------------------------------------------
+
+
+async def test_events_tell_every_change_once_on_every_node(world: World) -> None:
+    heard: list[EventView] = []
+
+    async def listen(run: Run) -> None:
+        async for event in run.service.events(follow=True):
+            heard.append(event)
+
+    listening = world.c.up.spawn(listen(world.c.up))
+    await asyncio.sleep(1)
+    assert [event.kind for event in heard] == ["volume.created"]
+    await world.write_once(world.b, "vol")
+    await world.remove(world.a, "vol")
+    await world.restore(world.a, "vol")
+    await asyncio.sleep(1)
+    world.b.power_off()
+    await asyncio.sleep(20)
+    assert [event.kind for event in heard] == [
+        "volume.created",
+        "volume.moved",
+        "volume.removed",
+        "volume.restored",
+        "node.down",
+    ]
+    listening.cancel()
+
+
+# -- starting again ---------------------------------------------------------------------------------------
+
+
+async def test_a_restarted_daemon_leaves_running_containers_alone(world: World) -> None:
+    container = await world.run_container(world.a, "vol")
+    world.a.crash()
+    world.write(world.a, container, "file", b"meanwhile")
+    await world.a.start()
+    world.write(world.a, container, "file", b"and after")
+    waiting = asyncio.ensure_future(world.mount(world.b, "vol"))
+    await asyncio.sleep(30)
+    assert not waiting.done()
+    world.stop_container(world.a, container)
+    await waiting
+
+
+async def test_what_a_cut_left_sealed_or_undropped_is_settled_at_the_next_start(
+    world: World,
+) -> None:
+    world.fail_at_label("driver.drop_live", Fault.CUT_BEFORE, of="a")
+    await world.mount(world.b, "vol")
+    assert world.a.disk.homes[world.record("vol").id].live
+    await world.a.start()
+    home = world.a.disk.homes[world.record("vol").id]
+    assert not home.live
+    assert len(home.generations) == 1, "kept, so that the way back sends only the difference"
