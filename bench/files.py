@@ -12,7 +12,7 @@ PLAIN = f"{POOL}/bench-plain"
 def measure(world: World) -> Result:
     """See the module."""
     node = world.nodes[0]
-    rounds, mebibytes = world.pick(7, 2), world.pick(512, 64)
+    rounds, mebibytes = world.pick(8, 2), world.pick(512, 64)
     operations, files = world.pick(2048, 256), world.pick(20_000, 2_000)
     world.volume(node, VOLUME)
     world.sh(node, f"mkdir {PLAIN}")

@@ -61,7 +61,7 @@ def measure(world: World) -> Result:
             f"`local`; for memory and processor, dockerd on the same node."
         ),
         how=(
-            f"`docker volume ls -q`, {rounds} rounds that alternate between the two engines; then "
+            f"`docker volume ls`, {rounds} rounds that alternate between the two engines; then "
             f"the same while etcd is stopped on all nodes and the other nodes' links are cut. "
             f"Memory is that of pannierd's process; the processor's share is over {seconds} s in "
             f"which nobody asks for anything. Every node knows all volumes and holds a third."

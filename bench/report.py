@@ -56,7 +56,9 @@ def _introduction(results: list[Result], *, quick: bool) -> str:
         "one real machine: its processors, its memory, its disk. So what counts is each figure's "
         "ratio to its reference. Both are measured in the same run, in rounds that alternate; the "
         "ratio is the median of the rounds' ratios, and in brackets are the quartiles. Absolute "
-        "values (medians) are only alongside.\n\n" + verdict + "\n"
+        "values (medians) are only alongside. *Accepted* means short of the target, but not by more "
+        "than the target's second number allows. Where the limit lies within the spread, another "
+        "run may well say otherwise.\n\n" + verdict + "\n"
     )
     if quick:
         text += "\n**A quick run: small sizes, few rounds. It shows that the benchmarks work.**\n"

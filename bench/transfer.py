@@ -25,7 +25,7 @@ class _Content:
 
 def measure(world: World) -> Result:
     """See the module."""
-    rounds = world.pick(7, 2)
+    rounds = world.pick(5, 2)
     large = world.pick(1024, 128)
     count = world.pick(20_000, 2_000)
     contents = (

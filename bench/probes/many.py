@@ -10,7 +10,7 @@ import time
 
 for number in range(-1, int(sys.argv[1])):
     began = time.monotonic()
-    listed = subprocess.run(["docker", "volume", "ls", "-q"], check=True, stdout=subprocess.PIPE)
+    listed = subprocess.run(["docker", "volume", "ls"], check=True, stdout=subprocess.PIPE)
     seconds = time.monotonic() - began
     if number >= 0:
-        print(json.dumps({"seconds": seconds, "volumes": len(listed.stdout.splitlines())}))
+        print(json.dumps({"seconds": seconds, "volumes": len(listed.stdout.splitlines()) - 1}))

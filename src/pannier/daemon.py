@@ -25,12 +25,11 @@ from pannier.api.client import PeerClient
 from pannier.api.connection import TlsEndpoint
 from pannier.api.listen import serve_tls, serve_unix
 from pannier.api.server import build_application
-from pannier.cluster.catalog import Catalog, Changed
+from pannier.cluster.catalog import Catalog
 from pannier.cluster.registry import Registry
 from pannier.config import CONFIG_DIRECTORY, RUN_DIRECTORY, STATE_DIRECTORY, Config, load_config
-from pannier.core.errors import Conflict, Denied, EngineUnavailable, PannierError
+from pannier.core.errors import Conflict, Denied, EngineUnavailable, PannierError, StorageError
 from pannier.core.node import Node
-from pannier.core.volume import Volume
 from pannier.engine.docker import DockerEngine
 from pannier.pki.authority import Authority
 from pannier.pki.credentials import Credentials
@@ -46,6 +45,7 @@ from pannier.service.peers import Peer
 from pannier.service.receiving import Reception
 from pannier.service.recovery import Recovery
 from pannier.service.replication import Replicator
+from pannier.service.settling import Settling
 from pannier.service.upkeep import Upkeep
 from pannier.service.volumes import Volumes
 from pannier.storage import pool
@@ -97,7 +97,7 @@ class Tasks:
         self._running: set[asyncio.Task[None]] = set()
         self._failure: BaseException | None = None
 
-    def start(self, work: Coroutine[Any, Any, None], *, name: str) -> None:
+    def start(self, work: Coroutine[Any, Any, None], name: str) -> None:
         """Run ``work`` until it ends or the daemon does."""
         task = asyncio.create_task(work, name=name)
         self._running.add(task)
@@ -129,7 +129,9 @@ class Daemon:
         self.config = config
         self.credentials = Credentials.load(CONFIG_DIRECTORY)
         self.store = open_store(config.store, tls=self.credentials.client_context())
-        self.catalog = Catalog(file=STATE_DIRECTORY / "catalog.json")
+        self.catalog = Catalog(
+            file=STATE_DIRECTORY / "catalog.json", cluster=config.cluster, boot_id=_boot_id()
+        )
         self.engine = DockerEngine()
         self.peers = PeerDirectory(self.credentials)
         self.drivers: dict[str, Driver] = {}
@@ -190,7 +192,7 @@ class Daemon:
             tasks = await stack.enter_async_context(Tasks(stop))
             tasks.start(self.catalog.follow(self.store), name="catalog")
             tasks.start(self.catalog.keep_saved(), name="catalog-copy")
-            await self._open_drivers()
+            tasks.start(self._keep_open(), name="pool")
             await self._wait_for_memory()
             await stack.enter_async_context(self._edges())
             for name, work in (
@@ -199,11 +201,10 @@ class Daemon:
                 ("upkeep", self.upkeep.run()),
                 ("replication", self.replicator.run()),
                 ("activation", self._keep_activated()),
-                ("pool", self._keep_open()),
+                ("adoption", self._adopt()),
             ):
                 tasks.start(work, name=name)
-            self.catalog.listen(lambda change: self._on_change(change, tasks))
-            await self.custody.adopt()
+            self.catalog.listen(Settling(self.custody, tasks.start).hear)
             await stop.wait()
             notify("STOPPING=1")
 
@@ -230,7 +231,15 @@ class Daemon:
             driver = self._driver(name)
             try:
                 await driver.open()
-            except PannierError as error:
+            except (PannierError, OSError) as failure:
+                error = (
+                    failure
+                    if isinstance(failure, PannierError)
+                    else StorageError(
+                        f"the {name} driver cannot be opened: {failure}",
+                        remedy="see dmesg and the disk",
+                    )
+                )
                 self.custody.broken[name] = error
                 log.error("driver.not-open", driver=name, error=str(error))
             else:
@@ -244,10 +253,19 @@ class Daemon:
         return DirectoryDriver(STATE_DIRECTORY / "directory")
 
     async def _keep_open(self) -> None:
-        """A pool whose disk comes late is opened when it is there."""
+        """Open the drivers; a pool whose disk comes late is opened when it is there.
+
+        In the background: a disk that hangs must not keep Docker's listings from their answers.
+        """
         while True:
-            await asyncio.sleep(RETRY_SECONDS)
             await self._open_drivers()
+            self.custody.opened.set()
+            await asyncio.sleep(RETRY_SECONDS)
+
+    async def _adopt(self) -> None:
+        await self.custody.opened.wait()
+        await self.catalog.synced.wait()
+        await self.custody.adopt()
 
     async def _wait_for_memory(self) -> None:
         """Answer Docker only when we know the volumes: from the store, or else from the last time."""
@@ -324,31 +342,6 @@ class Daemon:
                 await self.engine.activate_plugin()
             except EngineUnavailable as error:
                 log.warning("engine.not-activated", error=str(error))
-
-    def _on_change(self, change: Changed, tasks: Tasks) -> None:
-        """A volume that was given to this node is made ready before anybody asks for it."""
-        match change:
-            case Changed("volumes", _, before, Volume() as after):
-                was_mine = isinstance(before, Volume) and before.grant == after.grant
-                if after.grant.node == self.config.node and after.base and not was_mine:
-                    tasks.start(self._settle(after), name=f"settle {after.name}")
-                if isinstance(before, Volume) and before.id == after.id:
-                    lost = before.grant.node == self.config.node != after.grant.node
-                    if lost:
-                        tasks.start(self._depose(before, after), name=f"depose {after.name}")
-
-    async def _settle(self, volume: Volume) -> None:
-        try:
-            async with self.custody.lock(volume):
-                await self.custody.serve(volume)
-                await self.custody.tidy(volume)
-        except PannierError as error:
-            log.warning("volume.not-settled", volume=volume.name, error=str(error))
-
-    async def _depose(self, before: Volume, after: Volume) -> None:
-        """Stop use of a volume that was recovered elsewhere; after a hand-over nothing is left."""
-        async with self.custody.lock(before):
-            await self.custody.depose_if_live(before, successor=after.grant.node)
 
     async def _pool_problems(self) -> list[str]:
         problems = [error.message for error in self.custody.broken.values()]

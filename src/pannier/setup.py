@@ -1,7 +1,7 @@
 """Making a machine a node: ``pannier init``, ``pannier join`` and ``pannier ca``.
 
-Each may be repeated after a failure: what was made is found again and used. The last thing written
-is the configuration, without which the daemon does not start.
+What a failed try has made is found again and used. The configuration is written last, after the units
+were enabled: without it they do nothing, and with it they start at the next boot at the latest.
 """
 
 from __future__ import annotations
@@ -114,6 +114,7 @@ async def _init(name: str, address: str, store: str, storage: Storage) -> None:
         pool=pool,
     )
     await _found(config, credentials)
+    await _install_units()
     save_config(config)
     await _start_daemon()
 
@@ -192,6 +193,7 @@ async def _join(address: str, token: Token, name: str, own_address: str, storage
     Credentials.save(
         CONFIG_DIRECTORY, ca=reply.ca, certificate=reply.certificate, key=request.key_pem
     )
+    await _install_units()
     save_config(
         Config(
             node=name,
@@ -262,8 +264,7 @@ async def _prepare_storage(wish: Storage) -> str | None:
     return str(source)
 
 
-async def _start_daemon() -> None:
-    """Install and start the units, and wait until the daemon answers."""
+async def _install_units() -> None:
     daemon = shutil.which("pannierd") or str(Path(sys.argv[0]).with_name("pannierd"))
     for unit in UNITS:
         text = resources.files("pannier").joinpath("systemd", unit).read_text()
@@ -271,6 +272,10 @@ async def _start_daemon() -> None:
         (UNIT_DIRECTORY / unit).write_text(text)
     await run(["systemctl", "daemon-reload"], timeout_s=START_SECONDS)
     await run(["systemctl", "enable", "--quiet", *UNITS], timeout_s=START_SECONDS)
+
+
+async def _start_daemon() -> None:
+    """Start the units, and wait until the daemon answers."""
     # A daemon that still runs, as on a node that was removed and joins again, is of another time.
     await run(["systemctl", "stop", *UNITS], timeout_s=START_SECONDS)
     await run(["systemctl", "start", *UNITS], timeout_s=START_SECONDS)

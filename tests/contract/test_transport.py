@@ -112,16 +112,31 @@ async def test_sixty_four_volumes_arrive_at_the_same_time(world: World) -> None:
     assert {v: world.theirs.content(v, "1.1") for v in contents} == contents
 
 
-async def test_a_second_transfer_of_the_same_volume_is_a_conflict(world: World) -> None:
+async def test_the_latest_offer_ends_an_older_transfer_of_the_same_volume(world: World) -> None:
+    """A holder that gave a transfer up must not wait until the receiver has noticed."""
     world.ours.add("v1", "1.1", b"x")
     world.theirs.trouble.verify = asyncio.Event()
     first = asyncio.create_task(world.send("v1", "1.1"))
+    await world.theirs.trouble.receiving.wait()
+    second = asyncio.create_task(world.send("v1", "1.1"))
+    with pytest.raises(PeerUnavailable):
+        await first
+    world.theirs.trouble.verify.set()
+    await second
+    assert world.theirs.content("v1", "1.1") == b"x"
+
+
+async def test_an_older_epochs_offer_does_not_end_a_newer_ones_transfer(world: World) -> None:
+    world.ours.add("v1", "1.1", b"old")
+    world.ours.add("v1", "2.1", b"new")
+    world.theirs.trouble.verify = asyncio.Event()
+    first = asyncio.create_task(world.send("v1", "2.1"))
     await world.theirs.trouble.receiving.wait()
     with pytest.raises(Conflict):
         await world.send("v1", "1.1")
     world.theirs.trouble.verify.set()
     await first
-    assert world.theirs.content("v1", "1.1") == b"x"
+    assert world.theirs.content("v1", "2.1") == b"new"
 
 
 async def test_a_newer_epoch_ends_the_transfer_of_an_older_one(world: World) -> None:

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -78,7 +77,18 @@ class Disk:
             return home.live[epoch].content
         if base in home.generations:
             return home.generations[base]
-        return next((t.content for t in home.live.values() if t.sealed and t.saved_as == base), None)
+        return next(
+            (t.content for t in home.live.values() if t.sealed and t.saved_as == base), None
+        )
+
+
+class TreePath(type(Path())):  # type: ignore[misc]
+    """The data path of a live tree in memory: it can be listed, and nothing else."""
+
+    names: Callable[[], Iterable[str]]
+
+    def iterdir(self) -> Iterator[Path]:
+        return iter([Path(self, name) for name in self.names()])
 
 
 class SnapshotDriver(Driver):
@@ -136,7 +146,9 @@ class SnapshotDriver(Driver):
         self._show(volume, epoch, tree)
 
     def data_path(self, volume: str, epoch: int) -> Path:
-        return self._where / volume / str(epoch) / "data"
+        path = TreePath(self._where, volume, str(epoch), "data")
+        path.names = lambda: self._tree(volume, epoch).content
+        return path
 
     async def snapshot(self, volume: str, *, epoch: int) -> Generation:
         return self._save(volume, epoch)
@@ -185,7 +197,9 @@ class SnapshotDriver(Driver):
         tree.content = self._gather(volume, epoch, tree)
         saved = home.described.get(tree.saved_as) if tree.saved_as else None
         if not tree.sealed or saved != tree.content:
-            raise StorageError(f"the live tree {epoch} may hold what no generation has: seal it first")
+            raise StorageError(
+                f"the live tree {epoch} may hold what no generation has: seal it first"
+            )
         self._dropped(home, tree)
         del home.live[epoch]
         self._hide(volume, epoch)
@@ -321,9 +335,7 @@ def _difference(
     return hashlib.sha256(body).digest() + body
 
 
-def _apply(
-    stream: bytes, base: Generation | None, known: Mapping[Generation, Content]
-) -> Content:
+def _apply(stream: bytes, base: Generation | None, known: Mapping[Generation, Content]) -> Content:
     head, body = stream[:32], stream[32:]
     if hashlib.sha256(body).digest() != head:
         raise Corrupt("the stream is damaged")

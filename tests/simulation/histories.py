@@ -115,7 +115,9 @@ class History:
         self._uses += 1
         mount_id = f"m{self._uses}"
         boots = machine.boots
-        if not await self._try(world.mount(machine, name, mount_id), f"{machine.name} mounts {name}"):
+        if not await self._try(
+            world.mount(machine, name, mount_id), f"{machine.name} mounts {name}"
+        ):
             return
         table = machine.table
         await asyncio.sleep(self.random.choice((0.0, 1.0, 20.0)))
@@ -134,7 +136,9 @@ class History:
                 await self._try(world.unmount(machine, name, mount_id), f"docker cp of {name} ends")
         world.stop_container(machine, container)
         if self.random.random() < 0.8:
-            await self._try(world.unmount(machine, name, mount_id), f"{machine.name} unmounts {name}")
+            await self._try(
+                world.unmount(machine, name, mount_id), f"{machine.name} unmounts {name}"
+            )
 
     async def _move(self) -> None:
         machine, name, target = self._machine(), self._name(), self._machine().name
@@ -224,9 +228,7 @@ class History:
         node = machine.run.catalog.node(target.name)
         assert node is not None
         what = f"{machine.name} offers {offer.generation} of {record.name} to {target.name}"
-        sending = machine.ask(
-            lambda run: SenderOf(run).send(offer, to=node, driver=run.driver)
-        )
+        sending = machine.ask(lambda run: SenderOf(run).send(offer, to=node, driver=run.driver))
         if await self._try(sending, what):
             world.violations.append(f"{what}, which it does not hold, and it was taken")
 
@@ -268,7 +270,9 @@ def play(seed: int, directory: Path) -> tuple[History, World]:
             try:
                 await history.play()
             except Exception as error:
-                raise AssertionError(_story(seed, history, f"{type(error).__name__}: {error}")) from error
+                raise AssertionError(
+                    _story(seed, history, f"{type(error).__name__}: {error}")
+                ) from error
             if world.violations:
                 raise AssertionError(_story(seed, history, "\n".join(world.violations)))
         return history, world

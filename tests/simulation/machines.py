@@ -26,12 +26,11 @@ from stepping import (
 from pannier.agent.custody import Custody
 from pannier.agent.mountids import MountIds
 from pannier.agent.presence import Presence
-from pannier.cluster.catalog import Catalog, Changed
+from pannier.cluster.catalog import Catalog
 from pannier.cluster.registry import Registry
 from pannier.core.errors import Conflict, OutcomeUnknown, PannierError, PeerUnavailable
 from pannier.core.generation import Generation, newest_common
 from pannier.core.node import Node
-from pannier.core.volume import Volume
 from pannier.engine.fake import FakeEngine
 from pannier.service.docker import DockerUse
 from pannier.service.doctor import Doctor
@@ -43,6 +42,7 @@ from pannier.service.peers import Peer, Peers
 from pannier.service.receiving import Reception
 from pannier.service.recovery import Recovery
 from pannier.service.replication import Replicator
+from pannier.service.settling import Settling
 from pannier.service.upkeep import Upkeep
 from pannier.service.views import MoveProgress, NodeView, VolumeView
 from pannier.service.volumes import Volumes
@@ -200,6 +200,7 @@ class Run:
         self.spawn(self.catalog.follow(self.registry.store))
         self.spawn(self.catalog.keep_saved())
         await self.driver.open()
+        self.custody.opened.set()
         try:
             await asyncio.wait_for(self.catalog.synced.wait(), 5.0)
         except TimeoutError:
@@ -211,23 +212,13 @@ class Run:
         if self.world.with_replication:
             self.spawn(self.replicator.run())
         if self.world.with_settling:
-            self.catalog.listen(self._on_change)
+            settling = Settling(self.custody, lambda work, name: self.spawn(work) and None)
+            self.catalog.listen(settling.hear)
+        self.spawn(self._adopt())
+
+    async def _adopt(self) -> None:
+        await self.catalog.synced.wait()
         await self.custody.adopt()
-
-    def _on_change(self, change: Changed) -> None:
-        match change:
-            case Changed("volumes", _, before, Volume() as after):
-                was_mine = isinstance(before, Volume) and before.grant == after.grant
-                if after.grant.node == self.name and after.base and not was_mine:
-                    self.spawn(self._settle(after))
-
-    async def _settle(self, volume: Volume) -> None:
-        try:
-            async with self.custody.lock(volume):
-                await self.custody.serve(volume)
-                await self.custody.tidy(volume)
-        except PannierError:
-            pass
 
     def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """A task of this run."""
@@ -370,7 +361,7 @@ class SenderOf(Sender):
             ours = (await driver.inspect(offer.volume_id)).generations
             base = newest_common(ours, theirs)
             async with driver.send(offer.volume_id, offer.generation, base=base) as fd:
-                stream = os.read(fd, 1 << 30)
+                stream = b"".join(iter(lambda: os.read(fd, 1 << 20), b""))
         except PannierError as error:
             if not talk.stream.done():
                 talk.stream.set_exception(error)
@@ -432,9 +423,7 @@ class PeerAt(Peer):
             lambda run: run.service.peer_remove(name, volume_id=volume_id, actor=actor, peer=me),
         )
 
-    async def peer_take(
-        self, name: str, *, epoch: int, generation: str, actor: str
-    ) -> VolumeView:
+    async def peer_take(self, name: str, *, epoch: int, generation: str, actor: str) -> VolumeView:
         me = self._run.name
         return await self._ask(
             "take",

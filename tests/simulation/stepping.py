@@ -119,9 +119,7 @@ class SteppedDriver(Driver):
         )
 
     async def unseal(self, volume: str, *, epoch: int) -> None:
-        await stepped(
-            self._life, "driver.unseal", lambda: self._inner.unseal(volume, epoch=epoch)
-        )
+        await stepped(self._life, "driver.unseal", lambda: self._inner.unseal(volume, epoch=epoch))
 
     async def promote(
         self, volume: str, generation: Generation, *, epoch: int, size_bytes: int | None

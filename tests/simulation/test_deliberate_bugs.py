@@ -116,7 +116,11 @@ def _give_while_it_is_in_use(patch: pytest.MonkeyPatch) -> None:
     async def users(self: Custody, volume: Volume) -> list[str]:
         return []
 
+    async def in_use(self: Custody, volume: Volume) -> bool:
+        return False
+
     patch.setattr(Custody, "users", users)
+    patch.setattr(Custody, "in_use", in_use)
 
 
 @bug
@@ -168,7 +172,9 @@ def _delete_what_is_to_be_promoted(patch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", BUGS)
-def test_the_simulation_finds_it(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_simulation_finds_it(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("pannier.service.upkeep.TRASH_SECONDS", 120.0)
     BUGS[name](monkeypatch)
     for seed in range(ENOUGH):

@@ -7,7 +7,6 @@ extended attributes, times, and paths that the kernel does not take at once.
 from __future__ import annotations
 
 import shutil
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -29,6 +28,9 @@ _NEEDS_FILES = {
 
 class _Shown:
     """Live trees as real directories of small files, for tests that write there."""
+
+    def data_path(self, volume: str, epoch: int) -> Path:
+        return Path(super().data_path(volume, epoch))  # type: ignore[misc]
 
     def _gather(self, volume: str, epoch: int, tree: Tree) -> dict[str, bytes]:
         top = self.data_path(volume, epoch)  # type: ignore[attr-defined]

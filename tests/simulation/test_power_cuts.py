@@ -87,6 +87,7 @@ async def _move_while_used(world: World) -> None:
         for container in tuple(world.a.table.containers):
             world.write(world.a, container, "in-use", b"2")
             world.stop_container(world.a, container)
+            await world.unmount(world.a, "vol")
         await moving
     finally:
         moving.cancel()

@@ -152,7 +152,7 @@ class World:
             f"dd if=/dev/urandom of=/data/bulk bs=1M count={mebibytes} 2>/dev/null; "
             f"mkdir -p /data/tree; i=0; while [ $i -lt {files} ]; do "
             "echo content $i $RANDOM >/data/tree/$i; i=$((i+1)); done; "
-            "ln -sf tree/1 /data/link; chown 1000:1000 /data/tree; chmod 2750 /data/tree"
+            "ln -sf tree/1 /data/link; chown 1000:1000 /data/tree; chmod 2750 /data/tree; sync -f /data"
         )
         self.container(node, name, "sh", "-c", script)
 
@@ -256,9 +256,17 @@ class World:
             return all(states.get(name) == "up" for name in self.nodes)
 
         def everywhere() -> bool:
-            return all(self.on_all(all_up))
+            return all(self.on_all(all_up)) and self._swarm_is_ready()
 
         story.wait_until("all nodes are up", everywhere, seconds=90)
+
+    def _swarm_is_ready(self) -> bool:
+        """Whether there is a leader and all nodes are ready, where there is a Swarm."""
+        info = ["docker", "info", "--format", "{{.Swarm.LocalNodeState}}"]
+        if self.attempt(self.nodes[0], *info).out.strip() != "active":
+            return True
+        seen = self.attempt(self.nodes[0], "docker", "node", "ls", "--format", "{{.Status}}")
+        return seen.status == 0 and seen.out.split() == ["Ready"] * len(self.nodes)
 
     @contextmanager
     def cut(self, *nodes: str) -> Iterator[None]:

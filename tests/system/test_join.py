@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from cluster_world import IMAGE, MOUNTS, World
@@ -226,7 +226,9 @@ def test_f83_a_token_that_was_used_before(blank: World) -> None:
     ],
     ids=["cut short", "empty", "another cluster's", "guessed"],
 )
-def test_f83_a_token_that_is_wrong(blank: World, change, says: list[str], status: int) -> None:  # type: ignore[no-untyped-def]
+def test_f83_a_token_that_is_wrong(
+    blank: World, change: Callable[[str], str], says: list[str], status: int
+) -> None:
     blank.refused("node2", *join(blank, change(token(blank))), says=says, status=status)
     check_no_node(blank)
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from pannier.cluster.catalog import Catalog, Changed
-from pannier.cluster.registry import encode
+from pannier.cluster.registry import ClusterRecord, encode
 from pannier.core.volume import Grant, Volume, VolumeSpec
 from pannier.store.base import Deleted, Entry, Put, Synced, WatchEvent
 
@@ -83,6 +83,59 @@ async def test_an_unreadable_record_is_left_out_and_the_rest_stays(tmp_path: Pat
     catalog = Catalog(file=tmp_path / "c")
     await play(catalog, Put(Entry("volumes/bad", b"{", 1)), put(volume(), 2))
     assert names(catalog) == ["v"]
+
+
+def of_cluster(name: str) -> Put:
+    return Put(Entry("cluster", encode(ClusterRecord(name, 0.0)), 1))
+
+
+async def test_a_store_that_lost_its_memory_does_not_make_us_lose_ours(tmp_path: Path) -> None:
+    catalog = Catalog(file=tmp_path / "c", cluster="ours")
+    keys = frozenset({"cluster", "volumes/v"})
+    await play(catalog, of_cluster("ours"), put(volume(), 5), Synced(keys))
+    await play(catalog, Synced(frozenset()))
+    assert names(catalog) == ["v"], "an emptied store"
+    await play(catalog, Deleted("cluster"), Deleted("volumes/v"))
+    assert names(catalog) == ["v"], "a store that is being emptied"
+    theirs = frozenset({"cluster", "volumes/w"})
+    await play(catalog, of_cluster("theirs"), put(volume("w"), 9), Synced(theirs))
+    assert names(catalog) == ["v"], "another cluster's"
+    await play(
+        catalog,
+        of_cluster("ours"),
+        put(volume("x"), 9),
+        Synced(frozenset({"cluster", "volumes/x"})),
+    )
+    assert names(catalog) == ["x"]
+
+
+async def test_a_strange_store_never_counts_as_heard(tmp_path: Path) -> None:
+    catalog = Catalog(file=tmp_path / "c", cluster="ours", boot_id="b1")
+    await play(catalog, Synced(frozenset()))
+    assert not catalog.synced.is_set()
+    assert not catalog.trusted
+
+
+async def test_an_older_store_is_followed(tmp_path: Path) -> None:
+    """After a restore from a snapshot revisions begin lower; memory and store must not differ."""
+    catalog = Catalog(file=tmp_path / "c")
+    keys = frozenset({"volumes/v"})
+    await play(catalog, put(volume(epoch=4), 90), Synced(keys))
+    await play(catalog, put(volume(epoch=3), 20), Synced(keys))
+    assert catalog.volume("v") == volume(epoch=3)
+
+
+async def test_memory_of_the_same_boot_is_trusted_and_of_an_earlier_one_is_not(
+    tmp_path: Path,
+) -> None:
+    first = Catalog(file=tmp_path / "c", boot_id="b1")
+    first.remember(volume(), revision=3)
+    first._save()
+    for boot, trusted in (("b1", True), ("b2", False)):
+        again = Catalog(file=tmp_path / "c", boot_id=boot)
+        again.load()
+        assert names(again) == ["v"]
+        assert again.trusted is trusted
 
 
 async def test_a_restart_without_the_store_remembers(tmp_path: Path) -> None:

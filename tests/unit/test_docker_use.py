@@ -83,7 +83,7 @@ async def test_a_holder_that_stays_silent_ends_the_wait_with_its_name(
     else:
         world.a.power_off()
     began = now()
-    with pytest.raises(PeerUnavailable, match="held by node a .epoch 1.*start node a"):
+    with pytest.raises(PeerUnavailable, match=r"held by node a .epoch 1.*start node a"):
         await world.mount(world.b, "vol")
     assert SILENCE_SECONDS < now() - began < SILENCE_SECONDS + 10
 

@@ -71,10 +71,31 @@ def test_a_sealed_tree_without_any_generation_is_not_dropped() -> None:
     assert plan_cleanup(record("b"), here({4: True}), node="a") == Cleanup()
 
 
-def test_a_tree_that_was_never_sealed_is_a_stray_and_keeps_all_its_generations() -> None:
-    newer = Generation(5, 1)
-    cleanup = plan_cleanup(record("b"), here({4: False}, OTHER, BASE, newer), node="a")
-    assert cleanup == Cleanup(strays=(4,), delete=(OTHER,))
+def test_what_a_former_holder_wrote_after_the_base_is_a_stray_and_kept() -> None:
+    newer, beyond = Generation(5, 1), Generation(4, 12)
+    cleanup = plan_cleanup(record("b"), here({4: False}, OTHER, BASE, beyond, newer), node="a")
+    assert cleanup == Cleanup(strays=(4,), delete=(OTHER, BASE))
+    sealed = plan_cleanup(record("b"), here({4: True}, BASE, beyond), node="a")
+    assert sealed == Cleanup(strays=(4,)), "a seal for a hand-over that did not happen"
+    alone = plan_cleanup(record("b"), here({}, BASE, beyond), node="a")
+    assert alone == Cleanup(strays=(4,)), "the newest copy in the lineage stays too"
+
+
+def test_a_disk_that_is_ahead_of_the_record_is_left_alone() -> None:
+    later = Generation(6, 1)
+    for local in (here({5: True, 6: False}, BASE), here({5: True}, BASE, OTHER, later)):
+        assert plan_cleanup(record("b"), local, node="a") == Cleanup()
+
+
+def test_the_lineage_tells_copies_from_strays_through_several_changes_of_holder() -> None:
+    volume = replace(record("a", 1, base=None))
+    volume = volume.granted("b", base=Generation(1, 9), replicas=())
+    volume = volume.granted("c", base=Generation(2, 4), replicas=())
+    volume = volume.granted("a", base=Generation(2, 4), replicas=())
+    assert volume.grant == Grant("a", 4)
+    ancestors = [Generation(1, 3), Generation(1, 9), Generation(2, 4), Generation(4, 1)]
+    strays = [Generation(1, 10), Generation(2, 5), Generation(3, 1), Generation(5, 1)]
+    assert [g for g in ancestors + strays if volume.grew_out_of(g)] == ancestors
 
 
 def test_a_holder_keeps_its_base_and_its_two_newest() -> None:

@@ -12,12 +12,13 @@ import contextlib
 import logging
 import random
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 from unittest.mock import patch
 
+import msgspec
 import pytest
 import structlog
 
@@ -29,14 +30,25 @@ from stepping import Fault, PowerCut, Step
 from virtual_time import VirtualTimePolicy, run_virtual
 
 from pannier.cluster.registry import encode, trash_key, volume_key
-from pannier.core.errors import OutcomeUnknown, PannierError, PeerUnavailable, Stale
+from pannier.core.errors import PannierError, PeerUnavailable, Stale
 from pannier.core.node import Node
 from pannier.core.volume import Volume
 from pannier.service.views import MoveProgress
+from pannier.storage.base import Driver
 from pannier.store.base import ABSENT, Change
 from pannier.store.memory import MemoryData
 
-__all__ = ["ACTOR", "Died", "Fault", "Machine", "Run", "Step", "World", "event_loop_policy", "run_virtual"]
+__all__ = [
+    "ACTOR",
+    "Died",
+    "Fault",
+    "Machine",
+    "Run",
+    "Step",
+    "World",
+    "event_loop_policy",
+    "run_virtual",
+]
 
 T = TypeVar("T")
 ACTOR = "tester"
@@ -98,7 +110,8 @@ class World:
     b: Machine
     c: Machine
 
-    def make_driver(self, machine: Machine) -> SnapshotDriver:
+    def make_driver(self, machine: Machine) -> Driver:
+        """A driver on the machine's disk; a test may put a real one there."""
         return self._driver(machine.disk, where=Path("/disk") / machine.name)
 
     async def __aenter__(self) -> World:
@@ -110,8 +123,8 @@ class World:
         self._stack.callback(lambda: structlog.configure(**before))
         self._stack.enter_context(patch("time.time", lambda: self.wall + loop.time()))
         self._stack.enter_context(patch("secrets.token_hex", self._token))
-        for name in self.machines:
-            self._put(f"nodes/{name}", _record(name, self._driver))
+        for name, machine in self.machines.items():
+            self._put(f"nodes/{name}", _record(name, self.make_driver(machine).name))
         for machine in self.machines.values():
             await machine.start()
         while not all(
@@ -130,6 +143,10 @@ class World:
         self._stack.close()
         if kind is None:
             assert not self.violations, "\n".join(self.violations)
+
+    def _all_know_all(self) -> bool:
+        runs = [machine.up for machine in self.machines.values()]
+        return all(run.catalog.is_up(name) for run in runs for name in self.machines)
 
     def _token(self, size: int) -> str:
         return self.random.randbytes(size).hex()
@@ -436,8 +453,6 @@ _read: dict[bytes, Volume] = {}
 
 
 def _volume(value: bytes) -> Volume:
-    import msgspec
-
     if value not in _read:
         if len(_read) > 1000:
             _read.clear()
@@ -450,11 +465,11 @@ def _parts(tree: Path) -> tuple[str, int]:
     return tree.parts[-3], int(tree.parts[-2])
 
 
-def _record(name: str, driver: type[SnapshotDriver]) -> Node:
+def _record(name: str, driver: str) -> Node:
     return Node(
         name=name,
         address="127.0.0.1",
-        drivers=("btrfs",),
+        drivers=(driver,),
         version="0",
         joined_at=0.0,
         certificate=name,

@@ -56,6 +56,11 @@ copying the image's files or still be making the container. Afterwards /proc alo
 since Unmounts get lost when the engine or this daemon crashes."""
 
 
+DEPOSE_TRIES = 50
+DEPOSE_PAUSE_SECONDS = 0.1
+ADOPT_PAUSE_SECONDS = 5.0
+
+
 class UsersOf(Protocol):
     """Who uses any of some directories now; see :func:`pannier.agent.usage.users_of`."""
 
@@ -89,6 +94,10 @@ class Custody:
         self.drivers = drivers
         self.broken: dict[str, PannierError] = {}
         """Drivers that this node is meant to have and that cannot be opened, with the reason."""
+        self.opened = asyncio.Event()
+        """Set once it was tried to open every driver."""
+        if drivers:
+            self.opened.set()
         self.mounts = mounts
         self.mount_ids = mount_ids
         self.engine = engine
@@ -164,14 +173,17 @@ class Custody:
         """Make the volume writable and mounted here, and return the path for Docker.
 
         The caller has the lock. Only the writable tree of a holder is served on a remembered
-        record; everything else is decided on a fresh one.
+        record; everything else is decided on a fresh one, and so is a volume with copies on a node
+        that has just booted.
 
         Raises:
             NotHolder: another node holds it; Corrupt: its data is not here; StoreUnavailable.
         """
         plan = plan_serving(volume, await self._local(volume), node=self.node)
         driver = self.driver(volume)
-        if not isinstance(plan, Serve):
+        # While this node was off, a person may have recovered what has copies.
+        taken_perhaps = bool(volume.replicas) and not self.catalog.trusted
+        if taken_perhaps or not isinstance(plan, Serve):
             volume = (await self.take_up(volume)).record
             await driver.unseal(volume.id, epoch=volume.grant.epoch)
         source = driver.data_path(volume.id, volume.grant.epoch)
@@ -255,7 +267,7 @@ class Custody:
         if volume.grant.node == self.node:
             return
         for epoch, sealed in (await self._local(volume)).sealed.items():
-            if not sealed:
+            if not sealed and epoch < volume.grant.epoch:
                 former = replace(volume, grant=Grant(self.node, epoch))
                 await self.depose(former, successor=volume.grant.node)
 
@@ -272,15 +284,18 @@ class Custody:
             named = ["a container that is being started"]
         return named
 
+    async def in_use(self, volume: Volume) -> bool:
+        """Whether anybody uses the volume on this node. Does not ask the engine, which may hang."""
+        return self._starting(volume) or bool(await self.processes(volume))
+
     def _starting(self, volume: Volume) -> bool:
         ages = self.mount_ids.ages(volume.name, self.clock())
         return any(age < STARTING_SECONDS for age in ages.values())
 
     async def _name_all(self, users: list[User]) -> list[str]:
-        names: dict[str, None] = {}
-        for user in users:
-            names[await self._name_one(user)] = None
-        return list(names)
+        one_each = {user.container or f"{user.pid} {user.command}": user for user in users}
+        names = [await self._name_one(user) for user in one_each.values()]
+        return list(dict.fromkeys(names))
 
     async def _name_one(self, user: User) -> str:
         if user.container:
@@ -311,30 +326,48 @@ class Custody:
         """Stop all use of a volume that was given to another node without us; keep what is here.
 
         The caller has the lock. Its containers are killed: what they write no longer belongs to the
-        volume, and they must not believe it does.
+        volume, and they must not believe it does. Looked at again until nobody is left, since
+        processes may be born while others are killed.
         """
-        for user in await self.processes(volume):
-            if user.pid:
+        await asyncio.to_thread(self.mounts.unmount, volume.name, detach=True)
+        self.mount_ids.forget(volume.name)
+        for _ in range(DEPOSE_TRIES):
+            users = [user for user in await self.processes(volume) if user.pid]
+            if not users:
+                break
+            for user in users:
                 with suppress(ProcessLookupError):
                     os.kill(user.pid, signal.SIGKILL)
                 log.warning("volume.user-killed", volume=volume.name, pid=user.pid)
-        await asyncio.to_thread(self.mounts.unmount, volume.name, detach=True)
-        self.mount_ids.forget(volume.name)
+            await asyncio.sleep(DEPOSE_PAUSE_SECONDS)
+        else:
+            log.error("volume.users-left", volume=volume.name, pids=[user.pid for user in users])
         log.warning(
             "volume.deposed", volume=volume.name, epoch=volume.grant.epoch, successor=successor
         )
 
     async def adopt(self) -> None:
-        """At start: finish or undo what an earlier run left half done, where the store answers."""
-        for volume in self.catalog.volumes():
-            if volume.spec.driver not in self.drivers:
-                continue
-            async with self.lock(volume):
-                try:
-                    await self._depose_strays(volume)
-                    await self.tidy(volume)
-                except PannierError as error:
-                    log.warning("volume.not-tidied", volume=volume.name, error=str(error))
+        """After a start: finish or undo what an earlier run left half done. The store answers.
+
+        A volume for which this fails is tried again until it was done, or is gone.
+        """
+        done: set[str] = set()
+        while True:
+            left = [volume for volume in self.catalog.volumes() if volume.id not in done]
+            for volume in left:
+                if volume.spec.driver not in self.drivers:
+                    continue
+                async with self.lock(volume):
+                    try:
+                        await self._depose_strays(volume)
+                        await self.tidy(volume)
+                        done.add(volume.id)
+                    except PannierError as error:
+                        log.warning("volume.not-tidied", volume=volume.name, error=str(error))
+            waiting = any(v.spec.driver in (*self.drivers, *self.broken) for v in left)
+            if not waiting or all(volume.id in done for volume in left):
+                return
+            await asyncio.sleep(ADOPT_PAUSE_SECONDS)
 
 
 def no_such_volume(name: str) -> VolumeNotFound:

@@ -6,7 +6,7 @@ import asyncio
 
 import structlog
 
-from pannier.core.errors import OutcomeUnknown, Stale, Unavailable
+from pannier.core.errors import OutcomeUnknown, PannierError, Stale, Unavailable
 from pannier.store.base import ABSENT, Change, Store
 
 log = structlog.get_logger(__name__)
@@ -29,7 +29,7 @@ class Presence:
         while True:
             try:
                 await self._renew()
-            except (Unavailable, OutcomeUnknown) as error:
+            except PannierError as error:
                 log.warning("presence.not-renewed", error=str(error))
             await asyncio.sleep(TTL_SECONDS / 3)
 

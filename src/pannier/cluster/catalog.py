@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from pannier.cluster.registry import decode
+from pannier.cluster.registry import CLUSTER_KEY, ClusterRecord, decode
 from pannier.core.errors import Corrupt
 from pannier.core.node import Node
 from pannier.core.volume import Volume
@@ -44,6 +44,7 @@ class _Saved(msgspec.Struct):
 
     volumes: list[Volume] = msgspec.field(default_factory=list)
     nodes: list[Node] = msgspec.field(default_factory=list)
+    boot_id: str | None = None
 
 
 @dataclass(slots=True)
@@ -65,8 +66,22 @@ _KINDS: dict[str, type[Volume] | type[Node] | None] = {
 class Catalog:
     """The remembered volumes and nodes. Reading never waits and never fails."""
 
-    def __init__(self, *, file: Path) -> None:
+    def __init__(
+        self, *, file: Path, cluster: str | None = None, boot_id: str | None = None
+    ) -> None:
+        """Prepare; empty until :meth:`load` or :meth:`follow`.
+
+        Args:
+            file: where the copy on disk is.
+            cluster: the id of our cluster. A store that is empty or another cluster's is not
+                believed: what is remembered stays. None believes any.
+            boot_id: of this machine's present boot.
+        """
         self._file = file
+        self._cluster = cluster
+        self._cluster_heard: str | None = None
+        self._boot_id = boot_id
+        self._same_boot = False
         self._known = _Known()
         self._revisions: dict[str, int] = {}
         self._ahead: set[str] = set()
@@ -85,14 +100,30 @@ class Catalog:
         except (OSError, msgspec.DecodeError) as error:
             log.warning("catalog.unreadable", file=str(self._file), error=str(error))
             return
+        self._same_boot = self._boot_id is not None and saved.boot_id == self._boot_id
         self._known.volumes = {volume.name: volume for volume in saved.volumes}
         self._known.nodes = {node.name: node for node in saved.nodes}
 
     def _save(self) -> None:
-        saved = _Saved(list(self._known.volumes.values()), list(self._known.nodes.values()))
+        volumes, nodes = list(self._known.volumes.values()), list(self._known.nodes.values())
+        saved = _Saved(volumes, nodes, self._boot_id)
         temporary = self._file.with_suffix(".new")
         temporary.write_bytes(msgspec.json.encode(saved))
         os.replace(temporary, self._file)
+
+    @property
+    def cluster(self) -> str | None:
+        """The id of our cluster, if it matters."""
+        return self._cluster
+
+    @property
+    def trusted(self) -> bool:
+        """Whether what is remembered is from the store, or from this very boot.
+
+        Since a boot, or since the store was heard, nobody took a volume from this node while it was
+        off without its noticing.
+        """
+        return self._same_boot or self.synced.is_set()
 
     def volume(self, name: str) -> Volume | None:
         """A volume as last heard."""
@@ -137,18 +168,32 @@ class Catalog:
         """Keep fresh for ever: run as a task. A record that cannot be read is logged and left out."""
         async for event in store.watch(""):
             match event:
-                case Put(entry):
-                    self._ahead.discard(entry.key)
+                case Put(entry) if entry.key == CLUSTER_KEY:
+                    self._cluster_heard = decode(entry, ClusterRecord).id
+                case Deleted(key) if key == CLUSTER_KEY:
+                    self._cluster_heard = None
+                case Put(entry) if self._cluster in (None, self._cluster_heard) or (
+                    self._cluster_heard is None and entry.key < CLUSTER_KEY
+                ):
                     self._take(entry)
-                case Deleted(key):
+                case Deleted(key) if self._cluster in (None, self._cluster_heard):
                     self._ahead.discard(key)
                     self._apply(key, None, 0)
                 case Synced(keys):
-                    # What was just made may be newer than this list; the next one decides.
-                    for key in self._keys() - keys - self._ahead:
-                        self._apply(key, None, 0)
-                    self._ahead.clear()
-                    self.synced.set()
+                    if CLUSTER_KEY not in keys:
+                        self._cluster_heard = None
+                    if self._cluster in (None, self._cluster_heard):
+                        self._forget_all_but(keys)
+                    else:
+                        log.error("store.not-ours", heard=self._cluster_heard, ours=self._cluster)
+
+    def _forget_all_but(self, keys: frozenset[str]) -> None:
+        # What was just made may be newer than this list; the next one decides.
+        for key in self._keys() - keys - self._ahead:
+            self._apply(key, None, 0)
+        self._ahead.clear()
+        self.synced.set()
+        self._dirty.set()
 
     async def keep_saved(self) -> None:
         """Write the copy on disk after changes, for ever: run as a task."""
@@ -174,6 +219,8 @@ class Catalog:
         except Corrupt as error:
             log.error("catalog.corrupt", key=entry.key, error=str(error))
             return
+        if entry.key in self._ahead and entry.revision >= self._revisions.get(entry.key, 0):
+            self._ahead.discard(entry.key)
         self._apply(entry.key, record, entry.revision, present=True)
 
     def _apply(
@@ -184,8 +231,8 @@ class Catalog:
             return
         if present is None:
             present = record is not None
-        if present and revision < self._revisions.get(key, 0):
-            return  # the watch repeats what was remembered from a newer read
+        if present and key in self._ahead and revision < self._revisions.get(key, 0):
+            return  # the watch has not come to what was remembered from a newer read
         known: dict[str, Volume | Node | None] = getattr(self._known, kind)
         before, was = known.get(name), name in known
         if present:

@@ -24,6 +24,7 @@ from pannier.core.volume import Volume
 from pannier.store.base import ABSENT, Change, Entry, Store
 
 Record = TypeVar("Record")
+CLUSTER_KEY = "cluster"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +90,12 @@ class Registry:
 
     async def cluster(self) -> ClusterRecord | None:
         """The cluster's identity, None in an empty store."""
-        found = await self._read("cluster", ClusterRecord)
+        found = await self._read(CLUSTER_KEY, ClusterRecord)
         return found.record if found else None
 
     async def found(self, cluster: ClusterRecord) -> None:
         """Write the identity of a new cluster; Stale where there is one already."""
-        await self.store.commit(Change("cluster", encode(cluster), ABSENT))
+        await self.store.commit(Change(CLUSTER_KEY, encode(cluster), ABSENT))
 
     async def volume(self, name: str) -> Versioned[Volume] | None:
         """A volume's newest committed record."""
@@ -126,11 +127,18 @@ class Registry:
         """Whether the node's lease is alive now."""
         return await self.store.get(f"alive/{node}") is not None
 
-    async def trash_volume(self, volume: Volume, *, expect: int) -> None:
-        """Take a volume out of use; ``volume`` has its removed_at."""
+    async def trash_volume(
+        self, volume: Volume, *, expect: int, lost_with: str | None = None
+    ) -> None:
+        """Take a volume out of use; ``volume`` has its removed_at.
+
+        With ``lost_with`` a node, this is Stale unless that node's lease is gone.
+        """
+        guard = (Change(f"alive/{lost_with}", None, ABSENT),) if lost_with else ()
         await self.store.commit(
             Change(volume_key(volume.name), None, expect),
             Change(trash_key(volume.id), encode(volume), ABSENT),
+            *guard,
         )
 
     async def trash(self) -> list[Versioned[Volume]]:
@@ -152,6 +160,11 @@ class Registry:
         await self.store.commit(
             Change(trash_key(volume_id), None, expect), Change(f"purged/{volume_id}", b"", ABSENT)
         )
+
+    async def known_ids(self) -> frozenset[str]:
+        """Ids of all volumes, trashed and purged ones included."""
+        volumes = [*await self.volumes(), *(found.record for found in await self.trash())]
+        return frozenset(volume.id for volume in volumes) | await self.purged()
 
     async def purged(self) -> frozenset[str]:
         """Ids of volumes whose data may be deleted. Absence from all lists is never a reason."""

@@ -81,7 +81,8 @@ class Cleanup:
     Attributes:
         drop: epochs of sealed live trees: all they hold is in a generation.
         delete: generations that nobody needs.
-        strays: epochs of live trees that were written by a former holder and never sealed.
+        strays: epochs of which there is what no other node has and the volume did not grow out of:
+            a tree that was never sealed, or generations after the one that its successor began with.
     """
 
     drop: tuple[int, ...] = ()
@@ -103,19 +104,21 @@ def plan_cleanup(
     sends only the difference. Nothing is deleted on a holder that has not got its live tree yet.
     """
     epoch = record.grant.epoch
+    if any(e > epoch for e in copy.sealed) or any(g.epoch > epoch for g in copy.generations):
+        return Cleanup()  # the record is older than this disk: an old store was restored
     holds = record.grant.node == node
-    former = sorted(e for e in copy.sealed if not (holds and e == epoch))
-    newest = sorted(copy.generations)
+    ours = sorted(g for g in copy.generations if record.grew_out_of(g))
+    stray = copy.generations - set(ours)
     if holds and epoch not in copy.sealed:
-        keep = set(newest)
+        keep = set(ours)
     elif holds:
-        keep = set(newest[-2:]) | needed | ({record.base} if record.base else set())
+        keep = set(ours[-2:]) | needed | ({record.base} if record.base else set())
     else:
-        keep = set(newest[-1:])
-    # A stray's own generations are part of what a human may want back.
-    keep |= {g for g in newest if g.epoch in former and not copy.sealed[g.epoch]}
+        keep = set(ours[-1:])
+    former = sorted(e for e in copy.sealed if not (holds and e == epoch))
+    strays = {e for e in former if not copy.sealed[e]} | {g.epoch for g in stray}
     return Cleanup(
-        drop=tuple(e for e in former if copy.sealed[e] and copy.generations),
-        delete=tuple(g for g in newest if g not in keep),
-        strays=tuple(e for e in former if not copy.sealed[e]),
+        drop=tuple(e for e in former if e not in strays and copy.generations),
+        delete=tuple(g for g in ours if g not in keep),
+        strays=tuple(sorted(strays)),
     )

@@ -54,21 +54,34 @@ def replicas_after_move(record: Volume, *, target: str) -> tuple[str, ...]:
     """
     former = record.grant.node
     others = tuple(name for name in record.replicas if name != target)
-    return ((former, *others))[: len(record.replicas)]
+    return (former, *others)[: record.spec.copies - 1]
+
+
+def replicas_after_loss(record: Volume, *, target: str) -> tuple[str, ...]:
+    """The replicas once ``target`` took the volume over from a holder that is lost.
+
+    The lost one is one of them only where there is no other: it may return soon.
+    """
+    others = tuple(name for name in record.replicas if name != target)
+    return (*others, record.grant.node)[: record.spec.copies - 1]
 
 
 def repair_replicas(
     record: Volume, candidates: Iterable[Candidate], *, gone: frozenset[str]
 ) -> tuple[str, ...]:
-    """The replicas without those that are ``gone``, each replaced where another node is fit.
+    """The replicas, with those that are ``gone`` replaced where another node is fit.
 
-    Fewer than wanted is better than none: what cannot be replaced now is asked for again later.
+    One that cannot be replaced now stays while its node is in the cluster: on its return it needs
+    the difference only. Others are asked for again later.
     """
     holder = record.grant.node
-    kept = [name for name in record.replicas if name not in gone and name != holder]
+    nodes = list(candidates)
+    listed = [name for name in record.replicas if name != holder]
+    kept = [name for name in listed if name not in gone]
     spare = [
         c.name
-        for c in fit(candidates, driver=record.spec.driver)
+        for c in fit(nodes, driver=record.spec.driver)
         if c.name not in (*kept, holder) and c.name not in gone
     ]
-    return tuple((kept + spare)[: record.spec.copies - 1])
+    waited_for = [name for name in listed if name in gone and name in {c.name for c in nodes}]
+    return tuple((kept + spare + waited_for)[: record.spec.copies - 1])

@@ -18,18 +18,6 @@ class Successor:
     generation: Generation
 
 
-def in_lineage(record: Volume, generation: Generation) -> bool:
-    """Whether the volume's present content grew out of ``generation``.
-
-    What a former holder wrote after the generation with which its successor began is a stray: it has
-    the former epoch and a number beyond the base.
-    """
-    if generation.epoch == record.grant.epoch:
-        return True
-    base = record.base
-    return base is not None and generation.epoch == base.epoch and generation <= base
-
-
 def choose_successor(
     record: Volume,
     *,
@@ -55,7 +43,7 @@ def choose_successor(
         Successor(node, generation)
         for node, generations in sorted(copies.items())
         for generation in generations
-        if node != holder and in_lineage(record, generation)
+        if node != holder and record.grew_out_of(generation)
     ]
     if not found:
         raise Unavailable(

@@ -11,6 +11,7 @@ from pannier.core.generation import Generation
 
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{1,127}", re.ASCII)
 HISTORY_LIMIT = 50
+LINEAGE_LIMIT = 50
 
 
 class Durability(StrEnum):
@@ -77,6 +78,14 @@ class Grant:
     epoch: int
 
 
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """The generation with which an epoch began."""
+
+    epoch: int
+    base: Generation
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HistoryEntry:
     """One change in a volume's life. ``at`` is Unix time, for people only; nothing decides by it."""
@@ -97,6 +106,7 @@ class Volume:
         id: tells two volumes apart that bore the same name at different times; names the data on disk.
         replicas: nodes that keep the other copies; the holder sends them what is written.
         base: the generation with which the holder's epoch began; None while it began empty.
+        lineage: how the latest epochs began, oldest first.
         removed_at: Unix time at which it went to the trash; None outside the trash.
     """
 
@@ -106,9 +116,32 @@ class Volume:
     grant: Grant
     replicas: tuple[str, ...] = ()
     base: Generation | None = None
+    lineage: tuple[Beginning, ...] = ()
     created_at: float
     removed_at: float | None = None
     history: tuple[HistoryEntry, ...] = ()
+
+    def granted(self, node: str, *, base: Generation, replicas: tuple[str, ...]) -> Volume:
+        """This record with ``node`` as the holder of the next epoch, which begins with ``base``."""
+        epoch = self.grant.epoch + 1
+        return replace(
+            self,
+            grant=Grant(node, epoch),
+            base=base,
+            lineage=(*self.lineage, Beginning(epoch, base))[-LINEAGE_LIMIT:],
+            replicas=replicas,
+        )
+
+    def grew_out_of(self, generation: Generation) -> bool:
+        """Whether the present content has ``generation`` among its ancestors.
+
+        What a former holder wrote after the generation with which its successor began is a stray.
+        """
+        if generation.epoch >= self.grant.epoch:
+            return generation.epoch == self.grant.epoch
+        later = [each for each in self.lineage if each.epoch > generation.epoch]
+        base = min(later, key=lambda each: each.epoch).base if later else self.base
+        return base is not None and generation <= base
 
     def with_entry(self, entry: HistoryEntry) -> Volume:
         """This record with one more line of history; the oldest lines beyond the limit go."""

@@ -13,7 +13,7 @@ import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from pannier.lab.errors import LabError
@@ -69,9 +69,17 @@ class Group:
         return [tree.mount / self.name for tree in hierarchies()]
 
     def create(self) -> None:
-        """Make the group; it may exist."""
+        """Make the group; it may exist.
+
+        Another group's end takes empty parents away, perhaps the one that was just made here.
+        """
         for tree in hierarchies():
-            parent = tree.mount
+            wait_for(partial(self._create_in, tree), what=f"control group {self.name}", timeout=10)
+
+    def _create_in(self, tree: Hierarchy) -> bool:
+        """Whether it worked: False where a parent went away meanwhile."""
+        parent = tree.mount
+        try:
             for part in Path(self.name).parts:
                 if tree.unified:
                     _delegate(parent)
@@ -80,6 +88,9 @@ class Group:
                 if "cpuset" in tree.controllers and not tree.unified:
                     _fill_cpuset(parent, child)
                 parent = child
+        except FileNotFoundError:
+            return False
+        return True
 
     def joining(self, argv: list[str]) -> list[str]:
         """A command line that joins the group and then becomes ``argv``."""

@@ -30,6 +30,7 @@ ROLES: tuple[Role, ...] = ("system", "pool")
 _SERVED = "mount/disk"
 _UNLIMITED = "100G"
 _DETACH_TIMEOUT_S = 30
+_SERVE_TIMEOUT_S = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,12 +151,20 @@ class Disk:
         start_detached(server, join=self.group.joining, log=log, env=environment)
         see = f"see {log}"
         wait_for(
-            lambda: _accepts(listener) or None, what="nbdkit", timeout=10, remedy=see, poll=0.01
+            lambda: _accepts(listener) or None,
+            what="nbdkit",
+            timeout=_SERVE_TIMEOUT_S,
+            remedy=see,
+            poll=0.01,
         )
         client = ["nbdfuse", f"{mount}/disk", "--unix", str(listener)]
         start_detached(client, join=self.group.joining, log=log)
         wait_for(
-            lambda: self._file.exists() or None, what="nbdfuse", timeout=10, remedy=see, poll=0.01
+            lambda: self._file.exists() or None,
+            what="nbdfuse",
+            timeout=_SERVE_TIMEOUT_S,
+            remedy=see,
+            poll=0.01,
         )
 
 

@@ -295,8 +295,9 @@ class Lab:
 
         def flush(machine: Machine) -> None:
             # A plain `sync` would reach every file system of the host.
-            mounts = ["/var/lib/docker", "/var/lib/pannier"]
-            self.run(machine.node.name, ["sync", "--file-system", *mounts])
+            folders = "/var/lib/docker /var/lib/pannier /var/lib/pannier/pool"
+            script = f"for f in {folders}; do [ ! -d $f ] || sync -f $f || exit; done"
+            self.run(machine.node.name, ["sh", "-c", script])
 
         running = [machine for machine in self.machines() if machine.look() in ("running", "cut")]
         with ThreadPoolExecutor(max_workers=8) as pool:

@@ -16,6 +16,7 @@ from pannier.core.errors import (
     NotHolder,
     OutcomeUnknown,
     PeerUnavailable,
+    StoreUnavailable,
     Unavailable,
 )
 from pannier.core.size import format_size
@@ -59,6 +60,7 @@ class DockerUse:
         began = self._custody.clock()
         silent_since: float | None = None
         reason = ""
+        await self._custody.opened.wait()
         volume = await self._volumes.find(name)
         while True:
             self._custody.driver(volume)  # a node without the driver must not even ask for it
@@ -67,6 +69,12 @@ class DockerUse:
                     return await self._serve(volume, mount_id)
                 except NotHolder:
                     volume = (await self._custody.fresh(name)).record
+                    continue
+                except StoreUnavailable:  # an election takes a second or two
+                    silent_since = silent_since or self._custody.clock()
+                    if self._custody.clock() - silent_since > SILENCE_SECONDS:
+                        raise
+                    await asyncio.sleep(RETRY_SECONDS)
                     continue
             try:
                 users = await self._ask(volume)
@@ -77,6 +85,10 @@ class DockerUse:
                 silent_since = silent_since or self._custody.clock()
                 if self._custody.clock() - silent_since > SILENCE_SECONDS:
                     raise holder_unreachable(volume, error) from error
+            except Unavailable:  # what the holder needs; it says so itself
+                silent_since = silent_since or self._custody.clock()
+                if self._custody.clock() - silent_since > SILENCE_SECONDS:
+                    raise
             waited = self._custody.clock() - began
             if waited > MOUNT_BUDGET_SECONDS:
                 raise still_waiting(name, volume.grant.node, reason, waited)

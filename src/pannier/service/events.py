@@ -55,8 +55,10 @@ def _from_entry(volume: Volume, entry: HistoryEntry) -> EventView:
 def _from_change(change: Changed) -> list[EventView]:
     now = rfc3339(time.time())
     match change:
-        case Changed("volumes", _, before, Volume() as after):
-            known = before.history if isinstance(before, Volume) else ()
+        case Changed("volumes", _, None, Volume() as after):  # new, or back from the trash
+            return [_from_entry(after, entry) for entry in after.history[-1:]]
+        case Changed("volumes", _, Volume() as before, Volume() as after):
+            known = before.history
             return [_from_entry(after, entry) for entry in after.history if entry not in known]
         case Changed("trash", _, None, Volume() as after):
             return [_from_entry(after, entry) for entry in after.history[-1:]]

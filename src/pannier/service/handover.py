@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import structlog
 
@@ -26,6 +26,7 @@ from pannier.core.errors import (
     OutcomeUnknown,
     PannierError,
     Stale,
+    StorageError,
     StoreUnavailable,
     VolumeInUse,
 )
@@ -124,16 +125,21 @@ class Handovers:
         """
         running = self._begin(volume, target, wanted_seconds=wait_seconds)
         assert running.task is not None
-        yield self._progress(running)
-        while not running.task.done():
-            running.changed.clear()
-            waiter = asyncio.ensure_future(running.changed.wait())
-            await asyncio.wait(
-                {running.task, waiter}, timeout=1.0, return_when=asyncio.FIRST_COMPLETED
-            )
-            waiter.cancel()
-            if not running.task.done():
-                yield self._progress(running)
+        try:
+            yield self._progress(running)
+            while not running.task.done():
+                running.changed.clear()
+                waiter = asyncio.ensure_future(running.changed.wait())
+                await asyncio.wait(
+                    {running.task, waiter}, timeout=1.0, return_when=asyncio.FIRST_COMPLETED
+                )
+                waiter.cancel()
+                if not running.task.done():
+                    yield self._progress(running)
+        finally:
+            # Whoever asked has gone; a node that wants it too says so again within this time.
+            until = self._custody.clock() + INTEREST_SECONDS
+            running.wanted_until = min(running.wanted_until, until)
         running.task.result()
         running.phase = "done"
         yield self._progress(running)
@@ -190,7 +196,7 @@ class Handovers:
         while True:
             await self._rounds_while_used(running)
             async with custody.lock(volume):
-                if await custody.users(volume):
+                if await custody.in_use(volume):
                     continue
                 running.to("switching")
                 await self._switch(running)
@@ -262,15 +268,14 @@ class Handovers:
         if fresh.record.grant != volume.grant:
             raise _changed(volume)
         await custody.take_down(volume)
-        generation = await driver.seal(volume.id, epoch=epoch)
         try:
+            generation = await driver.seal(volume.id, epoch=epoch)
             await self._send(running, generation)
         except BaseException:
             await driver.unseal(volume.id, epoch=epoch)
             raise
-        record = replace(
-            fresh.record,
-            grant=Grant(running.target.name, epoch + 1),
+        record = fresh.record.granted(
+            running.target.name,
             base=generation,
             replicas=replicas_after_move(fresh.record, target=running.target.name),
         ).with_entry(
@@ -302,7 +307,7 @@ class Handovers:
         custody, driver = self._custody, self._custody.driver(volume)
         try:
             revision = await custody.registry.replace_volume(record, expect=expect)
-        except StoreUnavailable:
+        except (StoreUnavailable, StorageError):  # certainly not done
             await driver.unseal(volume.id, epoch=volume.grant.epoch)
             raise
         except (Stale, OutcomeUnknown) as error:

@@ -185,6 +185,12 @@ class Membership:
             current = await self._registry.volume(volume.name)
             if current is None or current.record.grant.node != name:
                 continue
+            if current.record.replicas:
+                raise Conflict(
+                    f"volume {volume.name} of node {name} has copies on "
+                    f"{', '.join(current.record.replicas)}",
+                    remedy=f"recover it first: pannier volume recover {volume.name}",
+                )
             entry = HistoryEntry(
                 at=time.time(),
                 what="lost",
@@ -193,7 +199,7 @@ class Membership:
                 detail=f"with its node, by {actor}",
             )
             removed = replace(current.record, removed_at=time.time()).with_entry(entry)
-            await self._registry.trash_volume(removed, expect=current.revision)
+            await self._registry.trash_volume(removed, expect=current.revision, lost_with=name)
 
     async def _node_record(self, name: str) -> Versioned[Node]:
         found = await self._registry.node(name)

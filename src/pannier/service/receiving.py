@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import structlog
 
 from pannier.agent.custody import Custody
-from pannier.core.errors import Denied, Stale
+from pannier.core.errors import Denied, Stale, Unavailable
 from pannier.core.volume import Grant, Volume
 from pannier.storage.base import Driver
 from pannier.transport.base import Offer
 
 log = structlog.get_logger(__name__)
+
+KEPT_GENERATIONS = 3
 
 
 class Reception:
@@ -30,16 +34,31 @@ class Reception:
                 remedy="the sender's record is out of date",
             )
         if not _fits(volume, offer, peer):
-            raise Stale(
-                f"node {peer} does not hold volume {offer.volume_name} at epoch {offer.epoch}: "
-                f"node {volume.grant.node} does, at epoch {volume.grant.epoch}",
-                remedy="the sender must read the record again",
-            )
+            raise _not_the_holder(volume, offer, peer)
         driver = self._custody.driver(volume)
-        async with self._custody.lock(volume):
-            await self._custody.tidy(volume)
+        if len((await driver.inspect(volume.id)).generations) > KEPT_GENERATIONS:
+            # Not at each offer, and never its condition: copies are kept up without the store too.
+            with suppress(Unavailable):
+                async with self._custody.lock(volume):
+                    await self._custody.tidy(volume)
+            now = self._custody.catalog.volume(offer.volume_name) or volume
+            if not _fits(now, offer, peer):
+                raise _not_the_holder(now, offer, peer)
         return driver
 
 
+def _not_the_holder(volume: Volume, offer: Offer, peer: str) -> Stale:
+    return Stale(
+        f"node {peer} does not hold volume {offer.volume_name} at epoch {offer.epoch}: "
+        f"node {volume.grant.node} does, at epoch {volume.grant.epoch}",
+        remedy="the sender must read the record again",
+    )
+
+
 def _fits(volume: Volume, offer: Offer, peer: str) -> bool:
-    return volume.id == offer.volume_id and volume.grant == Grant(peer, offer.epoch)
+    """Also that the generation is of no later epoch: the newest copy must never be an invention."""
+    return (
+        volume.id == offer.volume_id
+        and volume.grant == Grant(peer, offer.epoch)
+        and offer.generation.epoch <= offer.epoch
+    )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import replace
 
 import structlog
 
@@ -12,8 +11,8 @@ from pannier.agent.custody import Custody
 from pannier.core.errors import Conflict, OutcomeUnknown, PannierError, Stale
 from pannier.core.generation import Generation
 from pannier.core.node import Node
-from pannier.core.placement import replicas_after_move
-from pannier.core.recovery import Successor, choose_successor, in_lineage
+from pannier.core.placement import replicas_after_loss
+from pannier.core.recovery import Successor, choose_successor
 from pannier.core.volume import Grant, HistoryEntry, Volume
 from pannier.service.peers import Peers
 
@@ -48,12 +47,18 @@ class Recovery:
             )
         node = self._custody.catalog.node(successor.node)
         assert node is not None  # it answered
-        await self._peers.to(node).peer_take(
-            name,
-            epoch=record.grant.epoch,
-            generation=str(successor.generation),
-            actor=actor,
-        )
+        try:
+            await self._peers.to(node).peer_take(
+                name,
+                epoch=record.grant.epoch,
+                generation=str(successor.generation),
+                actor=actor,
+            )
+        except OutcomeUnknown:
+            found = (await self._custody.fresh(name)).record
+            if found.grant != Grant(successor.node, record.grant.epoch + 1):
+                raise
+            return found
         return (await self._custody.fresh(name)).record
 
     def _not_accepted(self, record: Volume, successor: Successor) -> Conflict:
@@ -80,6 +85,8 @@ class Recovery:
                 view = await self._peers.to(node).peer_volume(record.name)
         except (PannierError, TimeoutError):
             return []
+        if view.id != record.id:
+            return []  # it remembers an earlier volume of that name
         return [Generation.parse(text) for text in view.generations or []]
 
     async def take(self, name: str, *, epoch: int, generation: Generation, actor: str) -> Volume:
@@ -99,15 +106,12 @@ class Recovery:
             raise Stale(f"volume {name} has a new holder, {volume.grant.node}", remedy="look again")
         async with self._custody.lock(volume):
             copy = await self._custody.driver(volume).inspect(volume.id)
-            if generation not in copy.generations or not in_lineage(volume, generation):
+            if generation not in copy.generations or not volume.grew_out_of(generation):
                 raise Conflict(
                     f"node {node} does not have generation {generation} of volume {name}"
                 )
-            record = replace(
-                volume,
-                grant=Grant(node, epoch + 1),
-                base=generation,
-                replicas=replicas_after_move(volume, target=node),
+            record = volume.granted(
+                node, base=generation, replicas=replicas_after_loss(volume, target=node)
             ).with_entry(
                 HistoryEntry(
                     at=time.time(),

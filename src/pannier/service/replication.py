@@ -4,6 +4,10 @@ One task for each volume that is held here makes generations, at most one each `
 when something was written. One task for each of its replicas sends the newest to that node: a slow
 or absent replica delays nobody, and on its return gets the difference to the best generation that
 both have.
+
+For that the holder keeps what a replica may have as its newest: the last one that it confirmed, and
+the one that was under way when its node fell silent. That one is sent again first, since it may have
+arrived without our hearing of it, and the replica then keeps no older one.
 """
 
 from __future__ import annotations
@@ -17,11 +21,12 @@ import structlog
 
 from pannier.agent.clock import boottime
 from pannier.agent.custody import Custody
-from pannier.core.errors import OutcomeUnknown, PannierError, PeerUnavailable, Stale
+from pannier.core.errors import PannierError, PeerUnavailable, Unavailable
 from pannier.core.generation import Generation
 from pannier.core.node import Node
 from pannier.core.placement import Candidate, repair_replicas
-from pannier.core.volume import Grant, Volume
+from pannier.core.volume import Volume
+from pannier.storage.base import LocalCopy
 from pannier.transport.base import Offer, Sender
 
 log = structlog.get_logger(__name__)
@@ -31,6 +36,8 @@ RETRY_LIMIT_SECONDS = 30.0
 ABSENCE_SECONDS = 900.0
 """A replica that is down for so long is replaced: long enough for a reboot or a new disk cable."""
 RECONCILE_SECONDS = 2.0
+SPARE_GENERATIONS = 16
+"""So many are kept beside those that copies need while nothing can be tidied; then none is made."""
 
 
 @dataclass(slots=True)
@@ -42,6 +49,7 @@ class Progress:
     """When it last was known to have everything up to ``generation``, made at that time."""
     error: str = ""
     sending: Generation | None = None
+    """On its way, or given up without an answer: it may be there."""
     absent_since: float | None = None
 
 
@@ -52,6 +60,10 @@ class _Held:
     volume: Volume
     newest: Generation | None = None
     made_at: float = 0.0
+    found: frozenset[Generation] | None = None
+    """What was here at the beginning: any of it may be what a replica that is not heard yet has."""
+    trouble: str = ""
+    """Why no generation can be made."""
     written: asyncio.Condition = field(default_factory=asyncio.Condition)
     progress: dict[str, Progress] = field(default_factory=dict)
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
@@ -100,7 +112,7 @@ class Replicator:
             volume.id: volume
             for volume in custody.catalog.volumes()
             if volume.grant.node == custody.node
-            and volume.replicas
+            and volume.spec.copies > 1
             and volume.spec.driver in custody.drivers
             and not self._moving(volume)
         }
@@ -111,7 +123,13 @@ class Replicator:
                 held.volume.replicas,
             ):
                 await self._stop(held)
+            elif failed := next((task for task in held.tasks if task.done()), None):
+                error = None if failed.cancelled() else failed.exception()
+                log.error("replication.failed", volume=held.volume.name, exc_info=error)
+                await self._stop(held)
         for volume in mine.values():
+            if self._moving(volume):
+                continue  # since a moment ago
             if volume.id not in self._held:
                 self._start(volume)
             else:
@@ -142,12 +160,26 @@ class Replicator:
             began = boottime()
             try:
                 copy = await driver.inspect(volume.id)
-                if any(t.epoch == volume.grant.epoch and not t.sealed for t in copy.live):
+                if held.found is None:
+                    held.found = frozenset(copy.generations)
+                if self._may_make(held, copy):
                     generation = await driver.snapshot(volume.id, epoch=volume.grant.epoch)
                     await self._made(held, generation, at=began)
+                await self._tidy(held, copy)
             except PannierError as error:
-                log.warning("replication.no-generation", volume=volume.name, error=str(error))
+                self._not_made(held, error)
             await asyncio.sleep(max(volume.spec.interval - (boottime() - began), 0.05))
+
+    def _may_make(self, held: _Held, copy: LocalCopy) -> bool:
+        """Whether there is something to make a generation of, and old ones are tidied away.
+
+        They are not while the store is away.
+        """
+        epoch = held.volume.grant.epoch
+        kept = len(held.found or ()) + 2 * len(held.progress) + SPARE_GENERATIONS
+        return len(copy.generations) <= kept and any(
+            tree.epoch == epoch and not tree.sealed for tree in copy.live
+        )
 
     async def _made(self, held: _Held, generation: Generation, *, at: float) -> None:
         async with held.written:
@@ -155,47 +187,60 @@ class Replicator:
             for progress in held.progress.values():
                 if progress.generation == generation:
                     progress.current_at = at  # nothing was written since: it is current again
+                if held.trouble and progress.error == held.trouble:
+                    progress.error = ""
+            held.trouble = ""
             held.written.notify_all()
-        await self._tidy(held)
 
-    async def _tidy(self, held: _Held) -> None:
-        """Delete what no copy needs, once it is known what each of them has."""
-        known = [p.generation for p in held.progress.values() if p.generation is not None]
-        known += [p.sending for p in held.progress.values() if p.sending is not None]
-        copy = await self._custody.driver(held.volume).inspect(held.volume.id)
-        if len(copy.generations) <= 3 + len(held.progress):
+    def _not_made(self, held: _Held, error: PannierError) -> None:
+        """Say it once, in the log and of each copy that is not behind for a reason of its own."""
+        if held.trouble != error.message:
+            log.warning("replication.no-generation", volume=held.volume.name, error=str(error))
+        for progress in held.progress.values():
+            if progress.error in ("", held.trouble):
+                progress.error = error.message
+        held.trouble = error.message
+
+    async def _tidy(self, held: _Held, copy: LocalCopy) -> None:
+        """Delete what no copy needs, where it has come to more than that."""
+        if len(copy.generations) < 3 + len(held.progress):
             return
-        if any(p.generation is None for p in held.progress.values()):
-            known.append(copy.generations[0])  # the best guess at what an unheard replica has
-        async with self._custody.lock(held.volume):
-            await self._custody.tidy(held.volume, needed=frozenset(known))
+        needed = {p.generation for p in held.progress.values()}
+        needed |= {p.sending for p in held.progress.values()}
+        if None in {p.generation for p in held.progress.values()}:
+            needed |= held.found or frozenset()
+        with contextlib.suppress(Unavailable):  # without the store: later
+            async with self._custody.lock(held.volume):
+                await self._custody.tidy(
+                    held.volume, needed=frozenset(one for one in needed if one is not None)
+                )
 
     async def _send_all(self, held: _Held, node: str) -> None:
         """Send the newest generation to one replica, again and again."""
-        progress, pause = held.progress[node], RETRY_SECONDS
+        progress, pause, sending_made_at = held.progress[node], RETRY_SECONDS, 0.0
         while True:
-            async with held.written:
-                await held.written.wait_for(
-                    lambda: held.newest is not None and held.newest != progress.generation
-                )
-                generation, made_at = held.newest, held.made_at
-            assert generation is not None
-            progress.sending = generation
+            if progress.sending is None:
+                async with held.written:
+                    await held.written.wait_for(
+                        lambda: held.newest is not None and held.newest != progress.generation
+                    )
+                    progress.sending, sending_made_at = held.newest, held.made_at
+            assert progress.sending is not None
             try:
-                await self._send(held.volume, generation, node)
+                await self._send(held.volume, progress.sending, node)
             except PannierError as error:
                 if progress.error != error.message:
                     log.warning(
                         "replication.behind", volume=held.volume.name, node=node, error=str(error)
                     )
                 progress.error = error.message
+                if not isinstance(error, PeerUnavailable):
+                    progress.sending = None  # it was refused: it is not there
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, RETRY_LIMIT_SECONDS)
             else:
-                progress.generation, progress.current_at = generation, made_at
-                progress.error, pause = "", RETRY_SECONDS
-            finally:
-                progress.sending = None
+                progress.generation, progress.current_at = progress.sending, sending_made_at
+                progress.sending, progress.error, pause = None, "", RETRY_SECONDS
 
     async def _send(self, volume: Volume, generation: Generation, name: str) -> None:
         node = self._custody.catalog.node(name)
@@ -229,13 +274,25 @@ class Replicator:
         wanted = repair_replicas(
             volume, candidates_of(catalog.nodes(), self._custody), gone=frozenset(gone)
         )
-        if wanted == volume.replicas:
+        lock = self._custody.lock(volume)
+        if wanted == volume.replicas or lock.locked():
             return
-        with contextlib.suppress(Stale, OutcomeUnknown, PannierError):
+        async with lock:  # a hand-over that comes to its switch meanwhile must find what it read
+            if not self._moving(volume):
+                await self._replace(volume, wanted)
+
+    async def _replace(self, volume: Volume, wanted: tuple[str, ...]) -> None:
+        """Change the record, if it still is what it was; else :meth:`_reconcile` looks again."""
+        with contextlib.suppress(PannierError):
             fresh = await self._custody.fresh(volume.name)
-            if fresh.record.grant != Grant(self._custody.node, volume.grant.epoch):
+            record = fresh.record
+            if (record.id, record.grant, record.replicas) != (
+                volume.id,
+                volume.grant,
+                volume.replicas,
+            ):
                 return
-            record = replace(fresh.record, replicas=wanted)
+            record = replace(record, replicas=wanted)
             revision = await self._custody.registry.replace_volume(record, expect=fresh.revision)
             self._custody.catalog.remember(record, revision=revision)
             log.info("replication.replaced", volume=volume.name, replicas=",".join(wanted))

@@ -11,8 +11,10 @@ import structlog
 
 from pannier.agent.custody import Custody
 from pannier.core.errors import PannierError
+from pannier.core.placement import fit
 from pannier.core.volume import Volume
 from pannier.service.handover import Handovers
+from pannier.service.replication import candidates_of
 
 log = structlog.get_logger(__name__)
 
@@ -67,7 +69,7 @@ class Upkeep:
     async def _attempt(self, step: Callable[[], Awaitable[None]]) -> None:
         try:
             await step()
-        except PannierError as error:
+        except Exception as error:  # whatever it is, the next turn tries again
             log.warning("upkeep.failed", step=step.__name__, error=str(error))
 
     async def _empty_trash(self) -> None:
@@ -100,23 +102,15 @@ class Upkeep:
                     log.warning("upkeep.not-given", volume=volume.name, error=str(error))
 
     async def _give_if_idle(self, volume: Volume) -> None:
-        target = self.roomiest(volume)
+        target = self._successor(volume)
         if target is not None and not await self._custody.users(volume):
             async for _ in self._handovers.move(volume, target, wait_seconds=60):
                 pass
 
-    def roomiest(self, volume: Volume) -> str | None:
-        """The node that is up, not drained, has the driver, and holds the fewest volumes."""
-        catalog = self._custody.catalog
-        held = {node.name: 0 for node in catalog.nodes()}
-        for other in catalog.volumes():
-            held[other.grant.node] = held.get(other.grant.node, 0) + 1
-        fit = [
-            node.name
-            for node in catalog.nodes()
-            if node.name != self._custody.node
-            and not node.drained
-            and catalog.is_up(node.name)
-            and volume.spec.driver in node.drivers
-        ]
-        return min(fit, key=lambda name: (held[name], name), default=None)
+    def _successor(self, volume: Volume) -> str | None:
+        """A node that has a copy already, else the one that keeps the fewest."""
+        nodes = candidates_of(self._custody.catalog.nodes(), self._custody)
+        fitting = [c.name for c in fit(nodes, driver=volume.spec.driver)]
+        others = [name for name in fitting if name != self._custody.node]
+        with_copy = [name for name in others if name in volume.replicas]
+        return next(iter(with_copy or others), None)

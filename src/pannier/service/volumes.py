@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 from collections.abc import Mapping
@@ -17,17 +18,18 @@ from pannier.core.errors import (
     OutcomeUnknown,
     PeerUnavailable,
     Stale,
+    StorageError,
     StoreUnavailable,
     VolumeInUse,
     VolumeNotFound,
 )
 from pannier.core.options import check_copies, check_same_options, parse_options
-from pannier.core.placement import place_replicas
+from pannier.core.placement import fit, place_replicas
 from pannier.core.volume import Grant, HistoryEntry, Volume, VolumeSpec, check_name
 from pannier.service.handover import Handovers
 from pannier.service.peers import Peers, holder_unreachable
 from pannier.service.replication import candidates_of
-from pannier.storage.base import RootAttributes
+from pannier.storage.base import Driver, LocalCopy, RootAttributes
 
 log = structlog.get_logger(__name__)
 
@@ -85,14 +87,19 @@ class Volumes:
                     f"nodes={','.join(spec.nodes)} names {wished}, which is no node of this cluster",
                     remedy=f"the nodes are {known}",
                 )
-        for wished in spec.nodes:
-            if wished == self._custody.node or self._catalog.is_up(wished):
+        nodes = {c.name: c for c in candidates_of(self._catalog.nodes(), self._custody)}
+        for wished in spec.nodes or (self._custody.node,):
+            candidate = nodes.get(wished)
+            if candidate and candidate.up and not candidate.drained:
                 return wished
-        if spec.nodes:
+        asked = spec.nodes or (self._custody.node,)
+        fitting = [c.name for c in fit(nodes.values(), driver=spec.driver)]
+        if spec.nodes or not fitting:
             raise Conflict(
-                f"none of the nodes {', '.join(spec.nodes)} is up", remedy="see pannier node ls"
+                f"no new volume can be made on {', '.join(asked)}: down, drained, or not in the cluster",
+                remedy="see pannier node ls; end a drain with: pannier node drain NODE --undo",
             )
-        return self._custody.node
+        return fitting[0]
 
     async def _create_at(
         self, node: str, name: str, options: Mapping[str, str], *, actor: str
@@ -127,6 +134,7 @@ class Volumes:
         )
         volume = volume.with_entry(entry)
         driver = self._custody.driver(volume)
+        await self._refuse_in_a_strange_store(name, driver)
         root = RootAttributes(uid=spec.uid, gid=spec.gid, mode=spec.mode)
         await driver.create(volume.id, epoch=1, root=root, size_bytes=spec.size)
         try:
@@ -144,6 +152,34 @@ class Volumes:
         self._catalog.remember(volume, revision=revision)
         log.info("volume.created", volume=name, id=volume.id, node=node, by=actor)
         return volume
+
+    async def _refuse_in_a_strange_store(self, name: str, driver: Driver) -> None:
+        """A store that lost its memory must not make us give an empty volume for a full one.
+
+        Raises:
+            StoreUnavailable: the store is empty, or another cluster's; Conflict: this node has data
+            of a volume of this name that the store does not know.
+        """
+        cluster = self._catalog.cluster
+        found = await self._registry.cluster()
+        if cluster is not None and (found is None or found.id != cluster):
+            raise StoreUnavailable(
+                f"the store is {'empty' if found is None else 'another cluster' + chr(39) + 's'}; "
+                f"volume {name} was not created",
+                remedy="restore the store from a snapshot; the volumes' data is on the nodes",
+            )
+        alike = {one for one in await driver.volumes() if one.rpartition(".")[0] == name}
+        if not alike:
+            return
+        known = await self._registry.known_ids()
+        for unknown in sorted(alike - known):
+            copy = await driver.inspect(unknown)
+            if copy.generations or await _has_content(driver, unknown, copy):
+                raise Conflict(
+                    f"node {self._custody.node} has data of a volume {name} ({unknown}) that the "
+                    f"store does not know; no empty one is made in its place",
+                    remedy="was the store restored from an older snapshot? See pannier doctor",
+                )
 
     async def _settle_creation(self, volume: Volume, error: OutcomeUnknown) -> Volume:
         found = await self._registry.volume(volume.name)
@@ -179,8 +215,8 @@ class Volumes:
                 f"volume {name} has changed", remedy="look at it again: pannier volume show"
             )
         async with self._custody.lock(volume):
-            users = await self._custody.users(volume)
-            if users:
+            if await self._custody.in_use(volume):
+                users = await self._custody.users(volume)
                 raise VolumeInUse(
                     f"volume {name} is in use on node {self._custody.node} by {', '.join(users)}",
                     remedy="stop and remove that first; nothing was changed",
@@ -196,7 +232,11 @@ class Volumes:
         volume, node = fresh.record, self._custody.node
         driver, epoch = self._custody.driver(volume), volume.grant.epoch
         await self._custody.take_down(volume)
-        await driver.seal(volume.id, epoch=epoch)
+        try:
+            await driver.seal(volume.id, epoch=epoch)
+        except BaseException:
+            await driver.unseal(volume.id, epoch=epoch)
+            raise
         removed = replace(volume, removed_at=time.time()).with_entry(
             HistoryEntry(
                 at=time.time(), what="removed", node=node, epoch=epoch, detail=f"by {actor}"
@@ -204,7 +244,7 @@ class Volumes:
         )
         try:
             await self._registry.trash_volume(removed, expect=fresh.revision)
-        except StoreUnavailable:
+        except (Stale, StoreUnavailable, StorageError):  # certainly not done
             await driver.unseal(volume.id, epoch=epoch)
             raise
         except OutcomeUnknown:
@@ -262,3 +302,9 @@ class Volumes:
             volume, revision = back.record, back.revision
         self._catalog.remember(volume, revision=revision)
         return volume
+
+
+async def _has_content(driver: Driver, volume_id: str, copy: LocalCopy) -> bool:
+    """Whether any live tree has an entry: an unfinished creation leaves an empty one."""
+    paths = [driver.data_path(volume_id, tree.epoch) for tree in copy.live]
+    return await asyncio.to_thread(lambda: any(any(path.iterdir()) for path in paths))

@@ -263,13 +263,16 @@ class TransportServer:
     async def _claim(self, offer: Offer) -> AsyncIterator[None]:
         """Be the only transfer of the volume.
 
+        The latest offer counts: a holder sends one at a time, so an older one is one that it has
+        given up, or that a broken connection has left behind.
+
         Raises:
-            Conflict: another one of the same or a newer epoch is under way.
+            Conflict: another one of a newer epoch is under way.
         """
         task = asyncio.current_task()
         assert task is not None
         while (other := self._claims.get(offer.volume_id)) is not None:
-            if offer.epoch <= other.epoch:
+            if offer.epoch < other.epoch:
                 raise Conflict(
                     f"volume {offer.volume_name} is being received already, at epoch {other.epoch}",
                     remedy="wait until that transfer has ended, then try again",

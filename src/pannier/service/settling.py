@@ -1,0 +1,60 @@
+"""What a node does when it hears that a volume was given to it, or taken from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import structlog
+
+from pannier.agent.custody import Custody
+from pannier.cluster.catalog import Changed
+from pannier.core.errors import PannierError
+from pannier.core.volume import Volume
+
+log = structlog.get_logger(__name__)
+
+
+class Settling:
+    """Makes a volume ready before anybody asks for it, and ends the use of one that is lost.
+
+    Args:
+        start: runs work in the background under a name.
+    """
+
+    def __init__(
+        self, custody: Custody, start: Callable[[Coroutine[Any, Any, None], str], None]
+    ) -> None:
+        self._custody = custody
+        self._start = start
+
+    def hear(self, change: Changed) -> None:
+        """A listener for the catalog. An older epoch is old news, not a change of holder."""
+        if change.kind != "volumes" or not isinstance(change.after, Volume):
+            return
+        after, node = change.after, self._custody.node
+        before = change.before if isinstance(change.before, Volume) else None
+        if before is not None and before.id != after.id:
+            before = None
+        if before is not None and after.grant.epoch <= before.grant.epoch:
+            return
+        if after.grant.node == node and after.base is not None:
+            self._start(self._settle(after), f"settle {after.name}")
+        elif before is not None and before.grant.node == node != after.grant.node:
+            self._start(self._depose(before, after), f"depose {after.name}")
+
+    async def _settle(self, volume: Volume) -> None:
+        try:
+            async with self._custody.lock(volume):
+                await self._custody.serve(volume)
+                await self._custody.tidy(volume)
+        except PannierError as error:
+            log.warning("volume.not-settled", volume=volume.name, error=str(error))
+
+    async def _depose(self, before: Volume, after: Volume) -> None:
+        """After a hand-over nothing is left to do; after a recovery elsewhere, containers run."""
+        try:
+            async with self._custody.lock(before):
+                await self._custody.depose_if_live(before, successor=after.grant.node)
+        except PannierError as error:
+            log.error("volume.not-deposed", volume=before.name, error=str(error))

@@ -1,0 +1,191 @@
+"""A world of nodes (tests/unit/world.py) whose volumes have several copies, and may lose their holder."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from world import ACTOR, Machine, World  # makes the next import possible
+
+# isort: split
+import machines
+
+from pannier.cluster.catalog import Changed
+from pannier.core.generation import Generation
+from pannier.core.node import Node
+from pannier.core.volume import Volume
+from pannier.service.replication import Progress
+from pannier.service.views import CopyView
+from pannier.storage.base import Driver
+from pannier.transport.base import Offer, Sent
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """A generation that was confirmed by another node."""
+
+    by: str
+    to: str
+    generation: Generation
+    base: Generation | None
+    bytes: int
+
+
+class WatchedSender(machines.SenderOf):
+    """A node's sender, whose transfers are noted and can be slow."""
+
+    async def send(
+        self,
+        offer: Offer,
+        *,
+        to: Node,
+        driver: Driver,
+        progress: Callable[[int], None] | None = None,
+    ) -> Sent:
+        world = self._run.world
+        assert isinstance(world, CopiesWorld)
+        world.tries.append((to.name, asyncio.get_running_loop().time()))
+        await asyncio.sleep(world.slow.get(to.name, 0.0))
+        sent = await super().send(offer, to=to, driver=driver, progress=progress)
+        world.sent.append(
+            Transfer(self._run.name, to.name, offer.generation, sent.base, sent.bytes)
+        )
+        return sent
+
+
+def _on_change(
+    run: machines.Run, change: Changed, settle: Callable[[machines.Run, Changed], None]
+) -> None:
+    """As the daemon: what was recovered elsewhere is not used here any more."""
+    settle(run, change)
+    before, after = change.before, change.after
+    if not isinstance(before, Volume) or not isinstance(after, Volume) or before.id != after.id:
+        return
+
+    async def depose() -> None:
+        async with run.custody.lock(before):
+            await run.custody.depose_if_live(before, successor=after.grant.node)
+
+    if before.grant.node == run.name != after.grant.node:
+        run.spawn(depose())
+
+
+class CopiesWorld(World):
+    """Replicators run, and "seconds since boot" are the loop's.
+
+    Attributes:
+        sent: every transfer that was confirmed, in order.
+        tries: every transfer that was begun: to whom and when.
+        slow: seconds that each transfer to a node takes.
+        lossy: volumes that lost their holder: what was promised is not all there any more.
+    """
+
+    def __init__(self, directory: Path, **wishes: Any) -> None:
+        super().__init__(directory, with_replication=True, **wishes)
+        self.sent: list[Transfer] = []
+        self.tries: list[tuple[str, float]] = []
+        self.slow: dict[str, float] = {}
+        self.lossy: set[str] = set()
+
+    async def __aenter__(self) -> CopiesWorld:
+        now = asyncio.get_running_loop().time
+        self._stack.enter_context(patch("machines.SenderOf", WatchedSender))
+        for place in ("replication", "node"):
+            self._stack.enter_context(patch(f"pannier.service.{place}.boottime", now))
+        settle = machines.Run._on_change
+        self._stack.enter_context(
+            patch("machines.Run._on_change", lambda run, change: _on_change(run, change, settle))
+        )
+        await super().__aenter__()
+        return self
+
+    def _inspect_one(self, record: Volume) -> None:
+        """Of a volume that lost its holder, only that no epoch is given twice and none goes back."""
+        if record.id not in self.lossy:
+            super()._inspect_one(record)
+            return
+        key = (record.id, record.grant.epoch)
+        if self._grants.setdefault(key, record.grant.node) != record.grant.node:
+            self._wrong(f"{record.id}: two nodes were given epoch {record.grant.epoch}")
+        if record.grant.epoch < self._epochs.get(record.id, 0):
+            self._wrong(f"{record.id}: its epoch went back to {record.grant.epoch}")
+        self._epochs[record.id] = record.grant.epoch
+
+    # -- users ------------------------------------------------------------------------------------
+
+    async def volume(self, machine: Machine, name: str = "vol", **options: str) -> Volume:
+        """A new volume with a running container on ``machine``; two copies if nothing else is said."""
+        volume = await self.create(machine, name, **{"copies": "2", **options})
+        await self.mount(machine, name)
+        return volume
+
+    def put(self, machine: Machine, volume: Volume, file: str = "file", value: bytes = b"") -> None:
+        """Something is written into the live tree of a node that (believes that it) holds."""
+        epoch = max(machine.disk.homes[volume.id].live)
+        value = value or b"%d" % len(self.steps)
+        machine.disk.write(volume.id, epoch, file, value)
+        if volume.id not in self.lossy:
+            self.acked.setdefault(volume.id, {})[file] = value
+
+    async def recover(self, machine: Machine, name: str = "vol", *, accept: bool = True) -> Volume:
+        """``pannier volume recover``, typed on ``machine``."""
+        record = self.record(name)
+        assert record is not None
+        if accept:
+            self.lossy.add(record.id)
+        await machine.ask(
+            lambda run: run.service.recover_volume(name, accept_loss=accept, actor=ACTOR)
+        )
+        found = self.record(name)
+        assert found is not None
+        return found
+
+    # -- looking ----------------------------------------------------------------------------------
+
+    def now_record(self, name: str = "vol") -> Volume:
+        """The store's record, which must be there."""
+        record = self.record(name)
+        assert record is not None
+        return record
+
+    def generations(self, machine: Machine, volume: Volume) -> list[Generation]:
+        """What is on a node's disk, oldest first."""
+        home = machine.disk.homes.get(volume.id)
+        return sorted(home.generations) if home else []
+
+    def copy(self, machine: Machine, volume: Volume) -> dict[str, bytes]:
+        """The content of a node's newest generation."""
+        home = machine.disk.homes.get(volume.id)
+        return dict(home.generations[max(home.generations)]) if home and home.generations else {}
+
+    def current(self, machine: Machine, volume: Volume) -> bool:
+        """Whether a node's copy has all that was promised."""
+        return self.copy(machine, volume) == self.acked.get(volume.id, {})
+
+    def sent_to(self, name: str) -> list[Transfer]:
+        return [transfer for transfer in self.sent if transfer.to == name]
+
+    def progress(self, machine: Machine, volume: Volume) -> dict[str, Progress]:
+        return machine.up.replicator.progress(volume)
+
+    async def copies(self, machine: Machine, name: str = "vol") -> dict[str, CopyView]:
+        """The copies that ``pannier volume show`` shows, as asked on ``machine``."""
+        view = await machine.ask(lambda run: run.service.volume(name))
+        return {copy.node: copy for copy in view.copies or []}
+
+    async def until(self, what: Callable[[], object], *, seconds: float = 120.0) -> None:
+        """Wait, in virtual time, until something is so."""
+        deadline = asyncio.get_running_loop().time() + seconds
+        while not what():
+            assert asyncio.get_running_loop().time() < deadline, "it never happened"
+            await asyncio.sleep(0.05)
+
+    async def down(self, machine: Machine) -> None:
+        """A node's power fails, and everybody has noticed."""
+        machine.power_off()
+        others = [other.up.catalog for other in self.machines.values() if other.run]
+        await self.until(lambda: not any(catalog.is_up(machine.name) for catalog in others))
