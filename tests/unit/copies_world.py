@@ -14,7 +14,6 @@ from world import ACTOR, Machine, World  # makes the next import possible
 # isort: split
 import machines
 
-from pannier.cluster.catalog import Changed
 from pannier.core.generation import Generation
 from pannier.core.node import Node
 from pannier.core.volume import Volume
@@ -57,23 +56,6 @@ class WatchedSender(machines.SenderOf):
         return sent
 
 
-def _on_change(
-    run: machines.Run, change: Changed, settle: Callable[[machines.Run, Changed], None]
-) -> None:
-    """As the daemon: what was recovered elsewhere is not used here any more."""
-    settle(run, change)
-    before, after = change.before, change.after
-    if not isinstance(before, Volume) or not isinstance(after, Volume) or before.id != after.id:
-        return
-
-    async def depose() -> None:
-        async with run.custody.lock(before):
-            await run.custody.depose_if_live(before, successor=after.grant.node)
-
-    if before.grant.node == run.name != after.grant.node:
-        run.spawn(depose())
-
-
 class CopiesWorld(World):
     """Replicators run, and "seconds since boot" are the loop's.
 
@@ -96,10 +78,6 @@ class CopiesWorld(World):
         self._stack.enter_context(patch("machines.SenderOf", WatchedSender))
         for place in ("replication", "node"):
             self._stack.enter_context(patch(f"pannier.service.{place}.boottime", now))
-        settle = machines.Run._on_change
-        self._stack.enter_context(
-            patch("machines.Run._on_change", lambda run, change: _on_change(run, change, settle))
-        )
         await super().__aenter__()
         return self
 

@@ -308,19 +308,24 @@ async def test_the_volume_can_move_back_to_the_former_holder(world: CopiesWorld)
     assert 1 in world.a.disk.homes[volume.id].live, "the stray is still there"
 
 
-async def test_a_volume_of_a_node_that_was_given_up_is_restored_and_recovered(
+async def test_a_node_is_not_given_up_before_its_volumes_are_recovered(
     world: CopiesWorld,
 ) -> None:
     volume = await lost_holder(world)
-    await world.b.ask(lambda run: run.service.remove_node("a", lost=True, actor=ACTOR))
-    assert world.record("vol") is None
-    world.lossy.add(volume.id)
-    await world.restore(world.b, "vol")
+
+    async def give_up() -> None:
+        await world.b.ask(lambda run: run.service.remove_node("a", lost=True, actor=ACTOR))
+
+    with pytest.raises(Conflict, match="recover it first"):
+        await give_up()
     record = await world.recover(world.c)
     assert record.grant == Grant(volume.replicas[0], 2)
-    assert world.contents("vol") == {f"sent{number}": b"sent" for number in range(5)}
+    await give_up()
     other = other_than(world, "a", record.grant.node)
     await world.until(lambda: world.now_record().replicas == (other.name,))
+    assert world.contents("vol") == {f"sent{number}": b"sent" for number in range(5)}
+    await world.mount(world.machines[record.grant.node], "vol")
+    await world.until(lambda: world.copy(other, volume) == world.contents("vol"))
 
 
 # -- races and lost answers -----------------------------------------------------------------------------

@@ -141,7 +141,7 @@ async def test_the_holders_generations_stay_few_while_a_replica_is_away(
     await asyncio.sleep(A_WHILE)
     await world.down(world.c)
     await written_for(world, world.a, volume, away)
-    assert len(world.generations(world.a, volume)) <= 8
+    assert len(world.generations(world.a, volume)) <= 10
     assert len(world.generations(world.b, volume)) <= 5
 
 
@@ -201,19 +201,46 @@ async def test_a_replica_whose_copy_was_lost_gets_everything_again(world: Copies
     await world.until(lambda: world.current(replica, volume))
 
 
-async def test_copies_are_current_after_the_store_was_away(world: CopiesWorld) -> None:
-    """Whatever happens meanwhile, the holder's disk does not fill with generations."""
+async def test_copies_are_kept_up_while_the_store_is_away(world: CopiesWorld) -> None:
+    """And the holder's disk does not fill with generations."""
     volume = await world.volume(world.a)
     replica = world.machines[volume.replicas[0]]
     await asyncio.sleep(A_WHILE)
     world.cut_store()
     await written_for(world, world.a, volume, 600)
-    assert len(world.generations(world.a, volume)) < 30
+    (copy,) = world.progress(world.a, volume).values()
+    assert copy.current_at is not None
+    assert asyncio.get_running_loop().time() - copy.current_at <= 2.1
+    assert len(world.generations(world.a, volume)) <= 10
     world.mend_store()
     await written_for(world, world.a, volume, 60)
     await world.until(lambda: world.current(replica, volume))
-    await asyncio.sleep(A_WHILE)
-    assert len(world.generations(world.a, volume)) <= 6
+    assert len(world.generations(world.a, volume)) <= 10
+    assert len(world.generations(replica, volume)) <= 10
+
+
+@pytest.mark.xfail(strict=True, reason="a hand-over's rounds go to its target only")
+@pytest.mark.parametrize("target", ["b", "c", "d"])
+async def test_a_move_of_a_volume_with_three_copies_sends_no_copy_everything_again(
+    large: CopiesWorld, target: str
+) -> None:
+    volume = await large.volume(large.a, copies="3")
+    assert set(volume.replicas) == {"b", "c"}
+    large.put(large.a, volume, "bulk", b"x" * 10_000)
+    await written_for(large, large.a, volume, 30)
+    container = await large.run_container(large.a, "vol", "m2")
+    moving = asyncio.ensure_future(large.move(large.c, "vol", target))
+    await written_for(large, large.a, volume, 3)
+    large.stop_container(large.a, container)
+    await moving
+    large.sent.clear()
+    await large.mount(large.machines[target], "vol")
+    await written_for(large, large.machines[target], volume, 20)
+    record = large.now_record()
+    assert len(record.replicas) == 2
+    for name in record.replicas:
+        await large.until(lambda n=name: large.current(large.machines[n], volume))
+    assert not [transfer for transfer in large.sent if transfer.base is None]
 
 
 async def test_a_full_pool_is_said_and_overcome(

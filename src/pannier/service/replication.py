@@ -26,7 +26,6 @@ from pannier.core.generation import Generation
 from pannier.core.node import Node
 from pannier.core.placement import Candidate, repair_replicas
 from pannier.core.volume import Volume
-from pannier.storage.base import LocalCopy
 from pannier.transport.base import Offer, Sender
 
 log = structlog.get_logger(__name__)
@@ -36,8 +35,9 @@ RETRY_LIMIT_SECONDS = 30.0
 ABSENCE_SECONDS = 900.0
 """A replica that is down for so long is replaced: long enough for a reboot or a new disk cable."""
 RECONCILE_SECONDS = 2.0
-SPARE_GENERATIONS = 16
-"""So many are kept beside those that copies need while nothing can be tidied; then none is made."""
+TIDY_INTERVALS = 4
+TIDY_SECONDS = 2.0
+"""Old generations are looked for each so many intervals, and not more often than so."""
 
 
 @dataclass(slots=True)
@@ -62,6 +62,8 @@ class _Held:
     made_at: float = 0.0
     found: frozenset[Generation] | None = None
     """What was here at the beginning: any of it may be what a replica that is not heard yet has."""
+    made: set[Generation] = field(default_factory=set)
+    """What was made since, and may be here still."""
     trouble: str = ""
     """Why no generation can be made."""
     written: asyncio.Condition = field(default_factory=asyncio.Condition)
@@ -140,6 +142,7 @@ class Replicator:
         self._held[volume.id] = held
         held.tasks = [
             asyncio.create_task(self._make(held), name=f"generations {volume.name}"),
+            asyncio.create_task(self._tidy_all(held), name=f"tidy {volume.name}"),
             *(
                 asyncio.create_task(self._send_all(held, node), name=f"send {volume.name} {node}")
                 for node in volume.replicas
@@ -162,27 +165,17 @@ class Replicator:
                 copy = await driver.inspect(volume.id)
                 if held.found is None:
                     held.found = frozenset(copy.generations)
-                if self._may_make(held, copy):
+                if any(t.epoch == volume.grant.epoch and not t.sealed for t in copy.live):
                     generation = await driver.snapshot(volume.id, epoch=volume.grant.epoch)
                     await self._made(held, generation, at=began)
-                await self._tidy(held, copy)
             except PannierError as error:
                 self._not_made(held, error)
             await asyncio.sleep(max(volume.spec.interval - (boottime() - began), 0.05))
 
-    def _may_make(self, held: _Held, copy: LocalCopy) -> bool:
-        """Whether there is something to make a generation of, and old ones are tidied away.
-
-        They are not while the store is away.
-        """
-        epoch = held.volume.grant.epoch
-        kept = len(held.found or ()) + 2 * len(held.progress) + SPARE_GENERATIONS
-        return len(copy.generations) <= kept and any(
-            tree.epoch == epoch and not tree.sealed for tree in copy.live
-        )
-
     async def _made(self, held: _Held, generation: Generation, *, at: float) -> None:
         async with held.written:
+            if generation != held.newest and generation not in (held.found or ()):
+                held.made.add(generation)
             held.newest, held.made_at = generation, at
             for progress in held.progress.values():
                 if progress.generation == generation:
@@ -201,19 +194,44 @@ class Replicator:
                 progress.error = error.message
         held.trouble = error.message
 
-    async def _tidy(self, held: _Held, copy: LocalCopy) -> None:
-        """Delete what no copy needs, where it has come to more than that."""
-        if len(copy.generations) < 3 + len(held.progress):
-            return
-        needed = {p.generation for p in held.progress.values()}
-        needed |= {p.sending for p in held.progress.values()}
-        if None in {p.generation for p in held.progress.values()}:
-            needed |= held.found or frozenset()
-        with contextlib.suppress(Unavailable):  # without the store: later
-            async with self._custody.lock(held.volume):
-                await self._custody.tidy(
-                    held.volume, needed=frozenset(one for one in needed if one is not None)
-                )
+    async def _tidy_all(self, held: _Held) -> None:
+        """Delete what no copy needs, again and again, where it has come to more than that."""
+        custody, volume = self._custody, held.volume
+        driver = custody.driver(volume)
+        while True:
+            await asyncio.sleep(max(TIDY_INTERVALS * volume.spec.interval, TIDY_SECONDS))
+            try:
+                if len((await driver.inspect(volume.id)).generations) > 3 + len(held.progress):
+                    await self._tidy(held)
+            except PannierError as error:
+                log.warning("replication.not-tidied", volume=volume.name, error=str(error))
+
+    async def _tidy(self, held: _Held) -> None:
+        """As the record says; without the store, only what was made since the beginning.
+
+        That goes on for as long as the store is away, and nothing else may fill the disk meanwhile.
+        """
+        custody, volume = self._custody, held.volume
+        try:
+            await custody.fresh(volume.name)  # a store that hangs must not do so under the lock
+            async with custody.lock(volume):
+                await custody.tidy(volume, needed=self._needed(held))
+        except Unavailable:
+            driver = custody.driver(volume)
+            async with custody.lock(volume):
+                here = (await driver.inspect(volume.id)).generations
+                keep = self._needed(held) | set(here[-2:])
+                for generation in here:
+                    if generation in held.made and generation not in keep:
+                        await driver.delete_generation(volume.id, generation)
+        held.made &= set((await custody.driver(volume).inspect(volume.id)).generations)
+
+    def _needed(self, held: _Held) -> frozenset[Generation]:
+        """What a replica may have as its newest."""
+        known = {p.generation for p in held.progress.values()}
+        maybe = (held.found or frozenset()) if None in known else frozenset()
+        known |= {p.sending for p in held.progress.values()} | maybe
+        return frozenset(one for one in known if one is not None)
 
     async def _send_all(self, held: _Held, node: str) -> None:
         """Send the newest generation to one replica, again and again."""

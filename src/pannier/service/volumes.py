@@ -244,7 +244,7 @@ class Volumes:
         )
         try:
             await self._registry.trash_volume(removed, expect=fresh.revision)
-        except (Stale, StoreUnavailable, StorageError):  # certainly not done
+        except (StoreUnavailable, StorageError):  # certainly not done
             await driver.unseal(volume.id, epoch=epoch)
             raise
         except OutcomeUnknown:
