@@ -20,7 +20,7 @@ from demo import story
 pytestmark = [pytest.mark.system, pytest.mark.timeout(400)]
 
 IMAGE = "localhost:5000/busybox:1"
-DEVICE = "/dev/lab/pool"
+DEVICE = "/dev/pannier-pool"
 POOL = "/var/lib/pannier/pool/volumes"
 
 # Appends "HOST NUMBER BOOTTIME CHECKSUM", each line synced before its number is said. It goes on with

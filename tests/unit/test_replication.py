@@ -145,7 +145,6 @@ async def test_the_holders_generations_stay_few_while_a_replica_is_away(
     assert len(world.generations(world.b, volume)) <= 5
 
 
-@pytest.mark.xfail(strict=True, reason="Custody.adopt tidies without knowing what replicas have")
 async def test_the_difference_is_still_there_after_a_restart_of_the_holders_daemon(
     world: CopiesWorld,
 ) -> None:
