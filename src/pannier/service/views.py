@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 class CopyView:
     """Another node's copy, as the holder knows it.
 
-    ``lag_seconds`` is the age of what it has: 0 while nothing was written since. None where this is
-    not known yet. ``error`` says why it is behind.
+    ``lag_seconds`` is the age of what it has: at most the interval, and the time of one transfer, while
+    all goes well; also while nothing is written. None where this is not known yet. ``error`` says why it is behind.
     """
 
     node: str

@@ -19,7 +19,14 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-from pannier.core.errors import ForeignData, InvalidInput, PoolFull, PoolMissing, StorageError
+from pannier.core.errors import (
+    Conflict,
+    ForeignData,
+    InvalidInput,
+    PoolFull,
+    PoolMissing,
+    StorageError,
+)
 from pannier.core.size import format_size
 from pannier.storage import btrfs_ioctl, loop
 from pannier.storage.durable import sync_directory
@@ -62,9 +69,17 @@ async def create_pool(
 
     Raises:
         ForeignData: ``source`` holds something; it was not touched. PoolMissing: no such device.
+        Conflict: another pool is mounted there.
         InvalidInput: the size is missing, not wanted or too small.
     """
-    if (await asyncio.to_thread(mount_at, mountpoint)) is not None:
+    mounted = await asyncio.to_thread(mount_at, mountpoint)
+    if mounted is not None:
+        if not source.exists():
+            raise Conflict(
+                f"a pool from {mounted.source} is mounted at {mountpoint} already, and {source} is "
+                f"not there",
+                remedy="name the pool that is there, or unmount it first",
+            )
         return await open_pool(source, mountpoint=mountpoint)
     is_device = await asyncio.to_thread(_is_device, source)
     found = await find_signatures(source) if source.exists() else ()
