@@ -19,7 +19,7 @@ from pannier.lab.disk import ROLES, Role
 from pannier.lab.lab import Cluster, Lab, NodeView
 from pannier.lab.paths import DEFAULT_NAME
 from pannier.lab.preflight import check_host
-from pannier.lab.state import DiskKind, Release, StoreKind
+from pannier.lab.state import DiskKind, DriverKind, Release, StoreKind
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -115,6 +115,13 @@ def lab() -> None:
     help="Where Pannier keeps its records; sqlite is for one node.",
 )
 @click.option(
+    "--driver",
+    type=click.Choice(["btrfs", "directory"]),
+    default="btrfs",
+    show_default=True,
+    help="Where the volumes' bytes live.",
+)
+@click.option(
     "--disk-size", default="20G", show_default=True, help="Of each disk; they are sparse."
 )
 @click.option("--bare", is_flag=True, help="Nothing but sshd and Python.")
@@ -126,6 +133,7 @@ def up(
     release: Literal["bookworm", "trixie", "mixed"],
     disks: DiskKind,
     store: StoreKind,
+    driver: DriverKind,
     disk_size: str,
     bare: bool,
     no_pannier: bool,
@@ -149,6 +157,7 @@ def up(
                 release=release,
                 disks=disks,
                 store=store,
+                driver=driver,
                 bare=bare,
                 cluster_kind=cluster_kind,
                 disk_size=disk_size,

@@ -165,7 +165,9 @@ def start_pannier(lab: Lab, machines: list[Machine], *, store: str) -> None:
 
 def _identity(machine: Machine) -> list[str]:
     node = machine.node
-    return ["--name", node.name, "--address", node.address, "--pool", POOL_DEVICE]
+    driver = machine.state.driver
+    storage = ["--pool", POOL_DEVICE] if driver == "btrfs" else []
+    return ["--name", node.name, "--address", node.address, "--driver", driver, *storage]
 
 
 def _wait_for_plugin(machine: Machine) -> None:

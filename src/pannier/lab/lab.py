@@ -18,7 +18,7 @@ from pannier.lab.errors import LabError
 from pannier.lab.machine import Machine, remove_files
 from pannier.lab.paths import DEFAULT_NAME, Names, run_root
 from pannier.lab.process import become, run
-from pannier.lab.state import DiskKind, LabState, Node, NodeState, Release, StoreKind
+from pannier.lab.state import DiskKind, DriverKind, LabState, Node, NodeState, Release, StoreKind
 
 Report = Callable[[str], None]
 Cluster = Literal["full", "swarm", "none"]
@@ -75,6 +75,7 @@ class Lab:
         release: Literal["bookworm", "trixie", "mixed"] = "bookworm",
         disks: DiskKind = "plain",
         store: StoreKind = "etcd",
+        driver: DriverKind = "btrfs",
         bare: bool = False,
         cluster_kind: Cluster = "full",
         disk_size: str = "20G",
@@ -85,6 +86,7 @@ class Lab:
             release: of Debian; ``mixed`` alternates.
             disks: ``cuttable`` disks can lose power, fail and crawl; ``plain`` ones are faster.
             store: where Pannier keeps its records; ``sqlite`` is for one node.
+            driver: where volumes' bytes live.
             bare: no Docker and no Pannier, only sshd and Python.
             cluster_kind: ``full`` is Swarm, etcd and Pannier; ``swarm`` only the first.
             disk_size: of each disk, as truncate takes it; the files are sparse.
@@ -117,7 +119,13 @@ class Lab:
                 for index, each in enumerate(releases, 1)
             )
             wish = LabState(
-                name=self.name, subnet=subnet, disks=disks, store=store, bare=bare, nodes=planned
+                name=self.name,
+                subnet=subnet,
+                disks=disks,
+                store=store,
+                driver=driver,
+                bare=bare,
+                nodes=planned,
             )
             state.save(wish)
             self._make(wish, disk_size)

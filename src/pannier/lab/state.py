@@ -17,6 +17,7 @@ from pannier.lab.paths import Names, run_root
 Release = Literal["bookworm", "trixie"]
 DiskKind = Literal["plain", "cuttable"]
 StoreKind = Literal["etcd", "sqlite"]
+DriverKind = Literal["btrfs", "directory"]
 NodeState = Literal["running", "paused", "cut", "crashed"]
 
 
@@ -50,6 +51,7 @@ class LabState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     store: StoreKind
     bare: bool
     nodes: tuple[Node, ...]
+    driver: DriverKind = "btrfs"
 
 
 def save(state: LabState) -> None:
