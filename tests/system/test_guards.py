@@ -162,26 +162,27 @@ def test_f37_a_node_that_is_all_alone_uses_its_volumes(three: World) -> None:
     assert three.container("node2", name, "cat", "/data/note") == "kept\n"
 
 
-def test_f37_a_thousand_volumes_are_listed_without_the_store(three: World) -> None:
+@pytest.mark.parametrize("count", [200, pytest.param(1000, marks=pytest.mark.faults)])
+def test_f37_many_volumes_are_listed_without_the_store(three: World, count: int) -> None:
     prefix = three.name("many")
-    many = ["/opt/pannier/venv/bin/python3", "-", "create", prefix, "1000"]
-    three.run("node1", *many, input=CREATE_MANY)
+    create = ["/opt/pannier/venv/bin/python3", "-", "create", prefix, str(count)]
+    three.run("node1", *create, input=CREATE_MANY)
 
     def listed(node: str) -> int:
         return three.run(node, "docker", "volume", "ls", "-q").count(prefix)
 
     for node in three.nodes:
-        story.wait_until(f"{node} has heard of all", lambda n=node: listed(n) == 1000)
+        story.wait_until(f"{node} has heard of all", lambda n=node: listed(n) == count)
     three.on_all(lambda node: three.run(node, "systemctl", "stop", "etcd"))
-    assert three.on_all(listed) == [1000, 1000, 1000]
-    shown = json.loads(three.run("node3", "docker", "volume", "inspect", f"{prefix}-999"))
+    assert three.on_all(listed) == [count] * 3
+    shown = json.loads(three.run("node3", "docker", "volume", "inspect", f"{prefix}-{count - 1}"))
     assert shown[0]["Status"]["holder"] == "node1"
     three.on_all(lambda node: three.run(node, "systemctl", "restart", "pannierd"))
-    assert three.on_all(listed) == [1000, 1000, 1000]
+    assert three.on_all(listed) == [count] * 3
     three.on_all(lambda node: three.run(node, "systemctl", "--no-block", "start", "etcd"))
     three.wait_until_all_up()
-    many[2] = "remove"
-    three.run("node1", *many, input=CREATE_MANY)
+    remove = [word.replace("create", "remove") for word in create]
+    three.run("node1", *remove, input=CREATE_MANY)
 
 
 @pytest.mark.parametrize("how", ["stands still", "is stopped"])

@@ -52,9 +52,9 @@ def show_node(session: Session, name: str) -> None:
 @output_options()
 @pass_session
 def drain_node(session: Session, name: str, undo: bool) -> None:
-    """Take a node out of use: no new volume is placed there.
+    """Take a node out of use: no new volume is placed there, and idle ones leave by themselves.
 
-    Volumes that it holds stay until they are moved.
+    A volume that a container uses stays until that has stopped.
     """
     found = session.ask(lambda client: client.drain_node(name, drained=not undo))
     session.show(found, line=f"{found.name} is {found.state}")
