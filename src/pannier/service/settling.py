@@ -47,6 +47,8 @@ class Settling:
         try:
             async with self._custody.lock(volume):
                 await self._custody.serve(volume)
+            # Between the two a Mount that waits comes first: deleting takes time on a busy disk.
+            async with self._custody.lock(volume):
                 await self._custody.tidy(volume)
         except PannierError as error:
             log.warning("volume.not-settled", volume=volume.name, error=str(error))
