@@ -31,8 +31,11 @@ contract: setup venv
 system: setup venv
 	$(PYTEST) -q tests/system
 
+# Also measures, and writes what it measured to docs/faults.md.
 faults: setup venv
-	$(PYTEST) -q -m 'faults or system' tests/system
+	mkdir -p dist
+	PANNIER_FAULT_NOTES=$(CURDIR)/dist/faults.json $(PYTEST) -q -m 'faults or system' tests/system
+	tools/fault_table dist/faults.json >docs/faults.md
 
 bench: setup venv
 	$(PY) -m bench

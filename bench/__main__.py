@@ -1,4 +1,4 @@
-"""``python -m bench [NAME...] [--quick] [--out FILE]``: measure, print, write the page."""
+"""``python -m bench [NAME...] [--quick] [--long] [--out FILE]``: measure, print, write the page."""
 
 from __future__ import annotations
 
@@ -7,20 +7,46 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
-from bench import files, many, move, report, start, transfer, unchanged
+from bench import (
+    failover,
+    files,
+    interval,
+    many,
+    move,
+    postgres,
+    report,
+    runtime,
+    scale,
+    start,
+    sync,
+    transfer,
+    unchanged,
+)
 from bench.figures import Result
-from bench.world import BenchError, World, cluster
+from bench.world import BenchError, Wish, World, cluster
 from pannier.core.errors import PannierError
 
-BENCHMARKS: dict[str, Callable[[World], Result]] = {
+T = TypeVar("T")
+
+ON_CLUSTER: dict[str, Callable[[World], Result]] = {
     "files": files.measure,
+    "sync": sync.measure,
+    "interval": interval.measure,
     "start": start.measure,
+    "runtime": runtime.measure,
     "transfer": transfer.measure,
     "unchanged": unchanged.measure,
     "move": move.measure,
+    "postgres": postgres.measure,
     "many": many.measure,  # the last one: it takes the cluster's memory away
 }
+ALONE: dict[str, Callable[[Wish], Result]] = {
+    "failover": failover.measure,
+    "scale": scale.measure,
+}
+BENCHMARKS = [*ON_CLUSTER, *ALONE]
 
 
 def main() -> int:
@@ -28,6 +54,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}")
     parser.add_argument("--quick", action="store_true", help="small sizes, few rounds")
+    parser.add_argument(
+        "--long", action="store_true", help="failover with all settings: half an hour"
+    )
     parser.add_argument("--out", type=Path, help="Markdown file; without it only the terminal")
     asked = parser.parse_args()
     if unknown := set(asked.names) - set(BENCHMARKS):
@@ -39,8 +68,9 @@ def main() -> int:
     def say(text: str) -> None:
         print(f"{time.monotonic() - began:7.1f} s  {text}", flush=True)
 
+    wish = Wish(quick=asked.quick, long=asked.long, say=say)
     try:
-        page = _run(names, quick=asked.quick, say=say)
+        page = _run(names, wish)
     except (BenchError, PannierError) as error:
         say(f"FAILED: {error}")
         return 1
@@ -50,20 +80,24 @@ def main() -> int:
     return 0
 
 
-def _run(names: list[str], *, quick: bool, say: Callable[[str], None]) -> str:
-    results = []
-    with cluster(quick=quick, say=say) as world:
-        docker = world.engine(world.nodes[0]).get("/version")["Version"]
-        facts = report.machine_facts(docker=docker)
-        for name in names:
-            say(f"== {name}")
-            result = BENCHMARKS[name](world)
-            results.append(result)
-            for figure in result.figures:
-                say(f"   {report.line(figure)}")
-            for note in result.notes:
-                say(f"   note: {note}")
-    return report.markdown(results, facts=facts, quick=quick)
+def _run(names: list[str], wish: Wish) -> str:
+    facts, results = report.machine_facts(), []
+    if on_cluster := [name for name in names if name in ON_CLUSTER]:
+        with cluster(wish) as world:
+            facts["Docker"] = world.engine(world.nodes[0]).get("/version")["Version"]
+            results += [_measure(name, ON_CLUSTER[name], world, wish) for name in on_cluster]
+    results += [_measure(name, ALONE[name], wish, wish) for name in names if name in ALONE]
+    return report.markdown(results, facts=facts, quick=wish.quick)
+
+
+def _measure(name: str, measure: Callable[[T], Result], on: T, wish: Wish) -> Result:
+    wish.say(f"== {name}")
+    result = measure(on)
+    for figure in result.figures:
+        wish.say(f"   {report.line(figure)}")
+    for note in result.notes:
+        wish.say(f"   note: {note}")
+    return result
 
 
 if __name__ == "__main__":

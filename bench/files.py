@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from bench.figures import Figure, Result, Rounds, Target
-from bench.world import POOL, PYTHON, World
+from bench.world import CONTAINER, POOL, PYTHON, World
 
 VOLUME = "bench-files"
 PLAIN = f"{POOL}/bench-plain"
@@ -11,37 +13,61 @@ PLAIN = f"{POOL}/bench-plain"
 
 def measure(world: World) -> Result:
     """See the module."""
-    node = world.nodes[0]
-    rounds, mebibytes = world.pick(8, 2), world.pick(512, 64)
-    operations, files = world.pick(2048, 256), world.pick(20_000, 2_000)
-    world.volume(node, VOLUME)
-    world.sh(node, f"mkdir {PLAIN}")
-    container = ["docker", "run", "--rm", "-i", "--network", "none"]
-    container += ["-v", f"{VOLUME}:/pannier", "-v", f"{PLAIN}:/plain", PYTHON]
-    sizes = (rounds, mebibytes, operations, files)
-    found = world.probe(node, "load", "/pannier", "/plain", *sizes, within=tuple(container))
-    world.sh(node, f"rm -r {PLAIN}; docker volume rm {VOLUME}")
-    collected = Rounds()
-    for line in found:
-        collected.add(line["operation"], line["leg"], line["seconds"])
+    world.volume(world.nodes[0], VOLUME)
+    load = Load.full(world)
+    figures = compare(world, VOLUME, load, sync=True)
     return Result(
         title="Reading and writing in a container",
         reference="a bind mount of a directory in the same pool, in the same container.",
         how=(
             f"One container has both; one Python program works in one and then in the other, "
-            f"operation by operation, {rounds} rounds after one to warm up; what is dirty is "
-            f"written out before each. The large file has {mebibytes} MiB and leaves the page "
-            f"cache before it is read; {operations:,} random writes, {operations * 4:,} random "
-            f"reads; {files:,} small files of 3,000 bytes in folders of 100. The ratio is of speed."
+            f"operation by operation, {load.rounds} rounds after one to warm up; what is dirty is "
+            f"written out before each. The large file has {load.mebibytes} MiB and leaves the page "
+            f"cache before it is read; {load.operations:,} random writes, {load.operations * 4:,} "
+            f"random reads; {load.files:,} small files of 3,000 bytes in folders of 100. The ratio "
+            f"is of speed."
         ),
-        figures=tuple(
-            Figure(
-                what=operation,
-                ours=collected.of(operation, "ours"),
-                theirs=collected.of(operation, "theirs"),
-                target=Target(at_least=1.0, accepted=0.97),
-                invert=True,
-            )
-            for operation in dict.fromkeys(line["operation"] for line in found)
-        ),
+        figures=figures,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How much is read and written: rounds, MiB of the large file, 4 KiB operations, small files."""
+
+    rounds: int
+    mebibytes: int
+    operations: int
+    files: int
+
+    @classmethod
+    def full(cls, world: World) -> Load:
+        """Some minutes of it."""
+        return world.pick(cls(8, 512, 2048, 20_000), cls(2, 64, 256, 2_000))
+
+
+def compare(world: World, volume: str, load: Load, *, sync: bool) -> tuple[Figure, ...]:
+    """The volume against a bind mount, on the first node; the volume is removed.
+
+    Args:
+        sync: whether the sync calls are part of what is measured, or made before.
+    """
+    node = world.nodes[0]
+    world.sh(node, f"mkdir {PLAIN}")
+    within = (*CONTAINER, "-v", f"{volume}:/pannier", "-v", f"{PLAIN}:/plain", PYTHON)
+    sizes = (load.rounds, load.mebibytes, load.operations, load.files, "sync" if sync else "none")
+    found = world.probe(node, "load", "/pannier", "/plain", *sizes, within=within)
+    world.sh(node, f"rm -r {PLAIN}; docker volume rm {volume}")
+    collected = Rounds()
+    for line in found:
+        collected.add(line["operation"], line["leg"], line["seconds"])
+    return tuple(
+        Figure(
+            what=operation,
+            ours=collected.of(operation, "ours"),
+            theirs=collected.of(operation, "theirs"),
+            target=Target(at_least=1.0, accepted=0.97),
+            invert=True,
+        )
+        for operation in dict.fromkeys(line["operation"] for line in found)
     )

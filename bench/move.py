@@ -12,6 +12,7 @@ from typing import Any
 
 from bench.figures import Figure, Result, Target
 from bench.world import MOUNTS, PYTHON, BenchError, World
+from pannier.service.settling import TIDY_AFTER_SECONDS
 
 _RATE = 4  # MiB per second
 _LOCAL = "/var/lib/docker/volumes"
@@ -84,8 +85,12 @@ class _Application:
     def _mount(self) -> str:
         return f"{MOUNTS}/{self.volume}"
 
-    def move(self, target: str) -> None:
-        """`pannier volume move`, and the container follows as soon as the bulk is there."""
+    def move(self, target: str, *, beside: _Application) -> None:
+        """`pannier volume move`, and the container follows when the bulk is there.
+
+        The container ``beside`` it, whose volume stays, changes just before: on the same machine,
+        as busy as that is after so much was copied.
+        """
         lab, source = self.world.lab, self.at
         with tempfile.TemporaryFile() as steps:
             command = ["pannier", "volume", "move", self.volume, target, "--wait", "90s"]
@@ -96,7 +101,7 @@ class _Application:
             )
             mover.start()
             self.world.wait("the bulk is copied", lambda: _phase(steps.fileno(), "waiting"))
-            time.sleep(1)  # as a person would: the first small round is over
+            beside.change_container(beside.at)
             self.change_container(target)
             mover.join()
             done = _phase(steps.fileno(), "done")
@@ -110,7 +115,7 @@ def measure(world: World) -> Result:
     small, large = world.pick((100, 5120), (20, 512))
     rounds = world.pick(4, 2)
     first = world.nodes[0]
-    idle = _Application(world, "bench-local", "local", first)
+    local = _Application(world, "bench-local", "local", first)
     applications = {
         mebibytes: _Application(world, f"bench-{mebibytes}", "pannier", first)
         for mebibytes in (small, large)
@@ -120,30 +125,35 @@ def measure(world: World) -> Result:
         root = world.mount(first, application.volume)
         world.probe(first, "fill", root, 10, mebibytes * 2**20 // 10)
     world.settle()
-    for application in (idle, *applications.values()):
+    for application in (local, *applications.values()):
         application.start(first)
     for number in range(rounds):
         target = world.nodes[(number + 1) % len(world.nodes)]
         for application in applications.values():
-            idle.change_container(first)
-            application.move(target)
-            world.settle()
-    for application in (idle, *applications.values()):
+            application.move(target, beside=local)
+            _let_them_tidy(world)
+    for application in (local, *applications.values()):
         application.stop()
-    return _result(world, applications[small], applications[large], idle, (small, large))
+    return _result(world, applications[small], applications[large], local, (small, large))
+
+
+def _let_them_tidy(world: World) -> None:
+    """What a move leaves behind on both nodes is deleted later: not while another leg is measured."""
+    time.sleep(TIDY_AFTER_SECONDS + 2)
+    world.settle()
 
 
 def _result(
     world: World,
     small: _Application,
     large: _Application,
-    idle: _Application,
+    local: _Application,
     sizes: tuple[int, int],
 ) -> Result:
-    """The local application changed its container once before each move, by turns."""
+    """The local application changed its container once with each move, by turns."""
     names = [f"{mebibytes:,} MiB" for mebibytes in sizes]
     extra_small, extra_large = (
-        tuple(gap - own for gap, own in zip(app.gaps, idle.gaps[turn::2], strict=True))
+        tuple(gap - own for gap, own in zip(app.gaps, local.gaps[turn::2], strict=True))
         for turn, app in enumerate((small, large))
     )
     told_small, told_large = (
@@ -155,7 +165,8 @@ def _result(
         title="A planned move",
         reference=(
             "for the gaps, the same container with a volume of Docker's driver `local`, stopped "
-            "and started again on one node; for the last rows, the small volume."
+            "and started again on one node just before, when the bulk has been copied; for the "
+            "last rows, the small volume."
         ),
         how=(
             f"A container writes {_RATE} MiB/s into the volume all the time. `pannier volume move` "
@@ -167,8 +178,8 @@ def _result(
             f"`pause_seconds` is what `pannier volume move` itself says."
         ),
         figures=(
-            _gap(f"gap with {names[0]}", small, idle.gaps[0::2]),
-            _gap(f"gap with {names[1]}", large, idle.gaps[1::2]),
+            _gap(f"gap with {names[0]}", small, local.gaps[0::2]),
+            _gap(f"gap with {names[1]}", large, local.gaps[1::2]),
             Figure(what=f"gap beyond stop and start, {names[0]}", ours=extra_small, target=second),
             Figure(what=f"gap beyond stop and start, {names[1]}", ours=extra_large, target=second),
             Figure(what=f"`pause_seconds`, {names[0]}", ours=told_small, target=second),

@@ -28,14 +28,13 @@ def line(figure: Figure) -> str:
     return f"{figure.what}: {values}  {ratio}  {_outcome(figure)}".rstrip()
 
 
-def machine_facts(*, docker: str) -> dict[str, str]:
+def machine_facts() -> dict[str, str]:
     """What the figures were measured on."""
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "processor": f"{os.cpu_count()} cores, {_from('/proc/cpuinfo', 'model name')}",
         "memory": f"{int(_from('/proc/meminfo', 'MemTotal').split()[0]) / 2**20:.0f} GiB",
         "kernel": platform.release(),
-        "Docker": docker,
         "load before": f"{os.getloadavg()[0]:.2f} (average of the last minute)",
     }
 

@@ -35,6 +35,7 @@ def measure(world: World) -> Result:
     collected = Rounds()
     for content in contents:
         _measure_one(world, content, rounds, collected)
+    _measure_differences(world, collected)
     target = Target(at_least=0.9)
     figures = []
     for content in contents:
@@ -49,18 +50,29 @@ def measure(world: World) -> Result:
                 invert=True,
             ),
         ]
+    figures.append(
+        Figure(
+            what="a generation with 8 KiB changed, made and sent",
+            ours=collected.of("difference", "ours"),
+            theirs=collected.of("difference", "bare"),
+            target=Target(at_most=1.3),
+        )
+    )
     return Result(
         title="Sending a generation to another node",
         reference=(
             "`btrfs send | btrfs receive` between the same two pools, a bare pipe without network "
-            "and encryption, and then `sync -f`."
+            "and encryption, and then `sync -f`. For the last row: `btrfs subvolume snapshot -r` and "
+            "`btrfs send -p | btrfs receive` between two pools on one machine, which leaves the data "
+            "in memory."
         ),
         how=(
             f"Pannier's TransportClient on one machine sends a whole generation over mutual TLS to "
             f"the pannierd of another one, which verifies it and makes it durable before it "
             f"confirms. {rounds} rounds after one to warm up; what was received is deleted and all "
             f"is written out in between. The ratio is of speed. Both ends share one machine's "
-            f"processors."
+            f"processors. For the last row, 8 KiB of a file of 16 MiB are overwritten before each of "
+            f"{world.pick(60, 10)} rounds, and the ratio is of time."
         ),
         figures=tuple(figures),
         notes=(_cipher_note(world),),
@@ -90,6 +102,15 @@ def _measure_one(world: World, content: _Content, rounds: int, collected: Rounds
                 collected.add(content.title, each, seconds)
     world.sh(target, f"rmdir {_INCOMING}")
     world.sh(source, f"docker volume rm {content.volume}")
+
+
+def _measure_differences(world: World, collected: Rounds) -> None:
+    source, target, volume = world.nodes[0], world.nodes[1], "bench-difference"
+    world.volume(source, volume)
+    world.mount(source, volume)
+    for found in world.product_probe(source, "difference", volume, target, world.pick(60, 10)):
+        collected.add("difference", found["leg"], found["seconds"])
+    world.sh(source, f"docker volume rm {volume}")
 
 
 def _bare_pipe(world: World, source: str, target: str, tree: str) -> dict[str, float]:

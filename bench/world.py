@@ -20,6 +20,8 @@ T = TypeVar("T")
 
 BUSYBOX = "localhost:5000/busybox:1"
 PYTHON = "localhost:5000/bench:1"
+CONTAINER = ("docker", "run", "--rm", "-i", "--network", "none")
+"""The begin of a command that runs a probe in a container."""
 POOL = "/var/lib/pannier/pool"
 MOUNTS = "/var/lib/pannier/mounts"
 _PROBES = Path(__file__).parent / "probes"
@@ -35,6 +37,25 @@ _PYTHON_FILES = (
 
 class BenchError(Exception):
     """A benchmark could not be measured, or saw something that must not be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """How a benchmark with machines of its own, or none, shall run.
+
+    Attributes:
+        quick: small sizes and few rounds.
+        long: also what takes half an hour.
+        say: told what happens.
+    """
+
+    quick: bool
+    long: bool
+    say: Callable[[str], None]
+
+    def pick(self, full: T, quick: T) -> T:
+        """The first in a full run, the second in a quick one."""
+        return quick if self.quick else full
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +114,14 @@ class World:
         done = self.lab.run(node, command, input=script, timeout=900)
         return [json.loads(line) for line in str(done.stdout).splitlines() if line.strip()]
 
+    def background(self, node: str, name: str, *arguments: object) -> str:
+        """Start a script of ``bench/probes`` on a machine and let it run; the unit to stop."""
+        unit = f"bench-{name}"
+        script = (_PROBES / f"{name}.py").read_text()
+        start = ["systemd-run", "--quiet", "--collect", "--unit", unit, "python3", "-c", script]
+        self.lab.run(node, [*start, *(str(argument) for argument in arguments)], timeout=30)
+        return unit
+
     def pipe(self, source: str, send: list[str], target: str, receive: list[str]) -> None:
         """Run two commands on two machines with a bare pipe between them."""
         first, second = self.lab.machine(source), self.lab.machine(target)
@@ -112,9 +141,22 @@ class World:
         for node in self.nodes:
             self.lab.run(node, ["sync", "--file-system", POOL])
 
-    def volume(self, node: str, name: str, driver: str = "pannier") -> None:
+    def volume(self, node: str, name: str, driver: str = "pannier", **options: str) -> None:
         """Make a Docker volume."""
-        self.engine(node).post("/volumes/create", {"Name": name, "Driver": driver})
+        body = {"Name": name, "Driver": driver, "DriverOpts": options}
+        self.engine(node).post("/volumes/create", body)
+
+    def volume_in_sync(self, name: str, *, copies: int = 2, **options: str) -> tuple[str, ...]:
+        """Make a volume and wait for all its copies; the nodes that have one, the holder first."""
+        holder, *others = self.nodes[:copies]
+        self.volume(holder, name, copies=str(copies), nodes=",".join([holder, *others]), **options)
+
+        def in_sync() -> bool:
+            shown = self.json(holder, "pannier", "volume", "show", name, "-o", "json")
+            return set(shown["in_sync"]) == set(others)
+
+        self.wait(f"all copies of {name} in sync", in_sync)
+        return holder, *others
 
     def mount(self, node: str, name: str) -> Path:
         """Have a volume mounted there, as after a container's end; where it is."""
@@ -132,10 +174,10 @@ class World:
 
 
 @contextmanager
-def cluster(*, quick: bool, say: Callable[[str], None]) -> Iterator[World]:
+def cluster(wish: Wish) -> Iterator[World]:
     """Three machines, gone afterwards whatever happens."""
-    with laboratory("bench", say=say, nodes=3) as lab:
-        world = World(lab, quick, say)
+    with laboratory("bench", say=wish.say, nodes=3) as lab:
+        world = World(lab, wish.quick, wish.say)
         lab.build_busybox(BUSYBOX)
         _load_python(lab)
         yield world

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import shutil
 import subprocess
 import tarfile
+import tempfile
 from pathlib import Path
 
 from pannier.lab import Lab
@@ -16,22 +18,20 @@ TAG = "localhost:5000/keeper:1"
 def load(lab: Lab) -> None:
     """Make it out of the lab's busybox image, and put it into every machine."""
     lab.build_busybox("localhost:5000/busybox:1")
-    context = io.BytesIO()
-    with tarfile.open(fileobj=context, mode="w") as tar:
-        _add(tar, "Dockerfile", (HERE / "Dockerfile").read_bytes())
-        _add(tar, "keeper.sh", (HERE / "keeper.sh").read_bytes(), mode=0o755)
-        _add(tar, "seed.tar", _seed())
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("Dockerfile", "keeper.sh"):
+            shutil.copy(HERE / name, folder)
+        Path(folder, "seed.tar").write_bytes(_seed())
+        build(lab, TAG, Path(folder))
+
+
+def build(lab: Lab, tag: str, folder: Path) -> None:
+    """Build an image on every machine, by the Dockerfile in ``folder``."""
+    environment = {"DOCKER_BUILDKIT": "0", "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin"}
     for node in lab.nodes:
         assert node.docker_host is not None
-        command = ["docker", "--host", node.docker_host, "build", "--quiet", "--tag", TAG, "-"]
-        environment = {"DOCKER_BUILDKIT": "0", "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin"}
-        subprocess.run(
-            command,
-            input=context.getvalue(),
-            env=environment,
-            check=True,
-            capture_output=True,
-        )
+        command = ["docker", "--host", node.docker_host, "build", "--quiet", "--tag", tag]
+        subprocess.run([*command, str(folder)], env=environment, check=True, capture_output=True)
 
 
 def _seed() -> bytes:
@@ -49,9 +49,3 @@ def _seed() -> bytes:
         link.type, link.linkname, link.uid, link.gid = tarfile.SYMTYPE, "README", 1000, 1000
         tar.addfile(link)
     return out.getvalue()
-
-
-def _add(tar: tarfile.TarFile, name: str, content: bytes, *, mode: int = 0o644) -> None:
-    info = tarfile.TarInfo(name)
-    info.size, info.mode = len(content), mode
-    tar.addfile(info, io.BytesIO(content))

@@ -16,29 +16,38 @@ import structlog
 
 from pannier import __version__
 from pannier.agent.custody import Custody
+from pannier.agent.fencing import Fencing
+from pannier.agent.lease import Lease
 from pannier.agent.mountids import MountIds
 from pannier.agent.mounts import MountTable
 from pannier.agent.notify import notify
-from pannier.agent.presence import Presence
+from pannier.agent.promises import Promises
 from pannier.api.caller import NodeCaller, UserCaller, identify_local, identify_tls
 from pannier.api.client import PeerClient
 from pannier.api.connection import TlsEndpoint
 from pannier.api.listen import serve_tls, serve_unix
 from pannier.api.server import build_application
+from pannier.barrier.barrier import Barrier
 from pannier.cluster.catalog import Catalog
 from pannier.cluster.registry import Registry
 from pannier.config import CONFIG_DIRECTORY, RUN_DIRECTORY, STATE_DIRECTORY, Config, load_config
 from pannier.core.errors import Conflict, Denied, EngineUnavailable, PannierError, StorageError
+from pannier.core.lease import Terms
 from pannier.core.node import Node
+from pannier.engine.configuration import default_runtime
 from pannier.engine.docker import DockerEngine
 from pannier.pki.authority import Authority
 from pannier.pki.credentials import Credentials
 from pannier.pki.identity import fingerprint
-from pannier.plugin.activation import inherited_fds, listening_socket
+from pannier.plugin.activation import fd_named, inherited_fds, listening_socket
 from pannier.plugin.server import PluginServer
 from pannier.service.docker import DockerUse
 from pannier.service.doctor import Doctor
+from pannier.service.durable import Durable
+from pannier.service.evacuation import Evacuation
+from pannier.service.failsafe import Failsafe
 from pannier.service.handover import Handovers
+from pannier.service.labels import Labels
 from pannier.service.membership import Membership
 from pannier.service.node import NodeService
 from pannier.service.peers import Peer
@@ -46,6 +55,9 @@ from pannier.service.receiving import Reception
 from pannier.service.recovery import Recovery
 from pannier.service.replication import Replicator
 from pannier.service.settling import Settling
+from pannier.service.swarm_node import keep_swarm_node
+from pannier.service.syncguard import SyncGuard
+from pannier.service.takeover import Takeover
 from pannier.service.upkeep import Upkeep
 from pannier.service.volumes import Volumes
 from pannier.storage import pool
@@ -61,6 +73,8 @@ log = structlog.get_logger(__name__)
 SYNC_PATIENCE_SECONDS = 5.0
 """So long Docker's questions wait for the store at start; then memory alone answers."""
 RETRY_SECONDS = 5.0
+LEAVE_SECONDS = 10.0
+ANSWER_SECONDS = 0.7
 
 
 class PeerDirectory:
@@ -136,6 +150,9 @@ class Daemon:
         self.peers = PeerDirectory(self.credentials)
         self.drivers: dict[str, Driver] = {}
         registry = Registry(self.store)
+        self.lease = Lease(
+            self.store, node=config.node, boot_id=_boot_id(), terms=Terms(config.lease_seconds)
+        )
         self.custody = Custody(
             node=config.node,
             registry=registry,
@@ -144,8 +161,9 @@ class Daemon:
             mounts=MountTable(STATE_DIRECTORY / "mounts"),
             mount_ids=MountIds(RUN_DIRECTORY / "mounts.json"),
             engine=self.engine,
+            lease=self.lease,
         )
-        sender = TransportClient(self.credentials)
+        self.sender = sender = TransportClient(self.credentials)
         self.handovers = Handovers(self.custody, sender)
         self.membership = Membership(
             node=config.node,
@@ -155,11 +173,18 @@ class Daemon:
             store_address=config.store,
         )
         volumes = Volumes(self.custody, self.handovers, self.peers)
-        self.docker = DockerUse(self.custody, volumes, self.peers)
-        self.replicator = Replicator(
-            self.custody, sender, moving=lambda volume: self.handovers.of(volume) is not None
+        self.promises = Promises()
+        takeover = Takeover(self.custody, self.peers, self.promises)
+        self.replicator = Replicator(self.custody, sender, moving=self.handovers.switching)
+        self.handovers.replicate_by(self.replicator)
+        self.durable = Durable(self.custody, self.replicator)
+        self.barrier = Barrier(self.durable, mount_root=STATE_DIRECTORY / "mounts")
+        self.guard = SyncGuard(self.engine, self.barrier, configured=default_runtime)
+        self.docker = DockerUse(self.custody, volumes, self.peers, takeover, self.guard)
+        self.fencing = Fencing(self.custody, self.durable.rivals)
+        self.failsafe = Failsafe(
+            self.custody, self.peers, self.promises, rivals=self.durable.rivals
         )
-        self.handovers.before = self.replicator.pause
         self.service = NodeService(
             cluster=config.cluster,
             custody=self.custody,
@@ -170,11 +195,28 @@ class Daemon:
             docker=self.docker,
             peers=self.peers,
             replicator=self.replicator,
-            recovery=Recovery(self.custody, self.peers),
+            recovery=Recovery(self.custody, self.peers, self.promises, takeover),
+            takeover=takeover,
+            failsafe=self.failsafe,
+            backlog=self._backlog,
         )
-        self.presence = Presence(self.store, node=config.node, boot_id=_boot_id())
         self.upkeep = Upkeep(self.custody, self.handovers, state=STATE_DIRECTORY)
+        self.evacuation = Evacuation(
+            node=config.node,
+            registry=registry,
+            catalog=self.catalog,
+            swarm=self.engine.swarm,
+            enabled=config.evacuate,
+            answers=self._answers,
+        )
+        self.labels = Labels(
+            node=config.node,
+            registry=registry,
+            catalog=self.catalog,
+            swarm=self.engine.swarm,
+        )
         self.ready = asyncio.Event()
+        self.inherited = inherited_fds(os.environ, pid=os.getpid())
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT."""
@@ -187,8 +229,9 @@ class Daemon:
             notify("READY=1", f"STATUS=node {self.config.node}, version {__version__}")
             await stack.enter_async_context(self.store.session())
             stack.push_async_callback(self.peers.close)
+            stack.push_async_callback(self.sender.close)
             stack.push_async_callback(self.handovers.close)
-            stack.push_async_callback(self.presence.end)
+            stack.push_async_callback(self._announce_stop)
             tasks = await stack.enter_async_context(Tasks(stop))
             tasks.start(self.catalog.follow(self.store), name="catalog")
             tasks.start(self.catalog.keep_saved(), name="catalog-copy")
@@ -197,32 +240,65 @@ class Daemon:
             await stack.enter_async_context(self._edges())
             for name, work in (
                 ("introduce", self._introduce()),
-                ("presence", self.presence.keep()),
+                ("lease", self.lease.keep()),
+                ("proof", self.custody.prove_all()),
+                ("failsafe", self.failsafe.run()),
+                ("fencing", self.fencing.run()),
+                ("durable", self.durable.run()),
+                ("barrier", self._hold_sync_calls()),
+                ("guard", self.guard.run()),
                 ("upkeep", self.upkeep.run()),
                 ("replication", self.replicator.run()),
                 ("activation", self._keep_activated()),
                 ("adoption", self._adopt()),
+                ("swarm-node", keep_swarm_node(self.engine.swarm, self.membership)),
+                ("evacuation", self.evacuation.run()),
+                ("labels", self.labels.run()),
             ):
                 tasks.start(work, name=name)
             self.catalog.listen(Settling(self.custody, tasks.start).hear)
             await stop.wait()
             notify("STOPPING=1")
+            await self._leave()
 
     @asynccontextmanager
     async def _plugin(self) -> AsyncIterator[None]:
         """Serve Docker, if systemd gave us its socket."""
-        inherited = inherited_fds(os.environ, pid=os.getpid())
-        if not inherited:
+        fd = fd_named(self.inherited, "plugin")
+        if fd is None:
             log.warning("plugin.no-socket", remedy="start pannierd by its systemd socket unit")
             yield
             return
         self.catalog.load()
         server = PluginServer(self.docker, ready=self.ready)
-        await server.start(listening_socket(inherited[0].fd))
+        await server.start(listening_socket(fd))
         try:
             yield
         finally:
             await server.stop()
+
+    async def _answers(self, node: Node) -> bool:
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                await self.peers.to(node).peer_node()
+        except (PannierError, TimeoutError):
+            return False
+        return True
+
+    def _backlog(self, volume: str) -> tuple[int, float]:
+        waiting = self.barrier.waiting(volume)
+        return waiting.calls, waiting.oldest_seconds
+
+    async def _hold_sync_calls(self) -> None:
+        """Serve containers' sync calls, those first that an earlier run has left waiting."""
+        self.barrier.restore((item.name, item.fd) for item in self.inherited)
+        fd = fd_named(self.inherited, "barrier")
+        if fd is None:
+            log.warning(
+                "barrier.no-socket", remedy="systemctl enable --now pannierd-barrier.socket"
+            )
+        else:
+            await self.barrier.run(listening_socket(fd))
 
     async def _open_drivers(self) -> None:
         for name in self.config.drivers:
@@ -262,6 +338,29 @@ class Daemon:
             self.custody.opened.set()
             await asyncio.sleep(RETRY_SECONDS)
 
+    async def _announce_stop(self) -> None:
+        try:
+            async with asyncio.timeout(LEAVE_SECONDS):
+                await self.membership.announce_stop()
+        except (PannierError, TimeoutError) as error:
+            log.warning("node.stop-not-announced", error=str(error) or "no answer in time")
+
+    async def _leave(self) -> None:
+        """Let others take over at once, with all that was written, if nothing is in use here.
+
+        Else this is a restart: what runs goes on without us for a while.
+        """
+        mine = [v for v in self.catalog.volumes() if v.grant.node == self.config.node and v.in_sync]
+        try:
+            async with asyncio.timeout(LEAVE_SECONDS):
+                for volume in mine:
+                    if await self.custody.in_use(volume):
+                        return
+                    await self.durable.make_durable(volume.name)
+                await self.lease.end()
+        except (PannierError, TimeoutError) as error:
+            log.warning("lease.kept", error=str(error) or "no answer in time")
+
     async def _adopt(self) -> None:
         await self.custody.opened.wait()
         await self.catalog.synced.wait()
@@ -285,7 +384,7 @@ class Daemon:
         )
         transport = TransportServer(
             self.credentials,
-            Reception(self.custody),
+            Reception(self.custody, self.promises),
             port=self.config.transport_port,
             check_peer=self._check_peer,
         )

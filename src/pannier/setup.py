@@ -40,6 +40,7 @@ from pannier.core.errors import (
 )
 from pannier.core.node import API_PORT, Node, check_node_name
 from pannier.core.size import parse_size
+from pannier.engine.configuration import register_runtime, unregister_runtime
 from pannier.pki.authority import Authority
 from pannier.pki.credentials import Credentials, new_request
 from pannier.pki.pin import pin
@@ -54,8 +55,9 @@ from pannier.store.base import ABSENT
 AUTHORITY_DIRECTORY = CONFIG_DIRECTORY / "ca"
 POOL_MOUNTPOINT = STATE_DIRECTORY / "pool"
 DEFAULT_POOL = STATE_DIRECTORY / "pool.img"
-UNITS = ("pannierd.socket", "pannierd.service")
+UNITS = ("pannierd.socket", "pannierd-barrier.socket", "pannierd.service")
 UNIT_DIRECTORY = Path("/etc/systemd/system")
+RUNTIME = Path("/usr/local/bin/pannier-runtime")
 START_SECONDS = 30.0
 POOL_SHARE = 0.8
 """A sparse pool may grow to this share of what is free when it is made."""
@@ -80,6 +82,7 @@ def init(
     pool_size: str | None,
     driver: str,
     force_format: str | None,
+    runtime: bool = True,
 ) -> None:
     """Make a new cluster with this machine as its first node.
 
@@ -92,10 +95,10 @@ def init(
     if store == "sqlite":
         store = f"sqlite:{STATE_DIRECTORY / 'store.db'}"
     storage = Storage(driver=driver, pool=pool, pool_size=pool_size, force_format=force_format)
-    asyncio.run(_init(name, address, store, storage))
+    asyncio.run(_init(name, address, store, storage, runtime))
 
 
-async def _init(name: str, address: str, store: str, storage: Storage) -> None:
+async def _init(name: str, address: str, store: str, storage: Storage, runtime: bool) -> None:
     authority = _authority()
     pool = await _prepare_storage(storage)
     request = new_request(name)
@@ -115,6 +118,8 @@ async def _init(name: str, address: str, store: str, storage: Storage) -> None:
     )
     await _found(config, credentials)
     await _install_units()
+    if runtime:
+        await _register_runtime()
     save_config(config)
     await _start_daemon()
 
@@ -161,6 +166,7 @@ def join(
     pool_size: str | None,
     driver: str,
     force_format: str | None,
+    runtime: bool = True,
 ) -> None:
     """Make this machine a node of the cluster that ``address`` belongs to.
 
@@ -172,10 +178,12 @@ def join(
     parsed = Token.parse(token)
     own_address = own_address or _own_address(towards=address)
     storage = Storage(driver=driver, pool=pool, pool_size=pool_size, force_format=force_format)
-    asyncio.run(_join(address, parsed, name, own_address, storage))
+    asyncio.run(_join(address, parsed, name, own_address, storage, runtime))
 
 
-async def _join(address: str, token: Token, name: str, own_address: str, storage: Storage) -> None:
+async def _join(
+    address: str, token: Token, name: str, own_address: str, storage: Storage, runtime: bool
+) -> None:
     pinned = await pin(address, port=API_PORT, ca_fingerprint=token.ca_fingerprint)
     pool = await _prepare_storage(storage)
     request = new_request(name)
@@ -194,6 +202,8 @@ async def _join(address: str, token: Token, name: str, own_address: str, storage
         CONFIG_DIRECTORY, ca=reply.ca, certificate=reply.certificate, key=request.key_pem
     )
     await _install_units()
+    if runtime:
+        await _register_runtime()
     save_config(
         Config(
             node=name,
@@ -270,8 +280,54 @@ async def _install_units() -> None:
         text = resources.files("pannier").joinpath("systemd", unit).read_text()
         text = text.replace("/usr/local/bin/pannierd", daemon)
         (UNIT_DIRECTORY / unit).write_text(text)
+    install_runtime()
     await run(["systemctl", "daemon-reload"], timeout_s=START_SECONDS)
     await run(["systemctl", "enable", "--quiet", *UNITS], timeout_s=START_SECONDS)
+
+
+def install_runtime(target: Path = RUNTIME) -> None:
+    """Install ``pannier-runtime``, the OCI runtime for Docker's daemon.json; it may be in use."""
+    directory = resources.files("pannier").joinpath("runtime")
+    text = directory.joinpath("pannier-runtime.sh").read_text()
+    text = text.replace("@PYTHON@", sys.executable)
+    text = text.replace("@EDIT@", str(directory.joinpath("edit.py")))
+    draft = target.with_name(f".{target.name}")
+    with draft.open("w") as file:
+        file.write(text)
+        os.fchmod(file.fileno(), 0o755)
+        file.flush()
+        os.fsync(file.fileno())  # an empty runtime after a power cut would stop all containers
+    draft.rename(target)
+
+
+def runtime_register() -> bool:
+    """Install pannier-runtime and make it Docker's default runtime; whether that changed anything.
+
+    Raises:
+        As :func:`~pannier.engine.configuration.register_runtime`; StorageError: Docker does not reload.
+    """
+    install_runtime()
+    changed = register_runtime(str(RUNTIME))
+    asyncio.run(_reload_engine())
+    return changed
+
+
+def runtime_unregister() -> bool:
+    """Let Docker use plain runc again; whether that changed anything."""
+    changed = unregister_runtime()
+    asyncio.run(_reload_engine())
+    return changed
+
+
+async def _register_runtime() -> None:
+    if shutil.which("dockerd"):
+        register_runtime(str(RUNTIME))
+        await _reload_engine()
+
+
+async def _reload_engine() -> None:
+    """Have a running engine read its configuration again; it keeps its containers."""
+    await run(["systemctl", "try-reload-or-restart", "docker.service"], timeout_s=START_SECONDS)
 
 
 async def _start_daemon() -> None:

@@ -82,7 +82,7 @@ async def test_without_a_change_it_is_the_same_generation_again(nodes: Nodes) ->
     assert await nodes.save(nodes.a, epoch=1) == first
     await nodes.resume(nodes.a, epoch=1)
     (data / "f").write_text("y")
-    assert await nodes.save(nodes.a, epoch=1) == Generation(1, 2)
+    assert await nodes.save(nodes.a, epoch=1) > first, "a number may be left out"
 
 
 async def test_a_small_overwrite_in_place_is_a_change(nodes: Nodes) -> None:

@@ -15,18 +15,19 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
 import pytest
 
 from pannier.agent.usage import users_of
-from pannier.core.errors import EngineUnavailable, VolumeInUse, VolumeNotFound
+from pannier.core.errors import Conflict, EngineUnavailable, Stale, VolumeInUse, VolumeNotFound
+from pannier.core.swarm import Availability, SwarmMember, SwarmNode, SwarmService
 from pannier.engine.base import Container, Engine
 from pannier.engine.docker import DockerEngine
-from pannier.engine.fake import FakeEngine
+from pannier.engine.fake import FakeEngine, FakeSwarmData
 from pannier.plugin.activation import unix_listener
 from pannier.plugin.server import PluginServer
 from pannier.service.operations import DockerVolume
@@ -45,6 +46,7 @@ mount --bind {home}/run /run/docker
 mount -t tmpfs none /opt
 mkdir -p /etc/docker
 mount -t tmpfs none /etc/docker
+busybox ip link set lo up
 while :; do
   while [ -e {home}/hold ]; do sleep 0.05; done
   dockerd --data-root {home}/data --exec-root {home}/exec --pidfile {home}/pid \
@@ -229,6 +231,14 @@ class Rig(Protocol):
     async def stop(self) -> None: ...
     async def start(self) -> None: ...
 
+    async def form_swarm(self) -> None:
+        """Make the engine the only manager of a Swarm."""
+        ...
+
+    async def create_service(self, name: str, *constraints: str, volumes: Sequence[str]) -> None:
+        """A service that mounts volumes of ours, and runs nothing yet."""
+        ...
+
 
 class FakeRig:
     """The fake."""
@@ -259,6 +269,28 @@ class FakeRig:
 
     async def start(self) -> None:
         await self.engine.start()
+
+    async def form_swarm(self) -> None:
+        swarm = FakeSwarmData()
+        me = SwarmNode(
+            id="a" * 25,
+            hostname=os.uname().nodename,
+            state="ready",
+            availability=Availability.ACTIVE,
+            role="manager",
+            leader=True,
+            version=0,
+            os="linux",
+            arch="x86_64",
+        )
+        swarm.put(me)
+        self.engine.swarm.data, self.engine.swarm.node = swarm, me.id
+
+    async def create_service(self, name: str, *constraints: str, volumes: Sequence[str]) -> None:
+        swarm = self.engine.swarm.data
+        assert swarm is not None
+        service = SwarmService(name=name, constraints=constraints, volumes=tuple(volumes))
+        swarm.services.append(service)
 
 
 class DockerRig:
@@ -309,6 +341,22 @@ class DockerRig:
     async def start(self) -> None:
         await asyncio.to_thread(self.dockerd.let_start)
 
+    async def form_swarm(self) -> None:
+        await self.ok("swarm", "init", "--advertise-addr", "127.0.0.1")
+
+    async def create_service(self, name: str, *constraints: str, volumes: Sequence[str]) -> None:
+        mounts = [
+            f"type=volume,source={volume},target=/v{number},volume-driver=pannier"
+            for number, volume in enumerate(volumes)
+        ]
+        # Other mounts, which are not ours.
+        mounts += ["type=volume,source=other,target=/o,volume-driver=local", "type=tmpfs,target=/t"]
+        mounts += ["type=volume,source=plain,target=/p"]
+        given = [part for constraint in constraints for part in ("--constraint", constraint)]
+        given += [part for mount in mounts for part in ("--mount", mount)]
+        words = ["--detach", "--no-resolve-image", "--replicas", "0", "--name", name]
+        await self.ok("service", "create", *words, *given, IMAGE, "true")
+
 
 @contextlib.asynccontextmanager
 async def plugin(socket: Path, volumes: Directories) -> AsyncIterator[None]:
@@ -335,6 +383,7 @@ async def docker_rig(dockerd: Dockerd) -> AsyncIterator[DockerRig]:
         finally:
             volumes.hold = None
             await asyncio.to_thread(dockerd.let_start)
+            await rig.docker("swarm", "leave", "--force")
             containers = (await rig.ok("ps", "-aq")).split()
             if containers:
                 await rig.ok("rm", "-f", *containers)
@@ -402,6 +451,8 @@ async def test_volumes_of_other_drivers_are_told_apart_from_ours(rig: Rig) -> No
 
 
 async def test_an_engine_that_is_down_is_unavailable(rig: Rig) -> None:
+    await rig.form_swarm()
+    (node,) = await rig.engine.swarm.nodes()
     await rig.stop()
     calls = (
         rig.engine.version(),
@@ -410,6 +461,11 @@ async def test_an_engine_that_is_down_is_unavailable(rig: Rig) -> None:
         rig.engine.containers_using("v1"),
         rig.engine.container("f" * 64),
         rig.engine.other_volumes(),
+        rig.engine.facts(),
+        rig.engine.swarm.member(),
+        rig.engine.swarm.nodes(),
+        rig.engine.swarm.services(),
+        rig.engine.swarm.update_node(node),
     )
     for call in calls:
         with pytest.raises(EngineUnavailable) as caught:
@@ -433,6 +489,96 @@ async def test_tells_each_start(rig: Rig) -> None:
     await anext(later)
     for iterator in (starts, later):
         await iterator.aclose()  # type: ignore[attr-defined]
+
+
+async def test_tells_what_it_runs_containers_with(rig: Rig) -> None:
+    facts = await rig.engine.facts()
+    assert facts.version == await rig.engine.version()
+    assert facts.default_runtime == "runc"
+    assert facts.runtimes["runc"]
+    assert facts.kernel[0].isdigit()
+    for version in (facts.runc, facts.libseccomp):
+        assert version is None or version[0].isdigit()
+    assert facts.runc is not None
+
+
+# --- the Swarm -----------------------------------------------------------------------------------
+
+
+async def test_an_engine_in_no_swarm_says_so(rig: Rig) -> None:
+    assert await rig.engine.swarm.member() is None
+    for call in (rig.engine.swarm.nodes(), rig.engine.swarm.services()):
+        with pytest.raises(Conflict, match="manager"):
+            await call
+
+
+async def test_a_manager_knows_itself_among_the_nodes(rig: Rig) -> None:
+    await rig.form_swarm()
+    member = await rig.engine.swarm.member()
+    (node,) = await rig.engine.swarm.nodes()
+    assert member == SwarmMember(node.id, manager=True)
+    assert (node.hostname, node.role, node.leader) == (os.uname().nodename, "manager", True)
+    assert (node.state, node.availability) == ("ready", Availability.ACTIVE)
+    assert (node.labels, node.engine_labels) == ({}, {})
+    assert (node.os, node.arch) == ("linux", "x86_64")
+
+
+async def test_a_node_s_availability_and_labels_change_one_by_one(rig: Rig) -> None:
+    await rig.form_swarm()
+    swarm = rig.engine.swarm
+    (node,) = await swarm.nodes()
+    labels = {"rack": "r1", "pannier.volume.My_vol.1-x": "copy"}
+    await swarm.update_node(node, labels=labels)
+    (labelled,) = await swarm.nodes()
+    assert labelled == replace(node, labels=labels, version=labelled.version)
+    await swarm.update_node(labelled, availability=Availability.DRAIN)
+    (drained,) = await swarm.nodes()
+    assert drained.availability is Availability.DRAIN
+    assert drained.labels == labels
+    await swarm.update_node(drained, availability=Availability.ACTIVE, labels={})
+    (again,) = await swarm.nodes()
+    assert again == replace(node, version=again.version)
+
+
+async def test_a_change_of_a_node_that_was_changed_since_is_refused(rig: Rig) -> None:
+    await rig.form_swarm()
+    swarm = rig.engine.swarm
+    (node,) = await swarm.nodes()
+    await swarm.update_node(node)
+    (touched,) = await swarm.nodes()
+    assert touched == replace(node, version=touched.version), "nothing changed but the version"
+    assert touched.version > node.version
+    with pytest.raises(Stale):
+        await swarm.update_node(node, availability=Availability.DRAIN)
+    assert await swarm.nodes() == [touched]
+    with pytest.raises(Stale):
+        await swarm.update_node(replace(touched, id="nosuch"), availability=Availability.DRAIN)
+
+
+async def test_of_two_changes_at_once_one_is_refused(rig: Rig) -> None:
+    await rig.form_swarm()
+    swarm = rig.engine.swarm
+    (node,) = await swarm.nodes()
+    wishes = [swarm.update_node(node, labels={"n": str(number)}) for number in range(4)]
+    ends = await asyncio.gather(*wishes, return_exceptions=True)
+    assert [type(end) for end in ends if end is not None] == [Stale] * 3
+    (after,) = await swarm.nodes()
+    assert after.labels == {"n": str(ends.index(None))}
+
+
+async def test_services_tell_their_constraints_and_our_volumes(rig: Rig) -> None:
+    await rig.form_swarm()
+    assert await rig.engine.swarm.services() == []
+    constraints = ("node.role==manager", "node.labels.pannier.volume.My_vol.1-x == copy")
+    await rig.create_service("web", *constraints, volumes=["My_vol.1-x", "st-{{.Task.Slot}}"])
+    await rig.create_service("plain", volumes=[])
+    found = sorted(await rig.engine.swarm.services(), key=lambda service: service.name)
+    assert found == [
+        SwarmService(name="plain", constraints=(), volumes=()),
+        SwarmService(
+            name="web", constraints=constraints, volumes=("My_vol.1-x", "st-{{.Task.Slot}}")
+        ),
+    ]
 
 
 # --- the plugin in a real engine -----------------------------------------------------------------

@@ -34,6 +34,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
     world = World(tmp_path)
     async with world.server:
         yield world
+        await world.client.close()
     assert not list(threads_of_transfers())
 
 

@@ -33,7 +33,7 @@ class Pools:
         self.alder = alder
         self.birch = birch
         self.server = TransportServer(world.birch, OpenGate(birch), host="127.0.0.1", port=0)
-        self._client = TransportClient(world.alder)
+        self.client = TransportClient(world.alder)
         self._world = world
 
     async def send(self, generation: Generation, *, port: int | None = None) -> Sent:
@@ -41,7 +41,7 @@ class Pools:
             volume_id="vol1", volume_name="web", driver="btrfs", epoch=1, generation=generation
         )
         to = self._world.birch_at(port or self.server.port)
-        return await self._client.send(offer, to=to, driver=self.alder)
+        return await self.client.send(offer, to=to, driver=self.alder)
 
     async def write(self, name: str, content: bytes) -> Generation:
         (self.alder.data_path("vol1", 1) / name).write_bytes(content)
@@ -77,6 +77,7 @@ async def pools(tmp_path: Path) -> AsyncIterator[Pools]:
         await pools.alder.create("vol1", epoch=1, root=root, size_bytes=None)
         async with pools.server:
             yield pools
+            await pools.client.close()
     finally:
         for name in ("pool-a.mnt", "pool-b.mnt"):
             assert await close_pool(tmp_path / name)

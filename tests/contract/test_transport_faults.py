@@ -26,6 +26,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
     world = World(tmp_path)
     async with world.server:
         yield world
+        await world.client.close()
     assert not list(threads_of_transfers())
 
 
@@ -35,6 +36,7 @@ async def impatient(tmp_path: Path) -> AsyncIterator[World]:
     world = World(tmp_path, timing=Timing(stall=1.0, quiet=PATIENCE_SECONDS))
     async with world.server:
         yield world
+        await world.client.close()
     assert not list(threads_of_transfers())
 
 

@@ -233,18 +233,31 @@ def _read_all(pipe: int, taken: bytearray, trouble: Trouble) -> None:
 
 
 class OpenGate:
-    """Admits everything, or refuses with a given error; remembers who asked."""
+    """Admits everything, or refuses with a given error; remembers who asked.
+
+    Attributes:
+        refusal: raised for each offer.
+        unconfirmed: raised instead of each confirmation.
+        confirmed: who asked for a confirmation, and for which offer.
+    """
 
     def __init__(self, driver: Driver, *, refusal: PannierError | None = None) -> None:
         self.driver = driver
         self.refusal = refusal
+        self.unconfirmed: PannierError | None = None
         self.asked: list[tuple[str, Offer]] = []
+        self.confirmed: list[tuple[str, Offer]] = []
 
     async def admit(self, offer: Offer, *, peer: str) -> Driver:
         self.asked.append((peer, offer))
         if self.refusal:
             raise self.refusal
         return self.driver
+
+    async def confirm(self, offer: Offer, *, peer: str) -> None:
+        self.confirmed.append((peer, offer))
+        if self.unconfirmed:
+            raise self.unconfirmed
 
 
 class Proxy:
@@ -258,6 +271,8 @@ class Proxy:
         self._open = asyncio.Event()
         self._open.set()
         self.carried_bytes = 0
+        self.connections = 0
+        """Connections that were opened through it, ever."""
         self.busy = asyncio.Event()
         """Set once some of a stream has passed."""
 
@@ -277,12 +292,22 @@ class Proxy:
         """Carry nothing any more, in either direction, and tell nobody."""
         self._open.clear()
 
+    def unclog(self) -> None:
+        """Carry again, and first what waited."""
+        self._open.set()
+
+    def cut_at_next_byte(self) -> None:
+        """Break the connections off as soon as anything comes."""
+        self._cut_after_bytes = self.carried_bytes
+
     def cut(self) -> None:
         """Break the connections off."""
+        self._cut_after_bytes = None
         for writer in self._writers:
             writer.transport.abort()
 
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
         there, back = await asyncio.open_connection("127.0.0.1", self._target_port)
         self._writers += [writer, back]
         ways = [(reader, back), (there, writer)]
@@ -297,7 +322,7 @@ class Proxy:
                 self.carried_bytes += len(data)
                 if self.carried_bytes > 200_000:
                     self.busy.set()
-                if self._cut_after_bytes and self.carried_bytes > self._cut_after_bytes:
+                if self._cut_after_bytes is not None and self.carried_bytes > self._cut_after_bytes:
                     self.cut()
                 sink.write(data)
                 await sink.drain()

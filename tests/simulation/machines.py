@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import os
-import shutil
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,22 +18,24 @@ from stepping import (
     Step,
     SteppedDriver,
     SteppedMounts,
-    SteppedStore,
     Table,
     pause,
 )
+from virtual_time import OWNER, VirtualLoop
 
 from pannier.agent.custody import Custody
-from pannier.agent.mountids import MountIds
-from pannier.agent.presence import Presence
-from pannier.cluster.catalog import Catalog
+from pannier.agent.fencing import Fencing
+from pannier.agent.lease import Lease
 from pannier.cluster.registry import Registry
 from pannier.core.errors import Conflict, OutcomeUnknown, PannierError, PeerUnavailable
 from pannier.core.generation import Generation, newest_common
 from pannier.core.node import Node
+from pannier.engine.base import EngineFacts
 from pannier.engine.fake import FakeEngine
 from pannier.service.docker import DockerUse
 from pannier.service.doctor import Doctor
+from pannier.service.durable import Durable
+from pannier.service.failsafe import Failsafe
 from pannier.service.handover import Handovers
 from pannier.service.membership import Membership
 from pannier.service.node import NodeService
@@ -43,6 +45,8 @@ from pannier.service.receiving import Reception
 from pannier.service.recovery import Recovery
 from pannier.service.replication import Replicator
 from pannier.service.settling import Settling
+from pannier.service.syncguard import RUNTIME, SyncGuard
+from pannier.service.takeover import Takeover
 from pannier.service.upkeep import Upkeep
 from pannier.service.views import MoveProgress, NodeView, VolumeView
 from pannier.service.volumes import Volumes
@@ -70,13 +74,14 @@ class Machine:
         self.name = name
         self.disk = disk
         self.table = Table()
-        self.engine = FakeEngine()
+        self.engine = HoldingEngine()
         self.state = directory / name / "state"
         self.tmpfs = directory / name / "run"
-        self.state.mkdir(parents=True)
-        self.tmpfs.mkdir()
+        world.make_room(self)
         self.run: Run | None = None
         self.boots = 0
+        self.rate = 1.0
+        self._booted_at = asyncio.get_running_loop().time()
 
     @property
     def up(self) -> Run:
@@ -84,6 +89,31 @@ class Machine:
         if self.run is None:
             raise Died(f"{self.name} is off")
         return self.run
+
+    def clock(self) -> float:
+        """Seconds since boot, as this computer counts them: ``rate`` for each one that passes."""
+        return self.rate * (asyncio.get_running_loop().time() - self._booted_at)
+
+    def skip(self, seconds: float) -> None:
+        """Its clock misses some time, as when a hypervisor stops a machine."""
+        self._booted_at += seconds
+
+    def world_time(self) -> float:
+        """What a right clock says."""
+        return asyncio.get_running_loop().time()
+
+    def kill(self, pid: int, _: int) -> None:
+        """A process is killed; its container ends with it."""
+        self.table.kill(pid)
+
+    def freeze(self) -> None:
+        """The daemon makes no step; its containers go on."""
+        _loop().freeze(self.up)
+
+    def thaw(self) -> None:
+        """It goes on as if nothing had been."""
+        if self.run is not None:
+            _loop().thaw(self.run)
 
     async def start(self) -> Run:
         """Start the daemon. Raises Died where it is cut off meanwhile."""
@@ -103,10 +133,10 @@ class Machine:
         """The power fails; the disk is all that stays."""
         self.crash()
         self.boots += 1
+        self._booted_at = asyncio.get_running_loop().time()
         self.table.mounts.clear()
         self.table.containers.clear()
-        shutil.rmtree(self.tmpfs, ignore_errors=True)
-        self.tmpfs.mkdir()
+        self.world.clear_tmpfs(self)
 
     async def ask(self, question: Callable[[Run], Coroutine[Any, Any, T]]) -> T:
         """Let the daemon do something, as an edge does it.
@@ -135,6 +165,7 @@ class Run:
         self.name = machine.name
         self.dead = False
         self.serving = False
+        self.began = machine.world_time()
         self.tasks: list[asyncio.Task[Any]] = []
         self._stack = AsyncExitStack()
         self._wire()
@@ -144,9 +175,11 @@ class Run:
         self.line = MemoryStore(world.data, name=f"store-of-{self.name}")
         if self.name in world.storeless:
             self.line.cut()
-        store = SteppedStore(self, self.line, world.do_late)
-        self.catalog = Catalog(file=machine.state / "catalog.json")
+        store = world.make_store(self)
+        self.catalog = world.make_catalog(machine)
         self.registry = Registry(store)
+        now = machine.clock
+        self.lease = Lease(store, node=self.name, boot_id="boot", terms=world.terms, clock=now)
         self.driver = SteppedDriver(self, world.make_driver(machine))
         self.mounts = SteppedMounts(self, machine.table, Path("/mounts") / self.name)
         self.custody = Custody(
@@ -155,21 +188,26 @@ class Run:
             catalog=self.catalog,
             drivers={self.driver.name: self.driver},
             mounts=self.mounts,
-            mount_ids=MountIds(machine.tmpfs / "mounts.json"),
+            mount_ids=world.make_mount_ids(machine),
             engine=machine.engine,
+            lease=self.lease,
             users_of=self.mounts.users_of,
-            clock=asyncio.get_running_loop().time,
+            clock=now,
         )
         peers = PeersOf(self)
         sender = SenderOf(self)
         self.handovers = Handovers(self.custody, sender)
-        self.replicator = Replicator(
-            self.custody, sender, moving=lambda volume: self.handovers.of(volume) is not None
-        )
-        self.handovers.before = self.replicator.pause
+        self.replicator = Replicator(self.custody, sender, moving=self.handovers.switching)
+        self.handovers.replicate_by(self.replicator)
         self.volumes = Volumes(self.custody, self.handovers, peers)
-        self.docker = DockerUse(self.custody, self.volumes, peers)
-        self.reception = Reception(self.custody)
+        self.durable = Durable(self.custody, self.replicator)
+        self.promises = world.make_promises(machine)
+        self.takeover = Takeover(self.custody, peers, self.promises)
+        self.fencing = Fencing(self.custody, self.durable.rivals)
+        self.failsafe = Failsafe(self.custody, peers, self.promises, rivals=self.durable.rivals)
+        guard = SyncGuard(machine.engine, NoMarks(), configured=lambda: "pannier")
+        self.docker = DockerUse(self.custody, self.volumes, peers, self.takeover, guard)
+        self.reception = Reception(self.custody, self.promises)
         self.doctor = Doctor(self.custody, _no_pool_problems)
         self.service = NodeService(
             cluster="c",
@@ -187,9 +225,10 @@ class Run:
             docker=self.docker,
             peers=peers,
             replicator=self.replicator,
-            recovery=Recovery(self.custody, peers),
+            recovery=Recovery(self.custody, peers, self.promises, self.takeover),
+            takeover=self.takeover,
+            failsafe=self.failsafe,
         )
-        self.presence = Presence(store, node=self.name, boot_id="boot")
         self.upkeep = Upkeep(self.custody, self.handovers, state=machine.state)
         self._claims: dict[str, tuple[int, asyncio.Task[Any]]] = {}
 
@@ -206,11 +245,15 @@ class Run:
         except TimeoutError:
             pass
         self.serving = True
-        self.spawn(self.presence.keep())
+        self.spawn(self.lease.keep())
+        self.spawn(self.custody.prove_all())
+        self.spawn(self.failsafe.run())
         if self.world.with_upkeep:
             self.spawn(self.upkeep.run())
         if self.world.with_replication:
             self.spawn(self.replicator.run())
+            self.spawn(self.durable.run())
+            self.spawn(self.fencing.run())
         if self.world.with_settling:
             settling = Settling(self.custody, lambda work, name: self.spawn(work) and None)
             self.catalog.listen(settling.hear)
@@ -224,11 +267,15 @@ class Run:
         """A task of this run."""
         context = contextvars.copy_context()
         context.run(RUN.set, self)
+        context.run(OWNER.set, self)
         return asyncio.get_running_loop().create_task(work, context=context)
 
     def end(self) -> None:
         """Nothing that this run has begun goes on."""
         self.dead = True
+        loop = asyncio.get_running_loop()
+        if isinstance(loop, VirtualLoop):
+            loop.thaw(self)
         for task in self.tasks:
             task.cancel()
 
@@ -259,7 +306,7 @@ class Run:
 
     async def after(self, label: str, fault: Fault | None) -> None:
         """See :class:`stepping.Life`."""
-        self.world.inspect()
+        self.world.inspect_after(label)
         if fault is Fault.CUT_AFTER:
             self._cut()
         await pause(self.world.delay())
@@ -269,7 +316,7 @@ class Run:
         """See :class:`stepping.Life`."""
         fault = self._begin(label)
         result = effect()
-        self.world.inspect()
+        self.world.inspect_after(label)
         if fault is Fault.CUT_AFTER:
             self._cut()
         return result
@@ -283,10 +330,12 @@ class Run:
             have = (await driver.inspect(offer.volume_id)).generations
             talk.tell(have)
             if offer.generation in have:
+                await self.reception.confirm(offer, peer=peer)
                 return Sent(bytes=0, base=None, seconds=0.0)
             base, stream = await talk.stream
             async with driver.receive(offer.volume_id, offer.generation, base=base) as fd:
                 os.write(fd, stream)
+        await self.reception.confirm(offer, peer=peer)
         return Sent(bytes=len(stream), base=base, seconds=0.0)
 
     @asynccontextmanager
@@ -303,6 +352,40 @@ class Run:
             yield
         finally:
             del self._claims[offer.volume_id]
+
+
+def boottime() -> float:
+    """Seconds since boot on the computer on which the asking task runs."""
+    run = RUN.get(None)
+    return run.machine.clock() if run else asyncio.get_running_loop().time()
+
+
+def kill(pid: int, number: int) -> None:
+    """``os.kill`` on the computer on which the asking task runs."""
+    RUN.get().machine.kill(pid, number)
+
+
+def _loop() -> VirtualLoop:
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualLoop)
+    return loop
+
+
+class HoldingEngine(FakeEngine):
+    """Its containers' sync calls are held: pannier-runtime is its default."""
+
+    async def facts(self) -> EngineFacts:
+        return replace(await super().facts(), default_runtime=RUNTIME)
+
+
+class NoMarks:
+    """There is no runtime here that would look at them."""
+
+    def hold(self, volume: str) -> None:
+        pass
+
+    def release(self, volume: str) -> None:
+        pass
 
 
 def _no_authority() -> Any:
@@ -423,7 +506,17 @@ class PeerAt(Peer):
             lambda run: run.service.peer_remove(name, volume_id=volume_id, actor=actor, peer=me),
         )
 
-    async def peer_take(self, name: str, *, epoch: int, generation: str, actor: str) -> VolumeView:
+    async def peer_promise(self, volumes: Mapping[str, int], *, seconds: float) -> list[str]:
+        me = self._run.name
+        return await self._ask(
+            "promise",
+            lambda run: run.service.peer_promise(volumes, seconds=seconds, peer=me),
+            changes=False,
+        )
+
+    async def peer_take(
+        self, name: str, *, epoch: int, generation: str | None, actor: str
+    ) -> VolumeView:
         me = self._run.name
         return await self._ask(
             "take",

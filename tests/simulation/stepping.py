@@ -241,6 +241,18 @@ class Table:
         self.mounts: dict[str, Path] = {}
         self.containers: dict[str, Path] = {}
         """Running containers: the id, and the tree that its mount shows."""
+        self._pids: dict[str, int] = {}
+
+    def users_of(self, paths: Sequence[Path]) -> list[User]:
+        """What /proc would say."""
+        found = [c for c, tree in sorted(self.containers.items()) if tree in paths]
+        return [User(self._pids.setdefault(c, 100 + len(self._pids)), c, "app") for c in found]
+
+    def kill(self, pid: int) -> None:
+        """Kill a process, and its container with it."""
+        for container, number in self._pids.items():
+            if number == pid:
+                self.containers.pop(container, None)
 
 
 class SteppedMounts(Mounts):
@@ -280,8 +292,7 @@ class SteppedMounts(Mounts):
     def users_of(self, paths: Sequence[Path], *, mount_root: Path) -> list[User]:
         """What /proc would say."""
         self._life.check()
-        found = [c for c, tree in sorted(self._table.containers.items()) if tree in paths]
-        return [User(100 + n, container, "app") for n, container in enumerate(found)]
+        return self._table.users_of(paths)
 
 
 async def pause(seconds: float) -> None:

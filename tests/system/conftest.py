@@ -108,6 +108,20 @@ def cuttable(cuttable_lab: Lab) -> Iterator[World]:
         yield world
 
 
+@pytest.fixture(scope="session")
+def fault_lab() -> Iterator[Lab]:
+    """Three nodes whose disks forget, for the fault tests; ``PANNIER_FAULT_LAB`` names one that runs."""
+    name = os.environ.get("PANNIER_FAULT_LAB")
+    if name:
+        lab = Lab(name)
+        _open.append(lab)
+        yield lab
+        return
+    with laboratory("f", nodes=3, release="mixed", disks="cuttable") as lab:
+        lab.build_busybox(IMAGE)
+        yield lab
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]

@@ -63,7 +63,9 @@ class CopiesWorld(World):
         sent: every transfer that was confirmed, in order.
         tries: every transfer that was begun: to whom and when.
         slow: seconds that each transfer to a node takes.
-        lossy: volumes that lost their holder: what was promised is not all there any more.
+        lossy: volumes that lost their holder: what was written is not all there any more.
+        synced: what containers were told is durable, by volume id: nothing but a person's word may
+            lose that.
     """
 
     def __init__(self, directory: Path, **wishes: Any) -> None:
@@ -72,17 +74,20 @@ class CopiesWorld(World):
         self.tries: list[tuple[str, float]] = []
         self.slow: dict[str, float] = {}
         self.lossy: set[str] = set()
+        self.synced: dict[str, dict[str, bytes]] = {}
 
     async def __aenter__(self) -> CopiesWorld:
-        now = asyncio.get_running_loop().time
         self._stack.enter_context(patch("machines.SenderOf", WatchedSender))
-        for place in ("replication", "node"):
-            self._stack.enter_context(patch(f"pannier.service.{place}.boottime", now))
+        for place in ("replication", "durable", "node"):
+            self._stack.enter_context(patch(f"pannier.service.{place}.boottime", machines.boottime))
         await super().__aenter__()
         return self
 
     def _inspect_one(self, record: Volume) -> None:
-        """Of a volume that lost its holder, only that no epoch is given twice and none goes back."""
+        """Whoever holds it, or could take it over, has all that was synced. And of a volume that lost
+        its holder, only that no epoch is given twice and none goes back.
+        """
+        self._inspect_synced(record)
         if record.id not in self.lossy:
             super()._inspect_one(record)
             return
@@ -93,6 +98,16 @@ class CopiesWorld(World):
             self._wrong(f"{record.id}: its epoch went back to {record.grant.epoch}")
         self._epochs[record.id] = record.grant.epoch
 
+    def _inspect_synced(self, record: Volume) -> None:
+        synced = self.synced.get(record.id, {}).items()
+        held = self._held(record) or {}
+        if not synced <= held.items():
+            self._wrong(f"{record.id}: holder {record.grant} has {held}, and {synced} was synced")
+        for name in record.in_sync:
+            found = self.copy(self.machines[name], record)
+            if not synced <= found.items():
+                self._wrong(f"{record.id}: {name} has {found}, and {synced} was synced")
+
     # -- users ------------------------------------------------------------------------------------
 
     async def volume(self, machine: Machine, name: str = "vol", **options: str) -> Volume:
@@ -100,6 +115,18 @@ class CopiesWorld(World):
         volume = await self.create(machine, name, **{"copies": "2", **options})
         await self.mount(machine, name)
         return volume
+
+    async def synced_volume(self, machine: Machine, name: str = "vol", **options: str) -> Volume:
+        """A volume with all its copies in sync, and one file that was synced."""
+        volume = await self.volume(machine, name, **options)
+        await self.until(lambda: set(self.now_record(name).in_sync) == set(volume.replicas))
+        self.put(machine, volume, "synced", b"1")
+        await self.sync(machine, name)
+        return self.now_record(name)
+
+    def replica(self, volume: Volume) -> Machine:
+        """The first of the nodes with another copy."""
+        return self.machines[volume.replicas[0]]
 
     def put(self, machine: Machine, volume: Volume, file: str = "file", value: bytes = b"") -> None:
         """Something is written into the live tree of a node that (believes that it) holds."""
@@ -109,12 +136,26 @@ class CopiesWorld(World):
         if volume.id not in self.lossy:
             self.acked.setdefault(volume.id, {})[file] = value
 
+    async def sync(self, machine: Machine, name: str = "vol") -> None:
+        """A container's sync call: what was written before it is durable when it returns."""
+        volume = machine.up.catalog.volume(name)
+        assert volume is not None
+        written = dict(machine.disk.homes[volume.id].live[volume.grant.epoch].content)
+        await machine.ask(lambda run: run.durable.make_durable(name))
+        self.synced.setdefault(volume.id, {}).update(written)
+        self.inspect()
+
+    def losing(self, volume: Volume) -> None:
+        """Its holder will be lost: of what was written, only what was synced is certain."""
+        self.lossy.add(volume.id)
+
     async def recover(self, machine: Machine, name: str = "vol", *, accept: bool = True) -> Volume:
         """``pannier volume recover``, typed on ``machine``."""
         record = self.record(name)
         assert record is not None
+        self.lossy.add(record.id)
         if accept:
-            self.lossy.add(record.id)
+            self.synced.pop(record.id, None)
         await machine.ask(
             lambda run: run.service.recover_volume(name, accept_loss=accept, actor=ACTOR)
         )
@@ -136,9 +177,10 @@ class CopiesWorld(World):
         return sorted(home.generations) if home else []
 
     def copy(self, machine: Machine, volume: Volume) -> dict[str, bytes]:
-        """The content of a node's newest generation."""
-        home = machine.disk.homes.get(volume.id)
-        return dict(home.generations[max(home.generations)]) if home and home.generations else {}
+        """The content of a node's newest generation, strays left out."""
+        record = self.record(volume.name) or volume
+        ours = [g for g in self.generations(machine, volume) if record.grew_out_of(g)]
+        return dict(machine.disk.homes[volume.id].generations[ours[-1]]) if ours else {}
 
     def current(self, machine: Machine, volume: Volume) -> bool:
         """Whether a node's copy has all that was promised."""

@@ -11,6 +11,7 @@ from world import Fault, Run, World, event_loop_policy
 
 from pannier.core.errors import Corrupt, Denied, Stale, VolumeNotFound
 from pannier.core.generation import Generation
+from pannier.service.settling import TIDY_AFTER_SECONDS
 from pannier.service.views import EventView, FindingView
 from pannier.storage.base import RootAttributes
 from pannier.transport.base import Offer
@@ -197,6 +198,7 @@ async def test_doctor_names_who_uses_a_volume(world: World) -> None:
 
 async def test_doctor_tells_of_a_stray_and_of_data_of_nobody(world: World) -> None:
     await world.write_once(world.b, "vol")
+    await asyncio.sleep(TIDY_AFTER_SECONDS + 1)
     record = world.record("vol")
     home = world.a.disk.homes[record.id]
     await world.a.ask(
@@ -279,6 +281,7 @@ async def test_what_a_cut_left_sealed_or_undropped_is_settled_at_the_next_start(
 ) -> None:
     world.fail_at_label("driver.drop_live", Fault.CUT_BEFORE, of="a")
     await world.mount(world.b, "vol")
+    await asyncio.sleep(TIDY_AFTER_SECONDS + 1)
     assert world.a.disk.homes[world.record("vol").id].live
     await world.a.start()
     await asyncio.sleep(1)

@@ -13,7 +13,8 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from aiohttp import web
 
-from pannier.core.errors import EngineUnavailable
+from pannier.core.errors import Conflict, EngineUnavailable, OutcomeUnknown, Stale
+from pannier.core.swarm import Availability, SwarmMember
 from pannier.engine.base import Container
 from pannier.engine.docker import DockerEngine
 
@@ -52,7 +53,11 @@ async def stub() -> AsyncIterator[Stub]:
 @pytest.fixture
 async def engine(stub: Stub) -> AsyncIterator[DockerEngine]:
     engine = DockerEngine(
-        stub.socket, timeout_seconds=0.3, activate_seconds=0.3, retry_seconds=0.01
+        stub.socket,
+        timeout_seconds=0.3,
+        swarm_seconds=0.3,
+        activate_seconds=0.3,
+        retry_seconds=0.01,
     )
     yield engine
     await engine.close()
@@ -205,3 +210,132 @@ async def test_starts_are_told_through_refusals_and_hang_ups(
     assert not more.done()
     more.cancel()
     await asyncio.wait([more])
+
+
+# -- facts and the Swarm ----------------------------------------------------------------------------
+
+
+async def test_a_newer_engine_tells_libseccomp_s_version(stub: Stub, engine: DockerEngine) -> None:
+    features = {"annotations": {"io.github.seccomp.libseccomp.version": "2.6.0"}}
+    status = {"org.opencontainers.runtime-spec.features": json.dumps(features)}
+    runc: dict[str, Any] = {"path": "runc", "status": status}
+    info: dict[str, Any] = {
+        "Plugins": {"Volume": []},
+        "DefaultRuntime": "pannier",
+        "Runtimes": {"runc": runc, "pannier": {"path": "/usr/local/bin/pannier-runtime"}},
+        "KernelVersion": "6.12.1",
+    }
+    stub.answers["/info"] = info
+    stub.answers["/version"] = {
+        "Version": "26.1.5",
+        "Components": [
+            {"Name": "Engine", "Version": "26.1.5"},
+            {"Name": "runc", "Version": "1.1.15"},
+        ],
+    }
+    facts = await engine.facts()
+    assert (facts.version, facts.runc, facts.libseccomp) == ("26.1.5", "1.1.15", "2.6.0")
+    assert (facts.kernel, facts.default_runtime) == ("6.12.1", "pannier")
+    assert facts.runtimes == {"runc": "runc", "pannier": "/usr/local/bin/pannier-runtime"}
+    for unknown in (None, {}, {"org.opencontainers.runtime-spec.features": "not json"}):
+        runc["status"] = unknown
+        assert (await engine.facts()).libseccomp is None
+
+
+@pytest.mark.parametrize(
+    ("swarm", "member"),
+    [
+        ({"LocalNodeState": "inactive", "NodeID": ""}, None),
+        (
+            {"LocalNodeState": "active", "NodeID": "n1", "ControlAvailable": True},
+            SwarmMember("n1", manager=True),
+        ),
+        ({"LocalNodeState": "pending", "NodeID": "n1"}, SwarmMember("n1", manager=False)),
+    ],
+)
+async def test_the_place_in_a_swarm(
+    stub: Stub, engine: DockerEngine, swarm: dict[str, Any], member: SwarmMember | None
+) -> None:
+    stub.answers["/info"] = {"Swarm": swarm}
+    assert await engine.swarm.member() == member
+
+
+async def test_a_locked_swarm_is_not_no_swarm(stub: Stub, engine: DockerEngine) -> None:
+    stub.answers["/info"] = {"Swarm": {"LocalNodeState": "locked", "NodeID": ""}}
+    with pytest.raises(EngineUnavailable, match="a Swarm that is locked"):
+        await engine.swarm.member()
+
+
+def refusing(text: str, status: int) -> Any:
+    async def refuse(_: web.BaseRequest) -> web.Response:
+        return web.json_response({"message": text}, status=status)
+
+    return refuse
+
+
+async def test_a_worker_is_told_from_a_manager_without_a_leader(
+    stub: Stub, engine: DockerEngine
+) -> None:
+    worker = (
+        "This node is not a swarm manager. Worker nodes can't be used to view or modify cluster"
+    )
+    stub.answers["/nodes"] = refusing(worker, 503)
+    with pytest.raises(Conflict) as caught:
+        await engine.swarm.nodes()
+    assert not isinstance(caught.value, EngineUnavailable)
+    stub.answers["/nodes"] = refusing("rpc error: The swarm does not have a leader.", 503)
+    with pytest.raises(EngineUnavailable, match="does not have a leader"):
+        await engine.swarm.nodes()
+
+
+RAW_NODE: dict[str, Any] = {
+    "ID": "n1",
+    "Version": {"Index": 7},
+    "Spec": {"Name": "kept", "Role": "worker", "Availability": "active", "Labels": {"a": "b"}},
+    "Description": {"Hostname": "one", "Platform": {"OS": "linux", "Architecture": "x86_64"}},
+    "Status": {"State": "unknown"},
+}
+
+
+async def test_a_change_of_a_node_sends_back_what_is_not_ours(
+    stub: Stub, engine: DockerEngine
+) -> None:
+    sent: list[Any] = []
+
+    async def update(request: web.BaseRequest) -> web.Response:
+        sent.append(await request.json())
+        return web.Response()
+
+    stub.answers["/nodes"] = [RAW_NODE]
+    stub.answers["/nodes/n1"] = RAW_NODE
+    stub.answers["/nodes/n1/update"] = update
+    (node,) = await engine.swarm.nodes()
+    assert (node.state, node.leader, node.labels) == ("unknown", False, {"a": "b"})
+    await engine.swarm.update_node(node, availability=Availability.DRAIN)
+    await engine.swarm.update_node(node, labels={})
+    spec = RAW_NODE["Spec"]
+    assert sent == [{**spec, "Availability": "drain"}, {**spec, "Labels": {}}]
+    assert stub.asked[-1] == "/nodes/n1/update?version=7"
+
+
+async def test_a_change_without_an_answer_may_have_been_made(
+    stub: Stub, engine: DockerEngine
+) -> None:
+    async def hang(_: web.BaseRequest) -> None:
+        await asyncio.Event().wait()
+
+    stub.answers["/nodes"] = [RAW_NODE]
+    stub.answers["/nodes/n1"] = RAW_NODE
+    (node,) = await engine.swarm.nodes()
+    stub.answers["/nodes/n1/update"] = hang
+    with pytest.raises(OutcomeUnknown):
+        await engine.swarm.update_node(node)
+    stub.answers["/nodes/n1/update"] = refusing("rpc error: update out of sequence", 500)
+    with pytest.raises(Stale):
+        await engine.swarm.update_node(node)
+    stub.answers["/nodes/n1/update"] = refusing("rpc error: no space", 500)
+    with pytest.raises(EngineUnavailable, match="no space"):
+        await engine.swarm.update_node(node)
+    stub.answers["/nodes/n1"] = hang
+    with pytest.raises(EngineUnavailable):
+        await engine.swarm.update_node(node)

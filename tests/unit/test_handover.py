@@ -38,6 +38,7 @@ def grant(world: World) -> tuple[str, int]:
 
 async def test_the_order_is_unmount_seal_send_record_drop(world: World) -> None:
     await world.move(world.a, "vol", "b")
+    await asyncio.sleep(60)
     wanted = ["mounts.unmount", "driver.seal", "driver.send", "store.commit", "driver.drop_live"]
     assert [label for label in labels(world, "a") if label in wanted] == wanted
 
@@ -54,6 +55,35 @@ async def test_the_bulk_is_sent_while_it_is_in_use(world: World) -> None:
     assert phases == ["copying", "waiting", "switching", "done"]
     assert any(container in user for step in steps for user in step.in_use_by)
     assert world.contents("vol") == {"by-a": b"precious", "late": b"write"}
+
+
+async def test_no_container_waits_for_the_deletion_of_what_a_move_leaves_behind(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a tree the kernel frees its cached pages: seconds for a big volume."""
+
+    async def slow(*_: object, **__: object) -> None:
+        deleted.append(asyncio.get_running_loop().time())
+        await asyncio.sleep(30)
+
+    deleted: list[float] = []
+    for machine in (world.a, world.b):
+        for name in ("drop_live", "delete_generation"):
+            monkeypatch.setattr(machine.up.driver, name, slow)
+    container = await world.run_container(world.a, "vol")
+    moving = asyncio.ensure_future(world.move(world.a, "vol", "b", wait_seconds=100))
+    for number in range(10):
+        await asyncio.sleep(2)
+        world.write(world.a, container, "file", b"%d" % number)
+    world.stop_container(world.a, container)
+    stopped = asyncio.get_running_loop().time()
+    await world.unmount(world.a, "vol")
+    await world.mount(world.b, "vol")
+    assert asyncio.get_running_loop().time() - stopped < 1
+    await moving
+    assert not deleted
+    await asyncio.sleep(120)
+    assert len(deleted) > 5
 
 
 async def test_a_volume_that_stays_in_use_stays_where_it_is(world: World) -> None:

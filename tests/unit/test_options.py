@@ -70,8 +70,10 @@ def test_a_formatted_size_reads_back_within_a_twentieth(size: int) -> None:
         ({"copies": "0"}, "copies=0"),
         ({"copies": "two"}, "copies=two"),
         ({"copies": "２"}, "copies="),
-        ({"copies": "2", "durability": "fsync"}, "durability=fsync is not possible"),
+        ({"durability": "fsync"}, "needs a second copy"),
         ({"copies": "2", "durability": "none"}, "never be up to date"),
+        ({"copies": "2", "min_copies": "3"}, "could never be met"),
+        ({"copies": "2", "durability": "interval", "min_copies": "2"}, "is about sync calls"),
         ({"durability": "interval"}, "needs a second copy"),
         ({"interval": "1s"}, "more than one copy"),
         ({"copies": "2", "interval": "1"}, "interval=1 is not a time"),
@@ -108,10 +110,10 @@ def test_options_are_read_into_a_spec_and_described_again() -> None:
 
 def test_copies_are_kept_up_to_date_without_being_asked() -> None:
     spec = parse_options({"copies": "3", "interval": "1.5s"})
-    assert (spec.durability, spec.interval) == (Durability.INTERVAL, 1.5)
+    assert (spec.durability, spec.interval) == (Durability.FSYNC, 1.5)
     assert describe_spec(spec) == {
         "copies": "3",
-        "durability": "interval",
+        "durability": "fsync",
         "interval": "1.5s",
         "driver": "btrfs",
     }

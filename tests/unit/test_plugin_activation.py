@@ -11,7 +11,13 @@ from pathlib import Path
 import pytest
 
 from pannier.core.errors import AlreadyExists, InvalidInput
-from pannier.plugin.activation import InheritedFd, inherited_fds, listening_socket, unix_listener
+from pannier.plugin.activation import (
+    InheritedFd,
+    fd_named,
+    inherited_fds,
+    listening_socket,
+    unix_listener,
+)
 
 _CHILD = """
 import os, sys
@@ -123,3 +129,10 @@ def test_leaves_a_successor_s_socket_alone(tmp_path: Path) -> None:
         path.unlink()
         successor.bind(str(path))
     assert path.is_socket()
+
+
+def test_descriptors_are_told_apart_by_their_names() -> None:
+    """Their order is systemd's, and what it has kept comes among them."""
+    fds = [InheritedFd(3, "listener-1"), InheritedFd(4, "barrier"), InheritedFd(5, "plugin")]
+    assert (fd_named(fds, "plugin"), fd_named(fds, "barrier")) == (5, 4)
+    assert fd_named(fds, "other") is None

@@ -163,7 +163,7 @@ async def test_the_difference_is_still_there_after_a_restart_of_the_holders_daem
     world.b.crash()
     await world.b.start()
     await written_for(world, world.b, volume, 60)
-    assert len(world.generations(world.b, volume)) <= 10
+    assert len(world.generations(world.b, volume)) <= 14
     world.sent.clear()
     await world.c.start()
     await world.until(lambda: world.current(world.c, volume))
@@ -209,7 +209,7 @@ async def test_copies_are_kept_up_while_the_store_is_away(world: CopiesWorld) ->
     await written_for(world, world.a, volume, 600)
     (copy,) = world.progress(world.a, volume).values()
     assert copy.current_at is not None
-    assert asyncio.get_running_loop().time() - copy.current_at <= 2.1
+    assert world.a.clock() - copy.current_at <= 2.1
     assert len(world.generations(world.a, volume)) <= 10
     world.mend_store()
     await written_for(world, world.a, volume, 60)
@@ -218,7 +218,6 @@ async def test_copies_are_kept_up_while_the_store_is_away(world: CopiesWorld) ->
     assert len(world.generations(replica, volume)) <= 10
 
 
-@pytest.mark.xfail(strict=True, reason="a hand-over's rounds go to its target only")
 @pytest.mark.parametrize("target", ["b", "c", "d"])
 async def test_a_move_of_a_volume_with_three_copies_sends_no_copy_everything_again(
     large: CopiesWorld, target: str
@@ -232,6 +231,7 @@ async def test_a_move_of_a_volume_with_three_copies_sends_no_copy_everything_aga
     await written_for(large, large.a, volume, 3)
     large.stop_container(large.a, container)
     await moving
+    assert set(large.now_record().in_sync) == set(large.now_record().replicas)
     large.sent.clear()
     await large.mount(large.machines[target], "vol")
     await written_for(large, large.machines[target], volume, 20)
@@ -240,6 +240,17 @@ async def test_a_move_of_a_volume_with_three_copies_sends_no_copy_everything_aga
     for name in record.replicas:
         await large.until(lambda n=name: large.current(large.machines[n], volume))
     assert not [transfer for transfer in large.sent if transfer.base is None]
+
+
+async def test_a_move_does_not_wait_for_a_slow_third_copy(large: CopiesWorld) -> None:
+    volume = await large.volume(large.a, copies="3")
+    await written_for(large, large.a, volume, 10)
+    large.slow["c"] = 100.0
+    await large.unmount(large.a, "vol")
+    done = (await large.move(large.a, "vol", "b"))[-1]
+    assert done.pause_seconds is not None
+    assert done.pause_seconds < 1
+    assert large.now_record().in_sync == ("a",)
 
 
 async def test_a_full_pool_is_said_and_overcome(
@@ -357,7 +368,7 @@ async def test_a_move_loses_nothing_and_the_former_holder_is_a_copy(
     assert all(t.base is not None for t in world.sent)
 
 
-async def test_sending_pauses_for_a_hand_over_that_fails_and_goes_on_after_it(
+async def test_the_copies_get_everything_while_a_move_waits_and_its_target_only_as_long(
     world: CopiesWorld,
 ) -> None:
     volume = await world.volume(world.a)
@@ -369,10 +380,13 @@ async def test_sending_pauses_for_a_hand_over_that_fails_and_goes_on_after_it(
     await asyncio.sleep(5)
     world.sent.clear()
     await written_for(world, world.a, volume, 15)
-    assert {transfer.to for transfer in world.sent} == {target}
+    assert {transfer.to for transfer in world.sent} == {replica.name, target}
+    assert not [transfer for transfer in world.sent if transfer.base is None]
     with pytest.raises(Exception, match="still in use"):
         await moving
+    world.sent.clear()
     await written_for(world, world.a, volume, 5)
+    assert {transfer.to for transfer in world.sent} == {replica.name}
     await world.until(lambda: world.current(replica, volume))
     world.stop_container(world.a, container)
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import logging
 import random
+import shutil
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import ExitStack
@@ -24,18 +26,23 @@ import structlog
 
 sys.path.append(str(Path(__file__).parents[1] / "simulation"))
 
+import machines
 from fake_driver import Disk, SnapshotDriver
 from machines import RUN, Died, Machine, Run
-from stepping import Fault, PowerCut, Step
+from stepping import Fault, PowerCut, Step, SteppedStore
 from virtual_time import VirtualTimePolicy, run_virtual
 
+from pannier.agent.mountids import MountIds
+from pannier.agent.promises import Promises
+from pannier.cluster.catalog import Catalog
 from pannier.cluster.registry import encode, trash_key, volume_key
 from pannier.core.errors import PannierError, PeerUnavailable, Stale
+from pannier.core.lease import Terms
 from pannier.core.node import Node
 from pannier.core.volume import Volume
 from pannier.service.views import MoveProgress
 from pannier.storage.base import Driver
-from pannier.store.base import ABSENT, Change
+from pannier.store.base import ABSENT, Change, Store
 from pannier.store.memory import MemoryData
 
 __all__ = [
@@ -86,7 +93,7 @@ class World:
         self.with_upkeep = with_upkeep
         self.with_settling = with_settling
         self.with_replication = with_replication
-        self.data = MemoryData()
+        self.data = Data()
         self.data.feed._subscriptions = _InOrder()  # type: ignore[assignment]
         self.steps: list[Step] = []
         self.faults: Callable[[Step], Fault | None] = lambda step: None
@@ -110,6 +117,36 @@ class World:
     b: Machine
     c: Machine
 
+    # -- what machines are made of; a kind of world may have it otherwise ------------------------
+
+    terms = Terms()
+
+    def make_room(self, machine: Machine) -> None:
+        """The directories of its own files."""
+        machine.state.mkdir(parents=True)
+        machine.tmpfs.mkdir()
+
+    def clear_tmpfs(self, machine: Machine) -> None:
+        """Its power failed."""
+        shutil.rmtree(machine.tmpfs, ignore_errors=True)
+        machine.tmpfs.mkdir()
+
+    def make_store(self, run: Run) -> Store:
+        """A node's way to the store, over ``run.line``."""
+        return SteppedStore(run, run.line, self.do_late)
+
+    def make_catalog(self, machine: Machine) -> Catalog:
+        """A node's memory."""
+        return Catalog(file=machine.state / "catalog.json")
+
+    def make_promises(self, machine: Machine) -> Promises:
+        """A node's promises."""
+        return Promises(file=machine.state / "takeovers.json", clock=machine.clock)
+
+    def make_mount_ids(self, machine: Machine) -> MountIds:
+        """A node's hints about use."""
+        return MountIds(machine.tmpfs / "mounts.json")
+
     def make_driver(self, machine: Machine) -> Driver:
         """A driver on the machine's disk; a test may put a real one there."""
         return self._driver(machine.disk, where=Path("/disk") / machine.name)
@@ -123,6 +160,7 @@ class World:
         self._stack.callback(lambda: structlog.configure(**before))
         self._stack.enter_context(patch("time.time", lambda: self.wall + loop.time()))
         self._stack.enter_context(patch("secrets.token_hex", self._token))
+        self._stack.enter_context(patch("os.kill", machines.kill))
         for name, machine in self.machines.items():
             self._put(f"nodes/{name}", _record(name, self.make_driver(machine).name))
         for machine in self.machines.values():
@@ -229,12 +267,17 @@ class World:
             if machine.run:
                 machine.run.line.mend()
 
+    def late_seconds(self) -> float:
+        """When a change that nobody heard of arrives."""
+        return self.random.choice((0.001, 0.5, 3.0, 30.0))
+
     def do_late(self, changes: Sequence[Change]) -> None:
         """Carry out later what a node was told nothing about."""
-        self._late.append(asyncio.get_running_loop().create_task(self._do_late(tuple(changes))))
+        late, nobodys = self._do_late(tuple(changes)), contextvars.Context()
+        self._late.append(asyncio.get_running_loop().create_task(late, context=nobodys))
 
     async def _do_late(self, changes: tuple[Change, ...]) -> None:
-        await asyncio.sleep(self.random.choice((0.001, 0.5, 3.0, 30.0)))
+        await asyncio.sleep(self.late_seconds())
         with contextlib.suppress(Stale):
             self.data.commit(changes)
             self.inspect()
@@ -387,6 +430,10 @@ class World:
         disk = self.machines[record.grant.node].disk
         return disk.readable(record.id, record.grant.epoch, record.base)
 
+    def inspect_after(self, label: str) -> None:
+        """A step has had its effect."""
+        self.inspect()
+
     def inspect(self) -> None:
         """What must hold at every moment, whatever failed:
 
@@ -437,6 +484,13 @@ class World:
         if len(self.violations) < 5:
             last = ", ".join(f"{s.of}:{s.label}" for s in self.steps[-12:])
             self.violations.append(f"after step {len(self.steps)} ({last}): {what}")
+
+
+class Data(MemoryData):
+    """Leases run out whoever asked for them, and whatever became of that one."""
+
+    def _set_timer(self) -> None:
+        contextvars.Context().run(super()._set_timer)
 
 
 class _InOrder(dict[Any, None]):

@@ -19,6 +19,7 @@ from typing import Protocol
 import structlog
 
 from pannier.agent.clock import boottime
+from pannier.agent.lease import Lease
 from pannier.agent.mountids import MountIds
 from pannier.agent.mounts import Mounts
 from pannier.agent.usage import User, users_of
@@ -31,6 +32,7 @@ from pannier.core.errors import (
     PannierError,
     PoolMissing,
     Stale,
+    StoreUnavailable,
     VolumeNotFound,
 )
 from pannier.core.generation import Generation
@@ -59,6 +61,7 @@ since Unmounts get lost when the engine or this daemon crashes."""
 DEPOSE_TRIES = 50
 DEPOSE_PAUSE_SECONDS = 0.1
 ADOPT_PAUSE_SECONDS = 5.0
+PROVE_PAUSE_SECONDS = 0.5
 
 
 class UsersOf(Protocol):
@@ -85,6 +88,7 @@ class Custody:
         mounts: Mounts,
         mount_ids: MountIds,
         engine: Engine,
+        lease: Lease,
         users_of: UsersOf = users_of,
         clock: Callable[[], float] = boottime,
     ) -> None:
@@ -101,6 +105,7 @@ class Custody:
         self.mounts = mounts
         self.mount_ids = mount_ids
         self.engine = engine
+        self.lease = lease
         self.clock = clock
         self._users_of = users_of
         self._locks: dict[str, asyncio.Lock] = {}
@@ -173,23 +178,72 @@ class Custody:
         """Make the volume writable and mounted here, and return the path for Docker.
 
         The caller has the lock. Only the writable tree of a holder is served on a remembered
-        record; everything else is decided on a fresh one, and so is a volume with copies on a node
-        that has just booted.
+        record; everything else is decided on a fresh one, and so is a volume that another node may
+        have taken over.
 
         Raises:
             NotHolder: another node holds it; Corrupt: its data is not here; StoreUnavailable.
         """
         plan = plan_serving(volume, await self._local(volume), node=self.node)
         driver = self.driver(volume)
-        # While this node was off, a person may have recovered what has copies.
-        taken_perhaps = bool(volume.replicas) and not self.catalog.trusted
-        if taken_perhaps or not isinstance(plan, Serve):
+        if self._taken_perhaps(volume):
+            volume = await self.prove(volume)
+            await driver.unseal(volume.id, epoch=volume.grant.epoch)
+        elif not isinstance(plan, Serve):
             volume = (await self.take_up(volume)).record
             await driver.unseal(volume.id, epoch=volume.grant.epoch)
+        if not self.lease.holds(volume):
+            raise StoreUnavailable(
+                f"node {self.node} cannot prove that it holds volume {volume.name}: its lease has "
+                f"run out",
+                remedy="see pannier status for the store; it is tried again by itself",
+            )
         source = driver.data_path(volume.id, volume.grant.epoch)
         if not await self.processes(volume):
             return await asyncio.to_thread(self.mounts.replace, volume.name, source)
         return await asyncio.to_thread(self.mounts.mount, volume.name, source)
+
+    def _taken_perhaps(self, volume: Volume) -> bool:
+        """While this node was off, or without a lease, others may have taken what has copies."""
+        if volume.spec.copies == 1:
+            return False
+        return not self.catalog.trusted or not self.lease.holds(volume)
+
+    async def prove(self, volume: Volume) -> Volume:
+        """Make sure that this node holds a volume, and that nobody is just taking it over.
+
+        The caller has the lock. The record is read, and written anew: a takeover that was sent while
+        this node had no lease was made for the earlier revision and is void from then on.
+
+        Raises:
+            As :meth:`take_up`.
+        """
+        while True:
+            term = self.lease.term
+            found = await self.take_up(volume)
+            try:
+                revision = await self.registry.replace_volume(found.record, expect=found.revision)
+            except Stale:
+                continue
+            self.catalog.remember(found.record, revision=revision)
+            self.lease.proven(found.record, term=term)
+            return found.record
+
+    async def prove_all(self) -> None:
+        """Prove whatever this lease says nothing about yet, for ever: run as a task."""
+        while True:
+            for volume in self.catalog.volumes():
+                mine = volume.grant.node == self.node and volume.spec.driver in self.drivers
+                if mine and volume.spec.copies > 1 and self.lease.needs_proof(volume):
+                    await self._prove_one(volume)
+            await asyncio.sleep(PROVE_PAUSE_SECONDS)
+
+    async def _prove_one(self, volume: Volume) -> None:
+        try:
+            async with self.lock(volume):
+                await self.prove(volume)
+        except PannierError as error:
+            log.info("volume.not-proven", volume=volume.name, error=str(error))
 
     async def take_up(self, volume: Volume) -> Versioned[Volume]:
         """Have the live tree of a volume that this node holds, as a fresh record says.
@@ -218,6 +272,7 @@ class Custody:
                     self.catalog.remember(record, revision=revision)
                     return Versioned(record, revision)
                 case Promote(base, epoch):
+                    await self._end_former(record)
                     await self.driver(record).promote(
                         record.id, base, epoch=epoch, size_bytes=record.spec.size
                     )
@@ -267,8 +322,15 @@ class Custody:
 
     async def _depose_strays(self, volume: Volume) -> None:
         """Containers may have gone on with a tree while this daemon did not run."""
-        if volume.grant.node == self.node:
-            return
+        if volume.grant.node != self.node:
+            await self._end_former(volume)
+
+    async def _end_former(self, volume: Volume) -> None:
+        """Stop all use of trees of earlier epochs that this node did not give away.
+
+        Before the volume is served here again: who has gone on with such a tree must not take
+        a sync call of the volume as it is now for one of its own.
+        """
         for epoch, sealed in (await self._local(volume)).sealed.items():
             if not sealed and epoch < volume.grant.epoch:
                 former = replace(volume, grant=Grant(self.node, epoch))
@@ -292,6 +354,8 @@ class Custody:
         return self._starting(volume) or bool(await self.processes(volume))
 
     def _starting(self, volume: Volume) -> bool:
+        if self.awaited(volume):
+            return True  # of two nodes that want it at once, one gets it: not both in turn
         ages = self.mount_ids.ages(volume.name, self.clock())
         return any(age < STARTING_SECONDS for age in ages.values())
 
@@ -317,6 +381,21 @@ class Custody:
         """Unmount the volume's path. The caller has the lock and saw that nobody uses it."""
         await asyncio.to_thread(self.mounts.unmount, volume.name)
 
+    async def fence(self, volume: Volume) -> None:
+        """End all use of a volume that another node may take over by now; what is here is kept.
+
+        Does not wait for the lock before it has ended the use: whoever has it may wait for the store.
+        """
+        log.warning("volume.fenced", volume=volume.name, epoch=volume.grant.epoch)
+        await self._end_use(volume)
+        async with self.lock(volume):
+            if self.lease.holds(volume):
+                return
+            await self._end_use(volume)
+            local = await self._local(volume)
+            if local.sealed.get(volume.grant.epoch) is False:
+                await self.driver(volume).seal(volume.id, epoch=volume.grant.epoch)
+
     async def depose_if_live(self, volume: Volume, *, successor: str) -> None:
         """Stop all use of a tree that was never sealed. The caller has the lock."""
         if volume.spec.driver not in self.drivers:
@@ -329,9 +408,16 @@ class Custody:
         """Stop all use of a volume that was given to another node without us; keep what is here.
 
         The caller has the lock. Its containers are killed: what they write no longer belongs to the
-        volume, and they must not believe it does. Looked at again until nobody is left, since
-        processes may be born while others are killed.
+        volume, and they must not believe it does.
         """
+        await self._end_use(volume)
+        self.lease.forget(volume)
+        log.warning(
+            "volume.deposed", volume=volume.name, epoch=volume.grant.epoch, successor=successor
+        )
+
+    async def _end_use(self, volume: Volume) -> None:
+        """Kill and unmount; again until nobody is left, since processes are born meanwhile."""
         await asyncio.to_thread(self.mounts.unmount, volume.name, detach=True)
         self.mount_ids.forget(volume.name)
         for _ in range(DEPOSE_TRIES):
@@ -345,9 +431,6 @@ class Custody:
             await asyncio.sleep(DEPOSE_PAUSE_SECONDS)
         else:
             log.error("volume.users-left", volume=volume.name, pids=[user.pid for user in users])
-        log.warning(
-            "volume.deposed", volume=volume.name, epoch=volume.grant.epoch, successor=successor
-        )
 
     async def adopt(self) -> None:
         """After a start: finish or undo what an earlier run left half done. The store answers.

@@ -87,11 +87,18 @@ class PeerVolumeOrder(Body, frozen=True, kw_only=True):
 
 
 class PeerTakeOrder(Body, frozen=True, kw_only=True):
-    """Become the holder after ``epoch``, beginning with ``generation``."""
+    """Become the holder after ``epoch``, beginning with ``generation``; without it, as an in-sync copy."""
 
     epoch: Annotated[int, Meta(ge=0, le=2**62)]
-    generation: Annotated[str, Meta(pattern=r"^[0-9]{1,18}\.[0-9]{1,18}$")]
+    generation: Annotated[str, Meta(pattern=r"^[0-9]{1,18}\.[0-9]{1,18}$")] | None = None
     actor: Actor
+
+
+class PeerPromiseOrder(Body, frozen=True, kw_only=True):
+    """Do not take these volumes (ids with their epochs) over for ``seconds``."""
+
+    volumes: Annotated[dict[str, int], Meta(max_length=100_000)]
+    seconds: Annotated[float, Meta(gt=0, le=60)]
 
 
 class PeerMoveOrder(Body, frozen=True, kw_only=True):

@@ -23,6 +23,7 @@ from pannier.service.views import (
 )
 
 HANDOVER_SECONDS = 15.0
+PROMISE_ANSWER_SECONDS = 2.0
 """The holder answers within about 5 s."""
 _LAST_PHASES = frozenset({"done", "failed"})
 
@@ -131,6 +132,11 @@ class ApiClient(Connection):
             "GET", "/v1/doctor", answer=list[FindingView], timeout_seconds=CHANGE_SECONDS
         )
 
+    async def explain_volume(self, name: str) -> list[FindingView]:
+        """Who holds a volume, what will happen next, and the one safe command."""
+        path = f"/v1/volumes/{_segment(name)}/doctor"
+        return await self.ask("GET", path, answer=list[FindingView])
+
     async def events(self, *, follow: bool) -> AsyncGenerator[EventView, None]:
         """What happened; with ``follow`` also what happens, without end."""
         path = "/v1/events?follow=true" if follow else "/v1/events"
@@ -165,7 +171,20 @@ class PeerClient(Connection):
         path = f"/v1/peer/volumes/{_segment(name)}/remove"
         await self.ask("POST", path, body={"volume_id": volume_id, "actor": actor}, answer=NoneType)
 
-    async def peer_take(self, name: str, *, epoch: int, generation: str, actor: str) -> VolumeView:
+    async def peer_promise(self, volumes: Mapping[str, int], *, seconds: float) -> list[str]:
+        """Have that node promise not to take volumes over; the ids for which it did."""
+        body = {"volumes": dict(volumes), "seconds": seconds}
+        return await self.ask(
+            "POST",
+            "/v1/peer/promises",
+            body=body,
+            answer=list[str],
+            timeout_seconds=PROMISE_ANSWER_SECONDS,
+        )
+
+    async def peer_take(
+        self, name: str, *, epoch: int, generation: str | None, actor: str
+    ) -> VolumeView:
         """Let that node become the holder of a volume whose holder is lost."""
         path = f"/v1/peer/volumes/{_segment(name)}/take"
         body = {"epoch": epoch, "generation": generation, "actor": actor}

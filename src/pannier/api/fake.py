@@ -144,8 +144,14 @@ class FakeCluster:
             raise Conflict(f"volume {name} would lose writes", remedy="use --accept-loss")
         return self._volume(name)
 
+    async def peer_promise(
+        self, volumes: Mapping[str, int], *, seconds: float, peer: str
+    ) -> list[str]:
+        self._begin("peer_promise", ",".join(volumes), peer, peer)
+        return list(volumes)
+
     async def peer_take(
-        self, name: str, *, epoch: int, generation: str, actor: str, peer: str
+        self, name: str, *, epoch: int, generation: str | None, actor: str, peer: str
     ) -> VolumeView:
         self._begin("peer_take", name, actor, peer)
         return self._volume(name)
@@ -249,6 +255,13 @@ class FakeCluster:
         self._begin("history")
         self._volume(name)
         return [event for event in self.past if event.subject == name]
+
+    async def explain_volume(self, name: str) -> list[FindingView]:
+        self._begin("explain_volume")
+        volume = self._volume(name)
+        return [
+            FindingView(level="ok", subject=f"volume {name}", what=f"held by {volume.holder}"),
+        ]
 
     async def trash(self) -> list[TrashView]:
         self._begin("trash")

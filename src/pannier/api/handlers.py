@@ -113,6 +113,7 @@ def _cluster_handlers(operations: Operations) -> dict[str, Handler]:
             call.path["name_or_id"], actor=call.actor
         ),
         "doctor": lambda call: operations.doctor(),
+        "explain_volume": lambda call: operations.explain_volume(call.volume),
         "events": lambda call: operations.events(follow=call.flags["follow"]),
         "openapi": lambda call: _openapi(),
     }
@@ -149,6 +150,10 @@ def _peer_handlers(peers: PeerOperations) -> dict[str, Handler]:
             peer=call.peer,
         )
 
+    def promise(call: Call) -> Awaitable[Any]:
+        order = call.read(bodies.PeerPromiseOrder)
+        return peers.peer_promise(order.volumes, seconds=order.seconds, peer=call.peer)
+
     def move(call: Call) -> AsyncIterator[Any]:
         order = call.read(bodies.PeerMoveOrder)
         return peers.peer_move(
@@ -166,5 +171,6 @@ def _peer_handlers(peers: PeerOperations) -> dict[str, Handler]:
         "peer_handover": handover,
         "peer_remove": remove,
         "peer_take": take,
+        "peer_promise": promise,
         "peer_move": move,
     }

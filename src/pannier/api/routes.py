@@ -183,6 +183,14 @@ ROUTES: tuple[Route, ...] = (
         list[views.EventView],
         raises=_VOLUME,
     ),
+    _cluster(
+        "GET",
+        "/volumes/{volume}/doctor",
+        "explain_volume",
+        "Who holds a volume, what will happen next, and the one safe command",
+        list[views.FindingView],
+        raises=_VOLUME,
+    ),
     _cluster("GET", "/trash", "trash", "Removed volumes", list[views.TrashView]),
     _cluster(
         "POST",
@@ -249,6 +257,15 @@ ROUTES: tuple[Route, ...] = (
         views.VolumeView,
         body=bodies.PeerTakeOrder,
         raises=(*_VOLUME, errors.Conflict, errors.StorageError),
+    ),
+    _peer(
+        "POST",
+        "/promises",
+        "peer_promise",
+        "Do not take volumes over for some time; the ids for which this is promised",
+        list[str],
+        body=bodies.PeerPromiseOrder,
+        raises=(errors.Denied,),
     ),
     _peer(
         "POST",

@@ -10,7 +10,7 @@ from pannier import __version__
 from pannier.cli.command import Lazy, Root, output_options
 from pannier.cli.node import node
 from pannier.cli.session import DEFAULT_SOCKET, Session, pass_session
-from pannier.cli.setup import ca, init, join
+from pannier.cli.setup import ca, init, join, runtime
 from pannier.cli.status import doctor, events, status
 from pannier.cli.token import token
 from pannier.cli.volume import volume
@@ -54,7 +54,7 @@ def cli(session: Session, socket: str, host: str | None, certificates: str | Non
     session.certificates = certificates
 
 
-for _command in (init, join, token, ca, status, doctor, events, node, volume):
+for _command in (init, join, token, ca, runtime, status, doctor, events, node, volume):
     cli.add_command(_command)
 cli.add_command(
     Lazy(

@@ -28,6 +28,7 @@ class Setup(Protocol):
         pool_size: str | None,
         driver: str,
         force_format: str | None,
+        runtime: bool,
     ) -> None: ...
 
     def join(
@@ -41,7 +42,12 @@ class Setup(Protocol):
         pool_size: str | None,
         driver: str,
         force_format: str | None,
+        runtime: bool,
     ) -> None: ...
+
+    def runtime_register(self) -> bool: ...
+
+    def runtime_unregister(self) -> bool: ...
 
     def ca_create(self, *, directory: str) -> None: ...
 
@@ -78,6 +84,12 @@ def _machine_options(command: Decorated) -> Decorated:
             "--force-format",
             metavar="DEVICE",
             help="Erase what is on the pool's device; its path must be given again here.",
+        ),
+        click.option(
+            "--runtime/--no-runtime",
+            default=True,
+            show_default=True,
+            help="Make pannier-runtime Docker's default, which durability=fsync needs.",
         ),
     ]
     for option in reversed(options):
@@ -143,6 +155,35 @@ def join(session: Session, /, member: str, token: str, **machine: Any) -> None:
     _setup().join(address=member, token=token, own_address=own_address, **machine)
     session.show({"done": "join"}, line="this machine is a node of the cluster")
     session.hint("its daemon runs; see: pannier status")
+
+
+@click.group(cls=Group)
+def runtime() -> None:
+    """The container runtime that holds sync calls until every copy has what was written."""
+
+
+@runtime.command("register", examples=("pannier runtime register",))
+@output_options()
+@pass_session
+def register(session: Session) -> None:
+    """Make pannier-runtime Docker's default runtime on this machine. Needs root.
+
+    It is runc, with a barrier before the sync calls of containers that use a volume with
+    durability=fsync. Other containers are handed to runc untouched. Running ones stay as they are.
+    """
+    changed = _setup().runtime_register()
+    line = "Docker's default runtime is pannier-runtime" + ("" if changed else ", as it was")
+    session.show({"done": "register", "changed": changed}, line=line)
+
+
+@runtime.command("unregister", examples=("pannier runtime unregister",))
+@output_options()
+@pass_session
+def unregister(session: Session) -> None:
+    """Let Docker use plain runc again. Volumes with durability=fsync are then refused here."""
+    changed = _setup().runtime_unregister()
+    line = "Docker's default runtime is runc" + ("" if changed else ", as it was")
+    session.show({"done": "unregister", "changed": changed}, line=line)
 
 
 @click.group(cls=Group)

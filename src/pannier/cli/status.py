@@ -57,13 +57,13 @@ def doctor(context: click.Context, session: Session, volume: str | None) -> None
 
     async def examine() -> list[FindingView]:
         async with session.client() as client:
-            if volume is not None:
-                await client.volume(volume)
-            return await client.doctor()
+            if volume is None:
+                return await client.doctor()
+            found = await client.explain_volume(volume)
+            others = [f for f in await client.doctor() if f.level != "ok"]
+            return found + [f for f in others if volume in f.subject.split() and f not in found]
 
     findings = asyncio.run(examine())
-    if volume is not None:
-        findings = [each for each in findings if volume in each.subject.split()]
     session.show(findings, table=_findings_table(findings))
     if any(each.level == "problem" for each in findings):
         context.exit(UNHEALTHY)

@@ -200,6 +200,11 @@ def _details(found: VolumeView) -> list[tuple[str, str]]:
         ("generation", found.generation or "-"),
         ("in use by", output.show_names(found.in_use_by)),
         *(("copy", _copy_line(copy)) for copy in found.copies or []),
+        *(
+            [("waiting", f"{found.sync_calls} sync calls, for {found.sync_waiting_seconds:.1f} s")]
+            if found.sync_calls
+            else []
+        ),
         ("copies on", output.show_names(found.copies_on)),
         ("driver", found.driver),
         ("options", _options(found) or output.NOTHING),
@@ -245,4 +250,6 @@ def _copy_line(copy: CopyView) -> str:
         state = f"generation {copy.generation}"
     else:
         state = f"generation {copy.generation}, {copy.lag_seconds:.0f} s behind"
+    if copy.in_sync:
+        state += ", in sync"
     return f"{copy.node}: {state}" + (f" ({copy.error})" if copy.error else "")

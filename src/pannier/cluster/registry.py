@@ -9,6 +9,7 @@
     trash/ID           Volume with removed_at
     purged/ID          nothing: the volume's data may be deleted wherever it is
     tokens/ID          TokenRecord
+    evacuated/NODE     Evacuated: what was done to the node in Docker Swarm
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Generic, TypeVar
 import msgspec
 
 from pannier.core.errors import Corrupt
+from pannier.core.evacuation import Evacuated
 from pannier.core.node import Node
 from pannier.core.volume import Volume
 from pannier.store.base import ABSENT, Change, Entry, Store
@@ -127,6 +129,11 @@ class Registry:
         """Whether the node's lease is alive now."""
         return await self.store.get(f"alive/{node}") is not None
 
+    async def alive(self) -> frozenset[str]:
+        """The nodes whose lease is alive now."""
+        entries = await self.store.list("alive/")
+        return frozenset(entry.key.removeprefix("alive/") for entry in entries)
+
     async def trash_volume(
         self, volume: Volume, *, expect: int, lost_with: str | None = None
     ) -> None:
@@ -186,3 +193,19 @@ class Registry:
     async def remove_node(self, name: str, *, expect: int) -> None:
         """Remove a node's record."""
         await self.store.commit(Change(f"nodes/{name}", None, expect))
+
+    async def evacuations(self) -> dict[str, Versioned[Evacuated]]:
+        """What was done to nodes in Docker Swarm, by node."""
+        entries = await self.store.list("evacuated/")
+        found = (Versioned(decode(entry, Evacuated), entry.revision) for entry in entries)
+        return {one.record.node: one for one in found}
+
+    async def put_evacuation(self, record: Evacuated, *, expect: int, lost: bool = False) -> int:
+        """Add or change a node's evacuation; with ``lost`` only while its lease is gone, else Stale."""
+        guard = (Change(f"alive/{record.node}", None, ABSENT),) if lost else ()
+        change = Change(f"evacuated/{record.node}", encode(record), expect)
+        return await self.store.commit(change, *guard)
+
+    async def remove_evacuation(self, node: str, *, expect: int) -> None:
+        """Forget a node's evacuation."""
+        await self.store.commit(Change(f"evacuated/{node}", None, expect))

@@ -21,6 +21,8 @@ class Node:
         drivers: names of the storage drivers it can serve, its default first.
         joined_at: Unix time, for people only.
         certificate: SHA-256 of its certificate, hexadecimal: only this one may act for it.
+        swarm: its engine's node id in Docker Swarm; None outside a Swarm, or before it was asked.
+        stopping: its daemon was told to stop; it takes this back when it starts.
     """
 
     name: str
@@ -32,6 +34,8 @@ class Node:
     api_port: int = API_PORT
     transport_port: int = TRANSPORT_PORT
     drained: bool = False
+    swarm: str | None = None
+    stopping: bool = False
 
 
 def check_node_name(name: str) -> str:

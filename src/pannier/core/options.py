@@ -99,10 +99,17 @@ OPTIONS = (
     Option(
         "durability",
         lambda text: Durability(_choice("durability", tuple(Durability))(text)),
-        "interval with copies, else none",
-        "what a node's sudden death may cost: at most the lag, or access until the node returns",
+        "fsync with copies, else none",
+        "what a node's sudden death may cost: nothing that was synced (fsync), at most the lag "
+        "(interval), or access until the node returns (none)",
     ),
     Option("interval", _interval, "1s", "how often what was written is sent to the other copies"),
+    Option(
+        "min_copies",
+        _whole("min_copies", 1, 99),
+        "1",
+        "so few copies in sync, the holder's included, may still acknowledge a sync call",
+    ),
     Option("driver", _choice("driver", DRIVERS), "the node's own", "where the bytes live"),
     Option("nodes", _nodes, "the node that creates it", "where it is made, first choice first"),
     Option("uid", _whole("uid", 0, _ID_MAX), "0", "owner of the root directory"),
@@ -135,7 +142,7 @@ def parse_options(options: Mapping[str, str], *, default_driver: str = "btrfs") 
             )
         values[name] = option.read(text)
     if values.get("copies", 1) > 1:
-        values.setdefault("durability", Durability.INTERVAL)
+        values.setdefault("durability", Durability.FSYNC)
     spec = VolumeSpec(**values)
     _check_together(spec, given=frozenset(options))
     return spec
@@ -143,19 +150,25 @@ def parse_options(options: Mapping[str, str], *, default_driver: str = "btrfs") 
 
 def _check_together(spec: VolumeSpec, *, given: frozenset[str]) -> None:
     """Refuse what is possible one by one and not together."""
-    if spec.durability is Durability.FSYNC:
+    if spec.copies == 1 and spec.durability is not Durability.NONE:
         raise InvalidInput(
-            "durability=fsync is not possible in this version",
-            remedy="use durability=interval: a node's death then costs at most the lag",
-        )
-    if spec.copies == 1 and spec.durability is Durability.INTERVAL:
-        raise InvalidInput(
-            "durability=interval needs a second copy", remedy="add copies=2, or leave it out"
+            f"durability={spec.durability} needs a second copy",
+            remedy="add copies=2, or leave it out",
         )
     if spec.copies > 1 and spec.durability is Durability.NONE:
         raise InvalidInput(
             f"copies={spec.copies} with durability=none would never be up to date",
-            remedy="leave durability out: copies are then kept by durability=interval",
+            remedy="leave durability out, or use fsync or interval",
+        )
+    if spec.min_copies > spec.copies:
+        raise InvalidInput(
+            f"min_copies={spec.min_copies} with copies={spec.copies} could never be met",
+            remedy="ask for at least as many copies",
+        )
+    if "min_copies" in given and spec.durability is not Durability.FSYNC:
+        raise InvalidInput(
+            "min_copies is about sync calls, which only durability=fsync holds",
+            remedy="add durability=fsync and copies=2, or leave it out",
         )
     if spec.copies == 1 and "interval" in given:
         raise InvalidInput("interval is for volumes with more than one copy", remedy="add copies=2")

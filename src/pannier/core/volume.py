@@ -52,6 +52,7 @@ class VolumeSpec:
         copies: nodes that keep the data.
         durability: what a node's death may cost.
         interval: seconds between generations sent to the other copies, while there are writes.
+        min_copies: so few in-sync copies, the holder's included, may still acknowledge a sync call.
         driver: where the bytes live: ``btrfs`` or ``directory``.
         nodes: names of nodes wished for, in order of preference; the first one that is there makes it.
         uid, gid, mode: of the volume's root; Docker's copy-up from an image overrides them.
@@ -62,6 +63,7 @@ class VolumeSpec:
     copies: int = 1
     durability: Durability = Durability.NONE
     interval: float = 1.0
+    min_copies: int = 1
     driver: str = "btrfs"
     nodes: tuple[str, ...] = ()
     uid: int = 0
@@ -105,6 +107,8 @@ class Volume:
         name: the identity that users see.
         id: tells two volumes apart that bore the same name at different times; names the data on disk.
         replicas: nodes that keep the other copies; the holder sends them what is written.
+        in_sync: those of the replicas that have every write acknowledged as durable, and lag no
+            further than is promised. Only the holder changes it, and nobody else may take over.
         base: the generation with which the holder's epoch began; None while it began empty.
         lineage: how the latest epochs began, oldest first.
         removed_at: Unix time at which it went to the trash; None outside the trash.
@@ -115,14 +119,25 @@ class Volume:
     spec: VolumeSpec
     grant: Grant
     replicas: tuple[str, ...] = ()
+    in_sync: tuple[str, ...] = ()
     base: Generation | None = None
     lineage: tuple[Beginning, ...] = ()
     created_at: float
     removed_at: float | None = None
     history: tuple[HistoryEntry, ...] = ()
 
-    def granted(self, node: str, *, base: Generation, replicas: tuple[str, ...]) -> Volume:
-        """This record with ``node`` as the holder of the next epoch, which begins with ``base``."""
+    def granted(
+        self,
+        node: str,
+        *,
+        base: Generation,
+        replicas: tuple[str, ...],
+        in_sync: tuple[str, ...] = (),
+    ) -> Volume:
+        """This record with ``node`` as the holder of the next epoch, which begins with ``base``.
+
+        ``in_sync`` are replicas that have ``base``.
+        """
         epoch = self.grant.epoch + 1
         return replace(
             self,
@@ -130,6 +145,7 @@ class Volume:
             base=base,
             lineage=(*self.lineage, Beginning(epoch, base))[-LINEAGE_LIMIT:],
             replicas=replicas,
+            in_sync=tuple(name for name in in_sync if name in replicas),
         )
 
     def grew_out_of(self, generation: Generation) -> bool:

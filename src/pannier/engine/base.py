@@ -1,10 +1,12 @@
-"""The Engine protocol."""
+"""The Engine protocol, and that of the Swarm which the engine may belong to."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
+
+from pannier.core.swarm import Availability, SwarmMember, SwarmNode, SwarmService
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,8 +22,72 @@ class Container:
         return f"{self.name} (service {self.service})" if self.service else self.name
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineFacts:
+    """What an engine runs containers with.
+
+    Attributes:
+        runtimes: path or name of each registered runtime, by the name that Docker has for it.
+        runc, libseccomp: versions; None where the engine does not tell. Engines before 25.0 do not
+            tell libseccomp's.
+    """
+
+    version: str
+    kernel: str
+    default_runtime: str
+    runtimes: Mapping[str, str]
+    runc: str | None
+    libseccomp: str | None
+
+
+class Swarm(Protocol):
+    """The Swarm that an engine belongs to, as that engine tells of it.
+
+    All methods raise EngineUnavailable where the engine does not answer; all but the first also while
+    the Swarm has no leader, after some seconds, and Conflict where the engine is no Swarm manager.
+    """
+
+    async def member(self) -> SwarmMember | None:
+        """This engine's own place in a Swarm; None where it is in none.
+
+        EngineUnavailable also where it cannot tell its place, such as before a locked Swarm's key is given.
+        """
+        ...
+
+    async def nodes(self) -> list[SwarmNode]:
+        """All nodes of the Swarm, as its leader knows them."""
+        ...
+
+    async def update_node(
+        self,
+        node: SwarmNode,
+        *,
+        availability: Availability | None = None,
+        labels: Mapping[str, str] | None = None,
+    ) -> None:
+        """Change a node; what is not given stays. ``labels`` are all that it shall have.
+
+        With nothing to change it still gets a new version, so that no change which was decided
+        before can happen after.
+
+        Raises:
+            Stale: it was changed since it was read, or is gone; nothing was changed.
+            OutcomeUnknown: it was asked for and no answer came.
+        """
+        ...
+
+    async def services(self) -> list[SwarmService]:
+        """All services of the Swarm."""
+        ...
+
+
 class Engine(Protocol):
     """One node's container engine. Raises EngineUnavailable where it does not answer."""
+
+    @property
+    def swarm(self) -> Swarm:
+        """The Swarm that it may belong to."""
+        ...
 
     async def activate_plugin(self) -> None:
         """Make the engine look at our plugin socket, so that Swarm schedules onto this node."""
@@ -48,6 +114,10 @@ class Engine(Protocol):
 
     async def version(self) -> str:
         """The engine's version, such as ``20.10.24``."""
+        ...
+
+    async def facts(self) -> EngineFacts:
+        """What it runs containers with."""
         ...
 
     def starts(self) -> AsyncIterator[None]:

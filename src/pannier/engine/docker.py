@@ -1,14 +1,10 @@
-"""The Docker engine through its API on a unix socket, from Docker 20.10 on.
-
-Paths carry no API version: the engine then speaks its newest, and what is used here has the same
-form in all of them.
-"""
+"""The Docker engine through its API on a unix socket, from Docker 20.10 on."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -17,12 +13,16 @@ import aiohttp
 import msgspec
 
 from pannier.core.errors import EngineUnavailable
-from pannier.engine.base import Container
+from pannier.engine.base import Container, EngineFacts
+from pannier.engine.connection import Connection, as_filters
+from pannier.engine.swarm import DockerSwarm
 
 DEFAULT_SOCKET = Path("/var/run/docker.sock")
 _SERVICE_LABEL = "com.docker.swarm.service.name"
 # A paused container keeps its volume; one that restarts is about to take it again.
 _RUNNING = ("running", "paused", "restarting")
+_FEATURES = "org.opencontainers.runtime-spec.features"
+_LIBSECCOMP = "io.github.seccomp.libseccomp.version"
 
 
 class _MountPoint(msgspec.Struct, frozen=True, rename="pascal"):
@@ -62,8 +62,24 @@ class _Plugins(msgspec.Struct, frozen=True, rename="pascal"):
     volume: list[str] | None = None
 
 
+class _Runtime(msgspec.Struct, frozen=True):
+    """``status`` is what newer engines have learnt from the runtime itself: JSON by name."""
+
+    path: str = ""
+    status: dict[str, str] | None = None
+
+
 class _Info(msgspec.Struct, frozen=True, rename="pascal"):
     plugins: _Plugins
+    default_runtime: str = ""
+    runtimes: dict[str, _Runtime] | None = None
+    kernel_version: str = ""
+
+
+class _Features(msgspec.Struct, frozen=True):
+    """What ``runc features`` prints, as far as we need it."""
+
+    annotations: dict[str, str] = {}
 
 
 class _Volume(msgspec.Struct, frozen=True, rename="pascal"):
@@ -75,8 +91,14 @@ class _Volumes(msgspec.Struct, frozen=True, rename="pascal"):
     volumes: list[_Volume] | None = None
 
 
+class _Component(msgspec.Struct, frozen=True, rename="pascal"):
+    name: str
+    version: str = ""
+
+
 class _Version(msgspec.Struct, frozen=True, rename="pascal"):
     version: str
+    components: list[_Component] | None = None
 
 
 T = TypeVar("T")
@@ -89,6 +111,7 @@ class DockerEngine:
         socket: where dockerd listens.
         plugin: the name of our plugin, which is that of its socket file.
         timeout_seconds: for each call. Ours are answered from the engine's memory.
+        swarm_seconds: for each call about its Swarm, which block while that has no leader.
         activate_seconds: for the activation, in which the engine calls our plugin.
         retry_seconds: between two attempts to reach the engine again.
     """
@@ -99,21 +122,20 @@ class DockerEngine:
         *,
         plugin: str = "pannier",
         timeout_seconds: float = 5.0,
+        swarm_seconds: float = 3.0,
         activate_seconds: float = 20.0,
         retry_seconds: float = 1.0,
     ) -> None:
-        self._socket = socket
+        self._connection = Connection(socket)
         self._plugin = plugin
         self._timeout_seconds = timeout_seconds
         self._activate_seconds = activate_seconds
         self._retry_seconds = retry_seconds
-        self._session: aiohttp.ClientSession | None = None
+        self.swarm = DockerSwarm(self._connection, plugin=plugin, timeout_seconds=swarm_seconds)
 
     async def close(self) -> None:
         """Close the connections. A later call opens new ones."""
-        session, self._session = self._session, None
-        if session is not None:
-            await session.close()
+        await self._connection.close()
 
     async def activate_plugin(self) -> None:
         """See :class:`~pannier.engine.base.Engine`.
@@ -121,10 +143,10 @@ class DockerEngine:
         A listing restricted to one driver makes the engine look for that driver alone, so that
         another plugin that is dead does not hold it up for 15 s.
         """
-        await self._get(
+        await self._connection.get(
             "/volumes",
             Any,
-            filters={"driver": [self._plugin]},
+            filters=as_filters({"driver": [self._plugin]}),
             timeout_seconds=self._activate_seconds,
         )
         if not await self.plugin_active():
@@ -136,14 +158,12 @@ class DockerEngine:
 
     async def plugin_active(self) -> bool:
         """See :class:`~pannier.engine.base.Engine`."""
-        info = await self._get("/info", _Info)
-        return self._plugin in (info.plugins.volume or []) if info else False
+        return self._plugin in ((await self._info()).plugins.volume or [])
 
     async def containers_using(self, volume: str) -> list[Container]:
         """See :class:`~pannier.engine.base.Engine`."""
-        listed = await self._get(
-            "/containers/json", list[_Listed], filters={"volume": [volume]}, all="1"
-        )
+        query = as_filters({"volume": [volume]})
+        listed = await self._get("/containers/json", list[_Listed], filters=query, all="1")
         return [_container(item) for item in listed or [] if self._mounts(item, volume)]
 
     async def container(self, container_id: str) -> Container | None:
@@ -169,19 +189,30 @@ class DockerEngine:
 
     async def version(self) -> str:
         """See :class:`~pannier.engine.base.Engine`."""
-        found = await self._get("/version", _Version)
-        if found is None:
-            raise self._unavailable("has no /version")
-        return found.version
+        return (await self._version()).version
+
+    async def facts(self) -> EngineFacts:
+        """See :class:`~pannier.engine.base.Engine`."""
+        info, version = await self._info(), await self._version()
+        runtimes = info.runtimes or {}
+        components = {item.name: item.version for item in version.components or []}
+        return EngineFacts(
+            version=version.version,
+            kernel=info.kernel_version,
+            default_runtime=info.default_runtime,
+            runtimes={name: runtime.path for name, runtime in runtimes.items()},
+            runc=components.get("runc"),
+            libseccomp=_libseccomp(runtimes.get("runc")),
+        )
 
     async def starts(self) -> AsyncIterator[None]:
         """See :class:`~pannier.engine.base.Engine`."""
         while True:
             with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
                 async with asyncio.timeout(self._timeout_seconds):
-                    response = await self._open().get(
+                    response = await self._connection.open().get(
                         "/events",
-                        params={"filters": _json({"type": ["daemon"]})},
+                        params={"filters": as_filters({"type": ["daemon"]})},
                         timeout=aiohttp.ClientTimeout(total=None),
                     )
                 async with response:
@@ -191,53 +222,23 @@ class DockerEngine:
                             pass  # its end is what matters, and it comes when the engine stops
             await asyncio.sleep(self._retry_seconds)
 
-    # --- one call --------------------------------------------------------------------------------
+    # --- calls -----------------------------------------------------------------------------------
 
-    def _open(self) -> aiohttp.ClientSession:
-        if self._session is None or self._session.closed:
-            self._session = aiohttp.ClientSession(
-                base_url="http://docker",
-                connector=aiohttp.UnixConnector(path=str(self._socket)),
-            )
-        return self._session
-
-    async def _get(
-        self,
-        path: str,
-        kind: type[T],
-        *,
-        filters: Mapping[str, list[str]] | None = None,
-        timeout_seconds: float | None = None,
-        **query: str,
-    ) -> T | None:
-        """The answer, decoded; None where the engine says 404."""
-        limit = timeout_seconds or self._timeout_seconds
-        if filters is not None:
-            query["filters"] = _json(filters)
-        try:
-            async with self._open().get(
-                path, params=query, timeout=aiohttp.ClientTimeout(total=limit)
-            ) as response:
-                content = await response.read()
-                if response.status == 404:
-                    return None
-                if response.status != 200:
-                    raise self._unavailable(
-                        f"answered {response.status} to {path}: {_message(content)}"
-                    )
-                return msgspec.json.decode(content, type=kind)
-        except TimeoutError as error:
-            raise self._unavailable(f"did not answer {path} within {limit:g} s") from error
-        except (aiohttp.ClientError, OSError) as error:
-            raise self._unavailable(f"cannot be reached: {error}") from error
-        except (msgspec.MsgspecError, UnicodeError) as error:
-            raise self._unavailable(f"gave an answer to {path} that is not its: {error}") from error
-
-    def _unavailable(self, what: str) -> EngineUnavailable:
-        return EngineUnavailable(
-            f"the Docker engine at {self._socket} {what}",
-            remedy="see systemctl status docker on this node",
+    async def _get(self, path: str, kind: type[T], **query: str) -> T | None:
+        return await self._connection.get(
+            path, kind, timeout_seconds=self._timeout_seconds, **query
         )
+
+    async def _info(self) -> _Info:
+        return self._there("/info", await self._get("/info", _Info))
+
+    async def _version(self) -> _Version:
+        return self._there("/version", await self._get("/version", _Version))
+
+    def _there(self, path: str, found: T | None) -> T:
+        if found is None:
+            raise self._connection.unavailable(f"has no {path}")
+        return found
 
     def _mounts(self, item: _Listed, volume: str) -> bool:
         """The engine's filter also finds other drivers' volumes of the name, and mount targets."""
@@ -258,12 +259,12 @@ def _container(item: _Listed) -> Container:
     )
 
 
-def _json(filters: Mapping[str, list[str]]) -> str:
-    return msgspec.json.encode(filters).decode()
-
-
-def _message(content: bytes) -> str:
+def _libseccomp(runc: _Runtime | None) -> str | None:
+    """The version that runc was linked with. Engines before 25.0 do not ask it."""
+    told = ((runc.status if runc else None) or {}).get(_FEATURES)
+    if told is None:
+        return None
     try:
-        return msgspec.json.decode(content, type=dict[str, str])["message"]
-    except (msgspec.MsgspecError, UnicodeError, KeyError):
-        return content[:200].decode("utf-8", "replace")
+        return msgspec.json.decode(told, type=_Features).annotations.get(_LIBSECCOMP)
+    except msgspec.MsgspecError:
+        return None

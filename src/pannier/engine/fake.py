@@ -3,10 +3,89 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 
-from pannier.core.errors import EngineUnavailable
-from pannier.engine.base import Container
+from pannier.core.errors import Conflict, EngineUnavailable, Stale
+from pannier.core.swarm import Availability, SwarmMember, SwarmNode, SwarmService
+from pannier.engine.base import Container, EngineFacts
+
+
+class FakeSwarmData:
+    """A Swarm, shared by the engines of all its nodes.
+
+    Attributes:
+        has_leader: without one no manager answers.
+        nodes: by id.
+        writes: every node that was changed through an engine, as it was then, in order.
+    """
+
+    def __init__(self) -> None:
+        self.has_leader = True
+        self.nodes: dict[str, SwarmNode] = {}
+        self.services: list[SwarmService] = []
+        self.writes: list[SwarmNode] = []
+
+    def put(self, node: SwarmNode) -> None:
+        """Add a node, or change one as Swarm itself or a person does: with a new version."""
+        last = max((one.version for one in self.nodes.values()), default=0)
+        self.nodes[node.id] = replace(node, version=last + 1)
+
+
+class FakeSwarm:
+    """Implements :class:`~pannier.engine.base.Swarm` for the engine whose Swarm node id is ``node``.
+
+    Attributes:
+        data: the Swarm; None while the engine is in none.
+    """
+
+    def __init__(self, data: FakeSwarmData | None = None, *, node: str = "") -> None:
+        self.data = data
+        self.node = node
+        self.up = True
+
+    async def member(self) -> SwarmMember | None:
+        self._check()
+        if self.data is None:
+            return None
+        return SwarmMember(self.node, self.data.nodes[self.node].role == "manager")
+
+    async def nodes(self) -> list[SwarmNode]:
+        return list(self._swarm().nodes.values())
+
+    async def update_node(
+        self,
+        node: SwarmNode,
+        *,
+        availability: Availability | None = None,
+        labels: Mapping[str, str] | None = None,
+    ) -> None:
+        swarm = self._swarm()
+        present = swarm.nodes.get(node.id)
+        if present is None or present.version != node.version:
+            raise Stale("the fake node was changed", remedy="look again")
+        changed = replace(
+            present,
+            availability=present.availability if availability is None else availability,
+            labels=present.labels if labels is None else dict(labels),
+        )
+        swarm.put(changed)
+        swarm.writes.append(swarm.nodes[node.id])
+
+    async def services(self) -> list[SwarmService]:
+        return list(self._swarm().services)
+
+    def _check(self) -> None:
+        if not self.up:
+            raise EngineUnavailable("the fake engine is down", remedy="start it")
+
+    def _swarm(self) -> FakeSwarmData:
+        self._check()
+        if self.data is None or self.data.nodes[self.node].role != "manager":
+            raise Conflict("the fake engine is no Swarm manager", remedy="make it one")
+        if not self.data.has_leader:
+            raise EngineUnavailable("the fake Swarm has no leader", remedy="wait")
+        return self.data
 
 
 class FakeEngine:
@@ -16,6 +95,7 @@ class FakeEngine:
         plugin_answers: whether an activation finds our plugin.
         activations: how often the plugin was activated, over all starts.
         foreign: names of volumes of other drivers.
+        swarm: its place in a Swarm; none at first.
     """
 
     def __init__(self, *, version: str = "20.10.24") -> None:
@@ -28,6 +108,7 @@ class FakeEngine:
         self._starts = 1
         self._containers: dict[str, tuple[Container, frozenset[str]]] = {}
         self.foreign: list[str] = []
+        self.swarm = FakeSwarm()
 
     # --- what a test does to it ------------------------------------------------------------------
 
@@ -41,14 +122,14 @@ class FakeEngine:
 
     async def stop(self) -> None:
         """The engine goes down; like the real one, it forgets that the plugin was active."""
-        self._up = self._active = False
+        self._up = self._active = self.swarm.up = False
         async with self._changed:
             self._changed.notify_all()
 
     async def start(self) -> None:
         """The engine comes up again."""
         if not self._up:
-            self._up = True
+            self._up = self.swarm.up = True
             self._starts += 1
         async with self._changed:
             self._changed.notify_all()
@@ -82,6 +163,17 @@ class FakeEngine:
     async def version(self) -> str:
         self._check()
         return self._version
+
+    async def facts(self) -> EngineFacts:
+        self._check()
+        return EngineFacts(
+            version=self._version,
+            kernel="6.1.0",
+            default_runtime="runc",
+            runtimes={"runc": "runc"},
+            runc="1.1.5",
+            libseccomp=None,
+        )
 
     async def starts(self) -> AsyncIterator[None]:
         seen = 0

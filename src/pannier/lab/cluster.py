@@ -35,6 +35,12 @@ base64 -d | tar -x -C {_ETCD_PKI}
 chown -R etcd:etcd {_ETCD_PKI}
 """
 
+# What is off by default and a lab is there to show.
+_TURN_ON = """
+sed -i 's/^evacuate = .*/evacuate = true/' /etc/pannier/pannierd.toml
+systemctl restart pannierd
+"""
+
 
 def bring_up(lab: Lab, wish: LabState, *, pannier: bool) -> None:
     """Form the cluster on machines that have just booted for the first time.
@@ -160,6 +166,7 @@ def start_pannier(lab: Lab, machines: list[Machine], *, store: str) -> None:
             lab.run(machine.node.name, command, timeout=_READY_TIMEOUT_S)
 
         _on_all(join, others)
+    _on_all(lambda each: lab.run(each.node.name, ["sh", "-euc", _TURN_ON], timeout=60), machines)
     _on_all(_wait_for_plugin, machines)
 
 

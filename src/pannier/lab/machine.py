@@ -272,7 +272,10 @@ class Machine:
         ]
         command += ["--register=no", "--keep-unit", "--capability=all", "--console=pipe"]
         command += ["--resolv-conf=off", "--timezone=off", "--link-journal=no"]
-        command += ["--system-call-filter=@keyring bpf", f"--network-namespace-path={netns}"]
+        command += [
+            "--system-call-filter=@keyring bpf pidfd_getfd",
+            f"--network-namespace-path={netns}",
+        ]
         command += [f"--bind={devices['pool']}:{POOL_DEVICE}", f"--bind={self.shared_dir}:/run/lab"]
         for device in ("/dev/fuse", "/dev/loop-control", "/dev/btrfs-control"):
             command += [f"--bind={device}"] if Path(device).exists() else []

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterable, Iterator, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,6 +55,11 @@ def inherited_fds(environ: MutableMapping[str, str], *, pid: int) -> tuple[Inher
         except OSError as error:
             raise _contradiction(f"descriptor {item.fd} ({item.name}) is not open") from error
     return found
+
+
+def fd_named(fds: Iterable[InheritedFd], name: str) -> int | None:
+    """The first descriptor of this name; None where there is none."""
+    return next((item.fd for item in fds if item.name == name), None)
 
 
 def listening_socket(fd: int) -> socket.socket:

@@ -24,6 +24,8 @@ from pannier.core.volume import Volume
 from pannier.service.handover import still_waiting
 from pannier.service.operations import DockerVolume
 from pannier.service.peers import Peers, holder_unreachable
+from pannier.service.syncguard import SyncGuard
+from pannier.service.takeover import Takeover
 from pannier.service.volumes import Volumes
 
 log = structlog.get_logger(__name__)
@@ -33,15 +35,25 @@ MOUNT_BUDGET_SECONDS = 95.0
 SILENCE_SECONDS = 20.0
 """A holder that cannot be reached for so long ends the wait, so that Swarm may try elsewhere."""
 RETRY_SECONDS = 0.5
+WATCH_SECONDS = 0.1
 
 
 class DockerUse:
     """What the Docker engine of this node asks for."""
 
-    def __init__(self, custody: Custody, volumes: Volumes, peers: Peers) -> None:
+    def __init__(
+        self,
+        custody: Custody,
+        volumes: Volumes,
+        peers: Peers,
+        takeover: Takeover,
+        guard: SyncGuard,
+    ) -> None:
         self._custody = custody
         self._volumes = volumes
         self._peers = peers
+        self._takeover = takeover
+        self._guard = guard
 
     async def create(self, name: str, options: Mapping[str, str]) -> None:
         """See :class:`~pannier.service.operations.DockerVolumes`."""
@@ -77,7 +89,10 @@ class DockerUse:
                     await asyncio.sleep(RETRY_SECONDS)
                     continue
             try:
-                users = await self._ask(volume)
+                if self._takeover.possible(volume):
+                    volume = await self._takeover.arrange(volume)
+                    continue
+                users = await self._ask_while_up(volume)
                 reason, silent_since = f"used by {', '.join(users)}" if users else "", None
             except Conflict as error:  # it has just moved, is moving, or its user has just begun
                 reason, silent_since = error.message, None
@@ -85,6 +100,8 @@ class DockerUse:
                 silent_since = silent_since or self._custody.clock()
                 if self._custody.clock() - silent_since > SILENCE_SECONDS:
                     raise holder_unreachable(volume, error) from error
+                if self._takeover.possible(volume):
+                    continue
             except Unavailable:  # what the holder needs; it says so itself
                 silent_since = silent_since or self._custody.clock()
                 if self._custody.clock() - silent_since > SILENCE_SECONDS:
@@ -99,6 +116,7 @@ class DockerUse:
         ids = self._custody.mount_ids
 
         async def serve() -> Path:
+            await self._guard.admit(volume)
             async with self._custody.lock(volume):
                 path = await self._custody.serve(volume)
                 ids.add(volume.name, mount_id, self._custody.clock())
@@ -110,6 +128,18 @@ class DockerUse:
         except asyncio.CancelledError:
             task.add_done_callback(lambda _: ids.discard(volume.name, mount_id))
             raise
+
+    async def _ask_while_up(self, volume: Volume) -> list[str]:
+        """Ask the holder, and no longer wait for it once it is known to be gone."""
+        asking = asyncio.create_task(self._ask(volume), name=f"ask for {volume.name}")
+        try:
+            while not asking.done():
+                await asyncio.wait({asking}, timeout=WATCH_SECONDS)
+                if not asking.done() and self._takeover.possible(volume):
+                    raise PeerUnavailable(f"node {volume.grant.node} went down")
+            return asking.result()
+        finally:
+            asking.cancel()
 
     async def _ask(self, volume: Volume) -> list[str]:
         """Ask the holder once; returns who uses the volume there, empty when it was given."""

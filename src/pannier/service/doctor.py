@@ -9,6 +9,7 @@ from pannier.core.errors import EngineUnavailable, PannierError
 from pannier.core.ownership import LocalState, Lost, plan_cleanup, plan_serving
 from pannier.core.size import format_size
 from pannier.core.volume import Volume
+from pannier.service.labels import excluded_services
 from pannier.service.views import FindingView
 
 SCARCE_SHARE = 0.10
@@ -29,6 +30,7 @@ class Doctor:
             self._nodes,
             self._engine,
             self._hidden,
+            self._services,
             self._pool,
             self._volumes,
         ):
@@ -86,6 +88,14 @@ class Doctor:
                 f"and takes that one",
                 f"if it is not needed: docker volume rm {name} there",
             )
+
+    async def _services(self) -> AsyncIterator[FindingView]:
+        custody = self._custody
+        try:
+            async for finding in excluded_services(custody.engine.swarm, custody.catalog):
+                yield finding
+        except EngineUnavailable:
+            return  # said already, or the Swarm has no leader, which says nothing of its services
 
     async def _pool(self) -> AsyncIterator[FindingView]:
         subject = f"pool on {self._custody.node}"

@@ -2,18 +2,18 @@
 
 The holder alone gives a volume away, in this order: end of use, unmount, *seal* (from here on no
 write is possible), last generation, confirmed whole and durable by the other node, change of the
-record by compare-and-swap, removal of the sealed tree. Whatever fails before the record changed is
-undone by unsealing; once it has changed, the other node has everything. Where the answer to the
-change never came, the tree stays sealed until a fresh read tells, and until the record was written
-anew: that voids a change which is still on its way (:meth:`Custody.take_up`).
+record by compare-and-swap. Whatever fails before the record changed is undone by unsealing; once it
+has changed, the other node has everything, and the sealed tree is removed at leisure
+(:mod:`pannier.service.settling`). Where the answer to the change never came, the tree stays sealed
+until a fresh read tells, and until the record was written anew: that voids a change which is still
+on its way (:meth:`Custody.take_up`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator
 
 import structlog
 
@@ -28,50 +28,23 @@ from pannier.core.errors import (
     Stale,
     StorageError,
     StoreUnavailable,
-    VolumeInUse,
 )
 from pannier.core.generation import Generation
-from pannier.core.node import Node
 from pannier.core.placement import replicas_after_move
 from pannier.core.volume import Grant, HistoryEntry, Volume
+from pannier.service.ahead import Ahead, Moving, Replication
+from pannier.service.aside import Aside
 from pannier.service.operations import HandoverReply
 from pannier.service.views import MoveProgress
-from pannier.transport.base import Offer, Sender
+from pannier.transport.base import Sender
 
 log = structlog.get_logger(__name__)
 
-SMALL_ROUND_SECONDS = 0.3
-"""A round that took less leaves so little that the last one will be short too."""
-IDLE_ROUND_SECONDS = 2.0
-"""While waiting for the end of use, how often the rest is sent ahead."""
-POLL_SECONDS = 0.1
 INTEREST_SECONDS = 15.0
 """A node that has not repeated its wish for so long has given up (its container is gone)."""
 ANSWER_SECONDS = 5.0
-
-
-@dataclass(slots=True)
-class _Handover:
-    """One volume on its way to another node."""
-
-    volume: Volume
-    target: Node
-    started: float
-    wanted_until: float
-    phase: str = "copying"
-    round: int = 0
-    sent_bytes: int = 0
-    in_use_by: list[str] = field(default_factory=list)
-    generation: Generation | None = None
-    pause_seconds: float | None = None
-    started_at: float = field(default_factory=time.time)
-    task: asyncio.Task[None] | None = None
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def to(self, phase: str, in_use_by: list[str] | None = None) -> None:
-        self.phase = phase
-        self.in_use_by = in_use_by or []
-        self.changed.set()
+ASIDE_SECONDS = 0.25
+"""So much longer than the target may the volume's other copies take with the last generation."""
 
 
 class Handovers:
@@ -80,13 +53,21 @@ class Handovers:
     def __init__(self, custody: Custody, sender: Sender) -> None:
         self._custody = custody
         self._sender = sender
-        self._running: dict[str, _Handover] = {}
-        self.before: Callable[[Volume], Awaitable[None]] | None = None
-        """Called before a hand-over sends anything: ends what else sends the same volume."""
+        self._ahead = Ahead(custody, sender)
+        self._running: dict[str, Moving] = {}
 
-    def of(self, volume: Volume) -> _Handover | None:
+    def replicate_by(self, replication: Replication) -> None:
+        """Leave the sending of volumes that have several copies to this."""
+        self._ahead.replication = replication
+
+    def of(self, volume: Volume) -> Moving | None:
         """The hand-over of a volume that is under way."""
         return self._running.get(volume.id)
+
+    def switching(self, volume: Volume) -> bool:
+        """Whether the volume is just being given away: nothing may be made of it any more."""
+        running = self._running.get(volume.id)
+        return running is not None and running.phase == "switching"
 
     async def asked(self, name: str, *, epoch: int, peer: str) -> HandoverReply:
         """``peer`` wants the volume: begin or go on, and say after some seconds how it stands.
@@ -144,7 +125,7 @@ class Handovers:
         running.phase = "done"
         yield self._progress(running)
 
-    def _progress(self, running: _Handover) -> MoveProgress:
+    def _progress(self, running: Moving) -> MoveProgress:
         return MoveProgress(
             phase=running.phase,
             volume=running.volume.name,
@@ -158,7 +139,7 @@ class Handovers:
             generation=str(running.generation) if running.generation else None,
         )
 
-    def _begin(self, volume: Volume, target: str, *, wanted_seconds: float) -> _Handover:
+    def _begin(self, volume: Volume, target: str, *, wanted_seconds: float) -> Moving:
         running = self._running.get(volume.id)
         now = self._custody.clock()
         until = now + wanted_seconds
@@ -178,7 +159,7 @@ class Handovers:
                 f"node {target} has no {volume.spec.driver} driver, which volume {volume.name} needs",
                 remedy=f"it has {', '.join(node.drivers)}; choose another node",
             )
-        running = _Handover(volume, node, now, until)
+        running = Moving(volume, node, now, until)
         running.task = asyncio.create_task(self._run(running), name=f"handover {volume.name}")
         running.task.add_done_callback(lambda task: self._ended(volume, task))
         self._running[volume.id] = running
@@ -189,74 +170,36 @@ class Handovers:
         if not task.cancelled() and (error := task.exception()):
             log.warning("handover.failed", volume=volume.name, error=str(error))
 
-    async def _run(self, running: _Handover) -> None:
+    async def _run(self, running: Moving) -> None:
         custody, volume = self._custody, running.volume
-        if self.before is not None:
-            await self.before(volume)
-        while True:
-            await self._rounds_while_used(running)
-            async with custody.lock(volume):
-                if await custody.in_use(volume):
-                    continue
-                running.to("switching")
-                await self._switch(running)
-                return
+        try:
+            while True:
+                await self._ahead.while_used(running)
+                await self._ahead.until_near(running)
+                async with custody.lock(volume):
+                    if await custody.in_use(volume):
+                        continue
+                    running.to("switching")
+                    await self._ahead.pause(volume)
+                    await self._switch(running)
+                    return
+        finally:
+            await self._ahead.pause(volume)
 
-    async def _rounds_while_used(self, running: _Handover) -> None:
-        custody, volume = self._custody, running.volume
-        can_copy = custody.driver(volume).generations_in_use
-        next_round = 0.0
-        while users := await custody.users(volume):
-            if custody.clock() > running.wanted_until:
-                raise VolumeInUse(
-                    f"volume {volume.name} is still in use on node {custody.node} by "
-                    f"{', '.join(users)}",
-                    remedy="stop that first (a service: --update-order stop-first); it stays there",
-                )
-            if can_copy and custody.clock() >= next_round:
-                running.to(running.phase, users)
-                began = custody.clock()
-                await self._round(running)
-                took = custody.clock() - began
-                if took > SMALL_ROUND_SECONDS and running.round < 20:
-                    continue
-                next_round = custody.clock() + max(IDLE_ROUND_SECONDS, 4 * took)
-            running.to("waiting", users)
-            released = custody.released(volume)
-            released.clear()
-            try:
-                await asyncio.wait_for(released.wait(), POLL_SECONDS)
-            except TimeoutError:
-                pass
+    async def _send_last(
+        self, running: Moving, generation: Generation, others: tuple[str, ...]
+    ) -> tuple[str, ...]:
+        """Send what the next epoch begins with; returns who has it then, beside the target."""
+        me, volume = self._custody.node, running.volume
+        aside = Aside(self._custody, self._sender, volume)
+        aside.send(generation, to=[name for name in others if name != me])
+        try:
+            await self._ahead.send(running, generation)
+            return (me, *await aside.reached(seconds=ASIDE_SECONDS))
+        finally:
+            await aside.end()
 
-    async def _round(self, running: _Handover) -> None:
-        volume = running.volume
-        driver = self._custody.driver(volume)
-        generation = await driver.snapshot(volume.id, epoch=volume.grant.epoch)
-        running.round += 1
-        await self._send(running, generation)
-
-    async def _send(self, running: _Handover, generation: Generation) -> None:
-        volume, before = running.volume, running.sent_bytes
-
-        def report(sent: int) -> None:
-            running.sent_bytes = before + sent
-            running.changed.set()
-
-        offer = Offer(
-            volume_id=volume.id,
-            volume_name=volume.name,
-            driver=volume.spec.driver,
-            epoch=volume.grant.epoch,
-            generation=generation,
-        )
-        sent = await self._sender.send(
-            offer, to=running.target, driver=self._custody.driver(volume), progress=report
-        )
-        running.sent_bytes = before + sent.bytes
-        running.generation = generation
-
-    async def _switch(self, running: _Handover) -> None:
+    async def _switch(self, running: Moving) -> None:
         """The caller has the lock, and nobody uses the volume."""
         custody, volume = self._custody, running.volume
         driver, epoch = custody.driver(volume), volume.grant.epoch
@@ -267,17 +210,19 @@ class Handovers:
             raise _changed(volume) from error
         if fresh.record.grant != volume.grant:
             raise _changed(volume)
+        replicas = replicas_after_move(fresh.record, target=running.target.name)
         await custody.take_down(volume)
         try:
             generation = await driver.seal(volume.id, epoch=epoch)
-            await self._send(running, generation)
+            have_it = await self._send_last(running, generation, replicas)
         except BaseException:
             await driver.unseal(volume.id, epoch=epoch)
             raise
         record = fresh.record.granted(
             running.target.name,
             base=generation,
-            replicas=replicas_after_move(fresh.record, target=running.target.name),
+            replicas=replicas,
+            in_sync=have_it,
         ).with_entry(
             HistoryEntry(
                 at=time.time(),
@@ -297,10 +242,6 @@ class Handovers:
             generation=str(generation),
             pause=round(running.pause_seconds, 3),
         )
-        try:
-            await custody.tidy(volume)
-        except PannierError as error:  # it is given all the same; the next start tidies
-            log.warning("volume.not-tidied", volume=volume.name, error=str(error))
 
     async def _give(self, volume: Volume, record: Volume, *, expect: int) -> None:
         """Change the record; on any answer but success the truth is read before writing resumes."""

@@ -133,9 +133,25 @@ class Membership:
 
     async def drain(self, name: str, *, drained: bool) -> Node:
         """Mark a node as to be emptied, or take the mark away."""
+        return await self._change(name, lambda node: replace(node, drained=drained))
+
+    async def report_swarm(self, swarm: str | None) -> None:
+        """Keep this engine's node id in Docker Swarm in this node's record."""
+        me = self._catalog.node(self._node)
+        if me is not None and me.swarm == swarm:
+            return
+        await self._change(self._node, lambda node: replace(node, swarm=swarm))
+
+    async def announce_stop(self) -> None:
+        """Tell the others that this daemon stops because it was told to; its start takes it back."""
+        await self._change(self._node, lambda node: replace(node, stopping=True))
+
+    async def _change(self, name: str, change: Callable[[Node], Node]) -> Node:
         for _ in range(TRIES):
             found = await self._node_record(name)
-            node = replace(found.record, drained=drained)
+            node = change(found.record)
+            if node == found.record:
+                return node
             try:
                 await self._registry.put_node(node, expect=found.revision)
             except Stale:
@@ -221,7 +237,10 @@ class Membership:
                     f"node {mine.name} was removed from the cluster",
                     remedy="join it again with a new token after moving /etc/pannier away",
                 )
-            node = replace(mine, joined_at=found.record.joined_at, drained=found.record.drained)
+            record = found.record
+            node = replace(
+                mine, joined_at=record.joined_at, drained=record.drained, swarm=record.swarm
+            )
             if node == found.record:
                 return
             try:

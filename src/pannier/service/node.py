@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import replace
 
 from pannier import __version__
@@ -17,21 +17,25 @@ from pannier.core.errors import (
     NodeNotFound,
     PannierError,
     PeerUnavailable,
+    Unavailable,
     VolumeNotFound,
 )
 from pannier.core.generation import Generation
 from pannier.core.node import Node
 from pannier.core.options import describe_spec, parse_options
 from pannier.core.volume import Volume
+from pannier.service.diagnosis import explain
 from pannier.service.docker import DockerUse
 from pannier.service.doctor import Doctor
 from pannier.service.events import changes, history_of, recent
+from pannier.service.failsafe import Failsafe
 from pannier.service.handover import Handovers
 from pannier.service.membership import Membership
 from pannier.service.operations import HandoverReply, JoinReply, JoinRequest
 from pannier.service.peers import Peer, Peers, holder_unreachable
 from pannier.service.recovery import Recovery
 from pannier.service.replication import Replicator
+from pannier.service.takeover import Takeover
 from pannier.service.upkeep import TRASH_SECONDS
 from pannier.service.views import (
     CopyView,
@@ -67,7 +71,15 @@ class NodeService:
         peers: Peers,
         replicator: Replicator,
         recovery: Recovery,
+        takeover: Takeover,
+        failsafe: Failsafe,
+        backlog: Callable[[str], tuple[int, float]] = lambda name: (0, 0.0),
     ) -> None:
+        """Put the parts together.
+
+        Args:
+            backlog: of a volume, how many sync calls wait here, and for how many seconds the first.
+        """
         self._cluster = cluster
         self._custody = custody
         self._catalog: Catalog = custody.catalog
@@ -79,6 +91,9 @@ class NodeService:
         self._peers = peers
         self._replicator = replicator
         self._recovery = recovery
+        self._takeover = takeover
+        self._failsafe = failsafe
+        self._backlog = backlog
 
     # -- nodes ----------------------------------------------------------------------------------
 
@@ -111,9 +126,11 @@ class NodeService:
             return await self.peer_node(peer=name)
         try:
             async with asyncio.timeout(ASIDE_SECONDS):
-                return await self._peers.to(node).peer_node()
+                view = await self._peers.to(node).peer_node()
         except (PannierError, TimeoutError):
             return self._node_view(node)
+        # Without the store it does not know that its own lease is over.
+        return replace(view, state=self._node_view(node).state)
 
     def _known_node(self, name: str) -> Node:
         node = self._catalog.node(name)
@@ -203,6 +220,7 @@ class NodeService:
         return [
             CopyView(
                 node=node,
+                in_sync=node in volume.in_sync,
                 generation=str(progress.generation) if progress.generation else None,
                 lag_seconds=None
                 if progress.current_at is None
@@ -210,6 +228,7 @@ class NodeService:
                 error=progress.error,
             )
             for node, progress in self._replicator.progress(volume).items()
+            if node in volume.replicas
         ]
 
     def _peer(self, name: str) -> Peer:
@@ -229,6 +248,7 @@ class NodeService:
             epoch=volume.grant.epoch,
             driver=volume.spec.driver,
             options=describe_spec(volume.spec),
+            in_sync=list(volume.in_sync),
             created_at=rfc3339(volume.created_at),
         )
 
@@ -236,6 +256,7 @@ class NodeService:
         custody = self._custody
         generations = await self._generations_here(volume)
         running = self._handovers.of(volume)
+        calls, waiting = self._backlog(volume.name)
         transfer = None
         if running:
             transfer = TransferView(
@@ -254,6 +275,8 @@ class NodeService:
             in_use_by=await custody.users(volume),
             mountpoint=str(custody.mounts.path(volume.name)),
             transfer=transfer,
+            sync_calls=calls,
+            sync_waiting_seconds=round(waiting, 3),
         )
 
     async def create_volume(
@@ -326,6 +349,16 @@ class NodeService:
         """What is wrong and what to do."""
         return await self._doctor.examine()
 
+    async def explain_volume(self, name: str) -> list[FindingView]:
+        """Who holds a volume, what will happen next, and the one safe command."""
+        fresh = True
+        try:
+            record = (await self._custody.fresh(name)).record
+        except Unavailable:
+            record, fresh = await self._volumes.find(name), False
+        view = await self._from_holder(record)
+        return explain(record, view, is_up=self._catalog.is_up, fresh=fresh)
+
     async def events(self, *, follow: bool) -> AsyncIterator[EventView]:
         """What happened; with ``follow`` everything from now on too, without end."""
         for event in recent(self._catalog):
@@ -370,13 +403,21 @@ class NodeService:
         await self._volumes.remove_here(name, volume_id, actor=actor)
 
     async def peer_take(
-        self, name: str, *, epoch: int, generation: str, actor: str, peer: str
+        self, name: str, *, epoch: int, generation: str | None, actor: str, peer: str
     ) -> VolumeView:
-        """Another node was asked to recover a volume, and this one has the newest copy."""
+        """Another node needs a volume whose holder is gone, and this one has the best copy."""
+        if generation is None:
+            return self._volume_view(await self._takeover.take(name, epoch=epoch))
         volume = await self._recovery.take(
             name, epoch=epoch, generation=Generation.parse(generation), actor=actor
         )
         return self._volume_view(volume)
+
+    async def peer_promise(
+        self, volumes: Mapping[str, int], *, seconds: float, peer: str
+    ) -> list[str]:
+        """Another node holds these volumes and has lost the store."""
+        return self._failsafe.promise(volumes, seconds=seconds, peer=peer)
 
     async def peer_create(
         self, name: str, options: Mapping[str, str], *, actor: str, peer: str

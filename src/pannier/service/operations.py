@@ -123,6 +123,7 @@ class Operations(Protocol):
     async def trash(self) -> list[TrashView]: ...
     async def restore_volume(self, name_or_id: str, *, actor: str) -> VolumeView: ...
     async def doctor(self) -> list[FindingView]: ...
+    async def explain_volume(self, name: str) -> list[FindingView]: ...
     def events(self, *, follow: bool) -> AsyncIterator[EventView]: ...
 
 
@@ -146,9 +147,19 @@ class PeerOperations(Protocol):
         ...
 
     async def peer_take(
-        self, name: str, *, epoch: int, generation: str, actor: str, peer: str
+        self, name: str, *, epoch: int, generation: str | None, actor: str, peer: str
     ) -> VolumeView:
-        """Become the holder after ``epoch``, whose holder is lost, beginning with ``generation``."""
+        """Become the holder after ``epoch``, whose holder is lost.
+
+        Begins with ``generation``, by a person's decision; with None as a copy that is in sync.
+        """
+        ...
+
+    async def peer_promise(
+        self, volumes: Mapping[str, int], *, seconds: float, peer: str
+    ) -> list[str]:
+        """``peer`` holds these volumes (ids with epochs) and has lost the store: promise not to take
+        them over for so long. Returns the ids for which that is promised."""
         ...
 
     async def peer_create(

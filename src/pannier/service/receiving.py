@@ -7,6 +7,7 @@ from contextlib import suppress
 import structlog
 
 from pannier.agent.custody import Custody
+from pannier.agent.promises import Promises
 from pannier.core.errors import Denied, Stale, Unavailable
 from pannier.core.volume import Grant, Volume
 from pannier.storage.base import Driver
@@ -15,16 +16,21 @@ from pannier.transport.base import Offer
 log = structlog.get_logger(__name__)
 
 KEPT_GENERATIONS = 3
+KEPT_DURING_MOVE = 30
+"""On a node without a copy of its own. A move sends one each two seconds, and its last one must not
+wait for the deletion of the first, whose cached pages take a second for some gigabytes."""
 
 
 class Reception:
     """Admits a generation only from the node that holds its volume at that epoch."""
 
-    def __init__(self, custody: Custody) -> None:
+    def __init__(self, custody: Custody, promises: Promises) -> None:
         self._custody = custody
+        self._promises = promises
 
     async def admit(self, offer: Offer, *, peer: str) -> Driver:
         """See :class:`~pannier.transport.base.Gate`. Older generations are tidied away first."""
+        await self.confirm(offer, peer=peer)
         volume = self._custody.catalog.volume(offer.volume_name)
         if volume is None or not _fits(volume, offer, peer):
             volume = (await self._custody.fresh(offer.volume_name)).record
@@ -36,7 +42,8 @@ class Reception:
         if not _fits(volume, offer, peer):
             raise _not_the_holder(volume, offer, peer)
         driver = self._custody.driver(volume)
-        if len((await driver.inspect(volume.id)).generations) > KEPT_GENERATIONS:
+        kept = KEPT_GENERATIONS if self._custody.node in volume.replicas else KEPT_DURING_MOVE
+        if len((await driver.inspect(volume.id)).generations) > kept:
             # Not at each offer, and never its condition: copies are kept up without the store too.
             with suppress(Unavailable):
                 async with self._custody.lock(volume):
@@ -45,6 +52,21 @@ class Reception:
             if not _fits(now, offer, peer):
                 raise _not_the_holder(now, offer, peer)
         return driver
+
+    async def confirm(self, offer: Offer, *, peer: str) -> None:
+        """See :class:`~pannier.transport.base.Gate`: not while this node takes the volume over."""
+        if not self._promises.refuses(offer.volume_id, epoch=offer.epoch):
+            return
+        fresh = await self._custody.fresh(offer.volume_name)
+        await self._promises.settle(fresh.record, revision=fresh.revision)
+        if not _fits(fresh.record, offer, peer):
+            raise _not_the_holder(fresh.record, offer, peer)
+        if self._promises.refuses(offer.volume_id, epoch=offer.epoch):
+            raise Stale(
+                f"volume {offer.volume_name} is being taken over from node {peer}, whose lease ran "
+                f"out in the store",
+                remedy="that node must read the record again",
+            )
 
 
 def _not_the_holder(volume: Volume, offer: Offer, peer: str) -> Stale:

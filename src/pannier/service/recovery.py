@@ -8,13 +8,15 @@ import time
 import structlog
 
 from pannier.agent.custody import Custody
-from pannier.core.errors import Conflict, OutcomeUnknown, PannierError, Stale
+from pannier.agent.promises import Promises
+from pannier.core.errors import Conflict, OutcomeUnknown, PannierError, Stale, Unavailable
 from pannier.core.generation import Generation
 from pannier.core.node import Node
 from pannier.core.placement import replicas_after_loss
 from pannier.core.recovery import Successor, choose_successor
 from pannier.core.volume import Grant, HistoryEntry, Volume
 from pannier.service.peers import Peers
+from pannier.service.takeover import Takeover, change_holder, check_not_promised
 
 log = structlog.get_logger(__name__)
 
@@ -24,12 +26,16 @@ ASK_SECONDS = 5.0
 class Recovery:
     """Takes a volume over from a holder that is down. What it wrote last may be lost."""
 
-    def __init__(self, custody: Custody, peers: Peers) -> None:
+    def __init__(
+        self, custody: Custody, peers: Peers, promises: Promises, takeover: Takeover
+    ) -> None:
         self._custody = custody
         self._peers = peers
+        self._promises = promises
+        self._takeover = takeover
 
     async def recover(self, name: str, *, accept_loss: bool, actor: str) -> Volume:
-        """Make the node with the newest copy the holder.
+        """Make the node with the newest copy the holder; without any loss where one is in sync.
 
         Raises:
             Conflict: the holder is up, or the loss was not accepted; the message says what is there.
@@ -37,6 +43,11 @@ class Recovery:
         """
         record = (await self._custody.fresh(name)).record
         up = await self._custody.registry.is_up(record.grant.node)
+        if not up and record.in_sync and not accept_loss:
+            try:
+                return await self._takeover.arrange(record)
+            except Unavailable as error:
+                log.info("recovery.not-in-sync", volume=name, error=str(error))
         copies = await self._copies(record)
         successor = choose_successor(record, holder_up=up, copies=copies)
         if not accept_loss:
@@ -90,13 +101,14 @@ class Recovery:
         return [Generation.parse(text) for text in view.generations or []]
 
     async def take(self, name: str, *, epoch: int, generation: Generation, actor: str) -> Volume:
-        """Make this node the holder, beginning with ``generation``, which is here.
+        """Make this node the holder, beginning with ``generation``, the newest one that is here.
 
         The store makes the change only if the record is as it was and the former holder's lease is
         still gone, so that a holder that just came back keeps its volume.
 
         Raises:
-            Stale: either is not so any more; Conflict: the generation is not here.
+            Stale: either is not so any more; Conflict: the newest one here is another;
+            Unavailable: this node has promised to wait, since the holder lives; OutcomeUnknown.
         """
         fresh = await self._custody.fresh(name)
         volume, node = fresh.record, self._custody.node
@@ -105,34 +117,34 @@ class Recovery:
         if volume.grant.epoch != epoch:
             raise Stale(f"volume {name} has a new holder, {volume.grant.node}", remedy="look again")
         async with self._custody.lock(volume):
-            copy = await self._custody.driver(volume).inspect(volume.id)
-            if generation not in copy.generations or not volume.grew_out_of(generation):
-                raise Conflict(
-                    f"node {node} does not have generation {generation} of volume {name}"
+            await self._promises.settle(volume, revision=fresh.revision)
+            check_not_promised(volume, self._promises, node=node)
+            async with self._promises.taking(volume, revision=fresh.revision):
+                await self._check_newest(volume, generation)
+                record = volume.granted(
+                    node, base=generation, replicas=replicas_after_loss(volume, target=node)
+                ).with_entry(
+                    HistoryEntry(
+                        at=time.time(),
+                        what="recovered",
+                        node=node,
+                        epoch=epoch + 1,
+                        detail=f"from {volume.grant.node} with generation {generation}, by {actor}",
+                    )
                 )
-            record = volume.granted(
-                node, base=generation, replicas=replicas_after_loss(volume, target=node)
-            ).with_entry(
-                HistoryEntry(
-                    at=time.time(),
-                    what="recovered",
-                    node=node,
-                    epoch=epoch + 1,
-                    detail=f"from {volume.grant.node} with generation {generation}, by {actor}",
-                )
-            )
-            await self._commit(record, fresh.revision, former=volume.grant.node)
+                record = await change_holder(self._custody, fresh, record)
         log.warning(
             "volume.recovered", volume=name, node=node, epoch=epoch + 1, base=str(generation)
         )
         return record
 
-    async def _commit(self, record: Volume, revision: int, *, former: str) -> None:
-        try:
-            now = await self._custody.registry.take_volume(record, expect=revision, former=former)
-        except OutcomeUnknown:
-            found = await self._custody.fresh(record.name)
-            if found.record.grant != record.grant:
-                raise
-            return
-        self._custody.catalog.remember(record, revision=now)
+    async def _check_newest(self, volume: Volume, generation: Generation) -> None:
+        """What came in since somebody looked may be all that the holder had acknowledged."""
+        here = (await self._custody.driver(volume).inspect(volume.id)).generations
+        newest = max((g for g in here if volume.grew_out_of(g)), default=None)
+        if newest != generation:
+            raise Conflict(
+                f"the newest generation of volume {volume.name} on node {self._custody.node} is "
+                f"{newest or 'none'}, not {generation}",
+                remedy="look again",
+            )

@@ -3,7 +3,7 @@
 One task for each volume that is held here makes generations, at most one each ``interval`` and only
 when something was written. One task for each of its replicas sends the newest to that node: a slow
 or absent replica delays nobody, and on its return gets the difference to the best generation that
-both have.
+both have. What a sync call needs at once (:mod:`pannier.service.durable`) goes the same way.
 
 For that the holder keeps what a replica may have as its newest: the last one that it confirmed, and
 the one that was under way when its node fell silent. That one is sent again first, since it may have
@@ -14,19 +14,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from functools import cache
 
 import structlog
 
 from pannier.agent.clock import boottime
 from pannier.agent.custody import Custody
-from pannier.core.errors import PannierError, PeerUnavailable, Unavailable
+from pannier.core.errors import NotHolder, PannierError, PeerUnavailable, Unavailable
 from pannier.core.generation import Generation
 from pannier.core.node import Node
 from pannier.core.placement import Candidate, repair_replicas
-from pannier.core.volume import Volume
-from pannier.transport.base import Offer, Sender
+from pannier.core.volume import Grant, Volume
+from pannier.service.aside import offer_of
+from pannier.service.held import Circle, Held, Progress
+from pannier.transport.base import Sender
 
 log = structlog.get_logger(__name__)
 
@@ -35,40 +39,11 @@ RETRY_LIMIT_SECONDS = 30.0
 ABSENCE_SECONDS = 900.0
 """A replica that is down for so long is replaced: long enough for a reboot or a new disk cable."""
 RECONCILE_SECONDS = 2.0
+HURRY_SECONDS = 2.0
+"""While a volume shall move, at least so often is a generation made."""
 TIDY_INTERVALS = 4
 TIDY_SECONDS = 2.0
 """Old generations are looked for each so many intervals, and not more often than so."""
-
-
-@dataclass(slots=True)
-class Progress:
-    """How far one replica is. Times are seconds since boot."""
-
-    generation: Generation | None = None
-    current_at: float | None = None
-    """When it last was known to have everything up to ``generation``, made at that time."""
-    error: str = ""
-    sending: Generation | None = None
-    """On its way, or given up without an answer: it may be there."""
-    absent_since: float | None = None
-
-
-@dataclass(slots=True)
-class _Held:
-    """One volume's replication."""
-
-    volume: Volume
-    newest: Generation | None = None
-    made_at: float = 0.0
-    found: frozenset[Generation] | None = None
-    """What was here at the beginning: any of it may be what a replica that is not heard yet has."""
-    made: set[Generation] = field(default_factory=set)
-    """What was made since, and may be here still."""
-    trouble: str = ""
-    """Why no generation can be made."""
-    written: asyncio.Condition = field(default_factory=asyncio.Condition)
-    progress: dict[str, Progress] = field(default_factory=dict)
-    tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
 
 class Replicator:
@@ -80,12 +55,13 @@ class Replicator:
         """Prepare; :meth:`run` works.
 
         Args:
-            moving: whether a hand-over of the volume is under way, which sends it by itself.
+            moving: whether the volume is just being given away, so that nothing may be made of it.
         """
         self._custody = custody
         self._sender = sender
         self._moving = moving
-        self._held: dict[str, _Held] = {}
+        self._held: dict[str, Held] = {}
+        self._circles: dict[str, tuple[Grant, Circle]] = {}
 
     async def run(self) -> None:
         """For ever: run as a task."""
@@ -97,27 +73,83 @@ class Replicator:
             for held in list(self._held.values()):
                 await self._stop(held)
 
+    def all_held(self) -> list[Held]:
+        """Every volume that is replicated from here."""
+        return list(self._held.values())
+
+    def held(self, name: str) -> Held:
+        """A volume that is replicated from here; begins now if it was not noticed yet.
+
+        Raises:
+            NotHolder: this node does not hold it, or is just giving it away.
+        """
+        volume = self._custody.catalog.volume(name)
+        if volume is not None and self._is_mine(volume):
+            if volume.id not in self._held:
+                self._start(volume)
+            return self._held[volume.id]
+        raise NotHolder(f"volume {name} is not replicated from node {self._custody.node} now")
+
+    def circle(self, volume: Volume) -> Circle:
+        """Who may take over a volume that is held here."""
+        grant, circle = self._circles.get(volume.id, (None, None))
+        if circle is None or grant != volume.grant:
+            circle = Circle(frozenset(volume.in_sync))
+            self._circles[volume.id] = (volume.grant, circle)
+        return circle
+
     def progress(self, volume: Volume) -> dict[str, Progress]:
         """How far each replica of a volume that is held here is; empty where nothing is known."""
         held = self._held.get(volume.id)
         return held.progress if held else {}
 
+    async def bring(self, volume: Volume, node: str) -> Progress | None:
+        """Send what is made of a volume to ``node`` as well, and soon; returns how far that is.
+
+        None where the volume is not replicated from here. A node that is no replica of it gets
+        nothing any more once this ends (:meth:`pause`).
+        """
+        try:
+            held = self.held(volume.name)
+        except NotHolder:
+            return None
+        if node not in held.progress:
+            held.progress[node] = Progress()
+            send = asyncio.create_task(
+                self._send_all(held, node), name=f"send {volume.name} {node}"
+            )
+            held.tasks.append(send)
+        if boottime() - held.made_at > HURRY_SECONDS and not held.group.locked():
+            try:
+                async with held.group:
+                    await self.make(held)
+            except PannierError as error:
+                self._not_made(held, error)
+        return held.progress[node]
+
     async def pause(self, volume: Volume) -> None:
-        """End this volume's sending now: a hand-over begins. It starts again after that."""
+        """End this volume's sending now: it is given away. Where it is not, it starts again.
+
+        Nor is who counts changed from then on: the hand-over must find the record that it read.
+        """
         held = self._held.get(volume.id)
         if held is not None:
             await self._stop(held)
+            async with held.group:
+                pass
 
-    async def _reconcile(self) -> None:
+    def _is_mine(self, volume: Volume) -> bool:
         custody = self._custody
-        mine = {
-            volume.id: volume
-            for volume in custody.catalog.volumes()
-            if volume.grant.node == custody.node
+        return (
+            volume.grant.node == custody.node
             and volume.spec.copies > 1
             and volume.spec.driver in custody.drivers
             and not self._moving(volume)
-        }
+        )
+
+    async def _reconcile(self) -> None:
+        custody = self._custody
+        mine = {v.id: v for v in custody.catalog.volumes() if self._is_mine(v)}
         for held in list(self._held.values()):
             now = mine.get(held.volume.id)
             if now is None or (now.grant, now.replicas) != (
@@ -129,19 +161,25 @@ class Replicator:
                 error = None if failed.cancelled() else failed.exception()
                 log.error("replication.failed", volume=held.volume.name, exc_info=error)
                 await self._stop(held)
+        candidates = cache(lambda: candidates_of(custody.catalog.nodes(), custody))
         for volume in mine.values():
             if self._moving(volume):
                 continue  # since a moment ago
             if volume.id not in self._held:
                 self._start(volume)
             else:
-                await self._repair(self._held[volume.id])
+                await self._repair(self._held[volume.id], candidates)
 
     def _start(self, volume: Volume) -> None:
-        held = _Held(volume, progress={node: Progress() for node in volume.replicas})
+        held = Held(
+            volume,
+            since=boottime(),
+            circle=self.circle(volume),
+            progress={node: Progress() for node in volume.replicas},
+        )
         self._held[volume.id] = held
         held.tasks = [
-            asyncio.create_task(self._make(held), name=f"generations {volume.name}"),
+            asyncio.create_task(self._make_all(held), name=f"generations {volume.name}"),
             asyncio.create_task(self._tidy_all(held), name=f"tidy {volume.name}"),
             *(
                 asyncio.create_task(self._send_all(held, node), name=f"send {volume.name} {node}")
@@ -149,13 +187,14 @@ class Replicator:
             ),
         ]
 
-    async def _stop(self, held: _Held) -> None:
+    async def _stop(self, held: Held) -> None:
         self._held.pop(held.volume.id, None)
+        held.end()
         for task in held.tasks:
             task.cancel()
         await asyncio.gather(*held.tasks, return_exceptions=True)
 
-    async def _make(self, held: _Held) -> None:
+    async def _make_all(self, held: Held) -> None:
         """Make generations while the volume is written."""
         custody, volume = self._custody, held.volume
         driver = custody.driver(volume)
@@ -166,26 +205,22 @@ class Replicator:
                 if held.found is None:
                     held.found = frozenset(copy.generations)
                 if any(t.epoch == volume.grant.epoch and not t.sealed for t in copy.live):
-                    generation = await driver.snapshot(volume.id, epoch=volume.grant.epoch)
-                    await self._made(held, generation, at=began)
+                    async with held.group:
+                        await self.make(held)
             except PannierError as error:
                 self._not_made(held, error)
             await asyncio.sleep(max(volume.spec.interval - (boottime() - began), 0.05))
 
-    async def _made(self, held: _Held, generation: Generation, *, at: float) -> None:
-        async with held.written:
-            if generation != held.newest and generation not in (held.found or ()):
-                held.made.add(generation)
-            held.newest, held.made_at = generation, at
-            for progress in held.progress.values():
-                if progress.generation == generation:
-                    progress.current_at = at  # nothing was written since: it is current again
-                if held.trouble and progress.error == held.trouble:
-                    progress.error = ""
-            held.trouble = ""
-            held.written.notify_all()
+    async def make(self, held: Held) -> Generation:
+        """The generation with all that was written so far. The caller has the group lock."""
+        began = boottime()
+        volume = held.volume
+        driver = self._custody.driver(volume)
+        generation = await driver.snapshot(volume.id, epoch=volume.grant.epoch)
+        await held.note_made(generation, at=began)
+        return generation
 
-    def _not_made(self, held: _Held, error: PannierError) -> None:
+    def _not_made(self, held: Held, error: PannierError) -> None:
         """Say it once, in the log and of each copy that is not behind for a reason of its own."""
         if held.trouble != error.message:
             log.warning("replication.no-generation", volume=held.volume.name, error=str(error))
@@ -194,7 +229,7 @@ class Replicator:
                 progress.error = error.message
         held.trouble = error.message
 
-    async def _tidy_all(self, held: _Held) -> None:
+    async def _tidy_all(self, held: Held) -> None:
         """Delete what no copy needs, again and again, where it has come to more than that."""
         custody, volume = self._custody, held.volume
         driver = custody.driver(volume)
@@ -206,7 +241,7 @@ class Replicator:
             except PannierError as error:
                 log.warning("replication.not-tidied", volume=volume.name, error=str(error))
 
-    async def _tidy(self, held: _Held) -> None:
+    async def _tidy(self, held: Held) -> None:
         """As the record says; without the store, only what was made since the beginning.
 
         That goes on for as long as the store is away, and nothing else may fill the disk meanwhile.
@@ -215,25 +250,18 @@ class Replicator:
         try:
             await custody.fresh(volume.name)  # a store that hangs must not do so under the lock
             async with custody.lock(volume):
-                await custody.tidy(volume, needed=self._needed(held))
+                await custody.tidy(volume, needed=held.needed())
         except Unavailable:
             driver = custody.driver(volume)
             async with custody.lock(volume):
                 here = (await driver.inspect(volume.id)).generations
-                keep = self._needed(held) | set(here[-2:])
+                keep = held.needed() | set(here[-2:])
                 for generation in here:
                     if generation in held.made and generation not in keep:
                         await driver.delete_generation(volume.id, generation)
         held.made &= set((await custody.driver(volume).inspect(volume.id)).generations)
 
-    def _needed(self, held: _Held) -> frozenset[Generation]:
-        """What a replica may have as its newest."""
-        known = {p.generation for p in held.progress.values()}
-        maybe = (held.found or frozenset()) if None in known else frozenset()
-        known |= {p.sending for p in held.progress.values()} | maybe
-        return frozenset(one for one in known if one is not None)
-
-    async def _send_all(self, held: _Held, node: str) -> None:
+    async def _send_all(self, held: Held, node: str) -> None:
         """Send the newest generation to one replica, again and again."""
         progress, pause, sending_made_at = held.progress[node], RETRY_SECONDS, 0.0
         while True:
@@ -245,36 +273,50 @@ class Replicator:
                     progress.sending, sending_made_at = held.newest, held.made_at
             assert progress.sending is not None
             try:
-                await self._send(held.volume, progress.sending, node)
+                await self._send(held, progress.sending, node)
             except PannierError as error:
                 if progress.error != error.message:
                     log.warning(
                         "replication.behind", volume=held.volume.name, node=node, error=str(error)
                     )
-                progress.error = error.message
-                if not isinstance(error, PeerUnavailable):
-                    progress.sending = None  # it was refused: it is not there
-                await asyncio.sleep(pause)
+                # Where it was refused it is not there; where no answer came it may be.
+                arrived = None if isinstance(error, PeerUnavailable) else False
+                held.note_failed(node, error.message, arrived=arrived)
+                await self._pause(node, pause)
                 pause = min(pause * 2, RETRY_LIMIT_SECONDS)
             else:
-                progress.generation, progress.current_at = progress.sending, sending_made_at
-                progress.sending, progress.error, pause = None, "", RETRY_SECONDS
+                pause = RETRY_SECONDS
+                held.note_confirmed(node, at=sending_made_at)
 
-    async def _send(self, volume: Volume, generation: Generation, name: str) -> None:
-        node = self._custody.catalog.node(name)
+    async def _pause(self, node: str, seconds: float) -> None:
+        """Wait before the next attempt; not longer than until the node is back."""
+        was_up = self._custody.catalog.is_up(node)
+        until = boottime() + seconds
+        while (left := until - boottime()) > 0:
+            await asyncio.sleep(min(left, RETRY_SECONDS))
+            if self._custody.catalog.is_up(node) and not was_up:
+                return
+
+    async def _send(self, held: Held, generation: Generation, name: str) -> None:
+        node, volume, progress = self._custody.catalog.node(name), held.volume, held.progress[name]
         if node is None:
             raise PeerUnavailable(f"node {name} is not in this cluster any more")
-        offer = Offer(
-            volume_id=volume.id,
-            volume_name=volume.name,
-            driver=volume.spec.driver,
-            epoch=volume.grant.epoch,
-            generation=generation,
-        )
-        await self._sender.send(offer, to=node, driver=self._custody.driver(volume))
+        before = progress.sent_bytes
 
-    async def _repair(self, held: _Held) -> None:
-        """Replace replicas that left the cluster, are drained, or stay away."""
+        def report(sent_bytes: int) -> None:
+            progress.sent_bytes = before + sent_bytes
+
+        driver = self._custody.driver(volume)
+        sent = await self._sender.send(
+            offer_of(volume, generation), to=node, driver=driver, progress=report
+        )
+        report(sent.bytes)
+
+    async def _repair(self, held: Held, candidates: Callable[[], list[Candidate]]) -> None:
+        """Replace replicas that left the cluster, are drained, or stay away.
+
+        ``candidates`` are counted only where they are needed: that takes a look at every volume.
+        """
         catalog, now = self._custody.catalog, boottime()
         gone = set()
         for name, progress in held.progress.items():
@@ -289,13 +331,13 @@ class Replicator:
             if node is None or node.drained or absent:
                 gone.add(name)
         volume = held.volume
-        wanted = repair_replicas(
-            volume, candidates_of(catalog.nodes(), self._custody), gone=frozenset(gone)
-        )
+        if not gone and len(volume.replicas) == volume.spec.copies - 1:
+            return
+        wanted = repair_replicas(volume, candidates(), gone=frozenset(gone))
         lock = self._custody.lock(volume)
         if wanted == volume.replicas or lock.locked():
             return
-        async with lock:  # a hand-over that comes to its switch meanwhile must find what it read
+        async with lock, held.group:  # a hand-over that comes to its switch must find what it read
             if not self._moving(volume):
                 await self._replace(volume, wanted)
 
@@ -310,7 +352,8 @@ class Replicator:
                 volume.replicas,
             ):
                 return
-            record = replace(record, replicas=wanted)
+            left = tuple(name for name in record.in_sync if name in wanted)
+            record = replace(record, replicas=wanted, in_sync=left)
             revision = await self._custody.registry.replace_volume(record, expect=fresh.revision)
             self._custody.catalog.remember(record, revision=revision)
             log.info("replication.replaced", volume=volume.name, replicas=",".join(wanted))
@@ -318,14 +361,18 @@ class Replicator:
 
 def candidates_of(nodes: list[Node], custody: Custody) -> list[Candidate]:
     """The cluster's nodes as placement sees them."""
-    volumes = custody.catalog.volumes()
+    copies = Counter(
+        name
+        for volume in custody.catalog.volumes()
+        for name in (volume.grant.node, *volume.replicas)
+    )
     return [
         Candidate(
             name=node.name,
             up=custody.catalog.is_up(node.name) or node.name == custody.node,
             drained=node.drained,
             drivers=node.drivers,
-            copies=sum(node.name in (v.grant.node, *v.replicas) for v in volumes),
+            copies=copies[node.name],
         )
         for node in nodes
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -13,6 +14,10 @@ from pannier.core.errors import PannierError
 from pannier.core.volume import Volume
 
 log = structlog.get_logger(__name__)
+
+TIDY_AFTER_SECONDS = 10.0
+"""What a change of holder leaves behind is deleted after the container has followed: with a tree
+the kernel frees all its cached pages, some 0.2 s for each GiB, and a Mount would wait that long."""
 
 
 class Settling:
@@ -41,22 +46,31 @@ class Settling:
         if after.grant.node == node and after.base is not None:
             self._start(self._settle(after), f"settle {after.name}")
         elif before is not None and before.grant.node == node != after.grant.node:
+            self._custody.lease.forget(before)
             self._start(self._depose(before, after), f"depose {after.name}")
 
     async def _settle(self, volume: Volume) -> None:
         try:
             async with self._custody.lock(volume):
                 await self._custody.serve(volume)
-            # Between the two a Mount that waits comes first: deleting takes time on a busy disk.
-            async with self._custody.lock(volume):
-                await self._custody.tidy(volume)
         except PannierError as error:
             log.warning("volume.not-settled", volume=volume.name, error=str(error))
+        await self._tidy(volume)
 
     async def _depose(self, before: Volume, after: Volume) -> None:
-        """After a hand-over nothing is left to do; after a recovery elsewhere, containers run."""
+        """After a hand-over nothing is in use; after a recovery elsewhere, containers run."""
         try:
             async with self._custody.lock(before):
                 await self._custody.depose_if_live(before, successor=after.grant.node)
         except PannierError as error:
             log.error("volume.not-deposed", volume=before.name, error=str(error))
+        await self._tidy(after)
+
+    async def _tidy(self, volume: Volume) -> None:
+        """What fails here, or is cut off, the next start makes good (:meth:`Custody.adopt`)."""
+        await asyncio.sleep(TIDY_AFTER_SECONDS)
+        try:
+            async with self._custody.lock(volume):
+                await self._custody.tidy(volume)
+        except PannierError as error:
+            log.warning("volume.not-tidied", volume=volume.name, error=str(error))

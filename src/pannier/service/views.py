@@ -10,12 +10,14 @@ class CopyView:
     """Another node's copy, as the holder knows it.
 
     ``lag_seconds`` is the age of what it has: at most the interval, and the time of one transfer, while
-    all goes well; also while nothing is written. None where this is not known yet. ``error`` says why it is behind.
+    all goes well; also while nothing is written. None where this is not known yet. ``in_sync``: it may take
+    over, and sync calls wait for it. ``error`` says why it is behind.
     """
 
     node: str
     generation: str | None = None
     lag_seconds: float | None = None
+    in_sync: bool = False
     error: str = ""
 
 
@@ -32,6 +34,9 @@ class VolumeView:
         generations: all generations on the node that answered; None as above.
         generation: newest generation on the holder; None as above.
         used_bytes: None as above.
+        in_sync: nodes whose copies have everything that was acknowledged.
+        sync_calls: sync calls of containers that wait on the holder now.
+        sync_waiting_seconds: for how long the first of them has waited.
         created_at: RFC 3339, UTC.
     """
 
@@ -51,6 +56,9 @@ class VolumeView:
     generations: list[str] | None = None
     mountpoint: str | None = None
     transfer: TransferView | None = None
+    in_sync: list[str] = field(default_factory=list)
+    sync_calls: int = 0
+    sync_waiting_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import errno
 import functools
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,7 +30,11 @@ async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs)
     """
     context = contextvars.copy_context()  # what is logged there keeps the volume and node
     call = functools.partial(context.run, function, *args, **kwargs)
-    work = asyncio.get_running_loop().run_in_executor(_threads, call)
+    return await finished(asyncio.get_running_loop().run_in_executor(_threads, call))
+
+
+async def finished(work: asyncio.Future[T]) -> T:
+    """Wait for what is about to end and cannot be stopped; a cancelled caller waits as well."""
     try:
         return await asyncio.shield(work)
     except asyncio.CancelledError:
@@ -40,11 +45,15 @@ async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs)
 
 
 def in_own_thread(function: Callable[[], T]) -> asyncio.Future[T]:
-    """Start ``function`` at once in a thread of its own: for what may take hours."""
+    """Start ``function`` at once in a thread of its own: for what may take hours.
+
+    No signal interrupts it; they are for the main thread.
+    """
     outcome: Future[T] = Future()
     outcome.set_running_or_notify_cancel()
 
     def work() -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             outcome.set_result(function())
         except BaseException as error:

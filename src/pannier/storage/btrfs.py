@@ -5,11 +5,14 @@
     POOL/volumes/VOLUME/                 a subvolume, so that quotas of all within add up in its group
         live-EPOCH/data/                 a subvolume; containers see data/, which is all theirs
         generations/EPOCH.SEQUENCE/tree  a read-only subvolume in a plain directory
-        incoming/EPOCH.SEQUENCE/tree     what is being received
+        incoming/EPOCH.SEQUENCE/tree     what `btrfs receive` is receiving
+        incoming/workbench/tree          a writable copy of the newest one that was received
 
-A read-only subvolume can be renamed but not moved to another directory (EROFS), and ``receive``
-gives it the sender's name. So every generation is called ``tree``, and the plain directory around
-it is what moves from ``incoming`` to ``generations``, in one rename, once all is verified and synced.
+A small difference is applied to the workbench, of which the new generation is then a read-only
+snapshot, made as the holder made its own. ``btrfs receive`` makes a read-only subvolume with the
+sender's name, and such a one can be renamed but not moved to another directory (EROFS). So every
+generation is called ``tree``, and the plain directory around it is what moves from ``incoming`` to
+``generations``, in one rename, once all is verified and synced.
 
 Power may fail between any two lines here. What then remains is one of: a name with a leading dot
 or something in ``incoming``, which :meth:`BtrfsDriver.open` removes; a directory in ``generations``
@@ -19,21 +22,20 @@ the caller repeats.
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from pannier.core.errors import Corrupt, StorageError
+from pannier.core.errors import StorageError
 from pannier.core.generation import Generation
 from pannier.storage import btrfs_ioctl, pool
 from pannier.storage.base import Capacity, LiveTree, LocalCopy, RootAttributes
 from pannier.storage.blocking import in_thread, told_as_storage_error
-from pannier.storage.btrfs_layout import Home, destroy_home, is_whole, sweep
-from pannier.storage.btrfs_stream import receive_stream, send_stream
+from pannier.storage.btrfs_intake import receive
+from pannier.storage.btrfs_layout import Home, destroy_home, existing_tree, sweep
+from pannier.storage.btrfs_stream import send_stream
 from pannier.storage.naming import DRAFT
-from pannier.storage.streams import swallow_stream
 from pannier.storage.tree_size import allocated_bytes
 
 
@@ -53,6 +55,8 @@ class BtrfsDriver:
         self._source = source
         self._volumes = mountpoint / "volumes"
         self._quotas = False
+        self._changing: set[str] = set()
+        """Volumes of which the last snapshot was something new."""
         self._walked: dict[str, tuple[int, int]] = {}
 
     async def open(self) -> None:
@@ -147,23 +151,22 @@ class BtrfsDriver:
     def _snapshot(self, home: Home, epoch: int) -> Generation:
         with told_as_storage_error(f"make a generation of volume {home.volume}"):
             live = _existing_live(home, epoch)
-            unchanged = home.saved_as(live)
-            if unchanged is not None:
+            saved = home.saved_as(live)
+            if saved is not None and home.volume not in self._changing:
                 # Buffered writes may show only once they are flushed; this costs 30 us when idle.
                 btrfs_ioctl.sync_filesystem(live)
-                unchanged = home.saved_as(live)
-            if unchanged is not None:
-                return unchanged
-            generation = home.next_generation(epoch)
-            tree = home.tree(generation)
-            tree.parent.mkdir()
-            try:
-                # Flushes the tree, commits the transaction: durable, directory included.
-                btrfs_ioctl.create_snapshot(live, target=tree, read_only=True)
-            except OSError:
-                tree.parent.rmdir()
-                raise
-            return generation
+                saved = home.saved_as(live)
+                if saved is not None:
+                    return saved
+            made = home.make_generation(live, epoch=epoch)
+            # What is being written has probably changed again next time. To make the generation at
+            # once, and to drop it where it is nothing new, then saves the commit of the flush.
+            if saved is not None and home.same(made, saved):
+                self._changing.discard(home.volume)
+                home.drop_generation(made)
+                return saved
+            self._changing.add(home.volume)
+            return made
 
     async def seal(self, volume: str, *, epoch: int) -> Generation:
         """See :meth:`Driver.seal`.
@@ -221,9 +224,10 @@ class BtrfsDriver:
         with told_as_storage_error(f"make generation {generation} of {home.volume} writable"):
             live = home.live(epoch)
             if not live.exists():
-                tree = _existing_tree(home, generation)
+                tree = existing_tree(home, generation)
                 # A new writable snapshot, never a flipped flag: the generation must stay as it is.
                 btrfs_ioctl.create_snapshot(tree, target=live, read_only=False)
+            home.discard_workbench()  # a holder receives nothing
             self._limit(live, size_bytes)
 
     async def drop_live(self, volume: str, *, epoch: int) -> None:
@@ -249,9 +253,7 @@ class BtrfsDriver:
     ) -> AsyncIterator[int]:
         """See :meth:`Driver.send`."""
         home = self._home(volume)
-        tree = await in_thread(_existing_tree, home, generation)
-        parent = await in_thread(_existing_tree, home, base) if base is not None else None
-        async with send_stream(tree, parent=parent) as reader:
+        async with send_stream(home, generation, base=base) as reader:
             yield reader
 
     @asynccontextmanager
@@ -259,52 +261,10 @@ class BtrfsDriver:
         self, volume: str, generation: Generation, *, base: Generation | None
     ) -> AsyncIterator[int]:
         """See :meth:`Driver.receive`."""
-        home = self._home(volume)
-        if await in_thread(is_whole, home.tree(generation)):
-            async with swallow_stream() as writer:
-                yield writer
-            return
-        parent = await in_thread(_existing_tree, home, base) if base is not None else None
-        incoming = home.incoming(generation)
-        await in_thread(self._prepare_incoming, home, generation)
-        try:
-            async with receive_stream(incoming) as writer:
-                yield writer
-            await in_thread(self._accept, home, generation, parent)
-        except BaseException:
-            # Shielded: a cancelled transfer must not leave what nobody will look at before a restart.
-            await asyncio.shield(in_thread(home.discard_incoming, generation))
-            raise
-
-    def _prepare_incoming(self, home: Home, generation: Generation) -> None:
-        with told_as_storage_error(f"receive generation {generation} of volume {home.volume}"):
-            home.make(quotas=self._quotas)
-            home.discard_incoming(generation)
-            home.incoming(generation).mkdir()
-
-    def _accept(self, home: Home, generation: Generation, parent: Path | None) -> None:
-        """Verify what was received, make it durable, and only then give it its name."""
-        what = f"generation {generation} of volume {home.volume}"
-        with told_as_storage_error(f"take in {what}"):
-            incoming = home.incoming(generation)
-            tree = incoming / "tree"
-            if os.listdir(incoming) != ["tree"] or not btrfs_ioctl.is_subvolume(tree):
-                raise Corrupt(f"the stream of {what} was of something else", remedy="send it again")
-            found = btrfs_ioctl.subvolume_info(tree)
-            if not found.read_only or not found.received_uuid or not (tree / "data").is_dir():
-                raise Corrupt(f"the stream of {what} was not complete", remedy="send it again")
-            expected = btrfs_ioctl.subvolume_info(parent).uuid if parent is not None else ""
-            if found.parent_uuid != expected:
-                raise Corrupt(
-                    f"the stream of {what} is not the difference to the base that was agreed",
-                    remedy="send it whole",
-                )
-            btrfs_ioctl.sync_filesystem(tree)
-            place = home.tree(generation).parent
-            if place.exists():
-                place.rmdir()  # the number of a deleted generation, which now comes back
-            incoming.rename(place)
-            btrfs_ioctl.sync_filesystem(place)
+        async with receive(
+            self._home(volume), generation, base=base, quotas=self._quotas
+        ) as writer:
+            yield writer
 
     async def delete_generation(self, volume: str, generation: Generation) -> None:
         """See :meth:`Driver.delete_generation`."""
@@ -312,10 +272,9 @@ class BtrfsDriver:
 
     def _delete_generation(self, home: Home, generation: Generation) -> None:
         with told_as_storage_error(f"delete generation {generation} of volume {home.volume}"):
-            tree = home.tree(generation)
-            if btrfs_ioctl.is_subvolume(tree):
-                btrfs_ioctl.destroy_subvolume(tree)
-            home.forget_old_numbers()
+            home.drop_generation(generation)
+            if not home.generations():
+                home.discard_workbench()
 
     async def delete(self, volume: str) -> None:
         """See :meth:`Driver.delete`."""
@@ -327,6 +286,7 @@ class BtrfsDriver:
                 destroy_home(home.path)
                 btrfs_ioctl.sync_filesystem(self._volumes)
         self._walked.pop(home.volume, None)
+        self._changing.discard(home.volume)
 
     async def used_bytes(self, volume: str) -> int:
         """See :meth:`Driver.used_bytes`. As of the last commit, at most 30 s ago.
@@ -377,13 +337,3 @@ def _existing_live(home: Home, epoch: int) -> Path:
             remedy="see `pannier volume show` for who holds it",
         )
     return live
-
-
-def _existing_tree(home: Home, generation: Generation) -> Path:
-    tree = home.tree(generation)
-    if not is_whole(tree):
-        raise Corrupt(
-            f"generation {generation} of volume {home.volume} is not here, or not whole",
-            remedy="take another generation, or let this node catch up first",
-        )
-    return tree

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
+from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ _SNAP_CREATE_V2 = _request(_WRITE, 23, 4096)
 _SUBVOL_CREATE_V2 = _request(_WRITE, 24, 4096)
 _SUBVOL_GETFLAGS = _request(_READ, 25, 8)
 _SUBVOL_SETFLAGS = _request(_WRITE, 26, 8)
+_SET_RECEIVED = _request(_WRITE | _READ, 37, 200)
+_SEND = _request(_WRITE, 38, 72)
 _QUOTA_CTL = _request(_WRITE | _READ, 40, 16)
 _QGROUP_ASSIGN = _request(_WRITE, 41, 24)
 _QGROUP_CREATE = _request(_WRITE, 42, 16)
@@ -154,6 +157,34 @@ def set_read_only(path: Path, *, read_only: bool) -> None:
     """Set a subvolume read-only or writable."""
     with _directory(path) as fd:
         fcntl.ioctl(fd, _SUBVOL_SETFLAGS, struct.pack("<Q", _READ_ONLY if read_only else 0))
+
+
+def set_received(path: Path, *, uuid: str, ctransid: int) -> None:
+    """Mark a writable subvolume, and the snapshots made of it, as a copy; commit the transaction.
+
+    Args:
+        path: the subvolume.
+        uuid: of what it is a copy of, hex.
+        ctransid: that one's number of its last change.
+    """
+    block = bytearray(200)
+    struct.pack_into("<16sQ", block, 0, bytes.fromhex(uuid), ctransid)
+    with _directory(path) as fd:
+        fcntl.ioctl(fd, _SET_RECEIVED, block)
+
+
+def send(tree: Path, *, parent: Path | None, into: int) -> None:
+    """Write a read-only subvolume, whole or as the difference to ``parent``, into a pipe.
+
+    What the parent has is referred to and not sent, as ``btrfs send -p`` does it. Fails with EPIPE
+    as soon as nobody reads any more. No signal may reach the thread: the kernel would begin anew.
+    """
+    sources = array("Q", [subvolume_info(parent).id] if parent is not None else [])
+    number = sources[0] if sources else 0
+    address = sources.buffer_info()[0] if sources else 0
+    with _directory(tree) as fd:
+        block = struct.pack("=qQQQQI28x", into, len(sources), address, number, 0, 0)
+        fcntl.ioctl(fd, _SEND, block)
 
 
 def sync_filesystem(path: Path) -> None:

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+from pannier.core.errors import Corrupt
 from pannier.core.generation import Generation
 from pannier.storage import btrfs_ioctl
+from pannier.storage.btrfs_ioctl import SubvolumeInfo
 from pannier.storage.naming import DOOMED, DRAFT, check_id, parse_numbers
 
 _LIVE = "live-"
@@ -44,6 +46,11 @@ class Home:
         """The directory that a generation is received into."""
         return self.path / "incoming" / str(generation)
 
+    @property
+    def workbench(self) -> Path:
+        """The subvolume that small differences are applied to."""
+        return self.path / "incoming" / "workbench" / "tree"
+
     def epochs(self) -> tuple[int, ...]:
         """Epochs of the live trees, oldest first."""
         names = _names(self.path)
@@ -56,10 +63,33 @@ class Home:
     def _numbers(self) -> tuple[Generation, ...]:
         return tuple(sorted(parse_numbers(_names(self.path / "generations"))))
 
-    def next_generation(self, epoch: int) -> Generation:
-        """The number after the highest ever given in this epoch, deleted ones included."""
+    def make_generation(self, live: Path, *, epoch: int) -> Generation:
+        """Snapshot a live tree, durably. Its number follows the highest ever given in this epoch,
+        deleted ones included.
+        """
         given = [number.sequence for number in self._numbers() if number.epoch == epoch]
-        return Generation(epoch, max(given, default=0) + 1)
+        generation = Generation(epoch, max(given, default=0) + 1)
+        tree = self.tree(generation)
+        tree.parent.mkdir()
+        try:
+            # Flushes the tree, commits the transaction: durable, directory included.
+            btrfs_ioctl.create_snapshot(live, target=tree, read_only=True)
+        except OSError:
+            tree.parent.rmdir()
+            raise
+        return generation
+
+    def drop_generation(self, generation: Generation) -> None:
+        """Remove a generation. Where it was the epoch's last, its number stays given."""
+        tree = self.tree(generation)
+        if btrfs_ioctl.is_subvolume(tree):
+            btrfs_ioctl.destroy_subvolume(tree)
+        self.forget_old_numbers()
+
+    def same(self, first: Generation, second: Generation) -> bool:
+        """Whether two generations of one live tree have the same content."""
+        found = (btrfs_ioctl.subvolume_info(self.tree(each)) for each in (first, second))
+        return len({each.ctransid for each in found}) == 1
 
     def saved_as(self, live: Path) -> Generation | None:
         """The generation that has exactly the content of a live tree, as far as it was flushed.
@@ -70,7 +100,7 @@ class Home:
         tree = btrfs_ioctl.subvolume_info(live)
         for generation in reversed(self.generations()):
             found = btrfs_ioctl.subvolume_info(self.tree(generation))
-            if found.parent_uuid == tree.uuid or tree.parent_uuid == found.uuid:
+            if _related(found, tree):
                 return generation if found.ctransid == tree.ctransid else None
         return None
 
@@ -99,6 +129,25 @@ class Home:
         """Remove what a broken transfer left."""
         _remove_with_subvolumes(self.incoming(generation))
 
+    def prepare_workbench(self, base: Path | None) -> Path:
+        """The workbench, with exactly the content of ``base``, or empty."""
+        work = self.workbench
+        if base is not None and btrfs_ioctl.is_subvolume(work):
+            there, wanted = (btrfs_ioctl.subvolume_info(tree) for tree in (work, base))
+            if _related(wanted, there) and there.ctransid == wanted.ctransid:
+                return work
+        self.discard_workbench()
+        work.parent.mkdir()
+        if base is None:
+            btrfs_ioctl.create_subvolume(work)
+        else:
+            btrfs_ioctl.create_snapshot(base, target=work, read_only=False)
+        return work
+
+    def discard_workbench(self) -> None:
+        """Remove the workbench where there is one; it is made anew when it is needed."""
+        _remove_with_subvolumes(self.workbench.parent)
+
     def forget_old_numbers(self) -> None:
         """Remove empty directories of deleted generations, but each epoch's highest number."""
         numbers = self._numbers()
@@ -108,9 +157,29 @@ class Home:
                     self.tree(number).parent.rmdir()
 
 
+def _related(saved: SubvolumeInfo, tree: SubvolumeInfo) -> bool:
+    """Whether one of them is a snapshot of the other."""
+    return saved.parent_uuid == tree.uuid or tree.parent_uuid == saved.uuid
+
+
 def is_whole(tree: Path) -> bool:
     """Whether a generation counts: made by a snapshot, or moved here after it was verified."""
     return btrfs_ioctl.is_subvolume(tree) and btrfs_ioctl.is_read_only(tree)
+
+
+def existing_tree(home: Home, generation: Generation) -> Path:
+    """The subvolume of a generation that is here.
+
+    Raises:
+        Corrupt: it is not.
+    """
+    tree = home.tree(generation)
+    if not is_whole(tree):
+        raise Corrupt(
+            f"generation {generation} of volume {home.volume} is not here, or not whole",
+            remedy="take another generation, or let this node catch up first",
+        )
+    return tree
 
 
 def destroy_home(home: Path) -> None:

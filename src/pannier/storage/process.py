@@ -6,6 +6,8 @@ import asyncio
 import fcntl
 import os
 import select
+import termios
+from array import array
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -88,6 +90,18 @@ def open_pipe() -> tuple[int, int]:
     with suppress(OSError):  # refused over the user's pipe limit: slower, not wrong
         fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
     return reader, writer
+
+
+def pipe_bytes(pipe: int) -> int:
+    """How much a pipe can hold."""
+    return fcntl.fcntl(pipe, fcntl.F_GETPIPE_SZ)
+
+
+def waiting_bytes(reader: int) -> int:
+    """How much a pipe holds now."""
+    held = array("i", [0])
+    fcntl.ioctl(reader, termios.FIONREAD, held)
+    return held[0]
 
 
 def has_reader(writer: int) -> bool:

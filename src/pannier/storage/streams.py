@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
-from pannier.storage.blocking import in_own_thread, told_as_storage_error
+from pannier.storage.blocking import finished, in_own_thread, told_as_storage_error
 from pannier.storage.process import has_reader, open_pipe
 
 T = TypeVar("T")
@@ -40,7 +40,7 @@ async def feeding(write: Callable[[int], None]) -> AsyncIterator[int]:
         feeder.exception()
         raise
     os.close(reader)
-    await _finished(feeder)
+    await finished(feeder)
 
 
 @asynccontextmanager
@@ -72,16 +72,7 @@ async def reading(read: Callable[[int], T]) -> AsyncIterator[tuple[int, asyncio.
             raise reason from error
         raise
     os.close(writer)
-    await _finished(result)
-
-
-async def _finished(work: asyncio.Future[T]) -> T:
-    """Wait for a thread that is about to end; a cancelled caller waits for it as well."""
-    try:
-        return await asyncio.shield(work)
-    except asyncio.CancelledError:
-        await asyncio.wait([work])
-        raise
+    await finished(result)
 
 
 @asynccontextmanager

@@ -36,13 +36,24 @@ class Sent:
 
 
 class Gate(Protocol):
-    """The receiving node's judgement about an offer."""
+    """The receiving node's judgement about an offer, asked before its stream and after it."""
 
     async def admit(self, offer: Offer, *, peer: str) -> Driver:
         """The driver that shall receive it.
 
         Raises:
             Denied: ``peer`` may not send this; Stale: an older epoch; StorageError.
+        """
+        ...
+
+    async def confirm(self, offer: Offer, *, peer: str) -> None:
+        """Let the sender hear that the generation is whole and durable here, which it is by now.
+
+        A confirmation may be all that a container's fsync waits for. So a node that has begun to
+        take the volume over must not give one any more for an older epoch.
+
+        Raises:
+            Stale: not for this epoch any more; Denied. The generation stays all the same.
         """
         ...
 
@@ -62,6 +73,7 @@ class Sender(Protocol):
 
         Returns when the receiver has confirmed that it is whole and durable there. ``progress`` is
         called with the bytes sent so far, at most some times a second. Cancelling stops both ends.
+        A later offer of the same volume to the same node ends this one with PeerUnavailable.
 
         Raises:
             PeerUnavailable: no connection, or it broke, or nothing moved for the stall time.

@@ -42,11 +42,13 @@ class Timing:
         stall: silence after which the peer counts as dead. It speaks at least four times in that.
         quiet: how long a storage driver may give or take nothing. An incremental ``btrfs send`` is
             silent while it compares, and a receiving disk while it flushes; beyond this it hangs.
+        idle: how long a sender keeps a connection open for its next offer.
     """
 
     connect: float = 10.0
     stall: float = 30.0
     quiet: float = 300.0
+    idle: float = 30.0
 
 
 class Stopped(Exception):
@@ -95,6 +97,8 @@ class Channel:
         self._stopped = False
         self.failure: PannierError | None = None
         """What ended the connection, or what the peer reported in the middle of our stream."""
+        self.parted = False
+        """The peer closed the connection, or it broke. Not so where the peer is only silent."""
         self._cipher = memoryview(bytearray(FRAME_BYTES))
         self._frame_buffer = memoryview(bytearray(HEADER.size + FRAME_BYTES))
         self.body = self._frame_buffer[HEADER.size :]
@@ -156,6 +160,17 @@ class Channel:
             frame = self._frame(wait=True)
             if frame is not None:
                 return frame
+
+    def usable(self) -> bool:
+        """Whether an idle connection can take another offer: signs of life are all that came, and
+        they are recent, so that a peer that vanished without a word is not waited for.
+        """
+        try:
+            frame = self._frame(wait=False)
+            self.keepalive()
+        except (PannierError, Stopped):
+            return False
+        return frame is None and time.monotonic() < self._heard + self._timing.stall / 2
 
     def unexpected(self, frame: Message | int) -> PannierError:
         """The error for a frame that is not what was due: what it reports, or that it is nonsense."""
@@ -359,6 +374,7 @@ class Channel:
         return error
 
     def _broken(self, error: OSError) -> PannierError:
+        self.parted = True
         return self._failed(
             PeerUnavailable(
                 f"the connection to {self.peer} broke: {error.strerror or error}",
@@ -367,6 +383,7 @@ class Channel:
         )
 
     def _closed(self) -> PannierError:
+        self.parted = True
         return self._failed(
             PeerUnavailable(
                 f"{self.peer} closed the connection in the middle of the transfer",

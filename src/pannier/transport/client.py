@@ -8,7 +8,7 @@ import select
 import socket
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 from pannier.core.errors import PannierError, PeerUnavailable
@@ -17,11 +17,12 @@ from pannier.core.node import Node
 from pannier.pki.credentials import Credentials
 from pannier.pki.failures import explain_tls
 from pannier.pki.identity import require_node
-from pannier.storage.base import Driver
+from pannier.storage.base import Driver, LocalCopy
 from pannier.transport.base import Offer, Sent
 from pannier.transport.channel import Channel, Timing
 from pannier.transport.frames import PROTOCOL, Done, End, Failed, Have, Message, Offered, Start
 from pannier.transport.handshake import open_channel
+from pannier.transport.idle import IdleConnections
 from pannier.transport.lane import Lane
 from pannier.transport.pipes import prepare_pipe
 
@@ -33,7 +34,11 @@ _NAP_SECONDS = 0.002
 
 
 class TransportClient:
-    """Sends generations to other nodes: the :class:`~pannier.transport.base.Sender`."""
+    """Sends generations to other nodes: the :class:`~pannier.transport.base.Sender`.
+
+    A connection is kept for the next offer to the same node, of whatever volume; :meth:`close`
+    closes those that are idle.
+    """
 
     def __init__(self, credentials: Credentials, *, timing: Timing | None = None) -> None:
         """``credentials`` are this node's."""
@@ -41,6 +46,11 @@ class TransportClient:
         self._timing = timing or Timing()
         self._context = credentials.client_context()
         self._context.set_alpn_protocols([PROTOCOL])
+        self._idle = IdleConnections(self._timing)
+
+    async def close(self) -> None:
+        """Close the connections that nobody uses now. Sending again opens new ones."""
+        self._idle.close()
 
     async def send(
         self,
@@ -60,15 +70,33 @@ class TransportClient:
             PannierError: what the receiver or the driver reported.
         """
         began = time.monotonic()
-        channel = await self._connect(to)
-        lane = Lane(channel, timing=self._timing, name=f"send-{offer.volume_id}")
-        abort = True
+        ours = asyncio.ensure_future(driver.inspect(offer.volume_id))
         try:
-            sent_bytes, base = await _converse(offer, driver, channel, lane, progress)
-            abort = False
+            lane, have = await self._offer(offer, to)
+            try:
+                sent_bytes, base = await _transfer(offer, have, ours, driver, lane, progress)
+            except BaseException:
+                lane.close(abort=True)
+                raise
         finally:
-            lane.close(abort=abort)
+            ours.cancel()
+        self._idle.keep(to, lane)
         return Sent(bytes=sent_bytes, base=base, seconds=time.monotonic() - began)
+
+    async def _offer(self, offer: Offer, to: Node) -> tuple[Lane, Have]:
+        """Make the offer and hear what the receiver has, on a connection that is open already
+        where there is one.
+        """
+        kept = self._idle.take(to)
+        if kept is not None:
+            try:
+                return kept, await _make_offer(offer, kept)
+            except PeerUnavailable:
+                if not kept.channel.parted:
+                    raise
+                # The other side was about to close it: that is no failure yet.
+        lane = Lane(await self._connect(to), timing=self._timing, name=f"send-{to.name}")
+        return lane, await _make_offer(offer, lane)
 
     async def _connect(self, to: Node) -> Channel:
         peer = f"node {to.name}"
@@ -122,21 +150,34 @@ async def _connected(address: str, port: int) -> socket.socket:
     raise failure
 
 
-async def _converse(
+async def _make_offer(offer: Offer, lane: Lane) -> Have:
+    """The first part of the conversation; closes the lane where it fails."""
+    try:
+        have = await lane.run(partial(_ask, lane.channel, Offered.of(offer)))
+        if not isinstance(have, Have):
+            raise lane.channel.unexpected(have)
+    except BaseException:
+        lane.close(abort=True)
+        raise
+    return have
+
+
+async def _transfer(
     offer: Offer,
+    have: Have,
+    ours: Awaitable[LocalCopy],
     driver: Driver,
-    channel: Channel,
     lane: Lane,
     progress: Callable[[int], None] | None,
 ) -> tuple[int, Generation | None]:
-    """The sender's part of the conversation; returns the stream's bytes and its base."""
-    have = await lane.run(partial(_ask, channel, Offered.of(offer)))
-    if not isinstance(have, Have):
-        raise channel.unexpected(have)
-    theirs = have.parsed()
+    """The rest of the conversation; returns the stream's bytes and its base.
+
+    ``ours`` is what is here of the volume.
+    """
+    channel, theirs = lane.channel, have.parsed()
     if offer.generation in theirs:
         return 0, None
-    copy = await driver.inspect(offer.volume_id)
+    copy = await ours
     base = newest_common(copy.generations + copy.bases, theirs)
     report = _reporter(progress, asyncio.get_running_loop())
     try:
@@ -144,7 +185,7 @@ async def _converse(
             sent_bytes = await lane.run(partial(_stream, channel, pipe, base, report))
     except PannierError as error:
         if channel.failure is None:
-            await _tell(lane, channel, error)
+            await _tell(lane, error)
         elif error is not channel.failure:
             # The driver put its own view over it: that its reader went away.
             raise channel.failure from error
@@ -162,11 +203,11 @@ def _ask(channel: Channel, message: Message) -> Message | int:
     return channel.hear()
 
 
-async def _tell(lane: Lane, channel: Channel, error: PannierError) -> None:
+async def _tell(lane: Lane, error: PannierError) -> None:
     """Tell the receiver why the stream ends; that the connection breaks off says it, too."""
     try:
-        await lane.run(partial(channel.say, Failed.of(error)))
-        await lane.run(channel.linger)
+        await lane.run(partial(lane.channel.say, Failed.of(error)))
+        await lane.run(lane.channel.linger)
     except PannierError:
         return
 

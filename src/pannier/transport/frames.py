@@ -16,6 +16,9 @@ A conversation::
     End       ------------->               how many bytes the stream had
               <-------------    Done       whole and durable (or Failed)
 
+After Done, or after a Have with the offered generation in it, which says the same, the sender may
+make its next offer on the same connection, or close it.
+
 There is no half-close: End ends the stream. Either end may say Failed at any time in place of what
 is due, and then says nothing more. A stream without its End is never whole. An end that has said
 nothing for a while says KEEPALIVE, whatever it is busy with, so silence means a dead peer.
@@ -35,7 +38,7 @@ from pannier.core.generation import Generation
 from pannier.core.volume import check_name
 from pannier.transport.base import Offer
 
-PROTOCOL = "pannier-transport/1"
+PROTOCOL = "pannier-transport/2"
 """The ALPN name: ends of different versions, and other servers of ours, part in the handshake."""
 
 HEADER = struct.Struct(">BI")

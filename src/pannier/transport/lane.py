@@ -23,7 +23,7 @@ class Lane:
 
     def __init__(self, channel: Channel, *, timing: Timing, name: str) -> None:
         """``name`` names the thread in debuggers."""
-        self._channel = channel
+        self.channel = channel
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
         self._loop = asyncio.get_running_loop()
         self._interval = timing.stall / 4
@@ -43,7 +43,7 @@ class Lane:
         except asyncio.CancelledError:
             # No call in the thread blocks, so a stopped one ends within about a millisecond:
             # waiting for it here is simpler, and safer, than being cancelled again meanwhile.
-            self._channel.stop()
+            self.channel.stop()
             wait([future])
             raise
         finally:
@@ -52,19 +52,15 @@ class Lane:
     def close(self, *, abort: bool) -> None:
         """End the thread and close the channel. ``abort``: see :meth:`Channel.close`."""
         self._timer.cancel()
-        self._channel.stop()
+        self.channel.stop()
         self._pool.shutdown(wait=True, cancel_futures=True)
-        self._channel.close(abort=abort)
+        self.channel.close(abort=abort)
 
     def _tick(self) -> None:
-        # A running step keeps the connection alive itself.
-        if self._steps == 0:
-            self._pool.submit(self._keepalive)
+        if self._steps == 0:  # a running step keeps the connection alive itself
+            try:
+                self.channel.keepalive()
+            except (PannierError, Stopped):
+                # The channel remembers it: the next step raises it.
+                return
         self._timer = self._loop.call_later(self._interval, self._tick)
-
-    def _keepalive(self) -> None:
-        try:
-            self._channel.keepalive()
-        except (PannierError, Stopped):
-            # The channel remembers it: the next step raises it.
-            return

@@ -16,7 +16,7 @@ from typing import Any
 
 import structlog
 
-from pannier.core.errors import Conflict, Corrupt, PannierError
+from pannier.core.errors import Conflict, Corrupt, PannierError, PeerUnavailable
 from pannier.core.node import TRANSPORT_PORT
 from pannier.pki.credentials import Credentials
 from pannier.pki.failures import explain_tls
@@ -55,7 +55,7 @@ class _Claim:
 
 
 class TransportServer:
-    """Takes in generations from other nodes of the cluster.
+    """Takes in generations from other nodes of the cluster, one after the other on a connection.
 
     Different volumes are received at the same time; of one volume, one generation at a time, since
     drivers want it so. A newer epoch's offer ends an older one's transfer.
@@ -79,7 +79,8 @@ class TransportServer:
             host: address to listen at; None for all.
             port: TCP port; 0 for a free one.
             timing: how long to wait for what.
-            check_peer: raises Denied for a node that was removed or has another certificate by now.
+            check_peer: raises Denied for a node that was removed or has another certificate by now;
+                asked again at each offer.
         """
         self._gate = gate
         self._cluster = credentials.identity.cluster
@@ -169,7 +170,7 @@ class TransportServer:
         lane = Lane(channel, timing=self._timing, name=f"receive-{address}")
         abort = True
         try:
-            abort = not await self._answer(channel, tls, lane, address)
+            abort = not await self._answer(tls, lane, address)
         finally:
             lane.close(abort=abort)
 
@@ -192,13 +193,15 @@ class TransportServer:
         finally:
             del self._strangers[task]
 
-    async def _answer(self, channel: Channel, tls: ssl.SSLObject, lane: Lane, address: str) -> bool:
-        """Hold the conversation and report a failure; False if nobody is left to hear it."""
-        log = _log.bind(address=address)
+    async def _answer(self, tls: ssl.SSLObject, lane: Lane, address: str) -> bool:
+        """Hold conversations, and report a failure; False if nobody is left to hear it."""
+        channel, log = lane.channel, _log.bind(address=address)
         try:
-            peer = await self._identify(channel, tls)
-            log = log.bind(peer=peer)
-            await self._receive(channel, lane, peer)
+            node = require_node(tls, cluster=self._cluster)
+            channel.peer = str(node)
+            log = log.bind(peer=node.name)
+            certificate = fingerprint(tls.getpeercert(True) or b"")
+            await self._converse(lane, node.name, certificate)
             await lane.run(channel.linger)
         except PannierError as error:
             log.info("transport.failed", code=error.code, reason=str(error))
@@ -220,33 +223,40 @@ class TransportServer:
             return False
         return True
 
-    async def _identify(self, channel: Channel, tls: ssl.SSLObject) -> str:
-        node = require_node(tls, cluster=self._cluster)
-        channel.peer = str(node)
-        if self._check_peer is not None:
-            await self._check_peer(node.name, fingerprint(tls.getpeercert(True) or b""))
-        return node.name
+    async def _converse(self, lane: Lane, peer: str, certificate: str) -> None:
+        """Take in one offer after the other, until the sender has no more."""
+        await self._check(peer, certificate)
+        offered: Offered | None = await _hear_offer(lane)
+        while offered is not None:
+            await self._receive(offered.offer(), lane, peer)
+            if offered := await _hear_next_offer(lane):
+                # The node may have been removed while its connection was open.
+                await self._check(peer, certificate)
 
-    async def _receive(self, channel: Channel, lane: Lane, peer: str) -> None:
+    async def _check(self, peer: str, certificate: str) -> None:
+        if self._check_peer is not None:
+            await self._check_peer(peer, certificate)
+
+    async def _receive(self, offer: Offer, lane: Lane, peer: str) -> None:
+        """Take in one generation, if it is not here yet, and confirm it."""
         began = time.monotonic()
-        offered = await lane.run(channel.hear)
-        if not isinstance(offered, Offered):
-            raise channel.unexpected(offered)
-        offer = offered.offer()
+        channel = lane.channel
         driver = await self._gate.admit(offer, peer=peer)
         async with self._claim(offer):
             have = (await driver.inspect(offer.volume_id)).generations
-            await lane.run(partial(channel.say, Have.of(have)))
             if offer.generation in have:
+                await self._gate.confirm(offer, peer=peer)
+                await lane.run(partial(channel.say, Have.of(have)))
                 return
-            start = await lane.run(channel.hear)
-            if not isinstance(start, Start):
-                raise channel.unexpected(start)
-            base = start.parsed()
+            start = await lane.run(partial(_agree, channel, Have.of(have)))
             intake = _Intake(channel)
-            async with driver.receive(offer.volume_id, offer.generation, base=base) as pipe:
+            async with driver.receive(
+                offer.volume_id, offer.generation, base=start.parsed()
+            ) as pipe:
                 await lane.run(partial(intake.pour, pipe))
-            await lane.run(intake.finish)
+            if not intake.ended:
+                await lane.run(intake.finish)
+            await self._gate.confirm(offer, peer=peer)
         # The claim is let go before the sender hears of it: its next offer may come at once.
         await lane.run(partial(channel.say, Done()))
         _log.info(
@@ -286,12 +296,38 @@ class TransportServer:
             del self._claims[offer.volume_id]
 
 
+async def _hear_offer(lane: Lane) -> Offered:
+    offered = await lane.run(lane.channel.hear)
+    if not isinstance(offered, Offered):
+        raise lane.channel.unexpected(offered)
+    return offered
+
+
+async def _hear_next_offer(lane: Lane) -> Offered | None:
+    """None where the sender is gone, which it may be between two conversations."""
+    try:
+        return await _hear_offer(lane)
+    except PeerUnavailable:
+        if lane.channel.parted:
+            return None
+        raise
+
+
+def _agree(channel: Channel, have: Have) -> Start:
+    """Say what is here, and hear what the stream will be a difference to."""
+    channel.say(have)
+    start = channel.hear()
+    if not isinstance(start, Start):
+        raise channel.unexpected(start)
+    return start
+
+
 class _Intake:
     """Takes the stream from the channel to the driver's pipe, and counts it."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
-        self._ended = False
+        self.ended = False
         self.received_bytes = 0
 
     def pour(self, pipe: int) -> None:
@@ -309,7 +345,7 @@ class _Intake:
 
     def finish(self) -> None:
         """Hear the rest of the stream, if the driver accepted it without reading that."""
-        while not self._ended:
+        while not self.ended:
             self._next()
 
     def _next(self) -> int:
@@ -332,7 +368,7 @@ class _Intake:
                 f"{frame.bytes} bytes were sent and {self.received_bytes} arrived",
                 remedy="send it again; report it if it repeats",
             )
-        self._ended = True
+        self.ended = True
         return 0
 
     def _write(self, pipe: int, view: memoryview) -> None:

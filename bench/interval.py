@@ -1,0 +1,74 @@
+"""What `durability=interval` costs somebody who writes all the time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from bench.figures import Figure, Result, Rounds, Target, turns
+from bench.world import CONTAINER, PYTHON, World
+
+_VOLUMES = {"ours": "bench-interval", "theirs": "bench-single"}
+_RATES = {"200 files a second": 200, "files as fast as can be": 0}
+
+
+def measure(world: World) -> Result:
+    """See the module."""
+    rounds, seconds = world.pick(6, 2), world.pick(6, 4)
+    holder, _ = world.volume_in_sync(_VOLUMES["ours"], durability="interval", interval="1s")
+    world.volume(holder, _VOLUMES["theirs"])
+    collected = Rounds()
+    for number, leg in enumerate(turns(rounds + 1, *_VOLUMES)):
+        for what, rate in _RATES.items():
+            world.settle()
+            before, began = _busy_seconds(world), time.monotonic()
+            found = _write(world, holder, _VOLUMES[leg], seconds, rate)
+            if number >= len(_VOLUMES):
+                collected.add(what, leg, found["writing"] / found["files"])
+                busy = (_busy_seconds(world) - before) / (time.monotonic() - began)
+                collected.add(f"{what}: busy processors", leg, busy)
+    world.sh(holder, f"docker volume rm {' '.join(_VOLUMES.values())}")
+    return Result(
+        title="Writing while copies are kept by intervals",
+        reference="the same on a volume with one copy.",
+        how=(
+            f"In a container one program replaces small files of 3,000 bytes, 2,000 of them round and "
+            f"round and without sync calls, for {seconds} s; durability=interval, interval=1s, "
+            f"copies=2; {rounds} rounds after one to warm up. The first value is the mean time that "
+            f"the program takes for one file. Both ends of the replication run on the writer's own "
+            f"processors here; busy processors are those of all machines together, with the container's "
+            f"start."
+        ),
+        figures=tuple(_figures(collected)),
+    )
+
+
+def _write(world: World, node: str, volume: str, seconds: int, rate: int) -> Any:
+    within = (*CONTAINER, "-v", f"{volume}:/data", PYTHON)
+    (found,) = world.probe(node, "stream", "/data", seconds, rate, within=within)
+    return found
+
+
+def _figures(collected: Rounds) -> Iterable[Figure]:
+    for what in _RATES:
+        yield Figure(
+            what=what,
+            ours=collected.of(what, "ours"),
+            theirs=collected.of(what, "theirs"),
+            target=Target(at_most=1.05),
+        )
+        busy = f"{what}: busy processors"
+        yield Figure(
+            what=busy,
+            ours=collected.of(busy, "ours"),
+            theirs=collected.of(busy, "theirs"),
+            unit="cores",
+        )
+
+
+def _busy_seconds(world: World) -> float:
+    """Seconds that all processors together have worked since the boot."""
+    fields = world.sh(world.nodes[0], "head -1 /proc/stat; getconf CLK_TCK").split()
+    user, nice, system, _idle, _wait, *other = (int(field) for field in fields[1:8])
+    return (user + nice + system + sum(other)) / int(fields[-1])

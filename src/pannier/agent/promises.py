@@ -1,0 +1,135 @@
+"""What this node has promised others about their volumes.
+
+To a holder that cannot reach the store: not to take its volume over for some time. And from the
+moment at which it begins a takeover itself: to confirm, and to promise, nothing more for the old
+epoch, since what the holder acknowledged then would not be in what the new epoch begins with.
+
+The first is kept in memory: after a start nothing is taken over for as long as an earlier run could
+have promised. The second is on disk before the store is asked for the change, since the change may
+happen long after this run has ended, or have happened without this node's remembering it: it ends
+only when the store's record shows that it did not happen and cannot any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import msgspec
+
+from pannier.agent.clock import boottime
+from pannier.core.errors import OutcomeUnknown, PannierError, StorageError
+from pannier.core.lease import PROMISE_SECONDS
+from pannier.core.volume import Volume
+from pannier.storage.durable import write_file
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """A takeover was begun: ``epoch`` is what it would end, ``revision`` the record's before it."""
+
+    epoch: int
+    revision: int
+
+
+class Promises:
+    """Times are seconds since boot.
+
+    Args:
+        file: where the takeovers that were begun outlast this run; in memory only without one.
+    """
+
+    def __init__(self, *, file: Path | None = None, clock: Callable[[], float] = boottime) -> None:
+        self._clock = clock
+        self._file = file
+        self._not_before = clock() + PROMISE_SECONDS
+        self._until: dict[str, float] = {}
+        self._refused = self._load()
+        self._saving = asyncio.Lock()
+
+    def promise(self, volume_id: str, *, epoch: int, seconds: float) -> bool:
+        """Promise not to take the volume over from its holder at ``epoch``; False where it is too late."""
+        if self.refuses(volume_id, epoch=epoch):
+            return False
+        until = self._clock() + min(seconds, PROMISE_SECONDS)
+        self._until[volume_id] = max(self._until.get(volume_id, until), until)
+        return True
+
+    def seconds_left(self, volume_id: str) -> float:
+        """For how long this node may not take the volume over; 0.0 where it may."""
+        until = max(self._not_before, self._until.get(volume_id, 0.0))
+        return max(until - self._clock(), 0.0)
+
+    @asynccontextmanager
+    async def taking(self, volume: Volume, *, revision: int) -> AsyncIterator[None]:
+        """Nothing of the volume's present epoch, or an earlier one, is confirmed from here on, while
+        the block tries to change the record that was read at ``revision``.
+
+        That ends with an error which says that nothing was changed. It stays with every other
+        outcome: with success, with OutcomeUnknown, and where the block was cancelled.
+
+        Raises:
+            StorageError: it cannot be written down; the block was not entered.
+        """
+        before = self._refused.get(volume.id)
+        self._refused[volume.id] = Refusal(volume.grant.epoch, revision)
+        try:
+            await self._save()
+            yield
+        except OutcomeUnknown:
+            raise
+        except PannierError:
+            if before != self._refused.get(volume.id):  # else an earlier change is on its way, too
+                await self._restore(volume.id, before)
+            raise
+
+    async def _restore(self, volume_id: str, refusal: Refusal | None) -> None:
+        if refusal is None:
+            self._refused.pop(volume_id, None)
+        else:
+            self._refused[volume_id] = refusal
+        await self._save()
+
+    async def settle(self, volume: Volume, *, revision: int) -> None:
+        """The store's record was just read: a takeover from the same epoch that was begun at another
+        revision did not happen, and cannot any more.
+        """
+        found = self._refused.get(volume.id)
+        if found is not None and found.epoch == volume.grant.epoch and found.revision != revision:
+            await self._restore(volume.id, None)
+
+    def refuses(self, volume_id: str, *, epoch: int) -> bool:
+        """Whether a generation that was offered at this epoch must not be confirmed."""
+        found = self._refused.get(volume_id)
+        return found is not None and found.epoch >= epoch
+
+    def _load(self) -> dict[str, Refusal]:
+        """What is on disk.
+
+        Raises:
+            StorageError: it cannot be read; without it nothing may be confirmed.
+        """
+        if self._file is None:
+            return {}
+        try:
+            return msgspec.json.decode(self._file.read_bytes(), type=dict[str, Refusal])
+        except FileNotFoundError:
+            return {}
+        except (OSError, msgspec.MsgspecError) as error:
+            raise StorageError(
+                f"{self._file} cannot be read: {error}",
+                remedy="remove it only while this node reaches the store and no volume is taken over",
+            ) from error
+
+    async def _save(self) -> None:
+        if self._file is None:
+            return
+        async with self._saving:  # an older content must not come after a newer one
+            content = msgspec.json.encode(self._refused)
+            try:
+                await asyncio.to_thread(write_file, self._file, content)
+            except OSError as error:
+                raise StorageError(
+                    f"{self._file} cannot be written: {error}", remedy="see the disk"
+                ) from error

@@ -1,0 +1,189 @@
+"""The barrier as the daemon knows it: takes listeners, keeps them, and says what waits."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import NoReturn
+
+import structlog
+
+from pannier.agent.mounts import DEFAULT_ROOT, Location, locate, own_mounts
+from pannier.barrier import arrivals, syncwrites
+from pannier.barrier.calls import Strategy
+from pannier.barrier.groups import Backlog, Groups
+from pannier.barrier.keeping import Keeping, Origin, is_listener
+from pannier.barrier.listener import Listener
+from pannier.barrier.reach import Reach
+from pannier.core.errors import PannierError
+
+log = structlog.get_logger(__name__)
+
+DEFAULT_DIRECTORY = Path("/run/pannier/barrier")
+_HANDOVER_SECONDS = 10.0
+_SCAN_SECONDS = 30.0
+
+
+class Barrier:
+    """Holds the sync calls of containers that use held volumes.
+
+    A volume is *held* while its mark is set: ``pannier-runtime`` then gives new containers that mount it
+    the barrier. Containers that have it keep it, whatever happens to the mark.
+    """
+
+    def __init__(
+        self,
+        strategy: Strategy,
+        *,
+        mount_root: Path = DEFAULT_ROOT,
+        directory: Path = DEFAULT_DIRECTORY,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            mount_root: the directory with the mount points that Docker is given.
+            directory: on tmpfs: what must survive this process, but no boot.
+        """
+        self._mount_root = mount_root
+        self._marks = directory / "held"
+        self._marks.mkdir(mode=0o755, parents=True, exist_ok=True)
+        self._keeping = Keeping(directory / "listeners")
+        self._groups = Groups(strategy)
+        self._listeners: dict[str, Listener] = {}
+        self._warned: set[str] = set()
+        self._handovers: set[asyncio.Task[None]] = set()
+
+    # -- marks -----------------------------------------------------------------------------------
+
+    def hold(self, volume: str) -> None:
+        """Have new containers with this volume get the barrier; before Docker may mount it."""
+        (self._marks / volume).touch()
+
+    def release(self, volume: str) -> None:
+        """New containers with this volume get no barrier any more."""
+        (self._marks / volume).unlink(missing_ok=True)
+
+    def held(self) -> frozenset[str]:
+        """The volumes that are marked."""
+        return frozenset(file.name for file in self._marks.iterdir())
+
+    # -- what there is ---------------------------------------------------------------------------
+
+    def containers(self, volume: str) -> frozenset[str]:
+        """Ids of the containers whose sync calls on this volume are held."""
+        return frozenset(
+            listener.origin.container
+            for listener in self._listeners.values()
+            if volume in listener.origin.places
+        )
+
+    def waiting(self, volume: str) -> Backlog:
+        """What waits for this volume now."""
+        return self._groups.backlog(volume)
+
+    # -- work ------------------------------------------------------------------------------------
+
+    def restore(self, descriptors: Iterable[tuple[str, int]]) -> None:
+        """Take up the listeners that systemd has kept; called once, before :meth:`run`.
+
+        Args:
+            descriptors: name and number of all that systemd handed down; what is not a listener is
+                left alone.
+        """
+        kept = [(name, fd) for name, fd in descriptors if is_listener(name)]
+        self._keeping.sweep({name for name, _fd in kept})
+        for name, fd in kept:
+            origin = self._keeping.recall(name) or Origin("unknown", 0, self._places(self.held()))
+            self._listen(name, fd, origin)
+        if kept:
+            log.info("barrier.restored", listeners=len(kept))
+
+    async def run(self, server: socket.socket) -> NoReturn:
+        """Take new listeners from ``server`` for ever: run as a task. Ending it ends no container:
+        what waits does so until the next process takes it up.
+        """
+        loop = asyncio.get_running_loop()
+        server.setblocking(False)
+        scan = asyncio.create_task(self._scan(), name="barrier scan")
+        try:
+            while True:
+                connection, _address = await loop.sock_accept(server)
+                task = asyncio.create_task(self._take(connection), name="barrier hand-over")
+                self._handovers.add(task)
+                task.add_done_callback(self._handovers.discard)
+        finally:
+            scan.cancel()
+            await self._groups.close()
+            for listener in self._listeners.values():
+                listener.close()
+            self._listeners.clear()
+
+    async def _take(self, connection: socket.socket) -> None:
+        names: list[str] = []
+        try:
+            with connection:
+                connection.setblocking(False)
+                arrival, fd = await asyncio.wait_for(
+                    arrivals.receive(connection, lambda fd: names.append(self._keeping.store(fd))),
+                    _HANDOVER_SECONDS,
+                )
+        except (PannierError, TimeoutError, OSError) as error:
+            log.error("barrier.no-listener", error=str(error) or repr(error))
+            for name in names:
+                self._keeping.forget(name)
+            return
+        volumes = self.held() if arrival.volumes is None else arrival.volumes
+        origin = Origin(arrival.container, arrival.pid, self._places(volumes))
+        self._keeping.describe(names[0], origin)
+        self._listen(names[0], fd, origin)
+
+    def _listen(self, name: str, fd: int, origin: Origin) -> None:
+        listener = Listener(
+            fd,
+            origin,
+            name=name,
+            reach=Reach(origin.places, str(self._mount_root)),
+            pending=self._keeping.pending(name),
+            groups=self._groups,
+            synchronous=self._warn,
+            ended=self._ended,
+        )
+        self._listeners[name] = listener
+        listener.start()
+
+    def _ended(self, listener: Listener) -> None:
+        self._keeping.forget(listener.name)
+        del self._listeners[listener.name]
+        if all(o.origin.container != listener.origin.container for o in self._listeners.values()):
+            self._warned.discard(listener.origin.container)
+
+    def _places(self, volumes: Iterable[str]) -> Mapping[str, Location | None]:
+        mounts = own_mounts()
+        visible = {mount.point for mount in mounts}
+        points = {volume: self._mount_root / volume for volume in volumes}
+        return {
+            volume: locate(point, mounts) if str(point) in visible else None
+            for volume, point in points.items()
+        }
+
+    # -- files that are written through -----------------------------------------------------------
+
+    async def _scan(self) -> NoReturn:
+        while True:
+            await asyncio.sleep(_SCAN_SECONDS)
+            unwarned = {
+                listener.origin.pid: listener
+                for listener in self._listeners.values()
+                if listener.origin.container not in self._warned
+            }
+            spaces = {pid: listener.reach for pid, listener in unwarned.items()}
+            for key, (pid, fd) in (await asyncio.to_thread(syncwrites.find, spaces)).items():
+                self._warn(unwarned[key], pid, fd)
+
+    def _warn(self, listener: Listener, pid: int, fd: int) -> None:
+        container = listener.origin.container
+        if container not in self._warned:
+            self._warned.add(container)
+            syncwrites.warn(container, listener.origin.places, pid, fd)

@@ -1,0 +1,193 @@
+"""Group commit: the calls that wait for a volume are made good together, one group at a time.
+
+All calls that wait when a group begins are in it; those that come later form the next.
+
+A signal withdraws a waiting call, and the kernel restarts it as a new one. A caller with a fast timer
+might so never see the end of a group. Its call keeps the time of its first arrival, and is let go
+when a group that began after that time is done and nothing was written since.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+
+from pannier.agent.clock import boottime
+from pannier.barrier.calls import Strategy, SyncCall
+from pannier.core.errors import PannierError
+
+log = structlog.get_logger(__name__)
+
+FIRST_PAUSE_SECONDS = 0.1
+LONGEST_PAUSE_SECONDS = 2.0
+"""Between two tries of a group that could not be made durable; each pause is twice the last."""
+_LOOKS = 3
+"""So often, before a group, it is asked whether a volume with restarted calls is unchanged."""
+
+
+@dataclass(slots=True, eq=False)
+class Waiting:
+    """A call with the volumes that it still waits for.
+
+    Attributes:
+        volumes: names; changed by the groups, and empty as soon as the call is answered.
+        is_there: whether its thread still waits.
+        answer: let it go on.
+        lapse: told instead of ``answer`` when its thread was found to wait no longer.
+    """
+
+    call: SyncCall
+    volumes: set[str]
+    is_there: Callable[[], bool]
+    answer: Callable[[], None]
+    lapse: Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """How many calls wait for a volume, and since how many seconds the first of them does."""
+
+    calls: int
+    oldest_seconds: float
+
+
+class Groups:
+    """The calls that wait, by volume. For one event loop; nothing here is safe between threads."""
+
+    def __init__(self, strategy: Strategy, *, now: Callable[[], float] = boottime) -> None:
+        self._strategy = strategy
+        self._now = now
+        self._queues: dict[str, _Queue] = {}
+
+    def add(self, waiting: Waiting) -> None:
+        """Let a call wait for all its volumes."""
+        for volume in tuple(waiting.volumes):
+            queue = self._queues.get(volume)
+            if queue is None:
+                queue = self._queues[volume] = _Queue(volume, self._strategy, self._now)
+            queue.add(waiting)
+
+    def discard(self, waiting: Waiting) -> None:
+        """Forget a call that nobody waits for any more; one that is not there is no error."""
+        for volume in waiting.volumes:
+            if volume in self._queues:
+                self._queues[volume].discard(waiting)
+
+    def backlog(self, volume: str) -> Backlog:
+        """What waits for a volume now."""
+        queue = self._queues.get(volume)
+        arrivals = [waiting.call.arrival for waiting in queue.waiting] if queue else []
+        if not arrivals:
+            return Backlog(0, 0.0)
+        return Backlog(len(arrivals), max(0.0, self._now() - min(arrivals)))
+
+    async def close(self) -> None:
+        """End the work; what waits stays unanswered."""
+        tasks = [queue.task for queue in self._queues.values() if queue.task]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class _Queue:
+    """The calls that wait for one volume.
+
+    Attributes:
+        waiting: in the order of arrival: those of the group under way, and of the next.
+        task: the work on them; None while nothing waits.
+    """
+
+    def __init__(self, volume: str, strategy: Strategy, now: Callable[[], float]) -> None:
+        self.waiting: dict[Waiting, None] = {}
+        self.task: asyncio.Task[None] | None = None
+        self._volume = volume
+        self._strategy = strategy
+        self._now = now
+        self._begun = -math.inf  # when the last group that is done began
+
+    def add(self, waiting: Waiting) -> None:
+        self.waiting[waiting] = None
+        if self.task is None:
+            self.task = asyncio.create_task(self._work(), name=f"barrier {self._volume}")
+
+    def discard(self, waiting: Waiting) -> None:
+        self.waiting.pop(waiting, None)
+
+    async def _work(self) -> None:
+        try:
+            while self.waiting:
+                await self._release_restarted()
+                await self._group()
+        finally:
+            self.task = None
+
+    async def _group(self) -> None:
+        """Make all that waits durable, for as long as it takes."""
+        pause, failure = FIRST_PAUSE_SECONDS, ""
+        while group := self._present():
+            begun = self._now()
+            try:
+                await self._strategy.make_durable(self._volume, [each.call for each in group])
+            except Exception as error:  # also our own mistakes: an answer would be a lie
+                failure = self._complain(error, failure, len(group))
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+                continue
+            if failure:
+                log.info("barrier.again-durable", volume=self._volume, calls=len(group))
+            self._begun = begun
+            for each in group:
+                self._release(each)
+            return
+
+    def _present(self) -> list[Waiting]:
+        """The calls whose threads still wait; the others are dropped."""
+        for each in [each for each in self.waiting if not each.is_there()]:
+            self.discard(each)
+            each.lapse()
+        return list(self.waiting)
+
+    async def _release_restarted(self) -> None:
+        """Let go the restarted calls whose data a group has covered, if that is still so.
+
+        A call may be withdrawn during the look, and its successor come too late for that look. The
+        next look then begins with a call that has most of its time before it.
+        """
+        for _ in range(_LOOKS):
+            covered = [each for each in self.waiting if each.call.arrival < self._begun]
+            if not covered or not await self._is_unchanged():
+                return
+            for each in covered:
+                self._release(each)
+
+    async def _is_unchanged(self) -> bool:
+        try:
+            return await self._strategy.unchanged(self._volume)
+        except Exception:
+            return False  # the calls wait for the next group, which says why it cannot be done
+
+    def _release(self, waiting: Waiting) -> None:
+        if waiting not in self.waiting:
+            return  # it was withdrawn, or somebody was quicker
+        self.discard(waiting)
+        waiting.volumes.discard(self._volume)
+        if not waiting.volumes:
+            waiting.answer()
+
+    def _complain(self, error: Exception, before: str, calls: int) -> str:
+        """Log a failure, once for each text of it in a row; returns the text."""
+        text = str(error) or repr(error)
+        if text != before:
+            known = isinstance(error, PannierError)
+            log.warning(
+                "barrier.not-durable",
+                volume=self._volume,
+                calls=calls,
+                error=text,
+                exc_info=None if known else error,
+            )
+        return text

@@ -1,0 +1,195 @@
+"""One seccomp listener: the sync calls of a container, or of one process that was exec'd into it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+from collections.abc import Callable
+from functools import partial
+
+from pannier.agent.clock import boottime
+from pannier.barrier import kernel
+from pannier.barrier.calls import SyncCall
+from pannier.barrier.groups import Groups, Waiting
+from pannier.barrier.keeping import Origin
+from pannier.barrier.kernel import Notification
+from pannier.barrier.pending import Pending
+from pannier.barrier.reach import Reach
+
+_AT_ONCE = 64
+"""So many calls are taken before other work of the event loop has its turn."""
+_PROBED = 1024
+_LAPSED_SECONDS = 60.0
+"""A restarted call comes at once after its signal's handler; one that did not is forgotten."""
+
+_Key = tuple[str, tuple[int, ...]]
+
+
+class Listener:
+    """Takes calls from the kernel, lets them wait in the groups, and answers them."""
+
+    def __init__(
+        self,
+        fd: int,
+        origin: Origin,
+        *,
+        name: str,
+        reach: Reach,
+        pending: Pending,
+        groups: Groups,
+        synchronous: Callable[[Listener, int, int], None],
+        ended: Callable[[Listener], None],
+    ) -> None:
+        """Make a listener that does not listen yet; it owns ``fd``.
+
+        Args:
+            name: under which it is kept.
+            synchronous: told the thread and descriptor of a sync call on a file of a held volume
+                that writes through.
+            ended: told when the last process with the filter is gone; the descriptor is closed.
+        """
+        self.fd = fd
+        self.origin = origin
+        self.name = name
+        self.reach = reach
+        self._pending = pending
+        self._groups = groups
+        self._synchronous = synchronous
+        self._ended = ended
+        self._poll = select.poll()
+        self._poll.register(fd, select.POLLIN)
+        self._loop = asyncio.get_running_loop()
+        self._paused = False
+        self._waiting: dict[int, tuple[Waiting, int]] = {}  # by id; with the slot
+        self._by_thread: dict[int, tuple[_Key, int]] = {}  # with the id
+        self._lapsed: dict[int, tuple[_Key, float, float]] = {}  # first arrival, and when it lapsed
+
+    def start(self) -> None:
+        """Take up the calls from before a restart, and listen."""
+        self._restore()
+        self._loop.add_reader(self.fd, self._readable)
+
+    def close(self) -> None:
+        """Stop listening. What waits goes on waiting, for as long as systemd has the descriptor."""
+        self._loop.remove_reader(self.fd)
+        for waiting, _slot in self._waiting.values():
+            self._groups.discard(waiting)
+        self._waiting.clear()
+        self._pending.close()
+        os.close(self.fd)
+
+    # -- calls come ------------------------------------------------------------------------------
+
+    def _readable(self) -> None:
+        for _ in range(_AT_ONCE):
+            events = self._poll.poll(0)
+            if not events:
+                return
+            if not events[0][1] & select.POLLIN:
+                self.close()
+                self._ended(self)
+                return
+            if self._pending.full:  # the rest waits in the kernel
+                self._loop.remove_reader(self.fd)
+                self._paused = True
+                return
+            if call := kernel.receive(self.fd):
+                self._take(call)
+
+    def _take(self, call: Notification) -> None:
+        slot = self._pending.add(call.ident)
+        first = self._first_arrival(call)
+        reached = self.reach.of(call)
+        if reached.synchronous and reached.volumes and call.fd is not None:
+            self._synchronous(self, call.tid, call.fd)
+        self._wait(call, slot, first, set(reached.volumes))
+
+    def _wait(self, call: Notification, slot: int, first: float, volumes: set[str]) -> None:
+        """Let a call wait for ``volumes``, or go on at once where there are none.
+
+        What /proc said of the thread was true of this call if it can be answered: then the thread
+        has waited all the time.
+        """
+        if not volumes:
+            kernel.let_continue(self.fd, call.ident)
+            self._pending.clear(slot)
+            return
+        made = SyncCall(self.origin.container, call.tid, call.name, call.fd, first)
+        waiting = Waiting(
+            call=made,
+            volumes=volumes,
+            is_there=partial(kernel.is_waiting, self.fd, call.ident),
+            answer=partial(self._answer, call.ident),
+            lapse=partial(self._forget, call.ident),
+        )
+        self._waiting[call.ident] = waiting, slot
+        if call.tid:
+            self._by_thread[call.tid] = _key(call), call.ident
+        self._groups.add(waiting)
+
+    def _restore(self) -> None:
+        """Let the calls that an earlier process received wait for all volumes: it is not known
+        what they were, for the kernel does not say it again.
+
+        The kernel counts ids up. So a process that was killed between taking a call and storing its
+        id is made up for by asking for the next ids.
+        """
+        for slot, ident in self._pending:
+            if not kernel.is_waiting(self.fd, ident):
+                self._pending.clear(slot)
+        known = {ident for _slot, ident in self._pending}
+        last = self._pending.last
+        for ident in range(last, last + _PROBED) if last else ():
+            if ident not in known and kernel.is_waiting(self.fd, ident):
+                self._pending.add(ident)
+        for slot, ident in self._pending:
+            unknown = Notification(ident, 0, "unknown", ())
+            self._wait(unknown, slot, boottime(), set(self.origin.places))
+
+    # -- calls end -------------------------------------------------------------------------------
+
+    def _answer(self, ident: int) -> None:
+        if not kernel.let_continue(self.fd, ident):
+            self._forget(ident)
+            return
+        waiting, slot = self._waiting.pop(ident)
+        self._pending.clear(slot)
+        self._by_thread.pop(waiting.call.pid, None)
+        self._resume()
+
+    def _forget(self, ident: int) -> None:
+        """A signal ended the call; remember it, in case that the kernel restarts it."""
+        waiting, slot = self._waiting.pop(ident)
+        self._groups.discard(waiting)
+        self._pending.clear(slot)
+        tid = waiting.call.pid
+        if tid in self._by_thread:
+            key, _ident = self._by_thread.pop(tid)
+            now = boottime()
+            self._lapsed = {
+                tid: lapsed
+                for tid, lapsed in self._lapsed.items()
+                if now - lapsed[2] < _LAPSED_SECONDS
+            }
+            self._lapsed[tid] = key, waiting.call.arrival, now
+        self._resume()
+
+    def _resume(self) -> None:
+        """Listen again, if there was no room."""
+        if self._paused:
+            self._paused = False
+            self._loop.add_reader(self.fd, self._readable)
+
+    def _first_arrival(self, call: Notification) -> float:
+        """When the call came for the first time: earlier than now for a restarted one."""
+        if call.tid in self._by_thread:  # a thread waits for one call at a time
+            self._forget(self._by_thread[call.tid][1])
+        key, arrival, _lapsed = self._lapsed.pop(call.tid, (None, 0.0, 0.0))
+        return arrival if key == _key(call) else boottime()
+
+
+def _key(call: Notification) -> _Key:
+    """What is the same in a restarted call; other registers may hold anything."""
+    relevant = {"msync": 3, "sync": 0}.get(call.name, 1)
+    return call.name, call.arguments[:relevant]

@@ -1,0 +1,78 @@
+"""Files that are written through (O_SYNC, O_DSYNC): such a write is no sync call and is not held.
+
+Nothing can be done about it but to say so: once for each container.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+
+import structlog
+
+from pannier.barrier.reach import Reach
+
+log = structlog.get_logger(__name__)
+
+
+def find(spaces: Mapping[int, Reach], *, proc: Path = Path("/proc")) -> dict[int, tuple[int, int]]:
+    """Look for files of held volumes that are open for writing through.
+
+    Reads the descriptors of every process in these containers: some 10 us each.
+
+    Args:
+        spaces: a process of each container, by whose mount namespace the others are found.
+
+    Returns:
+        for the containers that have one, by the key in ``spaces``: process and descriptor.
+    """
+    wanted = {space: pid for pid in spaces if (space := _namespace(proc, pid))}
+    found: dict[int, tuple[int, int]] = {}
+    for pid in _processes(proc):
+        leader = wanted.get(_namespace(proc, pid))
+        if leader is None or leader in found:
+            continue
+        for fd in _descriptors(proc, pid):
+            with contextlib.suppress(OSError, ValueError, LookupError):
+                reached = spaces[leader].of_descriptor(pid, fd)
+                if reached.synchronous and reached.volumes:
+                    found[leader] = pid, fd
+                    break
+    return found
+
+
+def warn(container: str, volumes: Collection[str], pid: int, fd: int) -> None:
+    """Say it."""
+    try:
+        path = os.readlink(f"/proc/{pid}/fd/{fd}")
+    except OSError:
+        path = ""
+    log.warning(
+        "barrier.sync-writes-not-held",
+        volume=",".join(sorted(volumes)),
+        container=container,
+        pid=pid,
+        path=path,
+        why="the file is open with O_SYNC or O_DSYNC: its writes return before other copies have "
+        "them; only fsync, fdatasync, sync, syncfs and msync wait",
+    )
+
+
+def _namespace(proc: Path, pid: int) -> str:
+    try:
+        return os.readlink(proc / str(pid) / "ns/mnt")
+    except OSError:
+        return ""
+
+
+def _processes(proc: Path) -> Iterator[int]:
+    return (int(name) for name in os.listdir(proc) if name.isdigit())
+
+
+def _descriptors(proc: Path, pid: int) -> list[int]:
+    try:
+        return [int(name) for name in os.listdir(proc / str(pid) / "fd")]
+    except OSError:
+        return []

@@ -1,0 +1,74 @@
+"""How long a node may believe that it holds a volume: arithmetic of leases and promises.
+
+All times are seconds on the node's own clock that only ever passes (CLOCK_BOOTTIME). A span that
+somebody else counts is counted here from *before* we asked, and ends a margin early: so a node
+stops before anybody else may begin, as long as no clock runs wrong by more than the margin.
+
+See docs/guarantees.md for the sum of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import inf
+
+from pannier.core.errors import InvalidInput
+
+SHORTEST_TTL_SECONDS = 2.0
+LONGEST_TTL_SECONDS = 60.0
+PROMISE_SECONDS = 10.0
+"""For so long a peer promises not to take a volume over. Longer than a lease: it bridges an election."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """A lease's length.
+
+    Attributes:
+        ttl: seconds after its last renewal at which the store ends it.
+    """
+
+    ttl: float = 4.0
+
+    def __post_init__(self) -> None:
+        if not SHORTEST_TTL_SECONDS <= self.ttl <= LONGEST_TTL_SECONDS:
+            raise InvalidInput(
+                f"a lease of {self.ttl:g} s is not possible",
+                remedy=f"use {SHORTEST_TTL_SECONDS:g} to {LONGEST_TTL_SECONDS:g} seconds",
+            )
+
+    @property
+    def margin(self) -> float:
+        """What the node stops earlier: for clocks that run unevenly, and to end its containers."""
+        return self.ttl / 4
+
+    @property
+    def renewal(self) -> float:
+        """Seconds between renewals: two may be lost."""
+        return self.ttl / 4
+
+    def trusted_until(self, asked_at: float) -> float:
+        """The end of a lease whose renewal was asked for at ``asked_at`` and granted."""
+        return asked_at + self.ttl - self.margin
+
+
+def promised_until(asked_at: float, seconds: float = PROMISE_SECONDS) -> float:
+    """The end of a promise of ``seconds`` that was asked for at ``asked_at`` and given."""
+    return asked_at + seconds * 0.9
+
+
+def held_until(
+    rivals: Iterable[str], *, lease_until: float, promises: Mapping[str, float]
+) -> float:
+    """Until when a node may act as the holder.
+
+    Args:
+        rivals: every node that could take the volume over.
+        lease_until: the end of its lease, if it knows since that lease's beginning that it holds.
+        promises: by node, until when that one has promised to leave the volume alone.
+    """
+    ends = [promises.get(name, -inf) for name in rivals]
+    if not ends:
+        return inf
+    return max(lease_until, min(ends))

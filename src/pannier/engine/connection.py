@@ -1,0 +1,129 @@
+"""The Docker engine's API on its unix socket: one call at a time, each with a time limit.
+
+Paths carry no API version: the engine then speaks its newest, and what is used here has the same
+form in all of them, from Docker 20.10 on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import aiohttp
+import msgspec
+
+from pannier.core.errors import EngineUnavailable, OutcomeUnknown
+
+T = TypeVar("T")
+
+
+class Connection:
+    """Calls to one engine. To be used in one event loop, then closed; a later call opens it anew."""
+
+    def __init__(self, socket: Path) -> None:
+        self._socket = socket
+        self._session: aiohttp.ClientSession | None = None
+
+    def open(self) -> aiohttp.ClientSession:
+        """The session itself, for answers that do not end."""
+        if self._session is None or self._session.closed:
+            self._session = aiohttp.ClientSession(
+                base_url="http://docker",
+                connector=aiohttp.UnixConnector(path=str(self._socket)),
+            )
+        return self._session
+
+    async def close(self) -> None:
+        """Close the connections."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    async def get(
+        self,
+        path: str,
+        kind: type[T],
+        *,
+        timeout_seconds: float,
+        **query: str,
+    ) -> T | None:
+        """The answer, decoded; None where the engine says 404.
+
+        Raises:
+            EngineUnavailable: any other status, no answer in time, or none that is one.
+        """
+        try:
+            status, content = await self._exchange("GET", path, query, None, timeout_seconds)
+            if status == 404:
+                return None
+            if status != 200:
+                raise self._refused(path, status, content)
+            return msgspec.json.decode(content, type=kind)
+        except TimeoutError as error:
+            raise self._no_answer(path, timeout_seconds) from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise self._unreachable(error) from error
+        except (msgspec.MsgspecError, UnicodeError) as error:
+            raise self.unavailable(f"gave an answer to {path} that is not its: {error}") from error
+
+    async def post(self, path: str, body: object, *, timeout_seconds: float, **query: str) -> None:
+        """Ask for a change.
+
+        Raises:
+            EngineUnavailable: it was not made: the engine refused, or was not reached.
+            OutcomeUnknown: no answer came; it may have been made.
+        """
+        try:
+            status, content = await self._exchange("POST", path, query, body, timeout_seconds)
+        except aiohttp.ClientConnectorError as error:
+            raise self._unreachable(error) from error
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise OutcomeUnknown(
+                f"the Docker engine at {self._socket} was asked for {path} and did not answer "
+                f"within {timeout_seconds:g} s",
+                remedy="look whether it was done, and ask again if not",
+            ) from error
+        if status not in (200, 201, 204):
+            raise self._refused(path, status, content)
+
+    async def _exchange(
+        self, method: str, path: str, query: Mapping[str, str], body: object, seconds: float
+    ) -> tuple[int, bytes]:
+        async with self.open().request(
+            method,
+            path,
+            params=query,
+            data=None if body is None else msgspec.json.encode(body),
+            headers={} if body is None else {"Content-Type": "application/json"},
+            timeout=aiohttp.ClientTimeout(total=seconds),
+        ) as response:
+            return response.status, await response.read()
+
+    def unavailable(self, what: str) -> EngineUnavailable:
+        """The engine, said to be not as it should; ``what`` follows its name."""
+        return EngineUnavailable(
+            f"the Docker engine at {self._socket} {what}",
+            remedy="see systemctl status docker on this node",
+        )
+
+    def _no_answer(self, path: str, seconds: float) -> EngineUnavailable:
+        return self.unavailable(f"did not answer {path} within {seconds:g} s")
+
+    def _unreachable(self, error: Exception) -> EngineUnavailable:
+        return self.unavailable(f"cannot be reached: {error}")
+
+    def _refused(self, path: str, status: int, content: bytes) -> EngineUnavailable:
+        return self.unavailable(f"answered {status} to {path}: {_message(content)}")
+
+
+def as_filters(filters: Mapping[str, list[str]]) -> str:
+    """Filters as a query's value."""
+    return msgspec.json.encode(filters).decode()
+
+
+def _message(content: bytes) -> str:
+    try:
+        return msgspec.json.decode(content, type=dict[str, str])["message"]
+    except (msgspec.MsgspecError, UnicodeError, KeyError):
+        return content[:200].decode("utf-8", "replace")

@@ -1,0 +1,125 @@
+"""A volume that this node holds and replicates: what was made of it, and how far its copies are."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+from pannier.core.generation import Generation
+from pannier.core.volume import Volume
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far one replica is. Times are seconds since boot."""
+
+    generation: Generation | None = None
+    current_at: float | None = None
+    """When it last was known to have everything up to ``generation``, made at that time."""
+    error: str = ""
+    failures: int = 0
+    """Attempts that failed since the beginning."""
+    sending: Generation | None = None
+    """On its way, or given up without an answer: it may be there."""
+    sent_bytes: int = 0
+    """Since the beginning, broken transfers included."""
+    absent_since: float | None = None
+
+    def has(self, generation: Generation) -> bool:
+        """Whether the replica confirmed ``generation`` or a later one."""
+        return self.generation is not None and self.generation >= generation
+
+
+@dataclass(slots=True)
+class Circle:
+    """Who may take a volume over from this node. It is one and the same for as long as this node
+    holds the volume, however often replication ends and begins again meanwhile."""
+
+    required: frozenset[str]
+    """Every node that the record may name as in sync, whatever became of changes without an answer."""
+    unsettled: bool = True
+    """A change of the record may be on its way yet: it voids that to write the record anew."""
+    group: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Taken to make a generation, and to make sync calls good or change who counts."""
+
+
+@dataclass(slots=True)
+class Held:
+    """One volume's replication."""
+
+    volume: Volume
+    since: float
+    circle: Circle
+    ended: bool = False
+    newest: Generation | None = None
+    durable: Generation | None = None
+    """The last one that sync calls were made good with."""
+    made_at: float = 0.0
+    found: frozenset[Generation] | None = None
+    """What was here at the beginning: any of it may be what a replica that is not heard yet has."""
+    made: set[Generation] = field(default_factory=set)
+    """What was made since, and may be here still."""
+    trouble: str = ""
+    """Why no generation can be made."""
+    written: asyncio.Condition = field(default_factory=asyncio.Condition)
+    """Told of each new generation."""
+    answered: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set at the next answer of any replica, good or bad; then there is another one."""
+    progress: dict[str, Progress] = field(default_factory=dict)
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
+
+    @property
+    def group(self) -> asyncio.Lock:
+        """See :class:`Circle`."""
+        return self.circle.group
+
+    def end(self) -> None:
+        """Nothing is sent any more; whoever waits for an answer need not."""
+        self.ended = True
+        self._note_answer()
+
+    async def note_made(self, generation: Generation, *, at: float) -> None:
+        """A generation was made of what was written before ``at``; the same one again if nothing was."""
+        async with self.written:
+            if generation != self.newest and generation not in (self.found or ()):
+                self.made.add(generation)
+            self.newest, self.made_at = generation, at
+            for progress in self.progress.values():
+                if progress.generation == generation:
+                    progress.current_at = at  # nothing was written since: it is current again
+                if self.trouble and progress.error == self.trouble:
+                    progress.error = ""
+            self.trouble = ""
+            self.written.notify_all()
+
+    def note_confirmed(self, node: str, *, at: float) -> None:
+        """A replica confirmed what was on its way to it, which was made at ``at``."""
+        progress = self.progress[node]
+        progress.generation, progress.current_at = progress.sending, at
+        progress.sending, progress.error = None, ""
+        self._note_answer()
+
+    def _note_answer(self) -> None:
+        answered, self.answered = self.answered, asyncio.Event()
+        answered.set()
+
+    def note_failed(self, node: str, error: str, *, arrived: bool | None) -> None:
+        """A replica did not confirm; ``arrived`` is None where it may have it all the same."""
+        progress = self.progress[node]
+        progress.error = error
+        progress.failures += 1
+        if arrived is False:
+            progress.sending = None
+        self._note_answer()
+
+    def lag_seconds(self, node: str, now: float) -> float:
+        """Age of the newest state that the replica is known to have."""
+        at = self.progress[node].current_at if node in self.progress else None
+        return now - (self.since if at is None else at)
+
+    def needed(self) -> frozenset[Generation]:
+        """What a replica may have as its newest."""
+        known = {p.generation for p in self.progress.values()}
+        maybe = (self.found or frozenset()) if None in known else frozenset()
+        known |= {p.sending for p in self.progress.values()} | maybe
+        return frozenset(one for one in known if one is not None)

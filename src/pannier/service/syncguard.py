@@ -1,0 +1,112 @@
+"""Whether this node's engine can hold the sync calls of a volume that asks for it: before each Mount."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable
+from typing import Protocol
+
+import structlog
+
+from pannier.core.errors import Conflict, EngineUnavailable
+from pannier.core.volume import Durability, Volume
+from pannier.engine.base import Engine, EngineFacts
+
+log = structlog.get_logger(__name__)
+
+RUNTIME = "pannier"
+"""What pannier-runtime is called in Docker's daemon.json."""
+OLDEST = {"kernel": (5, 9), "runc": (1, 1), "libseccomp": (2, 5)}
+"""For seccomp notifications that let a call go on and tell when nobody is left to make one."""
+
+
+ANSWER_SECONDS = 0.2
+FIRST_SECONDS = 2.0
+PATIENCE_SECONDS = 10.0
+
+
+class Marks(Protocol):
+    """Tells pannier-runtime which volumes' containers get the barrier."""
+
+    def hold(self, volume: str) -> None: ...
+    def release(self, volume: str) -> None: ...
+
+
+class SyncGuard:
+    """Admits a volume to this node's engine."""
+
+    def __init__(self, engine: Engine, marks: Marks, *, configured: Callable[[], str]) -> None:
+        """Prepare; :meth:`run` asks the engine ahead of time.
+
+        Args:
+            configured: the default runtime that the engine's configuration file names.
+        """
+        self._engine = engine
+        self._configured = configured
+        self._marks = marks
+        self._known: str | None = None
+        """The obstacle as of the engine's last answer; None before any."""
+
+    async def admit(self, volume: Volume) -> None:
+        """Prepare for containers with this volume; before Docker is told where it is mounted.
+
+        Raises:
+            Conflict: it asks for durability=fsync, and the engine's containers would get past that.
+        """
+        if volume.spec.durability is not Durability.FSYNC:
+            self._marks.release(volume.name)
+            return
+        # An engine asks us while it starts, before it answers others; and a Swarm manager tells little
+        # about itself while there is no leader. What it was able to do lately, it still is.
+        problem = await self._look(seconds=FIRST_SECONDS if self._known is None else ANSWER_SECONDS)
+        if problem:
+            raise Conflict(
+                f"volume {volume.name} asks for durability=fsync, and {problem}",
+                remedy="pannier runtime register, then systemctl reload docker; or use a volume with "
+                "durability=interval",
+            )
+        self._marks.hold(volume.name)
+
+    async def run(self) -> None:
+        """Know the engine before it matters, for ever: run as a task."""
+        async for _ in self._engine.starts():
+            self._known = None
+            while await self._look(seconds=PATIENCE_SECONDS) and self._known is None:
+                await asyncio.sleep(PATIENCE_SECONDS)
+
+    async def _look(self, *, seconds: float) -> str:
+        try:
+            async with asyncio.timeout(seconds):
+                self._known = obstacle(await self._engine.facts())
+        except (EngineUnavailable, TimeoutError) as error:
+            log.info("engine.not-asked", error=str(error) or f"no answer within {seconds:g} s")
+            if self._known is not None:
+                return self._known
+            # While it starts, it mounts its containers' volumes before it answers anybody.
+            return _obstacle_of(self._configured())
+        return self._known
+
+
+def obstacle(facts: EngineFacts) -> str:
+    """Why this engine's containers could get past the barrier; empty where they cannot."""
+    if problem := _obstacle_of(facts.default_runtime):
+        return problem
+    found = {"kernel": facts.kernel, "runc": facts.runc, "libseccomp": facts.libseccomp}
+    for name, version in found.items():
+        if version is None:
+            continue  # older engines do not tell; runc then refuses the container itself
+        numbers = tuple(int(each) for each in re.findall(r"\d+", version)[:2])
+        if numbers < OLDEST[name]:
+            oldest = ".".join(map(str, OLDEST[name]))
+            return f"{name} {version} here is too old for holding sync calls (needs {oldest})"
+    return ""
+
+
+def _obstacle_of(default_runtime: str) -> str:
+    if default_runtime == RUNTIME:
+        return ""
+    return (
+        f"Docker's default runtime here is {default_runtime}, not pannier-runtime, so that sync calls "
+        f"would not be held"
+    )

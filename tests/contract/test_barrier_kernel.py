@@ -1,0 +1,277 @@
+"""The barrier and the kernel: what is received, answered, withdrawn, restarted, and taken up again."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from barrier_kernel_world import World, new_world, until
+
+from pannier.barrier import kernel, pending, syncwrites
+from pannier.barrier.reach import Reach
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root: mounts and /proc of others"),
+]
+
+WAIT_KILLABLE_RECV = 32
+
+
+@pytest.fixture
+async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
+    async with new_world(tmp_path, monkeypatch) as world:
+        yield world
+
+
+async def test_a_call_waits_until_its_volume_is_durable(world: World) -> None:
+    async with world.running() as barrier:
+        caller = await world.caller()
+        thread = await caller.sync(world.file())
+        await world.waiting(1)
+        assert barrier.containers("one") == {"c"}
+        ((volume, (call,)),) = world.gate.groups
+        assert (volume, call.container, call.pid, call.name) == ("one", "c", thread, "fsync")
+        assert call.fd is not None
+        world.gate.open()
+        assert await caller.outcome() == "ok"
+        assert barrier.waiting("one").calls == 0
+
+
+async def test_calls_that_come_later_form_the_next_group(world: World) -> None:
+    async with world.running():
+        caller = await world.caller()
+        await caller.sync(world.file())
+        await world.waiting(1)
+        for call in ("os.fsync", "os.fdatasync"):
+            await caller.sync(world.file(), call)
+        await world.waiting(3)
+        world.gate.open()
+        for _ in range(3):
+            assert await caller.outcome() == "ok"
+        assert [len(calls) for _volume, calls in world.gate.groups] == [1, 2]
+
+
+async def test_a_call_concerns_the_volume_of_its_file(world: World, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").write_bytes(bytes(4096))
+    async with world.running() as barrier:
+        caller = await world.caller("one", "two")
+        await caller.sync(tmp_path / "elsewhere")
+        assert await caller.outcome() == "ok"
+        await caller.sync(world.file("two"))
+        await world.waiting(1, "two")
+        assert barrier.waiting("one").calls == 0
+        await caller.sync_all(tmp_path / "elsewhere")
+        await world.waiting(1, "one")
+        await world.waiting(2, "two")
+        world.gate.open()
+        assert [await caller.outcome() for _ in range(2)] == ["ok", "ok"]
+
+
+async def test_a_failed_group_is_tried_again(world: World) -> None:
+    async with world.running():
+        caller = await world.caller()
+        world.gate.failing = True
+        await caller.sync(world.file())
+        await until(lambda: len(world.gate.groups) == 3)
+        assert world.barrier.waiting("one").calls == 1
+        world.gate.failing = False
+        world.gate.open()
+        assert await caller.outcome() == "ok"
+
+
+async def test_a_dead_caller_delays_nobody_and_leaves_nothing(world: World) -> None:
+    async with world.running() as barrier:
+        dead, alive = await world.caller(container="dead"), await world.caller()
+        await dead.sync(world.file())
+        await world.waiting(1)
+        await alive.sync(world.file())
+        await dead.end()
+        await until(lambda: barrier.containers("one") == {"c"})
+        world.gate.open()
+        assert await alive.outcome() == "ok"
+        assert len(world.systemd.listen()) == 1
+        await alive.end()
+        await until(lambda: not world.systemd.listen())
+        assert not list((world.folder / "run/listeners").iterdir())
+
+
+# -- signals ---------------------------------------------------------------------------------------
+
+
+async def test_a_restarted_call_keeps_its_first_arrival(world: World) -> None:
+    async with world.running():
+        caller = await world.caller()
+        thread = await caller.sync(world.file())
+        await world.waiting(1)
+        first = world.gate.groups[0][1][0]
+        for _ in range(3):
+            await world.restart_call(caller, thread)
+        world.gate.open()
+        assert await caller.outcome() == "ok"
+        again = world.gate.groups[1][1][0]
+        assert (again.arrival, again.pid, again.fd) == (first.arrival, thread, first.fd)
+
+
+async def test_a_restarted_call_goes_on_when_nothing_was_written_since(world: World) -> None:
+    async with world.running():
+        caller = await world.caller()
+        thread = await caller.sync(world.file())
+        await world.waiting(1)
+        await world.restart_call(caller, thread)
+        world.gate.clean = True
+        world.gate.open()
+        assert await caller.outcome() == "ok"
+        assert len(world.gate.groups) == 1
+
+
+async def test_another_call_of_the_same_thread_is_no_restart(world: World) -> None:
+    async with world.running():
+        caller = await world.caller()
+        fd = f"os.open({str(world.file())!r}, os.O_RDWR)"
+        thread = await caller.begin(f"fds = {fd}, {fd}; libc.fsync(fds[0]); os.fsync(fds[1])")
+        await world.waiting(1)
+        await world.restart_call(caller, thread, signal.SIGUSR2)
+        world.gate.clean = True
+        world.gate.open()
+        assert await caller.outcome() == "ok"
+        (_volume, (first,)), (_volume, (second,)) = world.gate.groups
+        assert second.arrival > first.arrival
+
+
+async def test_a_call_is_not_interrupted_where_the_filter_says_so(world: World) -> None:
+    async with world.running():
+        try:
+            caller = await world.caller(flags=WAIT_KILLABLE_RECV)
+        except AssertionError:
+            pytest.skip("this kernel is older than 5.19")
+        thread = await caller.sync(world.file())
+        await world.waiting(1)
+        caller.interrupt(thread)
+        await asyncio.sleep(0.05)
+        world.gate.open()
+        assert await caller.outcome() == "ok"
+        assert len(world.gate.groups) == 1
+
+
+# -- restarts of the daemon ------------------------------------------------------------------------
+
+
+async def test_the_next_daemon_takes_up_what_waits(world: World) -> None:
+    async with world.running():
+        caller = await world.caller("one", "two")
+        await caller.sync(world.file())
+        await caller.sync(world.file())
+        await world.waiting(2)
+    world.gate.groups.clear()
+    async with world.running():
+        await world.waiting(2, "one")
+        await world.waiting(2, "two")  # what it was is not known any more
+        world.gate.open()
+        assert [await caller.outcome() for _ in range(2)] == ["ok", "ok"]
+        assert {call.name for _volume, calls in world.gate.groups for call in calls} == {"unknown"}
+        await caller.sync(world.file())
+        assert await caller.outcome() == "ok"
+
+
+async def test_a_call_that_was_received_but_not_yet_stored_is_taken_up(world: World) -> None:
+    """As if the daemon had been killed in between."""
+    world.gate.open()
+    async with world.running():
+        caller = await world.caller()
+        await caller.sync(world.file())
+        assert await caller.outcome() == "ok"
+    ((_name, listener),) = world.systemd.listen().items()
+    await caller.sync(world.file())
+    assert await asyncio.to_thread(kernel.receive, listener)
+    async with world.running():
+        assert await caller.outcome() == "ok"
+
+
+async def test_calls_wait_in_the_kernel_while_no_daemon_runs(world: World) -> None:
+    world.gate.open()
+    async with world.running():
+        first = await world.caller(container="first")
+    second = await world.caller(container="second")
+    await first.sync(world.file())
+    await second.sync(world.file())
+    async with world.running() as barrier:
+        assert [await first.outcome(), await second.outcome()] == ["ok", "ok"]
+        assert barrier.containers("one") == {"first", "second"}
+
+
+async def test_a_listener_of_which_nothing_is_known_holds_all_volumes(world: World) -> None:
+    """The daemon was killed after it had it kept, and before it had written down what it is."""
+    async with world.running():
+        caller = await world.caller()
+        await until(lambda: len(world.systemd.listen()) == 1)
+    for file in (world.folder / "run/listeners").glob("*.json"):
+        file.unlink()
+    world.gate.open()
+    (world.folder / "run/held/one").touch()
+    (world.folder / "run/held/two").touch()
+    async with world.running() as barrier:
+        await caller.sync_all(world.file())
+        assert await caller.outcome() == "ok"
+        assert {volume for volume, _calls in world.gate.groups} == {"one", "two"}
+        assert barrier.containers("two")
+
+
+async def test_more_calls_than_can_be_remembered_wait_in_the_kernel(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pending, "_SLOTS", 4)
+    monkeypatch.setattr(pending, "_BYTES", 32)
+    async with world.running() as barrier:
+        caller = await world.caller()
+        for _ in range(5):
+            await caller.sync(world.file())
+        await world.waiting(3)
+        await asyncio.sleep(0.05)
+        assert barrier.waiting("one").calls == 3
+        world.gate.open()
+        assert [await caller.outcome() for _ in range(5)] == ["ok"] * 5
+
+
+# -- the hand-over ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", [b"", b"nonsense", b'{"fds": [], "pid": 1, "state": {"id": "x"}}'])
+async def test_a_bad_hand_over_is_refused_and_leaves_nothing(world: World, text: bytes) -> None:
+    async with world.running() as barrier:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(str(world.folder / "sock"))
+            if text:
+                socket.send_fds(connection, [text], [world.server.fileno()])
+            connection.shutdown(socket.SHUT_WR)
+            connection.setblocking(False)
+            assert await asyncio.get_running_loop().sock_recv(connection, 1) == b""
+        await until(lambda: not world.systemd.listen())
+        world.gate.open()
+        caller = await world.caller()
+        await caller.sync(world.file())
+        assert await caller.outcome() == "ok"
+        assert barrier.containers("one") == {"c"}
+
+
+# -- files that are written through ----------------------------------------------------------------
+
+
+async def test_files_that_are_written_through_are_found(world: World) -> None:
+    async with world.running():
+        caller = await world.caller()
+        places = world.barrier._places(["one"])
+        reach = Reach(places, str(world.mounts))
+        (world.folder / "elsewhere").touch()
+        for file in (world.folder / "elsewhere", world.file()):
+            await caller.begin(f"os.open({str(file)!r}, os.O_WRONLY | os.O_SYNC)")
+            assert await caller.outcome() == "ok"
+        found = await asyncio.to_thread(syncwrites.find, {caller.pid: reach})
+        pid, fd = found[caller.pid]
+        assert pid == caller.pid
+        assert os.readlink(f"/proc/{pid}/fd/{fd}") == str(world.file())

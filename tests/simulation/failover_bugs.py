@@ -1,0 +1,327 @@
+"""Mistakes in leases, copies and takeovers, each of which some history must show."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from math import inf
+from typing import Any
+
+import pytest
+from failover_world import KeptPromises
+
+from pannier.agent import custody
+from pannier.agent.custody import Custody
+from pannier.agent.fencing import Fencing
+from pannier.agent.lease import Lease
+from pannier.agent.promises import Promises
+from pannier.cluster.registry import Registry, Versioned
+from pannier.core.errors import OutcomeUnknown, PannierError
+from pannier.core.generation import Generation
+from pannier.core.lease import Terms
+from pannier.core.ownership import Cleanup, LocalState, plan_cleanup
+from pannier.core.volume import Volume
+from pannier.service.durable import Durable
+from pannier.service.held import Circle, Held
+from pannier.service.insync import InSync
+from pannier.service.receiving import Reception
+from pannier.service.replication import Replicator
+from pannier.service.takeover import Takeover
+from pannier.storage.base import Driver
+from pannier.store.base import Change
+from pannier.transport.base import Offer
+
+Patch = Callable[[pytest.MonkeyPatch], None]
+BUGS: dict[str, Patch] = {}
+
+
+def bug(plant: Patch) -> Patch:
+    BUGS[plant.__name__.lstrip("_")] = plant
+    return plant
+
+
+# -- acknowledging ---------------------------------------------------------------------------------
+
+
+@bug
+def _acknowledge_before_the_confirmation(patch: pytest.MonkeyPatch) -> None:
+    async def confirmed(self: Durable, held: Held, generation: Generation) -> None:
+        return
+
+    patch.setattr(Durable, "_confirmed_by_all", confirmed)
+
+
+@bug
+def _acknowledge_without_a_silent_replica(patch: pytest.MonkeyPatch) -> None:
+    """As if it were enough to know that it is behind."""
+    silent: dict[str, frozenset[str]] = {}
+    real = InSync.rivals
+
+    async def leave(self: InSync, held: Held, nodes: frozenset[str], *, why: str) -> None:
+        silent[held.volume.id] = nodes
+
+    def rivals(self: InSync, volume: Volume, circle: Circle) -> frozenset[str]:
+        return real(self, volume, circle) - silent.get(volume.id, frozenset())
+
+    patch.setattr(InSync, "leave", leave)
+    patch.setattr(InSync, "rivals", rivals)
+
+
+@bug
+def _acknowledge_by_an_earlier_generation(patch: pytest.MonkeyPatch) -> None:
+    """The one that is under way is new enough, is it not?"""
+    real = Replicator.make
+
+    async def make(self: Replicator, held: Held) -> Generation:
+        before = held.newest
+        made = await real(self, held)
+        return before or made
+
+    patch.setattr(Replicator, "make", make)
+
+
+@bug
+def _acknowledge_without_a_lease(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Lease, "holds", lambda self, volume, rivals=None: True)
+
+
+@bug
+def _treat_leaving_with_an_unknown_outcome_as_done(patch: pytest.MonkeyPatch) -> None:
+    real = Registry.replace_volume
+
+    async def replace_volume(self: Registry, volume: Volume, *, expect: int) -> int:
+        try:
+            return await real(self, volume, expect=expect)
+        except OutcomeUnknown:
+            return expect + 1
+
+    patch.setattr(Registry, "replace_volume", replace_volume)
+
+
+@bug
+def _join_without_catching_up(patch: pytest.MonkeyPatch) -> None:
+    async def join(self: Durable, held: Held, node: str) -> None:
+        async with held.group:
+            await self._in_sync.join(held, node)
+
+    patch.setattr(Durable, "_join", join)
+
+
+@bug
+def _forget_who_may_have_joined_when_replication_begins_anew(patch: pytest.MonkeyPatch) -> None:
+    def circle(self: Replicator, volume: Volume) -> Circle:
+        held = self._held.get(volume.id)
+        return held.circle if held else Circle(frozenset(volume.in_sync))
+
+    patch.setattr(Replicator, "circle", circle)
+
+
+@bug
+def _believe_a_memory_without_rivals(patch: pytest.MonkeyPatch) -> None:
+    real = Lease._was_proven
+    patch.setattr(
+        Lease, "_was_proven", lambda self, volume: not volume.in_sync or real(self, volume)
+    )
+
+
+# -- clocks ----------------------------------------------------------------------------------------
+
+
+@bug
+def _count_the_lease_by_the_wall_clock(patch: pytest.MonkeyPatch) -> None:
+    real = Lease.__init__
+
+    def init(self: Lease, *args: Any, **named: Any) -> None:
+        real(self, *args, **{**named, "clock": lambda: time.time()})
+
+    patch.setattr(Lease, "__init__", init)
+
+
+@bug
+def _count_the_lease_from_the_answer_and_to_its_end(patch: pytest.MonkeyPatch) -> None:
+    real = Lease._renew
+
+    async def renew(self: Lease) -> None:
+        await real(self)
+        if self._lease is not None:
+            self._until = self._clock() + self.terms.ttl
+
+    patch.setattr(Lease, "_renew", renew)
+    patch.setattr(Terms, "margin", property(lambda self: 0.0))
+
+
+@bug
+def _count_a_promise_from_the_answer(patch: pytest.MonkeyPatch) -> None:
+    real = Lease.promised
+
+    def promised(self: Lease, volume: Volume, promises: dict[str, float]) -> None:
+        real(self, volume, {name: self._clock() + 12.0 for name in promises})
+
+    patch.setattr(Lease, "promised", promised)
+
+
+# -- taking over -----------------------------------------------------------------------------------
+
+
+@bug
+def _accept_an_older_epoch(patch: pytest.MonkeyPatch) -> None:
+    async def admit(self: Reception, offer: Offer, *, peer: str) -> Driver:
+        return self._custody.drivers[offer.driver]
+
+    async def confirm(self: Reception, offer: Offer, *, peer: str) -> None:
+        return
+
+    patch.setattr(Reception, "admit", admit)
+    patch.setattr(Reception, "confirm", confirm)
+
+
+@bug
+def _confirm_while_taking_over(patch: pytest.MonkeyPatch) -> None:
+    async def confirm(self: Reception, offer: Offer, *, peer: str) -> None:
+        return
+
+    patch.setattr(Reception, "confirm", confirm)
+
+
+@bug
+def _take_over_with_a_copy_that_is_not_in_sync(patch: pytest.MonkeyPatch) -> None:
+    real_check, real_possible = Takeover._check, Takeover.possible
+
+    def named(self: Takeover, volume: Volume) -> Volume:
+        return replace(volume, in_sync=(*volume.in_sync, self._custody.node))
+
+    patch.setattr(Takeover, "_check", lambda s, v, epoch: real_check(s, named(s, v), epoch))
+    patch.setattr(Takeover, "possible", lambda s, v: real_possible(s, named(s, v)))
+
+    async def choose(self: Takeover, volume: Volume) -> str:
+        return self._custody.node
+
+    patch.setattr(Takeover, "_choose", choose)
+
+
+@bug
+def _choose_the_base_before_the_refusal(patch: pytest.MonkeyPatch) -> None:
+    real_take, real_newest = Takeover.take, Takeover._newest_here
+    chosen: dict[tuple[str, str], Generation | None] = {}
+
+    async def take(self: Takeover, name: str, *, epoch: int) -> Volume:
+        record = (await self._custody.fresh(name)).record
+        chosen[(self._custody.node, record.id)] = await real_newest(self, record)
+        return await real_take(self, name, epoch=epoch)
+
+    async def newest_here(self: Takeover, volume: Volume) -> Generation | None:
+        return chosen.get((self._custody.node, volume.id)) or await real_newest(self, volume)
+
+    patch.setattr(Takeover, "take", take)
+    patch.setattr(Takeover, "_newest_here", newest_here)
+
+
+@bug
+def _take_over_from_a_live_holder(patch: pytest.MonkeyPatch) -> None:
+    """No guard on its lease in the change of the record, and no proof when it is granted anew."""
+    patch.setattr(Lease, "needs_proof", lambda self, volume: self._term == 0)
+    patch.setattr(Lease, "_was_proven", lambda self, volume: self._term > 0)
+
+    async def take_volume(self: Registry, volume: Volume, *, expect: int, former: str) -> int:
+        return await self.store.commit(
+            Change(f"volumes/{volume.name}", custody_encode(volume), expect)
+        )
+
+    patch.setattr(Registry, "take_volume", take_volume)
+
+
+@bug
+def _take_over_while_promised(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Promises, "seconds_left", lambda self, volume_id: 0.0)
+
+
+@bug
+def _forget_promises_at_a_restart(patch: pytest.MonkeyPatch) -> None:
+    real = KeptPromises.__init__
+
+    def init(self: KeptPromises, *args: Any) -> None:
+        real(self, *args)
+        self._not_before = -inf
+
+    patch.setattr(KeptPromises, "__init__", init)
+
+
+@bug
+def _forget_a_takeover_that_was_begun_at_a_restart(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(KeptPromises, "_load", lambda self: {})
+
+
+@bug
+def _end_the_refusal_when_the_outcome_is_unknown(patch: pytest.MonkeyPatch) -> None:
+    real = Takeover.take
+
+    async def take(self: Takeover, name: str, *, epoch: int) -> Volume:
+        try:
+            return await real(self, name, epoch=epoch)
+        except PannierError:
+            self._promises._refused.clear()
+            raise
+
+    patch.setattr(Takeover, "take", take)
+
+
+@bug
+def _begin_a_takeover_with_another_generation_than_the_newest(patch: pytest.MonkeyPatch) -> None:
+    async def newest_here(self: Takeover, volume: Volume) -> Generation | None:
+        copy = await self._custody.driver(volume).inspect(volume.id)
+        return min((g for g in copy.generations if volume.grew_out_of(g)), default=None)
+
+    patch.setattr(Takeover, "_newest_here", newest_here)
+
+
+# -- what is kept and ended ------------------------------------------------------------------------
+
+
+@bug
+def _delete_the_copy_that_a_replica_needs(patch: pytest.MonkeyPatch) -> None:
+    def plan(
+        record: Volume, copy: LocalState, *, node: str, needed: frozenset[Generation] = frozenset()
+    ) -> Cleanup:
+        found = plan_cleanup(record, copy, node=node, needed=needed)
+        if record.grant.node != node and len(copy.generations) > 1:
+            return replace(found, delete=tuple(sorted(copy.generations)[-1:]))
+        return found
+
+    patch.setattr(custody, "plan_cleanup", plan)
+
+
+@bug
+def _delete_the_base_that_a_replica_needs(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Held, "needed", lambda self: frozenset())
+
+
+@bug
+def _drop_a_stray(patch: pytest.MonkeyPatch) -> None:
+    real = Custody.depose
+
+    async def depose(self: Custody, volume: Volume, *, successor: str) -> None:
+        await real(self, volume, successor=successor)
+        driver = self.driver(volume)
+        await driver.seal(volume.id, epoch=volume.grant.epoch)
+        await driver.drop_live(volume.id, epoch=volume.grant.epoch)
+        for one in (await driver.inspect(volume.id)).generations:
+            if one.epoch == volume.grant.epoch:
+                await driver.delete_generation(volume.id, one)
+
+    patch.setattr(Custody, "depose", depose)
+
+
+@bug
+def _leave_containers_alone_when_the_lease_is_over(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Fencing, "_look", lambda self, volume: None)
+
+
+def custody_encode(volume: Volume) -> bytes:
+    """As the registry writes it."""
+    from pannier.cluster.registry import encode
+
+    return encode(volume)
+
+
+__all__ = ["BUGS", "Mapping", "Versioned"]

@@ -1,0 +1,484 @@
+"""A cluster in which everything may fail, and what must hold there all the same: see docs/guarantees.md.
+
+**The argument.** A sync call is acknowledged when each node that *any possibly committed* record names
+in ``in_sync`` has confirmed a generation that was made after the call. A takeover happens only on a
+node that the committed record names there. That node first refuses to confirm the old epoch, then sees
+that the holder's lease is gone, then chooses its newest generation, and then changes the record, on
+condition that it is as it was read and the lease still gone. Whatever it had confirmed before the refusal is in
+what it chose; nothing that it had not confirmed was acknowledged. So what was acknowledged is in the
+new epoch, and no clock has a part in that.
+
+Clocks are the second line: a holder stops to acknowledge, and ends its containers, a margin before
+the store can end its lease; so there is one running writer. Where it has lost the store, the promises
+of all who could take over stand in for the lease. A lease that was granted anew proves nothing: the
+record is read and written again first, so that a takeover which was on its way is known, or void.
+
+A taker's refusal outlives it (it is on disk before the store is asked), since the change may arrive
+after it has died; and its promises outlive it, since after a start it waits as long as they last.
+
+Only a person's ``--accept-loss`` passes by ``in_sync``; only then may something be lost.
+
+**The attack.** Machines lose their power, daemons crash, both are paused; links are cut in one direction
+or both, slow, or repeat what they carry; the store is away for some or all, loses questions or answers,
+carries changes out late, tells its watchers late, gives leases more time, or, as some versions did, ends
+them early; clocks run unevenly up to the margin; the wall clock jumps. Contents are logs: each write
+remembers what it was made on top of, so that a state either has a write or has not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fake_driver import Content
+from machines import Machine, Run, SenderOf
+from stepping import Fault, PowerCut, SteppedStore, pause
+from world import World, _volume
+
+from pannier.agent.mountids import MountIds
+from pannier.agent.promises import Promises, Refusal
+from pannier.cluster.catalog import Catalog
+from pannier.core.errors import OutcomeUnknown, PannierError, PeerUnavailable, StoreUnavailable
+from pannier.core.lease import Terms
+from pannier.core.node import Node
+from pannier.core.volume import Volume
+from pannier.store.base import Change, Entry, WatchEvent
+from pannier.transport.base import Offer, Sent
+
+T = TypeVar("T")
+FILE = "log"
+SILENCE_SECONDS = 3.0
+"""After so long without a word a node gives up a question to another one."""
+KEPT_SECONDS = 3.0
+"""What a node wrote to its disk without waiting for it may be lost for so long by a power cut."""
+_CHANGES = frozenset(
+    ("store.commit", "driver.receive", "driver.promote", "driver.drop_live", "driver.delete",
+     "driver.delete_generation", "driver.seal", "mounts.mount")
+)  # fmt: skip
+
+
+class KeptCatalog(Catalog):
+    """A node's memory on a disk that is none, and slow: a crash may bring an older one back."""
+
+    def __init__(self, machine: Machine, kept: list[tuple[float, Any]]) -> None:
+        super().__init__(file=Path("none"), boot_id=str(machine.boots))
+        self._now = machine.world_time
+        self._random = machine.world.random
+        self._kept = kept
+
+    def load(self) -> None:
+        while self._kept and self._kept[-1][0] > self._now():
+            self._kept.pop()
+        if not self._kept:
+            return
+        _, (volumes, nodes, boot) = self._kept[-1]
+        self._same_boot = boot == self._boot_id
+        self._known.volumes, self._known.nodes = dict(volumes), dict(nodes)
+
+    def _save(self) -> None:
+        known = (dict(self._known.volumes), dict(self._known.nodes), self._boot_id)
+        self._kept.append((self._now() + self._random.choice((0.0, 0.0, 0.3, 1.0)), known))
+
+
+class KeptPromises(Promises):
+    """Refusals on a disk that is none."""
+
+    def __init__(self, machine: Machine, kept: dict[str, Refusal]) -> None:
+        self._kept = kept
+        super().__init__(clock=machine.clock)
+
+    def _load(self) -> dict[str, Refusal]:
+        return dict(self._kept)
+
+    async def _save(self) -> None:
+        await asyncio.sleep(0)
+        self._kept.clear()
+        self._kept.update(self._refused)
+
+
+class Hints(MountIds):
+    """Mount ids on a tmpfs that is none."""
+
+    def __init__(self, kept: dict[str, dict[str, float]]) -> None:
+        self._ids = kept
+
+    def _save(self) -> None:
+        pass
+
+
+class FaultyStore(SteppedStore):
+    """A way to the store on which also leases and the node's own key meet faults."""
+
+    def __init__(self, run: Run, world: FailoverWorld) -> None:
+        super().__init__(run, run.line, world.do_late)
+        self._run = run
+        self._world = world
+
+    async def _asked(self, label: str, effect: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """A question that changes nothing which could not be changed again."""
+        world, name = self._world, self._run.name
+        await self._run.before(label)
+        if world.loses_questions(name):
+            await asyncio.sleep(world.patience())
+            raise StoreUnavailable(f"{label}: no answer")
+        result = await effect()
+        if world.loses_answers(name):
+            await asyncio.sleep(world.patience())
+            raise StoreUnavailable(f"{label}: no answer")
+        await self._run.after(label, None)
+        return result
+
+    async def get(self, key: str) -> Entry | None:
+        return await self._asked("store.get", lambda: self.inner.get(key))
+
+    async def list(self, prefix: str) -> tuple[Entry, ...]:
+        return await self._asked("store.list", lambda: self.inner.list(prefix))
+
+    async def grant_lease(self, ttl_seconds: float) -> str:
+        return await self._asked("store.grant", lambda: self.inner.grant_lease(ttl_seconds))
+
+    async def renew_lease(self, lease: str) -> None:
+        await self._asked("store.renew", lambda: self.inner.renew_lease(lease))
+
+    async def revoke_lease(self, lease: str) -> None:
+        await self._asked("store.revoke", lambda: self.inner.revoke_lease(lease))
+
+    async def commit(self, *changes: Change) -> int:
+        world, name = self._world, self._run.name
+        fault = await self._run.before("store.commit")
+        if name == world.hanging and _hangs(changes, world.hanging_takes):
+            world.hanging, fault = "", Fault.LATE
+        if fault is Fault.LATE:
+            self._do_late(changes)
+        if fault in (Fault.LATE, Fault.LOSE_REQUEST) or world.loses_questions(name):
+            await asyncio.sleep(world.patience())
+            self._run.check()
+            raise OutcomeUnknown("the store did not answer; it may do it yet")
+        revision = await self.inner.commit(*changes)
+        world.inspect_after("store.commit")
+        if fault is Fault.LOSE_ANSWER or world.loses_answers(name):
+            await asyncio.sleep(world.patience())
+            self._run.check()
+            raise OutcomeUnknown("the store did not answer; it has done it")
+        await self._run.after("store.commit", fault)
+        return revision
+
+    async def watch(self, prefix: str) -> AsyncIterator[WatchEvent]:  # type: ignore[override]
+        async for event in self.inner.watch(prefix):
+            await pause(self._world.news_delay(self._run.name))
+            yield event
+
+
+class FrugalSender(SenderOf):
+    """Sends as :class:`SenderOf`, and sees to it that a copy which is there is made use of."""
+
+    async def send(self, offer: Offer, *, to: Node, **named: Any) -> Sent:
+        world = self._run.world
+        home = world.machines[to.name].disk.homes.get(offer.volume_id)
+        known = [g for g in home.generations if g.epoch == offer.epoch] if home else []
+        sent = await super().send(offer, to=to, **named)
+        if known and sent.bytes and sent.base is None:
+            world._wrong(f"{to.name} had {max(known)}, and got all of {offer.generation}")
+        return sent
+
+
+def _hangs(changes: Sequence[Change], takes: bool) -> bool:
+    """Whether that is a change of a volume, and a takeover if one is wanted."""
+    guarded = any(change.key.startswith("alive/") for change in changes)
+    return changes[0].key.startswith("volumes/") and (guarded or not takes)
+
+
+class FailoverWorld(World):
+    """See the module.
+
+    Attributes:
+        acknowledged: by volume id, the writes that some sync call was answered for, as a set of bits.
+        masks: by content, all writes that it has: its own, and what that was made on top of.
+        shaken: the store ended a lease early, or a machine's clock stood still: then what was
+            acknowledged must be safe still, and nothing is said of who runs.
+        lost_ways: pairs (from, to) between which nothing arrives; "store" is a place, too, and so are
+            the two ports of a node: "b:peer" for questions, "b:sender" for generations.
+    """
+
+    def __init__(self, *, seed: int, ttl: float, names: Sequence[str] = ("a", "b", "c")) -> None:
+        self._disks: dict[str, tuple[list[Any], dict[str, Any], dict[str, Any]]] = {
+            name: ([], {}, {}) for name in names
+        }
+        self.terms = Terms(ttl)
+        super().__init__(Path("none"), names=names, seed=seed, with_replication=True)
+        self.masks: dict[bytes, int] = {b"": 0}
+        self.bits: dict[str, int] = {}
+        self.acknowledged: dict[str, int] = {}
+        self.shaken = False
+        self.changes: Counter[str] = Counter()
+        self.lost_ways: set[tuple[str, str]] = set()
+        self.slow: dict[tuple[str, str], float] = {}
+        self.late_news: dict[str, float] = {}
+        self.repeats = 0.0
+        self.still: set[str] = set()
+        self.hanging = ""
+        self.hanging_takes = False
+        self._late_seconds: tuple[float, ...] = (0.001, 0.5, 3.0, 8.0)
+        self.frozen_until: dict[str, float] = {}
+        self._promised: dict[tuple[str, str], float] = {}
+        self._last: dict[str, Volume] = {}
+        self._strays: list[tuple[str, str, int, int]] = []
+        self._seen_revision = -1
+
+    # -- what machines are made of -----------------------------------------------------------------
+
+    def make_room(self, machine: Machine) -> None:
+        pass
+
+    def clear_tmpfs(self, machine: Machine) -> None:
+        catalogs, _, hints = self._disks[machine.name]
+        hints.clear()
+        lost = self.random.uniform(0, KEPT_SECONDS)
+        while catalogs and catalogs[-1][0] > machine.world_time() - lost:
+            catalogs.pop()
+
+    def make_store(self, run: Run) -> FaultyStore:
+        return FaultyStore(run, self)
+
+    def make_catalog(self, machine: Machine) -> Catalog:
+        return KeptCatalog(machine, self._disks[machine.name][0])
+
+    def make_promises(self, machine: Machine) -> Promises:
+        return KeptPromises(machine, self._disks[machine.name][1])
+
+    def make_mount_ids(self, machine: Machine) -> MountIds:
+        return Hints(self._disks[machine.name][2])
+
+    # -- the network ---------------------------------------------------------------------------------
+
+    def loses_questions(self, name: str) -> bool:
+        return (name, "store") in self.lost_ways
+
+    def loses_answers(self, name: str) -> bool:
+        return ("store", name) in self.lost_ways
+
+    def news_delay(self, name: str) -> float:
+        return self.late_news.get(name, 0.0)
+
+    def hang_takeover(self, name: str, seconds: float) -> None:
+        """The next takeover by this node hears nothing, and happens so much later."""
+        self.hanging, self.hanging_takes, self._late_seconds = name, True, (seconds,)
+
+    def hang_next_commit(self, name: str, seconds: float) -> None:
+        """The next change of a volume by this node hears nothing, and happens so much later."""
+        self.hanging, self.hanging_takes, self._late_seconds = name, False, (seconds,)
+
+    def late_seconds(self) -> float:
+        seconds, self._late_seconds = self._late_seconds, (0.001, 0.5, 3.0, 8.0)
+        return self.random.choice(seconds)
+
+    def patience(self) -> float:
+        """How long a node waits for the store before it gives up a question."""
+        return self.random.choice((0.1, 0.5, 1.0))
+
+    async def call(
+        self,
+        caller: Run,
+        to: str,
+        label: str,
+        question: Callable[[Run], Coroutine[Any, Any, T]],
+        *,
+        lost: PannierError,
+        abort: bool = False,
+    ) -> T:
+        """One node asks another; either direction may be cut, and a question may arrive twice."""
+        await caller.before(label)
+        way, back = (caller.name, to), (to, caller.name)
+        await pause(self.slow.get(way, 0.0) if abort else 0.0)
+        caller.check()
+        there = self.machines[to].run
+        port = (caller.name, f"{to}:{label.partition('.')[0]}")
+        cut = way in self.lost_ways or port in self.lost_ways
+        if cut or there is None or not there.serving:
+            silent = cut and self.random.random() < 0.5
+            await pause(SILENCE_SECONDS if silent else 0.0)
+            raise lost if silent else PeerUnavailable(f"node {to} cannot be reached")
+        task = there.spawn(question(there))
+        broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._calls[broken] = frozenset(way)
+        try:
+            await asyncio.wait(
+                {task, broken}, timeout=SILENCE_SECONDS, return_when=asyncio.FIRST_COMPLETED
+            )
+        finally:
+            del self._calls[broken]
+            if not task.done() and abort and self.random.random() < 0.7:
+                task.cancel()
+        if not task.done() or task.cancelled() or isinstance(task.exception(), PowerCut):
+            caller.check()
+            raise lost
+        if not abort and self.random.random() < self.repeats:
+            again = there.spawn(question(there))
+            again.add_done_callback(lambda done: done.cancelled() or done.exception())
+        if back in self.lost_ways:
+            await asyncio.sleep(SILENCE_SECONDS)
+            raise lost
+        result = task.result()
+        if label == "peer.promise":
+            self._note_promises(to, result)
+        await caller.after(label, None)
+        return result
+
+    def _note_promises(self, by: str, volumes: Any) -> None:
+        machine = self.machines[by]
+        if machine.run is None:
+            return
+        for volume_id in volumes:
+            left = machine.run.promises._until[volume_id] - machine.clock()
+            self._promised[(by, volume_id)] = machine.world_time() + left / machine.rate
+
+    # -- contents ------------------------------------------------------------------------------------
+
+    def mask(self, content: Content | None) -> int:
+        """The writes that a content has."""
+        return self.masks[content.get(FILE, b"")] if content else 0
+
+    def append(self, machine: Machine, volume_id: str, epoch: int) -> int:
+        """A container writes; OSError where it cannot. Returns what its tree has now."""
+        tree = (
+            machine.disk.homes[volume_id].live.get(epoch)
+            if volume_id in machine.disk.homes
+            else None
+        )
+        before = self.mask(tree.content) if tree else 0
+        number = self.bits[volume_id] = self.bits.get(volume_id, 0) + 1
+        value = b"%s %d" % (volume_id.encode(), number)
+        machine.disk.write(volume_id, epoch, FILE, value)
+        self.masks[value] = before | 1 << number
+        return self.masks[value]
+
+    async def sync(self, run: Run, name: str, volume_id: str, written: int) -> None:
+        """A sync call of a container that has written all that, as the daemon answers it."""
+        await run.durable.make_durable(name)
+        self.acknowledge(run, volume_id, written)
+
+    def acknowledge(self, run: Run, volume_id: str, written: int) -> None:
+        """At this very moment a container is told that what it has written is durable."""
+        self.acknowledged[volume_id] = self.acknowledged.get(volume_id, 0) | written
+        record = self.records().get(volume_id)
+        if record is not None and not self.shaken:
+            if record.grant.node != run.name:
+                self._wrong(f"{run.name} acknowledged after {record.grant} took over")
+            for rival in record.in_sync:
+                if not self._is_up(run.name) and self._could_take_over(rival, volume_id):
+                    self._wrong(f"{run.name} acknowledged while {rival} could take over")
+        self.inspect()
+
+    def _is_up(self, name: str) -> bool:
+        return self.data.get(f"alive/{name}") is not None
+
+    def _could_take_over(self, name: str, volume_id: str) -> bool:
+        """As far as its promises go; whoever is off waits after its start."""
+        machine = self.machines[name]
+        promised = self._promised.get((name, volume_id), -1.0)
+        if machine.run is None or machine.world_time() < promised:
+            return False
+        return machine.clock() >= machine.run.promises._not_before
+
+    # -- what must hold --------------------------------------------------------------------------------
+
+    def records(self) -> dict[str, Volume]:
+        """The committed records, by volume id."""
+        found = (_volume(entry.value) for entry in self.data.list("volumes/"))
+        return {record.id: record for record in found}
+
+    def inspect_after(self, label: str) -> None:
+        if label in _CHANGES:
+            self.inspect()
+
+    def inspect(self) -> None:
+        """What must hold at every moment, whatever failed:
+
+        1. whoever holds a volume, and whoever could take it over, has all that was acknowledged;
+        2. an epoch belongs to one node for ever, and rises;
+        3. only a node in sync takes over, while the holder's lease is gone, not against a promise of
+           its own, and, where the holder's daemon could do its work, nothing runs there any more;
+        4. a stray stays.
+        """
+        records = self.records()
+        for volume_id, record in records.items():
+            last = self._last.get(volume_id)
+            if last is not record:
+                self._last[volume_id] = record
+                if last is not None and last.grant != record.grant:
+                    self._inspect_change(last, record)
+                if self._grants.setdefault((volume_id, record.grant.epoch), record.grant.node) != (
+                    record.grant.node
+                ):
+                    self._wrong(f"two nodes were given epoch {record.grant.epoch}")
+            self._inspect_contents(record)
+
+    def _inspect_contents(self, record: Volume) -> None:
+        acked = self.acknowledged.get(record.id, 0)
+        if not acked:
+            return
+        held = self._held(record)
+        if held is None or acked & ~self.mask(held):
+            self._wrong(f"holder {record.grant} has not all that was acknowledged: {held}")
+        for name in record.in_sync:
+            home = self.machines[name].disk.homes.get(record.id)
+            ours = [g for g in home.generations if record.grew_out_of(g)] if home else []
+            if not ours or home is None or acked & ~self.mask(home.generations[max(ours)]):
+                self._wrong(f"{name}, in sync at {record.grant}, has not all that was acknowledged")
+
+    def _inspect_change(self, last: Volume, record: Volume) -> None:
+        what, former, new = record.history[-1].what, last.grant, record.grant
+        self.changes[what] += 1
+        if new.epoch != former.epoch + 1:
+            self._wrong(f"{former} was followed by {new}")
+        if what == "moved":
+            return
+        if what == "taken over" and new.node not in last.in_sync:
+            self._wrong(f"{new.node} took over, and in sync were {last.in_sync}")
+        if self._is_up(former.node):
+            self._wrong(f"{new.node} took over while {former.node} had its lease")
+        now = self.machines[new.node].world_time()
+        if now < self._promised.get((new.node, record.id), -1.0):
+            self._wrong(f"{new.node} took over against its promise to {former.node}")
+        base = self.mask(self._held(record))
+        if what == "recovered":
+            self.acknowledged[record.id] = self.acknowledged.get(record.id, 0) & base
+        self._inspect_former(record.id, former.node, former.epoch, base)
+
+    def _inspect_former(self, volume_id: str, name: str, epoch: int, base: int) -> None:
+        """What was left on the former holder, which did not give the volume away."""
+        machine = self.machines[name]
+        home = machine.disk.homes.get(volume_id)
+        tree = home.live.get(epoch) if home else None
+        if tree is None:
+            return
+        if self.mask(tree.content) & ~base:
+            self._strays.append((name, volume_id, epoch, self.mask(tree.content)))
+        worked = machine.run is not None and (
+            machine.world_time() - max(self.frozen_until.get(name, 0.0), machine.run.began)
+            > 1.5 * self.terms.ttl
+        )
+        runs = any(
+            path.parts[-3:-1] == (volume_id, str(epoch))
+            for path in machine.table.containers.values()
+        )
+        if worked and runs and not self.shaken:
+            self._wrong(f"a container runs on {name}, which lost epoch {epoch}")
+
+    def inspect_strays(self) -> None:
+        """At the end: what only a former holder has is there still."""
+        for name, volume_id, epoch, mask in self._strays:
+            home = self.machines[name].disk.homes.get(volume_id)
+            trees = [home.live[epoch].content] if home and epoch in home.live else []
+            kept = [*trees, *(home.generations.values() if home else ())]
+            if not any(self.mask(content) & mask == mask for content in kept):
+                self._wrong(f"the stray of epoch {epoch} on {name} is gone")
+
+    def node(self, name: str) -> Node:
+        """A node's record."""
+        found = self.machines[name].up.catalog.node(name)
+        assert found is not None
+        return found

@@ -1,0 +1,167 @@
+"""Chains of faults that chance alone would hardly ever put together: each aims at one weak moment."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from machines import Machine
+
+from pannier.core.volume import Volume
+
+if TYPE_CHECKING:
+    from failover_histories import History
+
+Plot = Callable[["History"], Awaitable[None]]
+Cast = tuple[Volume, Machine, Machine]
+
+
+def cast(history: History) -> Cast | None:
+    """The volume, its holder and one of those that could take it over; None where one is missing."""
+    record = history.world.record("vol")
+    if record is None or not record.in_sync:
+        return None
+    holder = history.world.machines[record.grant.node]
+    rival = history.world.machines[history.random.choice(record.in_sync)]
+    return (record, holder, rival) if holder.run and rival.run else None
+
+
+@contextmanager
+def used(history: History, machine: Machine, writes: int = 100) -> Iterator[None]:
+    """Somebody uses the volume on that machine, or tries to, within the block."""
+    using = asyncio.ensure_future(history.try_use(machine, writes))
+    try:
+        yield
+    finally:
+        using.cancel()
+
+
+async def only_generations_arrive(history: History) -> None:
+    """The holder loses the store, and after a while whoever could promise anything."""
+    if (found := cast(history)) is None:
+        return
+    _, holder, rival = found
+    world, me = history.world, holder.name
+    store = ((me, "store"), ("store", me))
+    ports = [(me, f"{other}:peer") for other in world.machines if other != me]
+    lost = history.random.choice((store, store[:1], store[1:]))
+    with used(history, holder), history.lost(*lost):
+        await asyncio.sleep(history.random.choice((0.0, 2.0, 6.0)))
+        with history.lost(*ports):
+            if history.random.random() < 0.3:
+                rival.crash()
+                await history.start(rival)
+            await asyncio.sleep(history.random.choice((3.0, 12.0)))
+
+
+async def takeover_that_hangs(history: History) -> None:
+    """Its change is on its way for seconds; the holder meets the taker again, and only that one."""
+    if (found := cast(history)) is None:
+        return
+    _, holder, rival = found
+    world, me = history.world, holder.name
+    links = [(me, other) for other in world.machines] + [(other, me) for other in world.machines]
+    paused = history.random.random() < 0.5
+    with used(history, holder), history.lost((me, "store"), ("store", me)):
+        await asyncio.sleep(0.5)
+        with history.lost(*links), used(history, rival):
+            if paused:
+                history.freeze(holder)
+            await asyncio.sleep(world.terms.ttl + 0.5)
+            world.hang_takeover(rival.name, history.random.choice((3.0, 6.0)))
+            await asyncio.sleep(0.6)
+            if history.random.random() < 0.7:
+                world.lost_ways.update(((rival.name, "store"), ("store", rival.name)))
+                if history.random.random() < 0.6 and rival.run is not None:
+                    rival.crash()
+                    await history.start(rival)
+        history.go_on(holder)
+        with used(history, holder):
+            await asyncio.sleep(5.0)
+    world.lost_ways.difference_update(((rival.name, "store"), ("store", rival.name)))
+
+
+async def join_that_hangs(history: History) -> None:
+    """A replica's return to those in sync is on its way when it is lost again, and replication begins
+    anew, as after a hand-over that failed."""
+    if (found := cast(history)) is None:
+        return
+    record, holder, rival = found
+    world = history.world
+    if not await _out_of_sync(history, holder, rival):
+        return
+    world.hang_next_commit(holder.name, history.random.choice((1.5, 4.0)))
+    try:
+        async with asyncio.timeout(4.0):
+            while world.hanging and holder.run is not None:
+                await asyncio.sleep(0.02)
+    except TimeoutError:
+        return
+    with used(history, holder), history.lost((holder.name, rival.name)):
+        if holder.run is not None:
+            await holder.ask(lambda run: run.replicator.pause(record))
+        await asyncio.sleep(5.0)
+
+
+async def crash_right_after_a_join(history: History) -> None:
+    """What the holder's memory on disk says of who counts is out of date, and the store is away."""
+    if (found := cast(history)) is None:
+        return
+    _, holder, rival = found
+    with used(history, holder):
+        await _crash_right_after_a_join(history, holder, rival)
+
+
+async def _crash_right_after_a_join(history: History, holder: Machine, rival: Machine) -> None:
+    world, me = history.world, holder.name
+    if not await _out_of_sync(history, holder, rival):
+        return
+    for _ in range(200):
+        now = world.record("vol")
+        if now is None or now.grant.node != me or holder.run is None:
+            return
+        if rival.name in now.in_sync:
+            break
+        await asyncio.sleep(0.02)
+    with history.lost((me, "store"), ("store", me)):
+        holder.crash()
+        await asyncio.sleep(0.05)
+        await history.start(holder)
+        with history.lost((me, rival.name)):
+            await asyncio.sleep(4.0)
+
+
+async def _out_of_sync(history: History, holder: Machine, rival: Machine) -> bool:
+    """Have the rival fall behind, and then catch up again."""
+    world = history.world
+    with used(history, holder), history.lost((holder.name, rival.name)):
+        for _ in range(60):
+            await asyncio.sleep(0.1)
+            now = world.record("vol")
+            if now is None or now.grant.node != holder.name:
+                return False
+            if rival.name not in now.in_sync:
+                return True
+    return False
+
+
+async def lease_that_ends_under_a_takeover(history: History) -> None:
+    """The store ends the holder's lease early, while another node waits for just that."""
+    if (found := cast(history)) is None:
+        return
+    _, holder, rival = found
+    with used(history, holder), used(history, rival), history.slow():
+        await asyncio.sleep(history.random.choice((0.3, 1.0)))
+        history.end_lease(holder.name)
+        await asyncio.sleep(3.0)
+
+
+PLOTS: tuple[Plot, ...] = (
+    only_generations_arrive,
+    takeover_that_hangs,
+    join_that_hangs,
+    crash_right_after_a_join,
+    lease_that_ends_under_a_takeover,
+)

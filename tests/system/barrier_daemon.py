@@ -1,0 +1,81 @@
+"""A daemon with nothing but the barrier, for the system tests: a unit on a lab's machine runs it.
+
+Its strategy sleeps, and does what files in /run/barrier-test say:
+
+``seconds``     so long each group takes, 0 by default
+``refuse``      each group fails while this is there
+``unchanged``   the volumes count as unchanged while this is there
+``groups``      written here: a line "VOLUME CALLS" for each group that is done
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+
+import structlog
+
+from pannier.agent.notify import notify
+from pannier.barrier.barrier import Barrier
+from pannier.barrier.calls import SyncCall
+from pannier.core.errors import Unavailable
+from pannier.plugin.activation import inherited_fds, listening_socket
+
+WORDS = Path("/run/barrier-test")
+
+
+class Told:
+    """A strategy that does as it is told."""
+
+    async def make_durable(self, volume: str, calls: Sequence[SyncCall]) -> None:
+        if (WORDS / "refuse").exists():
+            raise Unavailable("told to refuse")
+        await asyncio.sleep(_number("seconds"))
+        with (WORDS / "groups").open("a") as file:
+            names = ",".join(sorted({call.name for call in calls}))
+            file.write(f"{volume} {len(calls)} {names}\n")
+
+    async def unchanged(self, volume: str) -> bool:
+        return (WORDS / "unchanged").exists()
+
+
+def _number(word: str) -> float:
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        return float((WORDS / word).read_text())
+    return 0.0
+
+
+async def main() -> None:
+    WORDS.mkdir(exist_ok=True)
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    fds = inherited_fds(os.environ, pid=os.getpid())
+    barrier = Barrier(Told())
+    barrier.restore((item.name, item.fd) for item in fds)
+    server = next(listening_socket(item.fd) for item in fds if item.name == "barrier")
+    work = asyncio.create_task(barrier.run(server))
+    notify("READY=1")
+    while not stop.is_set():
+        state = {
+            volume: {
+                "containers": sorted(barrier.containers(volume)),
+                "calls": barrier.waiting(volume).calls,
+                "oldest": barrier.waiting(volume).oldest_seconds,
+            }
+            for volume in barrier.held()
+        }
+        (WORDS / "state.tmp").write_text(json.dumps(state))
+        (WORDS / "state.tmp").rename(WORDS / "state")
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), 0.05)
+    work.cancel()
+    await asyncio.wait([work])
+
+
+structlog.configure(processors=[structlog.processors.LogfmtRenderer()])
+asyncio.run(main())

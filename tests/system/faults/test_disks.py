@@ -1,0 +1,149 @@
+"""Disks that fail, are full, or return other bytes than were written."""
+
+from __future__ import annotations
+
+import pytest
+from demo import story
+from fault_world import (
+    LEASE_SECONDS,
+    PATIENCE_SECONDS,
+    POOL,
+    Faults,
+    uptime,
+    wait_until,
+)
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
+
+FILLER = "/var/lib/pannier/pool/filler"
+# Large pieces first, then small ones: until there is no room for a generation's metadata either.
+FILL = f"""
+mkdir -p {FILLER}
+for size in 4G 1G 200M 20M 1M; do
+  i=0
+  while fallocate -l $size {FILLER}/$size.$i 2>/dev/null; do i=$((i + 1)); done
+done
+i=0
+while head -c 2000 /dev/zero >{FILLER}/small.$i 2>/dev/null && [ $i -lt 20000 ]; do i=$((i + 1)); done
+sync -f {FILLER} || :
+"""
+
+
+def test_f50_the_copys_disk_fails(faults: Faults) -> None:
+    """The copy leaves what counts; its node is switched off and on with a sound disk, and it joins."""
+    log, writer = faults.writing()
+    failed_at = uptime()
+    faults.world.lab.disk(log.replica, "fail")
+    writer.goes_on(records=20)
+    log.wait_in_sync([], at="node1")
+    writer.goes_on()
+    told = len(writer.acknowledged())
+    pause = log.pause_after(failed_at)
+    faults.world.lab.disk(log.replica, "heal")
+    faults.world.lab.crash(log.replica)
+    faults.boot(log.replica)
+    log.wait_in_sync(log.replicas, at="node1")
+    log.stop(writer)
+    log.check(log.read(log.replica))
+    faults.note(
+        "F50 the disk of the copy fails", outcome="sync calls go on without the copy",
+        pause=pause, allowed=PATIENCE_SECONDS, told=told,
+    )  # fmt: skip
+    assert pause < PATIENCE_SECONDS + LEASE_SECONDS
+
+
+def test_f52_the_copys_pool_is_full(faults: Faults) -> None:
+    """The copy leaves what counts, and joins by itself when there is room again."""
+    log, writer = faults.writing()
+    began = uptime()
+    faults.world.sh(log.replica, FILL)
+    try:
+        faults.world.run("node1", "docker", "exec", writer.container, "sh", "-c",
+                         "dd if=/dev/urandom of=/data/bulk bs=1M count=8")  # fmt: skip
+        log.wait_in_sync([], at="node1")
+        writer.goes_on(records=20)
+        shown = faults.world.json("node1", "volume", "show", log.volume)["copies"][0]
+        assert "space" in shown["error"] or "full" in shown["error"], shown
+    finally:
+        faults.world.sh(log.replica, f"rm -rf {FILLER}")
+    log.wait_in_sync(log.replicas, at="node1")
+    log.stop(writer)
+    faults.finish(
+        log, at=log.replica, since=began, allowed=PATIENCE_SECONDS,
+        fault="F52 the pool of the copy is full", outcome="sync calls go on without the copy",
+    )  # fmt: skip
+
+
+def test_f52_the_holders_pool_is_full(faults: Faults) -> None:
+    """The container is told; nothing that was acknowledged is lost, and it goes on with room."""
+    log, writer = faults.writing()
+    began = uptime()
+    bulk = "cat /dev/urandom >/data/bulk"
+    faults.world.sh("node1", FILL)
+    try:
+        faults.world.attempt("node1", "docker", "exec", writer.container, "sh", "-c", bulk)
+        wait_until("its writer is told", lambda: not faults.is_running(writer))
+        said = faults.world.attempt("node1", "docker", "logs", writer.container)
+        assert "No space left" in said.text, said.text
+    finally:
+        faults.world.sh("node1", f"rm -rf {FILLER}")
+    faults.world.sh("node1", f"rm -f {story.MOUNTS}/{log.volume}/bulk")
+    faults.world.run("node1", "docker", "start", writer.container)
+    writer.goes_on()
+    log.wait_in_sync(log.replicas, at="node1")
+    log.stop(writer)
+    faults.finish(
+        log, at=log.replica, since=began, allowed=None,
+        fault="F52 the pool of the holder is full", outcome="the container is told: no space",
+    )  # fmt: skip
+
+
+# Overwrites the first block of the newest generation's file, found by its bytes, on the device itself.
+CORRUPT = r"""
+import glob, mmap, os, sys
+found = glob.glob(sys.argv[1] + "/generations/*/tree/data/victim")
+newest = max(found, key=lambda path: int(path.split("/")[-4].split(".")[1]))
+with open(newest, "rb") as file:
+    block = file.read(4096)
+    os.fsync(file.fileno())
+    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+STEP = 2**20
+device = os.open("/dev/pannier-pool", os.O_RDWR | os.O_DIRECT)
+buffer = mmap.mmap(-1, STEP)
+for start in range(0, 8 * 2**30, STEP):
+    os.preadv(device, [buffer], start)
+    at = buffer.find(block)
+    if at >= 0:
+        buffer[at : at + 16] = bytes(16)
+        os.pwritev(device, [buffer], start)
+        break
+else:
+    sys.exit("its bytes are not on the device")
+"""
+
+
+def test_f58_a_copys_bytes_change_on_its_disk(faults: Faults) -> None:
+    """They are never given to a container: an error, by btrfs' checksums; the other copy is whole."""
+    log, writer = faults.writing()
+    world, replica = faults.world, log.replica
+    world.run("node1", "docker", "exec", writer.container, "sh", "-c",
+              "dd if=/dev/urandom of=/data/victim bs=4k count=64; sync /data/victim")  # fmt: skip
+    before = world.run("node1", "docker", "exec", writer.container, "md5sum", "/data/victim")
+    began = uptime()
+    volume_id = world.json("node1", "volume", "show", log.volume)["id"]
+    log.wait_in_sync(log.replicas, at="node1")
+    world.run(replica, "/opt/pannier/venv/bin/python3", "-", f"{POOL}/{volume_id}", input=CORRUPT)
+    writer.goes_on()
+    assert (
+        world.run("node1", "docker", "exec", writer.container, "md5sum", "/data/victim") == before
+    )
+    log.stop(writer)
+    told = log.check(log.read("node1"))
+    read = world.attempt(replica, *world.docker_run(log.volume, "--rm"), "md5sum", "/data/victim")
+    assert read.status != 0
+    assert "error" in read.text.lower(), read.text
+    faults.note(
+        "F58 bytes of a copy change on its disk",
+        outcome="reading them there is an I/O error, never other bytes",
+        pause=log.pause_after(began), allowed=PATIENCE_SECONDS, told=told,
+    )  # fmt: skip

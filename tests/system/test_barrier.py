@@ -1,0 +1,281 @@
+"""Sync calls of unmodified containers, held by the real runtime, kernel, engine and systemd.
+
+On both engines. The strategy is the test's own: it sleeps or refuses as told, so that no test
+depends on how volumes are replicated.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+
+import pytest
+from barrier_world import MOUNTS, Box
+from cluster_world import IMAGE
+from conftest import laboratory
+
+from pannier.lab import Lab
+
+pytestmark = [
+    pytest.mark.system,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
+]
+
+HELD_SECONDS = 0.4
+EVERY = ("fsync", "fdatasync", "sync", "syncfs", "directory", "msync", "i386")
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    """Two nodes, Debian 12 and 13; for development PANNIER_BARRIER_LAB names one that stays."""
+    name = os.environ.get("PANNIER_BARRIER_LAB")
+    if name and Lab(name).exists:
+        yield Lab(name)
+        return
+    with laboratory("b", nodes=2, release="mixed", cluster_kind="none") as lab:
+        lab.build_busybox(IMAGE)
+        for node in lab.nodes:
+            Box(lab, node.name).set_up()
+        yield lab
+
+
+@pytest.fixture(params=["node1", "node2"], ids=["docker20", "docker26"])
+def box(lab: Lab, request: pytest.FixtureRequest) -> Iterator[Box]:
+    box = Box(lab, request.param)
+    box.clean()
+    yield box
+    box.clean()
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        (),
+        ("--security-opt=seccomp=unconfined",),
+        ("--privileged",),
+        ("--security-opt=no-new-privileges", "--cap-drop=ALL", "--read-only"),
+    ],
+    ids=["plain", "unconfined", "privileged", "confined"],
+)
+def test_every_sync_call_waits(box: Box, flags: tuple[str, ...]) -> None:
+    box.tell("seconds", str(HELD_SECONDS))
+    calls = box.call(*EVERY, "io_uring", flags=flags)
+    for word in EVERY:
+        assert calls.seconds(word) >= HELD_SECONDS, calls
+    assert len(box.groups()) == len(EVERY)
+    assert calls.error("io_uring") == "ENOSYS"
+
+
+def test_what_no_held_volume_needs_goes_on_at_once(box: Box) -> None:
+    box.tell("refuse")  # what waits, waits for ever
+    elsewhere = ("fsync:/tmp", "fsync:/dev/shm", "fsync:/loose", "msync-async", "syncfs:/loose")
+    calls = box.call(*elsewhere, "pipe", "closed", volumes=("one", "loose"))
+    for word in elsewhere:
+        assert calls.seconds(word) >= 0
+    assert (calls.error("pipe"), calls.error("closed")) == ("EINVAL", "EBADF")
+
+
+def test_another_container_is_not_touched(box: Box) -> None:
+    """It has the filter that Docker gave it, and no listener."""
+    box.tell("refuse")
+    assert box.call("fsync:/loose", volumes=("loose",)).seconds("fsync:/loose") >= 0
+    name = box.sh(f"docker run -d --network=none -v{MOUNTS}/loose:/loose {IMAGE} sleep 600")
+    bundle = f"/run/containerd/io.containerd.runtime.v2.task/moby/{name.strip()}/config.json"
+    assert "listenerPath" not in box.sh(f"cat {bundle}")
+    assert box.stored() == 0
+
+
+def test_a_process_that_is_execd_into_it_waits_too(box: Box) -> None:
+    name = box.sleeper()
+    box.tell("seconds", str(HELD_SECONDS))
+    for flags in ((), ("--privileged",)):
+        command = ["docker", "exec", *flags, name, "sync", "/one"]
+        before = len(box.groups())
+        box.sh(" ".join(command))
+        assert len(box.groups()) == before + 1
+    box.wait_until("its listener has ended", lambda: box.stored() == 1)
+    assert len(box.state()["containers"]) == 1
+
+
+def test_a_call_waits_for_the_volumes_that_it_concerns(box: Box) -> None:
+    box.call("fsync:/one", "fsync:/two", "sync", volumes=("one", "two", "loose"))
+    assert box.groups()[:2] == ["one 1 fsync", "two 1 fsync"]
+    assert sorted(box.groups()[2:]) == ["one 1 sync", "two 1 sync"]
+
+
+def test_calls_that_wait_together_are_one_group(box: Box) -> None:
+    box.tell("refuse")
+    first = box.calling("threads:4")
+    second = box.calling("threads:3")
+    box.wait_for_calls(7)
+    box.take_back("refuse")
+    assert len(first.result().made) + len(second.result().made) == 7
+    assert box.groups() == ["one 7 fsync"]
+
+
+def test_a_caller_that_is_killed_delays_nobody(box: Box) -> None:
+    box.tell("refuse")
+    other = box.calling("fsync")
+    box.wait_for_calls(1)
+    name = box.sleeper()
+    box.sh(f"docker exec -d {name} sync /one")
+    box.wait_for_calls(2)
+    box.sh(f"docker kill {name}")
+    box.wait_for_calls(1)
+    box.take_back("refuse")
+    other.result().seconds("fsync")
+    assert box.groups() == ["one 1 fsync"]
+
+
+# -- signals ---------------------------------------------------------------------------------------
+
+
+def test_a_caller_with_a_fast_timer_gets_on(box: Box) -> None:
+    """Its call lives for 10 ms at most, a group takes 50: it must not begin anew for ever."""
+    box.tell("seconds", "0.05")
+    box.tell("unchanged")
+    calls = box.call("timer", "fsync", "sync", "msync")
+    for word in ("fsync", "sync", "msync"):
+        assert calls.seconds(word) >= 0.05
+
+
+def test_a_restarted_call_needs_a_volume_without_changes(box: Box) -> None:
+    box.tell("seconds", "0.05")
+    caller = box.calling("timer", "fsync")
+    box.wait_until("some groups are done", lambda: len(box.groups()) >= 10)
+    assert not caller.done()
+    box.tell("unchanged")
+    caller.result().seconds("fsync")
+
+
+def test_a_paused_container_goes_on_waiting(box: Box) -> None:
+    """The freezer withdraws the call, and the kernel restarts it."""
+    box.tell("refuse")
+    caller = box.calling("fsync", "fsync:/tmp")
+    box.wait_for_calls(1)
+    name = box.sh("docker ps -q").strip()
+    box.sh(f"docker pause {name}; sleep 0.2; docker unpause {name}")
+    box.wait_for_calls(1)
+    assert not caller.done()
+    box.take_back("refuse")
+    caller.result().seconds("fsync")
+
+
+# -- the daemon ends and comes back ------------------------------------------------------------------
+
+
+def test_waiting_calls_outlast_the_daemon(box: Box) -> None:
+    """However it ends: no call fails, none is let go, and all are made durable afterwards."""
+    box.tell("refuse")
+    callers = [box.calling("threads:3", "fdatasync"), box.calling("fsync")]
+    box.wait_for_calls(4)
+    for end in (box.kill, lambda: box.sh("systemctl restart pannierd"), box.kill):
+        end()
+        box.wait_until_it_runs()
+        box.wait_for_calls(4)
+        assert not any(caller.done() for caller in callers)
+        assert len(box.state()["containers"]) == 2
+    box.take_back("refuse")
+    made = [call for caller in callers for call in caller.result().made]
+    assert [how for _word, _took, how in made] == ["ok"] * 5
+    assert box.groups()[0] == "one 4 unknown"
+
+
+def test_containers_start_and_sync_while_the_daemon_is_away(box: Box) -> None:
+    """Their listeners wait in the socket, and their calls in the kernel."""
+    box.tell("refuse")
+    box.sh("systemctl kill --kill-who=main -s STOP pannierd")
+    name = box.sleeper()
+    caller = box.calling("fsync")
+    running = f"docker top {name}; docker ps -q | wc -l"
+    box.wait_until("both run", lambda: box.sh(running).split()[-1] == "2")
+    box.kill()
+    box.wait_for_calls(1)
+    box.take_back("refuse")
+    caller.result().seconds("fsync")
+
+
+def test_a_container_that_ended_meanwhile_is_forgotten(box: Box) -> None:
+    box.tell("refuse")
+    name = box.sleeper()
+    box.sh(f"docker exec -d {name} sync /one")
+    box.wait_for_calls(1)
+    assert box.stored() == 2
+    box.sh("systemctl kill --kill-who=main -s STOP pannierd")
+    box.sh(f"docker kill {name}")
+    box.kill()
+    box.wait_until("systemd keeps nothing", lambda: box.stored() == 0)
+    assert box.sh("ls /run/pannier/barrier/listeners") == ""
+    assert box.state() == {"containers": [], "calls": 0, "oldest": 0.0}
+
+
+def test_ended_containers_leave_nothing(box: Box) -> None:
+    for _ in range(3):
+        box.call("fsync")
+    box.wait_until("systemd keeps nothing", lambda: box.stored() == 0)
+    assert box.sh("ls /run/pannier/barrier/listeners") == ""
+
+
+# -- mounts ----------------------------------------------------------------------------------------
+
+ENGINE_FLAGS = (
+    "--cap-add=SYS_ADMIN",
+    "--security-opt=seccomp=unconfined",
+    "--security-opt=apparmor=unconfined",
+)
+
+
+def test_a_file_system_made_out_of_the_volume_counts_as_the_volume(box: Box) -> None:
+    """As of containers in a container whose engine has its directory on a volume."""
+    box.call("overlay", "own-tmpfs", flags=ENGINE_FLAGS)
+    assert box.groups() == ["one 1 fsync"]
+
+
+def test_a_part_of_a_volume_is_held(box: Box) -> None:
+    """Mounted by its path or, by newer engines, as a volume's subpath."""
+    box.sh(f"mkdir -p {MOUNTS}/one/part")
+    sources = [f"type=bind,source={MOUNTS}/one/part"]
+    if box.node == "node2":
+        box.sh(f"docker volume create -o type=none -o o=bind -o device={MOUNTS}/one sub >/dev/null")
+        sources.append("type=volume,source=sub,volume-subpath=part")
+    for number, source in enumerate(sources, 1):
+        box.sh(
+            f"docker run --rm --network=none --mount {source},target=/part {IMAGE} "
+            "sh -c 'echo x >/part/x; sync /part/x'"
+        )
+        assert len(box.groups()) == number, source
+
+
+# -- what is said ----------------------------------------------------------------------------------
+
+
+def test_written_through_is_said_once(box: Box) -> None:
+    box.call("synchronous", "synchronous", "synchronous:/tmp")
+    said = [line for line in box.journal().splitlines() if "barrier.sync-writes-not-held" in line]
+    assert len(said) == 1
+    assert "volume=one" in said[0]
+
+
+def test_a_profile_with_a_listener_of_its_own_is_refused(box: Box) -> None:
+    if box.node == "node1":
+        pytest.skip("this engine drops the listener from a profile")
+    profile = {"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/run/other.sock"}
+    box.put("/root/profile.json", json.dumps(profile))
+    command = ["docker", "run", "--rm", "--security-opt", "seccomp=/root/profile.json"]
+    outcome = box.attempt(*command, f"-v{MOUNTS}/one:/one", IMAGE, "true")
+    assert outcome.status != 0
+    assert "volume one: its sync calls cannot be held" in outcome.text
+    assert "/run/other.sock" in outcome.text
+    free = box.attempt(*command[:3], f"-v{MOUNTS}/loose:/loose", IMAGE, "true")
+    assert free.status == 0, free.text
+
+
+def test_without_the_daemons_socket_a_container_does_not_start(box: Box) -> None:
+    """Rather than with sync calls that nobody holds."""
+    box.sh("systemctl stop pannierd-barrier.socket pannierd")
+    outcome = box.attempt("docker", "run", "--rm", f"-v{MOUNTS}/one:/one", IMAGE, "true")
+    assert outcome.status != 0
+    assert "barrier.sock" in outcome.text
+    assert box.attempt("docker", "run", "--rm", IMAGE, "true").status == 0

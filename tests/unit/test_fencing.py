@@ -1,0 +1,177 @@
+"""What a node can no longer prove to hold ends before anybody else can begin with it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from copies_world import CopiesWorld
+from world import Machine, event_loop_policy
+
+from pannier.core.errors import PannierError
+from pannier.core.volume import Grant, Volume
+
+__all__ = ["event_loop_policy"]
+
+
+@pytest_asyncio.fixture
+async def world(tmp_path: Path) -> AsyncIterator[CopiesWorld]:
+    async with CopiesWorld(tmp_path) as world:
+        await asyncio.sleep(15)
+        yield world
+
+
+def writable(machine: Machine, volume: Volume, epoch: int = 1) -> bool:
+    tree = machine.disk.homes[volume.id].live.get(epoch)
+    return tree is not None and not tree.sealed
+
+
+def cut_off(world: CopiesWorld, machine: Machine) -> None:
+    world.cut_store(machine.name)
+    world.isolate(machine.name)
+
+
+async def test_a_holder_cut_off_from_everything_ends_before_another_begins(
+    world: CopiesWorld,
+) -> None:
+    volume = await world.synced_volume(world.a)
+    replica = world.replica(volume)
+    container = await world.run_container(world.a, "vol", "m2")
+    world.put(world.a, volume, "unsynced", b"1")
+    world.losing(volume)
+    cut_off(world, world.a)
+    mounting = asyncio.ensure_future(world.mount(replica, "vol"))
+    while not mounting.done():
+        ended = not writable(world.a, volume) and container not in world.a.table.containers
+        assert ended or world.data.get("alive/a") is not None
+        await asyncio.sleep(0.05)
+    await mounting
+    assert "vol" not in world.a.table.mounts
+    assert world.a.disk.homes[volume.id].live[1].content["unsynced"] == b"1", "it is kept"
+    assert world.now_record().grant == Grant(replica.name, 2)
+
+
+async def test_where_nobody_took_over_it_goes_on_after_the_next_mount(world: CopiesWorld) -> None:
+    volume = await world.synced_volume(world.a)
+    world.put(world.a, volume, "unsynced", b"1")
+    cut_off(world, world.a)
+    await world.until(lambda: not writable(world.a, volume))
+    with pytest.raises(PannierError):
+        await world.mount(world.a, "vol")
+    world.mend_links()
+    world.mend_store()
+    await asyncio.sleep(5)
+    await world.mount(world.a, "vol")
+    assert writable(world.a, volume)
+    assert world.contents("vol") == {"synced": b"1", "unsynced": b"1"}
+    world.put(world.a, volume, "more", b"1")
+    await world.sync(world.a)
+
+
+async def test_a_paused_holder_acknowledges_nothing_after_a_takeover_and_keeps_its_stray(
+    world: CopiesWorld,
+) -> None:
+    volume = await world.synced_volume(world.a)
+    replica = world.replica(volume)
+    container = await world.run_container(world.a, "vol", "m2")
+    world.losing(volume)
+    world.put(world.a, volume, "waiting", b"1")
+    waiting = asyncio.ensure_future(world.sync(world.a))
+    world.a.freeze()
+    began = asyncio.get_running_loop().time()
+    world.put(world.a, volume, "stray", b"1")
+    await world.mount(replica, "vol")
+    world.put(replica, volume, "after", b"1")
+    await world.sync(replica)
+    await asyncio.sleep(60 - (asyncio.get_running_loop().time() - began))
+    world.a.thaw()
+    with pytest.raises(PannierError):
+        await waiting
+    await asyncio.sleep(1)
+    assert container not in world.a.table.containers
+    assert "vol" not in world.a.table.mounts
+    await world.until(lambda: world.now_record().in_sync == ("a",))
+    assert world.copy(world.a, volume) == {"synced": b"1", "after": b"1"}
+    assert world.a.disk.homes[volume.id].live[1].content["stray"] == b"1"
+    findings = await world.a.ask(lambda run: run.service.doctor())
+    assert any("a stray of epoch 1" in finding.what for finding in findings)
+
+
+async def test_a_restarted_daemon_ends_what_it_cannot_prove(world: CopiesWorld) -> None:
+    volume = await world.synced_volume(world.a)
+    container = await world.run_container(world.a, "vol", "m2")
+    cut_off(world, world.a)
+    world.a.crash()
+    await world.a.start()
+    await asyncio.sleep(world.a.up.lease.terms.ttl + 1)
+    assert container not in world.a.table.containers
+    assert not writable(world.a, volume)
+
+
+async def test_a_restart_with_the_store_at_hand_changes_nothing(world: CopiesWorld) -> None:
+    volume = await world.synced_volume(world.a)
+    container = await world.run_container(world.a, "vol", "m2")
+    for _ in range(5):
+        world.a.crash()
+        await asyncio.sleep(1)
+        await world.a.start()
+        await asyncio.sleep(10)
+        world.put(world.a, volume, "more", b"1")
+        await world.sync(world.a)
+    assert container in world.a.table.containers
+    assert world.now_record().grant == Grant("a", 1)
+
+
+async def test_a_holder_without_rivals_is_left_alone(world: CopiesWorld) -> None:
+    volume = await world.synced_volume(world.a)
+    await world.down(world.replica(volume))
+    world.put(world.a, volume, "without", b"1")
+    await world.sync(world.a)
+    assert world.now_record().in_sync == ()
+    container = await world.run_container(world.a, "vol", "m2")
+    cut_off(world, world.a)
+    await asyncio.sleep(100)
+    assert container in world.a.table.containers
+    world.put(world.a, volume, "more", b"1")
+    await world.sync(world.a)
+
+
+async def test_a_volume_with_one_copy_is_never_fenced(world: CopiesWorld) -> None:
+    volume = await world.volume(world.a, copies="1")
+    container = await world.run_container(world.a, "vol", "m2")
+    cut_off(world, world.a)
+    await asyncio.sleep(100)
+    assert container in world.a.table.containers
+    assert writable(world.a, volume)
+
+
+async def test_a_lease_lost_early_and_granted_anew_ends_nothing(world: CopiesWorld) -> None:
+    """A store that forgets leases: nobody took over, and the record says so within moments."""
+    volume = await world.synced_volume(world.a)
+    container = await world.run_container(world.a, "vol", "m2")
+    for lease in tuple(world.data._leases):
+        world.data.revoke(lease)
+    await asyncio.sleep(10)
+    assert container in world.a.table.containers
+    world.put(world.a, volume, "more", b"1")
+    await world.sync(world.a)
+
+
+async def test_a_volume_whose_lock_is_taken_does_not_delay_the_end_of_another(
+    world: CopiesWorld,
+) -> None:
+    first = await world.synced_volume(world.a, "first")
+    second = await world.synced_volume(world.a, "second")
+    containers = [await world.run_container(world.a, name, "m2") for name in ("first", "second")]
+    world.losing(first)
+    world.losing(second)
+    async with world.a.up.custody.lock(first):
+        cut_off(world, world.a)
+        await world.until(lambda: world.data.get("alive/a") is None)
+        assert not world.a.table.containers, containers
+        assert writable(world.a, first), "it is sealed when the lock is free"
+        assert not writable(world.a, second)
+    await world.until(lambda: not writable(world.a, first))

@@ -1,0 +1,206 @@
+"""The lease: until when a node may believe that it holds a volume, whatever the clocks do."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from math import inf
+
+import pytest
+import pytest_asyncio
+from world import event_loop_policy
+
+from pannier.agent.lease import Lease
+from pannier.core.errors import InvalidInput, StoreUnavailable
+from pannier.core.lease import Terms, held_until, promised_until
+from pannier.core.volume import Durability, Grant, Volume, VolumeSpec
+from pannier.store.memory import MemoryData, MemoryStore
+
+__all__ = ["event_loop_policy"]
+
+TERMS = Terms(8.0)
+VOLUME = Volume(
+    name="vol",
+    id="vol.1",
+    spec=VolumeSpec(copies=2, durability=Durability.FSYNC),
+    grant=Grant("a", 1),
+    replicas=("b",),
+    in_sync=("b",),
+    created_at=0.0,
+)
+
+
+class Node:
+    """A lease with its own clock, and its connection to the store."""
+
+    def __init__(self, data: MemoryData) -> None:
+        self.store = MemoryStore(data)
+        self.rate = 1.0
+        self.lease = Lease(self.store, node="a", boot_id="x", terms=TERMS, clock=self.now)
+
+    def now(self) -> float:
+        return self.rate * asyncio.get_running_loop().time()
+
+    def is_up(self) -> bool:
+        """What everybody else sees."""
+        return self.store.data.get("alive/a") is not None
+
+
+@pytest_asyncio.fixture
+async def node() -> AsyncIterator[Node]:
+    node = Node(MemoryData())
+    async with node.store.session():
+        keeping = asyncio.create_task(node.lease.keep())
+        await asyncio.sleep(0.1)
+        yield node
+        keeping.cancel()
+
+
+# -- arithmetic ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ttl", [2.0, 4.0, 60.0])
+def test_two_renewals_may_be_lost(ttl: float) -> None:
+    terms = Terms(ttl)
+    assert terms.trusted_until(100.0) - 100.0 == ttl - terms.margin
+    assert 3 * terms.renewal <= ttl - terms.margin
+
+
+@pytest.mark.parametrize("ttl", [1.9, 60.1, 0.0, -4.0])
+def test_a_lease_too_short_or_too_long_is_refused(ttl: float) -> None:
+    with pytest.raises(InvalidInput, match="is not possible"):
+        Terms(ttl)
+
+
+def test_a_promise_ends_early_here() -> None:
+    assert promised_until(100.0, 10.0) == 109.0
+
+
+def test_without_rivals_nothing_ends() -> None:
+    assert held_until((), lease_until=-inf, promises={}) == inf
+
+
+def test_the_lease_or_the_promises_of_all_rivals_count() -> None:
+    until = {"b": 20.0, "c": 10.0}
+    assert held_until(("b", "c"), lease_until=5.0, promises=until) == 10.0
+    assert held_until(("b", "c"), lease_until=15.0, promises=until) == 15.0
+    assert held_until(("b", "c", "d"), lease_until=5.0, promises=until) == 5.0
+    assert held_until(("b",), lease_until=-inf, promises={}) == -inf
+
+
+# -- keeping it ----------------------------------------------------------------------------------------
+
+
+async def test_it_is_renewed_for_as_long_as_the_store_answers(node: Node) -> None:
+    for _ in range(200):
+        await asyncio.sleep(0.7)
+        assert node.is_up()
+        assert node.lease.until - node.now() >= TERMS.ttl - TERMS.margin - TERMS.renewal - 0.1
+        assert node.lease.term == 1
+        assert not node.lease.in_danger
+
+
+@pytest.mark.parametrize("rate", [0.8, 0.9, 1.0, 1.1, 1.25])
+async def test_it_is_over_here_before_it_is_over_in_the_store(node: Node, rate: float) -> None:
+    """With a clock that runs wrong by a fifth, too; and a renewal is counted from its question."""
+    node.rate = rate
+    await asyncio.sleep(20)
+    for latency in (0.0, 0.5, 1.5):
+        node.store.latency_seconds = latency
+        await asyncio.sleep(20)
+        node.store.cut()
+        while node.now() < node.lease.until:
+            assert node.is_up()
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(10)
+        assert not node.is_up()
+        node.store.mend()
+        node.store.latency_seconds = 0.0
+        await asyncio.sleep(10)
+        assert node.is_up()
+
+
+async def test_a_lease_that_ran_out_begins_another_term(node: Node) -> None:
+    node.lease.proven(VOLUME, term=node.lease.term)
+    assert node.lease.holds(VOLUME)
+    node.store.cut()
+    await asyncio.sleep(10)
+    assert not node.lease.holds(VOLUME)
+    assert node.lease.in_danger
+    node.store.mend()
+    await asyncio.sleep(5)
+    assert node.lease.term == 2
+    assert node.lease.until > node.now()
+    assert node.lease.needs_proof(VOLUME)
+    assert not node.lease.holds(VOLUME), "another node may have taken it over between the terms"
+    node.lease.proven(VOLUME, term=1)
+    assert not node.lease.holds(VOLUME), "that was read before the term began"
+    node.lease.proven(VOLUME, term=2)
+    assert node.lease.holds(VOLUME)
+
+
+async def test_a_lease_that_is_known_to_be_gone_counts_no_more(node: Node) -> None:
+    """The store ended it early, and cannot be asked for another one."""
+    node.lease.proven(VOLUME, term=1)
+    node.store.data.revoke("lease-1")
+
+    async def no_lease(_: float) -> str:
+        raise StoreUnavailable("not now")
+
+    node.store.grant_lease = no_lease  # type: ignore[method-assign]
+    await asyncio.sleep(TERMS.renewal + 0.1)
+    assert not node.lease.holds(VOLUME)
+
+
+async def test_a_restarted_daemon_takes_the_key_over_and_has_everything_to_prove(
+    node: Node,
+) -> None:
+    again = Lease(node.store, node="a", boot_id="x", terms=TERMS, clock=node.now)
+    async with asyncio.timeout(5):
+        await again._renew()
+    assert again.term == 1
+    assert not again.holds(VOLUME)
+    node.store.data.revoke("lease-1")
+    assert node.is_up(), "the former run's lease has nothing to do with it any more"
+
+
+async def test_of_a_volume_with_copies_nothing_is_believed_before_it_was_proven(
+    node: Node,
+) -> None:
+    """That nobody is in sync may be old news: it was remembered by an earlier run."""
+    alone = replace(VOLUME, in_sync=())
+    assert not node.lease.holds(alone)
+    node.lease.proven(alone, term=1)
+    assert node.lease.holds(alone)
+    node.lease.forget(alone)
+    assert not node.lease.holds(alone)
+
+
+async def test_a_volume_with_one_copy_needs_no_lease(node: Node) -> None:
+    single = replace(VOLUME, spec=VolumeSpec(), replicas=(), in_sync=())
+    node.store.cut()
+    await asyncio.sleep(100)
+    assert node.lease.holds(single)
+
+
+async def test_promises_of_an_earlier_run_are_none(node: Node) -> None:
+    node.store.cut()
+    await asyncio.sleep(10)
+    node.lease.promised(VOLUME, {"b": node.now() + 9})
+    assert not node.lease.holds(VOLUME), "who its rivals are was never read"
+    node.store.mend()
+    await asyncio.sleep(5)
+    node.lease.proven(VOLUME, term=node.lease.term)
+    node.store.cut()
+    await asyncio.sleep(10)
+    node.lease.promised(VOLUME, {"b": node.now() + 9})
+    assert node.lease.holds(VOLUME)
+    assert not node.lease.holds(VOLUME, frozenset({"b", "c"}))
+
+
+async def test_its_end_can_be_said_at_once(node: Node) -> None:
+    node.lease.proven(VOLUME, term=1)
+    await node.lease.end()
+    assert not node.is_up()
+    assert not node.lease.holds(VOLUME)

@@ -1,0 +1,204 @@
+"""When a holder is gone, a copy that has everything goes on by itself: in virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from copies_world import CopiesWorld
+from world import Died, Fault, Machine, event_loop_policy
+
+from pannier.core.errors import DeadlineExceeded, PeerUnavailable, Unavailable
+from pannier.core.volume import Grant, Volume
+
+__all__ = ["event_loop_policy"]
+
+
+@pytest_asyncio.fixture
+async def world(tmp_path: Path) -> AsyncIterator[CopiesWorld]:
+    async with CopiesWorld(tmp_path) as world:
+        await asyncio.sleep(15)  # what an earlier run might have promised is over
+        yield world
+
+
+def stranger_to(world: CopiesWorld, volume: Volume) -> Machine:
+    copies = ("a", *volume.replicas)
+    return next(m for name, m in world.machines.items() if name not in copies)
+
+
+async def test_what_was_synced_is_there_after_the_holder_lost_its_power(
+    world: CopiesWorld,
+) -> None:
+    volume = await world.synced_volume(world.a)
+    replica = world.replica(volume)
+    world.losing(volume)
+    world.put(world.a, volume, "not-synced", b"1")
+    began = asyncio.get_running_loop().time()
+    world.a.power_off()
+    await world.mount(replica, "vol")
+    took = asyncio.get_running_loop().time() - began
+    assert 3.0 <= took <= 6.0, "when the lease has run out, and not much later"
+    assert world.now_record().grant == Grant(replica.name, 2)
+    assert world.contents("vol")["synced"] == b"1"
+    assert world.now_record().history[-1].what == "taken over"
+
+
+async def test_a_mount_on_a_node_without_a_copy_gets_it_from_the_one_that_took_over(
+    world: CopiesWorld,
+) -> None:
+    volume = await world.synced_volume(world.a)
+    world.losing(volume)
+    other = stranger_to(world, volume)
+    world.a.power_off()
+    await world.mount(other, "vol")
+    record = world.now_record()
+    assert record.grant == Grant(other.name, 3)
+    assert [entry.what for entry in record.history] == ["created", "taken over", "moved"]
+    assert world.contents("vol")["synced"] == b"1"
+
+
+async def test_without_a_copy_in_sync_it_is_refused_and_says_who_has_one(
+    world: CopiesWorld,
+) -> None:
+    volume = await world.synced_volume(world.a)
+    world.losing(volume)
+    replica, other = world.replica(volume), stranger_to(world, volume)
+    replica.power_off()
+    world.a.power_off()
+    with pytest.raises(Unavailable) as refusal:
+        await world.mount(other, "vol")
+    assert "node a, which holds volume vol, is down" in refusal.value.message
+    assert replica.name in refusal.value.message
+    assert refusal.value.remedy == f"start one of a, {replica.name}"
+    await replica.start()
+    await world.mount(other, "vol")
+    assert world.contents("vol")["synced"] == b"1"
+
+
+async def test_a_copy_that_is_not_in_sync_does_not_take_over(world: CopiesWorld) -> None:
+    volume = await world.synced_volume(world.a)
+    world.losing(volume)
+    replica = world.replica(volume)
+    await world.down(replica)
+    world.put(world.a, volume, "later", b"1")
+    await world.sync(world.a)
+    assert world.now_record().in_sync == ()
+    world.isolate("a")
+    world.cut_store("a")
+    await replica.start()
+    await asyncio.sleep(20)
+    world.a.power_off()
+    with pytest.raises(PeerUnavailable, match="copies are on"):
+        await world.mount(replica, "vol")
+    assert world.now_record().grant == Grant("a", 1)
+
+
+async def test_a_live_holder_is_asked_and_not_robbed(world: CopiesWorld) -> None:
+    volume = await world.synced_volume(world.a)
+    await world.run_container(world.a, "vol", "m2")
+    with pytest.raises(DeadlineExceeded, match="still on node a"):
+        await world.mount(world.replica(volume), "vol")
+    assert world.now_record().grant == Grant("a", 1)
+
+
+async def test_the_newest_of_the_copies_that_are_kept_by_intervals_takes_over(
+    world: CopiesWorld,
+) -> None:
+    volume = await world.volume(world.a, copies="3", durability="interval")
+    await world.until(lambda: set(world.now_record().in_sync) == {"b", "c"})
+    world.cut_link("a", "b")
+    world.put(world.a, volume, "newest", b"1")
+    await world.until(lambda: world.current(world.c, volume))
+    assert world.now_record().in_sync == ("b", "c"), "not yet too late"
+    world.losing(volume)
+    world.a.power_off()
+    world.mend_links()
+    await world.mount(world.b, "vol")
+    record = world.now_record()
+    assert record.grant == Grant("b", 3)
+    assert record.history[-2].node == "c"
+    assert world.contents("vol") == {"newest": b"1"}
+
+
+async def test_the_former_holder_keeps_its_stray_and_becomes_a_copy_that_counts(
+    world: CopiesWorld,
+) -> None:
+    volume = await world.synced_volume(world.a)
+    world.losing(volume)
+    replica = world.replica(volume)
+    world.isolate("a")
+    world.cut_store("a")
+    world.put(world.a, volume, "stray", b"1")
+    await world.mount(replica, "vol")
+    world.mend_links()
+    world.mend_store()
+    await world.until(lambda: world.now_record().in_sync == ("a",))
+    assert "stray" in world.a.disk.homes[volume.id].live[1].content
+    assert "stray" not in world.copy(world.a, volume)
+    world.put(replica, volume, "after", b"1")
+    await world.sync(replica)
+    assert world.copy(world.a, volume)["after"] == b"1"
+
+
+async def test_two_nodes_that_take_over_at_once(world: CopiesWorld) -> None:
+    volume = await world.synced_volume(world.a, copies="3")
+    world.losing(volume)
+    world.a.power_off()
+    mounts = [asyncio.ensure_future(world.mount(m, "vol")) for m in (world.b, world.c)]
+    done, _ = await asyncio.wait(mounts, return_when=asyncio.FIRST_COMPLETED)
+    assert world.now_record().grant.epoch == 2
+    assert all(one.exception() is None for one in done)
+    for one in mounts:
+        one.cancel()
+
+
+async def test_after_a_start_a_node_takes_nothing_over_that_it_may_have_promised_not_to(
+    world: CopiesWorld,
+) -> None:
+    volume = await world.synced_volume(world.a)
+    world.losing(volume)
+    replica = world.replica(volume)
+    world.a.power_off()
+    replica.crash()
+    await asyncio.sleep(6)
+    await replica.start()
+    began = asyncio.get_running_loop().time()
+    await world.mount(replica, "vol")
+    assert asyncio.get_running_loop().time() - began >= 9.0
+
+
+@pytest.mark.parametrize("fault", [Fault.CUT_BEFORE, Fault.CUT_AFTER])
+@pytest.mark.parametrize("label", ["store.commit", "driver.promote", "driver.snapshot"])
+async def test_a_taker_that_loses_its_power_on_the_way_can_be_asked_again(
+    world: CopiesWorld, label: str, fault: Fault
+) -> None:
+    volume = await world.synced_volume(world.a)
+    world.losing(volume)
+    replica = world.replica(volume)
+    world.a.power_off()
+    await asyncio.sleep(6)
+    world.fail_at_label(label, fault, of=replica.name)
+    with contextlib.suppress(Died):
+        await world.mount(replica, "vol")
+    await world.until(lambda: replica.run is None)
+    await replica.start()
+    await world.mount(replica, "vol")
+    assert world.now_record().grant == Grant(replica.name, 2)
+    assert world.contents("vol")["synced"] == b"1"
+
+
+@pytest.mark.parametrize("fault", [Fault.LOSE_REQUEST, Fault.LOSE_ANSWER, Fault.LATE])
+async def test_a_takeover_whose_answer_never_came(world: CopiesWorld, fault: Fault) -> None:
+    volume = await world.synced_volume(world.a)
+    world.losing(volume)
+    replica = world.replica(volume)
+    world.a.power_off()
+    world.fail_at_label("store.commit", fault, of=replica.name)
+    await world.mount(replica, "vol")
+    assert world.now_record().grant == Grant(replica.name, 2)
+    await asyncio.sleep(40)
+    assert world.now_record().grant == Grant(replica.name, 2)
