@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from math import inf
 from typing import Any
 
 import pytest
 from failover_world import KeptPromises
+from plots import (
+    Plot,
+    container_that_outlives_its_epoch,
+    crash_right_after_a_join,
+    join_that_hangs,
+    lease_that_ends_under_a_takeover,
+    only_generations_arrive,
+    takeover_that_hangs,
+)
 
 from pannier.agent import custody
 from pannier.agent.custody import Custody
 from pannier.agent.fencing import Fencing
 from pannier.agent.lease import Lease
 from pannier.agent.promises import Promises
-from pannier.cluster.registry import Registry, Versioned
+from pannier.cluster.registry import Registry, encode
 from pannier.core.errors import OutcomeUnknown, PannierError
 from pannier.core.generation import Generation
 from pannier.core.lease import Terms
@@ -33,18 +42,22 @@ from pannier.store.base import Change
 from pannier.transport.base import Offer
 
 Patch = Callable[[pytest.MonkeyPatch], None]
-BUGS: dict[str, Patch] = {}
+BUGS: dict[str, tuple[Patch, Plot | None]] = {}
+"""By name: how to plant it, and the plot that aims at it, if chance would take too long."""
 
 
-def bug(plant: Patch) -> Patch:
-    BUGS[plant.__name__.lstrip("_")] = plant
-    return plant
+def bug(plot: Plot | None = None) -> Callable[[Patch], Patch]:
+    def note(plant: Patch) -> Patch:
+        BUGS[plant.__name__.lstrip("_")] = plant, plot
+        return plant
+
+    return note
 
 
 # -- acknowledging ---------------------------------------------------------------------------------
 
 
-@bug
+@bug()
 def _acknowledge_before_the_confirmation(patch: pytest.MonkeyPatch) -> None:
     async def confirmed(self: Durable, held: Held, generation: Generation) -> None:
         return
@@ -52,7 +65,7 @@ def _acknowledge_before_the_confirmation(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Durable, "_confirmed_by_all", confirmed)
 
 
-@bug
+@bug()
 def _acknowledge_without_a_silent_replica(patch: pytest.MonkeyPatch) -> None:
     """As if it were enough to know that it is behind."""
     silent: dict[str, frozenset[str]] = {}
@@ -68,7 +81,7 @@ def _acknowledge_without_a_silent_replica(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(InSync, "rivals", rivals)
 
 
-@bug
+@bug()
 def _acknowledge_by_an_earlier_generation(patch: pytest.MonkeyPatch) -> None:
     """The one that is under way is new enough, is it not?"""
     real = Replicator.make
@@ -81,12 +94,12 @@ def _acknowledge_by_an_earlier_generation(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Replicator, "make", make)
 
 
-@bug
+@bug(only_generations_arrive)
 def _acknowledge_without_a_lease(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Lease, "holds", lambda self, volume, rivals=None: True)
 
 
-@bug
+@bug()
 def _treat_leaving_with_an_unknown_outcome_as_done(patch: pytest.MonkeyPatch) -> None:
     real = Registry.replace_volume
 
@@ -99,7 +112,7 @@ def _treat_leaving_with_an_unknown_outcome_as_done(patch: pytest.MonkeyPatch) ->
     patch.setattr(Registry, "replace_volume", replace_volume)
 
 
-@bug
+@bug()
 def _join_without_catching_up(patch: pytest.MonkeyPatch) -> None:
     async def join(self: Durable, held: Held, node: str) -> None:
         async with held.group:
@@ -108,7 +121,7 @@ def _join_without_catching_up(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Durable, "_join", join)
 
 
-@bug
+@bug(join_that_hangs)
 def _forget_who_may_have_joined_when_replication_begins_anew(patch: pytest.MonkeyPatch) -> None:
     def circle(self: Replicator, volume: Volume) -> Circle:
         held = self._held.get(volume.id)
@@ -117,7 +130,7 @@ def _forget_who_may_have_joined_when_replication_begins_anew(patch: pytest.Monke
     patch.setattr(Replicator, "circle", circle)
 
 
-@bug
+@bug(crash_right_after_a_join)
 def _believe_a_memory_without_rivals(patch: pytest.MonkeyPatch) -> None:
     real = Lease._was_proven
     patch.setattr(
@@ -128,7 +141,7 @@ def _believe_a_memory_without_rivals(patch: pytest.MonkeyPatch) -> None:
 # -- clocks ----------------------------------------------------------------------------------------
 
 
-@bug
+@bug(only_generations_arrive)
 def _count_the_lease_by_the_wall_clock(patch: pytest.MonkeyPatch) -> None:
     real = Lease.__init__
 
@@ -138,7 +151,7 @@ def _count_the_lease_by_the_wall_clock(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Lease, "__init__", init)
 
 
-@bug
+@bug(only_generations_arrive)
 def _count_the_lease_from_the_answer_and_to_its_end(patch: pytest.MonkeyPatch) -> None:
     real = Lease._renew
 
@@ -151,7 +164,7 @@ def _count_the_lease_from_the_answer_and_to_its_end(patch: pytest.MonkeyPatch) -
     patch.setattr(Terms, "margin", property(lambda self: 0.0))
 
 
-@bug
+@bug(only_generations_arrive)
 def _count_a_promise_from_the_answer(patch: pytest.MonkeyPatch) -> None:
     real = Lease.promised
 
@@ -164,7 +177,7 @@ def _count_a_promise_from_the_answer(patch: pytest.MonkeyPatch) -> None:
 # -- taking over -----------------------------------------------------------------------------------
 
 
-@bug
+@bug()
 def _accept_an_older_epoch(patch: pytest.MonkeyPatch) -> None:
     async def admit(self: Reception, offer: Offer, *, peer: str) -> Driver:
         return self._custody.drivers[offer.driver]
@@ -176,7 +189,7 @@ def _accept_an_older_epoch(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Reception, "confirm", confirm)
 
 
-@bug
+@bug(lease_that_ends_under_a_takeover)
 def _confirm_while_taking_over(patch: pytest.MonkeyPatch) -> None:
     async def confirm(self: Reception, offer: Offer, *, peer: str) -> None:
         return
@@ -184,7 +197,7 @@ def _confirm_while_taking_over(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Reception, "confirm", confirm)
 
 
-@bug
+@bug()
 def _take_over_with_a_copy_that_is_not_in_sync(patch: pytest.MonkeyPatch) -> None:
     real_check, real_possible = Takeover._check, Takeover.possible
 
@@ -200,7 +213,7 @@ def _take_over_with_a_copy_that_is_not_in_sync(patch: pytest.MonkeyPatch) -> Non
     patch.setattr(Takeover, "_choose", choose)
 
 
-@bug
+@bug(lease_that_ends_under_a_takeover)
 def _choose_the_base_before_the_refusal(patch: pytest.MonkeyPatch) -> None:
     real_take, real_newest = Takeover.take, Takeover._newest_here
     chosen: dict[tuple[str, str], Generation | None] = {}
@@ -217,26 +230,24 @@ def _choose_the_base_before_the_refusal(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Takeover, "_newest_here", newest_here)
 
 
-@bug
+@bug(lease_that_ends_under_a_takeover)
 def _take_over_from_a_live_holder(patch: pytest.MonkeyPatch) -> None:
     """No guard on its lease in the change of the record, and no proof when it is granted anew."""
     patch.setattr(Lease, "needs_proof", lambda self, volume: self._term == 0)
     patch.setattr(Lease, "_was_proven", lambda self, volume: self._term > 0)
 
     async def take_volume(self: Registry, volume: Volume, *, expect: int, former: str) -> int:
-        return await self.store.commit(
-            Change(f"volumes/{volume.name}", custody_encode(volume), expect)
-        )
+        return await self.store.commit(Change(f"volumes/{volume.name}", encode(volume), expect))
 
     patch.setattr(Registry, "take_volume", take_volume)
 
 
-@bug
+@bug(only_generations_arrive)
 def _take_over_while_promised(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Promises, "seconds_left", lambda self, volume_id: 0.0)
 
 
-@bug
+@bug(only_generations_arrive)
 def _forget_promises_at_a_restart(patch: pytest.MonkeyPatch) -> None:
     real = KeptPromises.__init__
 
@@ -247,12 +258,12 @@ def _forget_promises_at_a_restart(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(KeptPromises, "__init__", init)
 
 
-@bug
+@bug(takeover_that_hangs)
 def _forget_a_takeover_that_was_begun_at_a_restart(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(KeptPromises, "_load", lambda self: {})
 
 
-@bug
+@bug(takeover_that_hangs)
 def _end_the_refusal_when_the_outcome_is_unknown(patch: pytest.MonkeyPatch) -> None:
     real = Takeover.take
 
@@ -266,7 +277,7 @@ def _end_the_refusal_when_the_outcome_is_unknown(patch: pytest.MonkeyPatch) -> N
     patch.setattr(Takeover, "take", take)
 
 
-@bug
+@bug()
 def _begin_a_takeover_with_another_generation_than_the_newest(patch: pytest.MonkeyPatch) -> None:
     async def newest_here(self: Takeover, volume: Volume) -> Generation | None:
         copy = await self._custody.driver(volume).inspect(volume.id)
@@ -278,7 +289,7 @@ def _begin_a_takeover_with_another_generation_than_the_newest(patch: pytest.Monk
 # -- what is kept and ended ------------------------------------------------------------------------
 
 
-@bug
+@bug()
 def _delete_the_copy_that_a_replica_needs(patch: pytest.MonkeyPatch) -> None:
     def plan(
         record: Volume, copy: LocalState, *, node: str, needed: frozenset[Generation] = frozenset()
@@ -291,12 +302,12 @@ def _delete_the_copy_that_a_replica_needs(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(custody, "plan_cleanup", plan)
 
 
-@bug
+@bug()
 def _delete_the_base_that_a_replica_needs(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Held, "needed", lambda self: frozenset())
 
 
-@bug
+@bug()
 def _drop_a_stray(patch: pytest.MonkeyPatch) -> None:
     real = Custody.depose
 
@@ -312,16 +323,27 @@ def _drop_a_stray(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Custody, "depose", depose)
 
 
-@bug
+@bug(takeover_that_hangs)
 def _leave_containers_alone_when_the_lease_is_over(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Fencing, "_look", lambda self, volume: None)
 
 
-def custody_encode(volume: Volume) -> bytes:
-    """As the registry writes it."""
-    from pannier.cluster.registry import encode
+@bug(container_that_outlives_its_epoch)
+def _serve_again_beside_a_container_of_an_earlier_epoch(patch: pytest.MonkeyPatch) -> None:
+    real = Custody._end_former
 
-    return encode(volume)
+    async def end_former(self: Custody, volume: Volume) -> None:
+        if volume.grant.node != self.node:
+            await real(self, volume)
+
+    patch.setattr(Custody, "_end_former", end_former)
 
 
-__all__ = ["BUGS", "Mapping", "Versioned"]
+@bug(lease_that_ends_under_a_takeover)
+def _count_a_refused_confirmation_as_not_arrived(patch: pytest.MonkeyPatch) -> None:
+    real = Held.note_failed
+
+    def note_failed(self: Held, node: str, error: str, *, arrived: bool | None) -> None:
+        real(self, node, error, arrived=False if "taken over" in error else arrived)
+
+    patch.setattr(Held, "note_failed", note_failed)

@@ -10,6 +10,7 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 from unittest.mock import patch
 
 from failover_world import FailoverWorld, FrugalSender
@@ -18,11 +19,13 @@ from plots import PLOTS, Plot
 from stepping import Fault, Step
 from virtual_time import run_virtual
 
+from pannier.cluster.registry import decode
 from pannier.core.errors import PannierError
+from pannier.store.base import Entry
 
 REFUSED = (PannierError, Died, TimeoutError)
 """What a user may hear while things fail."""
-SECONDS = (6.0, 12.0, 24.0)
+SECONDS = (5.0, 10.0, 20.0)
 WELL_SECONDS = 25.0
 NAME = "vol"
 
@@ -99,7 +102,7 @@ class History:
         doings.append(self._repeatedly(self._move, self.random.choice((4.0, 20.0, 100.0))))
         doings.append(self._repeatedly(self._recover, self.random.choice((3.0, 50.0))))
         tasks = [asyncio.ensure_future(work) for work in (*users, *doings)]
-        await asyncio.sleep(self.seconds)
+        await asyncio.wait([asyncio.ensure_future(self.world.broken.wait())], timeout=self.seconds)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -171,6 +174,8 @@ class History:
         """Start a container, if that is possible, and let it write and sync."""
         try:
             await self._use(machine, writes=writes)
+        except Died:
+            await asyncio.sleep(0.5)
         except REFUSED as error:
             self.say(f"{machine.name}: {type(error).__name__}: {error}")
 
@@ -220,7 +225,10 @@ class History:
                 return
 
     async def _move(self) -> None:
-        machine, target = self._machine(), self._machine().name
+        await self.move(self._machine(), self._machine().name)
+
+    async def move(self, machine: Machine, target: str) -> None:
+        """A person moves the volume, if that is possible."""
         self.say(f"move to {target}, asked on {machine.name}")
         try:
             async with asyncio.timeout(10.0):
@@ -424,6 +432,19 @@ async def world_until(what: Callable[[], bool], seconds: float) -> None:
         await asyncio.sleep(0.1)
 
 
+_decoded: dict[tuple[bytes, type[Any]], Any] = {}
+
+
+def _decode(entry: Entry, kind: type[Any]) -> Any:
+    """Records are values: what was read once need not be read again."""
+    key = (entry.value, kind)
+    if key not in _decoded:
+        if len(_decoded) > 1000:
+            _decoded.clear()
+        _decoded[key] = decode(entry, kind)
+    return _decoded[key]
+
+
 @contextmanager
 def quicker(seed: int, ttl: float) -> Iterator[None]:
     """Shorter patience, and eyes that look less often: what a step costs is what a history costs."""
@@ -443,6 +464,8 @@ def quicker(seed: int, ttl: float) -> Iterator[None]:
         "pannier.service.node.boottime": boottime,
         "pannier.agent.promises.PROMISE_SECONDS": 2 * ttl,
         "pannier.core.lease.promised_until.__defaults__": (2 * ttl,),
+        "pannier.cluster.registry.decode": _decode,
+        "pannier.cluster.catalog.decode": _decode,
         "machines.SenderOf": FrugalSender,
     }
     patches = [patch(place, value) for place, value in values.items()]

@@ -42,6 +42,7 @@ from pannier.agent.mountids import MountIds
 from pannier.agent.promises import Promises, Refusal
 from pannier.cluster.catalog import Catalog
 from pannier.core.errors import OutcomeUnknown, PannierError, PeerUnavailable, StoreUnavailable
+from pannier.core.generation import Generation
 from pannier.core.lease import Terms
 from pannier.core.node import Node
 from pannier.core.volume import Volume
@@ -173,14 +174,20 @@ class FaultyStore(SteppedStore):
 
 
 class FrugalSender(SenderOf):
-    """Sends as :class:`SenderOf`, and sees to it that a copy which is there is made use of."""
+    """Sends as :class:`SenderOf`; and whoever keeps a copy for long must not get all of it again."""
 
     async def send(self, offer: Offer, *, to: Node, **named: Any) -> Sent:
         world = self._run.world
-        home = world.machines[to.name].disk.homes.get(offer.volume_id)
-        known = [g for g in home.generations if g.epoch == offer.epoch] if home else []
-        sent = await super().send(offer, to=to, **named)
-        if known and sent.bytes and sent.base is None:
+        has = world.has.setdefault((to.name, offer.volume_id), set())
+        known = {g for g in has & world.generations(to.name, offer) if g.epoch == offer.epoch}
+        try:
+            sent = await super().send(offer, to=to, **named)
+        finally:
+            if world.keeps_a_copy(to.name, offer) and offer.generation in world.generations(
+                to.name, offer
+            ):
+                has.add(offer.generation)
+        if known and sent.bytes and sent.base is None and world.keeps_a_copy(to.name, offer):
             world._wrong(f"{to.name} had {max(known)}, and got all of {offer.generation}")
         return sent
 
@@ -213,12 +220,14 @@ class FailoverWorld(World):
         self.bits: dict[str, int] = {}
         self.acknowledged: dict[str, int] = {}
         self.shaken = False
+        self.broken = asyncio.Event()
         self.changes: Counter[str] = Counter()
         self.lost_ways: set[tuple[str, str]] = set()
         self.slow: dict[tuple[str, str], float] = {}
         self.late_news: dict[str, float] = {}
         self.repeats = 0.0
         self.still: set[str] = set()
+        self.has: dict[tuple[str, str], set[Generation]] = {}
         self.hanging = ""
         self.hanging_takes = False
         self._late_seconds: tuple[float, ...] = (0.001, 0.5, 3.0, 8.0)
@@ -410,6 +419,8 @@ class FailoverWorld(World):
                 self._last[volume_id] = record
                 if last is not None and last.grant != record.grant:
                     self._inspect_change(last, record)
+                for name in self.machines.keys() - set(record.replicas):
+                    self.has.pop((name, volume_id), None)
                 if self._grants.setdefault((volume_id, record.grant.epoch), record.grant.node) != (
                     record.grant.node
                 ):
@@ -457,9 +468,14 @@ class FailoverWorld(World):
             return
         if self.mask(tree.content) & ~base:
             self._strays.append((name, volume_id, epoch, self.mask(tree.content)))
-        worked = machine.run is not None and (
-            machine.world_time() - max(self.frozen_until.get(name, 0.0), machine.run.began)
-            > 1.5 * self.terms.ttl
+        # The margin is for slow clocks and for ending containers; not for both at their worst.
+        worked = (
+            machine.run is not None
+            and machine.rate > 0.9
+            and (
+                machine.world_time() - max(self.frozen_until.get(name, 0.0), machine.run.began)
+                > 1.5 * self.terms.ttl
+            )
         )
         runs = any(
             path.parts[-3:-1] == (volume_id, str(epoch))
@@ -467,6 +483,10 @@ class FailoverWorld(World):
         )
         if worked and runs and not self.shaken:
             self._wrong(f"a container runs on {name}, which lost epoch {epoch}")
+
+    def _wrong(self, what: str) -> None:
+        super()._wrong(what)
+        self.broken.set()
 
     def inspect_strays(self) -> None:
         """At the end: what only a former holder has is there still."""
@@ -477,8 +497,12 @@ class FailoverWorld(World):
             if not any(self.mask(content) & mask == mask for content in kept):
                 self._wrong(f"the stray of epoch {epoch} on {name} is gone")
 
-    def node(self, name: str) -> Node:
-        """A node's record."""
-        found = self.machines[name].up.catalog.node(name)
-        assert found is not None
-        return found
+    def keeps_a_copy(self, name: str, offer: Offer) -> bool:
+        """Whether a node is one of those that the record names for the volume's copies."""
+        record = self.record(offer.volume_name)
+        return record is not None and name in record.replicas
+
+    def generations(self, name: str, offer: Offer) -> set[Generation]:
+        """What is on a node's disk."""
+        home = self.machines[name].disk.homes.get(offer.volume_id)
+        return set(home.generations) if home else set()

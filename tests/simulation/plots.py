@@ -158,10 +158,34 @@ async def lease_that_ends_under_a_takeover(history: History) -> None:
         await asyncio.sleep(3.0)
 
 
+async def container_that_outlives_its_epoch(history: History) -> None:
+    """Its node's daemon is away while another node takes over, and learns late of it; then the volume
+    comes back, and the container has waited for a sync call all the time."""
+    if (found := cast(history)) is None:
+        return
+    record, holder, rival = found
+    world, me = history.world, holder.name
+    with used(history, holder):
+        await asyncio.sleep(0.5)
+        holder.crash()
+        with used(history, rival, 2):
+            for _ in range(80):
+                await asyncio.sleep(0.1)
+                now = world.record("vol")
+                if now is None or now.grant != record.grant:
+                    break
+        world.late_news[me] = 3.0
+        await history.start(holder)
+        await history.move(rival, me)
+        await asyncio.sleep(1.0)
+        world.late_news.pop(me, None)
+
+
 PLOTS: tuple[Plot, ...] = (
     only_generations_arrive,
     takeover_that_hangs,
     join_that_hangs,
     crash_right_after_a_join,
     lease_that_ends_under_a_takeover,
+    container_that_outlives_its_epoch,
 )

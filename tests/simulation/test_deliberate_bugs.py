@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import failover_bugs
+import failover_histories
 import histories
 import pytest
 from stepping import SteppedDriver
@@ -24,6 +26,7 @@ from pannier.transport.base import Offer
 
 ENOUGH = 60
 """Histories within which a bug must show."""
+ENOUGH_FAILOVERS = 400
 
 Patch = Callable[[pytest.MonkeyPatch], None]
 BUGS: dict[str, Patch] = {}
@@ -184,3 +187,16 @@ def test_the_simulation_finds_it(
             print(f"{name}: found by seed {seed}: {str(found).splitlines()[-2]}")
             return
     pytest.fail(f"{ENOUGH} histories did not show it")
+
+
+@pytest.mark.parametrize("name", failover_bugs.BUGS)
+def test_the_simulation_of_failovers_finds_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant, plot = failover_bugs.BUGS[name]
+    plant(monkeypatch)
+    for seed in range(ENOUGH_FAILOVERS):
+        try:
+            failover_histories.play(seed, plot)
+        except AssertionError as found:
+            print(f"{name}: found by seed {seed}: {str(found).splitlines()[-2]}")
+            return
+    pytest.fail(f"{ENOUGH_FAILOVERS} histories did not show it")

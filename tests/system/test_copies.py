@@ -140,7 +140,7 @@ def received(world: World, node: str, name: str) -> list[dict[str, str]]:
 
 
 def test_f01_a_service_goes_on_from_the_copy_after_its_node_lost_power(cuttable: World) -> None:
-    """By a person's word alone; the lost node is a copy again when it is back, and keeps the rest."""
+    """Nobody has to say anything; the lost node is a copy again when it is back, and keeps the rest."""
     world, name = cuttable, cuttable.name("db")
     world.run(
         "node1", "docker", "service", "create", "--detach", "--name", name, "--no-resolve-image",
@@ -152,28 +152,12 @@ def test_f01_a_service_goes_on_from_the_copy_after_its_node_lost_power(cuttable:
     task = story.wait_until("the service runs", lambda: story.running_task(world.lab, name))
     holder = task.node
     replica = replica_of(world, name, at=holder)
-    witness = world.others(holder, replica)[0]
     story.wait_until("lines", lambda: world.acknowledged(holder, task.container) > 40)
+    story.wait_until("in sync", lambda: copies(world, name, at=holder)[replica]["in_sync"])
 
-    sure = world.acknowledged(holder, task.container)
-    before = wait_for_copies(world, name, at=holder)
     volume_id = show(world, name, at=holder)["id"]
-    crashed_at = uptime()
+    sure = world.acknowledged(holder, task.container)
     world.lab.crash(holder)
-    wait_until_down(world, holder, seen_by=witness)
-
-    refusal = world.refused(
-        witness, "pannier", "volume", "recover", name,
-        says=[f"node {holder}", "is down", f"on node {replica}", "--accept-loss"], status=4,
-    )  # fmt: skip
-    record = show(world, name, at=witness)
-    assert (record["holder"], record["epoch"]) == (holder, 1), refusal.text
-    world.refused(
-        witness, "pannier", "volume", "move", name, witness, says=[f"node {holder}"], status=6
-    )
-
-    world.run(witness, "pannier", "volume", "recover", name, "--accept-loss")
-    assert show(world, name, at=replica)["epoch"] >= 2
     moved = story.wait_until(
         "the service runs elsewhere",
         lambda: story.running_task(world.lab, name, not_on=holder),
@@ -183,9 +167,6 @@ def test_f01_a_service_goes_on_from_the_copy_after_its_node_lost_power(cuttable:
     lines = read(world.run(moved.node, "cat", f"{story.MOUNTS}/{name}/log"))
     check_whole(lines, at_least=sure)
     kept = [line for line in lines if line.host == holder]
-    shown_lag = before[replica]["lag_seconds"]
-    print(f"lost: {crashed_at - kept[-1].at:.2f} s of writing; shown before: {shown_lag} s")
-
     world.lab.boot(holder)
     world.wait_until_all_up()
     # Whoever is a copy now: the service may have been started on a node that had none.
@@ -198,36 +179,28 @@ def test_f01_a_service_goes_on_from_the_copy_after_its_node_lost_power(cuttable:
     world.run("node1", "docker", "service", "rm", name)
 
 
-def test_f20_containers_of_a_holder_that_was_cut_off_end_when_it_hears_of_its_successor(
+def test_f20_a_holder_that_is_cut_off_ends_its_containers_and_a_copy_goes_on(
     cuttable: World,
 ) -> None:
-    """Both sides write meanwhile; the volume is what the new holder has, the other part is kept."""
+    """What the old one acknowledged is there; it wrote nothing more, and is a copy again afterwards."""
     world = cuttable
     name = world.create("node1", copies="2")
-    volume_id = show(world, name, at="node1")["id"]
     old = writer(world, "node1", name)
     replica = replica_of(world, name, at="node1")
-    sure = world.acknowledged("node1", old)
-    wait_for_copies(world, name, at="node1")
-    with world.cut("node1"):
-        wait_until_down(world, "node1", seen_by=replica)
-        world.run(replica, "pannier", "volume", "recover", name, "--accept-loss")
-        new = writer(world, replica, name)
-        story.wait_until("more lines", lambda: world.acknowledged(replica, new) > sure + 20)
-        alone = world.acknowledged("node1", old)
-        story.wait_until("stray lines", lambda: world.acknowledged("node1", old) > alone)
+    story.wait_until("in sync", lambda: copies(world, name, at="node1")[replica]["in_sync"])
     running = ["docker", "inspect", "-f", "{{.State.Running}}", old]
-    story.wait_until(
-        "the old container ends", lambda: world.run("node1", *running).strip() == "false"
-    )
+    with world.cut("node1"):
+        new = writer(world, replica, name)
+        story.wait_until(
+            "the old container ends", lambda: world.run("node1", *running).strip() == "false"
+        )
+        sure = world.acknowledged("node1", old)
+        story.wait_until("more lines", lambda: world.acknowledged(replica, new) > sure + 20)
     ended = world.run("node1", "docker", "inspect", "-f", "{{.State.ExitCode}}", old)
     assert ended.strip() == "137"
     world.wait_until_all_up()
     wait_for_copies(world, name, at=replica)
-    assert copies(world, name, at="node1").keys() == {"node1"}, "it is a copy again"
-    story.wait_until("the stray is told", lambda: stray_is_told(world, "node1", name))
-    stray = log_of_stray(world, "node1", volume_id)
-    assert len(stray) >= alone
+    assert copies(world, name, at=replica).keys() == {"node1"}, "it is a copy again"
     world.refused("node1", "touch", f"{story.MOUNTS}/{name}/intruder", says=["not permitted"])
     assert world.holder(name) == replica
     world.stop(replica, new)
@@ -238,9 +211,6 @@ def test_f20_containers_of_a_holder_that_was_cut_off_end_when_it_hears_of_its_su
         replica,
     ]
     world.run("node1", "docker", "rm", old)
-    assert log_of_stray(world, "node1", volume_id) == stray, (
-        "kept, also when it is the holder again"
-    )
 
 
 # -- a copy is away ---------------------------------------------------------------------------------------
@@ -365,11 +335,8 @@ def test_f43_the_first_copy_of_much_data_is_made_while_it_is_written(cuttable: W
     ("options", "says"),
     [
         ({"copies": "9"}, ["copies=9 needs as many nodes", "has 3", "join more nodes"]),
-        ({"durability": "fsync"}, ["durability=fsync is not possible", "durability=interval"]),
-        (
-            {"copies": "2", "durability": "fsync"},
-            ["durability=fsync is not possible", "durability=interval"],
-        ),
+        ({"durability": "fsync"}, ["needs a second copy", "copies=2"]),
+        ({"copies": "2", "min_copies": "3"}, ["min_copies=3 with copies=2 could never be met"]),
         (
             {"copies": "2", "driver": "directory"},
             ["the directory driver keeps one copy", "driver=btrfs"],

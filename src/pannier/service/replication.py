@@ -23,7 +23,7 @@ import structlog
 
 from pannier.agent.clock import boottime
 from pannier.agent.custody import Custody
-from pannier.core.errors import NotHolder, PannierError, PeerUnavailable, Unavailable
+from pannier.core.errors import NotHolder, PannierError, PeerUnavailable, Stale, Unavailable
 from pannier.core.generation import Generation
 from pannier.core.node import Node
 from pannier.core.placement import Candidate, repair_replicas
@@ -279,8 +279,8 @@ class Replicator:
                     log.warning(
                         "replication.behind", volume=held.volume.name, node=node, error=str(error)
                     )
-                # Where it was refused it is not there; where no answer came it may be.
-                arrived = None if isinstance(error, PeerUnavailable) else False
+                # It may be there where no answer came, or where only its confirmation was refused.
+                arrived = None if isinstance(error, PeerUnavailable | Stale) else False
                 held.note_failed(node, error.message, arrived=arrived)
                 await self._pause(node, pause)
                 pause = min(pause * 2, RETRY_LIMIT_SECONDS)

@@ -1,0 +1,70 @@
+"""Ten thousand short histories in which holders are lost; a failure says how to play it again."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+
+import failover_histories
+import pytest
+
+HISTORIES = 10_000
+AT_ONCE = 50
+
+
+def play_all(seeds: list[int]) -> tuple[Counter[str], list[str]]:
+    """Play histories, one after the other; returns what happened in them, and what went wrong."""
+    happened: Counter[str] = Counter()
+    wrong = []
+    for seed in seeds:
+        try:
+            history = failover_histories.play(seed)
+        except AssertionError as story:
+            wrong.append(str(story))
+        else:
+            happened.update(history.world.changes)
+            happened.update(uses=history.done, syncs=history.synced)
+    return happened, wrong
+
+
+def logs_of(seeds: list[int]) -> list[tuple[list[str], int]]:
+    """What was done in each history, and in how many steps."""
+    played = [failover_histories.play(seed) for seed in seeds]
+    return [(history.log, len(history.world.steps)) for history in played]
+
+
+def processes(monkeypatch: pytest.MonkeyPatch, *, hashes: str = "0") -> ProcessPoolExecutor:
+    """Python orders sets of names by a number that it draws at its start; here always the same."""
+    monkeypatch.setenv("PYTHONHASHSEED", hashes)
+    return ProcessPoolExecutor(os.cpu_count(), mp_context=multiprocessing.get_context("spawn"))
+
+
+@pytest.mark.timeout(1200)
+def test_nothing_that_was_acknowledged_is_lost_in_any_history(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given = os.environ.get("PANNIER_SEED")
+    seeds = [int(given)] if given else list(range(HISTORIES))
+    batches = [seeds[first : first + AT_ONCE] for first in range(0, len(seeds), AT_ONCE)]
+    happened: Counter[str] = Counter()
+    wrong: list[str] = []
+    with processes(monkeypatch) as pool:
+        for done, failed in pool.map(play_all, batches):
+            happened.update(done)
+            wrong += failed
+    assert not wrong, f"{len(wrong)} of {len(seeds)}, the first:\n{wrong[0]}"
+    if not given:
+        assert happened["syncs"] > 5 * len(seeds), happened
+        assert happened["taken over"] > len(seeds) / 10, happened
+        assert happened["moved"] > len(seeds), happened
+        assert happened["recovered"] > len(seeds) / 200, happened
+
+
+def test_a_seed_gives_the_same_history_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds, logs = list(range(40)), []
+    for hashes in ("0", "1"):
+        with processes(monkeypatch, hashes=hashes) as pool:
+            logs.append(pool.submit(logs_of, seeds).result())
+    assert logs[0] == logs[1]
