@@ -14,6 +14,7 @@ from plots import (
     Plot,
     container_that_outlives_its_epoch,
     crash_right_after_a_join,
+    holder_out_of_time,
     join_that_hangs,
     lease_that_ends_under_a_takeover,
     only_generations_arrive,
@@ -177,7 +178,7 @@ def _count_a_promise_from_the_answer(patch: pytest.MonkeyPatch) -> None:
 # -- taking over -----------------------------------------------------------------------------------
 
 
-@bug()
+@bug(holder_out_of_time)
 def _accept_an_older_epoch(patch: pytest.MonkeyPatch) -> None:
     async def admit(self: Reception, offer: Offer, *, peer: str) -> Driver:
         return self._custody.drivers[offer.driver]
@@ -337,13 +338,3 @@ def _serve_again_beside_a_container_of_an_earlier_epoch(patch: pytest.MonkeyPatc
             await real(self, volume)
 
     patch.setattr(Custody, "_end_former", end_former)
-
-
-@bug(lease_that_ends_under_a_takeover)
-def _count_a_refused_confirmation_as_not_arrived(patch: pytest.MonkeyPatch) -> None:
-    real = Held.note_failed
-
-    def note_failed(self: Held, node: str, error: str, *, arrived: bool | None) -> None:
-        real(self, node, error, arrived=False if "taken over" in error else arrived)
-
-    patch.setattr(Held, "note_failed", note_failed)

@@ -10,6 +10,7 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
@@ -21,6 +22,7 @@ from virtual_time import run_virtual
 
 from pannier.cluster.registry import decode
 from pannier.core.errors import PannierError
+from pannier.core.node import Node
 from pannier.store.base import Entry
 
 REFUSED = (PannierError, Died, TimeoutError)
@@ -101,6 +103,8 @@ class History:
             doings.append(self._repeatedly(lambda: plot(self), 2.0))
         doings.append(self._repeatedly(self._move, self.random.choice((4.0, 20.0, 100.0))))
         doings.append(self._repeatedly(self._recover, self.random.choice((3.0, 50.0))))
+        if self.random.random() < 0.15:
+            doings.append(self._repeatedly(self._drain, 3.0))
         tasks = [asyncio.ensure_future(work) for work in (*users, *doings)]
         await asyncio.wait([asyncio.ensure_future(self.world.broken.wait())], timeout=self.seconds)
         for task in tasks:
@@ -128,6 +132,10 @@ class History:
         """When all is mended, every volume is of use again, and every copy in sync."""
         world = self.world
         self.say("all is mended")
+        for name in world.machines:
+            entry = world.data.get(f"nodes/{name}")
+            if entry is not None:
+                world._put(entry.key, replace(decode(entry, Node), drained=False))
         for machine in world.machines.values():
             for container in tuple(machine.table.containers):
                 machine.table.containers.pop(container)
@@ -253,6 +261,15 @@ class History:
                 )
         except REFUSED as error:
             self.say(f"not recovered: {error}")
+
+    async def _drain(self) -> None:
+        """A node shall keep no copies: where another one can, it does instead. Or that is undone."""
+        world, name = self.world, self._machine().name
+        entry = world.data.get(f"nodes/{name}")
+        assert entry is not None
+        node = decode(entry, Node)
+        self.say(f"{name} is {'in use again' if node.drained else 'drained'}")
+        world._put(entry.key, replace(node, drained=not node.drained))
 
     # -- faults ------------------------------------------------------------------------------------
 

@@ -152,10 +152,42 @@ async def lease_that_ends_under_a_takeover(history: History) -> None:
     if (found := cast(history)) is None:
         return
     _, holder, rival = found
+    world, me = history.world, holder.name
     with used(history, holder), used(history, rival), history.slow():
         await asyncio.sleep(history.random.choice((0.3, 1.0)))
-        history.end_lease(holder.name)
+        if history.random.random() < 0.5:
+            world.hang_takeover(rival.name, 0.3)
+        if history.random.random() < 0.5:
+            world.late_news[me] = 3.0
+        history.end_lease(me)
         await asyncio.sleep(3.0)
+    world.late_news.pop(me, None)
+
+
+async def holder_out_of_time(history: History) -> None:
+    """Its machine stands still with its clock, as under a hypervisor: it knows nothing of the time in
+    which it was succeeded, and hears late of that, too."""
+    if (found := cast(history)) is None:
+        return
+    record, holder, rival = found
+    world, me = history.world, holder.name
+    with used(history, holder):
+        await asyncio.sleep(0.5)
+        world.shaken = True
+        world.still.add(me)
+        history.freeze(holder)
+        began = holder.world_time()
+        with used(history, rival, 2):
+            for _ in range(100):
+                await asyncio.sleep(0.1)
+                now = world.record("vol")
+                if now is None or now.grant != record.grant:
+                    break
+        holder.skip(holder.world_time() - began)
+        world.late_news[me] = history.random.choice((0.0, 1.0, 3.0))
+        history.go_on(holder)
+        await asyncio.sleep(3.0)
+    world.late_news.pop(me, None)
 
 
 async def container_that_outlives_its_epoch(history: History) -> None:
@@ -188,4 +220,5 @@ PLOTS: tuple[Plot, ...] = (
     crash_right_after_a_join,
     lease_that_ends_under_a_takeover,
     container_that_outlives_its_epoch,
+    holder_out_of_time,
 )

@@ -17,6 +17,7 @@ from pannier.core.node import Node
 from pannier.pki.authority import Authority
 from pannier.pki.credentials import Credentials, new_request
 from pannier.pki.identity import fingerprint
+from pannier.storage.base import LocalCopy
 from pannier.transport.base import Offer
 from pannier.transport.client import TransportClient
 
@@ -37,6 +38,13 @@ def credentials(kind: str, folder: Path) -> Credentials:
     (folder / "node.key").write_text(request.key_pem)
     (folder / "node.key").chmod(0o600)
     return Credentials.load(folder)
+
+
+class Nothing:
+    """A driver that has nothing of any volume: whoever is refused does not come to send."""
+
+    async def inspect(self, volume: str) -> LocalCopy:
+        return LocalCopy()
 
 
 async def call(
@@ -60,7 +68,7 @@ async def call(
                 volume_id=volume_id, volume_name=volume, driver="btrfs", epoch=int(epoch),
                 generation=Generation(int(epoch), 99),
             )  # fmt: skip
-            nothing: Any = None
+            nothing: Any = Nothing()
             return await TransportClient(shown).send(offer, to=to, driver=nothing)
 
 

@@ -239,3 +239,15 @@ async def test_an_outcome_that_is_unknown_is_not_a_failure_of_the_mount(world: W
         except OutcomeUnknown:
             await world.write_once(target, "vol", fault.value.encode())
         assert world.record("vol").grant.node == target.name
+
+
+async def test_of_two_nodes_that_mount_it_at_once_one_gets_it(world: World) -> None:
+    """And not both in turn, for ever."""
+    mounts = [asyncio.ensure_future(world.mount(machine, "vol")) for machine in (world.b, world.c)]
+    done, waiting = await asyncio.wait(mounts, return_when=asyncio.FIRST_COMPLETED)
+    assert len(done) == 1
+    record = world.record("vol")
+    assert record.grant.node == ("b" if mounts[0] in done else "c")
+    assert record.grant.epoch <= 4
+    for one in waiting:
+        one.cancel()

@@ -175,3 +175,28 @@ async def test_a_volume_whose_lock_is_taken_does_not_delay_the_end_of_another(
         assert writable(world.a, first), "it is sealed when the lock is free"
         assert not writable(world.a, second)
     await world.until(lambda: not writable(world.a, first))
+
+
+async def test_a_container_of_an_earlier_epoch_is_ended_before_the_volume_is_served_again(
+    world: CopiesWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else one of its sync calls would be answered for what the volume is now."""
+    volume = await world.synced_volume(world.a)
+    replica = world.replica(volume)
+    container = await world.run_container(world.a, "vol", "m2")
+    world.losing(volume)
+    world.a.crash()
+    await world.mount(replica, "vol")
+    world.put(world.a, volume, "stray", b"1")
+    monkeypatch.setattr("pannier.agent.custody.Custody.adopt", _nothing)  # it comes to that late
+    await world.a.start()
+    assert container in world.a.table.containers
+    await world.unmount(replica, "vol")
+    await world.mount(world.a, "vol")
+    assert world.now_record().grant == Grant("a", 3)
+    assert container not in world.a.table.containers
+    assert world.a.disk.homes[volume.id].live[1].content["stray"] == b"1"
+
+
+async def _nothing(_: object) -> None:
+    return

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 from copies_world import CopiesWorld
-from world import Fault, Machine, event_loop_policy
+from world import Fault, Machine, Step, event_loop_policy
 
+from pannier.agent.promises import Refusal
 from pannier.core.errors import OutcomeUnknown, PannierError, Stale, StorageError
 from pannier.core.lease import PROMISE_SECONDS
 from pannier.core.volume import Grant, Volume
@@ -285,3 +286,27 @@ async def test_an_old_memory_of_a_holder_that_was_succeeded_confirms_nothing(
             await world.sync(world.a)
         await asyncio.sleep(1)
     assert says_nothing_good(world.b, volume)
+
+
+async def test_what_was_not_confirmed_but_arrived_is_kept_as_a_base(world: CopiesWorld) -> None:
+    volume = await world.synced_volume(world.a, nodes="a,b")
+    fresh = await world.b.up.custody.fresh("vol")
+    promises = world.b.up.promises
+
+    def refuse_meanwhile(step: Step) -> Fault | None:
+        if (step.of, step.label) == ("b", "driver.receive"):
+            promises._refused[volume.id] = Refusal(1, fresh.revision)
+            world.faults = lambda step: None
+        return None
+
+    world.faults = refuse_meanwhile
+    world.put(world.a, volume, "refused", b"1")
+    await world.until(lambda: world.copy(world.b, volume).get("refused"))
+    refused = max(world.generations(world.b, volume))
+    for number in range(16):
+        world.put(world.a, volume, f"later{number}", b"1")
+        await asyncio.sleep(0.5)
+    assert max(world.generations(world.b, volume)) == refused
+    assert refused in world.generations(world.a, volume)
+    await world.until(lambda: world.current(world.b, volume))
+    assert all(t.base is not None for t in world.sent_to("b")[1:] if t.bytes)

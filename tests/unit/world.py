@@ -173,9 +173,12 @@ class World:
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        ending = [task for m in self.machines.values() if m.run for task in m.run.tasks]
         for machine in self.machines.values():
             machine.power_off()
         await asyncio.sleep(0)
+        if left := [task for task in ending if not task.done()]:
+            await asyncio.wait(left, timeout=10.0)
         for task in self._late:
             task.cancel()
         self._stack.close()

@@ -300,21 +300,25 @@ class Custody:
             {tree.epoch: tree.sealed for tree in copy.live}, frozenset(copy.generations)
         )
 
-    async def tidy(self, volume: Volume, *, needed: frozenset[Generation] | None = None) -> None:
+    async def tidy(
+        self, volume: Volume, *, needed: Callable[[], frozenset[Generation]] | None = None
+    ) -> None:
         """Remove what this node no longer needs of the volume. The caller has the lock.
 
-        Decided on a fresh record; nothing is done where the store does not answer. ``needed`` are
-        generations that other copies have as their newest; None where this is not known, and
-        then a holder keeps them all.
+        Decided on a fresh record; nothing is done where the store does not answer. ``needed`` tells
+        which generations other copies have as their newest, and is asked after the disk: what they
+        get later is newer than all of that. None where this is not known; a holder then keeps all.
         """
         record = (await self.fresh(volume.name)).record
         if record.id != volume.id or record.spec.driver not in self.drivers:
             return
         driver = self.driver(record)
         local = await self._local(record)
-        if needed is None:
-            needed = local.generations if record.replicas else frozenset()
-        cleanup = plan_cleanup(record, local, node=self.node, needed=needed)
+        if needed is not None:
+            kept = needed()
+        else:
+            kept = local.generations if record.replicas else frozenset()
+        cleanup = plan_cleanup(record, local, node=self.node, needed=kept)
         for epoch in cleanup.drop:
             await driver.drop_live(record.id, epoch=epoch)
         for generation in cleanup.delete:

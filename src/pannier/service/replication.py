@@ -250,7 +250,7 @@ class Replicator:
         try:
             await custody.fresh(volume.name)  # a store that hangs must not do so under the lock
             async with custody.lock(volume):
-                await custody.tidy(volume, needed=held.needed())
+                await custody.tidy(volume, needed=held.needed)
         except Unavailable:
             driver = custody.driver(volume)
             async with custody.lock(volume):
