@@ -245,6 +245,7 @@ class Run:
         except TimeoutError:
             pass
         self.serving = True
+        self.began = self.machine.world_time()
         self.spawn(self.lease.keep())
         self.spawn(self.custody.prove_all())
         self.spawn(self.failsafe.run())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 from collections import Counter
@@ -9,6 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 import failover_histories
 import pytest
+import structlog
 
 HISTORIES = 10_000
 AT_ONCE = 50
@@ -18,6 +20,7 @@ def play_all(seeds: list[int]) -> tuple[Counter[str], list[str]]:
     """Play histories, one after the other; returns what happened in them, and what went wrong."""
     happened: Counter[str] = Counter()
     wrong = []
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     for seed in seeds:
         try:
             history = failover_histories.play(seed)

@@ -92,11 +92,12 @@ class Promises:
         await self._save()
 
     async def settle(self, volume: Volume, *, revision: int) -> None:
-        """The store's record was just read: a takeover from the same epoch that was begun at another
-        revision did not happen, and cannot any more.
+        """The store's record was just read: a takeover from that epoch that was begun at another
+        revision did not happen, and cannot any more. (One from a later epoch was undone: an older
+        store was restored.)
         """
         found = self._refused.get(volume.id)
-        if found is not None and found.epoch == volume.grant.epoch and found.revision != revision:
+        if found is not None and found.epoch >= volume.grant.epoch and found.revision != revision:
             await self._restore(volume.id, None)
 
     def refuses(self, volume_id: str, *, epoch: int) -> bool:
