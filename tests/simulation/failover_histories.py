@@ -369,6 +369,16 @@ class History:
         finally:
             self.world.delay = before
 
+    @contextmanager
+    def busy(self) -> Iterator[None]:
+        """Containers write and sync without a pause within the block."""
+        before = self._thoughts, self._sync_rate
+        self._thoughts, self._sync_rate = (0.0, 0.02), 1.0
+        try:
+            yield
+        finally:
+            self._thoughts, self._sync_rate = before
+
     async def _cut_way(self) -> None:
         one, other = self.random.sample(sorted(self.world.machines), 2)
         ways = self.random.choice((((one, other),), ((one, other), (other, one))))

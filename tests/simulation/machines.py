@@ -344,7 +344,7 @@ class Run:
         task = asyncio.current_task()
         assert task is not None
         while (other := self._claims.get(offer.volume_id)) is not None:
-            if offer.epoch <= other[0]:
+            if offer.epoch < other[0]:
                 raise Conflict(f"volume {offer.volume_name} is being received already")
             other[1].cancel()
             await asyncio.wait({other[1]})
@@ -410,6 +410,10 @@ class Talk:
         if not self.have.done():
             self.have.set_result(have)
 
+    def end(self) -> None:
+        """The sender is gone, perhaps before its first word."""
+        self.stream.cancel()
+
 
 class SenderOf(Sender):
     """A node's sender: the receiver is another object of this process."""
@@ -427,6 +431,7 @@ class SenderOf(Sender):
     ) -> Sent:
         run, talk = self._run, Talk()
         reading = asyncio.ensure_future(self._read(offer, driver, talk))
+        reading.add_done_callback(lambda done: talk.end())
         try:
             return await run.world.call(
                 run,
@@ -449,9 +454,6 @@ class SenderOf(Sender):
         except PannierError as error:
             if not talk.stream.done():
                 talk.stream.set_exception(error)
-        except BaseException:
-            talk.stream.cancel()
-            raise
         else:
             if not talk.stream.done():
                 talk.stream.set_result((base, stream))

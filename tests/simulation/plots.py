@@ -153,14 +153,15 @@ async def lease_that_ends_under_a_takeover(history: History) -> None:
         return
     _, holder, rival = found
     world, me = history.world, holder.name
-    with used(history, holder), used(history, rival), history.slow():
+    with used(history, holder), history.slow(), history.busy():
         await asyncio.sleep(history.random.choice((0.3, 1.0)))
         if history.random.random() < 0.5:
             world.hang_takeover(rival.name, 0.3)
         if history.random.random() < 0.5:
             world.late_news[me] = 3.0
         history.end_lease(me)
-        await asyncio.sleep(3.0)
+        with used(history, rival):
+            await asyncio.sleep(3.0)
     world.late_news.pop(me, None)
 
 

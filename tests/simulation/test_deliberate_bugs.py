@@ -26,7 +26,7 @@ from pannier.transport.base import Offer
 
 ENOUGH = 60
 """Histories within which a bug must show."""
-ENOUGH_FAILOVERS = 400
+ENOUGH_FAILOVERS = 1000
 
 Patch = Callable[[pytest.MonkeyPatch], None]
 BUGS: dict[str, Patch] = {}
@@ -189,6 +189,7 @@ def test_the_simulation_finds_it(
     pytest.fail(f"{ENOUGH} histories did not show it")
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", failover_bugs.BUGS)
 def test_the_simulation_of_failovers_finds_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plant, plot = failover_bugs.BUGS[name]
