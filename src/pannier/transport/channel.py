@@ -303,20 +303,24 @@ class Channel:
             view = view[self._read(view, wait=True) :]
 
     def _read(self, view: memoryview, *, wait: bool) -> int:
-        """Read some decrypted bytes; 0 if there are none yet and ``wait`` is False."""
+        """Read decrypted bytes, as many as are there; 0 if there are none yet and ``wait`` is False."""
+        got, size, read = 0, len(view), self._tls.read
         while True:
             try:
-                # The stubs do not know that it returns a number when it has a buffer to fill.
-                got: int = self._tls.read(len(view), view)  # type: ignore[assignment]
+                while got < size:
+                    # One record each time. The stubs do not know that it returns their number.
+                    piece: int = read(size - got, view[got:])  # type: ignore[assignment]
+                    if piece == 0:
+                        break
+                    got += piece
+                if got == 0:
+                    raise self._closed()
+                return got
             except ssl.SSLWantReadError:
-                if not self._fill(wait=wait):
-                    return 0
-                continue
+                if got or not self._fill(wait=wait):
+                    return got
             except ssl.SSLError as error:
                 raise self._failed(explain_tls(error, peer=self.peer)) from error
-            if got == 0:
-                raise self._closed()
-            return got
 
     def _fill(self, *, wait: bool) -> bool:
         """Take in what the network has; False if that is nothing and ``wait`` is False."""

@@ -30,7 +30,7 @@ _PROGRESS_SECONDS = 0.25
 _HASTY_BYTES = 256 * 1024
 """So much of a stream is passed on piece by piece: most differences are small, and somebody waits."""
 _PATIENCE_SECONDS = 0.01
-_NAP_SECONDS = 0.002
+_NAP_SECONDS = 0.0005
 
 
 class TransportClient:
