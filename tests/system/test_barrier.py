@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
+import java_image
 import pytest
 from barrier_world import MOUNTS, Box
 from cluster_world import IMAGE
@@ -23,6 +25,7 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
 ]
 
+PROGRAMS = Path(__file__).parent / "programs"
 HELD_SECONDS = 0.4
 EVERY = ("fsync", "fdatasync", "sync", "syncfs", "directory", "msync", "i386")
 
@@ -36,6 +39,7 @@ def lab() -> Iterator[Lab]:
         return
     with laboratory("b", nodes=2, release="mixed", cluster_kind="none") as lab:
         lab.build_busybox(IMAGE)
+        java_image.load(lab)
         for node in lab.nodes:
             Box(lab, node.name).set_up()
         yield lab
@@ -66,6 +70,21 @@ def test_every_sync_call_waits(box: Box, flags: tuple[str, ...]) -> None:
         assert calls.seconds(word) >= HELD_SECONDS, calls
     assert len(box.groups()) == len(EVERY)
     assert calls.error("io_uring") == "ENOSYS"
+
+
+@pytest.mark.parametrize("script", ["python3 commits.py", "bash puts.sh", "bash syncs.sh", "java"])
+def test_what_programs_commit_waits(box: Box, script: str) -> None:
+    """SQLite, etcd, the shell's sync and Java's FileChannel, as they are."""
+    box.tell("seconds", str(HELD_SECONDS))
+    if script == "java":
+        took = box.commit(*java_image.COMMAND, "/one", "6", image=java_image.TAG)
+    else:
+        language, name = script.split()
+        box.put(f"/opt/test/{name}", (PROGRAMS / name).read_text())
+        took = box.commit(f"/usr/bin/{language}", f"/opt/test/{name}", "/one", "6")
+    assert len(took) == 6
+    assert min(took) >= HELD_SECONDS, took
+    assert len(box.groups()) >= 6
 
 
 def test_what_no_held_volume_needs_goes_on_at_once(box: Box) -> None:

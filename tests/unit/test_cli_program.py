@@ -322,7 +322,11 @@ EVENT = b'{"at":"now","kind":"node.up","subject":"node1","node":"node1"}\n'
 
 
 def test_interruption_is_quiet(listener: socket.socket) -> None:
-    process = _start("events", "-f", path=Path(listener.getsockname()))
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:  # a shell's background job ignores the signal, and so would the program
+        process = _start("events", "-f", path=Path(listener.getsockname()))
+    finally:
+        signal.signal(signal.SIGINT, inherited)
     connection, _ = listener.accept()
     connection.sendall(HEAD + EVENT)
     assert process.stdout is not None
