@@ -9,9 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,35 +17,9 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # the demo's steps are tests
 
 from cluster_world import IMAGE, World, journal
 from demo import image
+from laboratory import laboratory, open_labs, world_on
 
 from pannier.lab import Lab
-
-_open: list[Lab] = []
-
-
-@contextmanager
-def laboratory(word: str, **wish: Any) -> Iterator[Lab]:
-    """A lab that is gone afterwards, whatever happens."""
-    lab = Lab(f"{word}{os.getpid() % 100000}")
-    lab.down()
-    try:
-        lab.up(**wish)
-        _open.append(lab)
-        yield lab
-    finally:
-        if lab in _open:
-            _open.remove(lab)
-        lab.down()
-
-
-@contextmanager
-def world_on(lab: Lab) -> Iterator[World]:
-    """A lab for one test, in order before and after it."""
-    world = World(lab)
-    try:
-        yield world
-    finally:
-        world.clean_up()
 
 
 @pytest.fixture(scope="session")
@@ -56,7 +28,7 @@ def three_lab() -> Iterator[Lab]:
     name = os.environ.get("PANNIER_TEST_LAB")
     if name:
         lab = Lab(name)
-        _open.append(lab)
+        open_labs.append(lab)
         yield lab
         return
     with laboratory("s", nodes=3, release="mixed") as lab:
@@ -114,7 +86,7 @@ def fault_lab() -> Iterator[Lab]:
     name = os.environ.get("PANNIER_FAULT_LAB")
     if name:
         lab = Lab(name)
-        _open.append(lab)
+        open_labs.append(lab)
         yield lab
         return
     with laboratory("f", nodes=3, release="mixed", disks="cuttable") as lab:
@@ -129,7 +101,7 @@ def pytest_runtest_makereport(
     """A failed test shows what the daemons of all machines have logged."""
     report = yield
     if report.failed:
-        for lab in _open:
+        for lab in open_labs:
             for node in lab.nodes:
                 if node.state in ("running", "cut"):
                     title = f"pannierd on {node.name} of lab {lab.name}"

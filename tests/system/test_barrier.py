@@ -15,7 +15,7 @@ import java_image
 import pytest
 from barrier_world import MOUNTS, Box
 from cluster_world import IMAGE
-from conftest import laboratory
+from laboratory import laboratory
 
 from pannier.lab import Lab
 

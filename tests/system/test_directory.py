@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 from cluster_world import IMAGE, World
-from conftest import laboratory, world_on
 from demo import story
+from laboratory import laboratory, world_on
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import pytest
 from cluster_world import IMAGE, World
-from conftest import laboratory, world_on
 from demo import story
+from laboratory import laboratory, world_on
 
 from pannier.lab import Lab, LabError
 

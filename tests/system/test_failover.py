@@ -11,10 +11,10 @@ from collections.abc import Iterator
 
 import pytest
 from cluster_world import IMAGE, World
-from conftest import laboratory, world_on
 from demo import failover, postgres_image, story
 from demo.failover import DATABASE, DRAFTS, LEDGER, VOLUMES, Cast
 from demo.ledger import Line, check_whole, read
+from laboratory import laboratory, world_on
 
 from pannier.lab import Lab
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from cluster_world import IMAGE, MOUNTS, World
-from conftest import laboratory
 from demo import story
+from laboratory import laboratory
 
 from pannier.lab import Lab, cluster
 
