@@ -59,6 +59,7 @@ from pannier.service.swarm_node import keep_swarm_node
 from pannier.service.syncguard import SyncGuard
 from pannier.service.takeover import Takeover
 from pannier.service.upkeep import Upkeep
+from pannier.service.verification import Verification
 from pannier.service.volumes import Volumes
 from pannier.storage import pool
 from pannier.storage.base import Driver
@@ -185,6 +186,9 @@ class Daemon:
         self.failsafe = Failsafe(
             self.custody, self.peers, self.promises, rivals=self.durable.rivals
         )
+        self.verification = Verification(
+            self.custody, self.peers, self.durable, state=STATE_DIRECTORY
+        )
         self.service = NodeService(
             cluster=config.cluster,
             custody=self.custody,
@@ -198,6 +202,7 @@ class Daemon:
             recovery=Recovery(self.custody, self.peers, self.promises, takeover),
             takeover=takeover,
             failsafe=self.failsafe,
+            verification=self.verification,
             backlog=self._backlog,
         )
         self.upkeep = Upkeep(self.custody, self.handovers, state=STATE_DIRECTORY)
@@ -248,6 +253,7 @@ class Daemon:
                 ("barrier", self._hold_sync_calls()),
                 ("guard", self.guard.run()),
                 ("upkeep", self.upkeep.run()),
+                ("verification", self.verification.run()),
                 ("replication", self.replicator.run()),
                 ("activation", self._keep_activated()),
                 ("adoption", self._adopt()),

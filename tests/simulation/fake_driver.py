@@ -18,7 +18,13 @@ import msgspec
 
 from pannier.core.errors import Corrupt, InvalidInput, StorageError
 from pannier.core.generation import Generation
-from pannier.storage.base import Capacity, Driver, LiveTree, LocalCopy, RootAttributes
+from pannier.storage.base import (
+    Capacity,
+    CheckedDriver,
+    LiveTree,
+    LocalCopy,
+    RootAttributes,
+)
 
 Content = Mapping[str, bytes]
 
@@ -35,11 +41,15 @@ class Tree:
 
 @dataclass
 class Home:
-    """All of one volume on one disk. ``described`` are generations that are or once were here."""
+    """All of one volume on one disk. ``described`` are generations that are or once were here,
+    ``damaged`` those of which the disk gives back other bytes.
+    """
 
     live: dict[int, Tree] = field(default_factory=dict)
     generations: dict[Generation, Content] = field(default_factory=dict)
     described: dict[Generation, Content] = field(default_factory=dict)
+    aside: dict[Generation, Content] = field(default_factory=dict)
+    damaged: set[Generation] = field(default_factory=set)
 
     def next_generation(self, epoch: int) -> Generation:
         known = [g.sequence for g in self.described if g.epoch == epoch]
@@ -91,7 +101,7 @@ class TreePath(type(Path())):  # type: ignore[misc]
         return iter([Path(self, name) for name in self.names()])
 
 
-class SnapshotDriver(Driver):
+class SnapshotDriver(CheckedDriver):
     """As btrfs: a generation is a snapshot and stays until it is deleted."""
 
     generations_in_use = True
@@ -240,6 +250,22 @@ class SnapshotDriver(Driver):
 
     async def delete_generation(self, volume: str, generation: Generation) -> None:
         self._home(volume).generations.pop(generation, None)
+
+    async def verify(self, volume: str, generation: Generation) -> None:
+        home = self._home(volume)
+        if generation not in home.generations:
+            raise StorageError(f"generation {generation} is not here")
+        if generation in home.damaged:
+            raise Corrupt(f"generation {generation} of volume {volume} is damaged: file")
+
+    async def set_aside(self, volume: str) -> None:
+        home = self._home(volume)
+        home.aside.update(home.generations)
+        home.generations.clear()
+        home.damaged.clear()
+
+    async def drop_aside(self, volume: str) -> None:
+        self._home(volume).aside.clear()
 
     async def delete(self, volume: str) -> None:
         home = self.disk.homes.pop(volume, Home())

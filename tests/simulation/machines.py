@@ -48,7 +48,8 @@ from pannier.service.settling import Settling
 from pannier.service.syncguard import RUNTIME, SyncGuard
 from pannier.service.takeover import Takeover
 from pannier.service.upkeep import Upkeep
-from pannier.service.views import MoveProgress, NodeView, VolumeView
+from pannier.service.verification import Verification
+from pannier.service.views import CheckView, MoveProgress, NodeView, VolumeView
 from pannier.service.volumes import Volumes
 from pannier.storage.base import Driver
 from pannier.store.memory import MemoryStore
@@ -209,6 +210,7 @@ class Run:
         self.docker = DockerUse(self.custody, self.volumes, peers, self.takeover, guard)
         self.reception = Reception(self.custody, self.promises)
         self.doctor = Doctor(self.custody, _no_pool_problems)
+        self.verification = Verification(self.custody, peers, self.durable, state=machine.state)
         self.service = NodeService(
             cluster="c",
             custody=self.custody,
@@ -228,6 +230,7 @@ class Run:
             recovery=Recovery(self.custody, peers, self.promises, self.takeover),
             takeover=self.takeover,
             failsafe=self.failsafe,
+            verification=self.verification,
         )
         self.upkeep = Upkeep(self.custody, self.handovers, state=machine.state)
         self._claims: dict[str, tuple[int, asyncio.Task[Any]]] = {}
@@ -251,6 +254,7 @@ class Run:
         self.spawn(self.failsafe.run())
         if self.world.with_upkeep:
             self.spawn(self.upkeep.run())
+            self.spawn(self.verification.run())
         if self.world.with_replication:
             self.spawn(self.replicator.run())
             self.spawn(self.durable.run())
@@ -507,6 +511,16 @@ class PeerAt(Peer):
         await self._ask(
             "remove",
             lambda run: run.service.peer_remove(name, volume_id=volume_id, actor=actor, peer=me),
+        )
+
+    async def peer_verify(self, name: str) -> CheckView:
+        me = self._run.name
+        return await self._ask("verify", lambda run: run.service.peer_verify(name, peer=me))
+
+    async def peer_lost_copy(self, name: str, *, epoch: int) -> None:
+        me = self._run.name
+        await self._ask(
+            "lost_copy", lambda run: run.service.peer_lost_copy(name, epoch=epoch, peer=me)
         )
 
     async def peer_promise(self, volumes: Mapping[str, int], *, seconds: float) -> list[str]:

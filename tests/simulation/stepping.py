@@ -18,7 +18,7 @@ from pannier.agent.mounts import Mounts
 from pannier.agent.usage import User
 from pannier.core.errors import Conflict, OutcomeUnknown, VolumeInUse
 from pannier.core.generation import Generation
-from pannier.storage.base import Capacity, Driver, LocalCopy, RootAttributes
+from pannier.storage.base import Capacity, CheckedDriver, LocalCopy, RootAttributes
 from pannier.store.base import Change, Entry, Store, WatchEvent
 from pannier.store.memory import MemoryStore
 
@@ -75,10 +75,10 @@ async def stepped(life: Life, label: str, effect: Callable[[], Awaitable[T]]) ->
     return result
 
 
-class SteppedDriver(Driver):
+class SteppedDriver(CheckedDriver):
     """A driver whose every call is a step."""
 
-    def __init__(self, life: Life, inner: Driver) -> None:
+    def __init__(self, life: Life, inner: CheckedDriver) -> None:
         self._life = life
         self._inner = inner
         self.name = inner.name
@@ -160,6 +160,15 @@ class SteppedDriver(Driver):
             "driver.delete_generation",
             lambda: self._inner.delete_generation(volume, generation),
         )
+
+    async def verify(self, volume: str, generation: Generation) -> None:
+        await stepped(self._life, "driver.verify", lambda: self._inner.verify(volume, generation))
+
+    async def set_aside(self, volume: str) -> None:
+        await stepped(self._life, "driver.set_aside", lambda: self._inner.set_aside(volume))
+
+    async def drop_aside(self, volume: str) -> None:
+        await stepped(self._life, "driver.drop_aside", lambda: self._inner.drop_aside(volume))
 
     async def delete(self, volume: str) -> None:
         await stepped(self._life, "driver.delete", lambda: self._inner.delete(volume))

@@ -66,6 +66,7 @@ class CopiesWorld(World):
         lossy: volumes that lost their holder: what was written is not all there any more.
         synced: what containers were told is durable, by volume id: nothing but a person's word may
             lose that.
+        careless: nodes on which a person removed a copy by hand.
     """
 
     def __init__(self, directory: Path, **wishes: Any) -> None:
@@ -75,6 +76,7 @@ class CopiesWorld(World):
         self.slow: dict[str, float] = {}
         self.lossy: set[str] = set()
         self.synced: dict[str, dict[str, bytes]] = {}
+        self.careless: set[str] = set()
 
     async def __aenter__(self) -> CopiesWorld:
         self._stack.enter_context(patch("machines.SenderOf", WatchedSender))
@@ -104,6 +106,9 @@ class CopiesWorld(World):
         if not synced <= held.items():
             self._wrong(f"{record.id}: holder {record.grant} has {held}, and {synced} was synced")
         for name in record.in_sync:
+            home = self.machines[name].disk.homes.get(record.id)
+            if home is None or home.damaged or home.aside or name in self.careless:
+                continue  # the disk, or a person, took it away; whoever is there must not take over
             found = self.copy(self.machines[name], record)
             if not synced <= found.items():
                 self._wrong(f"{record.id}: {name} has {found}, and {synced} was synced")

@@ -12,6 +12,7 @@ from pannier.api.connection import CHANGE_SECONDS, Connection
 from pannier.core.errors import OutcomeUnknown
 from pannier.service.operations import HandoverReply, JoinReply, JoinRequest
 from pannier.service.views import (
+    CheckView,
     EventView,
     FindingView,
     MoveProgress,
@@ -23,8 +24,10 @@ from pannier.service.views import (
 )
 
 HANDOVER_SECONDS = 15.0
-PROMISE_ANSWER_SECONDS = 2.0
 """The holder answers within about 5 s."""
+PROMISE_ANSWER_SECONDS = 2.0
+VERIFY_SECONDS = 24 * 3600.0
+"""Terabytes are read at the disk's leisure."""
 _LAST_PHASES = frozenset({"done", "failed"})
 
 
@@ -102,6 +105,11 @@ class ApiClient(Connection):
         body = {"accept_loss": accept_loss}
         return await self.ask("POST", path, body=body, answer=VolumeView, actor=actor)
 
+    async def verify_volume(self, name: str) -> list[CheckView]:
+        """Have every copy of a volume read to the last byte; may take hours."""
+        path = f"/v1/volumes/{_segment(name)}/verify"
+        return await self.ask("POST", path, answer=list[CheckView], timeout_seconds=VERIFY_SECONDS)
+
     async def move_volume(
         self, name: str, node: str, *, wait_seconds: float, actor: str | None = None
     ) -> AsyncGenerator[MoveProgress, None]:
@@ -170,6 +178,16 @@ class PeerClient(Connection):
         """Have the holder move the volume to the trash."""
         path = f"/v1/peer/volumes/{_segment(name)}/remove"
         await self.ask("POST", path, body={"volume_id": volume_id, "actor": actor}, answer=NoneType)
+
+    async def peer_verify(self, name: str) -> CheckView:
+        """Have that node read its copy to the last byte."""
+        path = f"/v1/peer/volumes/{_segment(name)}/verify"
+        return await self.ask("POST", path, answer=CheckView, timeout_seconds=VERIFY_SECONDS)
+
+    async def peer_lost_copy(self, name: str, *, epoch: int) -> None:
+        """Tell the holder that nothing of the volume is here."""
+        path = f"/v1/peer/volumes/{_segment(name)}/lost-copy"
+        await self.ask("POST", path, body={"epoch": epoch}, answer=NoneType)
 
     async def peer_promise(self, volumes: Mapping[str, int], *, seconds: float) -> list[str]:
         """Have that node promise not to take volumes over; the ids for which it did."""

@@ -22,6 +22,7 @@ from pannier.core.errors import (
 from pannier.core.options import parse_options
 from pannier.service.operations import HandoverReply, JoinReply, JoinRequest
 from pannier.service.views import (
+    CheckView,
     EventView,
     FindingView,
     MoveProgress,
@@ -143,6 +144,18 @@ class FakeCluster:
         if not accept_loss:
             raise Conflict(f"volume {name} would lose writes", remedy="use --accept-loss")
         return self._volume(name)
+
+    async def verify_volume(self, name: str) -> list[CheckView]:
+        self._begin("verify_volume", name)
+        return [CheckView(node=self._volume(name).holder, state="whole", generation="1.1")]
+
+    async def peer_verify(self, name: str, *, peer: str) -> CheckView:
+        self._begin("peer_verify", name, peer, peer)
+        return CheckView(node="node1", state="whole", generation=self._volume(name).generation)
+
+    async def peer_lost_copy(self, name: str, *, epoch: int, peer: str) -> None:
+        self._begin("peer_lost_copy", name, peer, peer)
+        self._volume(name)
 
     async def peer_promise(
         self, volumes: Mapping[str, int], *, seconds: float, peer: str

@@ -107,6 +107,7 @@ def _cluster_handlers(operations: Operations) -> dict[str, Handler]:
         "recover_volume": lambda call: operations.recover_volume(
             call.volume, accept_loss=call.read(bodies.RecoverOrder).accept_loss, actor=call.actor
         ),
+        "verify_volume": lambda call: operations.verify_volume(call.volume),
         "history": lambda call: operations.history(call.volume),
         "trash": lambda call: operations.trash(),
         "restore_volume": lambda call: operations.restore_volume(
@@ -150,6 +151,10 @@ def _peer_handlers(peers: PeerOperations) -> dict[str, Handler]:
             peer=call.peer,
         )
 
+    def lost_copy(call: Call) -> Awaitable[Any]:
+        epoch = call.read(bodies.HandoverOrder).epoch
+        return peers.peer_lost_copy(call.volume, epoch=epoch, peer=call.peer)
+
     def promise(call: Call) -> Awaitable[Any]:
         order = call.read(bodies.PeerPromiseOrder)
         return peers.peer_promise(order.volumes, seconds=order.seconds, peer=call.peer)
@@ -171,6 +176,8 @@ def _peer_handlers(peers: PeerOperations) -> dict[str, Handler]:
         "peer_handover": handover,
         "peer_remove": remove,
         "peer_take": take,
+        "peer_verify": lambda call: peers.peer_verify(call.volume, peer=call.peer),
+        "peer_lost_copy": lost_copy,
         "peer_promise": promise,
         "peer_move": move,
     }

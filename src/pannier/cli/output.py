@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,6 +121,16 @@ def print_table(table: Table) -> None:
         console.print(grid)
     for line in capture.get().splitlines():
         click.echo(line.rstrip(), color=terminal)
+
+
+@contextmanager
+def waiting(text: str) -> Iterator[None]:
+    """Tell people on a terminal what takes so long, on stderr, within the block."""
+    from rich.console import Console
+    from rich.text import Text
+
+    with Console(stderr=True).status(Text(text)):
+        yield
 
 
 def print_error(view: ErrorView, *, json: bool) -> None:

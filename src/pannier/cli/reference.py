@@ -124,7 +124,9 @@ def _statuses() -> str:
         meanings.setdefault(kind.exit_status, []).append(f"`{kind.code}`")
     rows = ["| status | codes of the errors |", "|---|---|", "| 0 | none: it was done |"]
     rows += [f"| {status} | {', '.join(codes)} |" for status, codes in sorted(meanings.items())]
-    rows.append(f"| {UNHEALTHY} | none: `pannier doctor` has found a problem |")
+    rows.append(
+        f"| {UNHEALTHY} | none: `pannier doctor` or `pannier volume verify` has found a problem |"
+    )
     rows.append(f"| {INTERRUPTED} | none: interrupted with Ctrl-C |")
     return "\n".join(rows)
 

@@ -15,7 +15,7 @@ import structlog
 
 from pannier.agent.clock import boottime
 from pannier.agent.custody import Custody
-from pannier.core.errors import NotHolder, PannierError, Unavailable
+from pannier.core.errors import NotHolder, PannierError, Stale, Unavailable
 from pannier.core.generation import Generation
 from pannier.service.held import Held
 from pannier.service.insync import InSync
@@ -61,6 +61,22 @@ class Durable:
             same = await self._replicator.make(held) == held.durable
             self._check(held)
             return same
+
+    async def lost(self, name: str, *, epoch: int, node: str) -> None:
+        """A replica has nothing any more: it gets everything, and does not count until it has it.
+
+        Raises:
+            NotHolder, Stale: the volume is not held here, or not at ``epoch``.
+            StoreUnavailable, OutcomeUnknown: it counts still; all is sent to it all the same.
+        """
+        held = self._replicator.held(name)
+        if held.volume.grant.epoch != epoch:
+            raise Stale(f"volume {name} is at epoch {held.volume.grant.epoch}", remedy="look again")
+        if node in held.progress:
+            async with held.group:
+                await held.note_lost(node)
+                why = "its copy was damaged, or is gone"
+                await self._in_sync.leave(held, frozenset({node}), why=why)
 
     def rivals(self, name: str) -> frozenset[str]:
         """Every node that could take the volume over; see :meth:`InSync.rivals`."""

@@ -74,7 +74,7 @@ class Failsafe:
         wanted: dict[str, list[Volume]] = defaultdict(list)
         for volume in self._custody.catalog.volumes():
             if volume.grant.node == self._custody.node and volume.spec.copies > 1:
-                for name in self._rivals(volume.name):
+                for name in sorted(self._rivals(volume.name)):  # the same each time
                     wanted[name].append(volume)
         await asyncio.gather(*(self._ask_one(name, asked) for name, asked in wanted.items()))
 

@@ -92,6 +92,13 @@ class Held:
             self.trouble = ""
             self.written.notify_all()
 
+    async def note_lost(self, node: str) -> None:
+        """A replica has nothing any more: everything is sent to it anew."""
+        async with self.written:
+            progress = self.progress[node]
+            progress.generation = progress.current_at = progress.sending = None
+            self.written.notify_all()
+
     def note_confirmed(self, node: str, *, at: float) -> None:
         """A replica confirmed what was on its way to it, which was made at ``at``."""
         progress = self.progress[node]

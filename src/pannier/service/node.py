@@ -37,7 +37,9 @@ from pannier.service.recovery import Recovery
 from pannier.service.replication import Replicator
 from pannier.service.takeover import Takeover
 from pannier.service.upkeep import TRASH_SECONDS
+from pannier.service.verification import Verification
 from pannier.service.views import (
+    CheckView,
     CopyView,
     EventView,
     FindingView,
@@ -73,6 +75,7 @@ class NodeService:
         recovery: Recovery,
         takeover: Takeover,
         failsafe: Failsafe,
+        verification: Verification,
         backlog: Callable[[str], tuple[int, float]] = lambda name: (0, 0.0),
     ) -> None:
         """Put the parts together.
@@ -93,6 +96,7 @@ class NodeService:
         self._recovery = recovery
         self._takeover = takeover
         self._failsafe = failsafe
+        self._verification = verification
         self._backlog = backlog
 
     # -- nodes ----------------------------------------------------------------------------------
@@ -290,6 +294,10 @@ class NodeService:
         volume = await self._recovery.recover(name, accept_loss=accept_loss, actor=actor)
         return self._volume_view(volume)
 
+    async def verify_volume(self, name: str) -> list[CheckView]:
+        """Have every copy of a volume read to the last byte."""
+        return await self._verification.everywhere(name)
+
     async def remove_volume(self, name: str, *, actor: str) -> TrashView:
         """Move a volume to the trash."""
         return _trash_view(await self._volumes.remove(name, actor=actor))
@@ -412,6 +420,14 @@ class NodeService:
             name, epoch=epoch, generation=Generation.parse(generation), actor=actor
         )
         return self._volume_view(volume)
+
+    async def peer_verify(self, name: str, *, peer: str) -> CheckView:
+        """Another node was asked to have all copies of a volume read."""
+        return await self._verification.here(name)
+
+    async def peer_lost_copy(self, name: str, *, epoch: int, peer: str) -> None:
+        """Another node has nothing of a volume that is held here, whatever the record says."""
+        await self._verification.lost(name, epoch=epoch, peer=peer)
 
     async def peer_promise(
         self, volumes: Mapping[str, int], *, seconds: float, peer: str

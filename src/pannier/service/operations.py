@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pannier.service.views import (
+    CheckView,
     EventView,
     FindingView,
     MoveProgress,
@@ -116,6 +117,7 @@ class Operations(Protocol):
     ) -> VolumeView: ...
     async def remove_volume(self, name: str, *, actor: str) -> TrashView: ...
     async def recover_volume(self, name: str, *, accept_loss: bool, actor: str) -> VolumeView: ...
+    async def verify_volume(self, name: str) -> list[CheckView]: ...
     def move_volume(
         self, name: str, node: str, *, wait_seconds: float, actor: str
     ) -> AsyncIterator[MoveProgress]: ...
@@ -153,6 +155,14 @@ class PeerOperations(Protocol):
 
         Begins with ``generation``, by a person's decision; with None as a copy that is in sync.
         """
+        ...
+
+    async def peer_verify(self, name: str, *, peer: str) -> CheckView:
+        """Read this node's copy to the last byte; may take hours."""
+        ...
+
+    async def peer_lost_copy(self, name: str, *, epoch: int, peer: str) -> None:
+        """``peer`` has nothing of a volume that is held here, at ``epoch``: send it all of it."""
         ...
 
     async def peer_promise(

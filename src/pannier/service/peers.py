@@ -9,7 +9,7 @@ from pannier.core.errors import PannierError, PeerUnavailable
 from pannier.core.node import Node
 from pannier.core.volume import Volume
 from pannier.service.operations import HandoverReply
-from pannier.service.views import MoveProgress, NodeView, VolumeView
+from pannier.service.views import CheckView, MoveProgress, NodeView, VolumeView
 
 
 class Peer(Protocol):
@@ -25,6 +25,8 @@ class Peer(Protocol):
     async def peer_take(
         self, name: str, *, epoch: int, generation: str | None, actor: str
     ) -> VolumeView: ...
+    async def peer_verify(self, name: str) -> CheckView: ...
+    async def peer_lost_copy(self, name: str, *, epoch: int) -> None: ...
     async def peer_promise(self, volumes: Mapping[str, int], *, seconds: float) -> list[str]: ...
     async def peer_create(
         self, name: str, options: Mapping[str, str], *, actor: str

@@ -74,9 +74,11 @@ class Takeover:
 
     async def _choose(self, volume: Volume) -> str:
         """This node if it is in sync, so that nobody else need answer; else, or where copies are
-        kept by intervals only and may differ, the one with the newest generation."""
+        kept by intervals only and may differ, the one with the newest generation. One that had a
+        damaged copy may be in sync, and have nothing."""
         me = self._custody.node
-        if me in volume.in_sync and volume.spec.durability is Durability.FSYNC:
+        alike = volume.spec.durability is Durability.FSYNC
+        if alike and me in volume.in_sync and await self._newest_here(volume):
             return me
         names = sorted(volume.in_sync, key=lambda name: name != me)
         found = await asyncio.gather(*(self._newest_on(name, volume) for name in names))

@@ -22,6 +22,21 @@ class CopyView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CheckView:
+    """What a node found when it read its copy of a volume to the last byte.
+
+    ``state`` is ``whole``; ``made anew``: damaged, and sent again by the holder; ``damaged``: what the
+    holder itself has; ``nothing``; or ``unknown``, where the node did not answer.
+    """
+
+    node: str
+    state: str
+    generation: str | None = None
+    error: str = ""
+    remedy: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VolumeView:
     """A volume as users see it.
 

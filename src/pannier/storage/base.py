@@ -14,7 +14,7 @@ from __future__ import annotations
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from pannier.core.generation import Generation
 
@@ -182,4 +182,25 @@ class Driver(Protocol):
 
     async def capacity(self) -> Capacity:
         """Size of the pool and what is free in it."""
+        ...
+
+
+@runtime_checkable
+class CheckedDriver(Driver, Protocol):
+    """A driver that notices where the disk does not give back what was written."""
+
+    async def verify(self, volume: str, generation: Generation) -> None:
+        """Read a generation to the last byte, from the disk; slowly, since others use that.
+
+        Raises:
+            Corrupt: it is not what was written, and says which file; StorageError: it is not here.
+        """
+        ...
+
+    async def set_aside(self, volume: str) -> None:
+        """Let no generation of the volume count any more; they are kept until :meth:`drop_aside`."""
+        ...
+
+    async def drop_aside(self, volume: str) -> None:
+        """Remove what was set aside. No error where that is nothing."""
         ...

@@ -7,6 +7,8 @@
         generations/EPOCH.SEQUENCE/tree  a read-only subvolume in a plain directory
         incoming/EPOCH.SEQUENCE/tree     what `btrfs receive` is receiving
         incoming/workbench/tree          a writable copy of the newest one that was received
+        incoming/check/tree              a snapshot of the one that is being verified
+        aside/EPOCH.SEQUENCE/tree        was damaged, and counts no more
 
 A small difference is applied to the workbench, of which the new generation is then a read-only
 snapshot, made as the holder made its own. ``btrfs receive`` makes a read-only subvolume with the
@@ -32,6 +34,7 @@ from pannier.core.generation import Generation
 from pannier.storage import btrfs_ioctl, pool
 from pannier.storage.base import Capacity, LiveTree, LocalCopy, RootAttributes
 from pannier.storage.blocking import in_thread, told_as_storage_error
+from pannier.storage.btrfs_check import verify
 from pannier.storage.btrfs_intake import receive
 from pannier.storage.btrfs_layout import Home, destroy_home, existing_tree, sweep
 from pannier.storage.btrfs_stream import send_stream
@@ -87,7 +90,11 @@ class BtrfsDriver:
         with told_as_storage_error("list the volumes"):
             names = sorted(name for name in os.listdir(self._volumes) if not name.startswith("."))
             homes = ((name, self._home(name)) for name in names)
-            return tuple(name for name, home in homes if home.epochs() or home.generations())
+            return tuple(
+                name
+                for name, home in homes
+                if home.epochs() or home.generations() or home.has_aside
+            )
 
     async def inspect(self, volume: str) -> LocalCopy:
         """See :meth:`Driver.inspect`."""
@@ -275,6 +282,20 @@ class BtrfsDriver:
             home.drop_generation(generation)
             if not home.generations():
                 home.discard_workbench()
+
+    async def verify(self, volume: str, generation: Generation) -> None:
+        """See :meth:`CheckedDriver.verify`. btrfs has a checksum of every block."""
+        await verify(self._home(volume), generation)
+
+    async def set_aside(self, volume: str) -> None:
+        """See :meth:`CheckedDriver.set_aside`."""
+        with told_as_storage_error(f"set aside what is here of volume {volume}"):
+            await in_thread(self._home(volume).set_aside)
+
+    async def drop_aside(self, volume: str) -> None:
+        """See :meth:`CheckedDriver.drop_aside`."""
+        with told_as_storage_error(f"remove what was set aside of volume {volume}"):
+            await in_thread(self._home(volume).drop_aside)
 
     async def delete(self, volume: str) -> None:
         """See :meth:`Driver.delete`."""

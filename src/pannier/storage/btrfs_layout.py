@@ -15,6 +15,7 @@ from pannier.storage.btrfs_ioctl import SubvolumeInfo
 from pannier.storage.naming import DOOMED, DRAFT, check_id, parse_numbers
 
 _LIVE = "live-"
+_ASIDE = "aside"
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +126,42 @@ class Home:
             btrfs_ioctl.join_group(draft, subvolume_id=number, group=group)
         draft.rename(self.path)
 
+    def set_aside(self) -> None:
+        """Move all generations to where they do not count, the newest last: then all is done."""
+        self.discard_workbench()
+        aside = self.path / _ASIDE
+        aside.mkdir(exist_ok=True)
+        for generation in self.generations():
+            target = aside / str(generation)
+            _remove_with_subvolumes(target)  # damaged before
+            self.tree(generation).parent.rename(target)
+
+    @property
+    def has_aside(self) -> bool:
+        """Whether something is set aside."""
+        return (self.path / _ASIDE).exists()
+
+    def drop_aside(self) -> None:
+        """Remove what was set aside."""
+        aside = self.path / _ASIDE
+        for child in _children(aside):
+            _remove_with_subvolumes(child)
+        with suppress(FileNotFoundError):
+            aside.rmdir()
+
+    def checked(self, generation: Generation) -> Path:
+        """A snapshot of a generation that nobody deletes while it is read."""
+        check = self.path / "incoming" / "check"
+        _remove_with_subvolumes(check)
+        check.mkdir()
+        target = check / "tree"
+        btrfs_ioctl.create_snapshot(self.tree(generation), target=target, read_only=True)
+        return target
+
+    def discard_checked(self) -> None:
+        """Remove it."""
+        _remove_with_subvolumes(self.path / "incoming" / "check")
+
     def discard_incoming(self, generation: Generation) -> None:
         """Remove what a broken transfer left."""
         _remove_with_subvolumes(self.incoming(generation))
@@ -190,7 +227,8 @@ def destroy_home(home: Path) -> None:
         if doomed.exists():  # an earlier life of the same volume, not yet gone
             destroy_home(doomed)
         home.rename(doomed)
-    for place in (doomed, *_children(doomed / "generations"), *_children(doomed / "incoming")):
+    parts = (doomed / name for name in ("generations", "incoming", _ASIDE))
+    for place in (doomed, *(child for part in parts for child in _children(part))):
         for child in _children(place):
             if btrfs_ioctl.is_subvolume(child):
                 btrfs_ioctl.destroy_subvolume(child)

@@ -1,0 +1,181 @@
+"""Finding copies that are not what was written, and having them made anew.
+
+A disk may give back other bytes than it was given. Nobody notices in a copy that nobody reads, until
+it is the only one. So each node reads its copies to the last byte now and then, and when a person
+asks. A copy that is damaged is set aside, and its holder, told that nothing is here any more, lets
+it leave those in sync and sends everything anew. What was set aside is deleted after that.
+
+That the record names a node as in sync which has nothing says the same after a crash between these
+steps, or where somebody else removed the copy: so it is looked for, too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from pannier.agent.custody import Custody, no_such_volume
+from pannier.core.errors import Corrupt, PannierError
+from pannier.core.generation import Generation
+from pannier.core.volume import Volume
+from pannier.service.durable import Durable
+from pannier.service.peers import Peers
+from pannier.service.views import CheckView
+from pannier.storage.base import CheckedDriver
+from pannier.storage.durable import write_file
+
+log = structlog.get_logger(__name__)
+
+EVERY_SECONDS = 7 * 24 * 3600.0
+"""By the wall clock: where that jumps, copies are read early or late, which does no harm."""
+TURN_SECONDS = 60.0
+FINISH_SECONDS = 5.0
+
+
+class Verification:
+    """Verifies this node's copies."""
+
+    def __init__(self, custody: Custody, peers: Peers, durable: Durable, *, state: Path) -> None:
+        self._custody = custody
+        self._peers = peers
+        self._durable = durable
+        self._file = state / "verified.json"
+        self._at: dict[str, float] = {}
+        self._unfinished: set[str] = set()
+        self._reading = asyncio.Lock()
+        try:
+            self._at = msgspec.json.decode(self._file.read_bytes(), type=dict[str, float])
+        except (FileNotFoundError, msgspec.DecodeError):
+            pass  # all count as verified just now
+
+    async def run(self) -> None:
+        """For ever: run as a task."""
+        self._unfinished |= {volume.name for volume in self._mine()}  # of an earlier run
+        while True:
+            for _ in range(round(TURN_SECONDS / FINISH_SECONDS)):
+                await asyncio.sleep(FINISH_SECONDS)
+                for name in tuple(self._unfinished):
+                    await self._attempt(self._finish, name)
+            for volume in self._mine():
+                if time.time() - self._at.setdefault(volume.id, time.time()) > EVERY_SECONDS:
+                    await self._attempt(self.here, volume.name)
+            await self._save()
+
+    async def _attempt(self, work: Callable[[str], Awaitable[object]], name: str) -> None:
+        try:
+            await work(name)
+        except PannierError as error:  # tried again at the next turn
+            log.warning("copy.not-verified", volume=name, error=str(error))
+
+    def _mine(self) -> list[Volume]:
+        return [volume for volume in self._custody.catalog.volumes() if self._is_here(volume)]
+
+    def _is_here(self, volume: Volume) -> bool:
+        where = (volume.grant.node, *volume.replicas)
+        driver = self._custody.drivers.get(volume.spec.driver)
+        return self._custody.node in where and isinstance(driver, CheckedDriver)
+
+    async def here(self, name: str) -> CheckView:
+        """Read this node's copy of a volume, and have it made anew where it is damaged.
+
+        Raises:
+            VolumeNotFound, StorageError, Unavailable.
+        """
+        volume, me = self._volume(name), self._custody.node
+        newest = await self._newest(volume) if self._is_here(volume) else None
+        if newest is None:
+            self._unfinished.add(name)
+            return CheckView(node=me, state="nothing")
+        try:
+            async with self._reading:  # one at a time: the disk has others to serve
+                await self._driver(volume).verify(volume.id, newest)
+        except Corrupt as error:
+            log.error("copy.damaged", volume=name, generation=str(newest), error=str(error))
+            return await self._damaged(volume, newest, error)
+        self._at[volume.id] = time.time()
+        await self._save()
+        return CheckView(node=me, state="whole", generation=str(newest))
+
+    async def _damaged(self, volume: Volume, found: Generation, error: Corrupt) -> CheckView:
+        me = self._custody.node
+        async with self._custody.lock(volume):  # so that it is not taken over meanwhile
+            volume = (await self._custody.fresh(volume.name)).record
+            held = volume.grant.node == me
+            if not held:
+                await self._driver(volume).set_aside(volume.id)
+        if not held:
+            self._unfinished.add(volume.name)
+            await self._attempt(self._finish, volume.name)
+            state, remedy = "made anew", error.remedy
+        else:
+            state, remedy = "damaged", "it is the only copy; see `dmesg` on that node"
+            if volume.in_sync:
+                remedy = f"pannier volume move {volume.name} {volume.in_sync[0]}"
+        return CheckView(
+            node=me, state=state, generation=str(found), error=error.message, remedy=remedy or ""
+        )
+
+    async def _finish(self, name: str) -> None:
+        """Tell the holder if nothing is here; delete what was set aside once all came anew."""
+        volume, me = self._custody.catalog.volume(name), self._custody.node
+        if volume is None or not self._is_here(volume) or volume.grant.node == me:
+            self._unfinished.discard(name)
+        elif await self._newest(volume) is None:
+            node = self._custody.catalog.node(volume.grant.node)
+            if node is not None and me in volume.in_sync:
+                await self._peers.to(node).peer_lost_copy(name, epoch=volume.grant.epoch)
+        elif me in volume.in_sync:
+            await self._driver(volume).drop_aside(volume.id)
+            self._unfinished.discard(name)
+
+    async def everywhere(self, name: str) -> list[CheckView]:
+        """Have every copy of a volume read, at the same time; the holder's first."""
+        volume = self._volume(name)
+        names = (volume.grant.node, *volume.replicas)
+        return list(await asyncio.gather(*(self._on(node, volume) for node in names)))
+
+    async def _on(self, name: str, volume: Volume) -> CheckView:
+        if name == self._custody.node:
+            return await self.here(volume.name)
+        node = self._custody.catalog.node(name)
+        try:
+            if node is None or not self._custody.catalog.is_up(name):
+                return CheckView(node=name, state="unknown", error=f"node {name} is down")
+            return await self._peers.to(node).peer_verify(volume.name)
+        except PannierError as error:
+            return CheckView(
+                node=name, state="unknown", error=error.message, remedy=error.remedy or ""
+            )
+
+    async def lost(self, name: str, *, epoch: int, peer: str) -> None:
+        """``peer`` has nothing of a volume that is held here: it gets all of it.
+
+        Raises:
+            NotHolder, Stale: not held here, or not at ``epoch``; Unavailable, OutcomeUnknown: ask again.
+        """
+        await self._durable.lost(name, epoch=epoch, node=peer)
+
+    async def _newest(self, volume: Volume) -> Generation | None:
+        copy = await self._custody.driver(volume).inspect(volume.id)
+        return max((g for g in copy.generations if volume.grew_out_of(g)), default=None)
+
+    def _volume(self, name: str) -> Volume:
+        volume = self._custody.catalog.volume(name)
+        if volume is None:
+            raise no_such_volume(name)
+        return volume
+
+    def _driver(self, volume: Volume) -> CheckedDriver:
+        driver = self._custody.driver(volume)
+        assert isinstance(driver, CheckedDriver)
+        return driver
+
+    async def _save(self) -> None:
+        known = {v.id for v in self._mine()}
+        self._at = {volume_id: at for volume_id, at in self._at.items() if volume_id in known}
+        await asyncio.to_thread(write_file, self._file, msgspec.json.encode(self._at))

@@ -1,0 +1,122 @@
+"""What the btrfs driver does when its disk does not give back what was written. Needs root."""
+
+from __future__ import annotations
+
+import asyncio
+import mmap
+import os
+from pathlib import Path
+
+import pytest
+from test_driver_kit import Nodes, btrfs_nodes, pools, portrait, workplace
+
+from pannier.core.errors import Corrupt, StorageError
+from pannier.core.generation import Generation
+from pannier.storage.base import CheckedDriver, LocalCopy
+from pannier.storage.btrfs import BtrfsDriver
+
+__all__ = ["btrfs_nodes", "pools", "workplace"]
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture
+def nodes(btrfs_nodes: Nodes) -> Nodes:
+    return btrfs_nodes
+
+
+@pytest.fixture
+def here(nodes: Nodes) -> BtrfsDriver:
+    assert isinstance(nodes.b, BtrfsDriver)
+    assert isinstance(nodes.b, CheckedDriver)
+    return nodes.b
+
+
+async def copied(nodes: Nodes, content: bytes) -> Generation:
+    """A generation on both nodes: a large file, one within the metadata, and what cannot be read."""
+    data = await nodes.create()
+    (data / "folder").mkdir()
+    (data / "folder" / "large").write_bytes(content)
+    (data / "small").write_text("small")
+    (data / "link").symlink_to("nowhere")
+    os.mkfifo(data / "pipe")
+    generation = await nodes.a.snapshot(nodes.volume, epoch=1)
+    await nodes.transfer(nodes.a, nodes.b, generation)
+    return generation
+
+
+def overwrite(driver: BtrfsDriver, volume: str, block: bytes) -> None:
+    """Change some bytes of a block, found on the pool's device by its content."""
+    image = driver.data_path(volume, 1).parents[3].with_suffix(".img")
+    os.sync()
+    fd = os.open(image, os.O_RDWR)
+    try:
+        with mmap.mmap(fd, 0) as device:
+            at = device.find(block)
+            assert at >= 0
+            device[at : at + 16] = bytes(16)
+            device.flush()
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    Path("/proc/sys/vm/drop_caches").write_text("1")  # the loop device's, and the pool's own
+
+
+async def test_a_whole_generation_is_verified(nodes: Nodes, here: BtrfsDriver) -> None:
+    generation = await copied(nodes, os.urandom(3 << 20))
+    await here.verify(nodes.volume, generation)
+    assert await here.inspect(nodes.volume) == LocalCopy(generations=(generation,))
+    assert os.listdir(here.data_path(nodes.volume, 1).parents[1] / "incoming") == []
+
+
+async def test_a_damaged_file_is_named(nodes: Nodes, here: BtrfsDriver) -> None:
+    content = os.urandom(1 << 20)
+    generation = await copied(nodes, content)
+    overwrite(here, nodes.volume, content[8192:12288])
+    with pytest.raises(Corrupt, match="folder/large"):
+        await here.verify(nodes.volume, generation)
+    await nodes.a.verify(nodes.volume, generation)  # type: ignore[attr-defined]
+
+
+async def test_a_generation_may_be_deleted_while_it_is_verified(
+    nodes: Nodes, here: BtrfsDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pannier.storage.tree_check.BYTES_PER_SECOND", 10 << 20)
+    generation = await copied(nodes, os.urandom(5 << 20))
+    verifying = asyncio.create_task(here.verify(nodes.volume, generation))
+    await asyncio.sleep(0.2)
+    await here.delete_generation(nodes.volume, generation)
+    assert not verifying.done()
+    await verifying
+
+
+async def test_one_that_is_not_here_is_no_damage(nodes: Nodes, here: BtrfsDriver) -> None:
+    await copied(nodes, b"content")
+    with pytest.raises(StorageError) as error:
+        await here.verify(nodes.volume, Generation(1, 99))
+    assert not isinstance(error.value, Corrupt)
+
+
+async def test_what_is_set_aside_does_not_count_and_can_come_anew(
+    nodes: Nodes, here: BtrfsDriver
+) -> None:
+    content = os.urandom(1 << 20)
+    generation = await copied(nodes, content)
+    overwrite(here, nodes.volume, content[:4096])
+    for _ in range(2):  # repeated, and damaged again
+        await here.set_aside(nodes.volume)
+        assert (await here.inspect(nodes.volume)).generations == ()
+        await nodes.transfer(nodes.a, nodes.b, generation)
+        await here.verify(nodes.volume, generation)
+    await here.drop_aside(nodes.volume)
+    await here.drop_aside(nodes.volume)
+    await here.promote(nodes.volume, generation, epoch=2, size_bytes=None)
+    data = here.data_path(nodes.volume, 2)
+    assert portrait(data) == portrait(nodes.a.data_path(nodes.volume, 1))
+
+
+async def test_what_was_set_aside_goes_with_the_volume(nodes: Nodes, here: BtrfsDriver) -> None:
+    await copied(nodes, b"content")
+    await here.set_aside(nodes.volume)
+    await here.delete(nodes.volume)
+    assert nodes.volume not in await here.volumes()
+    assert not here.data_path(nodes.volume, 1).parents[1].exists()

@@ -1,0 +1,165 @@
+"""Copies that are not what was written are found, and made anew; nothing that was synced is lost."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from copies_world import CopiesWorld
+from world import Fault, Machine, event_loop_policy
+
+from pannier.core.errors import NotHolder, Stale
+from pannier.core.lease import PROMISE_SECONDS
+from pannier.core.volume import Volume
+from pannier.service.verification import EVERY_SECONDS, TURN_SECONDS, Verification
+from pannier.service.views import CheckView
+
+__all__ = ["event_loop_policy"]
+
+
+@pytest_asyncio.fixture
+async def world(tmp_path: Path) -> AsyncIterator[CopiesWorld]:
+    async with CopiesWorld(tmp_path, with_upkeep=True) as world:
+        await asyncio.sleep(PROMISE_SECONDS)
+        yield world
+
+
+def damage(machine: Machine, volume: Volume) -> None:
+    """The disk of a node changes some byte of all that it has of a volume."""
+    home = machine.disk.homes[volume.id]
+    home.damaged |= set(home.generations)
+
+
+def taken_by(world: CopiesWorld) -> list[str]:
+    """The nodes that took the volume over."""
+    return [entry.node for entry in world.now_record().history if entry.what == "taken over"]
+
+
+async def verify(world: CopiesWorld) -> dict[str, CheckView]:
+    """``pannier volume verify vol``, typed on a node without a copy."""
+    checks = await world.c.ask(lambda run: run.service.verify_volume("vol"))
+    return {check.node: check for check in checks}
+
+
+async def test_whole_copies_are_said_to_be(world: CopiesWorld) -> None:
+    volume = await world.synced_volume(world.a)
+    checks = await verify(world)
+    assert {name: check.state for name, check in checks.items()} == {"a": "whole", "b": "whole"}
+    assert world.now_record().in_sync == ("b",)
+    assert {check.generation for check in checks.values()} == {
+        str(max(world.generations(world.b, volume)))
+    }
+
+
+async def test_a_damaged_copy_is_made_anew(world: CopiesWorld) -> None:
+    volume = await world.synced_volume(world.a)
+    damage(world.b, volume)
+    checks = await verify(world)
+    assert (checks["a"].state, checks["b"].state) == ("whole", "made anew")
+    assert "damaged" in checks["b"].error
+    assert world.now_record().in_sync == ()
+    assert world.b.disk.homes[volume.id].aside
+    await world.until(lambda: world.now_record().in_sync == ("b",))
+    assert world.current(world.b, volume)
+    assert world.sent_to("b")[-1].base is None
+    await world.until(lambda: not world.b.disk.homes[volume.id].aside)
+    assert (await verify(world))["b"].state == "whole"
+
+
+async def test_sync_calls_wait_for_what_is_whole_only(world: CopiesWorld) -> None:
+    """With three copies of which one is damaged, the third node has everything all the time."""
+    volume = await world.synced_volume(world.a, copies="3")
+    damage(world.b, volume)
+    world.slow["b"] = 30.0
+    await verify(world)
+    world.put(world.a, volume, "more", b"1")
+    await world.sync(world.a)
+    assert world.now_record().in_sync == ("c",)
+    world.losing(volume)
+    await world.down(world.a)
+    await world.mount(world.b, "vol")
+    assert taken_by(world) == ["c"]
+
+
+async def test_the_holders_own_damage_is_told_and_nothing_is_touched(world: CopiesWorld) -> None:
+    volume = await world.synced_volume(world.a)
+    damage(world.a, volume)
+    check = (await verify(world))["a"]
+    assert check.state == "damaged"
+    assert check.remedy == "pannier volume move vol b"
+    assert world.generations(world.a, volume)
+
+
+@pytest.mark.parametrize("fault", [Fault.CUT_BEFORE, Fault.CUT_AFTER])
+@pytest.mark.parametrize("label", ["driver.set_aside", "peer.lost_copy"])
+async def test_power_fails_in_the_middle(world: CopiesWorld, label: str, fault: Fault) -> None:
+    volume = await world.synced_volume(world.a)
+    damage(world.b, volume)
+    world.fail_at_label(label, fault, of="b")
+    assert (await verify(world))["b"].state == "unknown"
+    await world.b.start()
+    if fault is Fault.CUT_BEFORE and label == "driver.set_aside":
+        assert (await verify(world))["b"].state == "made anew"
+    await world.until(lambda: not world.b.disk.homes[volume.id].damaged)
+    await world.until(lambda: world.current(world.b, volume))
+    await world.until(lambda: world.now_record().in_sync == ("b",))
+    await world.until(lambda: not world.b.disk.homes[volume.id].aside)
+
+
+async def test_a_holder_that_cannot_be_told_is_told_later(world: CopiesWorld) -> None:
+    volume = await world.synced_volume(world.a)
+    damage(world.b, volume)
+    world.cut_link("a", "b")
+    assert (await verify(world))["b"].state == "made anew"
+    await asyncio.sleep(20)
+    world.mend_links()
+    await world.until(lambda: world.current(world.b, volume))
+    await world.until(lambda: world.now_record().in_sync == ("b",))
+
+
+async def test_a_copy_that_somebody_removed_is_made_anew(world: CopiesWorld) -> None:
+    volume = await world.synced_volume(world.a)
+    world.careless.add("b")
+    world.b.disk.homes[volume.id].generations.clear()
+    assert (await verify(world))["b"].state == "nothing"
+    await world.until(lambda: world.current(world.b, volume))
+
+
+async def test_a_damaged_copy_never_takes_over(world: CopiesWorld) -> None:
+    """Its holder dies before the copy is there again: another one in sync goes on."""
+    volume = await world.synced_volume(world.a, copies="3")
+    damage(world.b, volume)
+    world.cut_link("a", "b")
+    await verify(world)
+    assert set(world.now_record().in_sync) == {"b", "c"}
+    world.losing(volume)
+    await world.down(world.a)
+    await asyncio.sleep(PROMISE_SECONDS)
+    await world.mount(world.b, "vol")
+    assert taken_by(world) == ["c"]
+    assert world.now_record().grant.node == "b"
+    assert world.copy(world.b, volume)["synced"] == b"1"
+
+
+async def test_copies_are_read_now_and_then(world: CopiesWorld) -> None:
+    volume = await world.synced_volume(world.a)
+    await asyncio.sleep(2 * TURN_SECONDS)
+    verification: Verification = world.b.up.verification
+    assert not [s for s in world.steps if s.label == "driver.verify"]
+    damage(world.b, volume)
+    verification._at[volume.id] -= EVERY_SECONDS
+    await world.until(lambda: not world.b.disk.homes[volume.id].damaged)
+    await world.until(lambda: world.now_record().in_sync == ("b",))
+
+
+async def test_only_the_holder_at_that_epoch_listens(world: CopiesWorld) -> None:
+    await world.synced_volume(world.a)
+    with pytest.raises(Stale):
+        await world.a.ask(lambda run: run.service.peer_lost_copy("vol", epoch=9, peer="b"))
+    with pytest.raises(NotHolder):
+        await world.b.ask(lambda run: run.service.peer_lost_copy("vol", epoch=1, peer="c"))
+    await world.a.ask(lambda run: run.service.peer_lost_copy("vol", epoch=1, peer="c"))
+    assert world.now_record().in_sync == ("b",)
