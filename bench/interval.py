@@ -15,7 +15,7 @@ _RATES = {"200 files a second": 200, "files as fast as can be": 0}
 
 def measure(world: World) -> Result:
     """See the module."""
-    rounds, seconds = world.pick(6, 2), world.pick(6, 4)
+    rounds, seconds = world.pick(12, 2), world.pick(6, 4)
     holder, _ = world.volume_in_sync(_VOLUMES["ours"], durability="interval", interval="1s")
     world.volume(holder, _VOLUMES["theirs"])
     collected = Rounds()

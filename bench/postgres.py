@@ -14,7 +14,7 @@ from bench.world import POOL, BenchError, World
 _VOLUME = "bench-postgres"
 _PLAIN = f"{POOL}/bench-postgres"
 _CLIENTS = (1, 8)
-_SCALE = 2
+_SCALE = 10
 _TPS = re.compile(r"tps = ([0-9.]+) \(without")
 _LATENCY = re.compile(r"latency average = ([0-9.]+) ms")
 

@@ -27,7 +27,7 @@ from pannier.store.base import Entry
 
 REFUSED = (PannierError, Died, TimeoutError)
 """What a user may hear while things fail."""
-SECONDS = (5.0, 10.0, 20.0)
+SECONDS = (5.0, 8.0, 16.0)
 WELL_SECONDS = 25.0
 NAME = "vol"
 

@@ -221,3 +221,42 @@ async def test_looks_at_a_volume_keep_others_waiting_for_a_moment_only() -> None
     await asyncio.sleep(10)
     assert caller.answered[late.call.pid] - begin == pytest.approx(3.3)
     assert len(caller.answered) == 102
+
+
+async def in_turn(caller: Caller, *pauses: float) -> None:
+    """Calls with pauses before them."""
+    for pause in pauses:
+        await asyncio.sleep(pause)
+        caller.call()
+
+
+async def test_those_whom_a_group_let_go_are_in_the_next_one_together() -> None:
+    strategy = Strategy()
+    caller, begin = Caller(strategy), now()
+    for _ in range(3):
+        caller.call()
+    await in_turn(caller, 1.001, 0.003, 0.004)
+    await asyncio.sleep(10)
+    assert strategy.groups[1:] == [(pytest.approx(begin + 1.008), "v", [4, 5, 6])]
+
+
+async def test_nobody_waits_for_those_who_do_not_come_again() -> None:
+    strategy = Strategy()
+    caller, begin = Caller(strategy), now()
+    for _ in range(3):
+        caller.call()
+    await in_turn(caller, 1.001, 0.001)
+    await asyncio.sleep(0.5)
+    assert strategy.groups[1:] == [(pytest.approx(begin + 1.01), "v", [4, 5])]
+    await asyncio.sleep(2)
+    await in_turn(caller, 0)
+    await asyncio.sleep(2)
+    assert strategy.groups[2:] == [(pytest.approx(begin + 3.502), "v", [6])]
+
+
+async def test_one_writer_alone_is_never_held_up() -> None:
+    strategy = Strategy(seconds=0.02)
+    caller, begin = Caller(strategy), now()
+    await in_turn(caller, 0, 0.021, 0.021)
+    await asyncio.sleep(1)
+    assert [at - begin for at, _, _ in strategy.groups] == pytest.approx([0, 0.021, 0.042])

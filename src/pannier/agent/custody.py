@@ -147,7 +147,7 @@ class Custody:
             raise NotHolder(
                 f"node {self.node} has no {volume.spec.driver} driver, which volume "
                 f"{volume.name} needs",
-                remedy=f"use a node that has it; this one has {', '.join(self.drivers)}",
+                remedy=f"use a node that has it; open here: {', '.join(self.drivers) or 'none yet'}",
             ) from None
 
     @property

@@ -119,7 +119,7 @@ class Lease:
         while True:
             asked_at = self._clock()
             try:
-                async with asyncio.timeout(self.terms.renewal * 2):
+                async with asyncio.timeout(self.terms.ttl / 2):
                     await self._renew()
             except (PannierError, TimeoutError) as error:
                 log.warning("lease.not-renewed", error=str(error) or "no answer in time")
@@ -130,7 +130,8 @@ class Lease:
         asked_at = self._clock()
         if self._lease is not None:
             try:
-                await self._store.renew_lease(self._lease)
+                async with asyncio.timeout(2 * self.terms.renewal):  # asked again in time
+                    await self._store.renew_lease(self._lease)
             except Stale:
                 self._lease = None
                 self._ended_early_until, self._until = self._until, -inf

@@ -1,6 +1,8 @@
 """Group commit: the calls that wait for a volume are made good together, one group at a time.
 
-All calls that wait when a group begins are in it; those that come later form the next.
+All calls that wait when a group begins are in it; those that come later form the next. Writers whom
+one group lets go often call again at once: the next group waits some milliseconds for as many as the
+last one had. Else the fastest would have a group of its own each time, and all others wait for two.
 
 A signal withdraws a waiting call, and the kernel restarts it as a new one. A caller with a fast timer
 might so never see the end of a group. Its call keeps the time of its first arrival, and is let go
@@ -25,6 +27,9 @@ log = structlog.get_logger(__name__)
 FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 2.0
 """Between two tries of a group that could not be made durable; each pause is twice the last."""
+GATHER_SECONDS = 0.01
+GATHER_PART = 0.25
+"""So long after a group's end, and for no larger part of its own time, the next waits for its callers."""
 _LOOKS = 3
 """So often, before a group, it is asked whether a volume with restarted calls is unchanged."""
 
@@ -108,9 +113,13 @@ class _Queue:
         self._strategy = strategy
         self._now = now
         self._begun = -math.inf  # when the last group that is done began
+        self._let_go = 0  # how many calls it had
+        self._gather_until = -math.inf
+        self._came = asyncio.Event()
 
     def add(self, waiting: Waiting) -> None:
         self.waiting[waiting] = None
+        self._came.set()
         if self.task is None:
             self.task = asyncio.create_task(self._work(), name=f"barrier {self._volume}")
 
@@ -120,10 +129,24 @@ class _Queue:
     async def _work(self) -> None:
         try:
             while self.waiting:
+                await self._gather()
                 await self._release_restarted()
                 await self._group()
         finally:
             self.task = None
+
+    async def _gather(self) -> None:
+        """Wait a moment for those whom the last group let go."""
+        while len(self.waiting) < self._let_go:
+            left = self._gather_until - self._now()
+            if left <= 0:
+                return
+            self._came.clear()
+            try:
+                async with asyncio.timeout(left):
+                    await self._came.wait()
+            except TimeoutError:
+                return
 
     async def _group(self) -> None:
         """Make all that waits durable, for as long as it takes."""
@@ -139,7 +162,9 @@ class _Queue:
                 continue
             if failure:
                 log.info("barrier.again-durable", volume=self._volume, calls=len(group))
-            self._begun = begun
+            ended = self._now()
+            self._begun, self._let_go = begun, len(group)
+            self._gather_until = ended + min(GATHER_SECONDS, GATHER_PART * (ended - begun))
             for each in group:
                 self._release(each)
             return

@@ -156,8 +156,14 @@ class DockerUse:
         except Unavailable:
             fresh = self._custody.catalog.volume(volume.name) or volume
         if fresh.grant == volume.grant:
-            await asyncio.sleep(RETRY_SECONDS)
+            await self._pause(fresh)
         return fresh
+
+    async def _pause(self, volume: Volume) -> None:
+        """Some time before the next question; less where its holder is found to be gone, or back."""
+        possible, until = self._takeover.possible(volume), self._custody.clock() + RETRY_SECONDS
+        while self._takeover.possible(volume) == possible and self._custody.clock() < until:
+            await asyncio.sleep(WATCH_SECONDS)
 
     async def unmount(self, name: str, mount_id: str) -> None:
         """See :class:`~pannier.service.operations.DockerVolumes`.

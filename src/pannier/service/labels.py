@@ -65,6 +65,7 @@ class Labels:
         self._clock = clock
         self._wrong_since: dict[tuple[str, str], float] = {}
         self._heard = asyncio.Event()
+        self._trouble = ""
 
     async def run(self) -> None:
         """For ever: run as a task."""
@@ -88,12 +89,16 @@ class Labels:
     async def _turn(self) -> float:
         """Bring the labels in line. Returns the seconds until the next look, if nothing is heard."""
         try:
-            return await self._bring_in_line()
+            wait = await self._bring_in_line()
         except Conflict:
-            return CHECK_SECONDS  # not a manager
+            wait = CHECK_SECONDS  # not a manager
         except PannierError as error:
-            log.info("labels.not-set", error=str(error))
+            if str(error) != self._trouble:
+                log.info("labels.not-set", error=str(error))
+            self._trouble = str(error)
             return TURN_SECONDS
+        self._trouble = ""
+        return wait
 
     async def _bring_in_line(self) -> float:
         swarm = await self._swarm.nodes()

@@ -46,6 +46,7 @@ class Verification:
         self._durable = durable
         self._file = state / "verified.json"
         self._at: dict[str, float] = {}
+        self._saved: dict[str, float] = {}
         self._unfinished: set[str] = set()
         self._reading = asyncio.Lock()
         try:
@@ -76,9 +77,9 @@ class Verification:
         return [volume for volume in self._custody.catalog.volumes() if self._is_here(volume)]
 
     def _is_here(self, volume: Volume) -> bool:
-        where = (volume.grant.node, *volume.replicas)
-        driver = self._custody.drivers.get(volume.spec.driver)
-        return self._custody.node in where and isinstance(driver, CheckedDriver)
+        if self._custody.node not in (volume.grant.node, *volume.replicas):
+            return False
+        return isinstance(self._custody.drivers.get(volume.spec.driver), CheckedDriver)
 
     async def here(self, name: str) -> CheckView:
         """Read this node's copy of a volume, and have it made anew where it is damaged.
@@ -178,4 +179,6 @@ class Verification:
     async def _save(self) -> None:
         known = {v.id for v in self._mine()}
         self._at = {volume_id: at for volume_id, at in self._at.items() if volume_id in known}
-        await asyncio.to_thread(write_file, self._file, msgspec.json.encode(self._at))
+        if self._at != self._saved:
+            self._saved = dict(self._at)
+            await asyncio.to_thread(write_file, self._file, msgspec.json.encode(self._saved))
