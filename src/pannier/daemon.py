@@ -54,6 +54,7 @@ from pannier.service.peers import Peer
 from pannier.service.receiving import Reception
 from pannier.service.recovery import Recovery
 from pannier.service.replication import Replicator
+from pannier.service.room import keep_room
 from pannier.service.settling import Settling
 from pannier.service.swarm_node import keep_swarm_node
 from pannier.service.syncguard import SyncGuard
@@ -258,6 +259,7 @@ class Daemon:
                 ("activation", self._keep_activated()),
                 ("adoption", self._adopt()),
                 ("swarm-node", keep_swarm_node(self.engine.swarm, self.membership)),
+                ("room", keep_room(self.custody, self.membership)),
                 ("evacuation", self.evacuation.run()),
                 ("labels", self.labels.run()),
             ):

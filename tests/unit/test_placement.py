@@ -41,6 +41,14 @@ def test_wished_nodes_come_first_then_the_emptiest() -> None:
     assert place_replicas(wish, nodes, holder="a") == ("b", "c")
 
 
+def test_of_nodes_with_as_many_copies_the_one_with_most_room_and_a_full_one_last() -> None:
+    nodes = [node("a"), node("b", 1), node("c", 1), node("d", 5), node("e", 0)]
+    rooms = {"b": 3, "c": 7, "d": 1, "e": 0}
+    nodes = [replace(each, room=rooms.get(each.name, 10)) for each in nodes]
+    chosen = place_replicas(VolumeSpec(copies=5), nodes, holder="a")
+    assert chosen == ("c", "b", "d", "e")
+
+
 def test_nodes_that_are_down_drained_or_without_the_driver_get_no_copy() -> None:
     nodes = [node("a"), node("b", up=False), node("c", drained=True), node("d")]
     nodes.append(replace(node("e"), drivers=("directory",)))

@@ -23,6 +23,7 @@ class Node:
         certificate: SHA-256 of its certificate, hexadecimal: only this one may act for it.
         swarm: its engine's node id in Docker Swarm; None outside a Swarm, or before it was asked.
         stopping: its daemon was told to stop; it takes this back when it starts.
+        room: tenths of its pool that are free, rounded down: coarse, so that it seldom changes.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Node:
     drained: bool = False
     swarm: str | None = None
     stopping: bool = False
+    room: int = 10
 
 
 def check_node_name(name: str) -> str:

@@ -11,19 +11,28 @@ from pannier.core.volume import Volume, VolumeSpec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """A node as placement sees it. ``copies`` is the number of copies that it keeps already."""
+    """A node as placement sees it.
+
+    Attributes:
+        copies: how many it keeps already.
+        room: tenths of its pool that are free.
+    """
 
     name: str
     up: bool
     drained: bool
     drivers: tuple[str, ...]
     copies: int
+    room: int = 10
 
 
 def fit(candidates: Iterable[Candidate], *, driver: str) -> list[Candidate]:
-    """Nodes that may get a new copy, the emptiest first."""
+    """Nodes that may get a new copy: those with the fewest first, of these the one with most room.
+
+    One with less than a tenth of its pool free comes after all others.
+    """
     chosen = [c for c in candidates if c.up and not c.drained and driver in c.drivers]
-    return sorted(chosen, key=lambda c: (c.copies, c.name))
+    return sorted(chosen, key=lambda c: (c.room == 0, c.copies, -c.room, c.name))
 
 
 def place_replicas(

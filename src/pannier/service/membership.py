@@ -142,6 +142,12 @@ class Membership:
             return
         await self._change(self._node, lambda node: replace(node, swarm=swarm))
 
+    async def report_room(self, tenths: int) -> None:
+        """Keep in this node's record how much of its pool is free."""
+        me = self._catalog.node(self._node)
+        if me is None or me.room != tenths:
+            await self._change(self._node, lambda node: replace(node, room=tenths))
+
     async def announce_stop(self) -> None:
         """Tell the others that this daemon stops because it was told to; its start takes it back."""
         await self._change(self._node, lambda node: replace(node, stopping=True))
@@ -239,7 +245,11 @@ class Membership:
                 )
             record = found.record
             node = replace(
-                mine, joined_at=record.joined_at, drained=record.drained, swarm=record.swarm
+                mine,
+                joined_at=record.joined_at,
+                drained=record.drained,
+                swarm=record.swarm,
+                room=record.room,
             )
             if node == found.record:
                 return

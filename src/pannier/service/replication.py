@@ -373,6 +373,7 @@ def candidates_of(nodes: list[Node], custody: Custody) -> list[Candidate]:
             drained=node.drained,
             drivers=node.drivers,
             copies=copies[node.name],
+            room=node.room,
         )
         for node in nodes
     ]
