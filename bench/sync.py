@@ -35,7 +35,7 @@ def measure(world: World) -> Result:
     calls, stages = _measure_calls(world, holder, other, rounds, seconds)
     world.sh(holder, f"docker volume rm {_VOLUME}")
     world.volume_in_sync(_VOLUME, durability="fsync")
-    load = world.pick(Load(5, 256, 8192, 5_000), Load(2, 64, 256, 500))
+    load = world.pick(Load(12, 256, 8192, 5_000), Load(2, 64, 256, 500))
     others = compare(world, _VOLUME, load, sync=False)
     return Result(
         title="Sync calls on a volume with durability=fsync",

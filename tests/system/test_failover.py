@@ -108,7 +108,10 @@ def test_f01_nothing_that_was_acknowledged_is_lost_with_a_node(world: World, lea
     failover.check(world.lab, after, loss)
     volume_id = world.json(cast.witness, "volume", "show", LEDGER)["id"]
     kept = read(world.run(cast.victim, "cat", f"{POOL}/{volume_id}/live-1/data/lines"))
-    assert kept == failover.written(world.lab, after.ledger, LEDGER)[: len(kept)]
+    # What it had written and was never told to be synced may be there as well: it is no copy.
+    common = kept[: loss.lines]
+    assert len(common) == loss.lines
+    assert common == failover.written(world.lab, after.ledger, LEDGER)[: loss.lines]
 
 
 def ledger_on(world: World, cast: Cast, *flags: str) -> story.Task:
