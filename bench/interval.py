@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from bench.figures import Figure, Result, Rounds, Target, turns
-from bench.world import CONTAINER, PYTHON, World
+from bench.world import CONTAINER, POOL, PYTHON, World
 
-_VOLUMES = {"ours": "bench-interval", "theirs": "bench-single"}
+_VOLUMES = {"ours": "bench-interval", "theirs": "bench-single", "snapshots": "bench-single"}
+_SNAPSHOTS = f"{POOL}/bench-snapshots"
 _RATES = {"200 files a second": 200, "files as fast as can be": 0}
 
 
 def measure(world: World) -> Result:
     """See the module."""
-    rounds, seconds = world.pick(12, 2), world.pick(6, 4)
+    rounds, seconds = world.pick(8, 2), world.pick(6, 4)
     holder, _ = world.volume_in_sync(_VOLUMES["ours"], durability="interval", interval="1s")
     world.volume(holder, _VOLUMES["theirs"])
     collected = Rounds()
@@ -23,12 +25,13 @@ def measure(world: World) -> Result:
         for what, rate in _RATES.items():
             world.settle()
             before, began = _busy_seconds(world), time.monotonic()
-            found = _write(world, holder, _VOLUMES[leg], seconds, rate)
+            with _snapshots(world, holder) if leg == "snapshots" else nullcontext():
+                found = _write(world, holder, _VOLUMES[leg], seconds, rate)
             if number >= len(_VOLUMES):
                 collected.add(what, leg, found["writing"] / found["files"])
                 busy = (_busy_seconds(world) - before) / (time.monotonic() - began)
                 collected.add(f"{what}: busy processors", leg, busy)
-    world.sh(holder, f"docker volume rm {' '.join(_VOLUMES.values())}")
+    world.sh(holder, f"docker volume rm {' '.join(dict.fromkeys(_VOLUMES.values()))}")
     return Result(
         title="Writing while copies are kept by intervals",
         reference="the same on a volume with one copy.",
@@ -38,10 +41,23 @@ def measure(world: World) -> Result:
             f"copies=2; {rounds} rounds after one to warm up. The first value is the mean time that "
             f"the program takes for one file. Both ends of the replication run on the writer's own "
             f"processors here; busy processors are those of all machines together, with the container's "
-            f"start."
+            f"start. By hand is a snapshot with btrfs' own program each second, sent nowhere: what "
+            f"making generations costs with this file system, whoever makes them."
         ),
         figures=tuple(_figures(collected)),
     )
+
+
+@contextmanager
+def _snapshots(world: World, node: str) -> Iterator[None]:
+    """Somebody takes a snapshot of the volume with one copy each second, by hand."""
+    shown = world.json(node, "pannier", "volume", "show", _VOLUMES["theirs"], "-o", "json")
+    tree = f"{POOL}/volumes/{shown['id']}/live-1"
+    unit = world.background(node, "snapshots", tree, _SNAPSHOTS)
+    try:
+        yield
+    finally:
+        world.sh(node, f"systemctl stop {unit}; btrfs subvolume delete {_SNAPSHOTS}/* >/dev/null")
 
 
 def _write(world: World, node: str, volume: str, seconds: int, rate: int) -> Any:
@@ -57,6 +73,11 @@ def _figures(collected: Rounds) -> Iterable[Figure]:
             ours=collected.of(what, "ours"),
             theirs=collected.of(what, "theirs"),
             target=Target(at_most=1.05),
+        )
+        yield Figure(
+            what=f"{what}: snapshots by hand, against none",
+            ours=collected.of(what, "snapshots"),
+            theirs=collected.of(what, "theirs"),
         )
         busy = f"{what}: busy processors"
         yield Figure(
