@@ -43,7 +43,7 @@ class Load:
     @classmethod
     def full(cls, world: World) -> Load:
         """Some minutes of it."""
-        return world.pick(cls(20, 512, 2048, 20_000), cls(2, 64, 256, 2_000))
+        return world.pick(cls(16, 512, 2048, 20_000), cls(2, 64, 256, 2_000))
 
 
 def compare(world: World, volume: str, load: Load, *, sync: bool) -> tuple[Figure, ...]:

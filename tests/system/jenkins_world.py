@@ -1,0 +1,241 @@
+"""The Jenkins stack on a lab, as its users see it: Docker's commands and the controller's REST."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from dataclasses import dataclass, field
+from http.client import HTTPException
+from typing import Any
+
+from cluster_world import IMAGE
+from demo import jenkins_image, story
+
+from pannier.lab import Lab
+
+HOME = "jenkins_home"
+CONTROLLER = "jenkins_controller"
+AGENT = "jenkins_agent"
+PORT = 8080
+
+_VARIABLES = {
+    "JENKINS_IMAGE": jenkins_image.CONTROLLER,
+    "JENKINS_AGENT_IMAGE": jenkins_image.AGENT,
+    "JENKINS_DOOR_IMAGE": jenkins_image.DOOR,
+}
+
+# What an agent is for: a build makes an image, runs it, tests what it says, also in a container that
+# has the workspace, and keeps that.
+PROOF = f"""
+cat >Dockerfile <<END
+FROM {IMAGE}
+RUN echo "build $BUILD_NUMBER on $NODE_NAME" >/made
+CMD ["cat", "/made"]
+END
+docker build --tag proof:$BUILD_NUMBER .
+docker run --rm --network none proof:$BUILD_NUMBER >result
+agent=$(docker ps --quiet --filter label=com.docker.swarm.service.name={AGENT} | head -n 1)
+docker run --rm --network none --volumes-from $agent --workdir $PWD {IMAGE} \
+  grep "build $BUILD_NUMBER on $(hostname)" result
+"""
+SLOW = "n=0; while [ $n -lt 600 ]; do n=$((n + 1)); echo line $n; sleep 0.1; done"
+
+_JOB = """<project>
+  <properties/>
+  <scm class="hudson.scm.NullSCM"/>
+  <assignedNode>{node}</assignedNode>
+  <canRoam>false</canRoam>
+  <triggers class="vector"/>
+  <builders><hudson.tasks.Shell><command>{script}</command></hudson.tasks.Shell></builders>
+  <publishers>{publishers}</publishers>
+  <buildWrappers/>
+</project>"""
+_ARCHIVE = (
+    "<hudson.tasks.ArtifactArchiver><artifacts>result</artifacts></hudson.tasks.ArtifactArchiver>"
+)
+
+
+def install(lab: Lab, node: str, stack: str) -> None:
+    """Put the files that a stack is deployed from onto a node."""
+    for path in (jenkins_image.STACKS / stack).glob("*.[cy]*"):
+        write = f"mkdir -p /root/{stack} && cat >/root/{stack}/{path.name}"
+        lab.run(node, ["sh", "-c", write], input=path.read_text())
+
+
+def deploy(lab: Lab, node: str, stack: str, **variables: str) -> None:
+    """``docker stack deploy`` with these variables; also changes what is deployed already."""
+    words = [f"{key}={value}" for key, value in variables.items()]
+    command = ["docker", "stack", "deploy", "--resolve-image", "never", "-c", "compose.yml", stack]
+    story.output(lab, node, "env", f"--chdir=/root/{stack}", *words, *command)
+
+
+@dataclass(slots=True)
+class Stack:
+    """The deployed stack.
+
+    Attributes:
+        manager: the node on which commands are typed, and whose door is used.
+    """
+
+    lab: Lab
+    manager: str
+    _addresses: dict[str, str] = field(default_factory=dict)
+
+    # -- Docker ------------------------------------------------------------------------------------
+
+    def install(self) -> None:
+        """Put the stack's files onto the manager, and the secrets into the Swarm."""
+        install(self.lab, self.manager, "jenkins")
+        for name in ("jenkins_admin_password", "jenkins_agent_password"):
+            create = f"docker secret inspect {name} || docker secret create {name} -"
+            self.lab.run(self.manager, ["sh", "-c", create], input='say "friend"')
+
+    def deploy(self, **variables: str) -> None:
+        """``docker stack deploy`` with these variables; also changes what is deployed already."""
+        deploy(self.lab, self.manager, "jenkins", **_VARIABLES, **variables)
+
+    def task(self, *, not_on: str | None = None) -> story.Task:
+        """The controller's container, once it answers."""
+        task = story.wait_until(
+            "the controller runs",
+            lambda: story.running_task(self.lab, CONTROLLER, not_on=not_on),
+            seconds=120,
+        )
+        story.wait_until("the controller answers", self._answers, seconds=120)
+        return task
+
+    def agents(self) -> dict[str, str]:
+        """The agent's container on each node."""
+        return {node.name: self._agent(node.name) for node in self.lab.nodes}
+
+    def wait_for_new_agent(self, node: str, before: str) -> None:
+        """Wait until a node's agent is connected that is not the container ``before``."""
+
+        def connected() -> bool:
+            agent = self._agent(node)
+            said = self.lab.run(node, ["docker", "logs", agent], check=False)
+            return agent not in ("", before) and "Connected" in said.stderr
+
+        story.wait_until(f"a new agent on {node} is connected", connected, seconds=120)
+
+    def _agent(self, node: str) -> str:
+        ps = ["docker", "ps", "--quiet", "--filter", f"label=com.docker.swarm.service.name={AGENT}"]
+        return self.lab.run(node, ps, check=False).stdout.strip()
+
+    def builds(self, node: str, *, without: str = "") -> list[str]:
+        """Every entry of the builds in the home, with its bytes' hash; not those of one job."""
+        lines = story.manifest(self.lab, node, HOME).splitlines()
+        of_builds = [line for line in lines if "/builds/" in line.rpartition(" '")[2]]
+        return [line for line in of_builds if not without or f" 'jobs/{without}/" not in line]
+
+    def wait_for_generation(self) -> None:
+        """Wait until a copy in sync has a generation that began after now."""
+
+        def sequences() -> tuple[int, list[int]]:
+            shown = story.volume(self.lab, HOME, node=self.manager)
+            kept = [each["generation"] for each in shown["copies"] if each["in_sync"]]
+            return _sequence(shown["generation"]), [_sequence(each) for each in kept]
+
+        # The newest one may have begun before, and be about to be shown.
+        wanted = sequences()[0] + 2
+        story.wait_until(
+            "a copy has what is there now",
+            lambda: any(each >= wanted for each in sequences()[1]),
+            seconds=60,
+        )
+
+    # -- REST --------------------------------------------------------------------------------------
+
+    def get(self, path: str, *, node: str | None = None) -> str:
+        """A page of the controller, through the door of a node."""
+        return self._request(path, node=node)
+
+    def json(self, path: str) -> dict[str, Any]:
+        """What the REST interface says about something."""
+        found: dict[str, Any] = json.loads(self._request(f"{path}/api/json"))
+        return found
+
+    def jobs(self) -> dict[str, int]:
+        """The jobs, each with the number of its next build."""
+        tree = "api/json?tree=jobs[name,nextBuildNumber]"
+        return {
+            each["name"]: each["nextBuildNumber"] for each in json.loads(self.get(tree))["jobs"]
+        }
+
+    def create_job(self, name: str, *, node: str, script: str = PROOF) -> None:
+        """A job that runs on one node and archives ``result``, if it makes that."""
+        text = script.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+        publishers = _ARCHIVE if script == PROOF else ""
+        job = _JOB.format(node=node, script=text, publishers=publishers)
+        self._request(f"createItem?name={name}", body=job.encode(), kind="text/xml")
+
+    def start_build(self, name: str) -> int:
+        """Begin a build; returns its number, once it runs."""
+        number: int = self.json(f"job/{name}")["nextBuildNumber"]
+        self._request(f"job/{name}/build", body=b"")
+        story.wait_until(f"{name} {number} runs", lambda: self._build(name, number))
+        return number
+
+    def finished(self, name: str, number: int) -> dict[str, Any]:
+        """What became of a build, once it has ended."""
+
+        def ended() -> dict[str, Any] | None:
+            build = self._build(name, number)
+            return build if build and not build["building"] else None
+
+        return story.wait_until(f"{name} {number} ends", ended, seconds=120)
+
+    def build(self, name: str) -> int:
+        """A build from its begin to its good end; returns its number."""
+        number = self.start_build(name)
+        found = self.finished(name, number)
+        log = self.get(f"job/{name}/{number}/consoleText")
+        assert found["result"] == "SUCCESS", log
+        return number
+
+    def wait_for_agents(self, *names: str) -> None:
+        """Wait until these agents are online."""
+
+        def all_online() -> bool:
+            try:
+                seen = self.json("computer")["computer"]
+            except (OSError, HTTPException, ValueError):
+                return False
+            return set(names) <= {each["displayName"] for each in seen if not each["offline"]}
+
+        story.wait_until(f"agents {' '.join(names)} are online", all_online, seconds=120)
+
+    def _build(self, name: str, number: int) -> dict[str, Any] | None:
+        try:
+            return self.json(f"job/{name}/{number}")
+        except urllib.error.HTTPError as error:
+            if error.code == 404:
+                return None
+            raise
+
+    def _answers(self) -> bool:
+        try:
+            self._request("api/json")
+        except (OSError, HTTPException):
+            return False
+        return True
+
+    def _request(
+        self, path: str, *, body: bytes | None = None, kind: str = "", node: str | None = None
+    ) -> str:
+        address = self._address(node or self.manager)
+        request = urllib.request.Request(f"http://{address}:{PORT}/{path}", data=body)
+        if kind:
+            request.add_header("Content-Type", kind)
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            return str(answer.read().decode())
+
+    def _address(self, name: str) -> str:
+        if not self._addresses:
+            self._addresses = {node.name: node.address for node in self.lab.nodes}
+        return self._addresses[name]
+
+
+def _sequence(generation: str) -> int:
+    return int(generation.partition(".")[2])
