@@ -70,34 +70,42 @@ def main() -> int:
 
     wish = Wish(quick=asked.quick, long=asked.long, say=say)
     try:
-        page = _run(names, wish)
+        _run(names, wish, report.Page(out))
     except (BenchError, PannierError) as error:
         say(f"FAILED: {error}")
         return 1
     if out is not None:
-        out.write_text(page)
         say(f"written to {out}")
     return 0
 
 
-def _run(names: list[str], wish: Wish) -> str:
-    facts, results = report.machine_facts(), []
+def _run(names: list[str], wish: Wish, page: report.Page) -> None:
     if on_cluster := [name for name in names if name in ON_CLUSTER]:
         with cluster(wish) as world:
-            facts["Docker"] = world.engine(world.nodes[0]).get("/version")["Version"]
-            results += [_measure(name, ON_CLUSTER[name], world, wish) for name in on_cluster]
-    results += [_measure(name, ALONE[name], wish, wish) for name in names if name in ALONE]
-    return report.markdown(results, facts=facts, quick=wish.quick)
+            engine = {"Docker": world.engine(world.nodes[0]).get("/version")["Version"]}
+            for name in on_cluster:
+                _measure(name, ON_CLUSTER[name], world, wish, page, engine)
+    for name in names:
+        if name in ALONE:
+            _measure(name, ALONE[name], wish, wish, page, {})
 
 
-def _measure(name: str, measure: Callable[[T], Result], on: T, wish: Wish) -> Result:
+def _measure(
+    name: str,
+    measure: Callable[[T], Result],
+    on: T,
+    wish: Wish,
+    page: report.Page,
+    engine: dict[str, str],
+) -> None:
     wish.say(f"== {name}")
+    facts = {**report.machine_facts(), **engine}
     result = measure(on)
     for figure in result.figures:
         wish.say(f"   {report.line(figure)}")
     for note in result.notes:
         wish.say(f"   note: {note}")
-    return result
+    page.put(result, facts=facts)
 
 
 if __name__ == "__main__":

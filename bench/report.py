@@ -13,12 +13,30 @@ from bench.figures import Figure, Result, Spread, Target
 _HEAD = "| | Pannier | reference | ratio | target | result |\n|---|---|---|---|---|---|\n"
 
 
-def markdown(results: Iterable[Result], *, facts: dict[str, str], quick: bool) -> str:
-    """The whole page."""
-    found = list(results)
-    parts = ["# Benchmarks\n", _introduction(found, quick=quick), _facts(facts)]
-    parts += [_section(result) for result in found]
-    return "\n".join(parts)
+class Page:
+    """The page with all results: each section is as of the last time that it was measured.
+
+    Args:
+        file: read if it is there, and written anew with each result; None for no page.
+    """
+
+    def __init__(self, file: Path | None) -> None:
+        self._file = file
+        text = file.read_text() if file is not None and file.exists() else ""
+        self._sections = {part.partition("\n")[0]: part.strip() for part in text.split("\n## ")[1:]}
+
+    def put(self, result: Result, *, facts: dict[str, str]) -> None:
+        """Replace the section of a result, or add it; on disk at once."""
+        if self._file is not None:
+            self._sections[result.title] = _section(result, facts).strip()
+            draft = self._file.with_suffix(".new")
+            draft.write_text(self.text())
+            draft.replace(self._file)
+
+    def text(self) -> str:
+        """The whole page."""
+        parts = ["# Benchmarks", _introduction(self._sections.values())]
+        return "\n\n".join((*parts, *(f"## {text}" for text in self._sections.values()))) + "\n"
 
 
 def line(figure: Figure) -> str:
@@ -35,7 +53,7 @@ def machine_facts() -> dict[str, str]:
         "processor": f"{os.cpu_count()} cores, {_from('/proc/cpuinfo', 'model name')}",
         "memory": f"{int(_from('/proc/meminfo', 'MemTotal').split()[0]) / 2**20:.0f} GiB",
         "kernel": platform.release(),
-        "load before": f"{os.getloadavg()[0]:.2f} (average of the last minute)",
+        "load before": f"{os.getloadavg()[0]:.2f}",
     }
 
 
@@ -44,36 +62,35 @@ def _from(file: str, key: str) -> str:
     return next((x.partition(":")[2].strip() for x in lines if x.startswith(key)), "unknown")
 
 
-def _introduction(results: list[Result], *, quick: bool) -> str:
-    judged = [figure for result in results for figure in result.figures if figure.target]
-    missed = [figure.what for figure in judged if figure.verdict == "missed"]
+def _introduction(sections: Iterable[str]) -> str:
+    lines = (line for text in sections for line in text.splitlines())
+    rows = [
+        [cell.strip() for cell in line.strip("| ").split(" | ")] for line in lines if "|" in line
+    ]
+    judged = [row for row in rows if row[-1].startswith(("met", "accepted", "**missed**"))]
+    missed = [row[0] for row in judged if row[-1].startswith("**missed**")]
     verdict = f"{len(judged) - len(missed)} of {len(judged)} targets are met."
     if missed:
         verdict += f" Missed: {'; '.join(missed)}."
-    text = (
+    return (
         "Written by `python -m bench` (`make bench`); not by hand. All machines of the lab share "
         "one real machine: its processors, its memory, its disk. So what counts is each figure's "
         "ratio to its reference. Both are measured in the same run, in rounds that alternate; the "
         "ratio is the median of the rounds' ratios, and in brackets are the quartiles. Absolute "
         "values (medians) are only alongside. *Accepted* means short of the target, but not by more "
         "than the target's second number allows. Where the limit lies within the spread, another "
-        "run may well say otherwise.\n\n" + verdict + "\n"
+        "run may well say otherwise.\n\n" + verdict
     )
-    if quick:
-        text += "\n**A quick run: small sizes, few rounds. It shows that the benchmarks work.**\n"
-    return text
 
 
-def _facts(facts: dict[str, str]) -> str:
-    return "".join(f"- {name}: {value}\n" for name, value in facts.items())
-
-
-def _section(result: Result) -> str:
+def _section(result: Result, facts: dict[str, str]) -> str:
     rows = "".join(_row(figure) for figure in result.figures)
     notes = "".join(f"\n- {note}" for note in result.notes)
+    measured = "; ".join(f"{name} {value}" for name, value in facts.items())
     return (
-        f"## {result.title}\n\nReference: {result.reference}\n\n{_HEAD}{rows}\n{result.how}\n"
+        f"{result.title}\n\nReference: {result.reference}\n\n{_HEAD}{rows}\n{result.how}\n"
         + (f"{notes}\n" if notes else "")
+        + f"\nMeasured: {measured}.\n"
     )
 
 
