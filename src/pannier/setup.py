@@ -319,6 +319,19 @@ def runtime_unregister() -> bool:
     return changed
 
 
+def refresh() -> None:
+    """Bring units, runtime and Docker's configuration of a node to this version's; for a deployment.
+
+    The daemon is not restarted. May be repeated.
+    """
+    asyncio.run(_refresh())
+
+
+async def _refresh() -> None:
+    await _install_units()
+    await _register_runtime()
+
+
 async def _register_runtime() -> None:
     if shutil.which("dockerd"):
         register_runtime(str(RUNTIME))

@@ -8,6 +8,7 @@ import click
 
 from pannier import __version__
 from pannier.cli.command import Lazy, Root, output_options
+from pannier.cli.deploy import deploy
 from pannier.cli.node import node
 from pannier.cli.session import DEFAULT_SOCKET, Session, pass_session
 from pannier.cli.setup import ca, init, join, runtime
@@ -54,7 +55,10 @@ def cli(session: Session, socket: str, host: str | None, certificates: str | Non
     session.certificates = certificates
 
 
-for _command in (init, join, token, ca, runtime, status, doctor, events, node, volume):
+for _command in (
+    *(init, join, token, ca, runtime, status, doctor, events, node, volume),
+    deploy,
+):
     cli.add_command(_command)
 cli.add_command(
     Lazy(

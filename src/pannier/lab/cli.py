@@ -15,6 +15,7 @@ from rich.console import Console
 
 from pannier.core.errors import PannierError
 from pannier.lab import dockerimage, rootfs, state
+from pannier.lab import inventory as hosts
 from pannier.lab.disk import ROLES, Role
 from pannier.lab.lab import Cluster, Lab, NodeView
 from pannier.lab.paths import DEFAULT_NAME
@@ -124,7 +125,7 @@ def lab() -> None:
 @click.option(
     "--disk-size", default="20G", show_default=True, help="Of each disk; they are sparse."
 )
-@click.option("--bare", is_flag=True, help="Nothing but sshd and Python.")
+@click.option("--bare", is_flag=True, help="Nothing but sshd, Python and a mirror for apt.")
 @click.option("--no-pannier", is_flag=True, help="A Swarm, but no etcd and no Pannier.")
 @click.option("--no-cluster", is_flag=True, help="Docker engines, but no Swarm, etcd or Pannier.")
 def up(
@@ -229,6 +230,18 @@ def list_nodes(name: str, all_labs: bool, output: str) -> None:
         click.echo(msgspec.json.format(msgspec.json.encode(nodes), indent=2).decode())
     else:
         _show(nodes)
+
+
+@lab.command()
+@_name_option
+def inventory(name: str) -> None:
+    """Print the lab's machines as an inventory for Ansible.
+
+    \b
+    Example:
+      pannier lab inventory >hosts.yml
+    """
+    click.echo(hosts.inventory(Lab(name)), nl=False)
 
 
 @lab.command(context_settings={"allow_interspersed_args": False})

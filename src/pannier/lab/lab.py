@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
 
-from pannier.lab import cluster, dockerimage, network, preflight, rootfs, seed, state
+from pannier.lab import cluster, dockerimage, mirror, network, preflight, rootfs, seed, state
 from pannier.lab.cgroup import groups_below
 from pannier.lab.disk import Role, release_loop_devices, serves_disk
 from pannier.lab.errors import LabError
@@ -333,6 +333,8 @@ class Lab:
         self.names.data.mkdir(parents=True)
         seed.create_ssh_key(self.names)
         network.Network(self.names, wish.subnet).create()
+        if wish.bare:
+            mirror.offer(self.names, wish.subnet)
         machines = [Machine(node, wish) for node in wish.nodes]
 
         def make(machine: Machine) -> None:

@@ -1,16 +1,25 @@
-"""Which Debian mirror this host uses, and how: taken from its own apt configuration."""
+"""Which Debian mirror this host uses, and how: taken from its own apt configuration.
+
+Bare machines reach the same one through a server on the lab's bridge.
+"""
 
 from __future__ import annotations
 
 import os
 import shlex
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from pannier.lab.cgroup import Group
 from pannier.lab.errors import LabError
-from pannier.lab.process import run
+from pannier.lab.network import host_address
+from pannier.lab.paths import Names, cache_root
+from pannier.lab.process import run, start_detached
 
 _NOT_THE_ARCHIVE = ("-security", "-updates", "-backports", "-debug")
+
+_PORT = 3142
 
 
 def mirror(apt: Path = Path("/etc/apt")) -> str:
@@ -42,6 +51,24 @@ def download_environment() -> dict[str, str]:
         if value and value[0] not in ("", "DIRECT"):
             found.setdefault(f"{scheme}_proxy", value[0])
     return found
+
+
+def offered_to(subnet: str) -> str:
+    """The archive's address for the machines of this subnet."""
+    return f"http://{host_address(subnet)}:{_PORT}"
+
+
+def offer(names: Names, subnet: str) -> None:
+    """Serve the archive there until the lab ends: the server is in one of its control groups."""
+    group = Group(f"{names.group}/archive")
+    group.create()
+    listen = [host_address(subnet), str(_PORT)]
+    start_detached(
+        [sys.executable, "-m", "pannier.lab.archive", *listen, mirror(), str(cache_root() / "deb")],
+        join=group.joining,
+        log=names.run / "archive.log",
+        env=download_environment(),
+    )
 
 
 def _sources(apt: Path) -> Iterator[tuple[str, list[str], list[str]]]:

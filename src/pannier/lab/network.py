@@ -20,6 +20,11 @@ def node_address(subnet: str, index: int) -> str:
     return str(ipaddress.IPv4Network(subnet)[10 + index])
 
 
+def host_address(subnet: str) -> str:
+    """The host's own address on the bridge: the subnet's first."""
+    return str(ipaddress.IPv4Network(subnet)[1])
+
+
 def free_subnet(name: str) -> str:
     """A /24 of 10.89.0.0/16 that this host does not use; the same for the same name if it can be.
 
@@ -53,7 +58,7 @@ class Network:
 
     def create(self) -> None:
         """Make the bridge; the host is the subnet's first address."""
-        bridge, gateway = self.names.bridge, ipaddress.IPv4Network(self.subnet)[1]
+        bridge, gateway = self.names.bridge, host_address(self.subnet)
         run(["ip", "link", "add", bridge, "type", "bridge", "forward_delay", "0"])
         run(["ip", "addr", "add", f"{gateway}/24", "dev", bridge])
         run(["ip", "link", "set", bridge, "up"])
@@ -65,7 +70,7 @@ class Network:
         """
         self.unplug(node, index)
         namespace, link = self.names.netns(node), self.names.link(index)
-        address, gateway = node_address(self.subnet, index), ipaddress.IPv4Network(self.subnet)[1]
+        address, gateway = node_address(self.subnet, index), host_address(self.subnet)
         namespace.parent.mkdir(parents=True, exist_ok=True)
         namespace.touch()
         run(["unshare", f"--net={namespace}", "true"])

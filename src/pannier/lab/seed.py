@@ -6,6 +6,7 @@ import json
 import uuid
 from pathlib import Path
 
+from pannier.lab.mirror import offered_to
 from pannier.lab.paths import Names
 from pannier.lab.process import run
 from pannier.lab.state import LabState, Node
@@ -66,7 +67,12 @@ def write(upper: Path, *, node: Node, state: LabState, names: Names) -> None:
     for folder in ("root", "root/.ssh"):
         (upper / folder).chmod(0o700)
     _ssh_host_key(upper, node, names)
-    if not state.bare:
+    if state.bare:
+        source = f"deb {offered_to(state.subnet)} {node.release} main"
+        _put(upper / "etc/apt/sources.list", source)
+        # A machine that loses its power while it installs is made anew.
+        _put(upper / "etc/dpkg/dpkg.cfg.d/lab", "force-unsafe-io")
+    else:
         _put(upper / "etc/docker/daemon.json", json.dumps(_DOCKER_DAEMON, indent=2))
         _put(upper / "etc/systemd/system/docker.service.d/lab.conf", _DOCKER_DROP_IN)
 
