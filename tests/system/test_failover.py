@@ -150,6 +150,7 @@ def test_a_node_without_a_copy_gets_the_service(world: World) -> None:
     failover.wait_for_copy(world.lab, LEDGER, on=cast.copy, asked=cast.witness)
 
 
+@pytest.mark.faults  # tests/system/faults has both on every merge, without a Swarm
 @pytest.mark.parametrize("fault", ["cut", "pause"])
 def test_f20_a_holder_that_lives_and_is_not_heard_acknowledges_nothing_more(
     world: World, fault: str

@@ -93,6 +93,7 @@ def test_each_node_builds_an_image_runs_it_and_its_result_is_kept(stack: Stack) 
         assert result == f"build {number} on {node}\n"
 
 
+@pytest.mark.faults
 def test_a_drain_moves_the_controller_to_a_copy(stack: Stack) -> None:
     stack.build(f"proof-{MANAGER}")
     stack.deploy(JENKINS_CONSTRAINT=WITH_A_COPY)
@@ -130,6 +131,7 @@ def test_a_move_keeps_jobs_builds_and_numbers_and_agents_find_it(
     assert stack.build(f"proof-{here}") == jobs[f"proof-{here}"]
 
 
+@pytest.mark.faults
 def test_an_agent_whose_node_lost_power_takes_its_place_again(stack: Stack, world: World) -> None:
     """Its controller believes that it is there, for nobody has closed the connection."""
     (victim,) = {FIRST, SECOND} - {stack.task().node}
@@ -171,6 +173,7 @@ def test_a_node_loses_power_under_a_build_and_finished_builds_are_there(
     assert stack.task() == task, "the controller stays where it is"
 
 
+@pytest.mark.faults
 def test_an_image_that_was_pushed_follows_its_registry(world: World) -> None:
     """No node but the first has ever had it."""
     lab = world.lab
