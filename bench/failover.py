@@ -147,7 +147,8 @@ class _Cluster:
         found = self._first_answers(others, began)
         self._check(found)
         self._world.sh(asked, f"docker service rm {' '.join(_SERVICES)}")
-        self._world.lab.boot(victim, wait=False)
+        self._world.wait("the end of both services", lambda: not self._any_answers(others))
+        self._world.lab.boot(victim)
         self._wait_until_whole()
         return {leg: seconds for leg, (seconds, _) in found.items()}
 
@@ -204,6 +205,11 @@ class _Cluster:
                 raise BenchError(f"no answer within {_ANSWER_SECONDS} s: {missing}")
             time.sleep(_GLANCE_SECONDS)
         return found
+
+    def _any_answers(self, nodes: list[str]) -> bool:
+        """Whether a container still serves: it is told to stop, and has ten seconds."""
+        asked = itertools.product(nodes, _SERVICES.values())
+        return any(_ask(self._addresses[node], port) is not None for node, port in asked)
 
     def _check(self, found: Mapping[str, tuple[float, list[str]]]) -> None:
         ours, theirs = (len(found[leg][1]) for leg in _SERVICES)

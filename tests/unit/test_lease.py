@@ -61,10 +61,10 @@ async def node() -> AsyncIterator[Node]:
 
 
 @pytest.mark.parametrize("ttl", [2.0, 4.0, 60.0])
-def test_three_renewals_may_be_lost(ttl: float) -> None:
+def test_two_renewals_may_be_lost(ttl: float) -> None:
     terms = Terms(ttl)
     assert terms.trusted_until(100.0) - 100.0 == ttl - terms.margin
-    assert 4 * terms.renewal <= ttl - terms.margin
+    assert 3 * terms.renewal <= ttl - terms.margin
 
 
 @pytest.mark.parametrize("ttl", [1.9, 60.1, 0.0, -4.0])

@@ -45,10 +45,10 @@ class Terms:
 
     @property
     def renewal(self) -> float:
-        """Seconds between renewals. Three may be lost: an election of the store's leader, hardly ever
-        2 s with etcd's settings, must not end what a node holds.
+        """Seconds between renewals: two may be lost. An election of the store's leader, hardly ever 2 s
+        with etcd's settings, must not end what a node holds; and each renewal is work for idle nodes.
         """
-        return self.ttl / 6
+        return self.ttl / 5
 
     def trusted_until(self, asked_at: float) -> float:
         """The end of a lease whose renewal was asked for at ``asked_at`` and granted."""
