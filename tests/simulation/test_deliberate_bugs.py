@@ -26,7 +26,7 @@ from pannier.transport.base import Offer
 
 ENOUGH = 60
 """Histories within which a bug must show."""
-ENOUGH_FAILOVERS = 1000
+ENOUGH_FAILOVERS = 3000
 
 Patch = Callable[[pytest.MonkeyPatch], None]
 BUGS: dict[str, Patch] = {}
