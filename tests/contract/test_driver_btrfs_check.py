@@ -5,15 +5,20 @@ from __future__ import annotations
 import asyncio
 import mmap
 import os
+import stat
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from test_driver_kit import Nodes, btrfs_nodes, pools, portrait, workplace
 
 from pannier.core.errors import Corrupt, StorageError
 from pannier.core.generation import Generation
+from pannier.storage import btrfs_ioctl
 from pannier.storage.base import CheckedDriver, LocalCopy
 from pannier.storage.btrfs import BtrfsDriver
+from pannier.storage.btrfs_layout import Home
 
 __all__ = ["btrfs_nodes", "pools", "workplace"]
 pytestmark = pytest.mark.root
@@ -29,6 +34,11 @@ def here(nodes: Nodes) -> BtrfsDriver:
     assert isinstance(nodes.b, BtrfsDriver)
     assert isinstance(nodes.b, CheckedDriver)
     return nodes.b
+
+
+@pytest.fixture
+def home(nodes: Nodes, here: BtrfsDriver) -> Home:
+    return here._home(nodes.volume)
 
 
 async def copied(nodes: Nodes, content: bytes) -> Generation:
@@ -112,6 +122,92 @@ async def test_what_is_set_aside_does_not_count_and_can_come_anew(
     await here.promote(nodes.volume, generation, epoch=2, size_bytes=None)
     data = here.data_path(nodes.volume, 2)
     assert portrait(data) == portrait(nodes.a.data_path(nodes.volume, 1))
+
+
+@pytest.mark.parametrize("size", [1, 1 << 20], ids=["small", "large"])
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_what_comes_meanwhile_on_top_of_damage_does_not_count_either(
+    nodes: Nodes, home: Home, monkeypatch: pytest.MonkeyPatch, size: int, when: str
+) -> None:
+    """Set aside right before and right after the generation that was received gets its name."""
+    base = await copied(nodes, b"content")
+    (nodes.a.data_path(nodes.volume, 1) / "more").write_bytes(os.urandom(size))
+    following = await nodes.a.snapshot(nodes.volume, epoch=1)
+    place = home.tree(following).parent
+    named: list[str] = []
+
+    def around(naming: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(first: Path, *rest: Any, **options: Any) -> Any:
+            if place not in (options.get("target", Path()).parent, *rest):
+                return naming(first, *rest, **options)
+            named.append(str(place))
+            if when == "before":
+                home.set_aside()
+            result = naming(first, *rest, **options)
+            if when == "after":
+                home.set_aside()
+            return result
+
+        return wrapped
+
+    monkeypatch.setattr(btrfs_ioctl, "create_snapshot", around(btrfs_ioctl.create_snapshot))
+    monkeypatch.setattr(Path, "rename", around(Path.rename))
+    with pytest.raises(StorageError):
+        await nodes.transfer(nodes.a, nodes.b, following, base)
+    assert named
+    assert home.generations() == ()
+    monkeypatch.undo()
+    await nodes.transfer(nodes.a, nodes.b, following)
+    assert home.generations() == (following,)
+
+
+async def test_power_fails_while_generations_are_set_aside(
+    nodes: Nodes, here: BtrfsDriver, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The newest is there until all are gone: so somebody sees that it is not done."""
+    base = await copied(nodes, b"content")
+    (nodes.a.data_path(nodes.volume, 1) / "more").write_text("more")
+    following = await nodes.a.snapshot(nodes.volume, epoch=1)
+    await nodes.transfer(nodes.a, nodes.b, following, base)
+    rename = Path.rename
+
+    def fail(source: Path, target: Path) -> Path:
+        if source == home.tree(following).parent:
+            raise OSError("power")
+        return rename(source, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(StorageError, match="power"):
+        await here.set_aside(nodes.volume)
+    assert home.generations() == (following,)
+    monkeypatch.undo()
+    await here.set_aside(nodes.volume)
+    assert home.generations() == ()
+    await nodes.transfer(nodes.a, nodes.b, following)
+    assert home.make_generation(home.tree(following), epoch=1) > following
+
+
+async def test_devices_and_pipes_of_a_container_are_not_opened(
+    nodes: Nodes, here: BtrfsDriver
+) -> None:
+    data = await nodes.create()
+    null = os.stat("/dev/null").st_rdev
+    os.mknod(data / "absent", 0o666 | stat.S_IFCHR, os.makedev(os.major(null), 250))
+    os.mkfifo(data / "pipe")
+    generation = await nodes.a.snapshot(nodes.volume, epoch=1)
+    await nodes.transfer(nodes.a, nodes.b, generation)
+    await here.verify(nodes.volume, generation)
+
+
+async def test_a_live_tree_is_verified_as_it_is_now(nodes: Nodes, here: BtrfsDriver) -> None:
+    content = os.urandom(1 << 20)
+    generation = await copied(nodes, b"content")
+    await here.promote(nodes.volume, generation, epoch=2, size_bytes=None)
+    (here.data_path(nodes.volume, 2) / "written").write_bytes(content)
+    await here.verify(nodes.volume, None)
+    overwrite(here, nodes.volume, content[:4096])
+    with pytest.raises(Corrupt, match="written"):
+        await here.verify(nodes.volume, None)
 
 
 async def test_what_was_set_aside_goes_with_the_volume(nodes: Nodes, here: BtrfsDriver) -> None:

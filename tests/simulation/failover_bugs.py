@@ -216,19 +216,19 @@ def _take_over_with_a_copy_that_is_not_in_sync(patch: pytest.MonkeyPatch) -> Non
 
 @bug(lease_that_ends_under_a_takeover)
 def _choose_the_base_before_the_refusal(patch: pytest.MonkeyPatch) -> None:
-    real_take, real_newest = Takeover.take, Takeover._newest_here
+    real_take, real_newest = Takeover.take, Custody.newest
     chosen: dict[tuple[str, str], Generation | None] = {}
 
     async def take(self: Takeover, name: str, *, epoch: int) -> Volume:
         record = (await self._custody.fresh(name)).record
-        chosen[(self._custody.node, record.id)] = await real_newest(self, record)
+        chosen[(self._custody.node, record.id)] = await real_newest(self._custody, record)
         return await real_take(self, name, epoch=epoch)
 
-    async def newest_here(self: Takeover, volume: Volume) -> Generation | None:
-        return chosen.get((self._custody.node, volume.id)) or await real_newest(self, volume)
+    async def newest(self: Custody, volume: Volume) -> Generation | None:
+        return chosen.get((self.node, volume.id)) or await real_newest(self, volume)
 
     patch.setattr(Takeover, "take", take)
-    patch.setattr(Takeover, "_newest_here", newest_here)
+    patch.setattr(Custody, "newest", newest)
 
 
 @bug(lease_that_ends_under_a_takeover)
@@ -280,11 +280,11 @@ def _end_the_refusal_when_the_outcome_is_unknown(patch: pytest.MonkeyPatch) -> N
 
 @bug()
 def _begin_a_takeover_with_another_generation_than_the_newest(patch: pytest.MonkeyPatch) -> None:
-    async def newest_here(self: Takeover, volume: Volume) -> Generation | None:
-        copy = await self._custody.driver(volume).inspect(volume.id)
+    async def newest(self: Custody, volume: Volume) -> Generation | None:
+        copy = await self.driver(volume).inspect(volume.id)
         return min((g for g in copy.generations if volume.grew_out_of(g)), default=None)
 
-    patch.setattr(Takeover, "_newest_here", newest_here)
+    patch.setattr(Custody, "newest", newest)
 
 
 # -- what is kept and ended ------------------------------------------------------------------------

@@ -42,14 +42,14 @@ class Tree:
 @dataclass
 class Home:
     """All of one volume on one disk. ``described`` are generations that are or once were here,
-    ``damaged`` those of which the disk gives back other bytes.
+    ``damaged`` those of which the disk gives back other bytes, None the live tree.
     """
 
     live: dict[int, Tree] = field(default_factory=dict)
     generations: dict[Generation, Content] = field(default_factory=dict)
     described: dict[Generation, Content] = field(default_factory=dict)
     aside: dict[Generation, Content] = field(default_factory=dict)
-    damaged: set[Generation] = field(default_factory=set)
+    damaged: set[Generation | None] = field(default_factory=set)
 
     def next_generation(self, epoch: int) -> Generation:
         known = [g.sequence for g in self.described if g.epoch == epoch]
@@ -251,9 +251,9 @@ class SnapshotDriver(CheckedDriver):
     async def delete_generation(self, volume: str, generation: Generation) -> None:
         self._home(volume).generations.pop(generation, None)
 
-    async def verify(self, volume: str, generation: Generation) -> None:
+    async def verify(self, volume: str, generation: Generation | None) -> None:
         home = self._home(volume)
-        if generation not in home.generations:
+        if not (generation in home.generations if generation else home.live):
             raise StorageError(f"generation {generation} is not here")
         if generation in home.damaged:
             raise Corrupt(f"generation {generation} of volume {volume} is damaged: file")

@@ -161,7 +161,7 @@ class SteppedDriver(CheckedDriver):
             lambda: self._inner.delete_generation(volume, generation),
         )
 
-    async def verify(self, volume: str, generation: Generation) -> None:
+    async def verify(self, volume: str, generation: Generation | None) -> None:
         await stepped(self._life, "driver.verify", lambda: self._inner.verify(volume, generation))
 
     async def set_aside(self, volume: str) -> None:

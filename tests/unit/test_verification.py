@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -30,7 +32,7 @@ async def world(tmp_path: Path) -> AsyncIterator[CopiesWorld]:
 def damage(machine: Machine, volume: Volume) -> None:
     """The disk of a node changes some byte of all that it has of a volume."""
     home = machine.disk.homes[volume.id]
-    home.damaged |= set(home.generations)
+    home.damaged |= {*home.generations, None}
 
 
 def taken_by(world: CopiesWorld) -> list[str]:
@@ -49,9 +51,17 @@ async def test_whole_copies_are_said_to_be(world: CopiesWorld) -> None:
     checks = await verify(world)
     assert {name: check.state for name, check in checks.items()} == {"a": "whole", "b": "whole"}
     assert world.now_record().in_sync == ("b",)
-    assert {check.generation for check in checks.values()} == {
-        str(max(world.generations(world.b, volume)))
-    }
+    assert checks["a"].generation is None  # its tree as it is now
+    assert checks["b"].generation == str(max(world.generations(world.b, volume)))
+
+
+async def test_the_only_copy_is_read_as_well(world: CopiesWorld) -> None:
+    volume = await world.volume(world.a, copies="1")
+    assert [check.state for check in (await verify(world)).values()] == ["whole"]
+    damage(world.a, volume)
+    (check,) = (await verify(world)).values()
+    assert (check.state, check.generation) == ("damaged", None)
+    assert "only copy" in check.remedy
 
 
 async def test_a_damaged_copy_is_made_anew(world: CopiesWorld) -> None:
@@ -153,6 +163,36 @@ async def test_copies_are_read_now_and_then(world: CopiesWorld) -> None:
     verification._at[volume.id] -= EVERY_SECONDS
     await world.until(lambda: not world.b.disk.homes[volume.id].damaged)
     await world.until(lambda: world.now_record().in_sync == ("b",))
+
+
+async def test_a_time_noted_by_a_clock_that_was_ahead_counts_from_now(world: CopiesWorld) -> None:
+    volume = await world.synced_volume(world.a)
+    verification: Verification = world.b.up.verification
+    verification._at[volume.id] = time.time() + 10 * EVERY_SECONDS
+    await asyncio.sleep(2 * TURN_SECONDS)
+    assert verification._at[volume.id] <= time.time()
+
+
+async def test_times_that_cannot_be_noted_or_read_end_nothing(
+    world: CopiesWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume = await world.synced_volume(world.a)
+    damage(world.b, volume)
+
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pannier.service.verification.write_file", full)
+    await asyncio.sleep(2 * TURN_SECONDS)
+    assert (await verify(world))["b"].state == "made anew"
+    await world.until(lambda: world.now_record().in_sync == ("b",))
+    file: Path = world.b.up.verification._file
+    await world.down(world.b)
+    file.unlink(missing_ok=True)
+    file.mkdir()
+    await world.b.start()
+    await world.until(lambda: world.c.up.catalog.is_up("b"))
+    assert (await verify(world))["b"].state == "whole"
 
 
 async def test_only_the_holder_at_that_epoch_listens(world: CopiesWorld) -> None:

@@ -150,6 +150,11 @@ class Custody:
                 remedy=f"use a node that has it; open here: {', '.join(self.drivers) or 'none yet'}",
             ) from None
 
+    async def newest(self, volume: Volume) -> Generation | None:
+        """The newest generation of a volume that is here and no stray; None where nothing is."""
+        copy = await self.driver(volume).inspect(volume.id)
+        return max((g for g in copy.generations if volume.grew_out_of(g)), default=None)
+
     @property
     def default_driver(self) -> str:
         """The driver of volumes that ask for none.

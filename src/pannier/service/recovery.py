@@ -140,8 +140,7 @@ class Recovery:
 
     async def _check_newest(self, volume: Volume, generation: Generation) -> None:
         """What came in since somebody looked may be all that the holder had acknowledged."""
-        here = (await self._custody.driver(volume).inspect(volume.id)).generations
-        newest = max((g for g in here if volume.grew_out_of(g)), default=None)
+        newest = await self._custody.newest(volume)
         if newest != generation:
             raise Conflict(
                 f"the newest generation of volume {volume.name} on node {self._custody.node} is "

@@ -78,7 +78,7 @@ class Takeover:
         damaged copy may be in sync, and have nothing."""
         me = self._custody.node
         alike = volume.spec.durability is Durability.FSYNC
-        if alike and me in volume.in_sync and await self._newest_here(volume):
+        if alike and me in volume.in_sync and await self._custody.newest(volume):
             return me
         names = sorted(volume.in_sync, key=lambda name: name != me)
         found = await asyncio.gather(*(self._newest_on(name, volume) for name in names))
@@ -93,7 +93,7 @@ class Takeover:
 
     async def _newest_on(self, name: str, volume: Volume) -> Generation | None:
         if name == self._custody.node:
-            return await self._newest_here(volume)
+            return await self._custody.newest(volume)
         node = self._custody.catalog.node(name)
         if node is None or not self._custody.catalog.is_up(name):
             return None
@@ -106,10 +106,6 @@ class Takeover:
             return None
         ours = [Generation.parse(text) for text in view.generations or []]
         return max((g for g in ours if volume.grew_out_of(g)), default=None)
-
-    async def _newest_here(self, volume: Volume) -> Generation | None:
-        copy = await self._custody.driver(volume).inspect(volume.id)
-        return max((g for g in copy.generations if volume.grew_out_of(g)), default=None)
 
     async def take(self, name: str, *, epoch: int) -> Volume:
         """Make this node the holder after ``epoch``. Asked twice, it answers as the first time.
@@ -152,7 +148,7 @@ class Takeover:
         volume, me = fresh.record, self._custody.node
         if await self._custody.registry.is_up(volume.grant.node):
             self._refuse_up(volume)
-        base = await self._newest_here(volume)
+        base = await self._custody.newest(volume)
         if base is None:
             raise NotFound(f"node {me} should have a copy of volume {volume.name}, and has none")
         record = volume.granted(

@@ -32,7 +32,7 @@ from pannier.storage.durable import write_file
 log = structlog.get_logger(__name__)
 
 EVERY_SECONDS = 7 * 24 * 3600.0
-"""By the wall clock: where that jumps, copies are read early or late, which does no harm."""
+"""By the wall clock, which may jump: then copies are read early, or once so much later."""
 TURN_SECONDS = 60.0
 FINISH_SECONDS = 5.0
 
@@ -49,9 +49,10 @@ class Verification:
         self._saved: dict[str, float] = {}
         self._unfinished: set[str] = set()
         self._reading = asyncio.Lock()
+        self._saving = asyncio.Lock()
         try:
             self._at = msgspec.json.decode(self._file.read_bytes(), type=dict[str, float])
-        except (FileNotFoundError, msgspec.DecodeError):
+        except (OSError, msgspec.DecodeError):
             pass  # all count as verified just now
 
     async def run(self) -> None:
@@ -63,7 +64,9 @@ class Verification:
                 for name in tuple(self._unfinished):
                     await self._attempt(self._finish, name)
             for volume in self._mine():
-                if time.time() - self._at.setdefault(volume.id, time.time()) > EVERY_SECONDS:
+                now = time.time()
+                self._at[volume.id] = min(self._at.get(volume.id, now), now)
+                if now - self._at[volume.id] > EVERY_SECONDS:
                     await self._attempt(self.here, volume.name)
             await self._save()
 
@@ -88,21 +91,32 @@ class Verification:
             VolumeNotFound, StorageError, Unavailable.
         """
         volume, me = self._volume(name), self._custody.node
-        newest = await self._newest(volume) if self._is_here(volume) else None
-        if newest is None:
+        newest = await self._custody.newest(volume) if self._is_here(volume) else None
+        live = self._is_here(volume) and await self._is_live(volume)
+        if newest is None and not live:
             self._unfinished.add(name)
             return CheckView(node=me, state="nothing")
+        found = None if live else newest
         try:
             async with self._reading:  # one at a time: the disk has others to serve
-                await self._driver(volume).verify(volume.id, newest)
+                await self._driver(volume).verify(volume.id, found)
         except Corrupt as error:
-            log.error("copy.damaged", volume=name, generation=str(newest), error=str(error))
-            return await self._damaged(volume, newest, error)
+            log.error(
+                "copy.damaged", volume=name, generation=str(found or "live"), error=str(error)
+            )
+            return await self._damaged(volume, found, error)
         self._at[volume.id] = time.time()
         await self._save()
-        return CheckView(node=me, state="whole", generation=str(newest))
+        return CheckView(node=me, state="whole", generation=str(found) if found else None)
 
-    async def _damaged(self, volume: Volume, found: Generation, error: Corrupt) -> CheckView:
+    async def _is_live(self, volume: Volume) -> bool:
+        """Whether this node holds the volume, so that what counts is its tree as it is now."""
+        copy = await self._driver(volume).inspect(volume.id)
+        return volume.grant.node == self._custody.node and any(
+            tree.epoch == volume.grant.epoch for tree in copy.live
+        )
+
+    async def _damaged(self, volume: Volume, found: Generation | None, error: Corrupt) -> CheckView:
         me = self._custody.node
         async with self._custody.lock(volume):  # so that it is not taken over meanwhile
             volume = (await self._custody.fresh(volume.name)).record
@@ -118,7 +132,11 @@ class Verification:
             if volume.in_sync:
                 remedy = f"pannier volume move {volume.name} {volume.in_sync[0]}"
         return CheckView(
-            node=me, state=state, generation=str(found), error=error.message, remedy=remedy or ""
+            node=me,
+            state=state,
+            generation=str(found) if found else None,
+            error=error.message,
+            remedy=remedy or "",
         )
 
     async def _finish(self, name: str) -> None:
@@ -126,7 +144,7 @@ class Verification:
         volume, me = self._custody.catalog.volume(name), self._custody.node
         if volume is None or not self._is_here(volume) or volume.grant.node == me:
             self._unfinished.discard(name)
-        elif await self._newest(volume) is None:
+        elif await self._custody.newest(volume) is None:
             node = self._custody.catalog.node(volume.grant.node)
             if node is not None and me in volume.in_sync:
                 await self._peers.to(node).peer_lost_copy(name, epoch=volume.grant.epoch)
@@ -161,10 +179,6 @@ class Verification:
         """
         await self._durable.lost(name, epoch=epoch, node=peer)
 
-    async def _newest(self, volume: Volume) -> Generation | None:
-        copy = await self._custody.driver(volume).inspect(volume.id)
-        return max((g for g in copy.generations if volume.grew_out_of(g)), default=None)
-
     def _volume(self, name: str) -> Volume:
         volume = self._custody.catalog.volume(name)
         if volume is None:
@@ -177,8 +191,16 @@ class Verification:
         return driver
 
     async def _save(self) -> None:
-        known = {v.id for v in self._mine()}
-        self._at = {volume_id: at for volume_id, at in self._at.items() if volume_id in known}
-        if self._at != self._saved:
-            self._saved = dict(self._at)
-            await asyncio.to_thread(write_file, self._file, msgspec.json.encode(self._saved))
+        """Where it cannot be written, a copy is read again sooner than it must be."""
+        async with self._saving:
+            known = {v.id for v in self._mine()}
+            self._at = {volume_id: at for volume_id, at in self._at.items() if volume_id in known}
+            if self._at == self._saved:
+                return
+            saved = dict(self._at)
+            try:
+                await asyncio.to_thread(write_file, self._file, msgspec.json.encode(saved))
+            except OSError as error:
+                log.warning("copy.verification-not-noted", error=str(error))
+            else:
+                self._saved = saved

@@ -189,8 +189,9 @@ class Driver(Protocol):
 class CheckedDriver(Driver, Protocol):
     """A driver that notices where the disk does not give back what was written."""
 
-    async def verify(self, volume: str, generation: Generation) -> None:
-        """Read a generation to the last byte, from the disk; slowly, since others use that.
+    async def verify(self, volume: str, generation: Generation | None) -> None:
+        """Read a generation to the last byte, from the disk; slowly, since others use that. With None
+        the newest live tree, as it is now.
 
         Raises:
             Corrupt: it is not what was written, and says which file; StorageError: it is not here.
@@ -198,7 +199,10 @@ class CheckedDriver(Driver, Protocol):
         ...
 
     async def set_aside(self, volume: str) -> None:
-        """Let no generation of the volume count any more; they are kept until :meth:`drop_aside`."""
+        """Let no generation of the volume count any more; they are kept until :meth:`drop_aside`.
+
+        Nor is one taken in whose base was among them, however far that had come.
+        """
         ...
 
     async def drop_aside(self, volume: str) -> None:

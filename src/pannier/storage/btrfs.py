@@ -283,7 +283,7 @@ class BtrfsDriver:
             if not home.generations():
                 home.discard_workbench()
 
-    async def verify(self, volume: str, generation: Generation) -> None:
+    async def verify(self, volume: str, generation: Generation | None) -> None:
         """See :meth:`CheckedDriver.verify`. btrfs has a checksum of every block."""
         await verify(self._home(volume), generation)
 

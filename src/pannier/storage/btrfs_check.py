@@ -1,4 +1,4 @@
-"""Comparing a generation with its checksums, all of it, while it may be replaced and deleted."""
+"""Comparing all of a tree with its checksums, while it may be written, replaced and deleted."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from pannier.storage.btrfs_layout import Home
 from pannier.storage.tree_check import check_tree
 
 
-async def verify(home: Home, generation: Generation) -> None:
+async def verify(home: Home, generation: Generation | None) -> None:
     """See :meth:`~pannier.storage.base.CheckedDriver.verify`."""
-    what, stop = f"generation {generation} of volume {home.volume}", threading.Event()
+    what = f"generation {generation} of volume {home.volume}"
+    if generation is None:
+        what = f"volume {home.volume}"
+    stop = threading.Event()
     with told_as_storage_error(f"read {what}"):
         try:
             tree = await in_thread(home.checked, generation)

@@ -76,6 +76,7 @@ class _Intake:
                 tree = home.tree(self._generation)
                 tree.parent.mkdir(exist_ok=True)
                 btrfs_ioctl.create_snapshot(work, target=tree, read_only=True)
+                self._check_base()
             except BaseException:
                 home.discard_workbench()
                 raise
@@ -111,7 +112,20 @@ class _Intake:
             if place.exists():
                 place.rmdir()  # the number of a deleted generation, which now comes back
             incoming.rename(place)
+            self._check_base()
             btrfs_ioctl.sync_filesystem(place)
+
+    def _check_base(self) -> None:
+        """What was made out of a base that was set aside meanwhile does not count either.
+
+        Raises:
+            Corrupt: so it was.
+        """
+        try:
+            self._parent()
+        except Corrupt:
+            self._home.drop_generation(self._generation)
+            raise
 
     def _parent(self) -> Path | None:
         return None if self._base is None else existing_tree(self._home, self._base)

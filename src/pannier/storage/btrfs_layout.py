@@ -127,14 +127,21 @@ class Home:
         draft.rename(self.path)
 
     def set_aside(self) -> None:
-        """Move all generations to where they do not count, the newest last: then all is done."""
+        """Move all generations to where they do not count, the newest last: then all is done.
+
+        Their numbers stay given. One that was just taken in on top of another is found at the second
+        look, or sees that its base is gone.
+        """
         self.discard_workbench()
         aside = self.path / _ASIDE
         aside.mkdir(exist_ok=True)
-        for generation in self.generations():
-            target = aside / str(generation)
-            _remove_with_subvolumes(target)  # damaged before
-            self.tree(generation).parent.rename(target)
+        while found := self.generations():
+            for generation in found:
+                target, place = aside / str(generation), self.tree(generation).parent
+                _remove_with_subvolumes(target)  # damaged before
+                place.rename(target)
+                place.mkdir()
+        self.forget_old_numbers()
 
     @property
     def has_aside(self) -> bool:
@@ -149,13 +156,16 @@ class Home:
         with suppress(FileNotFoundError):
             aside.rmdir()
 
-    def checked(self, generation: Generation) -> Path:
-        """A snapshot of a generation that nobody deletes while it is read."""
+    def checked(self, generation: Generation | None) -> Path:
+        """A snapshot of a generation, or of the newest live tree, that nobody changes meanwhile."""
+        tree = self.live(max(self.epochs(), default=0))
+        if generation is not None:
+            tree = self.tree(generation)
         check = self.path / "incoming" / "check"
         _remove_with_subvolumes(check)
         check.mkdir()
         target = check / "tree"
-        btrfs_ioctl.create_snapshot(self.tree(generation), target=target, read_only=True)
+        btrfs_ioctl.create_snapshot(tree, target=target, read_only=True)
         return target
 
     def discard_checked(self) -> None:
