@@ -48,6 +48,7 @@ from pannier.service.evacuation import Evacuation
 from pannier.service.failsafe import Failsafe
 from pannier.service.handover import Handovers
 from pannier.service.labels import Labels
+from pannier.service.leaving import Leaving
 from pannier.service.membership import Membership
 from pannier.service.node import NodeService
 from pannier.service.peers import Peer
@@ -75,7 +76,6 @@ log = structlog.get_logger(__name__)
 SYNC_PATIENCE_SECONDS = 5.0
 """So long Docker's questions wait for the store at start; then memory alone answers."""
 RETRY_SECONDS = 5.0
-LEAVE_SECONDS = 10.0
 ANSWER_SECONDS = 0.7
 
 
@@ -187,6 +187,7 @@ class Daemon:
         self.failsafe = Failsafe(
             self.custody, self.peers, self.promises, rivals=self.durable.rivals
         )
+        self.leaving = Leaving(self.custody, self.durable, self.membership)
         self.verification = Verification(
             self.custody, self.peers, self.durable, state=STATE_DIRECTORY
         )
@@ -237,7 +238,7 @@ class Daemon:
             stack.push_async_callback(self.peers.close)
             stack.push_async_callback(self.sender.close)
             stack.push_async_callback(self.handovers.close)
-            stack.push_async_callback(self._announce_stop)
+            stack.push_async_callback(self.leaving.announce)
             tasks = await stack.enter_async_context(Tasks(stop))
             tasks.start(self.catalog.follow(self.store), name="catalog")
             tasks.start(self.catalog.keep_saved(), name="catalog-copy")
@@ -267,7 +268,7 @@ class Daemon:
             self.catalog.listen(Settling(self.custody, tasks.start).hear)
             await stop.wait()
             notify("STOPPING=1")
-            await self._leave()
+            await self.leaving.prepare()
 
     @asynccontextmanager
     async def _plugin(self) -> AsyncIterator[None]:
@@ -345,29 +346,6 @@ class Daemon:
             await self._open_drivers()
             self.custody.opened.set()
             await asyncio.sleep(RETRY_SECONDS)
-
-    async def _announce_stop(self) -> None:
-        try:
-            async with asyncio.timeout(LEAVE_SECONDS):
-                await self.membership.announce_stop()
-        except (PannierError, TimeoutError) as error:
-            log.warning("node.stop-not-announced", error=str(error) or "no answer in time")
-
-    async def _leave(self) -> None:
-        """Let others take over at once, with all that was written, if nothing is in use here.
-
-        Else this is a restart: what runs goes on without us for a while.
-        """
-        mine = [v for v in self.catalog.volumes() if v.grant.node == self.config.node and v.in_sync]
-        try:
-            async with asyncio.timeout(LEAVE_SECONDS):
-                for volume in mine:
-                    if await self.custody.in_use(volume):
-                        return
-                    await self.durable.make_durable(volume.name)
-                await self.lease.end()
-        except (PannierError, TimeoutError) as error:
-            log.warning("lease.kept", error=str(error) or "no answer in time")
 
     async def _adopt(self) -> None:
         await self.custody.opened.wait()

@@ -292,14 +292,18 @@ class History:
 
     async def _stop(self) -> None:
         """The daemon is told to end; what nobody uses here may go on elsewhere at once."""
-        machine, world = self._victim(), self.world
-        if machine.run is None or machine.name in world.frozen_until:
+        machine = self._victim()
+        if machine.run is None or machine.name in self.world.frozen_until:
             return
-        run, idle = machine.run, not machine.table.containers
         self.say(f"the daemon of {machine.name} is stopped")
+        try:
+            await machine.ask(lambda run: run.leave())
+        except Died:
+            return
+        except asyncio.CancelledError:
+            machine.crash()
+            raise
         machine.crash()
-        if idle and run.lease._lease is not None:
-            world.data.revoke(run.lease._lease)
         await self._start_later(machine)
 
     async def _start_later(self, machine: Machine) -> None:

@@ -8,6 +8,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -37,6 +38,7 @@ from pannier.service.doctor import Doctor
 from pannier.service.durable import Durable
 from pannier.service.failsafe import Failsafe
 from pannier.service.handover import Handovers
+from pannier.service.leaving import Leaving
 from pannier.service.membership import Membership
 from pannier.service.node import NodeService
 from pannier.service.operations import HandoverReply
@@ -168,6 +170,7 @@ class Run:
         self.serving = False
         self.began = machine.world_time()
         self.tasks: list[asyncio.Task[Any]] = []
+        self._background: list[asyncio.Task[None]] = []
         self._stack = AsyncExitStack()
         self._wire()
 
@@ -211,18 +214,20 @@ class Run:
         self.reception = Reception(self.custody, self.promises)
         self.doctor = Doctor(self.custody, _no_pool_problems)
         self.verification = Verification(self.custody, peers, self.durable, state=machine.state)
+        self.membership = Membership(
+            node=self.name,
+            registry=self.registry,
+            catalog=self.catalog,
+            authority=_no_authority,
+            store_address="memory",
+        )
+        self.leaving = Leaving(self.custody, self.durable, self.membership)
         self.service = NodeService(
             cluster="c",
             custody=self.custody,
             volumes=self.volumes,
             handovers=self.handovers,
-            membership=Membership(
-                node=self.name,
-                registry=self.registry,
-                catalog=self.catalog,
-                authority=_no_authority,
-                store_address="memory",
-            ),
+            membership=self.membership,
             doctor=self.doctor,
             docker=self.docker,
             peers=peers,
@@ -249,20 +254,31 @@ class Run:
             pass
         self.serving = True
         self.began = self.machine.world_time()
-        self.spawn(self.lease.keep())
-        self.spawn(self.custody.prove_all())
-        self.spawn(self.failsafe.run())
+        self._keep(self.lease.keep())
+        self._keep(self.custody.prove_all())
+        self._keep(self.failsafe.run())
         if self.world.with_upkeep:
-            self.spawn(self.upkeep.run())
-            self.spawn(self.verification.run())
+            self._keep(self.upkeep.run())
+            self._keep(self.verification.run())
         if self.world.with_replication:
-            self.spawn(self.replicator.run())
-            self.spawn(self.durable.run())
-            self.spawn(self.fencing.run())
+            self._keep(self.replicator.run())
+            self._keep(self.durable.run())
+            self._keep(self.fencing.run())
         if self.world.with_settling:
-            settling = Settling(self.custody, lambda work, name: self.spawn(work) and None)
+            settling = Settling(self.custody, lambda work, name: self._keep(work))
             self.catalog.listen(settling.hear)
-        self.spawn(self._adopt())
+        self._keep(self._adopt())
+
+    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
+        self._background.append(self.spawn(work))
+
+    async def leave(self) -> None:
+        """As the daemon ends when it is told to; it is to be ended after that."""
+        await self.leaving.prepare()
+        for task in self._background:
+            task.cancel()
+        self.began = inf  # nobody looks after its containers, as when the daemon is off
+        await self.leaving.announce()
 
     async def _adopt(self) -> None:
         await self.catalog.synced.wait()

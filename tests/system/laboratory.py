@@ -19,6 +19,7 @@ open_labs: list[Lab] = []
 def laboratory(word: str, **wish: Any) -> Iterator[Lab]:
     """A lab that is gone afterwards, whatever happens."""
     lab = Lab(f"{word}{os.getpid() % 100000}")
+    assert lab.name not in (other.name for other in open_labs), f"two labs named {lab.name}"
     lab.down()
     try:
         lab.up(**wish)

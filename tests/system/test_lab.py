@@ -63,7 +63,7 @@ def traces(name: str) -> set[str]:
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    name = f"t{os.getpid() % 1000000}"
+    name = f"lt{os.getpid() % 100000}"
     lab = Lab(name)
     try:
         lab.up(nodes=2, disks="cuttable", cluster_kind="none")
@@ -286,7 +286,7 @@ def test_a_reboot_from_inside_is_a_reboot(lab: Lab) -> None:
 
 
 def test_plain_disks_say_what_they_cannot_do() -> None:
-    name = f"p{os.getpid() % 1000000}"
+    name = f"lp{os.getpid() % 100000}"
     lab = Lab(name)
     try:
         lab.up(nodes=1, cluster_kind="none")
@@ -306,7 +306,7 @@ def test_plain_disks_say_what_they_cannot_do() -> None:
 
 
 def test_down_cleans_up_after_a_failed_up() -> None:
-    name = f"f{os.getpid() % 1000000}"
+    name = f"lf{os.getpid() % 100000}"
     lab = Lab(name)
     with pytest.raises(LabError, match="truncate"):
         lab.up(nodes=2, cluster_kind="none", disk_size="much")
@@ -317,7 +317,7 @@ def test_down_cleans_up_after_a_failed_up() -> None:
 @pytest.mark.parametrize("after", ["link pl-", "loop ", "process "])
 def test_down_cleans_up_after_a_killed_up(after: str) -> None:
     """Whenever `up` is killed: nothing needs to have been written down."""
-    name = f"k{os.getpid() % 1000000}"
+    name = f"lk{os.getpid() % 100000}"
     begin = time.monotonic()
     words = ["up", "--name", name, "--nodes", "2", "--disks", "cuttable", "--no-cluster"]
     child = subprocess.Popen(

@@ -152,12 +152,16 @@ class Lease:
         self._until = self.terms.trusted_until(asked_at)
         self._term += 1
 
+    def renounce(self) -> None:
+        """Nothing is served on this lease any more, until it is renewed."""
+        self._until = -inf
+
     async def end(self) -> None:
         """Say at once that this node is going, instead of letting the lease run out.
 
         Only for a node whose volumes nobody uses: others may take them over from now on.
         """
-        self._until = -inf
+        self.renounce()
         lease, self._lease = self._lease, None
         if lease is not None:
             try:

@@ -1,0 +1,68 @@
+"""Ending in good order: the copies get what was written, and the others are told that it is no loss."""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+
+from pannier.agent.custody import Custody
+from pannier.core.errors import PannierError
+from pannier.core.volume import Volume
+from pannier.service.durable import Durable
+from pannier.service.membership import Membership
+
+log = structlog.get_logger(__name__)
+
+WITHIN_SECONDS = 10.0
+
+
+class Leaving:
+    """How the daemon ends. Where nothing is in use here, others may take over at once.
+
+    Else this is taken for a restart: what runs goes on without the daemon, to the lease's end.
+    """
+
+    def __init__(self, custody: Custody, durable: Durable, membership: Membership) -> None:
+        self._custody = custody
+        self._durable = durable
+        self._membership = membership
+        self._unused = False
+
+    async def prepare(self) -> None:
+        """While all else still runs: bring everything to the copies, if nothing is in use."""
+        try:
+            async with asyncio.timeout(WITHIN_SECONDS):
+                for volume in self._mine():
+                    if await self._custody.in_use(volume):
+                        return
+                    await self._durable.make_durable(volume.name)
+        except (PannierError, TimeoutError) as error:
+            log.warning("lease.kept", error=str(error) or "no answer in time")
+        else:
+            self._unused = True
+
+    async def announce(self) -> None:
+        """When nothing else runs any more: say that this is no loss, and only then end the lease."""
+        try:
+            async with asyncio.timeout(WITHIN_SECONDS):
+                await self._membership.announce_stop()
+                if self._unused:
+                    await self._end_lease()
+        except (PannierError, TimeoutError) as error:
+            log.warning("node.stop-not-announced", error=str(error) or "no answer in time")
+
+    async def _end_lease(self) -> None:
+        """Unless a Mount came meanwhile: one that had its proof has ended before this gets the lock."""
+        lease = self._custody.lease
+        lease.renounce()
+        for volume in self._mine():
+            async with self._custody.lock(volume):
+                if await self._custody.in_use(volume):
+                    return
+        await lease.end()
+
+    def _mine(self) -> list[Volume]:
+        """Those that others could take over."""
+        catalog, me = self._custody.catalog, self._custody.node
+        return [v for v in catalog.volumes() if v.grant.node == me and v.in_sync]
