@@ -10,7 +10,7 @@ from bench.figures import Figure, Result, Rounds, Target, turns
 from bench.files import Load, compare
 from bench.world import CONTAINER, POOL, PYTHON, World
 
-_VOLUME = "bench-sync"
+_VOLUME, _OF_ONE = "bench-sync", "bench-sync-one"
 _HERE, _THERE = f"{POOL}/bench-pipeline", f"{POOL}/bench-received"
 _PORT = 7777
 _WRITERS = (1, 4, 16)
@@ -32,8 +32,9 @@ def measure(world: World) -> Result:
     """See the module."""
     rounds, seconds = world.pick(5, 2), world.pick(5, 3)
     holder, other = world.volume_in_sync(_VOLUME, durability="fsync")
+    world.volume_in_sync(_OF_ONE, durability="fsync")
     calls, stages = _measure_calls(world, holder, other, rounds, seconds)
-    world.sh(holder, f"docker volume rm {_VOLUME}")
+    world.sh(holder, f"docker volume rm {_VOLUME} {_OF_ONE}")
     world.volume_in_sync(_VOLUME, durability="fsync")
     load = world.pick(Load(12, 256, 8192, 5_000), Load(2, 64, 256, 500))
     others = compare(world, _VOLUME, load, sync=False)
@@ -47,7 +48,8 @@ def measure(world: World) -> Result:
         ),
         how=(
             f"In a container each writer appends 4 KiB or overwrites 8 KiB of its own file and calls "
-            f"fdatasync, for {seconds} s with each number of writers, {rounds} rounds. The last rows "
+            f"fdatasync, for {seconds} s with each number of writers, {rounds} rounds; the one writer has a volume of its "
+            f"own, with as little in it as the pipeline's. The last rows "
             f"are as in *reading and writing in a container*, with no sync call in what is measured; "
             f"meanwhile the other machine receives all that is written, on the same processors; "
             f"{load.rounds} rounds, a large file of {load.mebibytes} MiB, {load.operations:,} random "
@@ -63,13 +65,14 @@ def _measure_calls(
 ) -> tuple[_Calls, list[dict[str, float]]]:
     calls, stages = _Calls(), []
     address = next(node.address for node in world.lab.nodes if node.name == other)
-    container = (*CONTAINER, "-v", f"{_VOLUME}:/data", PYTHON)
     receiver = world.background(other, "receive", _THERE, _PORT)
     for leg in turns(rounds, "ours", "pipeline"):
         world.settle()
         if leg == "ours":
-            for line in world.probe(holder, "fsync", "/data", seconds, *_WRITERS, within=container):
-                calls.add(f"{line['writers']}", line["latencies"], line["seconds"])
+            for volume, writers in ((_OF_ONE, _WRITERS[:1]), (_VOLUME, _WRITERS[1:])):
+                within = (*CONTAINER, "-v", f"{volume}:/data", PYTHON)
+                for line in world.probe(holder, "fsync", "/data", seconds, *writers, within=within):
+                    calls.add(f"{line['writers']}", line["latencies"], line["seconds"])
         else:
             found = world.probe(holder, "pipeline", _HERE, address, _PORT, seconds)
             stages += found

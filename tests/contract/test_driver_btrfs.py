@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import mmap
 import os
 import threading
@@ -114,6 +115,34 @@ async def test_a_tree_written_to_after_its_seal_is_not_dropped(nodes: Nodes) -> 
         await nodes.a.drop_live(nodes.volume, epoch=1)
     await nodes.a.seal(nodes.volume, epoch=1)
     await nodes.a.drop_live(nodes.volume, epoch=1)
+
+
+async def test_deleted_generations_leave_no_quota_groups_behind(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel leaves that of a generation whose data a later one shared when it was deleted."""
+    monkeypatch.setattr("pannier.storage.btrfs._DELETIONS_BETWEEN_SWEEPS", 1)
+    data, pool = await nodes.create(), nodes.b.data_path(nodes.volume, 1).parents[3]
+    (data / "shared").write_bytes(os.urandom(1 << 20))
+    came: list[Generation] = []
+    idle: list[int] = []
+    for number in range(6):
+        (data / "own").write_bytes(b"%d" % number)
+        if number == 2:
+            (data / "shared").unlink()
+        came.append(await nodes.a.snapshot(nodes.volume, epoch=1))
+        base = came[-2] if number else None
+        await nodes.transfer(nodes.a, nodes.b, came[-1], base)
+        if base is not None:
+            await nodes.b.delete_generation(nodes.volume, base)
+            btrfs_ioctl.sync_filesystem(pool)  # wakes the cleaner
+            await asyncio.sleep(0.3)
+        idle.append(len(btrfs_ioctl.idle_groups(pool)))
+    assert max(idle) == 1
+    assert idle[-1] == 0
+    await nodes.b.promote(nodes.volume, came[-1], epoch=2, size_bytes=16 << 20)
+    with pytest.raises(OSError, match="quota"):
+        (nodes.b.data_path(nodes.volume, 2) / "runaway").write_bytes(os.urandom(64 << 20))
 
 
 async def test_a_runaway_writer_is_stopped_and_its_volume_can_still_move(nodes: Nodes) -> None:

@@ -36,10 +36,12 @@ from pannier.storage.base import Capacity, LiveTree, LocalCopy, RootAttributes
 from pannier.storage.blocking import in_thread, told_as_storage_error
 from pannier.storage.btrfs_check import verify
 from pannier.storage.btrfs_intake import receive
-from pannier.storage.btrfs_layout import Home, destroy_home, existing_tree, sweep
+from pannier.storage.btrfs_layout import Home, destroy_home, existing_tree, sweep, sweep_groups
 from pannier.storage.btrfs_stream import send_stream
 from pannier.storage.naming import DRAFT
 from pannier.storage.tree_size import allocated_bytes
+
+_DELETIONS_BETWEEN_SWEEPS = 64
 
 
 class BtrfsDriver:
@@ -60,6 +62,9 @@ class BtrfsDriver:
         self._quotas = False
         self._changing: set[str] = set()
         """Volumes of which the last snapshot was something new."""
+        self._deletions = 0
+        self._idle_groups: set[int] = set()
+        """Quota groups that no subvolume had at the last look."""
         self._walked: dict[str, tuple[int, int]] = {}
 
     async def open(self) -> None:
@@ -76,6 +81,8 @@ class BtrfsDriver:
         with told_as_storage_error("clean up the pool"):
             self._volumes.mkdir(mode=0o700, exist_ok=True)
             sweep(self._volumes)
+            if self._quotas:
+                self._idle_groups = sweep_groups(self._volumes, seen=self._idle_groups)
 
     async def close(self) -> None:
         """See :meth:`Driver.close`."""
@@ -282,6 +289,10 @@ class BtrfsDriver:
             home.drop_generation(generation)
             if not home.generations():
                 home.discard_workbench()
+        self._deletions += 1
+        if self._quotas and self._deletions % _DELETIONS_BETWEEN_SWEEPS == 0:
+            with told_as_storage_error("remove idle quota groups"):
+                self._idle_groups = sweep_groups(self._volumes, seen=self._idle_groups)
 
     async def verify(self, volume: str, generation: Generation | None) -> None:
         """See :meth:`CheckedDriver.verify`. btrfs has a checksum of every block."""

@@ -40,7 +40,8 @@ _GET_SUBVOL_INFO = _request(_READ, 60, 504)
 
 _READ_ONLY = 1 << 1
 _QUOTA_ENABLE_SIMPLE = 4
-_QUOTA_TREE = 8
+_ROOT_TREE, _QUOTA_TREE = 1, 8
+_ROOT_KEY = 132
 _QGROUP_INFO_KEY, _QGROUP_LIMIT_KEY = 242, 244
 _SEARCH_KEY_BYTES, _ITEM_HEADER_BYTES = 104, 32
 _LIMIT_REFERENCED = 1
@@ -51,6 +52,8 @@ _NAME_MAX = 255
 TOP_LEVEL = 5
 """The subvolume, and quota group, that holds the others."""
 _SUBVOLUME_INODE = 256
+_LAST_SINGLE = (1 << 48) - 1
+"""Quota groups up to this one are those of single subvolumes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,6 +264,55 @@ def charged_bytes(path: Path, *, group: int) -> int | None:
         return None
     _generation, referenced = struct.unpack_from("<QQ", found, 0)
     return int(referenced)
+
+
+def idle_groups(path: Path) -> set[int]:
+    """Quota groups of single subvolumes that are gone, which are charged nothing any more.
+
+    The kernel leaves many of them behind. A subvolume that is just being made may be among them.
+    """
+    with _directory(path) as fd:
+        groups = list(
+            _items(fd, _QUOTA_TREE, _QGROUP_INFO_KEY, first=_SUBVOLUME_INODE, last=_LAST_SINGLE)
+        )
+        uncharged = (group for group, info in groups if struct.unpack_from("<Q", info, 8) == (0,))
+        return {group for group in uncharged if not _has_root(fd, group)}
+
+
+def _items(fd: int, tree: int, key: int, *, first: int, last: int) -> Iterator[tuple[int, bytes]]:
+    """Items of the object 0 of a tree, by their offsets."""
+    while first <= last:
+        block = bytearray(4096)
+        search = (tree, 0, 0, first, last, 0, 2**64 - 1, key, key, 2**32 - 1)
+        struct.pack_into("<QQQQQQQIII", block, 0, *search)
+        fcntl.ioctl(fd, _TREE_SEARCH, block)
+        (count,) = struct.unpack_from("<I", block, 64)
+        if not count:
+            return
+        at = _SEARCH_KEY_BYTES
+        for _ in range(count):
+            _transid, _object, offset, _type, size = struct.unpack_from("<QQQII", block, at)
+            at += _ITEM_HEADER_BYTES + size
+            yield offset, bytes(block[at - size : at])
+        first = offset + 1
+
+
+def _has_root(fd: int, subvolume_id: int) -> bool:
+    block = bytearray(4096)
+    search = (
+        _ROOT_TREE,
+        subvolume_id,
+        subvolume_id,
+        0,
+        2**64 - 1,
+        0,
+        2**64 - 1,
+        *(_ROOT_KEY,) * 2,
+        1,
+    )
+    struct.pack_into("<QQQQQQQIII", block, 0, *search)
+    fcntl.ioctl(fd, _TREE_SEARCH, block)
+    return struct.unpack_from("<I", block, 64) != (0,)
 
 
 def _quota_item(path: Path, key: int, group: int) -> bytes | None:

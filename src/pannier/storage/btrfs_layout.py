@@ -250,6 +250,23 @@ def destroy_home(home: Path) -> None:
         btrfs_ioctl.remove_group(home.parent, group=group)
 
 
+def sweep_groups(path: Path, *, seen: set[int]) -> set[int]:
+    """Remove the quota groups that deleted subvolumes have left behind.
+
+    Args:
+        seen: what this returned at the last time: only what was idle then too is removed, and no
+            group of a subvolume that is just being made.
+
+    Returns:
+        Those that are idle and stay.
+    """
+    idle = btrfs_ioctl.idle_groups(path)
+    for group in idle & seen:
+        with suppress(OSError):  # it is charged again, by what the cleaner is at
+            btrfs_ioctl.remove_group(path, group=group)
+    return idle - seen
+
+
 def sweep(volumes: Path) -> None:
     """Remove what a crash left half done."""
     for entry in _children(volumes):
