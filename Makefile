@@ -5,8 +5,9 @@ PYTEST := .venv/bin/pytest
 
 .PHONY: demo test quick lint types imports unit contract system faults bench docs setup venv clean
 
+# QUICK=1 plays the main job only: no Ansible, no Jenkins.
 demo: setup venv
-	$(PY) -m demo
+	$(PY) -m demo $(if $(QUICK),--quick)
 
 test: setup venv lint types imports quick contract system
 

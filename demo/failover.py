@@ -10,7 +10,7 @@ import re
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -239,13 +239,14 @@ def timeline(lab: Lab, after: Scene, loss: Loss) -> list[Event]:
     events = []
     for service, task in ((LEDGER, after.ledger), (DATABASE, after.database)):
         made = _inspect(lab, after.cast.witness, _task_id(lab, after.cast.witness, service))
-        started = _inspect(lab, task.node, task.container)["State"]["StartedAt"]
         events += [
             (_epoch(made["CreatedAt"]), f"Swarm starts {service} on {task.node}"),
-            (_epoch(started), f"its container runs: {service}"),
+            (started_at(lab, task), f"its container runs: {service}"),
         ]
+    survivors = (after.cast.copy, after.cast.witness)
     events += [
-        (at, f"{node} takes {name} over") for at, node, name in _taken_over(lab, after, loss)
+        (at, f"{node} takes {name} over")
+        for at, node, name in taken_over(lab, survivors, since=loss.at)
     ]
     first = next(
         line for line in written(lab, after.ledger, LEDGER) if line.host == after.ledger.node
@@ -326,16 +327,21 @@ def _inspect(lab: Lab, asked: str, thing: str) -> dict[str, Any]:
     return found
 
 
-def _taken_over(lab: Lab, after: Scene, loss: Loss) -> list[tuple[float, str, str]]:
-    """(time, node, volume) of each takeover, from the daemons' logs."""
+def taken_over(lab: Lab, nodes: Iterable[str], *, since: float) -> list[tuple[float, str, str]]:
+    """(time, node, volume) of each takeover, from the daemons' logs; by the wall clock."""
     read = ["journalctl", "--unit", "pannierd", "--output", "short-unix", "--no-pager"]
     found = []
-    for node in (after.cast.copy, after.cast.witness):
-        logged = output(lab, node, *read, "--since", f"@{loss.at:.0f}")
+    for node in nodes:
+        logged = output(lab, node, *read, "--since", f"@{since:.0f}")
         for line in logged.splitlines():
             if match := _TAKEN_OVER.match(line):
                 found.append((float(match["at"]), node, match["volume"]))
     return found
+
+
+def started_at(lab: Lab, task: Task) -> float:
+    """When a container was started, by the wall clock."""
+    return _epoch(_inspect(lab, task.node, task.container)["State"]["StartedAt"])
 
 
 def _ready_at(lab: Lab, task: Task) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import shutil
-import subprocess
 import tarfile
 import tempfile
 from pathlib import Path
@@ -27,11 +26,13 @@ def load(lab: Lab) -> None:
 
 def build(lab: Lab, tag: str, folder: Path) -> None:
     """Build an image on every machine, by the Dockerfile in ``folder``."""
-    environment = {"DOCKER_BUILDKIT": "0", "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin"}
-    for node in lab.nodes:
-        assert node.docker_host is not None
-        command = ["docker", "--host", node.docker_host, "build", "--quiet", "--tag", tag]
-        subprocess.run([*command, str(folder)], env=environment, check=True, capture_output=True)
+    with tempfile.TemporaryFile() as context:
+        with tarfile.open(fileobj=context, mode="w", format=tarfile.GNU_FORMAT) as tar:
+            tar.add(folder, arcname=".")
+        for node in lab.nodes:
+            context.seek(0)
+            command = ["env", "DOCKER_BUILDKIT=0", "docker", "build", "--quiet", "--tag", tag, "-"]
+            lab.run(node.name, command, stdin=context, timeout=120)
 
 
 def _seed() -> bytes:

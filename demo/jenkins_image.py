@@ -65,6 +65,7 @@ def load(lab: Lab) -> None:
         hudson / "controller.Dockerfile",
         hudson / "start.sh",
         hudson / "config.xml",
+        STACKS / "jenkins/controller/quiet.sh",
     )
     build(lab, AGENT, hudson / "agent.Dockerfile", STACKS / "jenkins/agent/agent.sh")
     debian = STACKS / "registry/debian"

@@ -47,6 +47,7 @@ from pannier.service.durable import Durable
 from pannier.service.evacuation import Evacuation
 from pannier.service.failsafe import Failsafe
 from pannier.service.handover import Handovers
+from pannier.service.hooks import Hooks
 from pannier.service.labels import Labels
 from pannier.service.leaving import Leaving
 from pannier.service.membership import Membership
@@ -56,6 +57,7 @@ from pannier.service.receiving import Reception
 from pannier.service.recovery import Recovery
 from pannier.service.replication import Replicator
 from pannier.service.room import keep_room
+from pannier.service.services import Services
 from pannier.service.settling import Settling
 from pannier.service.swarm_node import keep_swarm_node
 from pannier.service.syncguard import SyncGuard
@@ -191,6 +193,19 @@ class Daemon:
         self.verification = Verification(
             self.custody, self.peers, self.durable, state=STATE_DIRECTORY
         )
+        self.hooks = Hooks(
+            node=config.node,
+            engine=self.engine,
+            catalog=self.catalog,
+            file=RUN_DIRECTORY / "hooks.json",
+        )
+        self.services = Services(
+            node=config.node,
+            swarm=self.engine.swarm,
+            catalog=self.catalog,
+            hooks=self.hooks,
+            peers=self.peers,
+        )
         self.service = NodeService(
             cluster=config.cluster,
             custody=self.custody,
@@ -205,6 +220,7 @@ class Daemon:
             takeover=takeover,
             failsafe=self.failsafe,
             verification=self.verification,
+            services=self.services,
             backlog=self._backlog,
         )
         self.upkeep = Upkeep(self.custody, self.handovers, state=STATE_DIRECTORY)
@@ -238,6 +254,7 @@ class Daemon:
             stack.push_async_callback(self.peers.close)
             stack.push_async_callback(self.sender.close)
             stack.push_async_callback(self.handovers.close)
+            stack.push_async_callback(self.services.close)
             stack.push_async_callback(self.leaving.announce)
             tasks = await stack.enter_async_context(Tasks(stop))
             tasks.start(self.catalog.follow(self.store), name="catalog")
@@ -263,6 +280,7 @@ class Daemon:
                 ("room", keep_room(self.custody, self.membership)),
                 ("evacuation", self.evacuation.run()),
                 ("labels", self.labels.run()),
+                ("hooks", self.hooks.run()),
             ):
                 tasks.start(work, name=name)
             self.catalog.listen(Settling(self.custody, tasks.start).hear)

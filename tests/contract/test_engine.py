@@ -25,7 +25,7 @@ import pytest
 from pannier.agent.usage import users_of
 from pannier.core.errors import Conflict, EngineUnavailable, Stale, VolumeInUse, VolumeNotFound
 from pannier.core.swarm import Availability, SwarmMember, SwarmNode, SwarmService
-from pannier.engine.base import Container, Engine
+from pannier.engine.base import Container, Engine, Executed
 from pannier.engine.docker import DockerEngine
 from pannier.engine.fake import FakeEngine, FakeSwarmData
 from pannier.plugin.activation import unix_listener
@@ -240,11 +240,15 @@ class Rig(Protocol):
         ...
 
 
+TALK = "echo said; echo wrong >&2; exit 3"
+
+
 class FakeRig:
     """The fake."""
 
     def __init__(self) -> None:
         self.engine = FakeEngine()
+        self.engine.commands[TALK] = Executed(3, "said\nwrong\n")
         self._volumes: dict[str, tuple[str, ...]] = {}
 
     async def run(self, name: str, *, volume: str | None) -> str:
@@ -289,7 +293,15 @@ class FakeRig:
     async def create_service(self, name: str, *constraints: str, volumes: Sequence[str]) -> None:
         swarm = self.engine.swarm.data
         assert swarm is not None
-        service = SwarmService(name=name, constraints=constraints, volumes=tuple(volumes))
+        service = SwarmService(
+            id=f"id-{name}",
+            name=name,
+            constraints=constraints,
+            volumes=tuple(volumes),
+            driverless=("plain",),
+            replicas=0,
+            labels={"kept": "as it is"},
+        )
         swarm.services.append(service)
 
 
@@ -355,6 +367,7 @@ class DockerRig:
         given = [part for constraint in constraints for part in ("--constraint", constraint)]
         given += [part for mount in mounts for part in ("--mount", mount)]
         words = ["--detach", "--no-resolve-image", "--replicas", "0", "--name", name]
+        words += ["--label", "kept=as it is"]
         await self.ok("service", "create", *words, *given, IMAGE, "true")
 
 
@@ -444,6 +457,34 @@ async def test_knows_a_container_by_its_id(rig: Rig) -> None:
     assert await rig.engine.container("no/such?thing") is None
 
 
+async def test_a_command_in_a_container_tells_its_output_and_its_status(rig: Rig) -> None:
+    one = await rig.run("one", volume=None)
+    done = await rig.engine.execute(one, TALK, timeout_seconds=20)
+    assert done.status == 3
+    assert sorted(done.output.splitlines()) == ["said", "wrong"]
+
+
+async def test_a_command_ends_at_its_time_limit(rig: Rig) -> None:
+    one = await rig.run("one", volume=None)
+    began = time.monotonic()
+    done = await rig.engine.execute(one, "sleep 1000", timeout_seconds=0.5)
+    assert done.status is None
+    assert time.monotonic() - began < 10
+
+
+async def test_a_command_needs_a_container_that_runs(rig: Rig) -> None:
+    one = await rig.run("one", volume=None)
+    await rig.stop_container(one)
+    for container in (one, "f" * 64, "no/such?thing"):
+        with pytest.raises(EngineUnavailable):
+            await rig.engine.execute(container, "true", timeout_seconds=5)
+
+
+async def test_a_service_has_no_containers_where_it_does_not_run(rig: Rig) -> None:
+    await rig.run("one", volume=None)
+    assert await rig.engine.containers_of("web") == []
+
+
 async def test_volumes_of_other_drivers_are_told_apart_from_ours(rig: Rig) -> None:
     assert await rig.engine.other_volumes() == []
     await rig.create_foreign_volume("theirs")
@@ -466,6 +507,9 @@ async def test_an_engine_that_is_down_is_unavailable(rig: Rig) -> None:
         rig.engine.swarm.nodes(),
         rig.engine.swarm.services(),
         rig.engine.swarm.update_node(node),
+        rig.engine.swarm.tasks(),
+        rig.engine.containers_of("web"),
+        rig.engine.execute("f" * 64, "true", timeout_seconds=5),
     )
     for call in calls:
         with pytest.raises(EngineUnavailable) as caught:
@@ -507,7 +551,8 @@ async def test_tells_what_it_runs_containers_with(rig: Rig) -> None:
 
 async def test_an_engine_in_no_swarm_says_so(rig: Rig) -> None:
     assert await rig.engine.swarm.member() is None
-    for call in (rig.engine.swarm.nodes(), rig.engine.swarm.services()):
+    swarm = rig.engine.swarm
+    for call in (swarm.nodes(), swarm.services(), swarm.tasks()):
         with pytest.raises(Conflict, match="manager"):
             await call
 
@@ -516,7 +561,7 @@ async def test_a_manager_knows_itself_among_the_nodes(rig: Rig) -> None:
     await rig.form_swarm()
     member = await rig.engine.swarm.member()
     (node,) = await rig.engine.swarm.nodes()
-    assert member == SwarmMember(node.id, manager=True)
+    assert member == SwarmMember(node.id, manager=True, managers=(node.id,))
     assert (node.hostname, node.role, node.leader) == (os.uname().nodename, "manager", True)
     assert (node.state, node.availability) == ("ready", Availability.ACTIVE)
     assert (node.labels, node.engine_labels) == ({}, {})
@@ -574,11 +619,41 @@ async def test_services_tell_their_constraints_and_our_volumes(rig: Rig) -> None
     await rig.create_service("plain", volumes=[])
     found = sorted(await rig.engine.swarm.services(), key=lambda service: service.name)
     assert found == [
-        SwarmService(name="plain", constraints=(), volumes=()),
-        SwarmService(
-            name="web", constraints=constraints, volumes=("My_vol.1-x", "st-{{.Task.Slot}}")
+        replace(found[0], name="plain", constraints=(), volumes=()),
+        replace(
+            found[1],
+            name="web",
+            constraints=constraints,
+            volumes=("My_vol.1-x", "st-{{.Task.Slot}}"),
         ),
     ]
+    for service in found:
+        assert (service.mode, service.replicas) == ("replicated", 0)
+        assert (service.order, service.labels, service.driverless) == (
+            "stop-first",
+            {"kept": "as it is"},
+            ("plain",),
+        )
+
+
+async def test_a_service_s_constraints_and_labels_change_and_nothing_else(rig: Rig) -> None:
+    await rig.form_swarm()
+    swarm = rig.engine.swarm
+    await rig.create_service("web", "node.role==manager", volumes=["v1"])
+    (service,) = await swarm.services()
+    constraints, labels = ("node.role==manager", "node.hostname==b"), {"kept": "no", "new": "1"}
+    await swarm.update_service(service, constraints=constraints, labels=labels)
+    (changed,) = await swarm.services()
+    assert changed.version > service.version
+    expected = replace(service, constraints=constraints, labels=labels)
+    assert replace(changed, version=service.version, update="") == expected
+    with pytest.raises(Stale):
+        await swarm.update_service(service, constraints=(), labels={})
+    with pytest.raises(Stale):
+        await swarm.update_service(replace(changed, id="nosuch"), constraints=(), labels={})
+    await swarm.update_service(changed, constraints=(), labels={})
+    (bare,) = await swarm.services()
+    assert (bare.constraints, bare.labels, bare.volumes) == ((), {}, ("v1",))
 
 
 # --- the plugin in a real engine -----------------------------------------------------------------
@@ -647,6 +722,50 @@ async def test_a_container_is_seen_as_a_user(docker: DockerRig, tmp_path: Path) 
     assert [user.command for user in users] == ["sleep 1000"]
     await docker.remove_container(container)
     assert await asyncio.to_thread(users_of, [data], mount_root=tmp_path / "mounts") == []
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("end", ["time limit", "cancelled"])
+async def test_a_command_that_ends_early_leaves_no_process(docker: DockerRig, end: str) -> None:
+    container = await docker.run("one", volume=None)
+    ps = "cat /proc/[0-9]*/cmdline | busybox tr '\\0' ' '"
+    limit = 0.5 if end == "time limit" else 1000
+    work = asyncio.create_task(
+        docker.engine.execute(container, "sleep 77 & sleep 78; true", timeout_seconds=limit)
+    )
+    async with asyncio.timeout(20):
+        while "sleep 78" not in (await docker.ok("exec", container, "sh", "-c", ps)):
+            await asyncio.sleep(0.05)
+        if end == "cancelled":
+            work.cancel()
+        await asyncio.wait({work})
+        left = await docker.ok("exec", container, "sh", "-c", ps)
+    assert "sleep 77" not in left
+    assert "sleep 78" not in left
+    assert "sleep 1000" in left, "the container itself runs on"
+
+
+@pytest.mark.root
+async def test_a_task_of_a_service_and_its_container_are_told(docker: DockerRig) -> None:
+    await docker.form_swarm()
+    words = ["--detach", "--no-resolve-image", "--restart-condition", "none", "--name", "web"]
+    words += ["--container-label", "said=yes", "--stop-grace-period", "0s"]
+    await docker.ok("service", "create", *words, IMAGE, "sleep", "1000")
+    swarm = docker.engine.swarm
+    async with asyncio.timeout(30):
+        while [task.state for task in await swarm.tasks()] != ["running"]:
+            await asyncio.sleep(0.1)
+    (service,), (node,), (task,) = await swarm.services(), await swarm.nodes(), await swarm.tasks()
+    assert (task.service, task.node, task.wanted, task.ended) == (service.id, node.id, True, False)
+    assert await swarm.tasks(service=service.id) == [task]
+    assert await swarm.tasks(service="nosuch") == []
+    (container,) = await docker.engine.containers_of("web")
+    assert (container.id, container.running) == (task.container, True)
+    assert container.labels["said"] == service.container_labels["said"] == "yes"
+    await swarm.update_service(service, constraints=["node.role==worker"], labels={})
+    async with asyncio.timeout(30):
+        while not next(each for each in await swarm.tasks() if each.id == task.id).ended:
+            await asyncio.sleep(0.1)
 
 
 @pytest.mark.root

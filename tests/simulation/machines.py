@@ -38,6 +38,7 @@ from pannier.service.doctor import Doctor
 from pannier.service.durable import Durable
 from pannier.service.failsafe import Failsafe
 from pannier.service.handover import Handovers
+from pannier.service.hooks import Hooks
 from pannier.service.leaving import Leaving
 from pannier.service.membership import Membership
 from pannier.service.node import NodeService
@@ -46,6 +47,7 @@ from pannier.service.peers import Peer, Peers
 from pannier.service.receiving import Reception
 from pannier.service.recovery import Recovery
 from pannier.service.replication import Replicator
+from pannier.service.services import Services
 from pannier.service.settling import Settling
 from pannier.service.syncguard import RUNTIME, SyncGuard
 from pannier.service.takeover import Takeover
@@ -236,6 +238,19 @@ class Run:
             takeover=self.takeover,
             failsafe=self.failsafe,
             verification=self.verification,
+            services=Services(
+                node=self.name,
+                swarm=machine.engine.swarm,
+                catalog=self.catalog,
+                hooks=Hooks(
+                    node=self.name,
+                    engine=machine.engine,
+                    catalog=self.catalog,
+                    file=machine.state / "hooks.json",
+                ),
+                peers=peers,
+                clock=now,
+            ),
         )
         self.upkeep = Upkeep(self.custody, self.handovers, state=machine.state)
         self._claims: dict[str, tuple[int, asyncio.Task[Any]]] = {}

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import pytest
 from cluster_world import IMAGE, World
 from demo import failover, jenkins_image, story
-from jenkins_world import HOME, SLOW, Stack, deploy, install
+from demo.jenkins import CONTROLLER, HOME, SLOW, Stack, deploy
 from laboratory import laboratory, world_on
 
 from pannier.lab import Lab
@@ -66,10 +66,12 @@ def world(jenkins_lab: Lab) -> Iterator[World]:
 def stack(world: World) -> Stack:
     """The stack, deployed for the first time; each node has a job that proves its agent."""
     world.run(MANAGER, "docker", "swarm", "update", "--dispatcher-heartbeat", "2s")
+    # One secret is a person's own, with what a shell could stumble over; the other one is made.
+    world.sh(MANAGER, "printf 'say \"friend\"' | docker secret create jenkins_agent_password -")
     stack = Stack(world.lab, manager=MANAGER)
-    stack.install()
-    with timed("from docker stack deploy until all agents are online"):
-        stack.deploy(JENKINS_CONSTRAINT=pin(FIRST))
+    with timed("from pannier stack deploy until all agents are online"):
+        said = stack.deploy(wait="5m", JENKINS_CONSTRAINT=pin(FIRST))
+        assert [each["made"] for each in said["secrets"]] == [True, False]
         stack.task()
         stack.wait_for_agents(*NODES)
     for node in NODES:
@@ -84,6 +86,32 @@ def test_the_first_start_fills_the_home_and_every_node_has_a_door(stack: Stack) 
     assert any(line.endswith(" 'config.xml'") for line in lines), "the image's own file"
     for node in NODES:
         assert "proof-node1" in stack.get("api/json", node=node)
+
+
+def test_the_same_deployment_again_changes_nothing_and_a_second_one_is_refused(
+    stack: Stack, world: World
+) -> None:
+    task, agents = stack.task(), stack.agents()
+    said = stack.deploy(wait="1m", JENKINS_CONSTRAINT=pin(FIRST))
+    assert not any(each["made"] for each in said["secrets"])
+    assert (stack.task(), stack.agents()) == (task, agents)
+    second = ("pannier", "stack", "deploy", "jenkins", "--name", "ci")
+    world.refused(MANAGER, *second, says=["8080/tcp is published by service jenkins_door"])
+
+
+def test_a_node_that_would_not_hold_sync_calls_is_refused(world: World) -> None:
+    def reload(change: str, runtime: str) -> None:
+        until = f"until docker info -f '{{{{.DefaultRuntime}}}}' | grep -x {runtime}; do sleep 0.1; done"
+        world.sh(SECOND, f"{change}; systemctl reload docker; {until}", timeout=20)
+
+    there = ("pannier", "stack", "deploy", "jenkins", "-e", f"JENKINS_CONSTRAINT={pin(SECOND)}")
+    # An engine takes another default runtime from a file that names one, not from one that does not.
+    name_runc = 'sed -i \'1s/{/{"default-runtime": "runc",/\' /etc/docker/daemon.json'
+    reload(f"pannier runtime unregister; {name_runc}", "runc")
+    try:
+        world.refused(MANAGER, *there, says=[f"{SECOND} may get service controller", "register"])
+    finally:
+        reload("pannier runtime register", "pannier")
 
 
 def test_each_node_builds_an_image_runs_it_and_its_result_is_kept(stack: Stack) -> None:
@@ -110,25 +138,27 @@ def test_a_drain_moves_the_controller_to_a_copy(stack: Stack) -> None:
     stack.wait_for_agents(*NODES)
 
 
-def test_a_move_keeps_jobs_builds_and_numbers_and_agents_find_it(
+def test_a_move_waits_for_the_running_build_and_keeps_jobs_and_numbers(
     stack: Stack, world: World
 ) -> None:
+    stack.deploy(JENKINS_CONSTRAINT=WITH_A_COPY)
     here = stack.task().node
     target = SECOND if here != SECOND else FIRST
-    before, jobs, agents = stack.builds(here), stack.jobs(), stack.agents()
-    move = world.moving(HOME, target, at=MANAGER, wait="90s")
-    move.wait_for("waiting")
-    with timed("from the change of the constraint until the controller answers elsewhere"):
-        stack.deploy(JENKINS_CONSTRAINT=pin(target))
-        outcome = move.outcome()
-        assert outcome.status == 0, outcome.text
-        assert stack.task(not_on=here).node == target
-    assert stack.builds(target) == before
+    stack.create_job("counts", node=MANAGER, script="sleep 15; echo counted")
+    before, agents = stack.builds(here), stack.agents()
+    number = stack.start_build("counts")
+    jobs = stack.jobs()
+    with timed("from the command's begin to its end, a build of 15 s included"):
+        said = world.run(MANAGER, "pannier", "service", "move", CONTROLLER, target)
+    print(said)
+    assert stack.task(not_on=here).node == target
+    assert stack.finished("counts", number)["result"] == "SUCCESS", "the move has waited for it"
     assert stack.jobs() == jobs
+    assert set(before) <= set(stack.builds(target))
     with timed("until all agents are online again"):
         stack.wait_for_agents(*NODES)
     assert stack.agents() == agents, "they connect again; nobody has to start them"
-    assert stack.build(f"proof-{here}") == jobs[f"proof-{here}"]
+    assert stack.build(f"proof-{here}") == jobs[f"proof-{here}"], "it takes builds again"
 
 
 @pytest.mark.faults
@@ -178,7 +208,6 @@ def test_an_image_that_was_pushed_follows_its_registry(world: World) -> None:
     """No node but the first has ever had it."""
     lab = world.lab
     world.volumes.append("registry_images")
-    install(lab, MANAGER, "registry")
     images = {
         "REGISTRY_IMAGE": jenkins_image.REGISTRY,
         "REGISTRY_DOOR_IMAGE": jenkins_image.DOOR,

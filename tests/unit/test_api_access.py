@@ -85,7 +85,9 @@ def test_kind_of_route_follows_from_its_path(route: Route) -> None:
 async def test_each_route_with_each_caller(
     client: TestClient[web.Request, web.Application], route: Route, kind: str
 ) -> None:
-    path = route.path.format_map({"node": "node1", "volume": "data", "name_or_id": "data"})
+    path = route.path.format_map(
+        {"node": "node1", "volume": "data", "name_or_id": "data", "service": "web"}
+    )
     query = "?follow=true" if "follow" in route.flags else ""
     answer = await client.request(route.method, path + query, headers={"X-Test-Caller": kind})
     assert (answer.status == 403) is not TABLE[route.access, kind], await answer.text()

@@ -26,6 +26,7 @@ from pannier.core.errors import (
     Denied,
     ForeignData,
     InvalidInput,
+    NotFound,
     NotHolder,
     OutcomeUnknown,
     PannierError,
@@ -34,6 +35,7 @@ from pannier.core.errors import (
     VolumeInUse,
     VolumeNotFound,
 )
+from pannier.core.hooks import Moment
 from pannier.service.operations import JoinRequest, Operations
 from pannier.service.views import EventView
 
@@ -67,6 +69,23 @@ async def client(endpoint: UnixEndpoint) -> AsyncIterator[ApiClient]:
 async def peer(endpoint: UnixEndpoint) -> AsyncIterator[PeerClient]:
     async with PeerClient(endpoint) as peer:
         yield peer
+
+
+async def test_services_and_their_hooks(client: ApiClient, peer: PeerClient) -> None:
+    operations: Operations = client
+    assert [service.name for service in await operations.services()] == ["web"]
+    steps = operations.move_service(
+        "web", "node2", now=True, stay=False, timeout_seconds=60, actor="x"
+    )
+    assert [step.phase async for step in steps] == ["copying", "done"]
+    views = [view async for view in peer.peer_hook("web", moment=Moment.BEFORE)]
+    assert [(view.hook, view.ended, view.abort) for view in views] == [
+        ("pre-move", False, True),
+        ("pre-move", True, True),
+    ]
+    with pytest.raises(NotFound, match="no container of service shop"):
+        async for _ in peer.peer_hook("shop", moment=Moment.AFTER):
+            pass
 
 
 async def test_client_stands_in_for_the_use_cases(client: ApiClient, cluster: FakeCluster) -> None:

@@ -212,6 +212,37 @@ def test_failed_move_as_json_says_it_in_the_stream_and_as_the_error(data: Shell)
     assert result.exit_code == 4
 
 
+def test_services_and_where_they_could_start(data: Shell) -> None:
+    listed = data.run("service", "ls")
+    assert listed.exit_code == 0, listed.stderr
+    heading, row = listed.stdout.splitlines()
+    assert heading.split()[:3] == ["SERVICE", "RUNS", "ON"]
+    assert row.split()[:3] == ["web", "node1", "data"]
+    assert json.loads(data.run("service", "ls", "-o", "json").stdout)[0]["copies_on"] == ["node1"]
+
+
+def test_a_service_s_move_shows_each_step_once(data: Shell) -> None:
+    moved = data.run("service", "move", "web", "node2", "--now", "--timeout", "3h")
+    assert moved.exit_code == 0, moved.stderr
+    assert moved.stdout.splitlines() == [
+        "    0.0 s  web runs on node1",
+        "    1.5 s  web runs on node2",
+        "moved: web: node1 → node2, pause 0.4 s",
+    ]
+    assert "copying data: node1 → node2" in moved.stderr
+
+
+def test_a_service_s_move_as_json(data: Shell) -> None:
+    lines = data.run("service", "move", "web", "node2", "-o", "json").stdout.splitlines()
+    assert [json.loads(line)["phase"] for line in lines] == ["copying", "done"]
+
+
+def test_a_service_s_move_that_is_refused(data: Shell) -> None:
+    refused = data.run("service", "move", "wep", "node2")
+    assert refused.exit_code == 3
+    assert "has no service wep" in refused.stderr
+
+
 def test_remove_and_restore(data: Shell) -> None:
     result = data.run("volume", "rm", "data")
     assert result.stdout == "removed: data\n"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
@@ -10,6 +10,7 @@ from pannier.api.caller import ACTOR_PATTERN
 
 DAY_SECONDS = 86_400
 VOLUME_PATTERN = r"^[a-zA-Z0-9][a-zA-Z0-9_.-]{1,127}$"
+SERVICE_PATTERN = r"^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}$"
 NODE_PATTERN = r"^[a-zA-Z0-9]([a-zA-Z0-9.-]{0,61}[a-zA-Z0-9])?$"
 # For the document only: names are checked by the core, whose errors say what to do.
 VolumeName = Annotated[str, Meta(extra_json_schema={"pattern": VOLUME_PATTERN})]
@@ -63,6 +64,24 @@ class MoveOrder(Body, frozen=True, kw_only=True):
 
     node: NodeName
     wait_seconds: WaitSeconds = 100.0
+
+
+class ServiceMoveOrder(Body, frozen=True, kw_only=True):
+    """``now``: without the pre-move hook. ``stay``: tie the service to the node for good.
+
+    ``timeout_seconds``: how long the copying may take, and then the new container's start.
+    """
+
+    node: NodeName
+    now: bool = False
+    stay: bool = False
+    timeout_seconds: Annotated[float, Meta(gt=0, le=DAY_SECONDS)] = 3600.0
+
+
+class PeerHookOrder(Body, frozen=True, kw_only=True):
+    """Which hook of the service's container; what is run stands in that container's labels."""
+
+    hook: Literal["pre-move", "post-move"]
 
 
 class HandoverOrder(Body, frozen=True, kw_only=True):

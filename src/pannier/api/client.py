@@ -10,13 +10,17 @@ from urllib.parse import quote
 
 from pannier.api.connection import CHANGE_SECONDS, Connection
 from pannier.core.errors import OutcomeUnknown
+from pannier.core.hooks import Moment
 from pannier.service.operations import HandoverReply, JoinReply, JoinRequest
 from pannier.service.views import (
     CheckView,
     EventView,
     FindingView,
+    HookView,
     MoveProgress,
     NodeView,
+    ServiceMoveProgress,
+    ServiceView,
     StatusView,
     TokenView,
     TrashView,
@@ -120,6 +124,35 @@ class ApiClient(Connection):
             async for progress in stream:
                 yield progress
 
+    async def services(self) -> list[ServiceView]:
+        """The Swarm's services with volumes of ours."""
+        return await self.ask("GET", "/v1/services", answer=list[ServiceView])
+
+    async def move_service(
+        self,
+        name: str,
+        node: str,
+        *,
+        now: bool,
+        stay: bool,
+        timeout_seconds: float,
+        actor: str | None = None,
+    ) -> AsyncGenerator[ServiceMoveProgress, None]:
+        """Move a Swarm service with its volumes; the last value's phase is ``done``."""
+        body = {"node": node, "now": now, "stay": stay, "timeout_seconds": timeout_seconds}
+        path = f"/v1/services/{_segment(name)}/move"
+        phase = ""
+        stream = self.stream("POST", path, item=ServiceMoveProgress, body=body, actor=actor)
+        async with aclosing(stream) as lines:
+            async for progress in lines:
+                phase = progress.phase
+                yield progress
+        if phase != "done":
+            raise OutcomeUnknown(
+                f"{self.endpoint} stopped reporting the move of service {name}",
+                remedy="the same command, given again, brings it to its end",
+            )
+
     async def history(self, name: str) -> list[EventView]:
         """What happened to a volume, oldest first."""
         path = f"/v1/volumes/{_segment(name)}/history"
@@ -222,6 +255,14 @@ class PeerClient(Connection):
         async with aclosing(_move(self, path, body=body)) as stream:
             async for progress in stream:
                 yield progress
+
+    async def peer_hook(self, service: str, *, moment: Moment) -> AsyncGenerator[HookView, None]:
+        """Have that node run a hook of its container; after pre-move, read on during the move."""
+        path = f"/v1/peer/services/{_segment(service)}/hook"
+        stream = self.stream("POST", path, item=HookView, body={"hook": str(moment)})
+        async with aclosing(stream) as views:
+            async for view in views:
+                yield view
 
 
 async def _move(

@@ -15,19 +15,25 @@ from pannier.core.errors import (
     Conflict,
     Denied,
     NodeNotFound,
+    NotFound,
     NotHolder,
     VolumeInUse,
     VolumeNotFound,
 )
+from pannier.core.hooks import Moment
 from pannier.core.options import parse_options
 from pannier.service.operations import HandoverReply, JoinReply, JoinRequest
 from pannier.service.views import (
     CheckView,
     EventView,
     FindingView,
+    HookView,
     MoveProgress,
     NodeView,
+    ServiceMoveProgress,
+    ServiceView,
     StatusView,
+    StepView,
     TokenView,
     TrashView,
     VolumeView,
@@ -263,6 +269,45 @@ class FakeCluster:
             total_seconds=3.5,
             generation=f"{volume.epoch + 1}.1",
         )
+
+    async def services(self) -> list[ServiceView]:
+        self._begin("services")
+        volumes = list(self.volumes_by_name)
+        view = ServiceView(name="web", nodes=[self.here], volumes=volumes, copies_on=[self.here])
+        return [view]
+
+    async def move_service(
+        self,
+        name: str,
+        node: str,
+        *,
+        now: bool,
+        stay: bool,
+        timeout_seconds: float,
+        actor: str,
+    ) -> AsyncGenerator[ServiceMoveProgress, None]:
+        self._begin("move_service", name, actor)
+        if name != "web":
+            raise NotFound(f"the Swarm has no service {name}", remedy="see docker service ls")
+        self._node(node)
+        steps = [StepView(seconds=0.0, what=f"web runs on {self.here}")]
+        copy = MoveProgress(phase="copying", volume="data", source=self.here, target=node)
+        first = ServiceMoveProgress(
+            phase="copying", service=name, source=self.here, target=node, steps=steps
+        )
+        yield replace(first, volumes=[copy])
+        steps.append(StepView(seconds=1.5, what=f"web runs on {node}"))
+        yield replace(first, phase="done", pause_seconds=0.4)
+
+    async def peer_hook(
+        self, service: str, *, moment: Moment, peer: str
+    ) -> AsyncGenerator[HookView, None]:
+        self._begin("peer_hook", service, peer=peer)
+        if service != "web":
+            raise NotFound(f"no container of service {service} runs on node {self.here}")
+        began = HookView(hook=moment, container="web.1", abort=moment is Moment.BEFORE)
+        yield began
+        yield replace(began, ended=True, output=["done"])
 
     async def history(self, name: str) -> list[EventView]:
         self._begin("history")

@@ -11,6 +11,7 @@ import msgspec
 from pannier.api import bodies
 from pannier.api.caller import Caller, NodeCaller
 from pannier.core.errors import Denied
+from pannier.core.hooks import Moment
 from pannier.service.operations import JoinRequest, Operations, PeerOperations
 
 BodyType = TypeVar("BodyType", bound=bodies.Body)
@@ -42,6 +43,11 @@ class Call:
     def node(self) -> str:
         """The path's node."""
         return self.path["node"]
+
+    @property
+    def service(self) -> str:
+        """The path's Swarm service."""
+        return self.path["service"]
 
     @property
     def peer(self) -> str:
@@ -85,6 +91,17 @@ def _cluster_handlers(operations: Operations) -> dict[str, Handler]:
             call.volume, order.node, wait_seconds=order.wait_seconds, actor=call.actor
         )
 
+    def move_service(call: Call) -> AsyncIterator[Any]:
+        order = call.read(bodies.ServiceMoveOrder)
+        return operations.move_service(
+            call.service,
+            order.node,
+            now=order.now,
+            stay=order.stay,
+            timeout_seconds=order.timeout_seconds,
+            actor=call.actor,
+        )
+
     def drain_node(call: Call) -> Awaitable[Any]:
         drained = call.read(bodies.NodeChange).drained
         return operations.drain_node(call.node, drained=drained, actor=call.actor)
@@ -108,6 +125,8 @@ def _cluster_handlers(operations: Operations) -> dict[str, Handler]:
             call.volume, accept_loss=call.read(bodies.RecoverOrder).accept_loss, actor=call.actor
         ),
         "verify_volume": lambda call: operations.verify_volume(call.volume),
+        "services": lambda call: operations.services(),
+        "move_service": move_service,
         "history": lambda call: operations.history(call.volume),
         "trash": lambda call: operations.trash(),
         "restore_volume": lambda call: operations.restore_volume(
@@ -169,6 +188,10 @@ def _peer_handlers(peers: PeerOperations) -> dict[str, Handler]:
             peer=call.peer,
         )
 
+    def hook(call: Call) -> AsyncIterator[Any]:
+        moment = Moment(call.read(bodies.PeerHookOrder).hook)
+        return peers.peer_hook(call.service, moment=moment, peer=call.peer)
+
     return {
         "peer_node": lambda call: peers.peer_node(peer=call.peer),
         "peer_create": create,
@@ -180,4 +203,5 @@ def _peer_handlers(peers: PeerOperations) -> dict[str, Handler]:
         "peer_lost_copy": lost_copy,
         "peer_promise": promise,
         "peer_move": move,
+        "peer_hook": hook,
     }

@@ -28,6 +28,7 @@ _WORDS = {
 _PARAMETERS = {
     "volume": ("a volume's name", bodies.VOLUME_PATTERN),
     "name_or_id": ("name or id of a removed volume", bodies.VOLUME_PATTERN),
+    "service": ("a Swarm service's name", bodies.SERVICE_PATTERN),
     "node": ("a node's name", bodies.NODE_PATTERN),
 }
 

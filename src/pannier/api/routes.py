@@ -37,7 +37,7 @@ class Route:
 
     Attributes:
         name: the operation's name: of the handler, in the OpenAPI document and in log lines.
-        path: with ``{volume}``, ``{node}`` or ``{name_or_id}`` as parameters.
+        path: with ``{volume}``, ``{node}``, ``{service}`` or ``{name_or_id}`` as parameters.
         answer: type of the answer (of one line, for a stream), or None for an empty one.
         flags: names of boolean query parameters; absent means false.
         stream: the answer is one JSON value per line, with blank lines to show life.
@@ -86,6 +86,7 @@ _VOLUME = (errors.VolumeNotFound,)
 _STORAGE = (errors.StorageError, errors.PoolFull)
 _CREATE = (errors.AlreadyExists, errors.NodeNotFound, *_STORAGE)
 _MOVE = (errors.VolumeNotFound, errors.NodeNotFound, errors.Conflict, errors.StorageError)
+_SWARM = (errors.Conflict, errors.EngineUnavailable)
 
 ROUTES: tuple[Route, ...] = (
     _cluster("GET", "/status", "status", "The cluster at a glance", views.StatusView),
@@ -199,6 +200,24 @@ ROUTES: tuple[Route, ...] = (
         list[views.FindingView],
         raises=_VOLUME,
     ),
+    _cluster(
+        "GET",
+        "/services",
+        "services",
+        "The Swarm's services with volumes of Pannier; asked of a Swarm manager",
+        list[views.ServiceView],
+        raises=_SWARM,
+    ),
+    _cluster(
+        "POST",
+        "/services/{service}/move",
+        "move_service",
+        "Move a Swarm service with its volumes to another node, and report progress",
+        views.ServiceMoveProgress,
+        body=bodies.ServiceMoveOrder,
+        stream=True,
+        raises=(errors.NotFound, errors.PoolFull, errors.DeadlineExceeded, *_MOVE, *_SWARM),
+    ),
     _cluster("GET", "/trash", "trash", "Removed volumes", list[views.TrashView]),
     _cluster(
         "POST",
@@ -302,5 +321,15 @@ ROUTES: tuple[Route, ...] = (
         body=bodies.PeerMoveOrder,
         stream=True,
         raises=_MOVE,
+    ),
+    _peer(
+        "POST",
+        "/services/{service}/hook",
+        "peer_hook",
+        "Run a hook of the service's container here; after pre-move, read on while it is moved",
+        views.HookView,
+        body=bodies.PeerHookOrder,
+        stream=True,
+        raises=(errors.NotFound, errors.Conflict, errors.EngineUnavailable),
     ),
 )

@@ -18,6 +18,7 @@ from pannier.api.ndjson import KEEPALIVE_SECONDS, Streams
 from pannier.api.routes import ALLOWED, ROUTES, Access, Route
 from pannier.core.errors import Denied, InvalidInput, NotFound, PannierError
 from pannier.core.node import check_node_name
+from pannier.core.swarm import check_service_name
 from pannier.core.volume import check_name
 from pannier.service.operations import Operations, PeerOperations
 from pannier.service.views import ErrorView
@@ -31,6 +32,7 @@ _CHECKS: dict[str, Callable[[str], str]] = {
     "volume": check_name,
     "name_or_id": check_name,
     "node": check_node_name,
+    "service": check_service_name,
 }
 _Handle = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -136,8 +138,10 @@ async def _read_body(request: web.Request, route: Route) -> bodies.Body | None:
         ) from error
     if isinstance(body, bodies.VolumeOrder | bodies.PeerVolumeOrder):
         check_name(body.name)
-    if isinstance(body, bodies.MoveOrder | bodies.PeerMoveOrder | bodies.JoinOrder):
-        check_node_name(body.name if isinstance(body, bodies.JoinOrder) else body.node)
+    if isinstance(body, bodies.JoinOrder):
+        check_node_name(body.name)
+    if isinstance(body, bodies.MoveOrder | bodies.PeerMoveOrder | bodies.ServiceMoveOrder):
+        check_node_name(body.node)
     return body
 
 

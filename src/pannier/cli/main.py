@@ -10,8 +10,10 @@ from pannier import __version__
 from pannier.cli.command import Lazy, Root, output_options
 from pannier.cli.deploy import deploy
 from pannier.cli.node import node
+from pannier.cli.service import service
 from pannier.cli.session import DEFAULT_SOCKET, Session, pass_session
 from pannier.cli.setup import ca, init, join, runtime
+from pannier.cli.stack import stack
 from pannier.cli.status import doctor, events, status
 from pannier.cli.token import token
 from pannier.cli.volume import volume
@@ -56,8 +58,9 @@ def cli(session: Session, socket: str, host: str | None, certificates: str | Non
 
 
 for _command in (
-    *(init, join, token, ca, runtime, status, doctor, events, node, volume),
+    *(init, join, token, ca, runtime, status, doctor, events, node, volume, service),
     deploy,
+    stack,
 ):
     cli.add_command(_command)
 cli.add_command(

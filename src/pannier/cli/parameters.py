@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import click
 
-_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
-_PART = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,3})?)([smhd]?)", re.ASCII)
+from pannier.core.duration import parse_duration
+from pannier.core.errors import InvalidInput
 
 
 def read_duration(context: click.Context, parameter: click.Parameter, text: str) -> float:
     """A callback that reads ``90s``, ``1h30m`` or ``2d`` as seconds; a bare number is seconds."""
-    parts = _PART.findall(text)
-    whole = "".join(number + unit for number, unit in parts)
-    bare = any(not unit for _, unit in parts)
-    if not parts or whole != text or (bare and len(parts) > 1):
-        raise click.BadParameter(
-            f"{text!r} is not a duration: write 90s, 10m, 1h or 2d", ctx=context, param=parameter
-        )
-    return sum(float(number) * _UNITS[unit] for number, unit in parts)
+    try:
+        return parse_duration(text)
+    except InvalidInput as error:
+        words = f"{error.message}: {error.remedy}"
+        raise click.BadParameter(words, ctx=context, param=parameter) from error
 
 
 def read_pairs(

@@ -196,9 +196,12 @@ class Corrupt(StorageError):
 
 
 def _tree(root: type[PannierError]) -> dict[str, type[PannierError]]:
-    found = {root.code: root}
+    """By code; a class without a code of its own is only of use where it is raised."""
+    found: dict[str, type[PannierError]] = {}
     for child in root.__subclasses__():
         found.update(_tree(child))
+    if "code" in vars(root):
+        found[root.code] = root
     return found
 
 

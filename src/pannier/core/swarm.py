@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from pannier.core.errors import InvalidInput
+
 VOLUME_LABEL_PREFIX = "pannier.volume."
 VOLUME_LABEL_VALUE = "copy"
+_SERVICE_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}", re.ASCII)
+_ENDED = frozenset({"complete", "failed", "shutdown", "rejected", "orphaned", "remove"})
 
 
 class Availability(StrEnum):
@@ -20,10 +25,16 @@ class Availability(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SwarmMember:
-    """An engine that belongs to a Swarm. ``node`` is its Swarm node id."""
+    """An engine that belongs to a Swarm.
+
+    Attributes:
+        node: its Swarm node id.
+        managers: Swarm node ids of the managers that it knows of.
+    """
 
     node: str
     manager: bool
+    managers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,11 +66,60 @@ class SwarmNode:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SwarmService:
-    """A service. ``volumes`` are those of our driver that its tasks mount, as its spec names them."""
+    """A service.
+
+    Attributes:
+        volumes: those of our driver that its tasks mount, as its spec names them.
+        driverless: volumes for which the spec names no driver: ours where we have one of the name.
+        mode: ``replicated``, ``global``, ``replicated job`` or ``global job``.
+        replicas: how many tasks a replicated service shall have.
+        order: what an update does, ``stop-first`` or ``start-first``.
+        labels: the service's own.
+        container_labels: those that its containers get.
+        update: what became of its last update, such as ``completed`` or ``rollback_started``.
+        version: rises with every change of the service.
+    """
 
     name: str
     constraints: tuple[str, ...]
     volumes: tuple[str, ...]
+    driverless: tuple[str, ...] = ()
+    id: str = ""
+    version: int = 0
+    mode: str = "replicated"
+    replicas: int = 1
+    order: str = "stop-first"
+    labels: Mapping[str, str] = field(default_factory=dict)
+    container_labels: Mapping[str, str] = field(default_factory=dict)
+    update: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SwarmTask:
+    """One attempt to run a service on a node.
+
+    Attributes:
+        service: the service's id.
+        node: the node's id; empty while Swarm has found none.
+        state: ``pending``, ``preparing``, ``starting``, ``running`` (and healthy, where there is a
+            health check), ``failed``, ``rejected``, ``shutdown`` and the like.
+        wanted: whether Swarm wants it to run.
+        container: the container's id; None before there is one.
+        message: what Swarm says of it, an error if there is one.
+    """
+
+    id: str
+    service: str
+    node: str
+    state: str
+    wanted: bool
+    container: str | None = None
+    message: str = ""
+
+    @property
+    def ended(self) -> bool:
+        """Whether its container has ended, or there will never be one."""
+        return self.state in _ENDED
 
 
 def volume_label(volume: str) -> str:
@@ -73,3 +133,16 @@ def volume_label(volume: str) -> str:
 def without_volume_labels(labels: Mapping[str, str]) -> dict[str, str]:
     """A node's labels without ours."""
     return {k: v for k, v in labels.items() if not k.startswith(VOLUME_LABEL_PREFIX)}
+
+
+def check_service_name(name: str) -> str:
+    """Return ``name`` if it can name a service.
+
+    Raises:
+        InvalidInput: it cannot.
+    """
+    if not _SERVICE_NAME.fullmatch(name):
+        raise InvalidInput(
+            f"{name[:40]!r} cannot name a service", remedy="see docker service ls for the names"
+        )
+    return name

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
-from pannier.core.swarm import Availability, SwarmMember, SwarmNode, SwarmService
+from pannier.core.swarm import (
+    Availability,
+    SwarmMember,
+    SwarmNode,
+    SwarmService,
+    SwarmTask,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,6 +23,7 @@ class Container:
     name: str
     service: str | None
     running: bool
+    labels: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     def __str__(self) -> str:
         return f"{self.name} (service {self.service})" if self.service else self.name
@@ -38,6 +45,19 @@ class EngineFacts:
     runtimes: Mapping[str, str]
     runc: str | None
     libseccomp: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Executed:
+    """How a command in a container ended.
+
+    Attributes:
+        status: its exit status; None where it was ended at its time limit.
+        output: the end of what it printed, on both streams.
+    """
+
+    status: int | None
+    output: str
 
 
 class Swarm(Protocol):
@@ -80,6 +100,28 @@ class Swarm(Protocol):
         """All services of the Swarm."""
         ...
 
+    async def update_service(
+        self,
+        service: SwarmService,
+        *,
+        constraints: Sequence[str],
+        labels: Mapping[str, str],
+    ) -> None:
+        """Give a service these constraints and labels of its own, and no others.
+
+        A task that runs where the constraints forbid it is ended, and another one started where they
+        allow it. One that runs where they allow it runs on.
+
+        Raises:
+            Stale: it was changed since it was read, or is gone; nothing was changed.
+            OutcomeUnknown: it was asked for and no answer came.
+        """
+        ...
+
+    async def tasks(self, *, service: str | None = None) -> list[SwarmTask]:
+        """The tasks of all services, or of the one of that id; some that have ended are among them."""
+        ...
+
 
 class Engine(Protocol):
     """One node's container engine. Raises EngineUnavailable where it does not answer."""
@@ -103,6 +145,18 @@ class Engine(Protocol):
 
     async def container(self, container_id: str) -> Container | None:
         """One container; None where the engine does not know it."""
+        ...
+
+    async def containers_of(self, service: str) -> list[Container]:
+        """Containers, running or not, of this engine that belong to a Swarm service of that name."""
+        ...
+
+    async def execute(self, container_id: str, command: str, *, timeout_seconds: float) -> Executed:
+        """Run ``command`` by the container's own ``sh``, as the container's user.
+
+        What still runs at the time limit is killed, with its children; so it is when the caller is
+        cancelled. EngineUnavailable also where the container does not run, or has no ``sh``.
+        """
         ...
 
     async def other_volumes(self) -> list[str]:

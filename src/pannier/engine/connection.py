@@ -58,7 +58,7 @@ class Connection:
             if status == 404:
                 return None
             if status != 200:
-                raise self._refused(path, status, content)
+                raise self.refused(path, status, content)
             return msgspec.json.decode(content, type=kind)
         except TimeoutError as error:
             raise self._no_answer(path, timeout_seconds) from error
@@ -67,8 +67,8 @@ class Connection:
         except (msgspec.MsgspecError, UnicodeError) as error:
             raise self.unavailable(f"gave an answer to {path} that is not its: {error}") from error
 
-    async def post(self, path: str, body: object, *, timeout_seconds: float, **query: str) -> None:
-        """Ask for a change.
+    async def post(self, path: str, body: object, *, timeout_seconds: float, **query: str) -> bytes:
+        """Ask for a change; returns the answer as it came.
 
         Raises:
             EngineUnavailable: it was not made: the engine refused, or was not reached.
@@ -85,7 +85,8 @@ class Connection:
                 remedy="look whether it was done, and ask again if not",
             ) from error
         if status not in (200, 201, 204):
-            raise self._refused(path, status, content)
+            raise self.refused(path, status, content)
+        return content
 
     async def _exchange(
         self, method: str, path: str, query: Mapping[str, str], body: object, seconds: float
@@ -113,7 +114,8 @@ class Connection:
     def _unreachable(self, error: Exception) -> EngineUnavailable:
         return self.unavailable(f"cannot be reached: {error}")
 
-    def _refused(self, path: str, status: int, content: bytes) -> EngineUnavailable:
+    def refused(self, path: str, status: int, content: bytes) -> EngineUnavailable:
+        """The engine, said to have refused a call."""
         return self.unavailable(f"answered {status} to {path}: {_message(content)}")
 
 

@@ -13,8 +13,9 @@ import aiohttp
 import msgspec
 
 from pannier.core.errors import EngineUnavailable
-from pannier.engine.base import Container, EngineFacts
+from pannier.engine.base import Container, EngineFacts, Executed
 from pannier.engine.connection import Connection, as_filters
+from pannier.engine.execution import Execution
 from pannier.engine.swarm import DockerSwarm
 
 DEFAULT_SOCKET = Path("/var/run/docker.sock")
@@ -179,7 +180,20 @@ class DockerEngine:
             name=found.name.lstrip("/"),
             service=(found.config.labels or {}).get(_SERVICE_LABEL),
             running=found.state.running,
+            labels=found.config.labels or {},
         )
+
+    async def containers_of(self, service: str) -> list[Container]:
+        """See :class:`~pannier.engine.base.Engine`."""
+        query = as_filters({"label": [f"{_SERVICE_LABEL}={service}"]})
+        listed = await self._get("/containers/json", list[_Listed], filters=query, all="1")
+        return [_container(item) for item in listed or []]
+
+    async def execute(self, container_id: str, command: str, *, timeout_seconds: float) -> Executed:
+        """See :class:`~pannier.engine.base.Engine`."""
+        execution = Execution(self._connection, call_seconds=self._timeout_seconds)
+        container = quote(container_id, safe="")
+        return await execution.run(container, command, timeout_seconds=timeout_seconds)
 
     async def other_volumes(self) -> list[str]:
         """See :class:`~pannier.engine.base.Engine`."""
@@ -256,6 +270,7 @@ def _container(item: _Listed) -> Container:
         name=names[0].lstrip("/") if names else item.id[:12],
         service=(item.labels or {}).get(_SERVICE_LABEL),
         running=item.state in _RUNNING,
+        labels=item.labels or {},
     )
 
 

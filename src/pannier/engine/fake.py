@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 
 from pannier.core.errors import Conflict, EngineUnavailable, Stale
-from pannier.core.swarm import Availability, SwarmMember, SwarmNode, SwarmService
-from pannier.engine.base import Container, EngineFacts
+from pannier.core.swarm import (
+    Availability,
+    SwarmMember,
+    SwarmNode,
+    SwarmService,
+    SwarmTask,
+)
+from pannier.engine.base import Container, EngineFacts, Executed
 
 
 class FakeSwarmData:
@@ -17,6 +23,7 @@ class FakeSwarmData:
     Attributes:
         has_leader: without one no manager answers.
         nodes: by id.
+        tasks: of all services; what happens to them is a test's affair.
         writes: every node that was changed through an engine, as it was then, in order.
     """
 
@@ -24,6 +31,7 @@ class FakeSwarmData:
         self.has_leader = True
         self.nodes: dict[str, SwarmNode] = {}
         self.services: list[SwarmService] = []
+        self.tasks: list[SwarmTask] = []
         self.writes: list[SwarmNode] = []
 
     def put(self, node: SwarmNode) -> None:
@@ -48,7 +56,8 @@ class FakeSwarm:
         self._check()
         if self.data is None:
             return None
-        return SwarmMember(self.node, self.data.nodes[self.node].role == "manager")
+        managers = tuple(n.id for n in self.data.nodes.values() if n.role == "manager")
+        return SwarmMember(self.node, self.node in managers, managers)
 
     async def nodes(self) -> list[SwarmNode]:
         return list(self._swarm().nodes.values())
@@ -75,6 +84,27 @@ class FakeSwarm:
     async def services(self) -> list[SwarmService]:
         return list(self._swarm().services)
 
+    async def update_service(
+        self,
+        service: SwarmService,
+        *,
+        constraints: Sequence[str],
+        labels: Mapping[str, str],
+    ) -> None:
+        services = self._swarm().services
+        present = next((one for one in services if one.id == service.id), None)
+        if present is None or present.version != service.version:
+            raise Stale("the fake service was changed", remedy="look again")
+        services[services.index(present)] = replace(
+            present,
+            constraints=tuple(constraints),
+            labels=dict(labels),
+            version=present.version + 1,
+        )
+
+    async def tasks(self, *, service: str | None = None) -> list[SwarmTask]:
+        return [one for one in self._swarm().tasks if service in (None, one.service)]
+
     def _check(self) -> None:
         if not self.up:
             raise EngineUnavailable("the fake engine is down", remedy="start it")
@@ -95,6 +125,8 @@ class FakeEngine:
         plugin_answers: whether an activation finds our plugin.
         activations: how often the plugin was activated, over all starts.
         foreign: names of volumes of other drivers.
+        commands: how each command ends, for all containers; one that is not there never ends.
+        executed: container and command of each that was begun.
         swarm: its place in a Swarm; none at first.
     """
 
@@ -108,6 +140,8 @@ class FakeEngine:
         self._starts = 1
         self._containers: dict[str, tuple[Container, frozenset[str]]] = {}
         self.foreign: list[str] = []
+        self.commands: dict[str, Executed] = {}
+        self.executed: list[tuple[str, str]] = []
         self.swarm = FakeSwarm()
 
     # --- what a test does to it ------------------------------------------------------------------
@@ -155,6 +189,21 @@ class FakeEngine:
         self._check()
         found = self._containers.get(container_id)
         return found[0] if found else None
+
+    async def containers_of(self, service: str) -> list[Container]:
+        self._check()
+        found = [item for item, _ in self._containers.values()]
+        return [item for item in found if item.service == service]
+
+    async def execute(self, container_id: str, command: str, *, timeout_seconds: float) -> Executed:
+        found = await self.container(container_id)
+        if found is None or not found.running:
+            raise EngineUnavailable("the fake container does not run", remedy="start it")
+        self.executed.append((container_id, command))
+        if command in self.commands:
+            return self.commands[command]
+        await asyncio.sleep(timeout_seconds)
+        return Executed(None, "")
 
     async def other_volumes(self) -> list[str]:
         self._check()

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 from urllib.parse import quote
 
 import msgspec
 
 from pannier.core.errors import Conflict, EngineUnavailable, Stale
-from pannier.core.swarm import Availability, SwarmMember, SwarmNode, SwarmService
-from pannier.engine.connection import Connection
+from pannier.core.swarm import (
+    Availability,
+    SwarmMember,
+    SwarmNode,
+    SwarmService,
+    SwarmTask,
+)
+from pannier.engine.connection import Connection, as_filters
 
 T = TypeVar("T")
 # The engine gives these two no status of their own, and no code: only words.
 _NO_MANAGER = "is not a swarm manager"
 _OUT_OF_DATE = "out of sequence"
+
+
+class _Peer(msgspec.Struct, frozen=True, rename="pascal"):
+    node_id: str = msgspec.field(name="NodeID", default="")
 
 
 class _Own(msgspec.Struct, frozen=True, rename="pascal"):
@@ -24,6 +34,7 @@ class _Own(msgspec.Struct, frozen=True, rename="pascal"):
     node_id: str = msgspec.field(name="NodeID", default="")
     local_node_state: str = "inactive"
     control_available: bool = False
+    remote_managers: list[_Peer] | None = None
 
 
 class _Info(msgspec.Struct, frozen=True, rename="pascal"):
@@ -74,8 +85,8 @@ class _Node(msgspec.Struct, frozen=True, rename="pascal"):
     manager_status: _ManagerStatus | None = None
 
 
-class _RawNode(msgspec.Struct, frozen=True, rename="pascal"):
-    """The same, its spec as it is: whoever changes it must send all of it back."""
+class _Raw(msgspec.Struct, frozen=True, rename="pascal"):
+    """A node or service, its spec as it is: whoever changes it must send all of it back."""
 
     version: _Version
     spec: dict[str, Any]
@@ -97,6 +108,7 @@ class _Mount(msgspec.Struct, frozen=True, rename="pascal"):
 
 class _ContainerSpec(msgspec.Struct, frozen=True, rename="pascal"):
     mounts: list[_Mount] | None = None
+    labels: dict[str, str] | None = None
 
 
 class _Placement(msgspec.Struct, frozen=True, rename="pascal"):
@@ -108,15 +120,79 @@ class _TaskTemplate(msgspec.Struct, frozen=True, rename="pascal"):
     placement: _Placement | None = None
 
 
+class _Replicated(msgspec.Struct, frozen=True, rename="pascal"):
+    replicas: int | None = None
+
+
+class _Mode(msgspec.Struct, frozen=True, rename="pascal"):
+    """One of them is there."""
+
+    replicated: _Replicated | None = None
+    global_: dict[str, Any] | None = msgspec.field(name="Global", default=None)
+    replicated_job: dict[str, Any] | None = None
+    global_job: dict[str, Any] | None = None
+
+    @property
+    def word(self) -> str:
+        for mode, word in (
+            (self.global_, "global"),
+            (self.replicated_job, "replicated job"),
+            (self.global_job, "global job"),
+        ):
+            if mode is not None:
+                return word
+        return "replicated"
+
+    @property
+    def replicas(self) -> int:
+        found = self.replicated.replicas if self.replicated else None
+        return 1 if found is None else found
+
+
+class _UpdateConfig(msgspec.Struct, frozen=True, rename="pascal"):
+    order: str = "stop-first"
+
+
 class _ServiceSpec(msgspec.Struct, frozen=True, rename="pascal"):
     name: str
     task_template: _TaskTemplate
+    labels: dict[str, str] | None = None
+    mode: _Mode = _Mode()
+    update_config: _UpdateConfig | None = None
+
+
+class _UpdateStatus(msgspec.Struct, frozen=True, rename="pascal"):
+    state: str = ""
 
 
 class _Service(msgspec.Struct, frozen=True, rename="pascal"):
     """An entry of ``GET /services``."""
 
+    id: str = msgspec.field(name="ID")
+    version: _Version
     spec: _ServiceSpec
+    update_status: _UpdateStatus | None = None
+
+
+class _ContainerStatus(msgspec.Struct, frozen=True, rename="pascal"):
+    container_id: str = msgspec.field(name="ContainerID", default="")
+
+
+class _TaskStatus(msgspec.Struct, frozen=True, rename="pascal"):
+    state: str = ""
+    message: str = ""
+    err: str = ""
+    container_status: _ContainerStatus | None = None
+
+
+class _Task(msgspec.Struct, frozen=True, rename="pascal"):
+    """An entry of ``GET /tasks``."""
+
+    id: str = msgspec.field(name="ID")
+    service_id: str = msgspec.field(name="ServiceID", default="")
+    node_id: str = msgspec.field(name="NodeID", default="")
+    status: _TaskStatus = _TaskStatus()
+    desired_state: str = ""
 
 
 class DockerSwarm:
@@ -140,7 +216,8 @@ class DockerSwarm:
             return None
         if not own.node_id:
             raise self._connection.unavailable(f"has a Swarm that is {own.local_node_state}")
-        return SwarmMember(own.node_id, own.control_available)
+        managers = tuple(peer.node_id for peer in own.remote_managers or [])
+        return SwarmMember(own.node_id, own.control_available, managers)
 
     async def nodes(self) -> list[SwarmNode]:
         """See :class:`~pannier.engine.base.Swarm`."""
@@ -150,6 +227,11 @@ class DockerSwarm:
         """See :class:`~pannier.engine.base.Swarm`."""
         return [self._service(one) for one in await self._get("/services", list[_Service]) or []]
 
+    async def tasks(self, *, service: str | None = None) -> list[SwarmTask]:
+        """See :class:`~pannier.engine.base.Swarm`."""
+        query = {} if service is None else {"filters": as_filters({"service": [service]})}
+        return [_swarm_task(one) for one in await self._get("/tasks", list[_Task], **query) or []]
+
     async def update_node(
         self,
         node: SwarmNode,
@@ -158,30 +240,56 @@ class DockerSwarm:
         labels: Mapping[str, str] | None = None,
     ) -> None:
         """See :class:`~pannier.engine.base.Swarm`."""
+        stale = _stale(f"node {node.hostname}")
         path = f"/nodes/{quote(node.id, safe='')}"
-        raw = await self._get(path, _RawNode)
-        if raw is None or raw.version.index != node.version:
-            raise _stale(node)
-        spec = dict(raw.spec)
+        spec = await self._spec(path, node.version, stale)
         if availability is not None:
             spec["Availability"] = str(availability)
         if labels is not None:
             spec["Labels"] = dict(labels)
+        await self._update(path, spec, node.version, stale)
+
+    async def update_service(
+        self,
+        service: SwarmService,
+        *,
+        constraints: Sequence[str],
+        labels: Mapping[str, str],
+    ) -> None:
+        """See :class:`~pannier.engine.base.Swarm`."""
+        stale = _stale(f"service {service.name}")
+        path = f"/services/{quote(service.id, safe='')}"
+        spec = await self._spec(path, service.version, stale)
+        task = dict(spec["TaskTemplate"])
+        task["Placement"] = {**(task.get("Placement") or {}), "Constraints": list(constraints)}
+        spec |= {"TaskTemplate": task, "Labels": dict(labels)}
+        await self._update(path, spec, service.version, stale)
+
+    async def _spec(self, path: str, version: int, stale: Stale) -> dict[str, Any]:
+        """The spec of a node or service that still has that version."""
+        raw = await self._get(path, _Raw)
+        if raw is None or raw.version.index != version:
+            raise stale
+        return dict(raw.spec)
+
+    async def _update(self, path: str, spec: dict[str, Any], version: int, stale: Stale) -> None:
         try:
             await self._connection.post(
                 f"{path}/update",
                 spec,
                 timeout_seconds=self._timeout_seconds,
-                version=str(node.version),
+                version=str(version),
             )
         except EngineUnavailable as error:
             if _OUT_OF_DATE in error.message:
-                raise _stale(node) from error
+                raise stale from error
             raise
 
-    async def _get(self, path: str, kind: type[T]) -> T | None:
+    async def _get(self, path: str, kind: type[T], **query: str) -> T | None:
         try:
-            return await self._connection.get(path, kind, timeout_seconds=self._timeout_seconds)
+            return await self._connection.get(
+                path, kind, timeout_seconds=self._timeout_seconds, **query
+            )
         except EngineUnavailable as error:
             if _NO_MANAGER not in error.message:
                 raise
@@ -191,18 +299,42 @@ class DockerSwarm:
             ) from error
 
     def _service(self, found: _Service) -> SwarmService:
-        task = found.spec.task_template
-        mounts = (task.container_spec.mounts if task.container_spec else None) or []
+        spec, task = found.spec, found.spec.task_template
+        container = task.container_spec or _ContainerSpec()
+        mounts = [mount for mount in container.mounts or [] if mount.type == "volume"]
+        named = [(mount.source, _driver(mount)) for mount in mounts if mount.source]
         return SwarmService(
-            name=found.spec.name,
+            id=found.id,
+            name=spec.name,
+            version=found.version.index,
             constraints=tuple((task.placement.constraints if task.placement else None) or ()),
-            volumes=tuple(mount.source for mount in mounts if self._is_ours(mount)),
+            volumes=tuple(source for source, driver in named if driver == self._plugin),
+            driverless=tuple(source for source, driver in named if not driver),
+            mode=spec.mode.word,
+            replicas=spec.mode.replicas,
+            order=spec.update_config.order if spec.update_config else "stop-first",
+            labels=spec.labels or {},
+            container_labels=container.labels or {},
+            update=found.update_status.state if found.update_status else "",
         )
 
-    def _is_ours(self, mount: _Mount) -> bool:
-        driver = mount.volume_options.driver_config if mount.volume_options else None
-        named = driver is not None and driver.name == self._plugin
-        return mount.type == "volume" and bool(mount.source) and named
+
+def _driver(mount: _Mount) -> str:
+    driver = mount.volume_options.driver_config if mount.volume_options else None
+    return driver.name if driver else ""
+
+
+def _swarm_task(found: _Task) -> SwarmTask:
+    status = found.status.container_status
+    return SwarmTask(
+        id=found.id,
+        service=found.service_id,
+        node=found.node_id,
+        state=found.status.state,
+        wanted=found.desired_state in ("ready", "running"),
+        container=status.container_id or None if status else None,
+        message=found.status.err or found.status.message,
+    )
 
 
 def _swarm_node(found: _Node) -> SwarmNode:
@@ -221,8 +353,8 @@ def _swarm_node(found: _Node) -> SwarmNode:
     )
 
 
-def _stale(node: SwarmNode) -> Stale:
+def _stale(what: str) -> Stale:
     return Stale(
-        f"node {node.hostname} was changed in the Swarm since it was looked at",
+        f"{what} was changed in the Swarm since it was looked at",
         remedy="look again, and decide again",
     )

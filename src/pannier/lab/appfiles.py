@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pannier
+from pannier.stacks import shipped
 
 _VENV = "/opt/pannier/venv"
 _IGNORED = shutil.ignore_patterns("__pycache__", "*.pyc")
@@ -46,6 +47,8 @@ def copy_to(upper: Path, *, site_packages: Path) -> None:
     packages = upper / site_packages.relative_to("/")
     source = Path(pannier.__file__).parent
     shutil.copytree(source, packages / "pannier", ignore=_IGNORED)
+    if not (source / "stacks/files").exists():  # a checkout, whose stacks are beside the package
+        shutil.copytree(shipped.folder(), packages / "pannier/stacks/files")
     distribution = metadata.distribution("pannier")
     info = packages / f"pannier-{distribution.version}.dist-info"
     info.mkdir()

@@ -50,7 +50,9 @@ def load(lab: Lab, source: Path, *, tag: str | None) -> None:
 def build_busybox(lab: Lab, tag: str) -> None:
     """Make an image of Debian's static busybox and load it everywhere."""
     machines = _with_engine(lab)
-    candidates = [Path(layer) / "bin/busybox" for layer in machines[0].node.layers]
+    # Bare machines have none of their own: the host's then.
+    folders = [*machines[0].node.layers, "/"]
+    candidates = [Path(folder) / "bin/busybox" for folder in folders]
     binary = next(path for path in candidates if path.exists())
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -71,9 +73,15 @@ def build_busybox(lab: Lab, tag: str) -> None:
 
 def _with_engine(lab: Lab) -> list[Machine]:
     machines = [each for each in lab.machines() if each.look() in ("running", "cut")]
-    if not machines or machines[0].state.bare:
+    if not machines or not _has_docker(lab, machines[0]):
         raise LabError(f"no machine of lab {lab.name} has a running Docker engine")
     return machines
+
+
+def _has_docker(lab: Lab, machine: Machine) -> bool:
+    """Whether it came with an engine, or somebody has installed one on a bare machine."""
+    look = ["sh", "-c", "command -v docker"]
+    return not machine.state.bare or lab.run(machine.node.name, look, check=False).returncode == 0
 
 
 def _import(lab: Lab, machines: list[Machine], rootfs: IO[bytes], tag: str) -> None:

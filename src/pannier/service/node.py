@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 
 from pannier import __version__
@@ -13,6 +14,7 @@ from pannier.agent.custody import Custody, no_such_volume
 from pannier.cluster.catalog import Catalog
 from pannier.core.errors import (
     Conflict,
+    EngineUnavailable,
     InvalidInput,
     NodeNotFound,
     PannierError,
@@ -21,6 +23,7 @@ from pannier.core.errors import (
     VolumeNotFound,
 )
 from pannier.core.generation import Generation
+from pannier.core.hooks import Moment
 from pannier.core.node import Node
 from pannier.core.options import describe_spec, parse_options
 from pannier.core.volume import Volume
@@ -35,6 +38,9 @@ from pannier.service.operations import HandoverReply, JoinReply, JoinRequest
 from pannier.service.peers import Peer, Peers, holder_unreachable
 from pannier.service.recovery import Recovery
 from pannier.service.replication import Replicator
+from pannier.service.service_plan import Wish
+from pannier.service.services import Services
+from pannier.service.syncguard import obstacle
 from pannier.service.takeover import Takeover
 from pannier.service.upkeep import TRASH_SECONDS
 from pannier.service.verification import Verification
@@ -43,8 +49,11 @@ from pannier.service.views import (
     CopyView,
     EventView,
     FindingView,
+    HookView,
     MoveProgress,
     NodeView,
+    ServiceMoveProgress,
+    ServiceView,
     StatusView,
     TokenView,
     TransferView,
@@ -55,6 +64,8 @@ from pannier.service.volumes import Volumes
 
 ASIDE_SECONDS = 3.0
 """How long a listing waits for another node's live facts before it goes without them."""
+ENGINE_SECONDS = 1.0
+"""And how long that node waits for its engine."""
 
 
 class NodeService:
@@ -76,6 +87,7 @@ class NodeService:
         takeover: Takeover,
         failsafe: Failsafe,
         verification: Verification,
+        services: Services,
         backlog: Callable[[str], tuple[int, float]] = lambda name: (0, 0.0),
     ) -> None:
         """Put the parts together.
@@ -97,6 +109,8 @@ class NodeService:
         self._takeover = takeover
         self._failsafe = failsafe
         self._verification = verification
+        self._services = services
+        services.cluster = self
         self._backlog = backlog
 
     # -- nodes ----------------------------------------------------------------------------------
@@ -153,6 +167,7 @@ class NodeService:
             version=node.version,
             volumes=sum(v.grant.node == node.name for v in self._catalog.volumes()),
             joined_at=rfc3339(node.joined_at),
+            swarm=node.swarm,
         )
 
     async def drain_node(self, name: str, *, drained: bool, actor: str) -> NodeView:
@@ -335,6 +350,24 @@ class NodeService:
                 raise
             raise holder_unreachable(volume, error) from error
 
+    async def services(self) -> list[ServiceView]:
+        """The Swarm's services with volumes of ours."""
+        return await self._services.all()
+
+    def move_service(
+        self,
+        name: str,
+        node: str,
+        *,
+        now: bool,
+        stay: bool,
+        timeout_seconds: float,
+        actor: str,
+    ) -> AsyncIterator[ServiceMoveProgress]:
+        """Move a Swarm service with its volumes; progress as it goes."""
+        wish = Wish(now=now, stay=stay, timeout_seconds=timeout_seconds, actor=actor)
+        return self._services.move(name, node, wish=wish)
+
     async def history(self, name: str) -> list[EventView]:
         """What happened to a volume, oldest first; the trashed one of that name where no other is."""
         try:
@@ -393,8 +426,12 @@ class NodeService:
         )
 
     async def peer_node(self, *, peer: str) -> NodeView:
-        """This node with its pool's figures."""
+        """This node with its pool's figures, and what its engine can do."""
         view = self._node_view(self._known_node(self._custody.node))
+        with suppress(EngineUnavailable, TimeoutError):
+            async with asyncio.timeout(ENGINE_SECONDS):
+                facts = await self._custody.engine.facts()
+            view = replace(view, sync_obstacle=obstacle(facts))
         if not self._custody.drivers:
             return view  # its pool is not there: `doctor` says more
         capacity = await self._custody.drivers[self._custody.default_driver].capacity()
@@ -456,6 +493,10 @@ class NodeService:
             )
         async for step in self._handovers.move(volume, node, wait_seconds=wait_seconds):
             yield step
+
+    def peer_hook(self, service: str, *, moment: Moment, peer: str) -> AsyncIterator[HookView]:
+        """Another node moves a service whose container runs here."""
+        return self._services.hook_here(moment, service, peer=peer)
 
 
 def _trash_view(volume: Volume) -> TrashView:

@@ -10,12 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from pannier.core.hooks import Moment
 from pannier.service.views import (
     CheckView,
     EventView,
     FindingView,
+    HookView,
     MoveProgress,
     NodeView,
+    ServiceMoveProgress,
+    ServiceView,
     StatusView,
     TokenView,
     TrashView,
@@ -121,6 +125,17 @@ class Operations(Protocol):
     def move_volume(
         self, name: str, node: str, *, wait_seconds: float, actor: str
     ) -> AsyncIterator[MoveProgress]: ...
+    async def services(self) -> list[ServiceView]: ...
+    def move_service(
+        self,
+        name: str,
+        node: str,
+        *,
+        now: bool,
+        stay: bool,
+        timeout_seconds: float,
+        actor: str,
+    ) -> AsyncIterator[ServiceMoveProgress]: ...
     async def history(self, name: str) -> list[EventView]: ...
     async def trash(self) -> list[TrashView]: ...
     async def restore_volume(self, name_or_id: str, *, actor: str) -> VolumeView: ...
@@ -182,4 +197,11 @@ class PeerOperations(Protocol):
         self, name: str, node: str, *, wait_seconds: float, actor: str, peer: str
     ) -> AsyncIterator[MoveProgress]:
         """Move a volume that this node holds to ``node``, reporting progress."""
+        ...
+
+    def peer_hook(self, service: str, *, moment: Moment, peer: str) -> AsyncIterator[HookView]:
+        """Run a hook of the service's container here, as that container's own labels give it.
+
+        After a pre-move hook, ``peer`` reads on for as long as it moves the service.
+        """
         ...

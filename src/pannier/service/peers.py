@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Protocol
 
 from pannier.core.errors import PannierError, PeerUnavailable
+from pannier.core.hooks import Moment
 from pannier.core.node import Node
 from pannier.core.volume import Volume
 from pannier.service.operations import HandoverReply
-from pannier.service.views import CheckView, MoveProgress, NodeView, VolumeView
+from pannier.service.views import CheckView, HookView, MoveProgress, NodeView, VolumeView
 
 
 class Peer(Protocol):
@@ -34,6 +35,7 @@ class Peer(Protocol):
     def peer_move(
         self, name: str, node: str, *, wait_seconds: float, actor: str
     ) -> AsyncIterator[MoveProgress]: ...
+    def peer_hook(self, service: str, *, moment: Moment) -> AsyncGenerator[HookView, None]: ...
 
 
 class Peers(Protocol):

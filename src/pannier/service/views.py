@@ -112,8 +112,80 @@ class MoveProgress:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HookView:
+    """A hook in a container: that it has begun, or with ``ended`` what became of it.
+
+    Attributes:
+        hook: ``pre-move`` or ``post-move``.
+        failure: why it failed; empty where it did not.
+        output: the last lines that it printed.
+        abort: whether the move fails with it.
+    """
+
+    hook: str
+    container: str
+    ended: bool = False
+    failure: str = ""
+    output: list[str] = field(default_factory=list)
+    abort: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepView:
+    """Something that a service's move has done, so many seconds after its begin."""
+
+    seconds: float
+    what: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceMoveProgress:
+    """One line of the stream that a service's move answers with.
+
+    ``phase`` is ``copying`` (while the service runs), ``pre-move`` (the hook), ``switching`` (Swarm
+    has been told), ``starting`` (the old container has ended), ``post-move`` (the hook) or ``done``.
+
+    Attributes:
+        source: the node that the service ran on; None where it ran on none.
+        volumes: how each volume's own move goes.
+        steps: all that has happened up to now.
+        pause_seconds: from the old container's end to the new one's start, seen by the Swarm.
+    """
+
+    phase: str
+    service: str
+    source: str | None
+    target: str
+    volumes: list[MoveProgress] = field(default_factory=list)
+    steps: list[StepView] = field(default_factory=list)
+    pause_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceView:
+    """A Swarm service with volumes of ours.
+
+    Attributes:
+        nodes: where it runs.
+        volumes: those of its volumes that there are.
+        copies_on: nodes from which it could start with all of them, without a transfer.
+        tied_to: the constraint that a move has added, and that nobody has taken back.
+    """
+
+    name: str
+    nodes: list[str]
+    volumes: list[str]
+    copies_on: list[str]
+    tied_to: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NodeView:
-    """A node as users see it. ``state`` is ``up``, ``down`` or ``drained``."""
+    """A node as users see it. ``state`` is ``up``, ``down`` or ``drained``.
+
+    ``swarm`` is its engine's node id in Docker Swarm. ``sync_obstacle`` says why sync calls of its
+    containers would not be held; empty where they are, None where the node or its engine was not asked.
+    """
 
     name: str
     address: str
@@ -124,6 +196,8 @@ class NodeView:
     joined_at: str
     pool_total_bytes: int | None = None
     pool_free_bytes: int | None = None
+    swarm: str | None = None
+    sync_obstacle: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,7 @@
-"""The Jenkins stack on a lab, as its users see it: Docker's commands and the controller's REST."""
+"""The Jenkins stack on a lab, as its users see it: `pannier stack deploy` and the controller's REST.
+
+The system tests play with it, too.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,10 @@ from dataclasses import dataclass, field
 from http.client import HTTPException
 from typing import Any
 
-from cluster_world import IMAGE
 from demo import jenkins_image, story
-
 from pannier.lab import Lab
 
+IMAGE = "localhost:5000/busybox:1"
 HOME = "jenkins_home"
 CONTROLLER = "jenkins_controller"
 AGENT = "jenkins_agent"
@@ -56,18 +58,22 @@ _ARCHIVE = (
 )
 
 
-def install(lab: Lab, node: str, stack: str) -> None:
-    """Put the files that a stack is deployed from onto a node."""
-    for path in (jenkins_image.STACKS / stack).glob("*.[cy]*"):
-        write = f"mkdir -p /root/{stack} && cat >/root/{stack}/{path.name}"
-        lab.run(node, ["sh", "-c", write], input=path.read_text())
+def deploy(lab: Lab, node: str, stack: str, *, wait: str = "0", **variables: str) -> dict[str, Any]:
+    """``pannier stack deploy``; also changes what is deployed already.
 
+    Args:
+        wait: for how long until it runs, as `--wait` takes it; 0 is for those who look themselves.
+        variables: of the compose file.
 
-def deploy(lab: Lab, node: str, stack: str, **variables: str) -> None:
-    """``docker stack deploy`` with these variables; also changes what is deployed already."""
-    words = [f"{key}={value}" for key, value in variables.items()]
-    command = ["docker", "stack", "deploy", "--resolve-image", "never", "-c", "compose.yml", stack]
-    story.output(lab, node, "env", f"--chdir=/root/{stack}", *words, *command)
+    Returns:
+        what it says with ``-o json``.
+    """
+    command = ["pannier", "stack", "deploy", stack, "--resolve-image", "never", "--wait", wait]
+    for key, value in variables.items():
+        command += ["-e", f"{key}={value}"]
+    said = lab.run(node, [*command, "-o", "json"], timeout=400).stdout
+    found: dict[str, Any] = json.loads(said)
+    return found
 
 
 @dataclass(slots=True)
@@ -84,16 +90,9 @@ class Stack:
 
     # -- Docker ------------------------------------------------------------------------------------
 
-    def install(self) -> None:
-        """Put the stack's files onto the manager, and the secrets into the Swarm."""
-        install(self.lab, self.manager, "jenkins")
-        for name in ("jenkins_admin_password", "jenkins_agent_password"):
-            create = f"docker secret inspect {name} || docker secret create {name} -"
-            self.lab.run(self.manager, ["sh", "-c", create], input='say "friend"')
-
-    def deploy(self, **variables: str) -> None:
-        """``docker stack deploy`` with these variables; also changes what is deployed already."""
-        deploy(self.lab, self.manager, "jenkins", **_VARIABLES, **variables)
+    def deploy(self, *, wait: str = "0", **variables: str) -> dict[str, Any]:
+        """Deploy the stack with these variables; also changes what is deployed already."""
+        return deploy(self.lab, self.manager, "jenkins", wait=wait, **_VARIABLES, **variables)
 
     def task(self, *, not_on: str | None = None) -> story.Task:
         """The controller's container, once it answers."""
@@ -191,7 +190,7 @@ class Stack:
         number = self.start_build(name)
         found = self.finished(name, number)
         log = self.get(f"job/{name}/{number}/consoleText")
-        assert found["result"] == "SUCCESS", log
+        story.expect(found["result"] == "SUCCESS", log)
         return number
 
     def wait_for_agents(self, *names: str) -> None:

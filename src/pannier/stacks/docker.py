@@ -1,0 +1,104 @@
+"""Docker's own command line, which deploys stacks: the one door to it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pannier.core.errors import (
+    Conflict,
+    EngineUnavailable,
+    OutcomeUnknown,
+    PannierError,
+    Unavailable,
+)
+
+ANSWER_SECONDS = 30.0
+"""Managers answer from memory, but not while they elect a leader."""
+
+
+class Refused(Conflict):
+    """Docker's command line ended with an error; the message is what it said."""
+
+
+class Docker:
+    """The command ``docker`` of this machine. Calls block; they are made by a person's command.
+
+    All methods raise Refused where the command says no, and Unavailable where there is none or it
+    does not answer.
+    """
+
+    def text(
+        self,
+        *words: str,
+        input: str | None = None,
+        variables: Mapping[str, str] | None = None,
+        seconds: float = ANSWER_SECONDS,
+    ) -> str:
+        """What the command prints.
+
+        Args:
+            input: text for its standard input.
+            variables: set in its environment, besides ours.
+            seconds: after which it is ended.
+
+        Raises:
+            OutcomeUnknown: it was ended; what it had asked for may have been done.
+        """
+        program = shutil.which("docker")
+        if program is None:
+            raise Unavailable(
+                "there is no command docker on this machine",
+                remedy="install Docker's own: docker.io and docker-cli (Debian), or docker-ce-cli",
+            )
+        try:
+            done = subprocess.run(
+                [program, *words],
+                input=input,
+                stdin=subprocess.DEVNULL if input is None else None,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                env={**os.environ, **(variables or {})},
+                timeout=seconds,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise OutcomeUnknown(
+                f"docker {' '.join(words[:2])} did not end within {seconds:g} s",
+                remedy="see systemctl status docker; then do the same again: it changes nothing twice",
+            ) from error
+        if done.returncode:
+            raise _error(done.stderr.strip() or done.stdout.strip())
+        return done.stdout
+
+    def json(self, *words: str) -> Any:
+        """What the command prints, as the JSON that it is; with ``docker inspect`` a list."""
+        return json.loads(self.text(*words))
+
+    def json_lines(self, *words: str) -> list[Any]:
+        """The same for a listing: one value for each line."""
+        lines = self.text(*words, "--format", "{{json .}}").splitlines()
+        return [json.loads(line) for line in lines if line.strip()]
+
+    def inspect(self, kind: str, names: Sequence[str]) -> list[Any]:
+        """``docker KIND inspect``; those that are gone meanwhile are left out."""
+        found = []
+        for name in names:
+            try:
+                found += self.json(kind, "inspect", name)
+            except Refused as error:
+                if "no such" not in error.message.lower():
+                    raise
+        return found
+
+
+def _error(said: str) -> PannierError:
+    last = " ".join(said.splitlines()[-3:]).removeprefix("Error response from daemon: ")
+    if "Cannot connect to the Docker daemon" in last:
+        return EngineUnavailable(last, remedy="see systemctl status docker")
+    return Refused(last or "docker ended with an error and without a word")

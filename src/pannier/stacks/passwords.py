@@ -1,0 +1,108 @@
+"""Secrets that a stack needs and that nobody has made: made of chance, and kept for a person to read.
+
+Docker gives a secret to containers only, so what is made here is also kept in a file for root. The
+file comes first: a secret that nobody can read would have to be made again. The secret's label names
+the file, so that later runs on other managers know where it is.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pannier.stacks.docker import Docker, Refused
+
+DIRECTORY = Path("/etc/pannier/secrets")
+LABEL = "pannier.kept"
+_RANDOM_BYTES = 24
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """A secret of the Swarm.
+
+    Attributes:
+        made: whether this run made it.
+        where: ``HOST:FILE`` that has it too; empty for one that a person made.
+    """
+
+    name: str
+    made: bool
+    where: str
+
+    @property
+    def file(self) -> Path | None:
+        """The file, where it is on this machine and still there."""
+        host, _, path = self.where.partition(":")
+        here = host == socket.gethostname() and Path(path).is_file()
+        return Path(path) if here else None
+
+
+def provide(docker: Docker, names: Sequence[str], *, directory: Path) -> list[Kept]:
+    """Make those secrets that the Swarm does not have yet; the others stay as they are.
+
+    Args:
+        directory: where they are kept, normally :data:`DIRECTORY`.
+
+    Raises:
+        PannierError: Docker does not answer, or refuses. OSError: the file cannot be written.
+    """
+    there = _labels(docker, names)
+    made = [name for name in names if name not in there]
+    for name in made:
+        _make(docker, name, directory)
+    there |= _labels(docker, made)
+    return [Kept(name=name, made=name in made, where=there.get(name, "")) for name in names]
+
+
+def _labels(docker: Docker, names: Sequence[str]) -> dict[str, str]:
+    """name -> where it is kept, of the secrets that there are."""
+    found = docker.inspect("secret", names)
+    return {one["Spec"]["Name"]: (one["Spec"].get("Labels") or {}).get(LABEL, "") for one in found}
+
+
+def _make(docker: Docker, name: str, directory: Path) -> None:
+    file = directory / name
+    where = f"{socket.gethostname()}:{file}"
+    value = _kept_value(file)
+    try:
+        docker.text("secret", "create", "--label", f"{LABEL}={where}", name, "-", input=value)
+    except Refused as error:
+        if "already exists" not in error.message and "AlreadyExists" not in error.message:
+            raise
+        if _labels(docker, [name]).get(name) != where:  # somebody else made it just now
+            file.unlink(missing_ok=True)
+
+
+def _kept_value(file: Path) -> str:
+    """What the file has, which a run that was cut short may have left; else something new in it."""
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if file.is_file():
+        return file.read_text("utf-8")
+    draft = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with open(descriptor, "w", encoding="utf-8") as out:
+            out.write(secrets.token_urlsafe(_RANDOM_BYTES))
+            out.flush()
+            os.fsync(out.fileno())
+        try:
+            os.link(draft, file)
+        except FileExistsError:
+            pass  # another run was first: its value counts
+    finally:
+        draft.unlink(missing_ok=True)
+    _sync_folder(file.parent)
+    return file.read_text("utf-8")
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
