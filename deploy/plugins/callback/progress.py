@@ -2,14 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import sys
-import time
-from typing import Any, NamedTuple
-
-from ansible.plugins.callback import CallbackBase
-
 DOCUMENTATION = """
 name: progress
 type: stdout
@@ -18,8 +10,16 @@ description:
   - One line per step and host; steps that were skipped are not shown.
   - At the end each failure with its host, its step and what to do next.
   - With PANNIER_DEPLOY_FORMAT=json in the environment it prints one JSON object at the end instead.
-author: The Pannier authors
+author: The Pannier authors (@pannier)
 """
+
+import json
+import os
+import sys
+import time
+from typing import Any, NamedTuple
+
+from ansible.plugins.callback import CallbackBase
 
 
 class Failure(NamedTuple):

@@ -3,15 +3,6 @@
 
 from __future__ import annotations
 
-import os
-import re
-
-from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.pannier.cluster.plugins.module_utils.observe import (
-    CONFIGURATION,
-    INSTALLED,
-)
-
 DOCUMENTATION = """
 module: daemon
 short_description: Runs pannierd with the settings and the version that are there
@@ -24,7 +15,7 @@ options:
     description: Whether it drains lost nodes in the Swarm.
     type: bool
     required: true
-author: The Pannier authors
+author: The Pannier authors (@pannier)
 """
 EXAMPLES = """
 - name: Run the daemon
@@ -38,6 +29,15 @@ changes:
   type: list
   elements: str
 """
+
+import os
+import re
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.pannier.cluster.plugins.module_utils.observe import (
+    CONFIGURATION,
+    INSTALLED,
+)
 
 SOCKETS = ["pannierd.socket", "pannierd-barrier.socket"]
 SERVICE = "pannierd.service"

@@ -3,15 +3,6 @@
 
 from __future__ import annotations
 
-import os
-import pwd
-import shutil
-import tempfile
-
-from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.pannier.cluster.plugins.module_utils.observe import ETCD_FILES, ETCD_PKI
-from ansible_collections.pannier.cluster.plugins.module_utils.program import pannier
-
 DOCUMENTATION = """
 module: etcd_identity
 short_description: Issues or installs the certificate of an etcd member
@@ -28,7 +19,7 @@ options:
   files:
     description: What to install, file by file.
     type: dict
-author: The Pannier authors
+author: The Pannier authors (@pannier)
 """
 EXAMPLES = """
 - name: Issue a certificate
@@ -43,6 +34,15 @@ files:
   returned: with O(issue_for)
   type: dict
 """
+
+import os
+import pwd
+import shutil
+import tempfile
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.pannier.cluster.plugins.module_utils.observe import ETCD_FILES, ETCD_PKI
+from ansible_collections.pannier.cluster.plugins.module_utils.program import pannier
 
 
 def issue(module: AnsibleModule) -> dict:

@@ -3,9 +3,6 @@
 
 from __future__ import annotations
 
-from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.pannier.cluster.plugins.module_utils.observe import observe
-
 DOCUMENTATION = """
 module: host
 short_description: Looks at a host and changes nothing
@@ -29,7 +26,7 @@ options:
     type: list
     elements: int
     default: []
-author: The Pannier authors
+author: The Pannier authors (@pannier)
 """
 EXAMPLES = """
 - name: Look at the host
@@ -43,6 +40,9 @@ ansible_facts:
   returned: always
   type: dict
 """
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.pannier.cluster.plugins.module_utils.observe import observe
 
 
 def main() -> None:

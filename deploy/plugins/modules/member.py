@@ -3,12 +3,6 @@
 
 from __future__ import annotations
 
-import os
-
-from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.pannier.cluster.plugins.module_utils.observe import CONFIGURATION
-from ansible_collections.pannier.cluster.plugins.module_utils.program import pannier
-
 DOCUMENTATION = """
 module: member
 short_description: Makes a host a node of the cluster
@@ -48,7 +42,7 @@ options:
   force_format:
     description: The pool's device again, if what it holds may be erased.
     type: str
-author: The Pannier authors
+author: The Pannier authors (@pannier)
 """
 EXAMPLES = """
 - name: Make the first node
@@ -62,6 +56,12 @@ command:
   returned: changed
   type: str
 """
+
+import os
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.pannier.cluster.plugins.module_utils.observe import CONFIGURATION
+from ansible_collections.pannier.cluster.plugins.module_utils.program import pannier
 
 
 def words_of(wish: dict) -> list:

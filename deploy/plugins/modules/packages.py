@@ -3,12 +3,6 @@
 
 from __future__ import annotations
 
-import os
-import time
-
-from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.pannier.cluster.plugins.module_utils.observe import missing_packages
-
 DOCUMENTATION = """
 module: packages
 short_description: Installs Debian packages
@@ -22,7 +16,7 @@ options:
     type: list
     elements: str
     required: true
-author: The Pannier authors
+author: The Pannier authors (@pannier)
 """
 EXAMPLES = """
 - name: Install what the pool needs
@@ -36,6 +30,12 @@ installed:
   type: list
   elements: str
 """
+
+import os
+import time
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.pannier.cluster.plugins.module_utils.observe import missing_packages
 
 LISTS = "/var/lib/apt/lists"
 DAY_S = 86400

@@ -3,9 +3,6 @@
 
 from __future__ import annotations
 
-from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.pannier.cluster.plugins.module_utils.program import pannier
-
 DOCUMENTATION = """
 module: pannier_info
 short_description: Returns the cluster's state, nodes and volumes
@@ -16,7 +13,7 @@ options:
     description: Whether each volume's holder is asked for what only it knows, such as its users.
     type: bool
     default: false
-author: The Pannier authors
+author: The Pannier authors (@pannier)
 """
 EXAMPLES = """
 - name: Ask for the volumes
@@ -43,6 +40,9 @@ volumes:
   type: list
   elements: dict
 """
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.pannier.cluster.plugins.module_utils.program import pannier
 
 
 def main() -> None:

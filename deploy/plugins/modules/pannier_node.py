@@ -3,11 +3,6 @@
 
 from __future__ import annotations
 
-import time
-
-from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.pannier.cluster.plugins.module_utils.program import pannier
-
 DOCUMENTATION = """
 module: pannier_node
 short_description: Puts a node in or out of use, or takes it out of the cluster
@@ -31,7 +26,7 @@ options:
     description: How long to wait until a drained node holds no volume.
     type: int
     default: 300
-author: The Pannier authors
+author: The Pannier authors (@pannier)
 """
 EXAMPLES = """
 - name: Empty a node
@@ -45,6 +40,11 @@ node:
   returned: unless it is absent
   type: dict
 """
+
+import time
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.pannier.cluster.plugins.module_utils.program import pannier
 
 POLL_S = 1.0
 

@@ -3,9 +3,6 @@
 
 from __future__ import annotations
 
-from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.pannier.cluster.plugins.module_utils.program import pannier
-
 DOCUMENTATION = """
 module: pannier_volume
 short_description: Makes, moves or removes a volume
@@ -32,7 +29,7 @@ options:
     description: How long a move waits for the containers that use the volume to stop.
     type: str
     default: 100s
-author: The Pannier authors
+author: The Pannier authors (@pannier)
 """
 EXAMPLES = """
 - name: Make a volume
@@ -51,6 +48,9 @@ volume:
   returned: with O(state=present)
   type: dict
 """
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.pannier.cluster.plugins.module_utils.program import pannier
 
 
 def state_of(volume: dict) -> dict:

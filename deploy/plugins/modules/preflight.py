@@ -21,7 +21,7 @@ options:
     description: Names of volumes that nobody can reach any more afterwards.
     type: list
     elements: str
-author: The Pannier authors
+author: The Pannier authors (@pannier)
 """
 EXAMPLES = """
 - name: Decide

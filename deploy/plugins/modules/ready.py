@@ -3,14 +3,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
-from typing import Any
-
-from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.pannier.cluster.plugins.module_utils.engine import Engine, EngineError
-from ansible_collections.pannier.cluster.plugins.module_utils.program import pannier
-
 DOCUMENTATION = """
 module: ready
 short_description: Waits until all nodes are up and the Swarm knows that they have Pannier
@@ -25,7 +17,7 @@ options:
     description: How long to wait.
     type: int
     default: 90
-author: The Pannier authors
+author: The Pannier authors (@pannier)
 """
 EXAMPLES = """
 - name: Wait until all are ready
@@ -33,6 +25,14 @@ EXAMPLES = """
     nodes: {j3v0x: node1}
 """
 RETURN = """ # """
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.pannier.cluster.plugins.module_utils.engine import Engine, EngineError
+from ansible_collections.pannier.cluster.plugins.module_utils.program import pannier
 
 POLL_S = 1.0
 

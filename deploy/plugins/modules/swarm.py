@@ -3,11 +3,6 @@
 
 from __future__ import annotations
 
-import time
-
-from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.pannier.cluster.plugins.module_utils.engine import Engine, EngineError
-
 DOCUMENTATION = """
 module: swarm
 short_description: Makes a host a member of a Swarm
@@ -32,7 +27,7 @@ options:
     type: str
     choices: [present, absent]
     default: present
-author: The Pannier authors
+author: The Pannier authors (@pannier)
 """
 EXAMPLES = """
 - name: Make a Swarm
@@ -45,6 +40,11 @@ node:
   returned: when it is a member
   type: str
 """
+
+import time
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.pannier.cluster.plugins.module_utils.engine import Engine, EngineError
 
 PORT = 2377
 TRIES = 20

@@ -3,12 +3,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-
-from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.pannier.cluster.plugins.module_utils.engine import Engine, EngineError
-
 DOCUMENTATION = """
 module: swarm_settings
 short_description: Sets a Swarm's heartbeat and its nodes' roles and labels
@@ -26,7 +20,7 @@ options:
     type: list
     elements: dict
     default: []
-author: The Pannier authors
+author: The Pannier authors (@pannier)
 """
 EXAMPLES = """
 - name: Notice a loss after some two seconds
@@ -40,6 +34,12 @@ changes:
   type: list
   elements: str
 """
+
+import time
+from collections.abc import Callable
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.pannier.cluster.plugins.module_utils.engine import Engine, EngineError
 
 NANOSECONDS = 1000000000
 TRIES = 5

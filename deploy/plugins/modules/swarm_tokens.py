@@ -3,16 +3,13 @@
 
 from __future__ import annotations
 
-from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.pannier.cluster.plugins.module_utils.engine import Engine, EngineError
-
 DOCUMENTATION = """
 module: swarm_tokens
 short_description: Asks a manager for the Swarm's join tokens
 description:
   - Changes nothing. Use it with C(no_log), since the answer is a secret.
 options: {}
-author: The Pannier authors
+author: The Pannier authors (@pannier)
 """
 EXAMPLES = """
 - name: Ask for the join tokens
@@ -26,6 +23,9 @@ tokens:
   returned: always
   type: dict
 """
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.pannier.cluster.plugins.module_utils.engine import Engine, EngineError
 
 
 def main() -> None:

@@ -3,20 +3,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import json
-import os
-import shutil
-import tempfile
-import zipfile
-
-from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.pannier.cluster.plugins.module_utils.observe import (
-    CONFIGURATION,
-    INSTALLED,
-)
-from ansible_collections.pannier.cluster.plugins.module_utils.program import ENVIRONMENT
-
 DOCUMENTATION = """
 module: venv
 short_description: Installs Pannier into a virtual environment of its own
@@ -37,7 +23,7 @@ options:
   digest:
     description: Of what is wanted; set by the action plugin.
     type: str
-author: The Pannier authors
+author: The Pannier authors (@pannier)
 """
 EXAMPLES = """
 - name: Install Pannier
@@ -50,6 +36,20 @@ digest:
   returned: always
   type: str
 """
+
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+import zipfile
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.pannier.cluster.plugins.module_utils.observe import (
+    CONFIGURATION,
+    INSTALLED,
+)
+from ansible_collections.pannier.cluster.plugins.module_utils.program import ENVIRONMENT
 
 VENV = os.path.dirname(INSTALLED)
 LOCK = os.path.join(os.path.dirname(VENV), "lock")
