@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -80,16 +81,16 @@ def deploy_cluster(lab: Lab, timeline: Timeline, folder: Path, wheels: Future[Pa
 def _stream(command: Sequence[str], timeline: Timeline) -> None:
     """Run a command and quote what it prints, as it comes."""
     environment = {**os.environ, "ANSIBLE_NOCOLOR": "1", "COLUMNS": "110"}
-    deadline = time.monotonic() + _ANSIBLE_SECONDS
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
     ) as child:
         assert child.stdout is not None
+        limit = threading.Timer(_ANSIBLE_SECONDS, child.kill)
+        limit.start()
         for line in child.stdout:
             if line.strip():
                 timeline.quote(line.rstrip())
-            if time.monotonic() > deadline:
-                child.kill()
+        limit.cancel()
     expect(child.returncode == 0, f"{' '.join(command[2:4])} ended with {child.returncode}")
 
 

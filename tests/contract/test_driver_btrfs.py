@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import mmap
 import os
 import threading
@@ -143,6 +144,22 @@ async def test_deleted_generations_leave_no_quota_groups_behind(
     await nodes.b.promote(nodes.volume, came[-1], epoch=2, size_bytes=16 << 20)
     with pytest.raises(OSError, match="quota"):
         (nodes.b.data_path(nodes.volume, 2) / "runaway").write_bytes(os.urandom(64 << 20))
+
+
+async def test_quotas_that_somebody_turns_off_keep_no_generation_from_its_end(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pannier.storage.btrfs._DELETIONS_BETWEEN_SWEEPS", 1)
+    data = await nodes.create()
+    (data / "f").write_text("1")
+    generation = await nodes.a.snapshot(nodes.volume, epoch=1)
+
+    def off(path: Path) -> set[int]:
+        raise FileNotFoundError(errno.ENOENT, "no quota tree")
+
+    monkeypatch.setattr(btrfs_ioctl, "idle_groups", off)
+    await nodes.a.delete_generation(nodes.volume, generation)
+    assert (await nodes.a.inspect(nodes.volume)).generations == ()
 
 
 async def test_a_runaway_writer_is_stopped_and_its_volume_can_still_move(nodes: Nodes) -> None:

@@ -19,6 +19,7 @@ version: "3.8"
 x-pannier:
   about: a blog
   address: http://NODE:80/
+  passwords: [password]
 services:
   web:
     image: ${IMAGE:-blog}:${TAG-1}
@@ -52,6 +53,7 @@ def test_what_a_stack_asks_for_is_read() -> None:
     )
     assert other == Service(name="other")
     assert compose.secrets == ("password", "their_name")
+    assert compose.passwords == {"password"}
     assert compose.fsync == {"posts"}
     assert compose.variables == {"IMAGE": "blog", "TAG": "1", "WHERE": "node.role == worker"}
 

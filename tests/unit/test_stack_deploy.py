@@ -143,6 +143,21 @@ def test_secrets_are_made_once_and_told_where_not_what(world: World, tmp_path: P
     assert world.read()["secrets"] == kept
 
 
+def test_a_secret_that_is_no_password_is_asked_for(world: World, tmp_path: Path) -> None:
+    own = tmp_path / "own.yml"
+    own.write_text(
+        "services: {web: {image: web}}\n"
+        "secrets: {tls_key: {external: true}, password: {external: true}}\n"
+        "x-pannier: {passwords: [password]}\n"
+    )
+    refused = world.run("jenkins", "--file", str(own))
+    assert refused.exit_code != 0
+    assert "no secret tls_key" in refused.stderr
+    assert "docker secret create tls_key" in refused.stderr
+    assert world.read()["secrets"] == {}
+    assert not any("--compose-file" in line for line in world.lines())
+
+
 def test_a_persons_own_secret_stays_and_a_run_that_was_cut_short_is_gone_on_with(
     world: World, tmp_path: Path
 ) -> None:

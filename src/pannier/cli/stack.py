@@ -231,7 +231,12 @@ def _pannier_nodes(session: Session) -> list[NodeView]:
 
 def _secrets(docker: Docker, compose: Compose) -> list[Kept]:
     try:
-        return passwords.provide(docker, compose.secrets, directory=passwords.DIRECTORY)
+        return passwords.provide(
+            docker,
+            compose.secrets,
+            passwords=compose.passwords,
+            directory=passwords.DIRECTORY,
+        )
     except OSError as error:
         raise StorageError(
             f"cannot keep a secret in {error.filename}: {error.strerror}",

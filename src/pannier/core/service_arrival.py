@@ -22,7 +22,6 @@ class Arrival:
     known: frozenset[str]
     target: str
     ended_at: float | None = None
-    started_at: float | None = None
     running: bool = False
     failed: int = 0
     pending: bool = False
@@ -37,8 +36,6 @@ class Arrival:
         failed = [task for task in new if task.state in ("failed", "rejected")]
         if not old and self.ended_at is None:
             self.ended_at = now
-        if self.started_at is None and any(t.state in ("starting", "running") for t in wanted):
-            self.started_at = now
         self.running = any(task.state == "running" for task in wanted)
         self.failed = len(failed)
         self.pending = any(not task.node for task in wanted)

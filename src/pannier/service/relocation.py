@@ -288,7 +288,7 @@ class Relocation:
                 await asyncio.sleep(POLL_SECONDS)
                 continue
             arrival.look(tasks, now=now)
-            self._report(arrival)
+            self._report(arrival, now=now)
             if arrival.running:
                 return
             if not arrival.pending:
@@ -301,18 +301,15 @@ class Relocation:
                 raise self._not_up(arrival.message)
             await asyncio.sleep(POLL_SECONDS)
 
-    def _report(self, arrival: Arrival) -> None:
+    def _report(self, arrival: Arrival, *, now: float) -> None:
         """Say what has happened since the last look."""
         if arrival.ended_at is not None and self.phase == "switching":
             self._to("starting")
             if self.plan.source not in (None, self.target):
                 self._step(f"the container on {self.plan.source} has ended")
-        if arrival.started_at is not None and self._pause_seconds is None:
-            if arrival.ended_at is not None and self.plan.source not in (None, self.target):
-                self._pause_seconds = max(arrival.started_at - arrival.ended_at, 0.0)
-            self._step(f"the container on {self.target} has started")
-            self._pause_seconds = self._pause_seconds or 0.0
         if arrival.running:
+            if arrival.ended_at is not None and self.plan.source not in (None, self.target):
+                self._pause_seconds = now - arrival.ended_at
             self._step(f"{self.name} runs on {self.target}")
 
     async def _rolled_back(self) -> bool:

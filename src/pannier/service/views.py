@@ -149,7 +149,8 @@ class ServiceMoveProgress:
         source: the node that the service ran on; None where it ran on none.
         volumes: how each volume's own move goes.
         steps: all that has happened up to now.
-        pause_seconds: from the old container's end to the new one's start, seen by the Swarm.
+        pause_seconds: from the old container's end until Swarm calls the new one running, which it is
+            when it is healthy, where it has a health check. None where there was no old one.
     """
 
     phase: str

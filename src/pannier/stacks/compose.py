@@ -17,7 +17,8 @@ from pannier.core.options import parse_options
 from pannier.core.volume import Durability
 
 OURS = "x-pannier"
-"""The file's own section for us: what it is about, the address to open, what to do next."""
+"""The file's own section for us: what it is about, the address to open, what to do next, and which
+of its secrets are passwords that may be made."""
 _DRIVER = "pannier"
 _VARIABLE = re.compile(
     r"\$(?:(?P<dollar>\$)|(?P<plain>\w+)|\{(?P<name>\w+)(?:(?P<operator>:?[-?])(?P<word>[^}]*))?\})"
@@ -55,6 +56,7 @@ class Compose:
         address: the address to open, with ``NODE`` for any node's; empty where there is none.
         next_steps: what a person does after the deployment.
         secrets: names of those that must be in the Swarm before.
+        passwords: those of them that may be any text, and so be made.
         fsync: volumes, by their keys, whose sync calls are to be held.
         variables: names that the file has values for, with their defaults; None without one.
     """
@@ -64,6 +66,7 @@ class Compose:
     next_steps: tuple[str, ...] = ()
     services: tuple[Service, ...] = ()
     secrets: tuple[str, ...] = ()
+    passwords: frozenset[str] = frozenset()
     fsync: frozenset[str] = frozenset()
     variables: Mapping[str, str | None] = field(default_factory=dict)
 
@@ -98,6 +101,7 @@ def read(text: str, *, environment: Mapping[str, str], given: Mapping[str, str])
             for name, service in _section(document, "services").items()
         ),
         secrets=tuple(_external(_section(document, "secrets"))),
+        passwords=frozenset(map(str, ours.get("passwords", ()))),
         fsync=frozenset(key for key, each in volumes.items() if _is_fsync(key, each)),
         variables=variables,
     )

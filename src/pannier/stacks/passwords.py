@@ -10,10 +10,12 @@ from __future__ import annotations
 import os
 import secrets
 import socket
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pannier.core.errors import Conflict
+from pannier.stacks.compose import OURS
 from pannier.stacks.docker import Docker, Refused
 
 DIRECTORY = Path("/etc/pannier/secrets")
@@ -42,17 +44,27 @@ class Kept:
         return Path(path) if here else None
 
 
-def provide(docker: Docker, names: Sequence[str], *, directory: Path) -> list[Kept]:
+def provide(
+    docker: Docker, names: Sequence[str], *, passwords: Container[str], directory: Path
+) -> list[Kept]:
     """Make those secrets that the Swarm does not have yet; the others stay as they are.
 
     Args:
+        passwords: those that may be any text; others, such as a key, only a person can make.
         directory: where they are kept, normally :data:`DIRECTORY`.
 
     Raises:
+        Conflict: one is missing that is no password; none was made.
         PannierError: Docker does not answer, or refuses. OSError: the file cannot be written.
     """
     there = _labels(docker, names)
     made = [name for name in names if name not in there]
+    if others := [name for name in made if name not in passwords]:
+        raise Conflict(
+            f"the Swarm has no secret {', '.join(others)}, which the stack needs",
+            remedy=f"docker secret create {others[0]} FILE; or, where any text will do, name it under "
+            f"passwords in the compose file's section {OURS}",
+        )
     for name in made:
         _make(docker, name, directory)
     there |= _labels(docker, made)

@@ -291,8 +291,7 @@ class BtrfsDriver:
                 home.discard_workbench()
         self._deletions += 1
         if self._quotas and self._deletions % _DELETIONS_BETWEEN_SWEEPS == 0:
-            with told_as_storage_error("remove idle quota groups"):
-                self._idle_groups = sweep_groups(self._volumes, seen=self._idle_groups)
+            self._idle_groups = sweep_groups(self._volumes, seen=self._idle_groups)
 
     async def verify(self, volume: str, generation: Generation | None) -> None:
         """See :meth:`CheckedDriver.verify`. btrfs has a checksum of every block."""

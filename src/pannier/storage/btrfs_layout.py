@@ -258,9 +258,12 @@ def sweep_groups(path: Path, *, seen: set[int]) -> set[int]:
             group of a subvolume that is just being made.
 
     Returns:
-        Those that are idle and stay.
+        Those that are idle and stay; none where somebody has turned quotas off.
     """
-    idle = btrfs_ioctl.idle_groups(path)
+    try:
+        idle = btrfs_ioctl.idle_groups(path)
+    except OSError:
+        return set()
     for group in idle & seen:
         with suppress(OSError):  # it is charged again, by what the cleaner is at
             btrfs_ioctl.remove_group(path, group=group)
