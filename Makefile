@@ -24,7 +24,7 @@ imports: venv
 	.venv/bin/lint-imports
 
 unit: venv
-	$(PYTEST) -q tests/unit tests/property tests/simulation
+	$(PYTEST) -q -n 2 tests/unit tests/property tests/simulation
 
 contract: setup venv
 	$(PYTEST) -q tests/contract

@@ -19,7 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from demo import database, ledger, postgres_image
-from demo.story import Task, expect, output, running_task, volume, wait_until
+from demo.story import (
+    Task,
+    expect,
+    output,
+    running_task,
+    set_availability,
+    volume,
+    wait_until,
+)
 from pannier.lab import Lab
 
 LEDGER, DRAFTS, DATABASE = "ledger", "drafts", "database"
@@ -158,22 +166,12 @@ def _only(lab: Lab, node: str, *, asked: str) -> Iterator[None]:
     """Let Swarm start new tasks on one node only, for a while."""
     others = [view.name for view in lab.nodes if view.name != node]
     for other in others:
-        make(lab, other, "pause", asked=asked)
+        set_availability(lab, other, "pause", asked=asked)
     try:
         yield
     finally:
         for other in others:
-            make(lab, other, "active", asked=asked)
-
-
-def make(lab: Lab, node: str, availability: str, *, asked: str) -> None:
-    """Set what Swarm may do with a node; it refuses while somebody else changes the node."""
-    update = ["docker", "node", "update", "--availability", availability, node]
-    wait_until(
-        f"{node} is {availability}",
-        lambda: lab.run(asked, update, check=False).returncode == 0,
-        seconds=20,
-    )
+            set_availability(lab, other, "active", asked=asked)
 
 
 # -- the loss -----------------------------------------------------------------------------------------

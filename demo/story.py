@@ -125,14 +125,24 @@ def drain(lab: Lab, task: Task) -> tuple[Task, float]:
     """`docker node drain`; returns the new task and the seconds until it ran."""
     manager = next(node.name for node in lab.nodes if node.name != task.node)
     began = time.monotonic()
-    output(lab, manager, "docker", "node", "update", "--availability", "drain", task.node)
+    set_availability(lab, task.node, "drain", asked=manager)
     moved = wait_until(
         "the service runs elsewhere", lambda: running_task(lab, SERVICE, not_on=task.node)
     )
     seconds = time.monotonic() - began
     wait_until("the application goes on", lambda: _has_started_on(lab, moved))
-    output(lab, manager, "docker", "node", "update", "--availability", "active", task.node)
+    set_availability(lab, task.node, "active", asked=manager)
     return moved, seconds
+
+
+def set_availability(lab: Lab, node: str, availability: str, *, asked: str) -> None:
+    """Set what Swarm may do with a node; it refuses while somebody else changes the node."""
+    update = ["docker", "node", "update", "--availability", availability, node]
+    wait_until(
+        f"{node} is {availability}",
+        lambda: lab.run(asked, update, check=False).returncode == 0,
+        seconds=20,
+    )
 
 
 def _has_started_on(lab: Lab, task: Task) -> bool:

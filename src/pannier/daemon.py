@@ -17,6 +17,7 @@ import structlog
 from pannier import __version__
 from pannier.agent.custody import Custody
 from pannier.agent.fencing import Fencing
+from pannier.agent.freezing import CgroupFreezer
 from pannier.agent.lease import Lease
 from pannier.agent.mountids import MountIds
 from pannier.agent.mounts import MountTable
@@ -166,6 +167,7 @@ class Daemon:
             mount_ids=MountIds(RUN_DIRECTORY / "mounts.json"),
             engine=self.engine,
             lease=self.lease,
+            freezer=CgroupFreezer(RUN_DIRECTORY / "frozen.json"),
         )
         self.sender = sender = TransportClient(self.credentials)
         self.handovers = Handovers(self.custody, sender)
@@ -254,12 +256,13 @@ class Daemon:
             stack.push_async_callback(self.peers.close)
             stack.push_async_callback(self.sender.close)
             stack.push_async_callback(self.handovers.close)
-            stack.push_async_callback(self.services.close)
             stack.push_async_callback(self.leaving.announce)
+            stack.push_async_callback(self.services.close)
             tasks = await stack.enter_async_context(Tasks(stop))
             tasks.start(self.catalog.follow(self.store), name="catalog")
             tasks.start(self.catalog.keep_saved(), name="catalog-copy")
             tasks.start(self._keep_open(), name="pool")
+            tasks.start(self.fencing.run(), name="fencing")  # without the store, too
             await self._wait_for_memory()
             await stack.enter_async_context(self._edges())
             for name, work in (
@@ -267,7 +270,6 @@ class Daemon:
                 ("lease", self.lease.keep()),
                 ("proof", self.custody.prove_all()),
                 ("failsafe", self.failsafe.run()),
-                ("fencing", self.fencing.run()),
                 ("durable", self.durable.run()),
                 ("barrier", self._hold_sync_calls()),
                 ("guard", self.guard.run()),

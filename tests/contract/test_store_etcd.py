@@ -202,6 +202,23 @@ async def test_reads_and_renewals_move_on_from_a_silent_endpoint(single: EtcdClu
         assert await store.get("a") is None
 
 
+async def test_who_gives_up_on_a_silent_endpoint_asks_another_one_the_next_time(
+    single: EtcdCluster,
+) -> None:
+    """A lease is renewed with less patience than the store has: it must not ask in vain until its end."""
+    async with (
+        links(single) as (link,),
+        connected(single, endpoints=[link.endpoint, *single.endpoints]) as store,
+    ):
+        lease = await store.grant_lease(60)
+        link.stall()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.3):
+                await store.renew_lease(lease)
+        async with asyncio.timeout(0.9):  # the silent one would be waited for longer
+            await store.renew_lease(lease)
+
+
 @asynccontextmanager
 async def pretended_etcd(message: str, *, code: int) -> AsyncIterator[str]:
     """A server that answers everything with one of etcd's errors."""

@@ -15,6 +15,7 @@ from plots import (
     container_that_outlives_its_epoch,
     crash_right_after_a_join,
     holder_out_of_time,
+    holder_that_hears_late,
     join_that_hangs,
     lease_that_ends_under_a_takeover,
     only_generations_arrive,
@@ -327,6 +328,14 @@ def _drop_a_stray(patch: pytest.MonkeyPatch) -> None:
 @bug(takeover_that_hangs)
 def _leave_containers_alone_when_the_lease_is_over(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Fencing, "_look", lambda self, volume: None)
+
+
+@bug(holder_that_hears_late)
+def _let_containers_go_on_when_there_is_a_lease_again(patch: pytest.MonkeyPatch) -> None:
+    def covered(self: Fencing, volume: Volume) -> bool:
+        return self._custody.clock() < self._custody.lease.until
+
+    patch.setattr(Fencing, "_covered", covered)
 
 
 @bug(container_that_outlives_its_epoch)

@@ -213,7 +213,7 @@ class History:
 
     async def _write(self, machine: Machine, use: str, *, sync: bool) -> None:
         world, containers = self.world, machine.table.containers
-        while machine.name in world.still:
+        while machine.name in world.still or machine.table.stands_still(use):
             await asyncio.sleep(0.1)
         if use not in containers:
             return

@@ -57,7 +57,7 @@ KEPT_SECONDS = 3.0
 """What a node wrote to its disk without waiting for it may be lost for so long by a power cut."""
 _CHANGES = frozenset(
     ("store.commit", "driver.receive", "driver.promote", "driver.drop_live", "driver.delete",
-     "driver.delete_generation", "driver.seal", "mounts.mount")
+     "driver.delete_generation", "driver.seal", "mounts.mount", "freezer.thaw")
 )  # fmt: skip
 
 
@@ -235,6 +235,7 @@ class FailoverWorld(World):
         self._promised: dict[tuple[str, str], float] = {}
         self._last: dict[str, Volume] = {}
         self._strays: list[tuple[str, str, int, int]] = []
+        self._lost: list[tuple[Machine, str]] = []
         self._seen_revision = -1
 
     # -- what machines are made of -----------------------------------------------------------------
@@ -406,11 +407,12 @@ class FailoverWorld(World):
     def inspect(self) -> None:
         """What must hold at every moment, whatever failed:
 
-        1. whoever holds a volume, and whoever could take it over, has all that was acknowledged;
-        2. an epoch belongs to one node for ever, and rises;
-        3. only a node in sync takes over, while the holder's lease is gone, not against a promise of
-           its own, and, where the holder's daemon could do its work, nothing runs there any more;
-        4. a stray stays.
+                1. whoever holds a volume, and whoever could take it over, has all that was acknowledged;
+                2. an epoch belongs to one node for ever, and rises;
+                3. only a node in sync takes over, while the holder's lease is gone, not against a promise of
+        X
+                4. what stood still on the former holder then never goes on;
+                5. a stray stays.
         """
         records = self.records()
         for volume_id, record in records.items():
@@ -426,6 +428,9 @@ class FailoverWorld(World):
                 ):
                     self._wrong(f"two nodes were given epoch {record.grant.epoch}")
             self._inspect_contents(record)
+        for machine, container in self._lost:
+            if container in machine.table.containers and not machine.table.stands_still(container):
+                self._wrong(f"{container} goes on on {machine.name}, which lost its volume")
 
     def _inspect_contents(self, record: Volume) -> None:
         acked = self.acknowledged.get(record.id, 0)
@@ -477,11 +482,15 @@ class FailoverWorld(World):
                 > 1.5 * self.terms.ttl
             )
         )
-        runs = any(
-            path.parts[-3:-1] == (volume_id, str(epoch))
-            for path in machine.table.containers.values()
-        )
-        if worked and runs and not self.shaken:
+        table = machine.table
+        users = [
+            container
+            for container, path in table.containers.items()
+            if path.parts[-3:-1] == (volume_id, str(epoch))
+        ]
+        still = [container for container in users if table.stands_still(container)]
+        self._lost += [(machine, container) for container in still]
+        if worked and still != users and not self.shaken:
             self._wrong(f"a container runs on {name}, which lost epoch {epoch}")
 
     def _wrong(self, what: str) -> None:

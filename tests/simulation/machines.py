@@ -18,6 +18,7 @@ from stepping import (
     PowerCut,
     Step,
     SteppedDriver,
+    SteppedFreezer,
     SteppedMounts,
     Table,
     pause,
@@ -141,6 +142,7 @@ class Machine:
         self._booted_at = asyncio.get_running_loop().time()
         self.table.mounts.clear()
         self.table.containers.clear()
+        self.table.frozen.clear()
         self.world.clear_tmpfs(self)
 
     async def ask(self, question: Callable[[Run], Coroutine[Any, Any, T]]) -> T:
@@ -197,6 +199,7 @@ class Run:
             mount_ids=world.make_mount_ids(machine),
             engine=machine.engine,
             lease=self.lease,
+            freezer=SteppedFreezer(self, machine.table),
             users_of=self.mounts.users_of,
             clock=now,
         )
@@ -263,6 +266,8 @@ class Run:
         self.spawn(self.catalog.keep_saved())
         await self.driver.open()
         self.custody.opened.set()
+        if self.world.with_replication:
+            self._keep(self.fencing.run())
         try:
             await asyncio.wait_for(self.catalog.synced.wait(), 5.0)
         except TimeoutError:
@@ -278,7 +283,6 @@ class Run:
         if self.world.with_replication:
             self._keep(self.replicator.run())
             self._keep(self.durable.run())
-            self._keep(self.fencing.run())
         if self.world.with_settling:
             settling = Settling(self.custody, lambda work, name: self._keep(work))
             self.catalog.listen(settling.hear)

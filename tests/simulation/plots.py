@@ -191,6 +191,28 @@ async def holder_out_of_time(history: History) -> None:
     world.late_news.pop(me, None)
 
 
+async def holder_that_hears_late(history: History) -> None:
+    """Cut off from everything it is succeeded, and its container stands still. Then it has a lease
+    again, and hears of its successor only later."""
+    if (found := cast(history)) is None:
+        return
+    record, holder, rival = found
+    world, me = history.world, holder.name
+    others = [*(name for name in world.machines if name != me), "store"]
+    ways = [way for other in others for way in ((me, other), (other, me))]
+    with used(history, holder):
+        await asyncio.sleep(0.5)
+        with history.lost(*ways), used(history, rival, 2):
+            for _ in range(100):
+                await asyncio.sleep(0.1)
+                now = world.record("vol")
+                if now is None or now.grant != record.grant:
+                    break
+            world.late_news[me] = 3.0
+        await asyncio.sleep(3.0)
+    world.late_news.pop(me, None)
+
+
 async def container_that_outlives_its_epoch(history: History) -> None:
     """Its node's daemon is away while another node takes over, and learns late of it; then the volume
     comes back, and the container has waited for a sync call all the time."""
@@ -222,4 +244,5 @@ PLOTS: tuple[Plot, ...] = (
     lease_that_ends_under_a_takeover,
     container_that_outlives_its_epoch,
     holder_out_of_time,
+    holder_that_hears_late,
 )

@@ -14,6 +14,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from pannier.agent.freezing import Freezer
 from pannier.agent.mounts import Mounts
 from pannier.agent.usage import User
 from pannier.core.errors import Conflict, OutcomeUnknown, VolumeInUse
@@ -250,7 +251,13 @@ class Table:
         self.mounts: dict[str, Path] = {}
         self.containers: dict[str, Path] = {}
         """Running containers: the id, and the tree that its mount shows."""
+        self.frozen: dict[str, set[str]] = {}
+        """By volume id, containers that stand still for its sake; the daemon's tmpfs remembers it."""
         self._pids: dict[str, int] = {}
+
+    def stands_still(self, container: str) -> bool:
+        """Whether a container makes no step."""
+        return any(container in frozen for frozen in self.frozen.values())
 
     def users_of(self, paths: Sequence[Path]) -> list[User]:
         """What /proc would say."""
@@ -262,6 +269,30 @@ class Table:
         for container, number in self._pids.items():
             if number == pid:
                 self.containers.pop(container, None)
+
+
+class SteppedFreezer(Freezer):
+    """The freezer of a machine's kernel."""
+
+    def __init__(self, life: Life, table: Table) -> None:
+        self._life = life
+        self._table = table
+
+    def freeze(self, volume_id: str, users: Sequence[User]) -> list[User]:
+        """All of them are containers."""
+        self._life.check()
+        for user in users:
+            assert user.container
+            self._table.frozen.setdefault(volume_id, set()).add(user.container)
+        return []
+
+    def thaw(self, volume_id: str) -> None:
+        """They go on."""
+        self._life.at_once("freezer.thaw", lambda: self._table.frozen.pop(volume_id, None))
+
+    def holds(self, volume_id: str) -> bool:
+        """Also after a restart of the daemon."""
+        return volume_id in self._table.frozen
 
 
 class SteppedMounts(Mounts):

@@ -128,7 +128,7 @@ def _give_while_it_is_in_use(patch: pytest.MonkeyPatch) -> None:
 
 @bug
 def _give_while_a_container_is_being_started(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Custody, "_starting", lambda self, volume: False)
+    patch.setattr(Custody, "starting", lambda self, volume: False)
 
 
 @bug

@@ -27,6 +27,7 @@ DEADLINE_SECONDS = 150.0
 _numbers = itertools.count(1)
 T = TypeVar("T")
 
+_SWARM_LINE = "{{.Hostname}} {{.Status}} {{.Availability}} {{.ManagerStatus}}"
 _HEAL = """
 systemctl --no-block start pannierd.socket docker.socket
 systemctl kill --kill-who=main -s CONT pannierd.service 2>/dev/null
@@ -247,26 +248,36 @@ class World:
 
     def wait_until_all_up(self) -> None:
         """Wait until every node sees every node up, and all engines answer."""
-
-        def all_up(node: str) -> bool:
-            seen = self.attempt(node, "pannier", "node", "ls", "-o", "json")
-            if seen.status:
-                return False
-            states = {view["name"]: view["state"] for view in json.loads(seen.out)}
-            return all(states.get(name) == "up" for name in self.nodes)
+        missing = "nothing was looked at"
 
         def everywhere() -> bool:
-            return all(self.on_all(all_up)) and self._swarm_is_ready()
+            nonlocal missing
+            missing = "; ".join(filter(None, (*self.on_all(self._not_up), self._swarm_lacks())))
+            return not missing
 
-        story.wait_until("all nodes are up", everywhere, seconds=90)
+        try:
+            story.wait_until("all nodes are up", everywhere, seconds=90)
+        except story.StoryError as error:
+            raise story.StoryError(f"{error}: {missing}") from None
 
-    def _swarm_is_ready(self) -> bool:
-        """Whether there is a leader and all nodes are ready, where there is a Swarm."""
+    def _not_up(self, node: str) -> str:
+        """What one node does not see up; empty where it sees every node up."""
+        seen = self.attempt(node, "pannier", "node", "ls", "-o", "json")
+        if seen.status:
+            return f"{node} says: {seen.text}"
+        states = {view["name"]: view["state"] for view in json.loads(seen.out)}
+        down = {name: states.get(name) for name in self.nodes if states.get(name) != "up"}
+        return f"{node} sees {down}" if down else ""
+
+    def _swarm_lacks(self) -> str:
+        """What keeps the Swarm, if there is one, from being whole: a leader, and all nodes ready."""
         info = ["docker", "info", "--format", "{{.Swarm.LocalNodeState}}"]
         if self.attempt(self.nodes[0], *info).out.strip() != "active":
-            return True
-        seen = self.attempt(self.nodes[0], "docker", "node", "ls", "--format", "{{.Status}}")
-        return seen.status == 0 and seen.out.split() == ["Ready"] * len(self.nodes)
+            return ""
+        seen = self.attempt(self.nodes[0], "docker", "node", "ls", "--format", _SWARM_LINE)
+        if seen.status == 0 and seen.out.count(" Ready ") == len(self.nodes):
+            return ""
+        return f"the Swarm: {seen.text}"
 
     @contextmanager
     def cut(self, *nodes: str) -> Iterator[None]:

@@ -221,13 +221,14 @@ def test_a_container_that_ended_meanwhile_is_forgotten(box: Box) -> None:
     name = box.sleeper()
     box.sh(f"docker exec -d {name} sync /one")
     box.wait_for_calls(1)
-    assert box.stored() == 2
+    box.wait_until("systemd keeps both listeners", lambda: box.stored() == 2)
     box.sh("systemctl kill --kill-who=main -s STOP pannierd")
     box.sh(f"docker kill {name}")
     box.kill()
     box.wait_until("systemd keeps nothing", lambda: box.stored() == 0)
-    assert box.sh("ls /run/pannier/barrier/listeners") == ""
-    assert box.state() == {"containers": [], "calls": 0, "oldest": 0.0}
+    box.wait_until("no file is left", lambda: not box.sh("ls /run/pannier/barrier/listeners"))
+    nothing = {"containers": [], "calls": 0, "oldest": 0.0}
+    box.wait_until("the daemon knows of nothing", lambda: box.state() == nothing)
 
 
 def test_ended_containers_leave_nothing(box: Box) -> None:

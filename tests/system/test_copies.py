@@ -292,15 +292,14 @@ def test_f06_a_drained_node_loses_its_service_and_the_volume_keeps_two_copies(
         wait_for_copies(world, name, at=task.node)
         sure, left = world.acknowledged(task.node, task.container), task.node
         manager = world.others(left)[0]
-        drain = ["docker", "node", "update", "--availability"]
-        world.run(manager, *drain, "drain", left)
+        story.set_availability(world.lab, left, "drain", asked=manager)
         try:
             task = story.wait_until(
                 "the service runs elsewhere",
                 lambda old=left: story.running_task(world.lab, name, not_on=old),
             )
         finally:
-            world.run(manager, *drain, "active", left)
+            story.set_availability(world.lab, left, "active", asked=manager)
         story.wait_until(
             "it goes on", lambda t=task, n=sure: world.acknowledged(t.node, t.container) > n
         )

@@ -124,14 +124,13 @@ def service_on(world: World, node: str, *flags: str) -> str:
 def only(world: World, node: str, *, at: str) -> Iterator[None]:
     """Swarm gives tasks to this node alone, and takes none away from others."""
     others = world.others(node)
-    update = ["docker", "node", "update", "--availability"]
     for other in others:
-        world.run(at, *update, "pause", other)
+        story.set_availability(world.lab, other, "pause", asked=at)
     try:
         yield
     finally:
         for other in others:
-            world.run(at, *update, "active", other)
+            story.set_availability(world.lab, other, "active", asked=at)
 
 
 def labelled(world: World, volume: str, *, at: str = "node1") -> set[str]:
@@ -193,7 +192,7 @@ def test_any_other_service_is_spared_the_restart_delay(swarm: World) -> None:
 
 
 def test_what_a_person_drained_is_not_given_back(swarm: World) -> None:
-    swarm.run("node1", "docker", "node", "update", "--availability", "drain", WORKER)
+    story.set_availability(swarm.lab, WORKER, "drain", asked="node1")
     try:
         swarm.lab.crash(WORKER)
         story.wait_until("Swarm notices", lambda: view(swarm, WORKER, at="node1").state == "down")
@@ -203,7 +202,7 @@ def test_what_a_person_drained_is_not_given_back(swarm: World) -> None:
         time.sleep(20)  # beyond the time after which one of ours would be given back
         assert availability(swarm, WORKER) == "drain"
     finally:
-        swarm.run("node1", "docker", "node", "update", "--availability", "active", WORKER)
+        story.set_availability(swarm.lab, WORKER, "active", asked="node1")
 
 
 def test_a_stop_of_the_daemon_in_good_order_moves_nothing(swarm: World) -> None:

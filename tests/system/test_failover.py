@@ -138,11 +138,11 @@ def test_a_node_without_a_copy_gets_the_service(world: World) -> None:
     task = ledger_on(world, cast)
     with failover.hearing(world.lab, task) as said:
         story.wait_until("the ledger is written", lambda: said() > 20)
-        failover.make(world.lab, cast.copy, "pause", asked=cast.witness)
+        story.set_availability(world.lab, cast.copy, "pause", asked=cast.witness)
         assert world.lab.crash(cast.victim)
         acknowledged = said()
     lines = lines_elsewhere(world, cast)
-    failover.make(world.lab, cast.copy, "active", asked=cast.witness)
+    story.set_availability(world.lab, cast.copy, "active", asked=cast.witness)
     assert lines[-1].host == cast.witness
     check_whole(lines, first=cast.victim, acknowledged=acknowledged)
     shown = world.json(cast.copy, "volume", "show", LEDGER)

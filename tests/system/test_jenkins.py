@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 import pytest
 from cluster_world import IMAGE, World
-from demo import failover, jenkins_image, story
+from demo import jenkins_image, story
 from demo.jenkins import CONTROLLER, HOME, SLOW, Stack, deploy
 from laboratory import laboratory, world_on
 
@@ -129,12 +129,12 @@ def test_a_drain_moves_the_controller_to_a_copy(stack: Stack) -> None:
     before, jobs = stack.builds(here), stack.jobs()
     copies = story.volume(stack.lab, HOME)["in_sync"]
     with timed("from a drain until the controller answers elsewhere"):
-        failover.make(stack.lab, here, "drain", asked=MANAGER)
+        story.set_availability(stack.lab, here, "drain", asked=MANAGER)
         task = stack.task(not_on=here)
     assert task.node in copies
     assert stack.builds(task.node) == before
     assert stack.jobs() == jobs
-    failover.make(stack.lab, here, "active", asked=MANAGER)
+    story.set_availability(stack.lab, here, "active", asked=MANAGER)
     stack.wait_for_agents(*NODES)
 
 

@@ -223,9 +223,9 @@ def test_what_is_in_the_way_is_told_before_anything_happens(service: Service) ->
 
     refused(SECOND, ["has no service keper", "did you mean keeper?"], asked="keper")
     refused("node9", ["there is no node node9", "node1, node2, node3"])
-    world.run(ASKED, "docker", "node", "update", "--availability", "drain", SECOND)
+    story.set_availability(world.lab, SECOND, "drain", asked=ASKED)
     refused(SECOND, [f"node {SECOND} is drained in the Swarm", "--availability active"])
-    world.run(ASKED, "docker", "node", "update", "--availability", "active", SECOND)
+    story.set_availability(world.lab, SECOND, "active", asked=ASKED)
     service.update("--constraint-add", f"node.hostname!={SECOND}")
     refused(SECOND, [f"its constraint node.hostname!={SECOND} excludes it"])
     service.update("--constraint-rm", f"node.hostname!={SECOND}")

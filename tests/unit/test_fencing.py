@@ -1,4 +1,4 @@
-"""What a node can no longer prove to hold ends before anybody else can begin with it."""
+"""What a node can no longer prove to hold stands still before anybody else can begin with it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest_asyncio
 from copies_world import CopiesWorld
 from world import Machine, event_loop_policy
 
+from pannier.agent.fencing import DOUBT_SECONDS, WATCH_SECONDS
 from pannier.core.errors import PannierError
 from pannier.core.volume import Grant, Volume
 
@@ -34,7 +35,11 @@ def cut_off(world: CopiesWorld, machine: Machine) -> None:
     world.isolate(machine.name)
 
 
-async def test_a_holder_cut_off_from_everything_ends_before_another_begins(
+def runs(machine: Machine, container: str) -> bool:
+    return container in machine.table.containers and not machine.table.stands_still(container)
+
+
+async def test_a_holder_cut_off_from_everything_stands_still_before_another_begins(
     world: CopiesWorld,
 ) -> None:
     volume = await world.synced_volume(world.a)
@@ -45,13 +50,89 @@ async def test_a_holder_cut_off_from_everything_ends_before_another_begins(
     cut_off(world, world.a)
     mounting = asyncio.ensure_future(world.mount(replica, "vol"))
     while not mounting.done():
-        ended = not writable(world.a, volume) and container not in world.a.table.containers
-        assert ended or world.data.get("alive/a") is not None
+        assert not runs(world.a, container) or world.data.get("alive/a") is not None
         await asyncio.sleep(0.05)
     await mounting
+    assert not runs(world.a, container)
+    await asyncio.sleep(DOUBT_SECONDS + 1)
+    assert container not in world.a.table.containers
+    assert not writable(world.a, volume)
     assert "vol" not in world.a.table.mounts
     assert world.a.disk.homes[volume.id].live[1].content["unsynced"] == b"1", "it is kept"
     assert world.now_record().grant == Grant(replica.name, 2)
+
+
+async def test_where_nobody_took_over_the_container_goes_on(world: CopiesWorld) -> None:
+    """As when the store's leader is lost together with a copy, and the election takes its time."""
+    volume = await world.synced_volume(world.a)
+    container = await world.run_container(world.a, "vol", "m2")
+    cut_off(world, world.a)
+    await world.until(lambda: world.data.get("alive/a") is None)
+    assert world.a.table.stands_still(container)
+    await asyncio.sleep(DOUBT_SECONDS / 2)
+    for ask in (lambda run: run.service.doctor(), lambda run: run.service.explain_volume("vol")):
+        assert any("stand still" in one.what for one in await world.a.ask(ask))
+    world.mend_links()
+    world.mend_store()
+    await world.until(lambda: runs(world.a, container))
+    assert world.now_record().grant == Grant("a", 1)
+    world.put(world.a, volume, "more", b"1")
+    await world.sync(world.a)
+
+
+async def test_a_container_goes_on_only_when_its_volume_is_proven(
+    world: CopiesWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lease alone says nothing of a volume that another node may have taken over meanwhile."""
+    await world.synced_volume(world.a)
+    container = await world.run_container(world.a, "vol", "m2")
+    cut_off(world, world.a)
+    await world.until(lambda: world.data.get("alive/a") is None)
+    monkeypatch.setattr("pannier.agent.custody.Custody._prove_one", lambda *_: asyncio.sleep(0))
+    world.mend_store()  # and no promise arrives
+    await world.until(lambda: world.data.get("alive/a") is not None)
+    await asyncio.sleep(3)
+    assert world.a.table.stands_still(container)
+
+
+async def test_a_container_whose_volume_was_taken_over_is_ended_as_soon_as_it_is_known(
+    world: CopiesWorld,
+) -> None:
+    volume = await world.synced_volume(world.a)
+    container = await world.run_container(world.a, "vol", "m2")
+    world.losing(volume)
+    cut_off(world, world.a)
+    await world.mount(world.replica(volume), "vol")
+    assert world.a.table.stands_still(container)
+    world.mend_links()
+    world.mend_store()
+    await asyncio.sleep(5)
+    assert container not in world.a.table.containers
+    assert not world.a.table.frozen
+
+
+async def test_a_daemon_that_starts_again_lets_go_on_what_stood_still(world: CopiesWorld) -> None:
+    await world.synced_volume(world.a)
+    container = await world.run_container(world.a, "vol", "m2")
+    cut_off(world, world.a)
+    await world.until(lambda: world.data.get("alive/a") is None)
+    world.a.crash()
+    world.mend_links()
+    world.mend_store()
+    await world.a.start()
+    assert world.a.table.stands_still(container)
+    await world.until(lambda: runs(world.a, container))
+
+
+async def test_a_container_that_begins_in_doubt_stands_still_too(world: CopiesWorld) -> None:
+    """It was given its volume just before."""
+    await world.synced_volume(world.a)
+    await world.run_container(world.a, "vol", "m2")
+    cut_off(world, world.a)
+    await world.until(lambda: world.data.get("alive/a") is None)
+    late = world.start_container(world.a, "vol")
+    await asyncio.sleep(2 * WATCH_SECONDS)
+    assert world.a.table.stands_still(late)
 
 
 async def test_where_nobody_took_over_it_goes_on_after_the_next_mount(world: CopiesWorld) -> None:
@@ -107,6 +188,8 @@ async def test_a_restarted_daemon_ends_what_it_cannot_prove(world: CopiesWorld) 
     world.a.crash()
     await world.a.start()
     await asyncio.sleep(world.a.up.lease.terms.ttl + 1)
+    assert not runs(world.a, container)
+    await asyncio.sleep(DOUBT_SECONDS)
     assert container not in world.a.table.containers
     assert not writable(world.a, volume)
 
@@ -171,7 +254,9 @@ async def test_a_volume_whose_lock_is_taken_does_not_delay_the_end_of_another(
     async with world.a.up.custody.lock(first):
         cut_off(world, world.a)
         await world.until(lambda: world.data.get("alive/a") is None)
-        assert not world.a.table.containers, containers
+        assert not any(runs(world.a, container) for container in containers)
+        await asyncio.sleep(DOUBT_SECONDS)
+        assert not world.a.table.containers
         assert writable(world.a, first), "it is sealed when the lock is free"
         assert not writable(world.a, second)
     await world.until(lambda: not writable(world.a, first))

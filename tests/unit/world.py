@@ -369,6 +369,7 @@ class World:
 
     def write(self, machine: Machine, container: str, file: str, value: bytes) -> None:
         """A container writes and is told that it is on disk."""
+        assert not machine.table.stands_still(container)
         volume, epoch = _parts(machine.table.containers[container])
         try:
             machine.disk.write(volume, epoch, file, value)

@@ -19,6 +19,7 @@ from typing import Protocol
 import structlog
 
 from pannier.agent.clock import boottime
+from pannier.agent.freezing import Freezer
 from pannier.agent.lease import Lease
 from pannier.agent.mountids import MountIds
 from pannier.agent.mounts import Mounts
@@ -89,6 +90,7 @@ class Custody:
         mount_ids: MountIds,
         engine: Engine,
         lease: Lease,
+        freezer: Freezer,
         users_of: UsersOf = users_of,
         clock: Callable[[], float] = boottime,
     ) -> None:
@@ -107,6 +109,7 @@ class Custody:
         self.engine = engine
         self.lease = lease
         self.clock = clock
+        self._freezer = freezer
         self._users_of = users_of
         self._locks: dict[str, asyncio.Lock] = {}
         self._released: dict[str, asyncio.Event] = {}
@@ -354,15 +357,16 @@ class Custody:
     async def users(self, volume: Volume) -> list[str]:
         """Who uses the volume on this node, in words for people; empty where nobody does."""
         named = await self._name_all(await self.processes(volume))
-        if not named and self._starting(volume):
+        if not named and self.starting(volume):
             named = ["a container that is being started"]
         return named
 
     async def in_use(self, volume: Volume) -> bool:
         """Whether anybody uses the volume on this node. Does not ask the engine, which may hang."""
-        return self._starting(volume) or bool(await self.processes(volume))
+        return self.starting(volume) or bool(await self.processes(volume))
 
-    def _starting(self, volume: Volume) -> bool:
+    def starting(self, volume: Volume) -> bool:
+        """Whether a container may be about to use the volume that no process shows yet."""
         if self.awaited(volume):
             return True  # of two nodes that want it at once, one gets it: not both in turn
         ages = self.mount_ids.ages(volume.name, self.clock())
@@ -389,6 +393,26 @@ class Custody:
     async def take_down(self, volume: Volume) -> None:
         """Unmount the volume's path. The caller has the lock and saw that nobody uses it."""
         await asyncio.to_thread(self.mounts.unmount, volume.name)
+
+    def suspended(self, volume: Volume) -> bool:
+        """Whether containers that use the volume were made to stand still, by this run or an earlier."""
+        return self._freezer.holds(volume.id)
+
+    async def suspend(self, volume: Volume) -> None:
+        """Let nothing that uses a volume go on: another node may take it over by now, or may not.
+
+        Containers stand still, and processes outside of any are killed. Those that begin meanwhile
+        are met by the next call.
+        """
+        if not self.suspended(volume):
+            log.warning("volume.suspended", volume=volume.name, epoch=volume.grant.epoch)
+        users = [user for user in await self.processes(volume) if user.pid]
+        self._kill(volume, await asyncio.to_thread(self._freezer.freeze, volume.id, users))
+
+    async def resume(self, volume: Volume) -> None:
+        """What was suspended goes on: this node is known to hold the volume."""
+        log.info("volume.resumed", volume=volume.name, epoch=volume.grant.epoch)
+        await asyncio.to_thread(self._freezer.thaw, volume.id)
 
     async def fence(self, volume: Volume) -> None:
         """End all use of a volume that another node may take over by now; what is here is kept.
@@ -433,13 +457,19 @@ class Custody:
             users = [user for user in await self.processes(volume) if user.pid]
             if not users:
                 break
-            for user in users:
-                with suppress(ProcessLookupError):
-                    os.kill(user.pid, signal.SIGKILL)
-                log.warning("volume.user-killed", volume=volume.name, pid=user.pid)
+            self._kill(volume, users)
+            # What is frozen ends at once, or when it is let go on: it makes no step of its own any more.
+            await asyncio.to_thread(self._freezer.thaw, volume.id)
             await asyncio.sleep(DEPOSE_PAUSE_SECONDS)
         else:
             log.error("volume.users-left", volume=volume.name, pids=[user.pid for user in users])
+        await asyncio.to_thread(self._freezer.thaw, volume.id)
+
+    def _kill(self, volume: Volume, users: Sequence[User]) -> None:
+        for user in users:
+            with suppress(ProcessLookupError):
+                os.kill(user.pid, signal.SIGKILL)
+            log.warning("volume.user-killed", volume=volume.name, pid=user.pid)
 
     async def adopt(self) -> None:
         """After a start: finish or undo what an earlier run left half done. The store answers.

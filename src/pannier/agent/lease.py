@@ -130,7 +130,7 @@ class Lease:
         asked_at = self._clock()
         if self._lease is not None:
             try:
-                async with asyncio.timeout(self.terms.ttl / 4):  # asked again in time
+                async with asyncio.timeout(self.terms.ttl / 6):  # another member is asked in time
                     await self._store.renew_lease(self._lease)
             except Stale:
                 self._lease = None

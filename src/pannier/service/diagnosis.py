@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from pannier.agent.clock import rfc3339
+from pannier.agent.fencing import DOUBT_SECONDS
 from pannier.core.volume import Volume
 from pannier.service.views import CopyView, FindingView, VolumeView
 
@@ -13,7 +14,12 @@ LONG_WAIT_SECONDS = 10.0
 
 
 def explain(
-    record: Volume, view: VolumeView, *, is_up: Callable[[str], bool], fresh: bool
+    record: Volume,
+    view: VolumeView,
+    *,
+    is_up: Callable[[str], bool],
+    fresh: bool,
+    suspended: bool = False,
 ) -> list[FindingView]:
     """What there is to say of one volume.
 
@@ -22,6 +28,7 @@ def explain(
         view: what the holder says, or what is known of it where it does not answer.
         is_up: whether a node's lease is alive.
         fresh: whether ``record`` was just read from the store.
+        suspended: whether its containers stand still here.
     """
     subject = f"volume {record.name}"
     findings = []
@@ -35,12 +42,26 @@ def explain(
             )
         )
     findings.append(FindingView(level="ok", subject=subject, what=_held(record)))
+    if suspended:
+        findings.append(standing_still(record, record.grant.node))
     if is_up(record.grant.node):
         findings += _of_live_holder(subject, record, view)
     else:
         findings.append(_of_lost_holder(subject, record, is_up))
     findings += _of_copies(subject, record, view)
     return findings
+
+
+def standing_still(record: Volume, node: str) -> FindingView:
+    """What there is to say while a node's lease is in doubt (:mod:`pannier.agent.fencing`)."""
+    return FindingView(
+        level="problem",
+        subject=f"volume {record.name}",
+        what=f"its containers on {node} stand still: the node cannot prove that it holds the volume. They "
+        f"go on when it can, and are ended when another node has taken the volume over, or after "
+        f"{DOUBT_SECONDS:g} s",
+        remedy="see pannier status: the store, or every node in sync, must answer this node",
+    )
 
 
 def _held(record: Volume) -> str:

@@ -9,6 +9,7 @@ from pannier.core.errors import EngineUnavailable, PannierError
 from pannier.core.ownership import LocalState, Lost, plan_cleanup, plan_serving
 from pannier.core.size import format_size
 from pannier.core.volume import Volume
+from pannier.service.diagnosis import standing_still
 from pannier.service.labels import excluded_services
 from pannier.service.views import FindingView
 
@@ -146,6 +147,8 @@ class Doctor:
                 subject, "its data is not on this node's disk", "is the right disk there?"
             )
             return
+        if custody.suspended(volume):
+            yield standing_still(volume, custody.node)
         used = await driver.used_bytes(volume.id)
         users = await custody.users(volume)
         state = f"held by {custody.node}, " + (f"used by {', '.join(users)}" if users else "idle")

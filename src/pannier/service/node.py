@@ -398,7 +398,8 @@ class NodeService:
         except Unavailable:
             record, fresh = await self._volumes.find(name), False
         view = await self._from_holder(record)
-        return explain(record, view, is_up=self._catalog.is_up, fresh=fresh)
+        suspended = self._custody.suspended(record)
+        return explain(record, view, is_up=self._catalog.is_up, fresh=fresh, suspended=suspended)
 
     async def events(self, *, follow: bool) -> AsyncIterator[EventView]:
         """What happened; with ``follow`` everything from now on too, without end."""

@@ -186,6 +186,9 @@ class Gateway:
                 limit = min(left, self.timing.try_seconds) if repeatable else left
                 try:
                     return await attempt(endpoint, limit)
+                except asyncio.CancelledError:
+                    self.avoid(endpoint)  # who asks has waited for it long enough
+                    raise
                 except NoAnswer as failure:
                     self.avoid(endpoint)
                     problems[endpoint] = failure.reason

@@ -283,15 +283,21 @@ class Faults:
 
     @contextmanager
     def dropping(self, node: str, *rules: str) -> Iterator[None]:
-        """Let the node's kernel drop packets: each rule is ``INPUT ...`` or ``OUTPUT ...``."""
-        for rule in rules:
-            self.world.sh(node, f"iptables -w -I {rule} -j DROP")
+        """Let the node's kernel drop packets: each rule is ``INPUT ...`` or ``OUTPUT ...``.
+
+        All of them from the same moment on: with one way cut before the other, it is another fault.
+        """
+
+        def change(how: str) -> None:
+            lines = ["*filter", *(f"-{how} {rule} -j DROP" for rule in rules), "COMMIT", ""]
+            self.world.run(node, "iptables-restore", "-w", "-n", input="\n".join(lines))
+
+        change("I")
         try:
             yield
         finally:
             if any(each.name == node and each.state != "crashed" for each in self.world.lab.nodes):
-                for rule in rules:
-                    self.world.sh(node, f"iptables -w -D {rule} -j DROP")
+                change("D")
 
     def between(self, one: str, other: str) -> list[str]:
         """Rules for ``one`` that cut it off from ``other`` only."""

@@ -62,6 +62,32 @@ def test_f20_the_holder_is_isolated_for_less_than_its_lease(faults: Faults) -> N
     )  # fmt: skip
 
 
+def test_f20_the_holder_is_isolated_and_nobody_wants_its_volume(faults: Faults) -> None:
+    """Its container stands still when the lease is over, and goes on when the cable is back."""
+    log, writer = faults.writing()
+    world = faults.world
+    which = ["docker", "inspect", "-f", "{{.State.Pid}} {{.State.StartedAt}}", writer.container]
+    process = world.run("node1", *which)
+    cut_at = uptime()
+    with world.cut("node1"):
+        faults.wait_until_down("node1", seen_by=log.replica)
+        time.sleep(LEASE_SECONDS)  # the length of the fault, not a wait for anything
+        assert all(record.at < cut_at + LEASE_SECONDS for record in writer.acknowledged())
+    mended_at = uptime()
+    writer.goes_on()
+    assert world.run("node1", *which) == process
+    world.wait_until_all_up()
+    log.wait_in_sync(log.replicas, at="node1")
+    log.stop(writer)
+    assert world.json("node1", "volume", "show", log.volume)["epoch"] == 1
+    told = log.check(log.read(log.replica))
+    faults.note(
+        "F20 the holder is isolated, longer than its lease, and nobody wants the volume",
+        outcome="the container stands still, and goes on when the cable is back",
+        pause=log.pause_after(cut_at) - (mended_at - cut_at), allowed=None, told=told,
+    )  # fmt: skip
+
+
 def test_f21_the_holder_reaches_the_store_but_not_its_copy(faults: Faults) -> None:
     """The copy leaves what counts, and nobody takes over; it joins again by itself."""
     log, writer = faults.writing()
