@@ -239,6 +239,33 @@ def test_what_is_in_the_way_is_told_before_anything_happens(service: Service) ->
     assert service.hooks() == []
 
 
+def test_a_node_without_room_for_the_container_is_refused(service: Service) -> None:
+    """Swarm would end the old container, and find no place for the new one."""
+    world, filler = service.world, service.world.name("filler")
+    world.run(
+        ASKED, "docker", "service", "create", "--detach", "--no-resolve-image", "--name", filler,
+        "--endpoint-mode", "dnsrr", "--constraint", f"node.hostname=={SECOND}",
+        "--reserve-memory", "20g", "--publish", "mode=host,published=8099,target=80",
+        IMAGE, "sleep", "600",
+    )  # fmt: skip
+    story.wait_until("it runs", lambda: story.running_task(world.lab, filler))
+    try:
+        for change, says in (
+            (["--reserve-memory", "8g"], ["reserves 8G of memory, and", f"left on node {SECOND}"]),
+            (
+                ["--reserve-memory", "0", "--publish-add", "mode=host,published=8099,target=80"],
+                ["publishes 8099/tcp", f"on {SECOND} service {filler} does so already"],
+            ),
+        ):
+            service.update(*change)
+            spec = service.spec()
+            world.refused(ASKED, *service.command(SECOND), says=says, status=4)
+            assert service.spec() == spec
+    finally:
+        world.run(ASKED, "docker", "service", "rm", filler)
+        service.update("--publish-rm", "80")
+
+
 def test_a_command_that_is_killed_before_swarm_is_told_changes_nothing(service: Service) -> None:
     old, spec = service.now(), service.spec()
     service.inside("echo sleep 7 >/home/pre")

@@ -14,7 +14,7 @@ import pytest
 from aiohttp import web
 
 from pannier.core.errors import Conflict, EngineUnavailable, OutcomeUnknown, Stale
-from pannier.core.swarm import Availability, SwarmMember
+from pannier.core.swarm import Availability, Resources, SwarmMember
 from pannier.engine.base import Container
 from pannier.engine.docker import DockerEngine
 
@@ -295,6 +295,31 @@ RAW_NODE: dict[str, Any] = {
     "Description": {"Hostname": "one", "Platform": {"OS": "linux", "Architecture": "x86_64"}},
     "Status": {"State": "unknown"},
 }
+
+
+async def test_what_services_reserve_and_publish_is_told(stub: Stub, engine: DockerEngine) -> None:
+    half = {"Reservations": {"NanoCPUs": 500000000, "MemoryBytes": 1024}}
+    ports = [
+        {"Protocol": "udp", "TargetPort": 53, "PublishedPort": 5353, "PublishMode": "host"},
+        {"Protocol": "tcp", "TargetPort": 80, "PublishedPort": 8080, "PublishMode": "ingress"},
+    ]
+    template = {"ContainerSpec": {"Image": "x"}, "Resources": half}
+    spec = {"Name": "dns", "TaskTemplate": template, "EndpointSpec": {"Ports": ports}}
+    stub.answers["/services"] = [{"ID": "s1", "Version": {"Index": 1}, "Spec": spec}]
+    stub.answers["/tasks"] = [{"ID": "t1", "ServiceID": "s1", "Spec": template}, {"ID": "t2"}]
+    whole = {"NanoCPUs": 2000000000, "MemoryBytes": 4096}
+    stub.answers["/nodes"] = [
+        RAW_NODE,
+        {**RAW_NODE, "Description": {"Hostname": "two", "Resources": whole}},
+    ]
+    (service,) = await engine.swarm.services()
+    assert (service.reserved, service.host_ports) == (Resources(500000000, 1024), ("5353/udp",))
+    assert [task.reserved for task in await engine.swarm.tasks()] == [
+        Resources(500000000, 1024),
+        Resources(),
+    ]
+    nodes = await engine.swarm.nodes()
+    assert [node.resources for node in nodes] == [None, Resources(2000000000, 4096)]
 
 
 async def test_a_change_of_a_node_sends_back_what_is_not_ours(

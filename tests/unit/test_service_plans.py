@@ -17,6 +17,7 @@ from pannier.core.service_move import (
     ASIDE,
     TIED,
     Place,
+    check_capacity,
     check_constraints,
     check_kind,
     check_room,
@@ -26,7 +27,7 @@ from pannier.core.service_move import (
     tied,
     untied,
 )
-from pannier.core.swarm import Availability, SwarmNode, SwarmService, SwarmTask
+from pannier.core.swarm import Availability, Resources, SwarmNode, SwarmService, SwarmTask
 from pannier.core.volume import Grant, Volume, VolumeSpec
 
 
@@ -198,6 +199,33 @@ def test_room_is_needed_for_what_the_node_has_no_copy_of() -> None:
         check_room(there, volumes, free_bytes=599)
     with pytest.raises(Conflict, match="has no directory driver, which volume home needs"):
         check_room(there, [(volume("home", "a", driver="directory"), 0)], free_bytes=1)
+
+
+def test_a_node_with_too_little_left_to_reserve_is_refused() -> None:
+    big = replace(CI, reserved=Resources(1_500_000_000, 3 * 2**30))
+    target = replace(B, resources=Resources(2_000_000_000, 4 * 2**30))
+    task = SwarmTask(
+        id="t", service="id-web", node="id-b", state="running", wanted=True,
+        reserved=Resources(500_000_000, 2**30),
+    )  # fmt: skip
+    check_capacity(big, target, [(task, None)])
+    check_capacity(big, replace(target, resources=None), [(task, None)] * 9)
+    with pytest.raises(
+        Conflict, match=r"reserves 1.5 CPUs, and 1 are left and 3G of memory, and 2G"
+    ):
+        check_capacity(big, target, [(task, None), (task, None)])
+    with pytest.raises(Conflict, match=r"1.5 CPUs, and 0 are left"):
+        check_capacity(big, target, [(task, None)] * 9)
+    check_capacity(CI, target, [(task, None)] * 9)  # it reserves nothing
+
+
+def test_a_node_on_which_the_services_port_is_taken_is_refused() -> None:
+    web = service(id="id-web", name="web", host_ports=("80/tcp", "53/udp"))
+    task = SwarmTask(id="t", service="id-web", node="id-b", state="running", wanted=True)
+    for free in ((), ("53/tcp",), ("8080/tcp",)):
+        check_capacity(replace(CI, host_ports=free), B, [(task, web)])
+    with pytest.raises(Conflict, match="publishes 53/udp on its node, and on b service web does"):
+        check_capacity(replace(CI, host_ports=("53/udp", "99/tcp")), B, [(task, web)])
 
 
 # -- what changes in Swarm --------------------------------------------------------------------------

@@ -17,7 +17,14 @@ from pannier.core.constraints import matches
 from pannier.core.errors import Conflict, NodeNotFound, NotFound, PoolFull
 from pannier.core.node import Node
 from pannier.core.size import format_size
-from pannier.core.swarm import Availability, SwarmNode, SwarmService, volume_label
+from pannier.core.swarm import (
+    Availability,
+    Resources,
+    SwarmNode,
+    SwarmService,
+    SwarmTask,
+    volume_label,
+)
 from pannier.core.volume import Volume
 
 TIED = "pannier.moved-to"
@@ -217,6 +224,52 @@ def check_constraints(service: SwarmService, target: SwarmNode) -> None:
                 remedy="change the constraint in its stack file, or: docker service update "
                 f"--constraint-rm '{constraint}' {service.name}",
             )
+
+
+def check_capacity(
+    service: SwarmService,
+    target: SwarmNode,
+    others: Iterable[tuple[SwarmTask, SwarmService | None]],
+) -> None:
+    """Whether Swarm would start the service's container on ``target``.
+
+    Args:
+        others: tasks that run there or are about to, but for the service's own, with their services.
+
+    Raises:
+        Conflict: a port is taken, or too little is left of what can be reserved.
+    """
+    reserved = Resources()
+    for task, other in others:
+        reserved = Resources(
+            reserved.nano_cpus + task.reserved.nano_cpus,
+            reserved.memory_bytes + task.reserved.memory_bytes,
+        )
+        taken = sorted(set(service.host_ports) & set(other.host_ports if other else ()))
+        if other and taken:
+            raise Conflict(
+                f"service {service.name} publishes {', '.join(taken)} on its node, and on "
+                f"{target.hostname} service {other.name} does so already",
+                remedy=f"choose another node, or another port: docker service inspect {other.name}",
+            )
+    if target.resources is None:
+        return
+    cpus = target.resources.nano_cpus - reserved.nano_cpus
+    memory = target.resources.memory_bytes - reserved.memory_bytes
+    lacks = []
+    if service.reserved.nano_cpus > max(cpus, 0):
+        lacks.append(
+            f"{service.reserved.nano_cpus / 1e9:g} CPUs, and {max(cpus, 0) / 1e9:g} are left"
+        )
+    if service.reserved.memory_bytes > max(memory, 0):
+        wanted, left = service.reserved.memory_bytes, max(memory, 0)
+        lacks.append(f"{format_size(wanted)} of memory, and {format_size(left)} are left")
+    if lacks:
+        raise Conflict(
+            f"service {service.name} reserves {' and '.join(lacks)} on node {target.hostname}",
+            remedy="choose another node, or have it reserve less: docker service update "
+            f"--reserve-cpu/--reserve-memory {service.name}",
+        )
 
 
 def check_room(

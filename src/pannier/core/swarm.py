@@ -37,6 +37,14 @@ class SwarmMember:
     managers: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What a node has, or what a task reserves of it: thousand-millionths of a CPU, and bytes."""
+
+    nano_cpus: int = 0
+    memory_bytes: int = 0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SwarmNode:
     """A node as Swarm's managers see it.
@@ -49,6 +57,7 @@ class SwarmNode:
         labels: those of ``docker node update --label-add``.
         engine_labels: those of its engine's own configuration.
         version: rises with every change of the node, its state's changes included.
+        resources: what its engine has; None where that is not known.
     """
 
     id: str
@@ -62,6 +71,7 @@ class SwarmNode:
     engine_labels: Mapping[str, str] = field(default_factory=dict)
     os: str = ""
     arch: str = ""
+    resources: Resources | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +88,8 @@ class SwarmService:
         container_labels: those that its containers get.
         update: what became of its last update, such as ``completed`` or ``rollback_started``.
         version: rises with every change of the service.
+        reserved: by each of its tasks.
+        host_ports: which each of its tasks publishes on its own node, as in ``8080/tcp``.
     """
 
     name: str
@@ -92,6 +104,8 @@ class SwarmService:
     labels: Mapping[str, str] = field(default_factory=dict)
     container_labels: Mapping[str, str] = field(default_factory=dict)
     update: str = ""
+    reserved: Resources = Resources()
+    host_ports: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +120,7 @@ class SwarmTask:
         wanted: whether Swarm wants it to run.
         container: the container's id; None before there is one.
         message: what Swarm says of it, an error if there is one.
+        reserved: what it reserves of its node.
     """
 
     id: str
@@ -115,6 +130,7 @@ class SwarmTask:
     wanted: bool
     container: str | None = None
     message: str = ""
+    reserved: Resources = Resources()
 
     @property
     def ended(self) -> bool:

@@ -11,6 +11,7 @@ import msgspec
 from pannier.core.errors import Conflict, EngineUnavailable, Stale
 from pannier.core.swarm import (
     Availability,
+    Resources,
     SwarmMember,
     SwarmNode,
     SwarmService,
@@ -60,8 +61,17 @@ class _EngineDescription(msgspec.Struct, frozen=True, rename="pascal"):
     labels: dict[str, str] | None = None
 
 
+class _Resources(msgspec.Struct, frozen=True, rename="pascal"):
+    nano_cpus: int = msgspec.field(name="NanoCPUs", default=0)
+    memory_bytes: int = 0
+
+    def counted(self) -> Resources:
+        return Resources(self.nano_cpus, self.memory_bytes)
+
+
 class _Description(msgspec.Struct, frozen=True, rename="pascal"):
     hostname: str = ""
+    resources: _Resources | None = None
     platform: _Platform = _Platform()
     engine: _EngineDescription = _EngineDescription()
 
@@ -115,9 +125,28 @@ class _Placement(msgspec.Struct, frozen=True, rename="pascal"):
     constraints: list[str] | None = None
 
 
+class _Requirements(msgspec.Struct, frozen=True, rename="pascal"):
+    reservations: _Resources | None = None
+
+
 class _TaskTemplate(msgspec.Struct, frozen=True, rename="pascal"):
+    resources: _Requirements | None = None
     container_spec: _ContainerSpec | None = None
     placement: _Placement | None = None
+
+    def reserved(self) -> Resources:
+        found = self.resources.reservations if self.resources else None
+        return found.counted() if found else Resources()
+
+
+class _Port(msgspec.Struct, frozen=True, rename="pascal"):
+    protocol: str = "tcp"
+    published_port: int = 0
+    publish_mode: str = "ingress"
+
+
+class _EndpointSpec(msgspec.Struct, frozen=True, rename="pascal"):
+    ports: list[_Port] | None = None
 
 
 class _Replicated(msgspec.Struct, frozen=True, rename="pascal"):
@@ -159,6 +188,7 @@ class _ServiceSpec(msgspec.Struct, frozen=True, rename="pascal"):
     labels: dict[str, str] | None = None
     mode: _Mode = _Mode()
     update_config: _UpdateConfig | None = None
+    endpoint_spec: _EndpointSpec | None = None
 
 
 class _UpdateStatus(msgspec.Struct, frozen=True, rename="pascal"):
@@ -193,6 +223,7 @@ class _Task(msgspec.Struct, frozen=True, rename="pascal"):
     node_id: str = msgspec.field(name="NodeID", default="")
     status: _TaskStatus = _TaskStatus()
     desired_state: str = ""
+    spec: _TaskTemplate = _TaskTemplate()
 
 
 class DockerSwarm:
@@ -303,6 +334,7 @@ class DockerSwarm:
         container = task.container_spec or _ContainerSpec()
         mounts = [mount for mount in container.mounts or [] if mount.type == "volume"]
         named = [(mount.source, _driver(mount)) for mount in mounts if mount.source]
+        ports = (spec.endpoint_spec.ports if spec.endpoint_spec else None) or ()
         return SwarmService(
             id=found.id,
             name=spec.name,
@@ -316,6 +348,12 @@ class DockerSwarm:
             labels=spec.labels or {},
             container_labels=container.labels or {},
             update=found.update_status.state if found.update_status else "",
+            reserved=task.reserved(),
+            host_ports=tuple(
+                f"{port.published_port}/{port.protocol}"
+                for port in ports
+                if port.publish_mode == "host" and port.published_port
+            ),
         )
 
 
@@ -334,6 +372,7 @@ def _swarm_task(found: _Task) -> SwarmTask:
         wanted=found.desired_state in ("ready", "running"),
         container=status.container_id or None if status else None,
         message=found.status.err or found.status.message,
+        reserved=found.spec.reserved(),
     )
 
 
@@ -350,6 +389,7 @@ def _swarm_node(found: _Node) -> SwarmNode:
         engine_labels=found.description.engine.labels or {},
         os=found.description.platform.os,
         arch=found.description.platform.architecture,
+        resources=found.description.resources.counted() if found.description.resources else None,
     )
 
 

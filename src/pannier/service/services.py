@@ -16,6 +16,7 @@ from pannier.core.errors import Conflict, NodeNotFound, VolumeInUse
 from pannier.core.hooks import Moment, read_hooks
 from pannier.core.service_move import (
     TIED,
+    check_capacity,
     check_constraints,
     check_kind,
     check_room,
@@ -220,8 +221,16 @@ class Services:
         )
 
     async def _check(self, service: str, node: str) -> Plan:
-        """A plan, and whether the volumes can come along."""
+        """A plan, and whether the container finds room, and the volumes can come along."""
         plan = await self.plan(service, node)
+        by_id = {each.id: each for each in await self._services()}
+        there = [
+            (task, by_id.get(task.service))
+            for task in await self.swarm.tasks()
+            if task.node == plan.target.swarm.id and task.wanted and not task.ended
+        ]
+        others = [(task, of) for task, of in there if task.service != plan.service.id]
+        check_capacity(plan.service, plan.target.swarm, others)
         volumes = [self._volume(name, plan.service) for name in plan.service.volumes]
         views = await asyncio.gather(*(self.cluster.volume(each.name) for each in volumes))
         for volume, view in zip(volumes, views, strict=True):
