@@ -176,7 +176,6 @@ def test_f01_a_service_goes_on_from_the_copy_after_its_node_lost_power(cuttable:
     stray = log_of_stray(world, holder, volume_id)
     assert stray[: len(kept)] == kept
     assert {line.host for line in stray} == {holder}
-    world.run("node1", "docker", "service", "rm", name)
 
 
 def test_f20_a_holder_that_is_cut_off_ends_its_containers_and_a_copy_goes_on(
@@ -307,7 +306,6 @@ def test_f06_a_drained_node_loses_its_service_and_the_volume_keeps_two_copies(
         found = wait_for_copies(world, name, at=task.node)
         assert found.keys() == {left}, "the former holder is the copy"
         check_whole(read(world.run(task.node, "cat", f"{story.MOUNTS}/{name}/log")), at_least=sure)
-    world.run(manager, "docker", "service", "rm", name)
 
 
 def test_f43_the_first_copy_of_much_data_is_made_while_it_is_written(cuttable: World) -> None:
