@@ -244,6 +244,7 @@ def test_restarted_managers_give_back_what_was_drained_before(swarm: World) -> N
     story.wait_until("it is given back", lambda: is_back(swarm, WORKER, at="node1"))
 
 
+@pytest.mark.faults
 def test_f28_a_link_that_comes_and_goes_moves_tasks_once(swarm: World) -> None:
     seen = [availability(swarm, WORKER)]
     for _ in range(5):

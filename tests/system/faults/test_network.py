@@ -128,7 +128,8 @@ def test_f22_the_holder_reaches_its_copy_but_not_the_store(faults: Faults) -> No
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("chain", ["INPUT", pytest.param("OUTPUT", marks=pytest.mark.faults)])
+@pytest.mark.faults
+@pytest.mark.parametrize("chain", ["INPUT", "OUTPUT"])
 def test_f23_packets_are_lost_in_one_direction(faults: Faults, chain: str) -> None:
     """What the holder gets, or what it sends: as if it was isolated."""
     log, old = faults.writing()
