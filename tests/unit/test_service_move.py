@@ -574,6 +574,30 @@ async def test_a_change_that_is_refused_or_unanswered_is_looked_at_and_done(
         assert ("by" in world.service().labels) is isinstance(mishap, Stale), "their change stays"
 
 
+@pytest.mark.parametrize(("seconds", "ends"), [(50.0, True), (70.0, False)])
+async def test_a_swarm_that_loses_its_leader_after_it_was_told_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, ends: bool
+) -> None:
+    async with ServiceWorld(tmp_path) as world:
+        real, now = world.swarm.tasks, asyncio.get_running_loop().time
+        back_at = None
+
+        async def tasks(*, service: str | None = None) -> list[SwarmTask]:
+            nonlocal back_at
+            if world.said and back_at is None and any("node.hostname==b" in w for w in world.said):
+                back_at = now() + seconds
+            if back_at is not None and now() < back_at:
+                raise EngineUnavailable("there is no leader")
+            return await real(service=service)
+
+        monkeypatch.setattr(world.swarm, "tasks", tasks)
+        if ends:
+            assert (await world.move()).phase == "done"
+        else:
+            with pytest.raises(Unavailable, match="there is no leader"):
+                await world.move()
+
+
 async def test_a_service_that_does_not_come_up_says_why_and_how_to_go_back(tmp_path: Path) -> None:
     async with ServiceWorld(tmp_path) as world:
         world.fate["b"] = "rejected"

@@ -41,8 +41,10 @@ NEAR = frozenset({"waiting", "switching", "done"})
 """Phases of a volume's move in which only a rest is left."""
 REST_SECONDS = 30.0
 """So long the rest may take to be small again after the pre-move hook; then it is as it is."""
-SWARM_SECONDS = 30.0
-"""So long Swarm may be without a leader, and without a node for the new task."""
+LEADER_SECONDS = 60.0
+"""So long Swarm may be without a leader: one that was lost is missed for up to 50 s."""
+PLACE_SECONDS = 30.0
+"""So long Swarm may find no node for the new task."""
 UNTIE_SECONDS = 30.0
 """So long the node's labels may take to follow the volumes."""
 FAILURES = 3
@@ -221,7 +223,7 @@ class Relocation:
         an older version, and Swarm refuses it.
         """
         known: frozenset[str] | None = None
-        deadline = self.around.clock() + SWARM_SECONDS
+        deadline = self.around.clock() + LEADER_SECONDS
         while True:
             if not self.committed:
                 self._near()
@@ -283,8 +285,9 @@ class Relocation:
                 tasks = await self.around.swarm.tasks(service=self.plan.service.id)
                 silent_since = now
             except EngineUnavailable as error:
-                if now > silent_since + SWARM_SECONDS:
+                if now > silent_since + LEADER_SECONDS:
                     raise self._not_up(str(error)) from error
+                pending_since = now  # without a leader nobody looks for a place
                 await asyncio.sleep(POLL_SECONDS)
                 continue
             arrival.look(tasks, now=now)
@@ -295,7 +298,7 @@ class Relocation:
                 pending_since = now
             if (
                 arrival.failed >= FAILURES
-                or now > min(deadline, pending_since + SWARM_SECONDS)
+                or now > min(deadline, pending_since + PLACE_SECONDS)
                 or (arrival.failed and await self._rolled_back())
             ):
                 raise self._not_up(arrival.message)
