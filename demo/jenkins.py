@@ -54,7 +54,7 @@ _JOB = """<project>
   <buildWrappers/>
 </project>"""
 _ARCHIVE = (
-    "<hudson.tasks.ArtifactArchiver><artifacts>result</artifacts></hudson.tasks.ArtifactArchiver>"
+    "<hudson.tasks.ArtifactArchiver><artifacts>{files}</artifacts></hudson.tasks.ArtifactArchiver>"
 )
 
 
@@ -128,6 +128,11 @@ class Stack:
         of_builds = [line for line in lines if "/builds/" in line.rpartition(" '")[2]]
         return [line for line in of_builds if not without or f" 'jobs/{without}/" not in line]
 
+    def log(self, task: story.Task) -> str:
+        """What the controller has said since it was started."""
+        said = self.lab.run(task.node, ["docker", "logs", task.container])
+        return str(said.stdout + said.stderr)
+
     def wait_for_generation(self) -> None:
         """Wait until a copy in sync has a generation that began after now."""
 
@@ -162,17 +167,27 @@ class Stack:
             each["name"]: each["nextBuildNumber"] for each in json.loads(self.get(tree))["jobs"]
         }
 
-    def create_job(self, name: str, *, node: str, script: str = PROOF) -> None:
-        """A job that runs on one node and archives ``result``, if it makes that."""
-        text = script.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-        publishers = _ARCHIVE if script == PROOF else ""
-        job = _JOB.format(node=node, script=text, publishers=publishers)
-        self._request(f"createItem?name={name}", body=job.encode(), kind="text/xml")
+    def create_job(self, name: str, *, node: str, script: str = PROOF, archive: str = "") -> None:
+        """A job that runs on one node; the one of the default script archives ``result``."""
+        job = _job(
+            node=node, script=script, archive=archive or ("result" if script == PROOF else "")
+        )
+        self._request(f"createItem?name={name}", body=job, kind="text/xml")
+
+    def change_job(self, name: str, *, node: str, script: str) -> None:
+        """Give a job another script."""
+        job = _job(node=node, script=script, archive="")
+        self._request(f"job/{name}/config.xml", body=job, kind="text/xml")
+
+    def ask_for_build(self, name: str) -> int:
+        """Have a build begin at some time soon; returns the number that it is to get."""
+        number: int = self.json(f"job/{name}")["nextBuildNumber"]
+        self._request(f"job/{name}/build", body=b"")
+        return number
 
     def start_build(self, name: str) -> int:
         """Begin a build; returns its number, once it runs."""
-        number: int = self.json(f"job/{name}")["nextBuildNumber"]
-        self._request(f"job/{name}/build", body=b"")
+        number = self.ask_for_build(name)
         story.wait_until(f"{name} {number} runs", lambda: self._build(name, number))
         return number
 
@@ -234,6 +249,12 @@ class Stack:
         if not self._addresses:
             self._addresses = {node.name: node.address for node in self.lab.nodes}
         return self._addresses[name]
+
+
+def _job(*, node: str, script: str, archive: str) -> bytes:
+    text = script.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    publishers = _ARCHIVE.format(files=archive) if archive else ""
+    return _JOB.format(node=node, script=text, publishers=publishers).encode()
 
 
 def _sequence(generation: str) -> int:

@@ -7,8 +7,9 @@ never calls fsync, so for it the bound of the loss counts, not its absence.
 from __future__ import annotations
 
 import os
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -174,24 +175,84 @@ def test_an_agent_whose_node_lost_power_takes_its_place_again(stack: Stack, worl
     assert stack.build(f"proof-{victim}") == number
 
 
+# -- power cuts under builds: what is under way at that moment, besides a build whose log grows -------
+
+FILES = "rm -rf out; mkdir out; n=0; while [ $n -lt 400 ]; do n=$((n+1)); head -c 50000 /dev/urandom >out/$n; done"
+JOBS = {
+    "slow": (SLOW, ""),
+    "files": (FILES, "out/*"),
+    "quick": ("echo quick", ""),
+    "edited": ("echo 0", ""),
+}
+
+
+def nothing_else(stack: Stack) -> None:
+    pass
+
+
+def a_build_begins(stack: Stack) -> None:
+    stack.ask_for_build("quick")
+
+
+def a_build_ends(stack: Stack) -> None:
+    stack.build("quick")
+
+
+def files_are_archived(stack: Stack) -> None:
+    number = stack.start_build("files")
+
+    def archiving() -> bool:
+        return "Archiving" in stack.get(f"job/files/{number}/consoleText")
+
+    story.wait_until("its files are archived", archiving, seconds=60)
+
+
+def a_job_is_changed(stack: Stack) -> None:
+    for version in range(1, 20):
+        stack.change_job("edited", node=MANAGER, script=f"echo {version}")
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        nothing_else,
+        *(
+            pytest.param(each, marks=pytest.mark.faults)
+            for each in (a_build_begins, a_build_ends, files_are_archived, a_job_is_changed)
+        ),
+    ],
+)
 def test_a_node_loses_power_under_a_build_and_finished_builds_are_there(
-    stack: Stack, world: World
+    stack: Stack, world: World, moment: Callable[[Stack], None]
 ) -> None:
+    world.wait_until_all_up()
     stack.deploy(JENKINS_CONSTRAINT=WITH_A_COPY)
+    if stack.task().node == MANAGER:
+        world.run(MANAGER, "pannier", "service", "move", CONTROLLER, FIRST, "--now")
     victim = stack.task().node
     (other,) = {FIRST, SECOND} - {victim}
+    for name, (script, archive) in JOBS.items():
+        if name not in stack.jobs():
+            stack.create_job(name, node=MANAGER, script=script, archive=archive)
     stack.build(f"proof-{MANAGER}")
-    stack.create_job("slow", node=MANAGER, script=SLOW)
     stack.start_build("slow")
     before, jobs = stack.builds(victim, without="slow"), stack.jobs()
     stack.wait_for_generation()
+    moment(stack)
     assert world.lab.crash(victim), "its disks keep what was not flushed"
 
     with timed("from the loss of the node until the controller answers elsewhere"):
         task = stack.task(not_on=victim)
     assert story.volume(world.lab, HOME, node=MANAGER)["holder"] == task.node
     assert set(before) <= set(stack.builds(task.node, without="slow"))
-    assert stack.jobs() == jobs, "the number of the build that was under way is not given again"
+    found = stack.jobs()
+    assert found.keys() == jobs.keys()
+    assert all(found[name] >= jobs[name] for name in jobs), "no number is given a second time"
+    assert "SEVERE" not in stack.log(task), "the home loads without an error"
+    script = re.search("<command>echo (\\d+)</command>", stack.get("job/edited/config.xml"))
+    assert script, "a job is as it was before a change or after it"
+    history = world.json(MANAGER, "volume", "history", HOME)
+    assert any(f"from {victim}, whose lease ran out" in each["detail"] for each in history)
     with timed("until the agents that are left are online again"):
         stack.wait_for_agents(MANAGER, other)
     assert stack.build(f"proof-{MANAGER}") == jobs[f"proof-{MANAGER}"]
