@@ -134,6 +134,19 @@ def test_a_container_of_two_volumes_goes_on_when_both_may(
     assert counting.counts
 
 
+def test_containers_go_on_where_nothing_can_be_written_down(
+    root: Path, tmp_path: Path, counting: Counting
+) -> None:
+    """And where it cannot be written down that one is frozen, it is not: who asked has to kill it."""
+    one = freezer(root, tmp_path)
+    one.freeze("v.1", [counting.user])
+    (tmp_path / "frozen.json.new").mkdir()
+    one.thaw("v.1")
+    assert counting.counts
+    assert one.freeze("v.2", [counting.user]) == [counting.user]
+    assert counting.counts
+
+
 def test_what_a_person_has_paused_is_left_alone(
     root: Path, tmp_path: Path, counting: Counting
 ) -> None:

@@ -165,6 +165,15 @@ async def lease_that_ends_under_a_takeover(history: History) -> None:
     world.late_news.pop(me, None)
 
 
+async def _succeeded(history: History, record: Volume, seconds: float) -> None:
+    """Wait, for so long at most, until the volume has another holder, or none."""
+    for _ in range(round(seconds * 10)):
+        await asyncio.sleep(0.1)
+        now = history.world.record("vol")
+        if now is None or now.grant != record.grant:
+            return
+
+
 async def holder_out_of_time(history: History) -> None:
     """Its machine stands still with its clock, as under a hypervisor: it knows nothing of the time in
     which it was succeeded, and hears late of that, too."""
@@ -179,11 +188,7 @@ async def holder_out_of_time(history: History) -> None:
         history.freeze(holder)
         began = holder.world_time()
         with used(history, rival, 2):
-            for _ in range(100):
-                await asyncio.sleep(0.1)
-                now = world.record("vol")
-                if now is None or now.grant != record.grant:
-                    break
+            await _succeeded(history, record, 10.0)
         holder.skip(holder.world_time() - began)
         world.late_news[me] = history.random.choice((0.0, 1.0, 3.0))
         history.go_on(holder)
@@ -203,11 +208,7 @@ async def holder_that_hears_late(history: History) -> None:
     with used(history, holder):
         await asyncio.sleep(0.5)
         with history.lost(*ways), used(history, rival, 2):
-            for _ in range(100):
-                await asyncio.sleep(0.1)
-                now = world.record("vol")
-                if now is None or now.grant != record.grant:
-                    break
+            await _succeeded(history, record, 10.0)
             world.late_news[me] = 3.0
         await asyncio.sleep(3.0)
     world.late_news.pop(me, None)
@@ -224,11 +225,7 @@ async def container_that_outlives_its_epoch(history: History) -> None:
         await asyncio.sleep(0.5)
         holder.crash()
         with used(history, rival, 2):
-            for _ in range(80):
-                await asyncio.sleep(0.1)
-                now = world.record("vol")
-                if now is None or now.grant != record.grant:
-                    break
+            await _succeeded(history, record, 8.0)
         world.late_news[me] = 3.0
         await history.start(holder)
         await history.move(rival, me)

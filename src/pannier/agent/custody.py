@@ -404,14 +404,15 @@ class Custody:
         Containers stand still, and processes outside of any are killed. Those that begin meanwhile
         are met by the next call.
         """
-        if not self.suspended(volume):
-            log.warning("volume.suspended", volume=volume.name, epoch=volume.grant.epoch)
         users = [user for user in await self.processes(volume) if user.pid]
+        if users and not self.suspended(volume):
+            log.warning("volume.suspended", volume=volume.name, epoch=volume.grant.epoch)
         self._kill(volume, await asyncio.to_thread(self._freezer.freeze, volume.id, users))
 
     async def resume(self, volume: Volume) -> None:
         """What was suspended goes on: this node is known to hold the volume."""
-        log.info("volume.resumed", volume=volume.name, epoch=volume.grant.epoch)
+        if self.suspended(volume):
+            log.info("volume.resumed", volume=volume.name, epoch=volume.grant.epoch)
         await asyncio.to_thread(self._freezer.thaw, volume.id)
 
     async def fence(self, volume: Volume) -> None:

@@ -101,7 +101,7 @@ class Fencing:
                 await asyncio.sleep(WATCH_SECONDS)
             self._fenced.add(key)
             await custody.fence(volume)
-        except PannierError as error:
+        except (PannierError, OSError) as error:
             log.error("volume.not-fenced", volume=volume.name, error=str(error))
             self._fenced.discard(key)
 

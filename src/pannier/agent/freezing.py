@@ -97,7 +97,10 @@ class CgroupFreezer(Freezer):
                 with suppress(OSError):  # it has ended
                     Path(file).write_text(_V1[2] if file.endswith(_V1[0]) else _V2[2])
             if files:
-                self._save()
+                try:
+                    self._save()
+                except OSError as error:  # a later run thaws them once more: no harm
+                    log.warning("frozen containers not written", error=str(error))
 
     def holds(self, volume_id: str) -> bool:
         """See :meth:`Freezer.holds`."""
