@@ -61,7 +61,7 @@ class Service:
         self.world.run(
             ASKED, "docker", "service", "create", "--detach", "--no-resolve-image",
             "--name", self.name, "--endpoint-mode", "dnsrr", "--restart-delay", "1s",
-            "--hostname", "{{.Node.Hostname}}", "--constraint", pin,
+            "--update-monitor", "1s", "--hostname", "{{.Node.Hostname}}", "--constraint", pin,
             "--constraint", "node.platform.os==linux",
             *(part for mount in mounts for part in ("--mount", mount)),
             *(part for label in labels for part in ("--container-label", label)),
@@ -72,8 +72,9 @@ class Service:
         self.update("--constraint-rm", pin)
 
     def update(self, *words: str) -> None:
-        command = ["docker", "service", "update", "--detach", "--no-resolve-image"]
-        self.world.run(ASKED, *command, *words, self.name)
+        """Change the service; a container that this replaces has been replaced when it returns."""
+        command = ["docker", "service", "update", "--quiet", "--no-resolve-image"]
+        self.world.run(ASKED, *command, "--detach=false", *words, self.name)
 
     def task(self) -> story.Task | None:
         return story.running_task(self.world.lab, self.name)
