@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -89,3 +90,32 @@ async def test_a_store_that_does_not_answer_is_not_waited_for(world: CopiesWorld
     await world.down(world.a)
     await world.until(lambda: not world.b.up.catalog.is_up("a"))
     await world.mount(world.b, "vol")
+
+
+async def test_what_stands_still_is_ended_with_the_daemon(world: CopiesWorld) -> None:
+    """Nobody else would ever let it go on."""
+    await world.synced_volume(world.a)
+    container = await world.run_container(world.a, "vol", "m2")
+    await asyncio.sleep(15)
+    world.cut_store("a")
+    world.isolate("a")
+    await world.until(lambda: world.a.table.stands_still(container))
+    await world.a.ask(lambda run: run.leaving.prepare())
+    assert container not in world.a.table.containers
+    assert not world.a.table.frozen
+
+
+async def test_it_goes_on_where_the_doubt_ends_in_time(world: CopiesWorld) -> None:
+    await world.synced_volume(world.a)
+    container = await world.run_container(world.a, "vol", "m2")
+    await asyncio.sleep(15)
+    world.cut_store("a")
+    world.isolate("a")
+    await world.until(lambda: world.a.table.stands_still(container))
+    leaving = asyncio.ensure_future(world.a.ask(lambda run: run.leaving.prepare()))
+    await asyncio.sleep(1)
+    world.mend_links()
+    world.mend_store()
+    await leaving
+    assert container in world.a.table.containers
+    assert not world.a.table.frozen

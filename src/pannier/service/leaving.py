@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
 import structlog
 
@@ -15,12 +16,16 @@ from pannier.service.membership import Membership
 log = structlog.get_logger(__name__)
 
 WITHIN_SECONDS = 10.0
+DOUBT_SECONDS = 4.0
+"""For so long containers that stand still may yet turn out to be allowed to go on."""
+_LOOK_SECONDS = 0.2
 
 
 class Leaving:
     """How the daemon ends. Where nothing is in use here, others may take over at once.
 
-    Else this is taken for a restart: what runs goes on without the daemon, to the lease's end.
+    Else this is taken for a restart: what runs goes on without the daemon, to the lease's end. What
+    stands still is ended: without the daemon, nobody would let it go on, and nobody could stop it.
     """
 
     def __init__(self, custody: Custody, durable: Durable, membership: Membership) -> None:
@@ -31,6 +36,7 @@ class Leaving:
 
     async def prepare(self) -> None:
         """While all else still runs: bring everything to the copies, if nothing is in use."""
+        await self._end_what_stands_still()
         try:
             async with asyncio.timeout(WITHIN_SECONDS):
                 for volume in self._mine():
@@ -41,6 +47,21 @@ class Leaving:
             log.warning("lease.kept", error=str(error) or "no answer in time")
         else:
             self._unused = True
+
+    async def _end_what_stands_still(self) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(DOUBT_SECONDS):
+                while self._standing_still():
+                    await asyncio.sleep(_LOOK_SECONDS)
+        for volume in self._standing_still():
+            try:
+                async with asyncio.timeout(DOUBT_SECONDS):
+                    await self._custody.fence(volume)
+            except (PannierError, OSError, TimeoutError) as error:
+                log.error("volume.not-fenced", volume=volume.name, error=str(error))
+
+    def _standing_still(self) -> list[Volume]:
+        return [v for v in self._custody.catalog.volumes() if self._custody.suspended(v)]
 
     async def announce(self) -> None:
         """When nothing else runs any more: say that this is no loss, and only then end the lease."""
