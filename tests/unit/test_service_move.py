@@ -540,6 +540,23 @@ async def test_a_service_that_was_changed_meanwhile_is_looked_at_again(
         assert world.executed() == ["a c-t1 quiet", "a c-t1 loud"]
 
 
+async def test_a_node_whose_room_was_taken_while_it_copied_is_refused(tmp_path: Path) -> None:
+    async with ServiceWorld(tmp_path) as world:
+        services, tasks = world.swarms.swarm.services, world.swarms.swarm.tasks
+        services[0] = replace(world.service(), host_ports=("8080/tcp",))
+        moving = asyncio.create_task(world.move())
+        await asyncio.sleep(1)
+        services.append(replace(services[0], id="id-other", name="other", volumes=()))
+        other = SwarmTask(id="o1", service="id-other", node="id-b", state="running", wanted=True)
+        tasks.append(other)
+        with pytest.raises(Conflict, match="on b service other does so already"):
+            await moving
+        tasks.remove(other)
+        await asyncio.sleep(30)
+        assert world.unchanged()
+        assert world.executed() == ["a c-t1 quiet", "a c-t1 loud"]
+
+
 async def test_a_container_that_was_replaced_after_its_hook_is_not_moved(tmp_path: Path) -> None:
     async with ServiceWorld(tmp_path) as world:
         del world.engines["a"].commands["quiet"]

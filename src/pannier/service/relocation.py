@@ -235,6 +235,7 @@ class Relocation:
                     return known or frozenset()
                 if not self.committed:
                     self._check_same(plan)
+                    await self.around.check_capacity(plan)  # others may have come meanwhile
                 known = known or frozenset(task.id for task in plan.tasks)
                 await self._tell(plan, wanted)
             except (Stale, OutcomeUnknown, EngineUnavailable):

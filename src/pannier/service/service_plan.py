@@ -60,6 +60,10 @@ class Surroundings(Protocol):
         """Look at the Swarm anew. Raises what is in the way."""
         ...
 
+    async def check_capacity(self, plan: Plan) -> None:
+        """Whether Swarm would start the container on the target now. Raises why not."""
+        ...
+
     def move_volume(
         self, name: str, node: str, *, wait_seconds: float, actor: str
     ) -> AsyncGenerator[MoveProgress, None]:

@@ -220,9 +220,8 @@ class Services:
             nodes=tuple(nodes),
         )
 
-    async def _check(self, service: str, node: str) -> Plan:
-        """A plan, and whether the container finds room, and the volumes can come along."""
-        plan = await self.plan(service, node)
+    async def check_capacity(self, plan: Plan) -> None:
+        """See :class:`~pannier.service.service_plan.Surroundings`."""
         by_id = {each.id: each for each in await self._services()}
         there = [
             (task, by_id.get(task.service))
@@ -231,6 +230,11 @@ class Services:
         ]
         others = [(task, of) for task, of in there if task.service != plan.service.id]
         check_capacity(plan.service, plan.target.swarm, others)
+
+    async def _check(self, service: str, node: str) -> Plan:
+        """A plan, and whether the container finds room, and the volumes can come along."""
+        plan = await self.plan(service, node)
+        await self.check_capacity(plan)
         volumes = [self._volume(name, plan.service) for name in plan.service.volumes]
         views = await asyncio.gather(*(self.cluster.volume(each.name) for each in volumes))
         for volume, view in zip(volumes, views, strict=True):
