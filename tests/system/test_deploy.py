@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import os
 import re
+import signal
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,12 +37,8 @@ class Bare:
 
     def deploy(self, *options: str, hosts: Sequence[str], check: bool = True) -> str:
         """Run `pannier deploy` for these machines; what it printed."""
-        file = self.folder / "hosts.yml"
-        file.write_text(only(inventory(self.lab), hosts))
-        command = [sys.executable, "-m", "pannier.cli", "deploy", "-i", str(file), *options]
-        command += ["--wheelhouse", str(self.folder / "wheelhouse")]
         done = subprocess.run(
-            command,
+            self._command(*options, hosts=hosts),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -51,6 +49,27 @@ class Bare:
         assert (done.returncode == 0) == check, done.stdout
         assert not re.search(SECRETS, done.stdout)
         return done.stdout
+
+    def kill_during(self, play: str, *, hosts: Sequence[str]) -> None:
+        """Begin to deploy, and kill Ansible with all its workers in the middle of a play."""
+        with subprocess.Popen(
+            self._command(hosts=hosts),
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "ANSIBLE_NOCOLOR": "1"},
+            start_new_session=True,
+        ) as child:
+            assert child.stdout is not None
+            found = next((line for line in child.stdout if line.strip() == play), None)
+            time.sleep(1.5)  # into one of its tasks
+            os.killpg(child.pid, signal.SIGKILL)
+        assert found is not None
+
+    def _command(self, *options: str, hosts: Sequence[str]) -> list[str]:
+        file = self.folder / "hosts.yml"
+        file.write_text(only(inventory(self.lab), hosts))
+        command = [sys.executable, "-m", "pannier.cli", "deploy", "-i", str(file), *options]
+        return [*command, "--wheelhouse", str(self.folder / "wheelhouse")]
 
     def play(self, tasks: Sequence[str], *options: str) -> int:
         """Run a user's own playbook on node1; how many tasks changed something."""
@@ -136,6 +155,22 @@ def test_all_problems_are_told_at_once_and_nothing_is_touched(bare: Bare) -> Non
         bare.sh("node2", "dd if=/dev/zero of=/dev/pannier-pool bs=4k count=1 conv=notrunc")
 
 
+def test_a_wrong_password_for_sudo_is_told_with_its_host(bare: Bare) -> None:
+    bare.sh(
+        "node1",
+        """apt-get -qq update; apt-get -qq install sudo >/dev/null
+        useradd --create-home --shell /bin/sh --groups sudo ann; echo ann:right | chpasswd
+        cp -r /root/.ssh /home/ann; chown -R ann /home/ann/.ssh""",
+    )
+    ann = ["--check", "-e", "ansible_user=ann", "-e", "ansible_become=true", "-e"]
+    said = bare.deploy(*ann, "ansible_become_password=wrong", hosts=("node1",), check=False)
+    print(said)
+    assert "node1" in said
+    assert "Incorrect sudo password" in said
+    assert "ansible_become_password" in said or "--ask-become-pass" in said
+    assert changes(bare.deploy(*ann, "ansible_become_password=right", hosts=("node1",)))["node1"]
+
+
 def test_a_run_that_only_looks_changes_nothing_on_fresh_hosts(bare: Bare) -> None:
     said = bare.deploy("--check", hosts=FIRST)
     assert all(changes(said)[node] > 5 for node in FIRST)
@@ -143,9 +178,15 @@ def test_a_run_that_only_looks_changes_nothing_on_fresh_hosts(bare: Bare) -> Non
         assert bare.sh(node, "command -v dockerd pannier etcd || echo nothing") == "nothing\n"
 
 
+@pytest.mark.parametrize("play", ["Docker and Pannier", "The cluster's memory", "The cluster"])
+def test_a_run_may_be_killed_in_any_play(bare: Bare, play: str) -> None:
+    """Each goes on after the one before; the next test is the one that comes to the end."""
+    bare.kill_during(play, hosts=FIRST)
+
+
 def test_fresh_hosts_become_a_cluster(bare: Bare) -> None:
     said = bare.deploy(hosts=FIRST)
-    assert all(changes(said)[node] > 5 for node in FIRST)
+    assert all(changes(said)[node] > 0 for node in FIRST)
     assert bare.sh("node1", "docker node ls -q").count("\n") == 3
     assert bare.sh("node3", "pannier status").count(" up ") == 3
     for node in FIRST:
@@ -210,8 +251,23 @@ def test_a_node_is_taken_out_and_what_it_holds_moves(bare: Bare) -> None:
     assert bare.sh("node4", "systemctl is-active pannierd || :") == "inactive\n"
 
 
-def test_pannier_is_not_taken_off_where_a_volume_would_be_lost(bare: Bare) -> None:
+def test_f86_pannier_is_not_taken_off_where_a_volume_would_be_lost(bare: Bare) -> None:
     said = bare.deploy("--playbook", "uninstall", hosts=FIRST, check=False)
     assert "nobody else has the volume own" in said
     assert "uses the volume log" in said
     assert not any(changes(said).values())
+
+
+def test_pannier_is_taken_off_and_brought_back_with_everything(bare: Bare) -> None:
+    """One who names the volumes gets his way; the data stays, and so does the node's identity."""
+    told = bare.sh("node3", "docker exec $(docker ps -q) /bin/cat /data/log")
+    bare.sh("node1", "docker service rm each")
+    bare.sh("node3", 'while [ "$(docker ps -q)" ]; do sleep 0.5; done')
+    bare.deploy("--playbook", "uninstall", "-e", "pannier_give_up=log,own", hosts=FIRST)
+    for node in FIRST:
+        assert bare.sh(node, "command -v pannier pannierd || echo gone") == "gone\n"
+        assert bare.sh(node, "systemctl is-active docker") == "active\n"
+    bare.deploy(hosts=FIRST)
+    assert bare.sh("node1", "pannier status").count(" up ") == 3
+    run = f"docker run --rm --network none -v log:/data --volume-driver pannier {IMAGE}"
+    assert bare.sh("node2", f"{run} /bin/cat /data/log") == told

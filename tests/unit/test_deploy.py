@@ -194,3 +194,17 @@ def test_a_failed_result_is_told_without_ansibles_words() -> None:
         "results": [{"failed": True, "msg": "a"}, {"failed": False}, {"failed": True, "msg": "a"}]
     }
     assert progress._message(items) == "a"
+
+
+def test_a_rule_of_ufw_is_known_again() -> None:
+    firewall = plugin("modules.firewall")
+    rule = firewall.ufw_rule("10.0.0.2", "tcp", [7946, 2377])
+    added = (
+        "Added user rules (see 'ufw status' for running firewall):\n"
+        "ufw allow 22/tcp\n"
+        "ufw allow from 10.0.0.2 to any port 2377,7946 proto tcp comment 'pannier'\n"
+    )
+    assert firewall.has_ufw_rule(added, rule)
+    assert not firewall.has_ufw_rule(added, firewall.ufw_rule("10.0.0.3", "tcp", [2377, 7946]))
+    assert not firewall.has_ufw_rule(added, firewall.ufw_rule("10.0.0.2", "udp", [2377, 7946]))
+    assert not firewall.has_ufw_rule(added, firewall.ufw_rule("10.0.0.2", "tcp", [2377]))

@@ -210,14 +210,14 @@ def test_everything_is_told_at_once() -> None:
 
 def test_what_a_person_should_know_stops_nothing() -> None:
     docker = {"package": "docker-ce", "version": [27, 1]}
-    hosts = three(docker=docker, foreign_docker=True, firewall="ufw")
+    hosts = three(docker=docker, foreign_docker=True, firewall="nftables")
     hosts = replace(hosts, etcd=("node1",))
     plan = preflight.examine(hosts)
     assert plan.problems == []
     notes = told(hosts, "note")
     assert "a single manager or etcd member" in notes[0]
     assert "has Docker 27.1 from docker-ce" in notes[1]
-    assert "ufw is active" in notes[2]
+    assert "nftables is active" in notes[2]
 
 
 def test_a_cluster_that_is_there_is_gone_on_with() -> None:
@@ -332,3 +332,31 @@ def test_whether_pannier_may_be_taken_off(
     found = removal.examine_uninstall(nodes, volumes, given_up=given_up)
     lines = [each.line() for each in found]
     assert [wanted in line for wanted, line in zip(says, lines, strict=True)] == [True] * len(says)
+
+
+WHEELS = (
+    "pannier-1.0-py3-none-any.whl",
+    "msgspec-0.18-cp311-cp311-manylinux_2_17_x86_64.manylinux2014_x86_64.whl",
+    "cryptography-43.0-cp39-abi3-manylinux_2_28_x86_64.whl",
+)
+
+
+@pytest.mark.parametrize(
+    ("wheels", "python", "says"),
+    [
+        (WHEELS, [3, 11, 2], []),
+        (WHEELS, [3, 13, 5], ["node2: its wheelhouse has no msgspec for its Python 3.13."]),
+        ((*WHEELS, "msgspec-0.18-cp313-cp313-any.whl"), [3, 13, 5], []),
+        (WHEELS[1:], [3, 11, 2], ["node2: its wheelhouse has no wheel of Pannier."]),
+        ((), [3, 11, 2], ["node2: its wheelhouse has no wheel of Pannier."]),
+        (None, [3, 13, 5], []),
+    ],
+)
+def test_a_wheelhouse_has_what_each_python_needs(
+    wheels: tuple[str, ...] | None, python: list[int], says: list[str]
+) -> None:
+    found = told(
+        replace(three(python=python), wishes={"node2": preflight.Wish(wheels=wheels)}),
+    )
+    assert len(found) == len(says)
+    assert all(line.startswith(start) for line, start in zip(found, says, strict=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from ansible.plugins.action import ActionBase
@@ -68,7 +69,14 @@ def _wish(of: Mapping[str, Any]) -> Wish:
         driver=of.get("pannier_driver") or "btrfs",
         pool=of.get("pannier_pool") or "",
         force_format=of.get("pannier_force_format") or "",
+        wheels=_wheels(of.get("pannier_wheelhouse") or ""),
     )
+
+
+def _wheels(folder: str) -> tuple[str, ...] | None:
+    if not folder:
+        return None
+    return tuple(sorted(wheel.name for wheel in Path(folder).expanduser().glob("*.whl")))
 
 
 def _told(findings: Iterable[Finding]) -> dict[str, Any]:

@@ -30,6 +30,11 @@ class Failure(NamedTuple):
     message: str
 
 
+_REMEDIES = {
+    "sudo password": "Give the right one: --ask-become-pass, or ansible_become_password from a vault",
+}
+"""For what Ansible itself says, by words of it."""
+
 _COLORS = {"changed": "yellow", "ok": "green", "failed": "red", "unreachable": "red"}
 
 
@@ -212,7 +217,8 @@ def _message(result: dict[str, Any]) -> str:
     said = str(result.get("msg") or "it failed without a message").strip()
     said = said.removeprefix("Task failed: ").removeprefix("Module failed: ")
     tail = str(result.get("stderr") or "").strip().splitlines()[-5:]
-    return "\n".join([said, *(line for line in tail if line not in said)])
+    remedies = [remedy for words, remedy in _REMEDIES.items() if words in said]
+    return "\n".join([said, *(line for line in tail if line not in said), *remedies])
 
 
 def gathered(failures: list[Failure]) -> dict[tuple[str, str], list[str]]:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import Any, Literal
 
+from ansible_collections.pannier.cluster.plugins.plugin_utils.wheels import unfit
+
 Facts = Mapping[str, Any]
 
 RELEASES = {"12": "bookworm", "13": "trixie"}
@@ -15,6 +17,8 @@ PYTHON = (3, 11)
 OLDEST_DOCKER = (20, 10)
 CLOCK_S = 1.0
 SMALLEST_FREE_BYTES = 3 << 30
+OPENED = ("ufw", "firewalld")
+"""Firewalls through which the nodes are let by the playbooks."""
 ETCD_SIZES = (1, 3, 5)
 PORTS = {
     2377: "dockerd",
@@ -47,9 +51,14 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wish:
-    """What the inventory says of one host; the name is empty if it is the inventory's own."""
+    """What the inventory says of one host; the name is empty if it is the inventory's own.
+
+    Attributes:
+        wheels: file names of its wheelhouse; None where pip asks an index.
+    """
 
     name: str = ""
+    wheels: tuple[str, ...] | None = None
     driver: str = "btrfs"
     pool: str = ""
     force_format: str = ""
@@ -224,8 +233,10 @@ def _system(name: str, facts: Facts, wish: Wish) -> Iterator[Finding]:
     if python < PYTHON:
         found = ".".join(map(str, python))
         yield problem(name, f"has Python {found}", "3.11 or later; see ansible_python_interpreter")
+    elif wish.wheels is not None:
+        yield from _wheels(name, python[:2], wish.wheels)
     yield from _docker(name, facts)
-    if facts["firewall"] and not facts["member"]:
+    if facts["firewall"] not in ("", *OPENED) and not facts["member"]:
         tcp = ", ".join(map(str, sorted(PORTS)))
         remedy = f"Between the nodes TCP {tcp} and UDP 4789, 7946 have to be open"
         yield _note(name, f"{facts['firewall']} is active", remedy)
@@ -239,6 +250,16 @@ def _system(name: str, facts: Facts, wish: Wish) -> Iterator[Finding]:
         yield problem(name, "the kernel has no btrfs", remedy)
     if wish.driver == "btrfs" and facts["pool"]:
         yield from _pool(name, facts["pool"], wish)
+
+
+def _wheels(name: str, python: tuple[int, ...], wheels: tuple[str, ...]) -> Iterator[Finding]:
+    if not any(wheel.startswith("pannier-") for wheel in wheels):
+        yield problem(name, "its wheelhouse has no wheel of Pannier", "See docs/deploy.md")
+    if lacking := unfit(wheels, python):
+        version = ".".join(map(str, python))
+        what = f"its wheelhouse has no {', '.join(lacking)} for its Python {version}"
+        remedy = f"Add them: pip download --only-binary :all: --python-version {version} pannier"
+        yield problem(name, what, remedy)
 
 
 def _docker(name: str, facts: Facts) -> Iterator[Finding]:
