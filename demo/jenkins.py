@@ -242,13 +242,23 @@ class Stack:
         request = urllib.request.Request(f"http://{address}:{PORT}/{path}", data=body)
         if kind:
             request.add_header("Content-Type", kind)
-        with urllib.request.urlopen(request, timeout=20) as answer:
-            return str(answer.read().decode())
+        try:
+            return _answer(request)
+        except TimeoutError:
+            if body is not None:
+                raise
+            # Hudson's web server now and then loses a request: accepted, and never looked at.
+            return _answer(request)
 
     def _address(self, name: str) -> str:
         if not self._addresses:
             self._addresses = {node.name: node.address for node in self.lab.nodes}
         return self._addresses[name]
+
+
+def _answer(request: urllib.request.Request) -> str:
+    with urllib.request.urlopen(request, timeout=20) as answer:
+        return str(answer.read().decode())
 
 
 def _job(*, node: str, script: str, archive: str) -> bytes:

@@ -6,11 +6,14 @@ never calls fsync, so for it the bound of the loss counts, not its absence.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from cluster_world import IMAGE, World
@@ -212,6 +215,12 @@ def a_job_is_changed(stack: Stack) -> None:
         stack.change_job("edited", node=MANAGER, script=f"echo {version}")
 
 
+def taken_over(world: World, victim: str) -> int:
+    """How often the home was taken over from this node, as its history tells."""
+    history = world.json(MANAGER, "volume", "history", HOME)
+    return sum(f"from {victim}, whose lease ran out" in each["detail"] for each in history)
+
+
 @pytest.mark.parametrize(
     "moment",
     [
@@ -237,6 +246,7 @@ def test_a_node_loses_power_under_a_build_and_finished_builds_are_there(
     stack.build(f"proof-{MANAGER}")
     stack.start_build("slow")
     before, jobs = stack.builds(victim, without="slow"), stack.jobs()
+    earlier = taken_over(world, victim)
     stack.wait_for_generation()
     moment(stack)
     assert world.lab.crash(victim), "its disks keep what was not flushed"
@@ -251,8 +261,7 @@ def test_a_node_loses_power_under_a_build_and_finished_builds_are_there(
     assert "SEVERE" not in stack.log(task), "the home loads without an error"
     script = re.search("<command>echo (\\d+)</command>", stack.get("job/edited/config.xml"))
     assert script, "a job is as it was before a change or after it"
-    history = world.json(MANAGER, "volume", "history", HOME)
-    assert any(f"from {victim}, whose lease ran out" in each["detail"] for each in history)
+    assert taken_over(world, victim) == earlier + 1
     with timed("until the agents that are left are online again"):
         stack.wait_for_agents(MANAGER, other)
     assert stack.build(f"proof-{MANAGER}") == jobs[f"proof-{MANAGER}"]
@@ -265,8 +274,8 @@ def test_a_node_loses_power_under_a_build_and_finished_builds_are_there(
 
 
 @pytest.mark.faults
-def test_an_image_that_was_pushed_follows_its_registry(world: World) -> None:
-    """No node but the first has ever had it."""
+def test_an_image_that_was_pushed_follows_its_registry(world: World, tmp_path: Path) -> None:
+    """No node but the first has ever had it. The lab, too, hands images to its nodes by it."""
     lab = world.lab
     world.volumes.append("registry_images")
     images = {
@@ -289,3 +298,14 @@ def test_an_image_that_was_pushed_follows_its_registry(world: World) -> None:
         return story.wait_until(f"{node} gets it", lambda: world.attempt(node, *SHOW).out)
 
     assert shown(FIRST) == shown(SECOND) == made
+
+    root = tmp_path / "root/bin"
+    root.mkdir(parents=True)
+    (root / "hello").write_text("handed out\n")
+    lab.load_image(root.parent, tag="localhost:5000/handed:1")
+    (address,) = (node.address for node in lab.nodes if node.name == SECOND)
+    with urllib.request.urlopen(f"http://{address}:5000/v2/_catalog", timeout=20) as answer:
+        assert "handed" in json.load(answer)["repositories"], "the lab has pushed it"
+    for node in NODES:
+        ids = ["docker", "image", "inspect", "-f", "{{.Id}}", "localhost:5000/handed:1"]
+        assert world.run(node, *ids) == world.run(MANAGER, *ids), "and the others have pulled it"

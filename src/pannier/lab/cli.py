@@ -384,6 +384,9 @@ def image() -> None:
 def image_load(name: str, tag: str | None, source: str) -> None:
     """Load an image into every machine.
 
+    Where the cluster has a registry (`pannier stack deploy registry`), the image goes to one machine,
+    and the others pull it, if its name begins with localhost:5000/.
+
     SOURCE is a tar of `docker save`, a tar or a folder with a root file system, or - for a tar
     from the standard input.
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import tarfile
 import tempfile
-from collections.abc import Iterator
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -18,6 +21,8 @@ if TYPE_CHECKING:
     from pannier.lab.lab import Lab
 
 DEFAULT_BUSYBOX = "localhost:5000/busybox:1"
+_REGISTRY = "localhost:5000/"
+"""Where the registry stack is, on every node."""
 _SAVED_BY_DOCKER = {"manifest.json", "index.json", "oci-layout", "repositories"}
 _CHANGES = ["-c", "ENV PATH=/bin:/sbin:/usr/bin:/usr/sbin", "-c", 'CMD ["sh"]']
 
@@ -25,7 +30,8 @@ _CHANGES = ["-c", "ENV PATH=/bin:/sbin:/usr/bin:/usr/sbin", "-c", 'CMD ["sh"]']
 def load(lab: Lab, source: Path, *, tag: str | None) -> None:
     """Put the image in ``source`` into the engine of every running machine.
 
-    A root file system is imported once and copied from there, so that the image has one id.
+    One machine gets it, and the others have it from there, so that a root file system has one id. Where
+    the cluster has a registry of its own, they pull it from that.
 
     Raises:
         LabError: the source is no image, a tag is missing, or an engine refuses it.
@@ -41,10 +47,15 @@ def load(lab: Lab, source: Path, *, tag: str | None) -> None:
     except OSError as error:
         raise LabError(f"cannot read {source}: {error.strerror}") from error
     with image:
-        if _is_saved_image(source):
-            _spread(lab, machines, image)
-        else:
+        if not _is_saved_image(source):
             _import(lab, machines, image, _need(tag, source))
+            return
+        _load(lab, machines[:1], image)
+        names = _names(source)
+        if _has_registry(machines[0], names):
+            _hand_out(lab, machines, names)
+        else:
+            _load(lab, machines[1:], image)
 
 
 def build_busybox(lab: Lab, tag: str) -> None:
@@ -87,16 +98,20 @@ def _has_docker(lab: Lab, machine: Machine) -> bool:
 def _import(lab: Lab, machines: list[Machine], rootfs: IO[bytes], tag: str) -> None:
     lab.report(f"importing {tag}")
     rootfs.seek(0)
-    first, others = machines[0], machines[1:]
+    first = machines[0]
     lab.run(first.node.name, ["docker", "import", *_CHANGES, "-", tag], stdin=rootfs)
-    if others:
+    if _has_registry(first, [tag]):
+        _hand_out(lab, machines, [tag])
+    elif len(machines) > 1:
         with tempfile.TemporaryFile() as saved:
             lab.run(first.node.name, ["docker", "save", tag], stdout=saved)
-            _spread(lab, others, saved)
+            _load(lab, machines[1:], saved)
     lab.flush()
 
 
-def _spread(lab: Lab, machines: list[Machine], saved: IO[bytes]) -> None:
+def _load(lab: Lab, machines: list[Machine], saved: IO[bytes]) -> None:
+    if not machines:
+        return
     lab.report(f"loading the image into {len(machines)} engines")
 
     def put(machine: Machine) -> None:
@@ -104,9 +119,39 @@ def _spread(lab: Lab, machines: list[Machine], saved: IO[bytes]) -> None:
         with open(f"/proc/self/fd/{saved.fileno()}", "rb") as own:
             lab.run(machine.node.name, ["docker", "load", "--quiet"], stdin=own)
 
-    with ThreadPoolExecutor(max_workers=4) as pool:
-        list(pool.map(put, machines))
+    _on_all(machines, put)
     lab.flush()
+
+
+def _has_registry(machine: Machine, names: Sequence[str]) -> bool:
+    """Whether the cluster has a registry where these images' names lead to."""
+    if not names or not all(name.startswith(_REGISTRY) for name in names):
+        return False
+    at = f"http://{machine.node.address}:{_REGISTRY.strip('/').partition(':')[2]}/v2/"
+    try:
+        with urllib.request.urlopen(at, timeout=2) as answer:
+            return bool(answer.status == 200)
+    except (OSError, HTTPException):
+        return False
+
+
+def _hand_out(lab: Lab, machines: list[Machine], names: Sequence[str]) -> None:
+    """From the first machine to the registry, and from there to the others."""
+    for name in names:
+        lab.report(f"pushing {name}; {len(machines) - 1} engines pull it")
+        lab.run(machines[0].node.name, ["docker", "push", "--quiet", name])
+
+    def pull(machine: Machine) -> None:
+        for name in names:
+            lab.run(machine.node.name, ["docker", "pull", "--quiet", name])
+
+    _on_all(machines[1:], pull)
+    lab.flush()
+
+
+def _on_all(machines: list[Machine], work: Callable[[Machine], object]) -> None:
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        list(pool.map(work, machines))
 
 
 def _is_saved_image(source: Path) -> bool:
@@ -115,6 +160,17 @@ def _is_saved_image(source: Path) -> bool:
             return any(member.name in _SAVED_BY_DOCKER for member in archive)
     except tarfile.TarError as error:
         raise LabError(f"{source} is no tar archive: {error}") from error
+
+
+def _names(saved: Path) -> list[str]:
+    """The names of the images that `docker save` has written."""
+    with tarfile.open(saved) as archive:
+        try:
+            listed = archive.extractfile("manifest.json")
+        except KeyError:
+            return []
+        images = json.load(listed) if listed else []
+    return [name for image in images for name in image.get("RepoTags") or []]
 
 
 def _need(tag: str | None, source: Path) -> str:
