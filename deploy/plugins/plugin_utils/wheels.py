@@ -1,27 +1,26 @@
-"""Which wheels a Python can use, by their file names."""
+"""Which wheels a Python can use, by their file names (PEP 427)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-
-from packaging.tags import Tag
-from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 
 
 def unfit(wheels: Iterable[str], python: tuple[int, ...]) -> list[str]:
     """Names of the projects of which no wheel is for this Python, whatever the machine."""
     fits: dict[str, bool] = {}
     for wheel in wheels:
-        try:
-            project, _, _, tags = parse_wheel_filename(wheel)
-        except InvalidWheelFilename:
-            continue  # pip passes it over, too
-        fits[project] = fits.get(project, False) or any(_fits(tag, python) for tag in tags)
+        project, *parts = wheel.removesuffix(".whl").split("-")
+        if len(parts) < 4:
+            continue  # no wheel's name: pip passes it over, too
+        interpreters, abis = (part.split(".") for part in parts[-3:-1])
+        fit = any(_fits(interpreter, abis, python) for interpreter in interpreters)
+        fits[project] = fits.get(project, False) or fit
     return sorted(project for project, fit in fits.items() if not fit)
 
 
-def _fits(tag: Tag, python: tuple[int, ...]) -> bool:
+def _fits(interpreter: str, abis: list[str], python: tuple[int, ...]) -> bool:
     major, minor = python
-    if tag.abi == "abi3" and tag.interpreter.startswith(f"cp{major}"):
-        return int(tag.interpreter.removeprefix(f"cp{major}") or 0) <= minor
-    return tag.interpreter in (f"py{major}", f"py{major}{minor}", f"cp{major}{minor}")
+    oldest = interpreter.removeprefix(f"cp{major}")
+    if "abi3" in abis and oldest.isdecimal():
+        return int(oldest) <= minor
+    return interpreter in (f"py{major}", f"py{major}{minor}", f"cp{major}{minor}")
