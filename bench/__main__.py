@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from bench import (
+    deploy,
     failover,
     files,
     interval,
+    jenkins,
     many,
     move,
     postgres,
@@ -44,9 +46,16 @@ ON_CLUSTER: dict[str, Callable[[World], Result]] = {
 }
 ALONE: dict[str, Callable[[Wish], Result]] = {
     "failover": failover.measure,
+    "deploy": deploy.measure,
+    "jenkins": jenkins.measure,
+    "jenkins-loss": jenkins.measure_loss,
     "scale": scale.measure,
 }
-BENCHMARKS = [*ON_CLUSTER, *ALONE]
+LONG: dict[str, Callable[[Wish], Result]] = {
+    "failover-defaults": failover.measure_defaults,
+}
+"""Half an hour each: only when asked for by name, or by ``--long``."""
+BENCHMARKS = [*ON_CLUSTER, *ALONE, *LONG]
 
 
 def main() -> int:
@@ -54,21 +63,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}")
     parser.add_argument("--quick", action="store_true", help="small sizes, few rounds")
-    parser.add_argument(
-        "--long", action="store_true", help="failover with all settings: half an hour"
-    )
+    parser.add_argument("--long", action="store_true", help=f"also {', '.join(LONG)}: half an hour")
     parser.add_argument("--out", type=Path, help="Markdown file; without it only the terminal")
     asked = parser.parse_args()
     if unknown := set(asked.names) - set(BENCHMARKS):
         parser.error(f"no benchmark {', '.join(sorted(unknown))}")
-    names = [name for name in BENCHMARKS if not asked.names or name in asked.names]
+    usual = [name for name in BENCHMARKS if asked.long or name not in LONG]
+    names = [name for name in BENCHMARKS if name in (asked.names or usual)]
     out = asked.out or (None if asked.names or asked.quick else Path("docs/benchmarks.md"))
     began = time.monotonic()
 
     def say(text: str) -> None:
         print(f"{time.monotonic() - began:7.1f} s  {text}", flush=True)
 
-    wish = Wish(quick=asked.quick, long=asked.long, say=say)
+    wish = Wish(quick=asked.quick, say=say)
     try:
         _run(names, wish, report.Page(out))
     except (BenchError, PannierError) as error:
@@ -85,9 +93,9 @@ def _run(names: list[str], wish: Wish, page: report.Page) -> None:
             engine = {"Docker": world.engine(world.nodes[0]).get("/version")["Version"]}
             for name in on_cluster:
                 _measure(name, ON_CLUSTER[name], world, wish, page, engine)
-    for name in names:
-        if name in ALONE:
-            _measure(name, ALONE[name], wish, wish, page, {})
+    for name, measure in (ALONE | LONG).items():
+        if name in names:
+            _measure(name, measure, wish, wish, page, {})
 
 
 def _measure(

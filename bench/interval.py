@@ -10,22 +10,25 @@ from typing import Any
 from bench.figures import Figure, Result, Rounds, Target, turns
 from bench.world import CONTAINER, POOL, PYTHON, World
 
-_VOLUMES = {"ours": "bench-interval", "theirs": "bench-single", "snapshots": "bench-single"}
-_SNAPSHOTS = f"{POOL}/bench-snapshots"
+_SINGLE = "bench-single"
+_VOLUMES = {"ours": "bench-interval", "theirs": _SINGLE, "snapshots": _SINGLE, "sent": _SINGLE}
+_BY_HAND = {"snapshots": "snapshots by hand", "sent": "snapshots sent by hand"}
+_SNAPSHOTS, _RECEIVED = f"{POOL}/bench-snapshots", f"{POOL}/bench-received"
+_PORT = 7777
 _RATES = {"200 files a second": 200, "files as fast as can be": 0}
 
 
 def measure(world: World) -> Result:
     """See the module."""
     rounds, seconds = world.pick(8, 2), world.pick(6, 4)
-    holder, _ = world.volume_in_sync(_VOLUMES["ours"], durability="interval", interval="1s")
-    world.volume(holder, _VOLUMES["theirs"])
+    holder, other = world.volume_in_sync(_VOLUMES["ours"], durability="interval", interval="1s")
+    world.volume(holder, _SINGLE)
     collected = Rounds()
     for number, leg in enumerate(turns(rounds + 1, *_VOLUMES)):
         for what, rate in _RATES.items():
             world.settle()
             before, began = _busy_seconds(world), time.monotonic()
-            with _snapshots(world, holder) if leg == "snapshots" else nullcontext():
+            with _by_hand(world, leg, holder, other) if leg in _BY_HAND else nullcontext():
                 found = _write(world, holder, _VOLUMES[leg], seconds, rate)
             if number >= len(_VOLUMES):
                 collected.add(what, leg, found["writing"] / found["files"])
@@ -41,23 +44,32 @@ def measure(world: World) -> Result:
             f"copies=2; {rounds} rounds after one to warm up. The first value is the mean time that "
             f"the program takes for one file. Both ends of the replication run on the writer's own "
             f"processors here; busy processors are those of all machines together, with the container's "
-            f"start. By hand is a snapshot with btrfs' own program each second, sent nowhere: what "
-            f"making generations costs with this file system, whoever makes them."
+            f"start. By hand is a snapshot with btrfs' own program each second: what making "
+            f"generations costs with this file system, whoever makes them. Sent, each goes by `btrfs "
+            f"send -p` through a plain TCP connection into `btrfs receive` and syncfs on the second "
+            f"node: what the engine costs, with no Pannier at all."
         ),
         figures=tuple(_figures(collected)),
     )
 
 
 @contextmanager
-def _snapshots(world: World, node: str) -> Iterator[None]:
-    """Somebody takes a snapshot of the volume with one copy each second, by hand."""
-    shown = world.json(node, "pannier", "volume", "show", _VOLUMES["theirs"], "-o", "json")
+def _by_hand(world: World, leg: str, node: str, other: str) -> Iterator[None]:
+    """Somebody takes a snapshot of the volume with one copy each second, and may send it."""
+    shown = world.json(node, "pannier", "volume", "show", _SINGLE, "-o", "json")
     tree = f"{POOL}/volumes/{shown['id']}/live-1"
-    unit = world.background(node, "snapshots", tree, _SNAPSHOTS)
+    address = next(each.address for each in world.lab.nodes if each.name == other)
+    receiver, peer = "", ()
+    if leg == "sent":
+        receiver, peer = world.background(other, "receive", _RECEIVED, _PORT), (address, _PORT)
+    sender = world.background(node, "snapshots", tree, _SNAPSHOTS, *peer)
     try:
         yield
     finally:
-        world.sh(node, f"systemctl stop {unit}; btrfs subvolume delete {_SNAPSHOTS}/* >/dev/null")
+        world.sh(node, f"systemctl stop {sender}; btrfs subvolume delete {_SNAPSHOTS}/* >/dev/null")
+        if receiver:
+            end = f"systemctl stop {receiver}; btrfs subvolume delete {_RECEIVED}/* >/dev/null"
+            world.sh(other, end)
 
 
 def _write(world: World, node: str, volume: str, seconds: int, rate: int) -> Any:
@@ -74,10 +86,16 @@ def _figures(collected: Rounds) -> Iterable[Figure]:
             theirs=collected.of(what, "theirs"),
             target=Target(at_most=1.05),
         )
+        for leg, by_hand in _BY_HAND.items():
+            yield Figure(
+                what=f"{what}: {by_hand}, against none",
+                ours=collected.of(what, leg),
+                theirs=collected.of(what, "theirs"),
+            )
         yield Figure(
-            what=f"{what}: snapshots by hand, against none",
-            ours=collected.of(what, "snapshots"),
-            theirs=collected.of(what, "theirs"),
+            what=f"{what}: Pannier, against snapshots sent by hand",
+            ours=collected.of(what, "ours"),
+            theirs=collected.of(what, "sent"),
         )
         busy = f"{what}: busy processors"
         yield Figure(

@@ -45,12 +45,10 @@ class Wish:
 
     Attributes:
         quick: small sizes and few rounds.
-        long: also what takes half an hour.
         say: told what happens.
     """
 
     quick: bool
-    long: bool
     say: Callable[[str], None]
 
     def pick(self, full: T, quick: T) -> T:

@@ -1,10 +1,12 @@
 """Takes a read-only snapshot each second, and keeps the last two. Runs until it is stopped.
 
-Arguments: the subvolume, and a folder for the snapshots.
+Arguments: the subvolume, a folder for the snapshots, and, if each is to be sent, address and port of
+``receive.py``.
 """
 
 import itertools
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -14,11 +16,27 @@ def btrfs(*words: str) -> None:
     subprocess.run(["btrfs", "subvolume", *words], check=True, stdout=subprocess.DEVNULL)
 
 
-subvolume, folder = sys.argv[1:]
+def send(snapshot: str, parent: str, peer: tuple[str, int]) -> None:
+    """Returns when the other end has made it durable and has cleaned up."""
+    with socket.create_connection(peer) as connection:
+        base = ["-p", parent] if os.path.exists(parent) else []
+        command = ["btrfs", "send", "-q", *base, snapshot]
+        subprocess.run(command, check=True, stdout=connection.fileno())
+        connection.shutdown(socket.SHUT_WR)
+        while connection.recv(1):
+            pass
+
+
+subvolume, folder, *peer = sys.argv[1:]
 os.makedirs(folder, exist_ok=True)
-for number in itertools.count():
+# An order of names that the other end knows, whatever it has kept of an earlier run.
+first = time.monotonic_ns()
+for number in itertools.count(first):
     begin = time.monotonic()
-    btrfs("snapshot", "-r", subvolume, f"{folder}/{number}")
-    if os.path.exists(f"{folder}/{number - 2}"):
-        btrfs("delete", f"{folder}/{number - 2}")
+    new, last, oldest = (f"{folder}/{number - age:020}" for age in range(3))
+    btrfs("snapshot", "-r", subvolume, new)
+    if peer:
+        send(new, last, (peer[0], int(peer[1])))
+    if os.path.exists(oldest):
+        btrfs("delete", oldest)
     time.sleep(max(0.0, begin + 1 - time.monotonic()))

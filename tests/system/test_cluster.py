@@ -94,7 +94,7 @@ def test_events_are_shown_as_they_happen(three: World) -> None:
         three.sh("node3", "kill $(cat /run/events.pid)")
 
 
-def test_doctor_names_a_node_that_is_down_and_what_it_holds(three: World) -> None:
+def test_f87_doctor_names_a_node_that_is_down_and_what_it_holds(three: World) -> None:
     name = three.create("node3")
     three.stop_pannier("node3")
     story.wait_until(

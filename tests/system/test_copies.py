@@ -243,7 +243,7 @@ def test_a_copy_whose_node_lost_power_disturbs_nobody_and_catches_up(cuttable: W
     check_whole(read(world.container("node1", name, "cat", "/data/log")), at_least=lines)
 
 
-def test_a_copy_is_made_elsewhere_when_its_node_is_given_up(cuttable: World) -> None:
+def test_f66_a_copy_is_made_elsewhere_when_its_node_is_given_up(cuttable: World) -> None:
     """And the node can join again later."""
     world = cuttable
     name = world.create("node1", nodes="node1,node3", copies="2")
@@ -308,7 +308,7 @@ def test_f06_a_drained_node_loses_its_service_and_the_volume_keeps_two_copies(
         check_whole(read(world.run(task.node, "cat", f"{story.MOUNTS}/{name}/log")), at_least=sure)
 
 
-def test_f43_the_first_copy_of_much_data_is_made_while_it_is_written(cuttable: World) -> None:
+def test_f43_f63_the_first_copy_of_much_data_is_made_while_it_is_written(cuttable: World) -> None:
     world = cuttable
     name = world.create("node1", copies="2", interval="1s")
     writing = writer(world, "node1", name)

@@ -185,6 +185,36 @@ def test_f37_many_volumes_are_listed_without_the_store(three: World, count: int)
     three.run("node1", *remove, input=CREATE_MANY)
 
 
+@pytest.mark.faults
+def test_f84_hundreds_of_volumes_and_containers_leave_nothing_open(three: World) -> None:
+    """Created, used on all nodes at once, and removed: the daemons end with what they began with."""
+    count = 500
+    prefix = three.name("crowd")
+    create = ["/opt/pannier/venv/bin/python3", "-", "create", prefix, str(count)]
+
+    def open_files() -> list[int]:
+        count = "ls /proc/$(systemctl show -P MainPID pannierd)/fd | wc -l"
+        return [int(three.sh(node, count)) for node in three.nodes]
+
+    def use(number: int) -> str:
+        node = three.nodes[number % 3]
+        script = f"echo {number} >>/data/note; tail -n 1 /data/note"
+        return three.container(node, f"{prefix}-{number}", "sh", "-c", script).strip()
+
+    before = open_files()
+    three.run("node1", *create, input=CREATE_MANY)
+    numbers = range(0, count, 5)
+    assert list(map(int, three.on_all(lambda n: use(int(n)), [str(n) for n in numbers]))) == [
+        *numbers
+    ]
+    remove = [word.replace("create", "remove") for word in create]
+    three.run("node1", *remove, input=CREATE_MANY)
+    story.wait_until(
+        "the daemons have closed everything",
+        lambda: all(now <= then + 10 for now, then in zip(open_files(), before, strict=True)),
+    )
+
+
 @pytest.mark.parametrize("how", ["stands still", "is stopped"])
 def test_f36_docker_answers_while_pannierd(three: World, how: str) -> None:
     if how == "stands still":

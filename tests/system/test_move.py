@@ -103,7 +103,7 @@ def test_f34_dockerd_is_killed_on_the_source(three: World) -> None:
         pytest.param("node2", id="target"),
     ],
 )
-def test_f20_a_cable_is_pulled_during_the_copy(three: World, victim: str) -> None:
+def test_f20_f27_a_cable_is_pulled_during_the_copy(three: World, victim: str) -> None:
     """The move ends with a clear error or goes on when the cable is back; both are right."""
     name = three.filled("node1", mebibytes=BULK)
     before = three.manifest("node1", name)

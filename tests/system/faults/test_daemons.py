@@ -95,3 +95,72 @@ def test_f44_a_second_container_elsewhere_waits_for_the_first(faults: Faults) ->
         log, at="node1", since=began, allowed=2.0 + 5.0,
         fault="F44 F67 a second container elsewhere", outcome="it waits for the end of the first",
     )  # fmt: skip
+
+
+@pytest.mark.faults
+def test_f38_the_daemons_are_restarted_one_after_the_other(faults: Faults) -> None:
+    """As by an update: sync calls wait, none fails, and nothing moves."""
+    log, writer = faults.writing()
+    world, began = faults.world, uptime()
+    for node in [*world.nodes, *world.nodes]:
+        world.run(node, "systemctl", "restart", "pannierd")
+        world.wait_for_pannier(node)
+        writer.goes_on()
+    log.wait_in_sync(log.replicas, at="node1")
+    assert world.json("node1", "volume", "show", log.volume)["epoch"] == 1
+    log.stop(writer)
+    faults.finish(
+        log, at=log.replica, since=began, allowed=PATIENCE_SECONDS + LEASE_SECONDS,
+        fault="F38 the daemons are restarted one after the other",
+        outcome="sync calls wait and go on; the container sees nothing",
+    )  # fmt: skip
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("how", ["killed", "stopped for a while"])
+def test_f40_f39_each_member_of_the_store(faults: Faults, how: str) -> None:
+    """Its leader among them: the container goes on, and nobody takes over."""
+    log, writer = faults.writing()
+    world, began = faults.world, uptime()
+    for node in world.nodes:
+        if how == "killed":
+            world.kill(node, "etcd")
+            writer.goes_on(records=40)
+        else:
+            world.run(node, "systemctl", "kill", "--kill-who=main", "-s", "STOP", "etcd")
+            writer.goes_on(records=40)
+            world.run(node, "systemctl", "kill", "--kill-who=main", "-s", "CONT", "etcd")
+        world.wait_until_all_up()
+    log.wait_in_sync(log.replicas, at="node1")
+    assert world.json("node1", "volume", "show", log.volume)["epoch"] == 1
+    log.stop(writer)
+    faults.finish(
+        log, at=log.replica, since=began, allowed=PATIENCE_SECONDS + LEASE_SECONDS,
+        fault=f"F40 F39 each member of etcd is {how}", outcome="the container goes on",
+    )  # fmt: skip
+
+
+@pytest.mark.faults
+def test_f85_a_machine_without_time_for_anything(faults: Faults) -> None:
+    """Eight busy loops on two cores: slower, and otherwise as ever; a move is possible, too."""
+    log, writer = faults.writing()
+    world, began = faults.world, uptime()
+    busy = "for i in 1 2 3 4 5 6 7 8; do timeout 60 sh -c 'while :; do :; done' & done"
+    world.run("node1", "systemd-run", "--quiet", "--unit", "busy", "sh", "-c", f"{busy}; wait")
+    try:
+        other = world.filled("node1", mebibytes=20, copies="1")
+        whole = world.manifest("node1", other)
+        writer.goes_on(records=20)
+        world.move(other, log.replica)
+        assert world.manifest(log.replica, other) == whole
+        writer.goes_on(records=20)
+    finally:
+        world.run("node1", "systemctl", "stop", "busy")
+    world.wait_until_all_up()
+    log.wait_in_sync(log.replicas, at="node1")
+    assert world.json("node1", "volume", "show", log.volume)["epoch"] == 1
+    log.stop(writer)
+    faults.finish(
+        log, at=log.replica, since=began, allowed=None,
+        fault="F85 the holder's processors are busy", outcome="the container goes on",
+    )  # fmt: skip

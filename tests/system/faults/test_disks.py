@@ -151,3 +151,45 @@ def test_f58_a_copys_bytes_change_on_its_disk(faults: Faults) -> None:
         outcome="reading all of it finds that; it is made anew from the other copy",
         pause=log.pause_after(began), allowed=PATIENCE_SECONDS, told=told,
     )  # fmt: skip
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("where", ["copy", "holder"])
+def test_f51_a_disk_crawls(faults: Faults, where: str) -> None:
+    """The copy's: it leaves what counts, or keeps up. The holder's: sync calls take their time."""
+    log, writer = faults.writing()
+    world, began = faults.world, uptime()
+    node = log.replica if where == "copy" else log.holder
+    world.lab.disk(node, "slow")
+    try:
+        writer.goes_on(records=20, seconds=200)
+        assert world.json("node1", "volume", "show", log.volume)["epoch"] == 1
+    finally:
+        world.lab.disk(node, "heal")
+    log.wait_in_sync(log.replicas, at="node1")
+    log.stop(writer)
+    faults.finish(
+        log, at=log.replica, since=began, allowed=PATIENCE_SECONDS if where == "copy" else None,
+        fault=f"F51 the disk of the {where} crawls", outcome="the container goes on, slower",
+    )  # fmt: skip
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("which", ["the newest", "all"])
+def test_f57_a_copys_generations_are_deleted_by_hand(faults: Faults, which: str) -> None:
+    """It is made anew by itself, and whole."""
+    log, writer = faults.writing()
+    world, replica, began = faults.world, log.replica, uptime()
+    volume_id = world.json("node1", "volume", "show", log.volume)["id"]
+    trees = f"{POOL}/{volume_id}/generations/*/tree"
+    some = f"ls -d {trees}" if which == "all" else f"ls -td {trees} | head -n 1"
+    world.sh(replica, f"btrfs subvolume delete $({some})")
+    writer.goes_on(records=20)
+    log.wait_in_sync(log.replicas, at="node1")
+    found = {check["state"] for check in world.json("node1", "volume", "verify", log.volume)}
+    assert found <= {"whole", "made anew"}
+    log.stop(writer)
+    faults.finish(
+        log, at=replica, since=began, allowed=PATIENCE_SECONDS + LEASE_SECONDS,
+        fault=f"F57 {which} of a copy's generations are deleted by hand", outcome="it is made anew",
+    )  # fmt: skip

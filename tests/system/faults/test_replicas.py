@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 
 
 @pytest.mark.parametrize("fault", ["source", "target", "power"])
-def test_f60_a_copy_that_catches_up_is_interrupted(faults: Faults, fault: str) -> None:
+def test_f60_f59_a_copy_that_catches_up_is_interrupted(faults: Faults, fault: str) -> None:
     """By the end of either daemon, or of the copy's machine: it is made all the same, and whole."""
     log, writer = faults.writing()
     world, replica = faults.world, log.replica
@@ -44,6 +44,40 @@ def test_f60_a_copy_that_catches_up_is_interrupted(faults: Faults, fault: str) -
     faults.finish(
         log, at=replica, since=began, allowed=None,
         fault=f"F60 a copy that catches up is interrupted ({fault})", outcome="it is made, and whole",
+    )  # fmt: skip
+
+
+@pytest.mark.faults
+def test_f61_a_copy_that_is_interrupted_again_and_again_gets_the_difference_only(
+    faults: Faults,
+) -> None:
+    """Not all of the volume once more, whenever its daemon was away."""
+    log, writer = faults.writing()
+    world, replica, began = faults.world, log.replica, uptime()
+    mebibytes = 100
+    bulk = f"dd if=/dev/urandom of=/data/bulk bs=1M count={mebibytes} 2>/dev/null; sync /data/bulk"
+    world.run("node1", "docker", "exec", writer.container, "sh", "-c", bulk)
+    log.wait_in_sync([replica], at="node1")
+
+    def sent() -> int:
+        """Bytes that have left the holder, whoever got them."""
+        counters = world.sh("node1", "cat /sys/class/net/*/statistics/tx_bytes").split()
+        return sum(map(int, counters))
+
+    before = sent()
+    for _ in range(4):
+        world.stop_pannier(replica)
+        writer.goes_on()
+        world.start_pannier(replica)
+        world.kill(replica, "pannierd")
+        writer.goes_on()
+    log.wait_in_sync([replica], at="node1", seconds=120)
+    assert sent() - before < mebibytes * 2**20 / 2
+    log.stop(writer)
+    assert world.manifest(replica, log.volume) == world.manifest("node1", log.volume)
+    faults.finish(
+        log, at=replica, since=began, allowed=None,
+        fault="F61 a copy is interrupted again and again", outcome="it gets the difference only",
     )  # fmt: skip
 
 
