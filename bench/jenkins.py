@@ -72,6 +72,10 @@ def measure(wish: Wish) -> Result:
     with _jenkins_lab(wish, disks="plain") as world:
         _run_jobs(world, jobs, collected)
         _move(world, moves, mebibytes, collected)
+    return _work_result(collected, mebibytes, jobs, moves)
+
+
+def _work_result(collected: Rounds, mebibytes: int, jobs: int, moves: int) -> Result:
     return Result(
         title="Jenkins at work, and moved",
         reference=(
