@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 
 from pannier.lab import CommandFailed, CommandTimedOut, Lab, LabError
+from pannier.lab.cgroup import Group
+from pannier.lab.disk import ROLES, Disk
 
 pytestmark = [
     pytest.mark.system,
@@ -245,6 +247,27 @@ def test_a_paused_machine_stands_still(lab: Lab) -> None:
         lab.run("node2", ["true"])
     lab.resume("node2")
     assert moves()
+
+
+def test_nobody_whose_end_would_end_a_disk_goes(lab: Lab) -> None:
+    """nbdkit gets a signal when its parent ends: the parent has to be one that stays."""
+    disks = [machine.disk(role) for machine in lab.machines() for role in ROLES]
+    servers = {pid: disk for disk in disks for pid in disk.group.processes() if is_nbdkit(pid)}
+    assert len(servers) == len(disks) == 4
+    for pid, disk in servers.items():
+        assert int(Path(f"/proc/{pid}/stat").read_text().split()[3]) in disk.group.processes()
+
+
+def is_nbdkit(pid: int) -> bool:
+    return Path(f"/proc/{pid}/comm").read_text() == "nbdkit\n"
+
+
+def test_a_disk_that_cannot_be_served_says_why(lab: Lab, tmp_path: Path) -> None:
+    group = Group(f"{lab.names.group}/without-pool")
+    disk = Disk("pool", "cuttable", data=tmp_path, run=tmp_path / "disk", group=group)
+    with pytest.raises(LabError, match=r"nbdkit has ended: .*pool.img: No such file"):
+        disk.attach()
+    group.remove(freeze=False)
 
 
 def test_a_disk_fails_and_heals(lab: Lab) -> None:

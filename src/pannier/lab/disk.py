@@ -13,6 +13,7 @@ import contextlib
 import os
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -144,27 +145,29 @@ class Disk:
         filters = ["--filter=error", "--filter=rate", "--filter=cache"]
         faults = ["error=EIO", "error-rate=100%", f"error-file={self._broken}"]
         faults += [f"rate-file={self._rate}", f"rate={_UNLIMITED}"]
-        server = ["nbdkit", "--foreground", "--unix", str(listener), *filters]
+        # nbdkit asks to end with its parent. The one that detaches it is about to go: a shell stays.
+        server = ["/bin/sh", "-c", '"$@"; exit', "sh", "nbdkit", "--foreground"]
+        server += ["--unix", str(listener), *filters]
         server += ["file", str(self.image), "cache=writeback", *faults]
         # The cache's file lies where TMPDIR says; it is as large as what was written.
         environment = {**os.environ, "TMPDIR": str(self.data)}
         start_detached(server, join=self.group.joining, log=log, env=environment)
-        see = f"see {log}"
-        wait_for(
-            lambda: _accepts(listener) or None,
-            what="nbdkit",
-            timeout=_SERVE_TIMEOUT_S,
-            remedy=see,
-            poll=0.01,
-        )
+        self._wait_for("nbdkit", lambda: _accepts(listener), log)
         client = ["nbdfuse", f"{mount}/disk", "--unix", str(listener)]
         start_detached(client, join=self.group.joining, log=log)
+        self._wait_for("nbdfuse", self._file.exists, log)
+
+    def _wait_for(self, what: str, ready: Callable[[], bool], log: Path) -> None:
+        remedy = f"see {log}"
+
+        def alive() -> bool:
+            if not self.group.processes():
+                last = log.read_text().strip().rpartition("\n")[2]
+                raise LabError(f"{what} has ended: {last}", remedy=remedy)
+            return ready()
+
         wait_for(
-            lambda: self._file.exists() or None,
-            what="nbdfuse",
-            timeout=_SERVE_TIMEOUT_S,
-            remedy=see,
-            poll=0.01,
+            lambda: alive() or None, what=what, timeout=_SERVE_TIMEOUT_S, remedy=remedy, poll=0.01
         )
 
 
