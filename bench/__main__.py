@@ -15,6 +15,7 @@ from bench import (
     files,
     interval,
     jenkins,
+    jobs,
     many,
     move,
     postgres,
@@ -49,6 +50,7 @@ ALONE: dict[str, Callable[[Wish], Result]] = {
     "deploy": deploy.measure,
     "jenkins": jenkins.measure,
     "jenkins-loss": jenkins.measure_loss,
+    "jobs": jobs.measure,
     "scale": scale.measure,
 }
 LONG: dict[str, Callable[[Wish], Result]] = {

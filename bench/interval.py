@@ -59,7 +59,8 @@ def _by_hand(world: World, leg: str, node: str, other: str) -> Iterator[None]:
     shown = world.json(node, "pannier", "volume", "show", _SINGLE, "-o", "json")
     tree = f"{POOL}/volumes/{shown['id']}/live-1"
     address = next(each.address for each in world.lab.nodes if each.name == other)
-    receiver, peer = "", ()
+    receiver = ""
+    peer: tuple[object, ...] = ()
     if leg == "sent":
         receiver, peer = world.background(other, "receive", _RECEIVED, _PORT), (address, _PORT)
     sender = world.background(node, "snapshots", tree, _SNAPSHOTS, *peer)

@@ -1,4 +1,4 @@
-"""The Jenkins stack: its node loses power, it is moved with a large home, and it runs small jobs.
+"""The Jenkins stack: its node loses power, and it is moved with a large home.
 
 The controller is Hudson 1.398, as in the tests.
 """
@@ -11,13 +11,12 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import datetime
-from typing import Any
 
 from demo import jenkins, jenkins_image
 
-from bench.figures import Figure, Result, Rounds, Target, turns
+from bench.figures import Figure, Result, Rounds, Target
 from bench.world import BUSYBOX, MOUNTS, POOL, BenchError, Wish, World, laboratory
 from pannier.lab import LabError
 
@@ -31,73 +30,35 @@ _HEARTBEAT = "docker swarm update --dispatcher-heartbeat 1s"
 
 _LOSS = "power cut to HTTP 200"
 _MOVE = "{:,} MiB: from the last HTTP 200 to the first on the other node"
-_JOBS = "200 small jobs"
 
-_OWN_CONFIG = """<?xml version='1.0' encoding='UTF-8'?>
-<hudson>
-  <numExecutors>2</numExecutors>
-  <mode>NORMAL</mode>
-  <useSecurity>false</useSecurity>
-  <slaves/>
-  <quietPeriod>0</quietPeriod>
-  <slaveAgentPort>-1</slaveAgentPort>
-</hudson>
-"""
-_SMALL_JOB = """<project>
-  <scm class="hudson.scm.NullSCM"/>
-  <canRoam>true</canRoam>
-  <triggers class="vector"/>
-  <builders><hudson.tasks.Shell><command>echo $BUILD_NUMBER >result</command></hudson.tasks.Shell></builders>
-  <publishers>
-    <hudson.tasks.ArtifactArchiver><artifacts>result</artifacts></hudson.tasks.ArtifactArchiver>
-  </publishers>
-  <buildWrappers/>
-</project>"""
 _STACK = (
     "The controller is Hudson 1.398 of the Jenkins stack as it is shipped: copies=2, "
     "durability=fsync; three nodes, Swarm's heartbeat 1 s. It is asked through the door of a node that "
     f"stays, each {_GLANCE_SECONDS * 1000:.0f} ms."
 )
-_PORTS = {"ours": 8091, "theirs": 8092}
-_WARM_UP = 5
 _ONCE = {"Connection": "close"}
 """Hudson's web server keeps one of its 40 threads for each connection that could be used again."""
 
 
 def measure(wish: Wish) -> Result:
-    """Moves with a large home, and small jobs."""
+    """`pannier service move` of a large home."""
     collected = Rounds()
-    mebibytes = wish.pick(5120, 256)
-    jobs, moves = wish.pick(15, 1), wish.pick(3, 1)
-    with _jenkins_lab(wish, disks="plain") as world:
-        _run_jobs(world, jobs, collected)
-        _move(world, moves, mebibytes, collected)
-    return _work_result(collected, mebibytes, jobs, moves)
+    mebibytes, rounds = wish.pick(5120, 256), wish.pick(3, 1)
+    with hudson_lab(wish, disks="plain") as world:
+        _move(world, rounds, mebibytes, collected)
+    return _result_of_moves(collected, mebibytes, rounds)
 
 
-def _work_result(collected: Rounds, mebibytes: int, jobs: int, moves: int) -> Result:
+def _result_of_moves(collected: Rounds, mebibytes: int, rounds: int) -> Result:
+    what = _MOVE.format(mebibytes)
     return Result(
-        title="Jenkins at work, and moved",
-        reference=(
-            "for the move, `docker service update --force` on one node; for the jobs, a bind mount of "
-            "a directory in the same pool."
-        ),
+        title="Jenkins is moved",
+        reference="`docker service update --force` of the same service on one node.",
         how=(
-            f"{_STACK} {moves} moves by `pannier service move`, each to a node that has no copy, so "
-            f"that the whole home is sent while the controller runs. A small job writes a file and "
-            f"archives it; 200 of them run on two executors of a controller with the home on a "
-            f"volume, and of one with the home in the directory, {jobs} rounds after {_WARM_UP} to "
-            f"warm up."
+            f"{_STACK} {rounds} moves by `pannier service move`, each to a node that has no copy, so "
+            f"that the whole home is sent while the controller runs."
         ),
-        figures=(
-            *_beyond(collected, _MOVE.format(mebibytes), "of these beyond its own stop and start"),
-            Figure(
-                what=_JOBS,
-                ours=collected.of(_JOBS, "ours"),
-                theirs=collected.of(_JOBS, "theirs"),
-                target=Target(at_most=1.1),
-            ),
-        ),
+        figures=tuple(_beyond(collected, what, "of these beyond its own stop and start")),
     )
 
 
@@ -105,7 +66,7 @@ def measure_loss(wish: Wish) -> Result:
     """The controller's node loses power."""
     collected = Rounds()
     losses = wish.pick(3, 1)
-    with _jenkins_lab(wish, disks="cuttable") as world:
+    with hudson_lab(wish, disks="cuttable") as world:
         _lose_power(world, losses, collected)
     return Result(
         title="Jenkins' node loses power",
@@ -133,13 +94,19 @@ def _beyond(collected: Rounds, what: str, rest: str) -> Iterator[Figure]:
 
 
 @contextmanager
-def _jenkins_lab(wish: Wish, *, disks: str) -> Iterator[World]:
+def hudson_lab(wish: Wish, *, disks: str) -> Iterator[World]:
     with laboratory("bench-jenkins", say=wish.say, nodes=3, disks=disks) as lab:
         world = World(lab, wish.quick, wish.say)
         lab.build_busybox(BUSYBOX)
         jenkins_image.load(lab)
         world.sh(_MANAGER, _HEARTBEAT)
         yield world
+
+
+def start_controller(world: World, node: str, name: str, home: str, port: int) -> None:
+    """A controller of its own, without Swarm."""
+    run = f"docker run -d --name {name} -p {port}:8080 -v {home}:/var/jenkins_home"
+    world.sh(node, f"{run} {jenkins_image.CONTROLLER} >/dev/null")
 
 
 # -- asking ------------------------------------------------------------------------------------------
@@ -180,12 +147,12 @@ class _Watch:
 
     def _ask_on(self) -> None:
         while not self._ended.is_set():
-            if _answers(*self._where):
+            if answers(*self._where):
                 self._answers.append(time.time())
             time.sleep(_GLANCE_SECONDS)
 
 
-def _answers(address: str, port: int, path: str) -> bool:
+def answers(address: str, port: int, path: str) -> bool:
     connection = http.client.HTTPConnection(address, port, timeout=0.5)
     try:
         connection.request("GET", path, headers=_ONCE)
@@ -198,12 +165,12 @@ def _answers(address: str, port: int, path: str) -> bool:
         connection.close()
 
 
-def _address(world: World, node: str) -> str:
+def address_of(world: World, node: str) -> str:
     return next(each.address for each in world.lab.nodes if each.name == node)
 
 
 def _watch(world: World, node: str, port: int, path: str = "/login") -> _Watch:
-    return _Watch(_address(world, node), port, path)
+    return _Watch(address_of(world, node), port, path)
 
 
 # -- a power cut -------------------------------------------------------------------------------------
@@ -260,28 +227,28 @@ def _start_beside(world: World, node: str) -> None:
         f" --constraint node.labels.pannier.volume.{jenkins.HOME}==copy"
         f" {BUSYBOX} httpd -f -h /etc -p {port} >/dev/null",
     )
-    address = _address(world, node)
-    world.wait("the service beside it", lambda: _answers(address, port, "/passwd"))
+    address = address_of(world, node)
+    world.wait("the service beside it", lambda: answers(address, port, "/passwd"))
     world.sh(_MANAGER, f"docker service update --detach --constraint-rm {pin} {name} >/dev/null")
 
 
 def _first_of(world: World, *, without: str) -> float:
     """When the service beside it answers on any other node."""
     _, port = _BESIDE
-    addresses = [_address(world, node) for node in world.nodes if node != without]
+    addresses = [address_of(world, node) for node in world.nodes if node != without]
 
-    def answers() -> float | None:
-        return time.time() if any(_answers(a, port, "/passwd") for a in addresses) else None
+    def moment() -> float | None:
+        return time.time() if any(answers(a, port, "/passwd") for a in addresses) else None
 
-    return world.wait("the service beside it elsewhere", answers, seconds=_ANSWER_SECONDS)
+    return world.wait("the service beside it elsewhere", moment, seconds=_ANSWER_SECONDS)
 
 
 def _cold_start(world: World, node: str) -> float:
     """The controller on a copy of its home, from the container's start to its HTTP 200."""
     copy = f"{POOL}/bench-home"
     world.sh(node, f"cp -a {MOUNTS}/{jenkins.HOME} {copy}; sync --file-system {copy}")
-    _start_controller(world, node, "bench-cold", copy, _COLD)
-    world.wait("a cold start", lambda: _answers(_address(world, node), _COLD, "/login"))
+    start_controller(world, node, "bench-cold", copy, _COLD)
+    world.wait("a cold start", lambda: answers(address_of(world, node), _COLD, "/login"))
     answer = time.time()
     began = world.sh(node, "docker inspect -f '{{.State.StartedAt}}' bench-cold").strip()
     world.sh(node, f"docker rm -f bench-cold >/dev/null; rm -r {copy}")
@@ -349,99 +316,3 @@ def _wait_for_copies(world: World) -> None:
         return len(shown["in_sync"]) == 1
 
     world.wait("two copies of the home", in_sync, seconds=300)
-
-
-# -- small jobs --------------------------------------------------------------------------------------
-
-
-def _run_jobs(world: World, rounds: int, collected: Rounds) -> None:
-    count = world.pick(200, 20)
-    node, *_ = world.volume_in_sync("bench-jobs", durability="fsync")
-    homes = {"ours": str(world.mount(node, "bench-jobs")), "theirs": f"{POOL}/bench-jobs"}
-    sources = {**homes, "ours": "bench-jobs"}
-    for leg, home in homes.items():
-        script = f"mkdir -p {home}; cat >{home}/config.xml; chown -R 1000:1000 {home}"
-        world.lab.run(node, ["sh", "-c", script], input=_OWN_CONFIG)
-        _start_controller(world, node, f"bench-jobs-{leg}", sources[leg], _PORTS[leg])
-    address = _address(world, node)
-    for leg, port in _PORTS.items():
-        world.wait(f"the controller of {leg}", lambda p=port: _answers(address, p, "/login"))
-        with _Rest(address, port) as rest:
-            for number in range(count):
-                rest.post(f"/createItem?name=small-{number}", _SMALL_JOB)
-    for turn, leg in enumerate(turns(rounds + _WARM_UP, *_PORTS)):
-        seconds = None
-        while seconds is None:
-            world.settle()
-            with suppress(TimeoutError), _Rest(address, _PORTS[leg]) as rest:
-                seconds = _all_once(world, rest, count)
-        if turn >= _WARM_UP * len(_PORTS):
-            collected.add(_JOBS, leg, seconds)
-            world.say(f"   {count} jobs, {leg}: {seconds:.2f} s")
-    world.sh(node, f"docker rm -f {' '.join(f'bench-jobs-{leg}' for leg in _PORTS)} >/dev/null")
-    world.sh(node, f"docker volume rm bench-jobs >/dev/null; rm -r {homes['theirs']}")
-
-
-def _all_once(world: World, rest: _Rest, count: int) -> float:
-    """Have each job run once; until the last one has ended well."""
-
-    def idle() -> bool:
-        return all(job["nextBuildNumber"] == _completed(job) + 1 for job in rest.jobs())
-
-    world.wait("no build", idle)
-    wanted = sum(map(_completed, rest.jobs())) + count
-    began = time.monotonic()
-    for number in range(count):
-        rest.post(f"/job/small-{number}/build", "")
-    world.wait("all jobs", lambda: sum(map(_completed, rest.jobs())) == wanted, seconds=300)
-    seconds = time.monotonic() - began
-    if any(job["lastCompletedBuild"]["result"] != "SUCCESS" for job in rest.jobs()):
-        raise BenchError("a small job did not succeed")
-    return seconds
-
-
-def _completed(job: dict[str, Any]) -> int:
-    """The number of a job's last completed build; 0 if there is none."""
-    return int((job["lastCompletedBuild"] or {"number": 0})["number"])
-
-
-def _start_controller(world: World, node: str, name: str, home: str, port: int) -> None:
-    """A controller of its own, without Swarm."""
-    run = f"docker run -d --name {name} -p {port}:8080 -v {home}:/var/jenkins_home"
-    world.sh(node, f"{run} {jenkins_image.CONTROLLER} >/dev/null")
-
-
-class _Rest:
-    """A controller's REST interface, by one connection.
-
-    Hudson's web server now and then loses a request for ever, when many come one right after the
-    other: a TimeoutError here. It does other work meanwhile, and answers the next connection.
-    """
-
-    def __init__(self, address: str, port: int) -> None:
-        self._connection = http.client.HTTPConnection(address, port, timeout=10)
-
-    def __enter__(self) -> _Rest:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._connection.close()
-
-    def jobs(self) -> list[dict[str, Any]]:
-        """Each job's next build number and last completed build."""
-        tree = "jobs[nextBuildNumber,lastCompletedBuild[number,result]]"
-        found: list[dict[str, Any]] = json.loads(self._ask("GET", f"/api/json?tree={tree}"))["jobs"]
-        return found
-
-    def post(self, path: str, body: str) -> None:
-        """Have it do something."""
-        self._ask("POST", path, body)
-
-    def _ask(self, method: str, path: str, body: str | None = None) -> str:
-        headers = {"Content-Type": "text/xml"} if body else {}
-        self._connection.request(method, path, body=body, headers=headers)
-        response = self._connection.getresponse()
-        text = response.read().decode()
-        if response.status >= 400:
-            raise BenchError(f"{method} {path}: HTTP {response.status}")
-        return text

@@ -243,12 +243,12 @@ class Stack:
         if kind:
             request.add_header("Content-Type", kind)
         try:
-            return _answer(request)
+            return _read(request)
         except TimeoutError:
             if body is not None:
                 raise
             # Hudson's web server now and then loses a request: accepted, and never looked at.
-            return _answer(request)
+            return _read(request)
 
     def _address(self, name: str) -> str:
         if not self._addresses:
@@ -256,7 +256,7 @@ class Stack:
         return self._addresses[name]
 
 
-def _answer(request: urllib.request.Request) -> str:
+def _read(request: urllib.request.Request) -> str:
     with urllib.request.urlopen(request, timeout=20) as answer:
         return str(answer.read().decode())
 

@@ -215,8 +215,16 @@ def test_a_service_keeps_its_volume_on_every_node(bare: Bare) -> None:
 
 
 def test_a_host_that_the_inventory_gained_is_added(bare: Bare) -> None:
-    """In check mode first, which sees the same. Nothing is changed on the others."""
+    """In check mode first, which sees the same. Nothing is changed on the others.
+
+    Its firewall lets nobody in but by ssh, and is opened for the others.
+    """
     everyone = (*FIRST, "node4")
+    bare.sh(
+        "node4",
+        """apt-get -qq update; apt-get -qq install ufw >/dev/null
+        ufw allow 22/tcp; ufw --force enable""",
+    )
     planned = changes(bare.deploy("--check", hosts=everyone))
     done = changes(bare.deploy(hosts=everyone))
     for found in (planned, done):
@@ -224,6 +232,11 @@ def test_a_host_that_the_inventory_gained_is_added(bare: Bare) -> None:
         assert [found[node] for node in FIRST] == [0, 0, 0]
     assert bare.sh("node1", "docker node ls -q").count("\n") == 4
     assert bare.sh("node4", "pannier status").count(" up ") == 4
+    others = [node.address for node in bare.lab.nodes if node.name != "node4"]
+    opened = bare.sh("node4", "ufw status")
+    assert all(opened.count(address) == 2 for address in others), opened
+    again = changes(bare.deploy("--limit", "node1,node4", hosts=everyone))
+    assert again == {"node1": 0, "node4": 0}
 
 
 def test_the_modules_change_what_they_say_and_only_once(bare: Bare) -> None:

@@ -196,17 +196,15 @@ def test_f84_hundreds_of_volumes_and_containers_leave_nothing_open(three: World)
         count = "ls /proc/$(systemctl show -P MainPID pannierd)/fd | wc -l"
         return [int(three.sh(node, count)) for node in three.nodes]
 
-    def use(number: int) -> str:
-        node = three.nodes[number % 3]
+    def use(number: str) -> str:
+        node = three.nodes[int(number) % 3]
         script = f"echo {number} >>/data/note; tail -n 1 /data/note"
         return three.container(node, f"{prefix}-{number}", "sh", "-c", script).strip()
 
     before = open_files()
     three.run("node1", *create, input=CREATE_MANY)
-    numbers = range(0, count, 5)
-    assert list(map(int, three.on_all(lambda n: use(int(n)), [str(n) for n in numbers]))) == [
-        *numbers
-    ]
+    numbers = [str(number) for number in range(0, count, 5)]
+    assert three.on_all(use, numbers) == numbers
     remove = [word.replace("create", "remove") for word in create]
     three.run("node1", *remove, input=CREATE_MANY)
     story.wait_until(

@@ -309,3 +309,12 @@ def test_an_image_that_was_pushed_follows_its_registry(world: World, tmp_path: P
     for node in NODES:
         ids = ["docker", "image", "inspect", "-f", "{{.Id}}", "localhost:5000/handed:1"]
         assert world.run(node, *ids) == world.run(MANAGER, *ids), "and the others have pulled it"
+
+    saved, named = tmp_path / "saved.tar", "localhost:5000/saved:1"
+    world.run(MANAGER, "docker", "tag", PUSHED, named)
+    with saved.open("wb") as out:
+        lab.run(MANAGER, ["docker", "save", named], stdout=out)
+    world.run(MANAGER, "docker", "rmi", named)
+    lab.load_image(saved)
+    for node in NODES:
+        assert world.run(node, "docker", "run", "--rm", named, "cat", "/made") == made

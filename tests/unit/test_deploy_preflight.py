@@ -347,6 +347,7 @@ WHEELS = (
         (WHEELS, [3, 11, 2], []),
         (WHEELS, [3, 13, 5], ["node2: its wheelhouse has no msgspec for its Python 3.13."]),
         ((*WHEELS, "msgspec-0.18-cp313-cp313-any.whl"), [3, 13, 5], []),
+        ((*WHEELS, "MsgSpec-0.19-cp313-cp313-any.whl"), [3, 13, 5], []),
         (WHEELS[1:], [3, 11, 2], ["node2: its wheelhouse has no wheel of Pannier."]),
         ((), [3, 11, 2], ["node2: its wheelhouse has no wheel of Pannier."]),
         (None, [3, 13, 5], []),
@@ -360,3 +361,10 @@ def test_a_wheelhouse_has_what_each_python_needs(
     )
     assert len(found) == len(says)
     assert all(line.startswith(start) for line, start in zip(found, says, strict=True))
+
+
+@pytest.mark.parametrize(("kind", "opens"), [("ufw", False), ("firewalld", False), ("ufw", True)])
+def test_a_firewall_that_nobody_opens_is_told(kind: str, opens: bool) -> None:
+    wishes = {"node2": preflight.Wish(opens_firewall=opens)}
+    notes = told(replace(three(firewall=kind), wishes=wishes), "note")
+    assert [kind in note for note in notes] == ([] if opens else [True])

@@ -13,6 +13,7 @@ from world import event_loop_policy
 
 from pannier.agent.lease import Lease
 from pannier.core.volume import Volume
+from pannier.service.leaving import WITHIN_SECONDS
 
 __all__ = ["event_loop_policy"]
 
@@ -92,30 +93,41 @@ async def test_a_store_that_does_not_answer_is_not_waited_for(world: CopiesWorld
     await world.mount(world.b, "vol")
 
 
-async def test_what_stands_still_is_ended_with_the_daemon(world: CopiesWorld) -> None:
-    """Nobody else would ever let it go on."""
+async def standing_still(world: CopiesWorld) -> str:
+    """A container whose volume this node cannot prove to hold any more."""
     await world.synced_volume(world.a)
     container = await world.run_container(world.a, "vol", "m2")
     await asyncio.sleep(15)
     world.cut_store("a")
     world.isolate("a")
     await world.until(lambda: world.a.table.stands_still(container))
+    return container
+
+
+async def test_what_stands_still_is_ended_with_the_daemon(world: CopiesWorld) -> None:
+    """Nobody else would ever let it go on."""
+    container = await standing_still(world)
     await world.a.ask(lambda run: run.leaving.prepare())
     assert container not in world.a.table.containers
     assert not world.a.table.frozen
 
 
 async def test_it_goes_on_where_the_doubt_ends_in_time(world: CopiesWorld) -> None:
-    await world.synced_volume(world.a)
-    container = await world.run_container(world.a, "vol", "m2")
-    await asyncio.sleep(15)
-    world.cut_store("a")
-    world.isolate("a")
-    await world.until(lambda: world.a.table.stands_still(container))
+    container = await standing_still(world)
     leaving = asyncio.ensure_future(world.a.ask(lambda run: run.leaving.prepare()))
     await asyncio.sleep(1)
     world.mend_links()
     world.mend_store()
     await leaving
     assert container in world.a.table.containers
+    assert not world.a.table.frozen
+
+
+async def test_it_is_ended_also_while_somebody_keeps_the_volumes_lock(world: CopiesWorld) -> None:
+    """Who has it may wait for a store that never answers; the daemon is killed after 20 s."""
+    container = await standing_still(world)
+    [volume] = world.a.up.catalog.volumes()
+    async with world.a.up.custody.lock(volume):
+        await asyncio.wait_for(world.a.ask(lambda run: run.leaving.prepare()), WITHIN_SECONDS + 1)
+    assert container not in world.a.table.containers
     assert not world.a.table.frozen

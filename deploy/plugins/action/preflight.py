@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
+from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.action import ActionBase
 from ansible_collections.pannier.cluster.plugins.plugin_utils.preflight import (
     Finding,
@@ -19,6 +19,7 @@ from ansible_collections.pannier.cluster.plugins.plugin_utils.removal import (
     examine_uninstall,
     keeper_of,
 )
+from ansible_collections.pannier.cluster.plugins.plugin_utils.wheels import wheels_in
 
 
 class ActionModule(ActionBase):
@@ -45,7 +46,12 @@ class ActionModule(ActionBase):
         else:
             plan = examine(fleet)
             findings = list(plan.findings)
-            chosen = {"founder": plan.founder, "leader": plan.leader, "store": plan.store}
+            chosen = {
+                "founder": plan.founder,
+                "leader": plan.leader,
+                "store": plan.store,
+                "addresses": {n: _address(variables["hostvars"][n], n) for n in fleet.nodes},
+            }
             result["ansible_facts"] = {"pannier_plan": chosen}
         return result | _told(findings)
 
@@ -63,20 +69,22 @@ def _fleet(variables: Mapping[str, Any]) -> Fleet:
     )
 
 
+def _address(of: Mapping[str, Any], name: str) -> str:
+    """Where the others reach a node; by the inventory if it was not looked at."""
+    facts = of.get("ansible_facts", {}).get("pannier_host") or {}
+    return str(facts.get("address") or of.get("pannier_address") or of.get("ansible_host") or name)
+
+
 def _wish(of: Mapping[str, Any]) -> Wish:
+    folder = of.get("pannier_wheelhouse")
     return Wish(
         name=of.get("pannier_name") or "",
         driver=of.get("pannier_driver") or "btrfs",
         pool=of.get("pannier_pool") or "",
         force_format=of.get("pannier_force_format") or "",
-        wheels=_wheels(of.get("pannier_wheelhouse") or ""),
+        wheels=tuple(wheel.name for wheel in wheels_in(folder)) if folder else None,
+        opens_firewall=boolean(of.get("pannier_firewall", True)),
     )
-
-
-def _wheels(folder: str) -> tuple[str, ...] | None:
-    if not folder:
-        return None
-    return tuple(sorted(wheel.name for wheel in Path(folder).expanduser().glob("*.whl")))
 
 
 def _told(findings: Iterable[Finding]) -> dict[str, Any]:

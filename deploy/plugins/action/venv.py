@@ -10,6 +10,7 @@ from typing import Any
 
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
+from ansible_collections.pannier.cluster.plugins.plugin_utils.wheels import wheels_in
 
 
 class ActionModule(ActionBase):
@@ -58,7 +59,7 @@ class ActionModule(ActionBase):
 def _wheels(folder: str | None) -> list[Path]:
     if not folder:
         return []
-    found = sorted(Path(folder).expanduser().glob("*.whl"))
+    found = wheels_in(folder)
     if not any(wheel.name.startswith("pannier-") for wheel in found):
         raise AnsibleActionFail(f"{folder} has no wheel of Pannier; see docs/deploy.md")
     return found

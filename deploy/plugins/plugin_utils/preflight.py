@@ -55,10 +55,12 @@ class Wish:
 
     Attributes:
         wheels: file names of its wheelhouse; None where pip asks an index.
+        opens_firewall: whether the playbooks may let the other nodes through ufw or firewalld.
     """
 
     name: str = ""
     wheels: tuple[str, ...] | None = None
+    opens_firewall: bool = True
     driver: str = "btrfs"
     pool: str = ""
     force_format: str = ""
@@ -236,7 +238,8 @@ def _system(name: str, facts: Facts, wish: Wish) -> Iterator[Finding]:
     elif wish.wheels is not None:
         yield from _wheels(name, python[:2], wish.wheels)
     yield from _docker(name, facts)
-    if facts["firewall"] not in ("", *OPENED) and not facts["member"]:
+    opened = wish.opens_firewall and facts["firewall"] in OPENED
+    if facts["firewall"] and not opened and not facts["member"]:
         tcp = ", ".join(map(str, sorted(PORTS)))
         remedy = f"Between the nodes TCP {tcp} and UDP 4789, 7946 have to be open"
         yield _note(name, f"{facts['firewall']} is active", remedy)

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+from pathlib import Path
+
+
+def wheels_in(folder: str) -> list[Path]:
+    """The wheels of a wheelhouse, in order; none where there is no such folder."""
+    return sorted(Path(folder).expanduser().glob("*.whl"))
 
 
 def unfit(wheels: Iterable[str], python: tuple[int, ...]) -> list[str]:
@@ -12,6 +19,7 @@ def unfit(wheels: Iterable[str], python: tuple[int, ...]) -> list[str]:
         project, *parts = wheel.removesuffix(".whl").split("-")
         if len(parts) < 4:
             continue  # no wheel's name: pip passes it over, too
+        project = re.sub("[._]+", "-", project).lower()  # PyYAML and pyyaml are the same
         interpreters, abis = (part.split(".") for part in parts[-3:-1])
         fit = any(_fits(interpreter, abis, python) for interpreter in interpreters)
         fits[project] = fits.get(project, False) or fit

@@ -41,21 +41,9 @@ def load(lab: Lab, source: Path, *, tag: str | None) -> None:
         with tempfile.TemporaryFile() as packed:
             run(["tar", "--numeric-owner", "-C", str(source), "-c", "."], stdout=packed)
             _import(lab, machines, packed, _need(tag, source))
-        return
-    try:
-        image = source.open("rb")
-    except OSError as error:
-        raise LabError(f"cannot read {source}: {error.strerror}") from error
-    with image:
-        if not _is_saved_image(source):
-            _import(lab, machines, image, _need(tag, source))
-            return
-        _load(lab, machines[:1], image)
-        names = _names(source)
-        if _has_registry(machines[0], names):
-            _hand_out(lab, machines, names)
-        else:
-            _load(lab, machines[1:], image)
+    else:
+        _load_file(lab, machines, source, tag)
+    lab.flush()
 
 
 def build_busybox(lab: Lab, tag: str) -> None:
@@ -95,6 +83,21 @@ def _has_docker(lab: Lab, machine: Machine) -> bool:
     return not machine.state.bare or lab.run(machine.node.name, look, check=False).returncode == 0
 
 
+def _load_file(lab: Lab, machines: list[Machine], source: Path, tag: str | None) -> None:
+    try:
+        image = source.open("rb")
+    except OSError as error:
+        raise LabError(f"cannot read {source}: {error.strerror}") from error
+    with image:
+        if not _is_saved_image(source):
+            _import(lab, machines, image, _need(tag, source))
+        elif _has_registry(machines[0], names := _names(source)):
+            _load(lab, machines[:1], image)
+            _hand_out(lab, machines, names)
+        else:
+            _load(lab, machines, image)
+
+
 def _import(lab: Lab, machines: list[Machine], rootfs: IO[bytes], tag: str) -> None:
     lab.report(f"importing {tag}")
     rootfs.seek(0)
@@ -106,12 +109,9 @@ def _import(lab: Lab, machines: list[Machine], rootfs: IO[bytes], tag: str) -> N
         with tempfile.TemporaryFile() as saved:
             lab.run(first.node.name, ["docker", "save", tag], stdout=saved)
             _load(lab, machines[1:], saved)
-    lab.flush()
 
 
 def _load(lab: Lab, machines: list[Machine], saved: IO[bytes]) -> None:
-    if not machines:
-        return
     lab.report(f"loading the image into {len(machines)} engines")
 
     def put(machine: Machine) -> None:
@@ -120,7 +120,6 @@ def _load(lab: Lab, machines: list[Machine], saved: IO[bytes]) -> None:
             lab.run(machine.node.name, ["docker", "load", "--quiet"], stdin=own)
 
     _on_all(machines, put)
-    lab.flush()
 
 
 def _has_registry(machine: Machine, names: Sequence[str]) -> bool:
@@ -146,7 +145,6 @@ def _hand_out(lab: Lab, machines: list[Machine], names: Sequence[str]) -> None:
             lab.run(machine.node.name, ["docker", "pull", "--quiet", name])
 
     _on_all(machines[1:], pull)
-    lab.flush()
 
 
 def _on_all(machines: list[Machine], work: Callable[[Machine], object]) -> None:

@@ -36,9 +36,9 @@ class Leaving:
 
     async def prepare(self) -> None:
         """While all else still runs: bring everything to the copies, if nothing is in use."""
-        await self._end_what_stands_still()
         try:
             async with asyncio.timeout(WITHIN_SECONDS):
+                await self._end_what_stands_still()
                 for volume in self._mine():
                     if await self._custody.in_use(volume):
                         return
@@ -53,12 +53,14 @@ class Leaving:
             async with asyncio.timeout(DOUBT_SECONDS):
                 while self._standing_still():
                     await asyncio.sleep(_LOOK_SECONDS)
-        for volume in self._standing_still():
-            try:
-                async with asyncio.timeout(DOUBT_SECONDS):
-                    await self._custody.fence(volume)
-            except (PannierError, OSError, TimeoutError) as error:
-                log.error("volume.not-fenced", volume=volume.name, error=str(error))
+        # All at once: by the time that one's lock is free, another could have been let go on.
+        await asyncio.gather(*map(self._fence, self._standing_still()))
+
+    async def _fence(self, volume: Volume) -> None:
+        try:
+            await self._custody.fence(volume)
+        except (PannierError, OSError) as error:
+            log.error("volume.not-fenced", volume=volume.name, error=str(error))
 
     def _standing_still(self) -> list[Volume]:
         return [v for v in self._custody.catalog.volumes() if self._custody.suspended(v)]

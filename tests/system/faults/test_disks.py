@@ -182,7 +182,7 @@ def test_f57_a_copys_generations_are_deleted_by_hand(faults: Faults, which: str)
     world, replica, began = faults.world, log.replica, uptime()
     volume_id = world.json("node1", "volume", "show", log.volume)["id"]
     trees = f"{POOL}/{volume_id}/generations/*/tree"
-    some = f"ls -d {trees}" if which == "all" else f"ls -td {trees} | head -n 1"
+    some = f"ls -d {trees}" if which == "all" else f"ls -d {trees} | sort -V | tail -n 1"
     world.sh(replica, f"btrfs subvolume delete $({some})")
     writer.goes_on(records=20)
     log.wait_in_sync(log.replicas, at="node1")
