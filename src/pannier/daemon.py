@@ -16,6 +16,7 @@ import structlog
 
 from pannier import __version__
 from pannier.agent.custody import Custody
+from pannier.agent.disks import Disks
 from pannier.agent.fencing import Fencing
 from pannier.agent.freezing import CgroupFreezer
 from pannier.agent.lease import Lease
@@ -191,6 +192,7 @@ class Daemon:
         self.failsafe = Failsafe(
             self.custody, self.peers, self.promises, rivals=self.durable.rivals
         )
+        self.disks = Disks(self.custody)
         self.leaving = Leaving(self.custody, self.durable, self.membership)
         self.verification = Verification(
             self.custody, self.peers, self.durable, state=STATE_DIRECTORY
@@ -268,6 +270,7 @@ class Daemon:
             for name, work in (
                 ("introduce", self._introduce()),
                 ("lease", self.lease.keep()),
+                ("disks", self.disks.run()),
                 ("proof", self.custody.prove_all()),
                 ("failsafe", self.failsafe.run()),
                 ("durable", self.durable.run()),

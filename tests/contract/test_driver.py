@@ -521,6 +521,13 @@ async def test_sizes_are_told(nodes: Nodes) -> None:
     assert 0 < found.free_bytes < found.total_bytes
 
 
+async def test_a_sound_disk_has_not_failed(nodes: Nodes) -> None:
+    await nodes.create()
+    for by_writing in (False, True, True):
+        await nodes.a.check_disk(by_writing=by_writing)
+    assert await nodes.a.volumes() == (nodes.volume,)
+
+
 async def test_a_received_volume_counts_what_it_takes(nodes: Nodes) -> None:
     data = await nodes.create()
     (data / "f").write_bytes(os.urandom(20 << 20))

@@ -284,6 +284,9 @@ async def test_a_full_pool_says_so_and_keeps_what_it_has(workplace: Path, nodes:
             await write_stream(tiny, nodes.volume, second, stream, first)
         assert (await tiny.inspect(nodes.volume)).generations == (first,)
         await tiny.promote(nodes.volume, first, epoch=2, size_bytes=None)
+        with pytest.raises(OSError, match="No space"):
+            (mountpoint / "filler").write_bytes(os.urandom(180 << 20))
+        await tiny.check_disk(by_writing=True)  # full is not failed
     finally:
         assert await close_pool(mountpoint)
 

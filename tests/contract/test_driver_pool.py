@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from test_driver_kit import workplace as workplace
 
-from pannier.core.errors import ForeignData, InvalidInput, PoolMissing, StorageError
+from pannier.core.errors import DiskFailed, ForeignData, InvalidInput, PoolMissing, StorageError
 from pannier.storage import btrfs_ioctl
 from pannier.storage.base import RootAttributes
 from pannier.storage.btrfs import BtrfsDriver
@@ -303,11 +303,17 @@ async def test_a_device_in_use_is_foreign(device: Path, tmp_path: Path, mountpoi
 async def test_a_pool_gone_read_only_is_noticed(device: Path, mountpoint: Path) -> None:
     await create_pool(device, mountpoint=mountpoint)
     check(mountpoint)
+    driver = BtrfsDriver(mountpoint)
+    await driver.check_disk(by_writing=True)
     await run(["mount", "-o", "remount,ro", str(mountpoint)], timeout_s=30)
-    with pytest.raises(StorageError, match="read-only"):
+    with pytest.raises(DiskFailed, match="read-only"):
         check(mountpoint)
-    with pytest.raises(StorageError, match="read-only"):
-        await BtrfsDriver(mountpoint).open()
+    with pytest.raises(DiskFailed, match="read-only"):
+        await driver.open()
+    with pytest.raises(DiskFailed, match="read-only"):
+        await driver.check_disk()
+    with pytest.raises(DiskFailed, match="Read-only"):
+        await driver.check_disk(by_writing=True)
 
 
 async def test_a_kernel_without_simple_quotas_has_no_limits_and_works(

@@ -205,6 +205,9 @@ class MemoryDriver(Driver):
     async def capacity(self) -> Capacity:
         raise NotImplementedError
 
+    async def check_disk(self, *, by_writing: bool = False) -> None:
+        raise NotImplementedError
+
 
 def _write_all(pipe: int, stream: bytes, hold: threading.Event, hangs: bool) -> None:
     try:

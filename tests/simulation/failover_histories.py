@@ -92,6 +92,7 @@ class History:
             self._power_off, self._crash, self._stop, self._pause, self._stand_still, self._cut_way,
             self._isolate, self._store_away, self._store_away_for_all, self._new_leader,
             self._end_lease_early, self._slow_way, self._late_news, self._cut_one_port,
+            self._disk_fails,
         ]  # fmt: skip
         kinds = self.random.sample(faults, self.random.randint(0, 3))
         users = [self._service() for _ in range(self.random.choice((1, 2, 2, 3)))]
@@ -126,6 +127,7 @@ class History:
         world.slow.clear()
         world.late_news.clear()
         for machine in world.machines.values():
+            machine.disk.failed = False
             self.go_on(machine)
 
     async def end_well(self) -> None:
@@ -279,6 +281,17 @@ class History:
     async def _power_off(self) -> None:
         machine = self._victim()
         self.say(f"{machine.name} loses its power")
+        self.go_on(machine)
+        machine.power_off()
+        await self._start_later(machine)
+
+    async def _disk_fails(self) -> None:
+        """Its disk takes and gives nothing, until the machine is switched off and on with a sound one."""
+        machine = self._victim()
+        self.say(f"the disk of {machine.name} fails")
+        machine.disk.failed = True
+        await asyncio.sleep(self._span())
+        machine.disk.failed = False
         self.go_on(machine)
         machine.power_off()
         await self._start_later(machine)

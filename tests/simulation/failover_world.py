@@ -407,12 +407,11 @@ class FailoverWorld(World):
     def inspect(self) -> None:
         """What must hold at every moment, whatever failed:
 
-                1. whoever holds a volume, and whoever could take it over, has all that was acknowledged;
-                2. an epoch belongs to one node for ever, and rises;
-                3. only a node in sync takes over, while the holder's lease is gone, not against a promise of
-        X
-                4. what stood still on the former holder then never goes on;
-                5. a stray stays.
+        1. whoever holds a volume, and whoever could take it over, has all that was acknowledged;
+        2. an epoch belongs to one node for ever, and rises;
+        3. only a node in sync takes over, while the holder's lease is gone, and against no promise;
+        4. what stood still on the former holder then never goes on;
+        5. a stray stays.
         """
         records = self.records()
         for volume_id, record in records.items():

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from pannier.core.errors import Corrupt, InvalidInput, StorageError
+from pannier.core.errors import Corrupt, DiskFailed, InvalidInput, StorageError
 from pannier.core.generation import Generation
 from pannier.storage.base import (
     Capacity,
@@ -69,11 +69,13 @@ class Disk:
 
     def __init__(self) -> None:
         self.homes: dict[str, Home] = {}
+        self.failed = False
+        """Nothing can be read or written any more."""
 
     def write(self, volume: str, epoch: int, file: str, value: bytes) -> None:
         """What a container does; OSError where the tree is sealed or gone."""
         tree = self.homes[volume].live.get(epoch) if volume in self.homes else None
-        if tree is None or tree.sealed:
+        if tree is None or tree.sealed or self.failed:
             raise OSError(f"{volume} epoch {epoch} cannot be written")
         tree.content[file] = value
         tree.saved_as = None
@@ -284,9 +286,15 @@ class SnapshotDriver(CheckedDriver):
     async def capacity(self) -> Capacity:
         return Capacity(total_bytes=1 << 40, free_bytes=1 << 39)
 
+    async def check_disk(self, *, by_writing: bool = False) -> None:
+        if self.disk.failed:
+            raise DiskFailed("the disk takes no writes any more")
+
     def _home(self, volume: str) -> Home:
         if not volume or volume.startswith(".") or "/" in volume:
             raise InvalidInput(f"{volume!r} is no id")
+        if self.disk.failed:
+            raise StorageError("Input/output error")
         return self.disk.homes.get(volume) or Home()
 
     def _tree(self, volume: str, epoch: int) -> Tree:

@@ -26,6 +26,7 @@ from stepping import (
 from virtual_time import OWNER, VirtualLoop
 
 from pannier.agent.custody import Custody
+from pannier.agent.disks import Disks
 from pannier.agent.fencing import Fencing
 from pannier.agent.lease import Lease
 from pannier.cluster.registry import Registry
@@ -275,6 +276,7 @@ class Run:
         self.serving = True
         self.began = self.machine.world_time()
         self._keep(self.lease.keep())
+        self._keep(Disks(self.custody).run())
         self._keep(self.custody.prove_all())
         self._keep(self.failsafe.run())
         if self.world.with_upkeep:

@@ -182,6 +182,9 @@ class SteppedDriver(CheckedDriver):
     async def capacity(self) -> Capacity:
         return await self._inner.capacity()
 
+    async def check_disk(self, *, by_writing: bool = False) -> None:
+        await self._inner.check_disk(by_writing=by_writing)
+
 
 class SteppedStore(Store):
     """A store whose reads and commits are steps; watches and leases go straight through.

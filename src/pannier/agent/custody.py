@@ -33,6 +33,7 @@ from pannier.core.errors import (
     PannierError,
     PoolMissing,
     Stale,
+    StorageError,
     StoreUnavailable,
     VolumeNotFound,
 )
@@ -431,11 +432,18 @@ class Custody:
                 await self.driver(volume).seal(volume.id, epoch=volume.grant.epoch)
 
     async def depose_if_live(self, volume: Volume, *, successor: str) -> None:
-        """Stop all use of a tree that was never sealed. The caller has the lock."""
+        """Stop all use of a tree that was never sealed, or that a failed disk does not show any more.
+
+        The caller has the lock.
+        """
         if volume.spec.driver not in self.drivers:
             return
-        local = await self._local(volume)
-        if local.sealed.get(volume.grant.epoch) is False:
+        try:
+            sealed = (await self._local(volume)).sealed.get(volume.grant.epoch)
+        except StorageError as error:
+            log.warning("volume.not-seen", volume=volume.name, error=str(error))
+            sealed = False
+        if sealed is False:
             await self.depose(volume, successor=successor)
 
     async def depose(self, volume: Volume, *, successor: str) -> None:

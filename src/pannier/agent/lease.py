@@ -49,6 +49,8 @@ class Lease:
         self._term = 0
         self._proven: dict[str, tuple[int, int]] = {}
         self._promises: dict[str, dict[str, float]] = {}
+        self.withheld = ""
+        """Why the lease is not renewed, if it is not to be: the node cannot do what it stands for."""
 
     @property
     def term(self) -> int:
@@ -62,8 +64,9 @@ class Lease:
 
     @property
     def in_danger(self) -> bool:
-        """Whether a renewal is overdue, so that the lease may soon be over."""
-        return self._term > 0 and self._until - self._clock() < self.terms.ttl * 0.4
+        """Whether a renewal is overdue, so that the lease may soon be over against our will."""
+        overdue = self._term > 0 and self._until - self._clock() < self.terms.ttl * 0.4
+        return overdue and not self.withheld
 
     def proven(self, volume: Volume, *, term: int) -> None:
         """The volume's record was read and written since ``term`` began, and names this node."""
@@ -120,7 +123,8 @@ class Lease:
             asked_at = self._clock()
             try:
                 async with asyncio.timeout(self.terms.ttl / 2):
-                    await self._renew()
+                    if not self.withheld:
+                        await self._renew()
             except (PannierError, TimeoutError) as error:
                 log.warning("lease.not-renewed", error=str(error) or "no answer in time")
             took = self._clock() - asked_at

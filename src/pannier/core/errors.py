@@ -21,6 +21,7 @@
      +- DeadlineExceeded            deadline             8   504
      +- StorageError                storage              7   500
          +- PoolMissing             pool-missing
+         +- DiskFailed              disk-failed
          +- PoolFull                pool-full                507
          +- ForeignData             foreign-data             409
          +- Corrupt                 corrupt
@@ -173,6 +174,12 @@ class PoolMissing(StorageError):
     """The pool is not there or not mounted."""
 
     code = "pool-missing"
+
+
+class DiskFailed(StorageError):
+    """What keeps this node's volumes takes no writes any more."""
+
+    code = "disk-failed"
 
 
 class PoolFull(StorageError):

@@ -75,7 +75,11 @@ class DockerUse:
         await self._custody.opened.wait()
         volume = await self._volumes.find(name)
         while True:
-            self._custody.driver(volume)  # a node without the driver must not even ask for it
+            driver = self._custody.driver(volume)  # a node without must not even ask for the volume
+            if volume.grant.node != self._custody.node or volume.spec.copies > 1:
+                await (
+                    driver.check_disk()
+                )  # nor one that could not keep it; what is only here is read
             if volume.grant.node == self._custody.node:
                 try:
                     return await self._serve(volume, mount_id)

@@ -57,7 +57,10 @@ class Doctor:
             held = [v.name for v in catalog.volumes() if v.grant.node == node.name]
             what = f"down; it holds {', '.join(held)}" if held else "down; it holds no volume"
             yield _problem(
-                f"node {node.name}", what, "start it, its network, or its pannierd again"
+                f"node {node.name}",
+                what,
+                "start it, its network, or its pannierd again; "
+                "where all run, `pannier doctor` there says more",
             )
 
     async def _engine(self) -> AsyncIterator[FindingView]:

@@ -3,7 +3,8 @@
 What a sync call waits for: a generation with all that was written before it, confirmed by every node
 that could take the volume over. A replica that does not confirm in time leaves that circle first, by
 the store; where the store cannot be asked either, the call waits. A replica that has caught up joins
-it again, between two groups of sync calls.
+it again, between two groups of sync calls. A holder whose own disk fails lets nobody leave: it is
+itself the one that does not count any more.
 """
 
 from __future__ import annotations
@@ -131,9 +132,16 @@ class Durable:
                 or boottime() > until
             }
             if silent:
-                await self._in_sync.leave(held, frozenset(silent), why=self._why(held, silent))
+                await self._let_leave(held, silent)
                 continue
             await self._heard(held, min(WATCH_SECONDS, until - boottime() + 0.01))
+
+    async def _let_leave(self, held: Held, nodes: set[str]) -> None:
+        """Go on without these, unless it is this node's own disk that failed: then they are all there
+        is, and shall take over.
+        """
+        await self._custody.driver(held.volume).check_disk(by_writing=True)
+        await self._in_sync.leave(held, frozenset(nodes), why=self._why(held, nodes))
 
     def _why(self, held: Held, nodes: set[str]) -> str:
         said = [held.progress[n].error for n in sorted(nodes) if n in held.progress]
@@ -168,7 +176,7 @@ class Durable:
         if late:
             await self._custody.fresh(held.volume.name)  # a store that hangs shall hold up nobody
             async with held.group:
-                await self._in_sync.leave(held, frozenset(late), why=self._why(held, late))
+                await self._let_leave(held, late)
         known = self._custody.catalog.volume(held.volume.name)
         joined = known.in_sync if known else ()  # a rival that is not may have failed to join
         for node in held.volume.replicas:

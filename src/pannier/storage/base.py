@@ -184,6 +184,17 @@ class Driver(Protocol):
         """Size of the pool and what is free in it."""
         ...
 
+    async def check_disk(self, *, by_writing: bool = False) -> None:
+        """Make sure that the file system takes writes, as far as it knows by now.
+
+        Args:
+            by_writing: make one durable, so that it does know.
+
+        Raises:
+            DiskFailed: it does not, and will not before it is mounted anew. A full one is none such.
+        """
+        ...
+
 
 @runtime_checkable
 class CheckedDriver(Driver, Protocol):

@@ -38,6 +38,7 @@ from pannier.storage.btrfs_check import verify
 from pannier.storage.btrfs_intake import receive
 from pannier.storage.btrfs_layout import Home, destroy_home, existing_tree, sweep, sweep_groups
 from pannier.storage.btrfs_stream import send_stream
+from pannier.storage.disk_check import check_disk
 from pannier.storage.naming import DRAFT
 from pannier.storage.tree_size import allocated_bytes
 
@@ -355,6 +356,10 @@ class BtrfsDriver:
         return Capacity(
             total_bytes=found.f_blocks * found.f_frsize, free_bytes=found.f_bavail * found.f_frsize
         )
+
+    async def check_disk(self, *, by_writing: bool = False) -> None:
+        """See :meth:`Driver.check_disk`."""
+        await in_thread(check_disk, self._mountpoint, by_writing=by_writing)
 
     def _home(self, volume: str) -> Home:
         return Home.of(volume, volumes=self._volumes)

@@ -25,6 +25,7 @@ from pannier.storage.base import Capacity, LiveTree, LocalCopy, RootAttributes
 from pannier.storage.blocking import in_thread, told_as_storage_error
 from pannier.storage.directory_layout import DirectoryHome, sweep
 from pannier.storage.directory_root import verify_directory
+from pannier.storage.disk_check import check_disk
 from pannier.storage.durable import sync_directory, sync_filesystem_of, write_file
 from pannier.storage.manifest import Manifest, difference
 from pannier.storage.naming import DRAFT
@@ -334,6 +335,10 @@ class DirectoryDriver:
         return Capacity(
             total_bytes=found.f_blocks * found.f_frsize, free_bytes=found.f_bavail * found.f_frsize
         )
+
+    async def check_disk(self, *, by_writing: bool = False) -> None:
+        """See :meth:`Driver.check_disk`."""
+        await in_thread(check_disk, self._root, by_writing=by_writing)
 
     def _home(self, volume: str) -> DirectoryHome:
         return DirectoryHome.of(volume, volumes=self._volumes)

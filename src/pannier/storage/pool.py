@@ -29,6 +29,7 @@ from pannier.core.errors import (
 )
 from pannier.core.size import format_size
 from pannier.storage import btrfs_ioctl, loop
+from pannier.storage.disk_check import check_disk
 from pannier.storage.durable import sync_directory
 from pannier.storage.mounts import Mount, mount_at
 from pannier.storage.probe import LABEL, Signature, describe, find_signatures
@@ -151,14 +152,10 @@ def check(mountpoint: Path) -> None:
     """Make sure that the pool is mounted, ours and writable; takes microseconds, blocks.
 
     Raises:
-        PoolMissing: not mounted; ForeignData: something else is; StorageError: it went read-only.
+        PoolMissing: not mounted; ForeignData: something else is; DiskFailed: it went read-only.
     """
     verify_pool(mountpoint)
-    if os.statvfs(mountpoint).f_flag & os.ST_RDONLY:
-        raise StorageError(
-            f"the pool {mountpoint} has gone read-only, as btrfs does after an error of the disk",
-            remedy="see `dmesg` and `btrfs device stats`; move the volumes to another node",
-        )
+    check_disk(mountpoint)
 
 
 def verify_pool(mountpoint: Path) -> Pool:

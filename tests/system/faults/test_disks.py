@@ -8,6 +8,7 @@ from fault_world import (
     LEASE_SECONDS,
     PATIENCE_SECONDS,
     POOL,
+    TAKEOVER_SECONDS,
     Faults,
     uptime,
     wait_until,
@@ -15,6 +16,8 @@ from fault_world import (
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 
+NOTICE_SECONDS = 1.5
+"""Until btrfs has met the error, and pannierd has seen that."""
 FILLER = "/var/lib/pannier/pool/filler"
 # Large pieces first, then small ones: until there is no room for a generation's metadata either.
 FILL = f"""
@@ -171,6 +174,33 @@ def test_f51_a_disk_crawls(faults: Faults, where: str) -> None:
     faults.finish(
         log, at=log.replica, since=began, allowed=PATIENCE_SECONDS if where == "copy" else None,
         fault=f"F51 the disk of the {where} crawls", outcome="the container goes on, slower",
+    )  # fmt: skip
+
+
+@pytest.mark.faults
+def test_f56_the_holders_disk_fails(faults: Faults) -> None:
+    """Its file system goes read-only: to the others its node is lost, until it has a sound disk."""
+    log, old = faults.writing()
+    world, replica = faults.world, log.replica
+    failed_at = uptime()
+    world.lab.disk("node1", "fail")
+    new = log.write(replica)
+    shown = world.json(replica, "volume", "show", log.volume)
+    assert (shown["holder"], shown["epoch"]) == (replica, 2)
+    assert "lease ran out" in world.run(replica, "pannier", "volume", "history", log.volume)
+    wait_until("the old container is ended", lambda: not faults.is_running(old))
+    why = "takes no writes any more"
+    world.refused("node1", "pannier", "doctor", says=[why], status=10)
+    world.refused("node1", *world.docker_run(log.volume, "--rm"), "ls", "/data", says=[why])
+    new.goes_on()
+    world.lab.disk("node1", "heal")
+    world.lab.crash("node1")
+    faults.boot("node1")
+    log.wait_in_sync(["node1"], at=replica)
+    log.stop(new)
+    faults.finish(
+        log, at="node1", since=failed_at, allowed=TAKEOVER_SECONDS + NOTICE_SECONDS,
+        fault="F56 the disk of the holder fails", outcome="a copy takes over; the node comes back as a copy",
     )  # fmt: skip
 
 

@@ -1,0 +1,50 @@
+"""A node whose disk has failed lets its lease run out: to the others it is lost, and they take over."""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+
+from pannier.agent.custody import Custody
+from pannier.core.errors import DiskFailed, PannierError
+
+log = structlog.get_logger(__name__)
+
+WATCH_SECONDS = 0.5
+
+
+class Disks:
+    """Watches over the disks of this node's volumes.
+
+    Nothing is ended by this: what runs here stands still when the lease is over, and is ended when
+    another node has taken over, as on any node that is cut off. Where no other could, it goes on and
+    hears of the disk itself.
+    """
+
+    def __init__(self, custody: Custody) -> None:
+        self._custody = custody
+
+    async def run(self) -> None:
+        """For ever: run as a task. A disk that does not answer has not failed: it may be slow."""
+        lease = self._custody.lease
+        while True:
+            failed = await self._failed()
+            if failed and not lease.withheld:
+                log.error("disk.failed", error=failed)
+            elif lease.withheld and not failed:
+                log.info("disk.mended")
+            lease.withheld = failed
+            await asyncio.sleep(WATCH_SECONDS)
+
+    async def _failed(self) -> str:
+        if self._custody.broken:
+            return next(iter(self._custody.broken.values())).message
+        for driver in tuple(self._custody.drivers.values()):
+            try:
+                await driver.check_disk()
+            except DiskFailed as error:
+                return error.message
+            except PannierError as error:
+                log.warning("disk.not-checked", driver=driver.name, error=str(error))
+        return ""

@@ -1,0 +1,72 @@
+"""A node whose disk fails is lost to the others, and accuses nobody before."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest_asyncio
+from copies_world import CopiesWorld
+from world import event_loop_policy
+
+from pannier.core.errors import PoolMissing
+
+__all__ = ["event_loop_policy"]
+
+
+@pytest_asyncio.fixture
+async def world(tmp_path: Path) -> AsyncIterator[CopiesWorld]:
+    async with CopiesWorld(tmp_path) as world:
+        yield world
+
+
+async def test_a_copy_takes_over_from_a_holder_whose_disk_failed(world: CopiesWorld) -> None:
+    volume = await world.synced_volume(world.a)
+    container = await world.run_container(world.a, "vol", "m2")
+    replica = world.replica(volume)
+    world.losing(volume)
+    world.a.disk.failed = True
+    syncing = asyncio.ensure_future(world.sync(world.a))
+    await world.until(lambda: not replica.up.catalog.is_up("a"))
+    assert world.now_record().in_sync == (replica.name,), "it let nobody leave"
+    await world.mount(replica, "vol")
+    assert world.now_record().grant.node == replica.name
+    await world.until(lambda: container not in world.a.table.containers)
+    syncing.cancel()
+    await asyncio.gather(syncing, return_exceptions=True)
+
+
+async def test_a_sync_call_is_not_answered_by_a_disk_that_fails_while_it_is_sent(
+    world: CopiesWorld,
+) -> None:
+    """The copy did not get it for a reason of ours: without it, the write would be nowhere."""
+    volume = await world.synced_volume(world.a)
+    replica = world.replica(volume)
+    world.slow[replica.name] = 3.0
+    world.losing(volume)
+    world.put(world.a, volume, "new", b"2")
+    syncing = asyncio.ensure_future(world.sync(world.a))
+    await asyncio.sleep(0.5)
+    world.a.disk.failed = True
+    await world.until(lambda: not replica.up.catalog.is_up("a"))
+    assert not syncing.done() or syncing.exception()
+    assert world.now_record().in_sync == (replica.name,)
+    syncing.cancel()
+    await asyncio.gather(syncing, return_exceptions=True)
+
+
+async def test_it_is_back_when_its_disk_is(world: CopiesWorld) -> None:
+    await world.volume(world.a)
+    world.a.disk.failed = True
+    await world.until(lambda: not world.b.up.catalog.is_up("a"))
+    world.a.disk.failed = False
+    await world.until(lambda: world.b.up.catalog.is_up("a"))
+
+
+async def test_so_is_one_that_could_not_open_its_pool(world: CopiesWorld) -> None:
+    custody = world.a.up.custody
+    custody.broken["btrfs"] = PoolMissing("the device is not there")
+    await world.until(lambda: not world.b.up.catalog.is_up("a"))
+    del custody.broken["btrfs"]
+    await world.until(lambda: world.b.up.catalog.is_up("a"))
