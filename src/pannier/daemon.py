@@ -310,12 +310,13 @@ class Daemon:
             await server.stop()
 
     async def _answers(self, node: Node) -> bool:
+        """Whether its daemon answers, and has a disk that works."""
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
-                await self.peers.to(node).peer_node()
+                view = await self.peers.to(node).peer_node()
         except (PannierError, TimeoutError):
             return False
-        return True
+        return not view.disk_error
 
     def _backlog(self, volume: str) -> tuple[int, float]:
         waiting = self.barrier.waiting(volume)

@@ -6,11 +6,12 @@ import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import pytest
 import pytest_asyncio
 from copies_world import CopiesWorld
 from world import event_loop_policy
 
-from pannier.core.errors import PoolMissing
+from pannier.core.errors import DiskFailed, PoolMissing
 
 __all__ = ["event_loop_policy"]
 
@@ -56,12 +57,34 @@ async def test_a_sync_call_is_not_answered_by_a_disk_that_fails_while_it_is_sent
     await asyncio.gather(syncing, return_exceptions=True)
 
 
+async def test_a_mount_elsewhere_waits_until_the_volume_can_be_taken(world: CopiesWorld) -> None:
+    """Also where nobody uses it on the failed disk, so that it could be given away otherwise."""
+    volume = await world.synced_volume(world.a)
+    await world.unmount(world.a, "vol")
+    world.put(world.a, volume, "unsynced", b"2")
+    world.losing(volume)
+    world.a.disk.failed = True
+    await world.mount(world.replica(volume), "vol")
+    assert world.now_record().grant.node == world.replica(volume).name
+
+
+async def test_a_mount_is_refused_where_the_disk_failed(world: CopiesWorld) -> None:
+    volume = await world.synced_volume(world.a)
+    await world.unmount(world.a, "vol")
+    world.replica(volume).disk.failed = True
+    with pytest.raises(DiskFailed):
+        await world.mount(world.replica(volume), "vol")
+    assert world.now_record().grant.node == "a"
+
+
 async def test_it_is_back_when_its_disk_is(world: CopiesWorld) -> None:
     await world.volume(world.a)
     world.a.disk.failed = True
     await world.until(lambda: not world.b.up.catalog.is_up("a"))
+    assert "no writes" in str((await world.b.up.service.node("a")).disk_error)
     world.a.disk.failed = False
     await world.until(lambda: world.b.up.catalog.is_up("a"))
+    assert (await world.b.up.service.node("a")).disk_error == ""
 
 
 async def test_so_is_one_that_could_not_open_its_pool(world: CopiesWorld) -> None:

@@ -427,6 +427,8 @@ class Custody:
             if self.lease.holds(volume):
                 return
             await self._end_use(volume)
+            if self.lease.withheld:
+                return  # its disk takes no writes: there is nothing to be sealed against them
             local = await self._local(volume)
             if local.sealed.get(volume.grant.epoch) is False:
                 await self.driver(volume).seal(volume.id, epoch=volume.grant.epoch)

@@ -17,9 +17,8 @@ WATCH_SECONDS = 0.5
 class Disks:
     """Watches over the disks of this node's volumes.
 
-    Nothing is ended by this: what runs here stands still when the lease is over, and is ended when
-    another node has taken over, as on any node that is cut off. Where no other could, it goes on and
-    hears of the disk itself.
+    What runs here is ended when the lease is over, without the doubt of a node that is cut off: a disk
+    does not come back by itself. What no other node could take over goes on, and hears of the disk.
     """
 
     def __init__(self, custody: Custody) -> None:

@@ -5,9 +5,10 @@ leave it alone, another node may begin with it at any moment. What runs here mus
 containers stand still from then on. Mostly nobody has begun, and the lease is renewed moments later, as
 when the store elects a new leader: then they go on as if nothing had been.
 
-Where another node took over, or this is still not known after :data:`DOUBT_SECONDS`, they are killed,
-the volume is unmounted, and its tree sealed, so that nothing is lost of it. Where the volume turns
-out to be held here still, it is unsealed at its next Mount.
+Where another node took over, or this is still not known after :data:`DOUBT_SECONDS`, or at once where
+the lease is not to be renewed (:mod:`pannier.agent.disks`), they are killed, the volume is unmounted,
+and its tree sealed, so that nothing is lost of it. Where the volume turns out to be held here still, it
+is unsealed at its next Mount.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ class Fencing:
         doubted_until = custody.clock() + DOUBT_SECONDS
         pause, due_at = WATCH_SECONDS, custody.clock()
         try:
-            while custody.clock() < doubted_until:
+            while custody.clock() < doubted_until and not custody.lease.withheld:
                 known = custody.catalog.volume(volume.name)
                 if known is None or (known.id, known.grant.node) != (volume.id, custody.node):
                     break

@@ -39,7 +39,7 @@ def show_node(session: Session, name: str) -> None:
             ("address", found.address),
             ("drivers", output.show_names(found.drivers)),
             ("volumes", str(found.volumes)),
-            ("pool", _pool(found)),
+            ("pool", found.disk_error or _pool(found)),
             ("version", found.version),
             ("joined", found.joined_at),
         ],

@@ -64,8 +64,9 @@ class Evacuation:
 
     Args:
         enabled: whether to evacuate. Without it, what was begun is brought to its end all the same.
-        answers: whether a node's daemon answers. One that has only lost the store goes on with its
-            volumes, by the promises of others: its containers are best left where they are.
+        answers: whether a node's daemon answers, and its disk works. One that has only lost the store
+            goes on with its volumes, by the promises of others: its containers are best left where
+            they are.
         clock: seconds that only ever pass.
     """
 

@@ -28,6 +28,7 @@ from pannier.core.errors import (
     Stale,
     StorageError,
     StoreUnavailable,
+    Unavailable,
 )
 from pannier.core.generation import Generation
 from pannier.core.placement import replicas_after_move
@@ -74,7 +75,8 @@ class Handovers:
 
         Raises:
             Stale: the volume is not held here, or not at ``epoch``; Conflict: it is on its way to a
-            third node; any error with which the hand-over ended.
+            third node; Unavailable: this node's disk has failed; any error with which the hand-over
+            ended.
         """
         volume = self._custody.catalog.volume(name)
         if volume is None or volume.grant != Grant(self._custody.node, epoch):
@@ -86,16 +88,29 @@ class Handovers:
                 f"volume {name} is held by node {volume.grant.node} (epoch {volume.grant.epoch})",
                 remedy="ask that node",
             )
+        await self._need_disk(volume)
         running = self._begin(volume, peer, wanted_seconds=INTEREST_SECONDS)
         assert running.task is not None
         await asyncio.wait({running.task}, timeout=ANSWER_SECONDS)
         if running.task.done():
+            if isinstance(running.task.exception(), StorageError):
+                await self._need_disk(volume, by_writing=True)
             running.task.result()
             return HandoverReply(state="given", in_use_by=[], sent_bytes=running.sent_bytes)
         state = "in_use" if running.in_use_by else "copying"
         return HandoverReply(
             state=state, in_use_by=running.in_use_by, sent_bytes=running.sent_bytes
         )
+
+    async def _need_disk(self, volume: Volume, *, by_writing: bool = False) -> None:
+        """Whoever wants a volume of a disk that failed shall wait until it can be taken over."""
+        try:
+            await self._custody.driver(volume).check_disk(by_writing=by_writing)
+        except StorageError as error:
+            raise Unavailable(
+                f"node {self._custody.node} cannot give volume {volume.name} away: {error.message}",
+                remedy="a copy in sync takes over within seconds, where there is one",
+            ) from error
 
     async def move(
         self, volume: Volume, target: str, *, wait_seconds: float

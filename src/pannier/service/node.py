@@ -429,6 +429,7 @@ class NodeService:
     async def peer_node(self, *, peer: str) -> NodeView:
         """This node with its pool's figures, and what its engine can do."""
         view = self._node_view(self._known_node(self._custody.node))
+        view = replace(view, disk_error=self._custody.lease.withheld)
         with suppress(EngineUnavailable, TimeoutError):
             async with asyncio.timeout(ENGINE_SECONDS):
                 facts = await self._custody.engine.facts()

@@ -186,6 +186,7 @@ class NodeView:
 
     ``swarm`` is its engine's node id in Docker Swarm. ``sync_obstacle`` says why sync calls of its
     containers would not be held; empty where they are, None where the node or its engine was not asked.
+    ``disk_error`` says why its disk keeps no volumes; empty where it does, None where it was not asked.
     """
 
     name: str
@@ -199,6 +200,7 @@ class NodeView:
     pool_free_bytes: int | None = None
     swarm: str | None = None
     sync_obstacle: str | None = None
+    disk_error: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

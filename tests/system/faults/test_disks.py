@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from cluster_world import IMAGE, MOUNTS
 from demo import story
 from fault_world import (
     LEASE_SECONDS,
@@ -202,6 +203,53 @@ def test_f56_the_holders_disk_fails(faults: Faults) -> None:
         log, at="node1", since=failed_at, allowed=TAKEOVER_SECONDS + NOTICE_SECONDS,
         fault="F56 the disk of the holder fails", outcome="a copy takes over; the node comes back as a copy",
     )  # fmt: skip
+
+
+SERVICE = """
+while :; do
+  n=$(cat /data/number 2>/dev/null || echo 0); echo $((n + 1)) >/data/new
+  mv /data/new /data/number; sync /data/number /data; sleep 0.1
+done
+"""
+
+
+@pytest.mark.faults
+def test_f56_a_service_leaves_the_node_whose_disk_failed(faults: Faults) -> None:
+    """Swarm finds nothing wrong with the node: it is drained until it has a sound disk."""
+    world = faults.world
+    volume, name = faults.log().volume, world.name("svc")
+    world.run(
+        "node1", "docker", "service", "create", "--detach", "--name", name, "--no-resolve-image",
+        "--mount", f"type=volume,source={volume},target=/data,volume-driver=pannier",
+        "--endpoint-mode", "dnsrr", IMAGE, "sh", "-c", SERVICE,
+    )  # fmt: skip
+    victim = wait_until("it runs", lambda: story.running_task(world.lab, name)).node
+    manager = world.others(victim)[0]
+
+    def number(node: str) -> int:
+        mounted = f"{MOUNTS}/{volume}/number"
+        return int(world.attempt(node, "cat", mounted).out or 0)
+
+    def available() -> str:
+        return world.run(
+            manager, "docker", "node", "inspect", "-f", "{{.Spec.Availability}}", victim
+        ).strip()
+
+    wait_until("it counts", lambda: number(victim) > 10)
+    world.lab.flush()
+    before, failed_at = number(victim), uptime()
+    world.lab.disk(victim, "fail")
+    elsewhere = lambda: story.running_task(world.lab, name, not_on=victim)  # noqa: E731
+    there = wait_until("it runs elsewhere", elsewhere).node
+    wait_until("it goes on counting", lambda: number(there) > before)
+    print(f"it counted elsewhere {uptime() - failed_at:.1f} s after its disk had failed")
+    assert available() == "drain"
+    assert "no writes" in world.json(manager, "node", "show", victim)["disk_error"]
+    world.lab.disk(victim, "heal")
+    world.lab.crash(victim)
+    faults.boot(victim)
+    wait_until("it is given back", lambda: available() == "active")
+    assert world.json(manager, "node", "show", victim)["disk_error"] == ""
 
 
 @pytest.mark.faults
