@@ -76,10 +76,9 @@ class DockerUse:
         volume = await self._volumes.find(name)
         while True:
             driver = self._custody.driver(volume)  # a node without must not even ask for the volume
+            # Nor one that could not keep it. What has only this copy may still be read.
             if volume.grant.node != self._custody.node or volume.spec.copies > 1:
-                await (
-                    driver.check_disk()
-                )  # nor one that could not keep it; what is only here is read
+                await driver.check_disk()
             if volume.grant.node == self._custody.node:
                 try:
                     return await self._serve(volume, mount_id)
