@@ -215,8 +215,18 @@ done
 
 @pytest.mark.faults
 def test_f56_a_service_leaves_the_node_whose_disk_failed(faults: Faults) -> None:
-    """Swarm finds nothing wrong with the node: it is drained until it has a sound disk."""
+    """Swarm finds nothing wrong with the node: it is drained until it has a sound disk.
+
+    As long as another one is kept empty, of three, it is not.
+    """
     world = faults.world
+
+    def available(node: str) -> str:
+        asked = world.others(node)[0]
+        inspect = ("docker", "node", "inspect", "-f", "{{.Spec.Availability}}", node)
+        return world.run(asked, *inspect).strip()
+
+    wait_until("no node is kept empty", lambda: {*map(available, world.nodes)} == {"active"})
     volume, name = faults.log().volume, world.name("svc")
     world.run(
         "node1", "docker", "service", "create", "--detach", "--name", name, "--no-resolve-image",
@@ -230,11 +240,6 @@ def test_f56_a_service_leaves_the_node_whose_disk_failed(faults: Faults) -> None
         mounted = f"{MOUNTS}/{volume}/number"
         return int(world.attempt(node, "cat", mounted).out or 0)
 
-    def available() -> str:
-        return world.run(
-            manager, "docker", "node", "inspect", "-f", "{{.Spec.Availability}}", victim
-        ).strip()
-
     wait_until("it counts", lambda: number(victim) > 10)
     world.lab.flush()
     before, failed_at = number(victim), uptime()
@@ -243,12 +248,12 @@ def test_f56_a_service_leaves_the_node_whose_disk_failed(faults: Faults) -> None
     there = wait_until("it runs elsewhere", elsewhere).node
     wait_until("it goes on counting", lambda: number(there) > before)
     print(f"it counted elsewhere {uptime() - failed_at:.1f} s after its disk had failed")
-    assert available() == "drain"
+    wait_until("it is drained", lambda: available(victim) == "drain")
     assert "no writes" in world.json(manager, "node", "show", victim)["disk_error"]
     world.lab.disk(victim, "heal")
     world.lab.crash(victim)
     faults.boot(victim)
-    wait_until("it is given back", lambda: available() == "active")
+    wait_until("it is given back", lambda: available(victim) == "active")
     assert world.json(manager, "node", "show", victim)["disk_error"] == ""
 
 
