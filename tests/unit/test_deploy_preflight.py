@@ -368,3 +368,21 @@ def test_a_firewall_that_nobody_opens_is_told(kind: str, opens: bool) -> None:
     wishes = {"node2": preflight.Wish(opens_firewall=opens)}
     notes = told(replace(three(firewall=kind), wishes=wishes), "note")
     assert [kind in note for note in notes] == ([] if opens else [True])
+
+
+def test_nodes_are_known_by_what_was_seen_or_by_the_inventory() -> None:
+    seen = {"ansible_facts": {"pannier_host": {"address": "10.0.0.1"}}, "ansible_host": "one"}
+    hosts = {
+        "node1": seen,
+        "node2": {"ansible_host": "10.0.0.2"},
+        "node3": {"ansible_host": "three.example", "pannier_address": "fd00::3"},
+        "node4": {"ansible_host": "four.example"},
+        "10.0.0.5": {},
+        "node6": {},
+    }
+    assert preflight.addresses_of(hosts) == {
+        "node1": "10.0.0.1",
+        "node2": "10.0.0.2",
+        "node3": "fd00::3",
+        "10.0.0.5": "10.0.0.5",
+    }

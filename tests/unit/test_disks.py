@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from unittest.mock import AsyncMock
 
 import pytest
 import pytest_asyncio
 from copies_world import CopiesWorld
 from world import event_loop_policy
 
-from pannier.core.errors import DiskFailed, PoolMissing
+from pannier.agent.fencing import DOUBT_SECONDS
+from pannier.core.errors import DiskFailed, PoolMissing, Unavailable
 
 __all__ = ["event_loop_policy"]
 
@@ -66,6 +68,39 @@ async def test_a_mount_elsewhere_waits_until_the_volume_can_be_taken(world: Copi
     world.a.disk.failed = True
     await world.mount(world.replica(volume), "vol")
     assert world.now_record().grant.node == world.replica(volume).name
+
+
+async def test_what_could_go_on_elsewhere_is_ended_without_a_doubt(world: CopiesWorld) -> None:
+    """A disk does not come back by itself, and Swarm starts no other task before this one has ended."""
+    volume = await world.synced_volume(world.a)
+    container = await world.run_container(world.a, "vol", "m2")
+    world.losing(volume)
+    world.a.disk.failed = True
+    gone = lambda: container not in world.a.table.containers  # noqa: E731
+    await world.until(gone, seconds=DOUBT_SECONDS / 2)
+    assert world.now_record().grant.node == "a", "nobody wanted it yet"
+
+
+@pytest.mark.parametrize("at_first", [True, False])
+async def test_a_move_off_a_failed_disk_is_refused_at_once(
+    world: CopiesWorld, monkeypatch: pytest.MonkeyPatch, at_first: bool
+) -> None:
+    """Also while a container uses the volume, and where the disk can be read: what is missing is not
+    that the container stops. And where the disk fails under the move.
+    """
+    volume = await world.volume(world.a, copies="1")
+    await world.run_container(world.a, "vol", "m2")
+    world.losing(volume)
+    if at_first:
+        refuse = AsyncMock(side_effect=DiskFailed("it takes no writes"))
+        monkeypatch.setattr(world.a.up.driver, "check_disk", refuse)
+    moving = asyncio.ensure_future(world.move(world.a, "vol", "b", wait_seconds=60.0))
+    if not at_first:
+        await asyncio.sleep(1)
+        assert not moving.done()
+        world.a.disk.failed = True
+    with pytest.raises(Unavailable, match="no writes"):
+        await asyncio.wait_for(moving, 5.0)
 
 
 async def test_a_mount_is_refused_where_the_disk_failed(world: CopiesWorld) -> None:

@@ -12,6 +12,7 @@ from ansible_collections.pannier.cluster.plugins.plugin_utils.preflight import (
     Finding,
     Fleet,
     Wish,
+    addresses_of,
     examine,
 )
 from ansible_collections.pannier.cluster.plugins.plugin_utils.removal import (
@@ -50,7 +51,7 @@ class ActionModule(ActionBase):
                 "founder": plan.founder,
                 "leader": plan.leader,
                 "store": plan.store,
-                "addresses": {n: _address(variables["hostvars"][n], n) for n in fleet.nodes},
+                "addresses": addresses_of({n: variables["hostvars"][n] for n in fleet.nodes}),
             }
             result["ansible_facts"] = {"pannier_plan": chosen}
         return result | _told(findings)
@@ -67,12 +68,6 @@ def _fleet(variables: Mapping[str, Any]) -> Fleet:
         wishes={name: _wish(hostvars[name]) for name in nodes},
         facts={name: hostvars[name].get("ansible_facts", {}).get("pannier_host") for name in nodes},
     )
-
-
-def _address(of: Mapping[str, Any], name: str) -> str:
-    """Where the others reach a node; by the inventory if it was not looked at."""
-    facts = of.get("ansible_facts", {}).get("pannier_host") or {}
-    return str(facts.get("address") or of.get("pannier_address") or of.get("ansible_host") or name)
 
 
 def _wish(of: Mapping[str, Any]) -> Wish:

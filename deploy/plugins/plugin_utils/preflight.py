@@ -108,6 +108,30 @@ class Plan:
         return [each for each in self.findings if each.level == "problem"]
 
 
+def addresses_of(hosts: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Where the nodes reach each other, from all that Ansible knows of each host.
+
+    One that was not looked at is known by its inventory, and only where that has an address: a name
+    need not mean the same to the nodes, and firewalls take none.
+    """
+    found = {}
+    for name, of in hosts.items():
+        facts = of.get("ansible_facts", {}).get("pannier_host") or {}
+        told = (facts.get("address"), of.get("pannier_address"), of.get("ansible_host"), name)
+        address = str(next(filter(None, told)))
+        if _is_address(address):
+            found[name] = address
+    return found
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
 def examine(fleet: Fleet) -> Plan:
     """Look at everything at once."""
     seen = fleet.seen()

@@ -427,11 +427,15 @@ class Custody:
             if self.lease.holds(volume):
                 return
             await self._end_use(volume)
-            if self.lease.withheld:
-                return  # its disk takes no writes: there is nothing to be sealed against them
-            local = await self._local(volume)
-            if local.sealed.get(volume.grant.epoch) is False:
-                await self.driver(volume).seal(volume.id, epoch=volume.grant.epoch)
+            try:
+                local = await self._local(volume)
+                if local.sealed.get(volume.grant.epoch) is False:
+                    await self.driver(volume).seal(volume.id, epoch=volume.grant.epoch)
+            except StorageError as error:
+                if not self.lease.withheld:
+                    raise
+                # On a disk that takes no writes there is nothing to be sealed against them.
+                log.warning("volume.not-sealed", volume=volume.name, error=str(error))
 
     async def depose_if_live(self, volume: Volume, *, successor: str) -> None:
         """Stop all use of a tree that was never sealed, or that a failed disk does not show any more.

@@ -88,13 +88,10 @@ class Handovers:
                 f"volume {name} is held by node {volume.grant.node} (epoch {volume.grant.epoch})",
                 remedy="ask that node",
             )
-        await self._need_disk(volume)
         running = self._begin(volume, peer, wanted_seconds=INTEREST_SECONDS)
         assert running.task is not None
         await asyncio.wait({running.task}, timeout=ANSWER_SECONDS)
         if running.task.done():
-            if isinstance(running.task.exception(), StorageError):
-                await self._need_disk(volume, by_writing=True)
             running.task.result()
             return HandoverReply(state="given", in_use_by=[], sent_bytes=running.sent_bytes)
         state = "in_use" if running.in_use_by else "copying"
@@ -188,6 +185,7 @@ class Handovers:
     async def _run(self, running: Moving) -> None:
         custody, volume = self._custody, running.volume
         try:
+            await self._need_disk(volume)
             while True:
                 await self._ahead.while_used(running)
                 await self._ahead.until_near(running)
@@ -198,6 +196,9 @@ class Handovers:
                     await self._ahead.pause(volume)
                     await self._switch(running)
                     return
+        except StorageError:
+            await self._need_disk(volume, by_writing=True)
+            raise
         finally:
             await self._ahead.pause(volume)
 

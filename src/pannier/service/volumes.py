@@ -231,6 +231,7 @@ class Volumes:
     async def _to_trash(self, fresh: Versioned[Volume], *, actor: str) -> Volume:
         volume, node = fresh.record, self._custody.node
         driver, epoch = self._custody.driver(volume), volume.grant.epoch
+        await driver.check_disk()
         await self._custody.take_down(volume)
         try:
             await driver.seal(volume.id, epoch=epoch)

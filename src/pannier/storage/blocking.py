@@ -83,7 +83,7 @@ def storage_error(what: str, error: OSError) -> StorageError:
             return PoolFull(message, remedy="delete old snapshots or volumes, or enlarge the pool")
         case errno.EROFS | errno.EIO:
             return StorageError(
-                message, remedy="see `dmesg` for errors of the disk; move the volumes elsewhere"
+                message, remedy="see `dmesg` for errors of the disk, and `pannier doctor`"
             )
         case _:
             return StorageError(message, remedy="see the log of pannierd on this node")

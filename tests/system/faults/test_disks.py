@@ -258,6 +258,34 @@ def test_f56_a_service_leaves_the_node_whose_disk_failed(faults: Faults) -> None
 
 
 @pytest.mark.faults
+def test_f56_what_has_only_this_copy_is_read_and_not_touched(faults: Faults) -> None:
+    """The disk still gives what it has. It is mended, too, without a start of anything."""
+    world, name = faults.world, faults.world.create("node1")
+    world.container("node1", name, "sh", "-c", "echo kept >/data/note; sync")
+    why = "takes no writes any more"
+    pool = "/var/lib/pannier/pool"
+
+    def disk_error() -> str:
+        return str(world.json("node2", "node", "show", "node1")["disk_error"])
+
+    world.run("node1", "mount", "-o", "remount,ro", pool)
+    try:
+        wait_until("it is told", lambda: why in disk_error())
+        assert world.container("node1", name, "cat", "/data/note") == "kept\n"
+        for verb in (["move", name, "node2"], ["rm", name]):
+            world.refused("node1", "pannier", "volume", *verb, says=[why])
+        world.run("node1", "systemctl", "restart", "pannierd")
+        world.wait_for_pannier("node1")
+        wait_until("it is told again", lambda: why in disk_error())
+        world.refused("node1", *world.docker_run(name, "--rm"), "ls", "/data", says=[why])
+    finally:
+        world.run("node1", "mount", "-o", "remount,rw", pool)
+    wait_until("it is mended", lambda: disk_error() == "")
+    world.wait_until_all_up()
+    assert world.container("node1", name, "cat", "/data/note") == "kept\n"
+
+
+@pytest.mark.faults
 @pytest.mark.parametrize("which", ["the newest", "all"])
 def test_f57_a_copys_generations_are_deleted_by_hand(faults: Faults, which: str) -> None:
     """It is made anew by itself, and whole."""
