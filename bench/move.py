@@ -12,7 +12,7 @@ from typing import Any
 
 from bench.figures import Figure, Result, Target
 from bench.world import MOUNTS, PYTHON, BenchError, World
-from pannier.service.settling import TIDY_AFTER_SECONDS
+from pannier.holding.after_handover import TIDY_AFTER_SECONDS
 
 _RATE = 4  # MiB per second
 _LOCAL = "/var/lib/docker/volumes"

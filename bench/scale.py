@@ -20,6 +20,7 @@ from bench.world import Wish
 from pannier.agent.custody import Custody
 from pannier.cluster.catalog import Catalog
 from pannier.cluster.registry import Registry
+from pannier.copies.replication import RECONCILE_SECONDS, candidates_of
 from pannier.core.evacuation import Evacuated, Phase, Subject, plan
 from pannier.core.generation import Generation
 from pannier.core.node import Node
@@ -27,10 +28,9 @@ from pannier.core.placement import repair_replicas, replicas_after_loss
 from pannier.core.recovery import choose_successor
 from pannier.core.swarm import Availability, SwarmNode
 from pannier.core.volume import Durability, Grant, Volume, VolumeSpec
-from pannier.service.labels import wanted_labels
-from pannier.service.replication import RECONCILE_SECONDS, candidates_of
 from pannier.store.base import ABSENT, Change
-from pannier.store.memory import MemoryStore
+from pannier.swarm.labels import wanted_labels
+from pannier.testing.store import MemoryStore
 
 _COPIES = 3
 _SAMPLE_SECONDS = 3.0
@@ -183,7 +183,7 @@ class _Simulation:
         self.found.values[what] = (time.process_time() - began) / share
 
     def _place(self, catalog: Catalog, held: list[Volume]) -> float:
-        """What :class:`pannier.service.replication.Replicator` does in each of its turns."""
+        """What :class:`pannier.copies.replication.Replicator` does in each of its turns."""
         custody = cast("Custody", SimpleNamespace(catalog=catalog, node=self._nodes[1].name))
         until = time.process_time() + _SAMPLE_SECONDS
         gone = frozenset({self._lost})

@@ -15,8 +15,8 @@ from pathlib import Path
 from pannier.cluster.catalog import Catalog
 from pannier.config import CONFIG_DIRECTORY, STATE_DIRECTORY
 from pannier.pki.credentials import Credentials
-from pannier.storage.btrfs import BtrfsDriver
-from pannier.storage.pool import close_pool, create_pool
+from pannier.storage.btrfs.driver import BtrfsDriver
+from pannier.storage.btrfs.pool import close_pool, create_pool
 from pannier.transport.base import Offer
 from pannier.transport.client import TransportClient
 

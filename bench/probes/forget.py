@@ -8,7 +8,7 @@ import sys
 
 from pannier.config import STATE_DIRECTORY
 from pannier.core.generation import Generation
-from pannier.storage.btrfs import BtrfsDriver
+from pannier.storage.btrfs.driver import BtrfsDriver
 
 
 async def main() -> None:

@@ -10,7 +10,7 @@ import sys
 from pannier.cluster.catalog import Catalog
 from pannier.config import CONFIG_DIRECTORY, STATE_DIRECTORY
 from pannier.pki.credentials import Credentials
-from pannier.storage.btrfs import BtrfsDriver
+from pannier.storage.btrfs.driver import BtrfsDriver
 from pannier.transport.base import Offer
 from pannier.transport.client import TransportClient
 

@@ -10,7 +10,7 @@ import time
 
 from pannier.cluster.catalog import Catalog
 from pannier.config import STATE_DIRECTORY
-from pannier.storage.btrfs import BtrfsDriver
+from pannier.storage.btrfs.driver import BtrfsDriver
 
 
 async def main() -> None:

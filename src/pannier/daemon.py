@@ -22,7 +22,6 @@ from pannier.agent.freezing import CgroupFreezer
 from pannier.agent.lease import Lease
 from pannier.agent.mountids import MountIds
 from pannier.agent.mounts import MountTable
-from pannier.agent.notify import notify
 from pannier.agent.promises import Promises
 from pannier.api.caller import NodeCaller, UserCaller, identify_local, identify_tls
 from pannier.api.client import PeerClient
@@ -33,45 +32,46 @@ from pannier.barrier.barrier import Barrier
 from pannier.cluster.catalog import Catalog
 from pannier.cluster.registry import Registry
 from pannier.config import CONFIG_DIRECTORY, RUN_DIRECTORY, STATE_DIRECTORY, Config, load_config
+from pannier.contract.peers import Peer
+from pannier.copies.acknowledging import Durable
+from pannier.copies.receiving import Reception
+from pannier.copies.replication import Replicator
+from pannier.copies.verification import Verification
 from pannier.core.errors import Conflict, Denied, EngineUnavailable, PannierError, StorageError
 from pannier.core.lease import Terms
 from pannier.core.node import Node
 from pannier.engine.configuration import default_runtime
 from pannier.engine.docker import DockerEngine
+from pannier.holding.after_handover import Settling
+from pannier.holding.handover import Handovers
+from pannier.holding.promising import Failsafe
+from pannier.holding.recovery import Recovery
+from pannier.holding.takeover import Takeover
+from pannier.holding.volumes import Volumes
+from pannier.host.activation import fd_named, inherited_fds, listening_socket
+from pannier.host.systemd import notify
+from pannier.node.barrier_admission import SyncGuard
+from pannier.node.docker_volumes import DockerUse
+from pannier.node.doctor import Doctor
+from pannier.node.facade import NodeService
+from pannier.node.free_space import keep_room
+from pannier.node.leaving import Leaving
+from pannier.node.membership import Membership
+from pannier.node.swarm_node import keep_swarm_node
+from pannier.node.upkeep import Upkeep
 from pannier.pki.authority import Authority
 from pannier.pki.credentials import Credentials
 from pannier.pki.identity import fingerprint
-from pannier.plugin.activation import fd_named, inherited_fds, listening_socket
 from pannier.plugin.server import PluginServer
-from pannier.service.docker import DockerUse
-from pannier.service.doctor import Doctor
-from pannier.service.durable import Durable
-from pannier.service.evacuation import Evacuation
-from pannier.service.failsafe import Failsafe
-from pannier.service.handover import Handovers
-from pannier.service.hooks import Hooks
-from pannier.service.labels import Labels
-from pannier.service.leaving import Leaving
-from pannier.service.membership import Membership
-from pannier.service.node import NodeService
-from pannier.service.peers import Peer
-from pannier.service.receiving import Reception
-from pannier.service.recovery import Recovery
-from pannier.service.replication import Replicator
-from pannier.service.room import keep_room
-from pannier.service.services import Services
-from pannier.service.settling import Settling
-from pannier.service.swarm_node import keep_swarm_node
-from pannier.service.syncguard import SyncGuard
-from pannier.service.takeover import Takeover
-from pannier.service.upkeep import Upkeep
-from pannier.service.verification import Verification
-from pannier.service.volumes import Volumes
-from pannier.storage import pool
 from pannier.storage.base import Driver
-from pannier.storage.btrfs import BtrfsDriver
-from pannier.storage.directory import DirectoryDriver
+from pannier.storage.btrfs import pool
+from pannier.storage.btrfs.driver import BtrfsDriver
+from pannier.storage.directory.driver import DirectoryDriver
 from pannier.store.address import open_store
+from pannier.swarm.evacuation import Evacuation
+from pannier.swarm.hooks import Hooks
+from pannier.swarm.labels import Labels
+from pannier.swarm.services import Services
 from pannier.transport.client import TransportClient
 from pannier.transport.server import TransportServer
 
@@ -91,7 +91,7 @@ class PeerDirectory:
         self._clients: dict[tuple[str, str, int], PeerClient] = {}
 
     def to(self, node: Node) -> Peer:
-        """See :class:`~pannier.service.peers.Peers`."""
+        """See :class:`~pannier.contract.peers.Peers`."""
         key = (node.name, node.address, node.api_port)
         if key not in self._clients:
             endpoint = TlsEndpoint(

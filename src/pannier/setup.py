@@ -30,6 +30,7 @@ from pannier.config import (
     load_config,
     save_config,
 )
+from pannier.contract.operations import JoinRequest
 from pannier.core.errors import (
     AlreadyExists,
     Conflict,
@@ -41,14 +42,13 @@ from pannier.core.errors import (
 from pannier.core.node import API_PORT, Node, check_node_name
 from pannier.core.size import parse_size
 from pannier.engine.configuration import register_runtime, unregister_runtime
+from pannier.host.process import run
 from pannier.pki.authority import Authority
 from pannier.pki.credentials import Credentials, new_request
 from pannier.pki.pin import pin
 from pannier.pki.token import Token
-from pannier.service.operations import JoinRequest
-from pannier.storage.directory_root import create_directory
-from pannier.storage.pool import create_pool
-from pannier.storage.process import run
+from pannier.storage.btrfs.pool import create_pool
+from pannier.storage.directory.root import create_directory
 from pannier.store.address import open_store
 from pannier.store.base import ABSENT
 

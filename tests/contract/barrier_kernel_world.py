@@ -24,7 +24,7 @@ import pytest
 from pannier.barrier.barrier import Barrier
 from pannier.barrier.calls import SyncCall
 from pannier.core.errors import Unavailable
-from pannier.plugin.activation import unix_listener
+from pannier.host.activation import unix_listener
 
 CALLER = Path(__file__).with_name("barrier_kernel_caller.py")
 PATIENCE_SECONDS = 20.0

@@ -17,12 +17,12 @@ from schemathesis import Case
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from pannier.api.caller import Caller, NodeCaller
-from pannier.api.fake import FakeCluster
 from pannier.api.listen import serve_socket
 from pannier.api.openapi import document
 from pannier.api.routes import ROUTES, Access
 from pannier.api.server import build_application
 from pannier.core.errors import PannierError
+from pannier.testing.api import FakeCluster
 
 
 class EndingCluster(FakeCluster):

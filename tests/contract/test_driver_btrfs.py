@@ -23,11 +23,11 @@ from test_driver_kit import (
 
 from pannier.core.errors import PoolFull, StorageError
 from pannier.core.generation import Generation
-from pannier.storage import btrfs_ioctl
+from pannier.host.process import run
 from pannier.storage.base import LocalCopy
-from pannier.storage.btrfs import BtrfsDriver
-from pannier.storage.pool import close_pool, create_pool
-from pannier.storage.process import run
+from pannier.storage.btrfs import ioctl
+from pannier.storage.btrfs.driver import BtrfsDriver
+from pannier.storage.btrfs.pool import close_pool, create_pool
 
 __all__ = ["btrfs_nodes", "pools", "workplace"]
 pytestmark = pytest.mark.root
@@ -107,11 +107,11 @@ async def test_a_sealed_tree_refuses_every_write(nodes: Nodes) -> None:
 async def test_a_tree_written_to_after_its_seal_is_not_dropped(nodes: Nodes) -> None:
     data = await nodes.create()
     await nodes.a.seal(nodes.volume, epoch=1)
-    number = btrfs_ioctl.subvolume_info(data.parent).id
-    btrfs_ioctl.refuse_new_extents(data.parent.parent, subvolume_id=number, refuse=False)
-    btrfs_ioctl.set_read_only(data.parent, read_only=False)
+    number = ioctl.subvolume_info(data.parent).id
+    ioctl.refuse_new_extents(data.parent.parent, subvolume_id=number, refuse=False)
+    ioctl.set_read_only(data.parent, read_only=False)
     (data / "late").write_text("x")
-    btrfs_ioctl.set_read_only(data.parent, read_only=True)
+    ioctl.set_read_only(data.parent, read_only=True)
     with pytest.raises(StorageError, match="may hold what no generation has"):
         await nodes.a.drop_live(nodes.volume, epoch=1)
     await nodes.a.seal(nodes.volume, epoch=1)
@@ -122,7 +122,7 @@ async def test_deleted_generations_leave_no_quota_groups_behind(
     nodes: Nodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The kernel leaves that of a generation whose data a later one shared when it was deleted."""
-    monkeypatch.setattr("pannier.storage.btrfs._DELETIONS_BETWEEN_SWEEPS", 1)
+    monkeypatch.setattr("pannier.storage.btrfs.driver._DELETIONS_BETWEEN_SWEEPS", 1)
     data, pool = await nodes.create(), nodes.b.data_path(nodes.volume, 1).parents[3]
     (data / "shared").write_bytes(os.urandom(1 << 20))
     came: list[Generation] = []
@@ -136,9 +136,9 @@ async def test_deleted_generations_leave_no_quota_groups_behind(
         await nodes.transfer(nodes.a, nodes.b, came[-1], base)
         if base is not None:
             await nodes.b.delete_generation(nodes.volume, base)
-            btrfs_ioctl.sync_filesystem(pool)  # wakes the cleaner
+            ioctl.sync_filesystem(pool)  # wakes the cleaner
             await asyncio.sleep(0.3)
-        idle.append(len(btrfs_ioctl.idle_groups(pool)))
+        idle.append(len(ioctl.idle_groups(pool)))
     assert max(idle) == 1
     assert idle[-1] == 0
     await nodes.b.promote(nodes.volume, came[-1], epoch=2, size_bytes=16 << 20)
@@ -149,7 +149,7 @@ async def test_deleted_generations_leave_no_quota_groups_behind(
 async def test_quotas_that_somebody_turns_off_keep_no_generation_from_its_end(
     nodes: Nodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pannier.storage.btrfs._DELETIONS_BETWEEN_SWEEPS", 1)
+    monkeypatch.setattr("pannier.storage.btrfs.driver._DELETIONS_BETWEEN_SWEEPS", 1)
     data = await nodes.create()
     (data / "f").write_text("1")
     generation = await nodes.a.snapshot(nodes.volume, epoch=1)
@@ -157,7 +157,7 @@ async def test_quotas_that_somebody_turns_off_keep_no_generation_from_its_end(
     def off(path: Path) -> set[int]:
         raise FileNotFoundError(errno.ENOENT, "no quota tree")
 
-    monkeypatch.setattr(btrfs_ioctl, "idle_groups", off)
+    monkeypatch.setattr(ioctl, "idle_groups", off)
     await nodes.a.delete_generation(nodes.volume, generation)
     assert (await nodes.a.inspect(nodes.volume)).generations == ()
 
@@ -184,7 +184,7 @@ async def test_use_is_counted_after_the_writer_is_gone(nodes: Nodes) -> None:
     (data / "f").write_bytes(os.urandom(20 << 20))
     await nodes.a.seal(nodes.volume, epoch=1)
     await nodes.a.drop_live(nodes.volume, epoch=1)
-    btrfs_ioctl.sync_filesystem(home_of(nodes.a, nodes.volume))
+    ioctl.sync_filesystem(home_of(nodes.a, nodes.volume))
     assert 19 << 20 < await nodes.a.used_bytes(nodes.volume) < 24 << 20
 
 
@@ -210,19 +210,17 @@ async def leftovers(nodes: Nodes) -> Nodes:
     for number in ("1.2", "1.3"):
         (home / "incoming" / number).mkdir()
     tree = home / "incoming" / "1.2" / "tree"
-    btrfs_ioctl.create_subvolume(tree)
+    ioctl.create_subvolume(tree)
     (tree / "half").write_text("received")
-    btrfs_ioctl.create_snapshot(tree, target=home / "incoming" / "1.3" / "tree", read_only=True)
-    btrfs_ioctl.create_subvolume(home / ".new-live-4")
+    ioctl.create_snapshot(tree, target=home / "incoming" / "1.3" / "tree", read_only=True)
+    ioctl.create_subvolume(home / ".new-live-4")
     (home / "generations" / "1.0").mkdir()
     for name in (".new-other", ".gone-other"):
         place = home.parent / f"{name}-{nodes.volume}"
-        btrfs_ioctl.create_subvolume(place)
+        ioctl.create_subvolume(place)
         (place / "generations" / "3.1").mkdir(parents=True)
-        btrfs_ioctl.create_snapshot(
-            tree, target=place / "generations" / "3.1" / "tree", read_only=True
-        )
-        btrfs_ioctl.create_subvolume(place / "live-3")
+        ioctl.create_snapshot(tree, target=place / "generations" / "3.1" / "tree", read_only=True)
+        ioctl.create_subvolume(place / "live-3")
     return nodes
 
 

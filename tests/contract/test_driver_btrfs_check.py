@@ -15,10 +15,10 @@ from test_driver_kit import Nodes, btrfs_nodes, pools, portrait, workplace
 
 from pannier.core.errors import Corrupt, StorageError
 from pannier.core.generation import Generation
-from pannier.storage import btrfs_ioctl
 from pannier.storage.base import CheckedDriver, LocalCopy
-from pannier.storage.btrfs import BtrfsDriver
-from pannier.storage.btrfs_layout import Home
+from pannier.storage.btrfs import ioctl
+from pannier.storage.btrfs.driver import BtrfsDriver
+from pannier.storage.btrfs.layout import Home
 
 __all__ = ["btrfs_nodes", "pools", "workplace"]
 pytestmark = pytest.mark.root
@@ -90,7 +90,7 @@ async def test_a_damaged_file_is_named(nodes: Nodes, here: BtrfsDriver) -> None:
 async def test_a_generation_may_be_deleted_while_it_is_verified(
     nodes: Nodes, here: BtrfsDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pannier.storage.tree_check.BYTES_PER_SECOND", 10 << 20)
+    monkeypatch.setattr("pannier.storage.tree.check.BYTES_PER_SECOND", 10 << 20)
     generation = await copied(nodes, os.urandom(5 << 20))
     verifying = asyncio.create_task(here.verify(nodes.volume, generation))
     await asyncio.sleep(0.2)
@@ -150,7 +150,7 @@ async def test_what_comes_meanwhile_on_top_of_damage_does_not_count_either(
 
         return wrapped
 
-    monkeypatch.setattr(btrfs_ioctl, "create_snapshot", around(btrfs_ioctl.create_snapshot))
+    monkeypatch.setattr(ioctl, "create_snapshot", around(ioctl.create_snapshot))
     monkeypatch.setattr(Path, "rename", around(Path.rename))
     with pytest.raises(StorageError):
         await nodes.transfer(nodes.a, nodes.b, following, base)

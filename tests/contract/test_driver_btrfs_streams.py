@@ -36,11 +36,12 @@ from test_driver_kit import (
 
 from pannier.core.errors import Corrupt, StorageError
 from pannier.core.generation import Generation
-from pannier.storage import btrfs_ioctl, btrfs_stream
 from pannier.storage.base import LocalCopy
-from pannier.storage.btrfs import BtrfsDriver
-from pannier.storage.btrfs_apply import apply
-from pannier.storage.pool import close_pool, create_pool
+from pannier.storage.btrfs import ioctl
+from pannier.storage.btrfs import stream as btrfs_stream
+from pannier.storage.btrfs.apply import apply
+from pannier.storage.btrfs.driver import BtrfsDriver
+from pannier.storage.btrfs.pool import close_pool, create_pool
 
 __all__ = ["btrfs_nodes", "pools", "workplace"]
 pytestmark = pytest.mark.root
@@ -327,7 +328,7 @@ async def test_power_that_fails_at_any_step_leaves_all_or_nothing(
 
 
 def _cut_around(patch: pytest.MonkeyPatch, step: str, cut: Callable[[], None]) -> None:
-    real = getattr(btrfs_ioctl, step)
+    real = getattr(ioctl, step)
 
     def cutting(*args: object, **kwargs: object) -> object:
         cut()
@@ -335,7 +336,7 @@ def _cut_around(patch: pytest.MonkeyPatch, step: str, cut: Callable[[], None]) -
         cut()
         return result
 
-    patch.setattr(btrfs_ioctl, step, cutting)
+    patch.setattr(ioctl, step, cutting)
 
 
 async def test_a_block_that_is_left_with_an_error_makes_nothing_of_a_whole_stream(
@@ -363,7 +364,7 @@ async def test_a_workbench_that_somebody_changed_is_made_anew(
     nodes, second, stream = second_on_its_way
     (workbench(nodes.b, nodes.volume) / "tree" / "data" / "f").write_bytes(b"wrong")
     (workbench(nodes.b, nodes.volume) / "tree" / "data" / "stray").write_bytes(b"wrong")
-    btrfs_ioctl.sync_filesystem(home_of(nodes.b, nodes.volume))
+    ioctl.sync_filesystem(home_of(nodes.b, nodes.volume))
     await write_stream(nodes.b, nodes.volume, second, stream, Generation(1, 1))
     assert isinstance(nodes.b, BtrfsDriver)
     there = portrait(nodes.b.generation_path(nodes.volume, second))
@@ -525,13 +526,13 @@ def test_a_garbled_stream_ends_in_an_error_of_ours_or_of_the_disk(
     for position, byte in changes:
         garbled[position] = byte
     tree = scratch / "tree"
-    btrfs_ioctl.create_subvolume(tree)
+    ioctl.create_subvolume(tree)
     try:
         apply(bytes(garbled), into=tree, base=None)
     except (StorageError, OSError):
         pass
     finally:
-        btrfs_ioctl.destroy_subvolume(tree)
+        ioctl.destroy_subvolume(tree)
 
 
 # -- making generations ---------------------------------------------------------------------------

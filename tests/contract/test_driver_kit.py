@@ -16,10 +16,10 @@ import pytest
 
 from pannier.core.generation import Generation
 from pannier.storage.base import Driver, RootAttributes
-from pannier.storage.btrfs import BtrfsDriver
-from pannier.storage.directory import DirectoryDriver
-from pannier.storage.directory_root import create_directory
-from pannier.storage.pool import close_pool, create_pool
+from pannier.storage.btrfs.driver import BtrfsDriver
+from pannier.storage.btrfs.pool import close_pool, create_pool
+from pannier.storage.directory.driver import DirectoryDriver
+from pannier.storage.directory.root import create_directory
 
 POOL_BYTES = 1 << 30
 ROOT = RootAttributes(uid=1000, gid=1001, mode=0o2750)

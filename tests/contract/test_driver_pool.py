@@ -13,14 +13,12 @@ import pytest
 from test_driver_kit import workplace as workplace
 
 from pannier.core.errors import DiskFailed, ForeignData, InvalidInput, PoolMissing, StorageError
-from pannier.storage import btrfs_ioctl
+from pannier.host.process import run
 from pannier.storage.base import RootAttributes
-from pannier.storage.btrfs import BtrfsDriver
-from pannier.storage.directory import DirectoryDriver
-from pannier.storage.directory_root import create_directory
-from pannier.storage.loop import attach, find_attached
-from pannier.storage.mounts import mount_at
-from pannier.storage.pool import (
+from pannier.storage.btrfs import ioctl
+from pannier.storage.btrfs.driver import BtrfsDriver
+from pannier.storage.btrfs.loop import attach, find_attached
+from pannier.storage.btrfs.pool import (
     MARKER,
     check,
     close_pool,
@@ -28,7 +26,9 @@ from pannier.storage.pool import (
     grow_pool,
     open_pool,
 )
-from pannier.storage.process import run
+from pannier.storage.directory.driver import DirectoryDriver
+from pannier.storage.directory.root import create_directory
+from pannier.storage.mounts import mount_at
 
 pytestmark = pytest.mark.root
 SIZE_BYTES = 200 << 20
@@ -322,7 +322,7 @@ async def test_a_kernel_without_simple_quotas_has_no_limits_and_works(
     def refuse(path: Path) -> None:
         raise OSError(errno.EINVAL, "Invalid argument")
 
-    monkeypatch.setattr(btrfs_ioctl, "enable_simple_quota", refuse)
+    monkeypatch.setattr(ioctl, "enable_simple_quota", refuse)
     pool = await create_pool(device, mountpoint=mountpoint)
     assert not pool.quotas
     driver = BtrfsDriver(mountpoint)

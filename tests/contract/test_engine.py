@@ -23,14 +23,14 @@ from typing import Protocol
 import pytest
 
 from pannier.agent.usage import users_of
+from pannier.contract.operations import DockerVolume
 from pannier.core.errors import Conflict, EngineUnavailable, Stale, VolumeInUse, VolumeNotFound
 from pannier.core.swarm import Availability, SwarmMember, SwarmNode, SwarmService
 from pannier.engine.base import Container, Engine, Executed
 from pannier.engine.docker import DockerEngine
-from pannier.engine.fake import FakeEngine, FakeSwarmData
-from pannier.plugin.activation import unix_listener
+from pannier.host.activation import unix_listener
 from pannier.plugin.server import PluginServer
-from pannier.service.operations import DockerVolume
+from pannier.testing.engine import FakeEngine, FakeSwarmData
 
 NEEDED = ("dockerd", "docker", "containerd", "runc", "unshare", "nsenter", "busybox")
 IMAGE = "localhost:5000/pannier-test:1"

@@ -16,8 +16,8 @@ from pannier.core.errors import InvalidInput, Stale
 from pannier.store.base import ABSENT, Change, Deleted, Entry, Put, Store, Synced
 from pannier.store.changes import MAX_BYTES, MAX_CHANGES
 from pannier.store.etcd import EtcdStore
-from pannier.store.memory import MemoryData, MemoryStore
 from pannier.store.sqlite import SqliteStore
+from pannier.testing.store import MemoryData, MemoryStore
 
 _namespaces = itertools.count()
 

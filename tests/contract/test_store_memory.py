@@ -9,7 +9,7 @@ from watcher import watching
 
 from pannier.core.errors import OutcomeUnknown, StoreUnavailable
 from pannier.store.base import ABSENT, Change
-from pannier.store.memory import MemoryData, MemoryStore
+from pannier.testing.store import MemoryData, MemoryStore
 
 
 async def test_cut_store_is_unavailable_to_its_node_only() -> None:

@@ -13,8 +13,8 @@ from transport_world import PATIENCE_SECONDS, OpenGate, Proxy, World
 from pannier.core.errors import Conflict, PeerUnavailable, PoolFull
 from pannier.core.generation import Generation
 from pannier.storage.base import RootAttributes
-from pannier.storage.btrfs import BtrfsDriver
-from pannier.storage.pool import close_pool, create_pool
+from pannier.storage.btrfs.driver import BtrfsDriver
+from pannier.storage.btrfs.pool import close_pool, create_pool
 from pannier.transport.base import Offer, Sent
 from pannier.transport.client import TransportClient
 from pannier.transport.server import TransportServer

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pannier.core.errors import Corrupt
-from pannier.storage.manifest import (
+from pannier.storage.tree.manifest import (
     DIRECTORY,
     EMPTY,
     FILE,
@@ -27,8 +27,8 @@ from pannier.storage.manifest import (
     difference,
     encode,
 )
-from pannier.storage.tree_stream import Tree, receive_tree, send_tree
-from pannier.storage.tree_walk import CachedHasher, remove_tree, scan
+from pannier.storage.tree.stream import Tree, receive_tree, send_tree
+from pannier.storage.tree.walk import CachedHasher, remove_tree, scan
 
 NAMES = st.sampled_from([*"abcd", "a b", "é", "\udcff", "new\nline", "-rf", "a.b", "A"])
 MODES = st.integers(0, 0o7777)

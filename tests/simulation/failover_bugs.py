@@ -28,17 +28,17 @@ from pannier.agent.fencing import Fencing
 from pannier.agent.lease import Lease
 from pannier.agent.promises import Promises
 from pannier.cluster.registry import Registry, encode
+from pannier.copies.acknowledging import Durable
+from pannier.copies.in_sync import InSync
+from pannier.copies.receiving import Reception
+from pannier.copies.replicated import Circle, Held
+from pannier.copies.replication import Replicator
 from pannier.core.errors import OutcomeUnknown, PannierError
 from pannier.core.generation import Generation
 from pannier.core.lease import Terms
 from pannier.core.ownership import Cleanup, LocalState, plan_cleanup
 from pannier.core.volume import Volume
-from pannier.service.durable import Durable
-from pannier.service.held import Circle, Held
-from pannier.service.insync import InSync
-from pannier.service.receiving import Reception
-from pannier.service.replication import Replicator
-from pannier.service.takeover import Takeover
+from pannier.holding.takeover import Takeover
 from pannier.storage.base import Driver
 from pannier.store.base import Change
 from pannier.transport.base import Offer

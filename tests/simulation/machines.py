@@ -30,35 +30,35 @@ from pannier.agent.disks import Disks
 from pannier.agent.fencing import Fencing
 from pannier.agent.lease import Lease
 from pannier.cluster.registry import Registry
+from pannier.contract.operations import HandoverReply
+from pannier.contract.peers import Peer, Peers
+from pannier.contract.views import CheckView, MoveProgress, NodeView, VolumeView
+from pannier.copies.acknowledging import Durable
+from pannier.copies.receiving import Reception
+from pannier.copies.replication import Replicator
+from pannier.copies.verification import Verification
 from pannier.core.errors import Conflict, OutcomeUnknown, PannierError, PeerUnavailable
 from pannier.core.generation import Generation, newest_common
 from pannier.core.node import Node
 from pannier.engine.base import EngineFacts
-from pannier.engine.fake import FakeEngine
-from pannier.service.docker import DockerUse
-from pannier.service.doctor import Doctor
-from pannier.service.durable import Durable
-from pannier.service.failsafe import Failsafe
-from pannier.service.handover import Handovers
-from pannier.service.hooks import Hooks
-from pannier.service.leaving import Leaving
-from pannier.service.membership import Membership
-from pannier.service.node import NodeService
-from pannier.service.operations import HandoverReply
-from pannier.service.peers import Peer, Peers
-from pannier.service.receiving import Reception
-from pannier.service.recovery import Recovery
-from pannier.service.replication import Replicator
-from pannier.service.services import Services
-from pannier.service.settling import Settling
-from pannier.service.syncguard import RUNTIME, SyncGuard
-from pannier.service.takeover import Takeover
-from pannier.service.upkeep import Upkeep
-from pannier.service.verification import Verification
-from pannier.service.views import CheckView, MoveProgress, NodeView, VolumeView
-from pannier.service.volumes import Volumes
+from pannier.holding.after_handover import Settling
+from pannier.holding.handover import Handovers
+from pannier.holding.promising import Failsafe
+from pannier.holding.recovery import Recovery
+from pannier.holding.takeover import Takeover
+from pannier.holding.volumes import Volumes
+from pannier.node.barrier_admission import RUNTIME, SyncGuard
+from pannier.node.docker_volumes import DockerUse
+from pannier.node.doctor import Doctor
+from pannier.node.facade import NodeService
+from pannier.node.leaving import Leaving
+from pannier.node.membership import Membership
+from pannier.node.upkeep import Upkeep
 from pannier.storage.base import Driver
-from pannier.store.memory import MemoryStore
+from pannier.swarm.hooks import Hooks
+from pannier.swarm.services import Services
+from pannier.testing.engine import FakeEngine
+from pannier.testing.store import MemoryStore
 from pannier.transport.base import Offer, Sender, Sent
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from pannier.core.errors import Conflict, OutcomeUnknown, VolumeInUse
 from pannier.core.generation import Generation
 from pannier.storage.base import Capacity, CheckedDriver, LocalCopy, RootAttributes
 from pannier.store.base import Change, Entry, Store, WatchEvent
-from pannier.store.memory import MemoryStore
+from pannier.testing.store import MemoryStore
 
 T = TypeVar("T")
 

@@ -16,11 +16,11 @@ from stepping import SteppedDriver
 from pannier.agent import custody
 from pannier.agent.custody import Custody
 from pannier.cluster.registry import Registry, Versioned
+from pannier.copies.receiving import Reception
 from pannier.core.ownership import Cleanup, LocalState, Plan, Promote, Unseal, plan_serving
 from pannier.core.ownership import plan_cleanup as real_cleanup
 from pannier.core.volume import Grant, Volume
-from pannier.service.handover import Handovers
-from pannier.service.receiving import Reception
+from pannier.holding.handover import Handovers
 from pannier.storage.base import Driver
 from pannier.transport.base import Offer
 
@@ -178,7 +178,7 @@ def _delete_what_is_to_be_promoted(patch: pytest.MonkeyPatch) -> None:
 def test_the_simulation_finds_it(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pannier.service.upkeep.TRASH_SECONDS", 120.0)
+    monkeypatch.setattr("pannier.node.upkeep.TRASH_SECONDS", 120.0)
     BUGS[name](monkeypatch)
     for seed in range(ENOUGH):
         try:

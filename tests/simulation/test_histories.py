@@ -15,7 +15,7 @@ BATCH = 40
 
 @pytest.fixture(autouse=True)
 def _a_short_time_in_the_trash(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pannier.service.upkeep.TRASH_SECONDS", 120.0)
+    monkeypatch.setattr("pannier.node.upkeep.TRASH_SECONDS", 120.0)
 
 
 def seeds() -> Iterator[range]:

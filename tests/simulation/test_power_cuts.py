@@ -211,7 +211,7 @@ def test_whatever_step_fails_nothing_is_lost_and_it_can_be_repeated(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("pannier.service.upkeep.TRASH_SECONDS", 0.0)
+    monkeypatch.setattr("pannier.node.upkeep.TRASH_SECONDS", 0.0)
     play = Play(scenario, driver, tmp_path)
     steps = run_virtual(play.learn())
     assert steps

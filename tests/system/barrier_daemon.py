@@ -20,11 +20,11 @@ from pathlib import Path
 
 import structlog
 
-from pannier.agent.notify import notify
 from pannier.barrier.barrier import Barrier
 from pannier.barrier.calls import SyncCall
 from pannier.core.errors import Unavailable
-from pannier.plugin.activation import inherited_fds, listening_socket
+from pannier.host.activation import inherited_fds, listening_socket
+from pannier.host.systemd import notify
 
 WORDS = Path("/run/barrier-test")
 

@@ -14,11 +14,11 @@ from world import ACTOR, Machine, World  # makes the next import possible
 # isort: split
 import machines
 
+from pannier.contract.views import CopyView
+from pannier.copies.replication import Progress
 from pannier.core.generation import Generation
 from pannier.core.node import Node
 from pannier.core.volume import Volume
-from pannier.service.replication import Progress
-from pannier.service.views import CopyView
 from pannier.storage.base import Driver
 from pannier.transport.base import Offer, Sent
 
@@ -80,8 +80,8 @@ class CopiesWorld(World):
 
     async def __aenter__(self) -> CopiesWorld:
         self._stack.enter_context(patch("machines.SenderOf", WatchedSender))
-        for place in ("replication", "durable", "node"):
-            self._stack.enter_context(patch(f"pannier.service.{place}.boottime", machines.boottime))
+        for place in ("copies.replication", "copies.acknowledging", "node.facade"):
+            self._stack.enter_context(patch(f"pannier.{place}.boottime", machines.boottime))
         await super().__aenter__()
         return self
 

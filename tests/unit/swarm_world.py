@@ -24,11 +24,11 @@ from pannier.core.evacuation import Evacuated
 from pannier.core.node import Node
 from pannier.core.swarm import Availability, SwarmNode
 from pannier.core.volume import Grant, Volume, VolumeSpec
-from pannier.engine.fake import FakeSwarm, FakeSwarmData
-from pannier.service.evacuation import Evacuation
-from pannier.service.labels import Labels
 from pannier.store.base import ABSENT, Change
-from pannier.store.memory import MemoryData, MemoryStore
+from pannier.swarm.evacuation import Evacuation
+from pannier.swarm.labels import Labels
+from pannier.testing.engine import FakeSwarm, FakeSwarmData
+from pannier.testing.store import MemoryData, MemoryStore
 
 __all__ = ["SwarmWorld", "event_loop_policy", "volume"]
 

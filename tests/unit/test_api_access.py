@@ -18,10 +18,10 @@ from pannier.api.caller import (
     actor_of,
     describe_caller,
 )
-from pannier.api.fake import FakeCluster, NotedCall
 from pannier.api.routes import ALLOWED, ROUTES, Access, Route
 from pannier.api.server import build_application
 from pannier.core.errors import Denied, InvalidInput
+from pannier.testing.api import FakeCluster, NotedCall
 
 CALLERS: dict[str, Caller] = {
     "anonymous": Anonymous(),

@@ -17,9 +17,10 @@ from pannier.api import connection
 from pannier.api.caller import Caller, LocalCaller, NodeCaller
 from pannier.api.client import ApiClient, PeerClient
 from pannier.api.connection import TlsEndpoint, UnixEndpoint
-from pannier.api.fake import FakeCluster, NotedCall
 from pannier.api.listen import serve_unix
 from pannier.api.server import build_application
+from pannier.contract.operations import JoinRequest, Operations
+from pannier.contract.views import EventView
 from pannier.core.errors import (
     Conflict,
     DeadlineExceeded,
@@ -36,8 +37,7 @@ from pannier.core.errors import (
     VolumeNotFound,
 )
 from pannier.core.hooks import Moment
-from pannier.service.operations import JoinRequest, Operations
-from pannier.service.views import EventView
+from pannier.testing.api import FakeCluster, NotedCall
 
 
 def identify(request: web.Request) -> Caller:

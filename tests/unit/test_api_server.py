@@ -12,13 +12,13 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
 from pannier.api.caller import Caller, LocalCaller, NodeCaller
-from pannier.api.fake import FakeCluster
 from pannier.api.handlers import handlers_for
 from pannier.api.ndjson import LineReader
 from pannier.api.routes import ROUTES
 from pannier.api.server import BODY_LIMIT_BYTES, build_application
+from pannier.contract.views import EventView, MoveProgress
 from pannier.core.errors import PannierError, StoreUnavailable
-from pannier.service.views import EventView, MoveProgress
+from pannier.testing.api import FakeCluster
 
 Client = TestClient[web.Request, web.Application]
 

@@ -11,13 +11,13 @@ import pytest
 from pannier.api.caller import NodeCaller, UserCaller, identify_tls
 from pannier.api.client import ApiClient, PeerClient
 from pannier.api.connection import TlsEndpoint
-from pannier.api.fake import FakeCluster, NotedCall
 from pannier.api.listen import serve_tls
 from pannier.api.server import build_application
+from pannier.contract.operations import JoinRequest
 from pannier.core.errors import Denied, OutcomeUnknown, PeerUnavailable
 from pannier.pki.authority import Authority
 from pannier.pki.credentials import Credentials, new_request
-from pannier.service.operations import JoinRequest
+from pannier.testing.api import FakeCluster, NotedCall
 
 
 class Certificates:

@@ -17,12 +17,12 @@ from aiohttp import web
 from click.testing import CliRunner, Result
 
 from pannier.api.caller import identify_local
-from pannier.api.fake import FakeCluster, NotedCall
 from pannier.api.listen import serve_unix
 from pannier.api.server import build_application
 from pannier.cli.main import cli
+from pannier.contract.views import EventView, FindingView, TransferView
 from pannier.core.errors import PoolFull, StoreUnavailable
-from pannier.service.views import EventView, FindingView, TransferView
+from pannier.testing.api import FakeCluster, NotedCall
 
 
 @dataclass

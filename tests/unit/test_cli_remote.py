@@ -12,12 +12,12 @@ import pytest
 from click.testing import CliRunner, Result
 
 from pannier.api.caller import identify_tls
-from pannier.api.fake import FakeCluster, NotedCall
 from pannier.api.listen import serve_tls
 from pannier.api.server import build_application
 from pannier.cli.main import cli
 from pannier.pki.authority import Authority
 from pannier.pki.credentials import Credentials, new_request
+from pannier.testing.api import FakeCluster, NotedCall
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from world import Fault, Run, World, event_loop_policy
 
+from pannier.contract.views import EventView, FindingView
 from pannier.core.errors import Corrupt, Denied, Stale, VolumeNotFound
 from pannier.core.generation import Generation
-from pannier.service.settling import TIDY_AFTER_SECONDS
-from pannier.service.views import EventView, FindingView
+from pannier.holding.after_handover import TIDY_AFTER_SECONDS
 from pannier.storage.base import RootAttributes
 from pannier.transport.base import Offer
 
@@ -25,7 +25,7 @@ _ROOT = RootAttributes()
 
 @pytest.fixture(autouse=True)
 def _shorter_days(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pannier.service.upkeep.TRASH_SECONDS", DAY)
+    monkeypatch.setattr("pannier.node.upkeep.TRASH_SECONDS", DAY)
 
 
 @pytest.fixture

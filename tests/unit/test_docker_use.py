@@ -18,7 +18,7 @@ from pannier.core.errors import (
     StoreUnavailable,
     VolumeNotFound,
 )
-from pannier.service.docker import MOUNT_BUDGET_SECONDS, SILENCE_SECONDS
+from pannier.node.docker_volumes import MOUNT_BUDGET_SECONDS, SILENCE_SECONDS
 
 __all__ = ["event_loop_policy"]
 pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy. fixture")

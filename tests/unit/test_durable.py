@@ -11,8 +11,8 @@ import pytest_asyncio
 from copies_world import CopiesWorld
 from world import event_loop_policy
 
+from pannier.copies.acknowledging import PATIENCE_SECONDS
 from pannier.core.errors import NotHolder, StoreUnavailable, Unavailable
-from pannier.service.durable import PATIENCE_SECONDS
 
 __all__ = ["event_loop_policy"]
 

@@ -11,8 +11,8 @@ from world import Fault, Machine, World, event_loop_policy
 
 from pannier.core.errors import Conflict, NodeNotFound, PannierError, Stale, VolumeInUse
 from pannier.storage.base import Driver
-from pannier.storage.directory import DirectoryDriver
-from pannier.storage.directory_root import create_directory
+from pannier.storage.directory.driver import DirectoryDriver
+from pannier.storage.directory.root import create_directory
 
 __all__ = ["event_loop_policy"]
 pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy. fixture")

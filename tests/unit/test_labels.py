@@ -12,8 +12,8 @@ from swarm_world import SwarmWorld, event_loop_policy, volume
 from pannier.core.constraints import matches
 from pannier.core.errors import EngineUnavailable
 from pannier.core.swarm import Availability, SwarmNode, SwarmService, volume_label
-from pannier.engine.fake import FakeSwarm
-from pannier.service.labels import excluded, excluded_services
+from pannier.swarm.labels import excluded, excluded_services
+from pannier.testing.engine import FakeSwarm
 
 __all__ = ["event_loop_policy"]
 

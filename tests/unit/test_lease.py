@@ -15,7 +15,7 @@ from pannier.agent.lease import Lease
 from pannier.core.errors import InvalidInput, StoreUnavailable
 from pannier.core.lease import Terms, held_until, promised_until
 from pannier.core.volume import Durability, Grant, Volume, VolumeSpec
-from pannier.store.memory import MemoryData, MemoryStore
+from pannier.testing.store import MemoryData, MemoryStore
 
 __all__ = ["event_loop_policy"]
 

@@ -13,7 +13,7 @@ from world import event_loop_policy
 
 from pannier.agent.lease import Lease
 from pannier.core.volume import Volume
-from pannier.service.leaving import WITHIN_SECONDS
+from pannier.node.leaving import WITHIN_SECONDS
 
 __all__ = ["event_loop_policy"]
 

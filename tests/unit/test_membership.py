@@ -11,14 +11,14 @@ import pytest
 
 from pannier.cluster.catalog import Catalog
 from pannier.cluster.registry import Registry
+from pannier.contract.operations import JoinReply, JoinRequest
 from pannier.core.errors import AlreadyExists, Conflict, Denied, InvalidInput, NodeNotFound
 from pannier.core.volume import Grant, Volume, VolumeSpec
+from pannier.node.membership import Membership
 from pannier.pki.authority import Authority
 from pannier.pki.credentials import new_request
 from pannier.pki.identity import fingerprint
-from pannier.service.membership import Membership
-from pannier.service.operations import JoinReply, JoinRequest
-from pannier.store.memory import MemoryStore
+from pannier.testing.store import MemoryStore
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pannier.core.errors import AlreadyExists, InvalidInput
-from pannier.plugin.activation import (
+from pannier.host.activation import (
     InheritedFd,
     fd_named,
     inherited_fds,
@@ -23,7 +23,7 @@ _CHILD = """
 import os, sys
 os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4)
 os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="2", LISTEN_FDNAMES="plugin:kept")
-from pannier.plugin.activation import inherited_fds, listening_socket
+from pannier.host.activation import inherited_fds, listening_socket
 found = inherited_fds(os.environ, pid=os.getpid())
 print([(item.fd, item.name, os.get_inheritable(item.fd)) for item in found])
 print(sorted(name for name in os.environ if name.startswith("LISTEN")))

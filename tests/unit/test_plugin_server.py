@@ -17,11 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
+from pannier.contract.operations import DockerVolume
 from pannier.core.errors import InvalidInput, StoreUnavailable, VolumeInUse, VolumeNotFound
-from pannier.plugin.activation import unix_listener
+from pannier.host.activation import unix_listener
 from pannier.plugin.endpoints import ENDPOINTS
 from pannier.plugin.server import Deadlines, PluginServer
-from pannier.service.operations import DockerVolume
 
 ID = "a" * 64
 

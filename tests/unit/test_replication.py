@@ -14,10 +14,10 @@ from copies_world import CopiesWorld
 from world import Fault, Machine, event_loop_policy
 
 from pannier.cluster.registry import encode
+from pannier.copies.replication import ABSENCE_SECONDS, RETRY_LIMIT_SECONDS
 from pannier.core.errors import PoolFull
 from pannier.core.generation import Generation
 from pannier.core.volume import Volume
-from pannier.service.replication import ABSENCE_SECONDS, RETRY_LIMIT_SECONDS
 from pannier.store.base import Change
 
 __all__ = ["event_loop_policy"]

@@ -11,7 +11,7 @@ from world import World, event_loop_policy
 
 from pannier.cluster.registry import decode
 from pannier.core.node import Node
-from pannier.service.room import report_room
+from pannier.node.free_space import report_room
 from pannier.storage.base import Capacity
 
 __all__ = ["event_loop_policy"]

@@ -11,6 +11,13 @@ from typing import Any
 import pytest
 from swarm_world import SwarmWorld, event_loop_policy, volume
 
+from pannier.contract.views import (
+    HookView,
+    MoveProgress,
+    NodeView,
+    ServiceMoveProgress,
+    VolumeView,
+)
 from pannier.core.errors import (
     Conflict,
     EngineUnavailable,
@@ -25,17 +32,10 @@ from pannier.core.errors import (
 from pannier.core.hooks import Moment
 from pannier.core.swarm import SwarmService, SwarmTask, volume_label
 from pannier.engine.base import Container, Executed
-from pannier.engine.fake import FakeEngine, FakeSwarm
-from pannier.service.hooks import Hooks
-from pannier.service.service_plan import Wish
-from pannier.service.services import Services
-from pannier.service.views import (
-    HookView,
-    MoveProgress,
-    NodeView,
-    ServiceMoveProgress,
-    VolumeView,
-)
+from pannier.swarm.hooks import Hooks
+from pannier.swarm.service_plan import Wish
+from pannier.swarm.services import Services
+from pannier.testing.engine import FakeEngine, FakeSwarm
 
 __all__ = ["event_loop_policy"]
 

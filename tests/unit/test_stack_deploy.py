@@ -15,8 +15,8 @@ from click.testing import CliRunner, Result
 
 from pannier.cli import stack as command
 from pannier.cli.main import cli
+from pannier.contract.views import NodeView
 from pannier.core.errors import Conflict, DeadlineExceeded
-from pannier.service.views import NodeView
 from pannier.stacks import deployment, passwords
 from pannier.stacks.docker import Docker
 

@@ -8,7 +8,7 @@ import os
 import pytest
 
 from pannier.core.errors import PoolMissing, StorageError
-from pannier.storage.process import has_reader, open_pipe, run, start
+from pannier.host.process import has_reader, open_pipe, run, start
 
 
 async def test_output_and_status_come_back() -> None:

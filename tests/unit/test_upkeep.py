@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pannier.service.upkeep import TRASH_SECONDS, TrashClock
+from pannier.node.upkeep import TRASH_SECONDS, TrashClock
 
 
 def test_a_volume_is_due_only_after_a_day_of_turns(tmp_path: Path) -> None:

@@ -13,11 +13,11 @@ import pytest_asyncio
 from copies_world import CopiesWorld
 from world import Fault, Machine, event_loop_policy
 
+from pannier.contract.views import CheckView
+from pannier.copies.verification import EVERY_SECONDS, TURN_SECONDS, Verification
 from pannier.core.errors import NotHolder, Stale
 from pannier.core.lease import PROMISE_SECONDS
 from pannier.core.volume import Volume
-from pannier.service.verification import EVERY_SECONDS, TURN_SECONDS, Verification
-from pannier.service.views import CheckView
 
 __all__ = ["event_loop_policy"]
 
@@ -182,7 +182,7 @@ async def test_times_that_cannot_be_noted_or_read_end_nothing(
     def full(path: Path, content: bytes) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("pannier.service.verification.write_file", full)
+    monkeypatch.setattr("pannier.copies.verification.write_file", full)
     await asyncio.sleep(2 * TURN_SECONDS)
     assert (await verify(world))["b"].state == "made anew"
     await world.until(lambda: world.now_record().in_sync == ("b",))

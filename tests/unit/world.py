@@ -36,14 +36,14 @@ from pannier.agent.mountids import MountIds
 from pannier.agent.promises import Promises
 from pannier.cluster.catalog import Catalog
 from pannier.cluster.registry import encode, trash_key, volume_key
+from pannier.contract.views import MoveProgress
 from pannier.core.errors import PannierError, PeerUnavailable, Stale
 from pannier.core.lease import Terms
 from pannier.core.node import Node
 from pannier.core.volume import Volume
-from pannier.service.views import MoveProgress
 from pannier.storage.base import Driver
 from pannier.store.base import ABSENT, Change, Store
-from pannier.store.memory import MemoryData
+from pannier.testing.store import MemoryData
 
 __all__ = [
     "ACTOR",

@@ -18,7 +18,6 @@ from typing import Protocol
 
 import structlog
 
-from pannier.agent.clock import boottime
 from pannier.agent.freezing import Freezer
 from pannier.agent.lease import Lease
 from pannier.agent.mountids import MountIds
@@ -50,6 +49,7 @@ from pannier.core.ownership import (
 )
 from pannier.core.volume import Grant, Volume
 from pannier.engine.base import Engine
+from pannier.host.clock import boottime
 from pannier.storage.base import Driver
 
 log = structlog.get_logger(__name__)
@@ -77,7 +77,7 @@ class Custody:
 
     Args:
         users_of: tells who uses a directory; by default, what /proc says.
-        clock: seconds that only ever pass; see :func:`pannier.agent.clock.boottime`.
+        clock: seconds that only ever pass; see :func:`pannier.host.clock.boottime`.
     """
 
     def __init__(

@@ -13,10 +13,10 @@ from math import inf
 
 import structlog
 
-from pannier.agent.clock import boottime
 from pannier.core.errors import OutcomeUnknown, PannierError, Stale, Unavailable
 from pannier.core.lease import Terms, held_until
 from pannier.core.volume import Volume
+from pannier.host.clock import boottime
 from pannier.store.base import ABSENT, Change, Store
 
 log = structlog.get_logger(__name__)

@@ -19,11 +19,11 @@ from pathlib import Path
 
 import msgspec
 
-from pannier.agent.clock import boottime
 from pannier.core.errors import OutcomeUnknown, PannierError, StorageError
 from pannier.core.lease import PROMISE_SECONDS
 from pannier.core.volume import Volume
-from pannier.storage.durable import write_file
+from pannier.host.clock import boottime
+from pannier.host.files import write_file
 
 
 class Refusal(msgspec.Struct, frozen=True):

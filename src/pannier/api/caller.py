@@ -9,11 +9,10 @@ from typing import assert_never
 
 from aiohttp import web
 
+from pannier.contract.bodies import ACTOR_PATTERN
 from pannier.core.errors import Denied, InvalidInput, PannierError
 
 ACTOR_HEADER = "X-Pannier-Actor"
-ACTOR_PATTERN = "[!-~]([ -~]{0,126}[!-~])?"
-"""Printable ASCII, up to 128 characters; the names in certificates are fewer."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,8 @@ from types import NoneType
 from urllib.parse import quote
 
 from pannier.api.connection import CHANGE_SECONDS, Connection
-from pannier.core.errors import OutcomeUnknown
-from pannier.core.hooks import Moment
-from pannier.service.operations import HandoverReply, JoinReply, JoinRequest
-from pannier.service.views import (
+from pannier.contract.operations import HandoverReply, JoinReply, JoinRequest
+from pannier.contract.views import (
     CheckView,
     EventView,
     FindingView,
@@ -26,6 +24,8 @@ from pannier.service.views import (
     TrashView,
     VolumeView,
 )
+from pannier.core.errors import OutcomeUnknown
+from pannier.core.hooks import Moment
 
 HANDOVER_SECONDS = 15.0
 """The holder answers within about 5 s."""

@@ -18,6 +18,7 @@ import msgspec
 from pannier.api.caller import ACTOR_HEADER
 from pannier.api.ndjson import KEEPALIVE_SECONDS, LineReader
 from pannier.api.tls import ANY_NODE, WrongServer, check_nodes
+from pannier.contract.views import ErrorView
 from pannier.core.errors import (
     DeadlineExceeded,
     Denied,
@@ -27,7 +28,6 @@ from pannier.core.errors import (
     from_code,
 )
 from pannier.core.node import API_PORT
-from pannier.service.views import ErrorView
 
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 20.0

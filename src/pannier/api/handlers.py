@@ -8,11 +8,11 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from pannier.api import bodies
 from pannier.api.caller import Caller, NodeCaller
+from pannier.contract import bodies
+from pannier.contract.operations import JoinRequest, Operations, PeerOperations
 from pannier.core.errors import Denied
 from pannier.core.hooks import Moment
-from pannier.service.operations import JoinRequest, Operations, PeerOperations
 
 BodyType = TypeVar("BodyType", bound=bodies.Body)
 

@@ -10,8 +10,8 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
+from pannier.contract.views import ErrorView
 from pannier.core.errors import PannierError, Unavailable
-from pannier.service.views import ErrorView
 
 CONTENT_TYPE = "application/x-ndjson"
 KEEPALIVE_SECONDS = 5.0

@@ -9,12 +9,13 @@ from typing import Any
 import msgspec
 
 import pannier
-from pannier.api import bodies, ndjson
-from pannier.api.caller import ACTOR_HEADER, ACTOR_PATTERN
+from pannier.api import ndjson
+from pannier.api.caller import ACTOR_HEADER
 from pannier.api.routes import ROUTES, Access, Route
+from pannier.contract import bodies
+from pannier.contract.views import ErrorView
 from pannier.core import errors
 from pannier.core.errors import PannierError
-from pannier.service.views import ErrorView
 
 # 3.2 is the first version that can describe a stream by its items.
 VERSION = "3.2.0"
@@ -106,7 +107,7 @@ def _parameters(route: Route) -> list[dict[str, Any]]:
                 "name": ACTOR_HEADER,
                 "in": "header",
                 "description": "From a node: the user whose request it passes on. Else ignored.",
-                "schema": {"type": "string", "pattern": f"^{ACTOR_PATTERN}$"},
+                "schema": {"type": "string", "pattern": f"^{bodies.ACTOR_PATTERN}$"},
             }
         )
     return found

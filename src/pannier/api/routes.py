@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from pannier.api import bodies
 from pannier.api.caller import Anonymous, Caller, LocalCaller, NodeCaller, UserCaller
+from pannier.contract import bodies, views
+from pannier.contract.operations import HandoverReply, JoinReply
 from pannier.core import errors
 from pannier.core.errors import PannierError
-from pannier.service import views
-from pannier.service.operations import HandoverReply, JoinReply
 
 
 class Access(StrEnum):

@@ -11,17 +11,17 @@ import msgspec
 import structlog
 from aiohttp import web
 
-from pannier.api import bodies
 from pannier.api.caller import ACTOR_HEADER, Identify, actor_of, describe_caller
 from pannier.api.handlers import Call, Handler, handlers_for
 from pannier.api.ndjson import KEEPALIVE_SECONDS, Streams
 from pannier.api.routes import ALLOWED, ROUTES, Access, Route
+from pannier.contract import bodies
+from pannier.contract.operations import Operations, PeerOperations
+from pannier.contract.views import ErrorView
 from pannier.core.errors import Denied, InvalidInput, NotFound, PannierError
 from pannier.core.node import check_node_name
 from pannier.core.swarm import check_service_name
 from pannier.core.volume import check_name
-from pannier.service.operations import Operations, PeerOperations
-from pannier.service.views import ErrorView
 
 BODY_LIMIT_BYTES = 64 * 1024
 """Far more than any request needs; a larger body is refused with 413."""

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 
 import structlog
 
-from pannier.agent.clock import boottime
 from pannier.barrier.calls import Strategy, SyncCall
 from pannier.core.errors import PannierError
+from pannier.host.clock import boottime
 
 log = structlog.get_logger(__name__)
 

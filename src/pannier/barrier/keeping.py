@@ -16,8 +16,8 @@ import msgspec
 import structlog
 
 from pannier.agent.mounts import Location
-from pannier.agent.notify import notify
 from pannier.barrier.pending import Pending
+from pannier.host.systemd import notify
 
 log = structlog.get_logger(__name__)
 

@@ -8,7 +8,6 @@ import select
 from collections.abc import Callable
 from functools import partial
 
-from pannier.agent.clock import boottime
 from pannier.barrier import kernel
 from pannier.barrier.calls import SyncCall
 from pannier.barrier.groups import Groups, Waiting
@@ -16,6 +15,7 @@ from pannier.barrier.keeping import Origin
 from pannier.barrier.kernel import Notification
 from pannier.barrier.pending import Pending
 from pannier.barrier.reach import Reach
+from pannier.host.clock import boottime
 
 _AT_ONCE = 64
 """So many calls are taken before other work of the event loop has its turn."""

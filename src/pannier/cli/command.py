@@ -13,8 +13,8 @@ import click
 
 from pannier.cli import output
 from pannier.cli.session import current
+from pannier.contract.views import ErrorView
 from pannier.core.errors import InvalidInput, PannierError
-from pannier.service.views import ErrorView
 
 INTERRUPTED = 130
 PIPE_CLOSED = 141

@@ -8,8 +8,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from pannier.cli import output
+from pannier.contract.views import MoveProgress
 from pannier.core.errors import PannierError, from_code
-from pannier.service.views import MoveProgress
 
 
 async def follow_move(stream: AsyncIterator[MoveProgress], *, json: bool) -> None:

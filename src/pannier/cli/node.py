@@ -7,7 +7,7 @@ import click
 from pannier.cli import output
 from pannier.cli.command import Group, output_options
 from pannier.cli.session import Session, pass_session
-from pannier.service.views import NodeView
+from pannier.contract.views import NodeView
 
 
 @click.group(cls=Group)

@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 
+from pannier.contract.views import ErrorView
 from pannier.core.size import format_size
-from pannier.service.views import ErrorView
 
 NOTHING = "-"
 _PIPE_COLUMNS = 10_000

@@ -13,7 +13,7 @@ from pannier.cli.command import Group, output_options
 from pannier.cli.move import Line, describe
 from pannier.cli.parameters import read_duration
 from pannier.cli.session import Session, pass_session
-from pannier.service.views import ServiceMoveProgress, ServiceView
+from pannier.contract.views import ServiceMoveProgress, ServiceView
 
 
 @click.group(cls=Group)

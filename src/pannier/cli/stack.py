@@ -15,8 +15,8 @@ from pannier.cli.command import Command, Group, output_options
 from pannier.cli.move import Line
 from pannier.cli.parameters import read_duration, read_pairs
 from pannier.cli.session import Session, pass_session
+from pannier.contract.views import NodeView
 from pannier.core.errors import StorageError
-from pannier.service.views import NodeView
 from pannier.stacks import checks, passwords, shipped, survey
 from pannier.stacks.compose import Compose, read
 from pannier.stacks.deployment import Deployment, deploy, wait

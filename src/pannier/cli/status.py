@@ -10,7 +10,7 @@ from pannier.cli import output
 from pannier.cli.command import Command, output_options
 from pannier.cli.node import nodes_table
 from pannier.cli.session import Session, pass_session
-from pannier.service.views import EventView, FindingView, StatusView
+from pannier.contract.views import EventView, FindingView, StatusView
 
 UNHEALTHY = 10
 """Exit status of a doctor that has found a problem: none of the errors' own."""

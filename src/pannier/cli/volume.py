@@ -12,7 +12,7 @@ from pannier.cli.move import follow_move
 from pannier.cli.parameters import read_duration, read_pairs
 from pannier.cli.session import Session, pass_session
 from pannier.cli.status import UNHEALTHY
-from pannier.service.views import CheckView, CopyView, EventView, TrashView, VolumeView
+from pannier.contract.views import CheckView, CopyView, EventView, TrashView, VolumeView
 
 
 @click.group(cls=Group)

@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
+from pannier.contract.operations import DockerVolumes
 from pannier.plugin.wire import CreateBody, MountBody, NameBody, NoBody, describe
-from pannier.service.operations import DockerVolumes
 
 Answer = dict[str, Any]
 

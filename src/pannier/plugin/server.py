@@ -23,6 +23,7 @@ from typing import Any
 import structlog
 from aiohttp import web
 
+from pannier.contract.operations import DockerVolumes
 from pannier.core.errors import (
     DeadlineExceeded,
     InvalidInput,
@@ -33,7 +34,6 @@ from pannier.core.errors import (
 )
 from pannier.plugin import wire
 from pannier.plugin.endpoints import ENDPOINTS, MOUNT, Answer, Endpoint
-from pannier.service.operations import DockerVolumes
 
 _log = structlog.get_logger(__name__)
 

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from pannier.contract.operations import DockerVolume
 from pannier.core.errors import InvalidInput
-from pannier.service.operations import DockerVolume
 
 CONTENT_TYPE = "application/vnd.docker.plugins.v1.1+json"
 LARGEST_BODY_BYTES = 2**20

@@ -6,9 +6,9 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+from pannier.contract.views import NodeView
 from pannier.core.errors import Conflict, Unavailable
 from pannier.core.swarm import Availability, SwarmNode
-from pannier.service.views import NodeView
 from pannier.stacks.checks import Place, Publication
 from pannier.stacks.compose import Port
 from pannier.stacks.docker import Docker, Refused

@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
+from pannier.host.process import has_reader, open_pipe
 from pannier.storage.blocking import finished, in_own_thread, told_as_storage_error
-from pannier.storage.process import has_reader, open_pipe
 
 T = TypeVar("T")
 _CHUNK_BYTES = 1 << 20

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from pannier.core.generation import Generation
 from pannier.core.node import Node
+from pannier.core.volume import Volume
 from pannier.storage.base import Driver
 
 
@@ -33,6 +34,17 @@ class Sent:
     bytes: int
     base: Generation | None
     seconds: float
+
+
+def offer_of(volume: Volume, generation: Generation) -> Offer:
+    """The offer of one of a holder's generations."""
+    return Offer(
+        volume_id=volume.id,
+        volume_name=volume.name,
+        driver=volume.spec.driver,
+        epoch=volume.grant.epoch,
+        generation=generation,
+    )
 
 
 class Gate(Protocol):

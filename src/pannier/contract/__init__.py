@@ -1,0 +1,1 @@
+"""What the API promises: views, operations, peers and the bodies of requests."""

@@ -1,0 +1,128 @@
+"""What requests carry: read strictly, so that a misspelt field is an error and not a default."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+ACTOR_PATTERN = "[!-~]([ -~]{0,126}[!-~])?"
+"""Printable ASCII, up to 128 characters; the names in certificates are fewer."""
+DAY_SECONDS = 86_400
+VOLUME_PATTERN = r"^[a-zA-Z0-9][a-zA-Z0-9_.-]{1,127}$"
+SERVICE_PATTERN = r"^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}$"
+NODE_PATTERN = r"^[a-zA-Z0-9]([a-zA-Z0-9.-]{0,61}[a-zA-Z0-9])?$"
+# For the document only: names are checked by the core, whose errors say what to do.
+VolumeName = Annotated[str, Meta(extra_json_schema={"pattern": VOLUME_PATTERN})]
+NodeName = Annotated[str, Meta(extra_json_schema={"pattern": NODE_PATTERN})]
+Actor = Annotated[str, Meta(pattern=f"^{ACTOR_PATTERN}$")]
+WaitSeconds = Annotated[float, Meta(ge=0, le=DAY_SECONDS)]
+
+
+class Body(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of all bodies."""
+
+
+class NodeChange(Body, frozen=True, kw_only=True):
+    """``drained``: true takes the node out of placement, false puts it back."""
+
+    drained: bool
+
+
+class TokenOrder(Body, frozen=True, kw_only=True):
+    """``ttl_seconds``: how long the token is good; ``uses``: for how many joins."""
+
+    ttl_seconds: Annotated[float, Meta(gt=0, le=365 * DAY_SECONDS)] = 3600.0
+    uses: Annotated[int, Meta(ge=1, le=1000)] = 1
+
+
+class JoinOrder(Body, frozen=True, kw_only=True):
+    """See :class:`~pannier.contract.operations.JoinRequest`."""
+
+    token: Annotated[str, Meta(min_length=1, max_length=1024)]
+    name: NodeName
+    address: Annotated[str, Meta(min_length=1, max_length=255)]
+    csr: Annotated[str, Meta(min_length=1, max_length=16_384)]
+    version: Annotated[str, Meta(max_length=64)]
+
+
+class VolumeOrder(Body, frozen=True, kw_only=True):
+    """``options`` are those of ``docker volume create -o``, as text."""
+
+    name: VolumeName
+    options: dict[str, str] = {}
+
+
+class RecoverOrder(Body, frozen=True, kw_only=True):
+    """``accept_loss``: that what the lost holder wrote last is not in the volume any more."""
+
+    accept_loss: bool = False
+
+
+class MoveOrder(Body, frozen=True, kw_only=True):
+    """``wait_seconds``: how long to wait for the containers that use the volume to stop."""
+
+    node: NodeName
+    wait_seconds: WaitSeconds = 100.0
+
+
+class ServiceMoveOrder(Body, frozen=True, kw_only=True):
+    """``now``: without the pre-move hook. ``stay``: tie the service to the node for good.
+
+    ``timeout_seconds``: how long the copying may take, and then the new container's start.
+    """
+
+    node: NodeName
+    now: bool = False
+    stay: bool = False
+    timeout_seconds: Annotated[float, Meta(gt=0, le=DAY_SECONDS)] = 3600.0
+
+
+class PeerHookOrder(Body, frozen=True, kw_only=True):
+    """Which hook of the service's container; what is run stands in that container's labels."""
+
+    hook: Literal["pre-move", "post-move"]
+
+
+class HandoverOrder(Body, frozen=True, kw_only=True):
+    """``epoch``: the one that the asking node has seen; a newer one makes the request stale."""
+
+    epoch: Annotated[int, Meta(ge=0, le=2**62)]
+
+
+class PeerRemoval(Body, frozen=True, kw_only=True):
+    """``volume_id`` guards against removing a newer volume of the same name."""
+
+    volume_id: Annotated[str, Meta(min_length=1, max_length=128)]
+    actor: Actor
+
+
+class PeerVolumeOrder(Body, frozen=True, kw_only=True):
+    """As :class:`VolumeOrder`, on behalf of ``actor``."""
+
+    name: VolumeName
+    options: dict[str, str] = {}
+    actor: Actor
+
+
+class PeerTakeOrder(Body, frozen=True, kw_only=True):
+    """Become the holder after ``epoch``, beginning with ``generation``; without it, as an in-sync copy."""
+
+    epoch: Annotated[int, Meta(ge=0, le=2**62)]
+    generation: Annotated[str, Meta(pattern=r"^[0-9]{1,18}\.[0-9]{1,18}$")] | None = None
+    actor: Actor
+
+
+class PeerPromiseOrder(Body, frozen=True, kw_only=True):
+    """Do not take these volumes (ids with their epochs) over for ``seconds``."""
+
+    volumes: Annotated[dict[str, int], Meta(max_length=100_000)]
+    seconds: Annotated[float, Meta(gt=0, le=60)]
+
+
+class PeerMoveOrder(Body, frozen=True, kw_only=True):
+    """As :class:`MoveOrder`, on behalf of ``actor``."""
+
+    node: NodeName
+    wait_seconds: WaitSeconds
+    actor: Actor

@@ -1,0 +1,199 @@
+"""Making what was written good on every copy that counts, and deciding which copies count.
+
+What a sync call waits for: a generation with all that was written before it, confirmed by every node
+that could take the volume over. A replica that does not confirm in time leaves that circle first, by
+the store; where the store cannot be asked either, the call waits. A replica that has caught up joins
+it again, between two groups of sync calls. A holder whose own disk fails lets nobody leave: it is
+itself the one that does not count any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import structlog
+
+from pannier.agent.custody import Custody
+from pannier.copies.in_sync import InSync
+from pannier.copies.replicated import Held
+from pannier.copies.replication import Replicator
+from pannier.core.errors import NotHolder, PannierError, Stale, Unavailable
+from pannier.core.generation import Generation
+from pannier.host.clock import boottime
+
+log = structlog.get_logger(__name__)
+
+PATIENCE_SECONDS = 5.0
+"""So long a sync call waits for a replica whose lease is alive; longer than a busy disk's hiccup."""
+JOIN_PATIENCE_SECONDS = 2.0
+"""So long sync calls may be held up by a replica that wants to join again."""
+LAG_INTERVALS, LAG_SECONDS = 10, 10.0
+"""A copy whose newest state is older than so many intervals, and than so, does not count."""
+WATCH_SECONDS = 0.5
+
+
+class Durable:
+    """The generation path to durable sync calls, for the volumes that this node holds."""
+
+    def __init__(self, custody: Custody, replicator: Replicator) -> None:
+        self._custody = custody
+        self._replicator = replicator
+        self._in_sync = InSync(custody)
+
+    async def make_durable(self, volume: str, calls: Sequence[object] = ()) -> None:
+        """See :class:`pannier.barrier.calls.Strategy`: what is written reaches all that count.
+
+        Raises:
+            NotHolder: the volume is not held here, or just being given away.
+            Unavailable: it cannot be said now; asked again later it may.
+        """
+        held = self._replicator.held(volume)
+        async with held.group:
+            generation = await self._replicator.make(held)
+            await self._confirmed_by_all(held, generation)
+            self._check(held)
+            held.durable = generation
+
+    async def unchanged(self, volume: str) -> bool:
+        """See :class:`pannier.barrier.calls.Strategy`."""
+        held = self._replicator.held(volume)
+        async with held.group:
+            same = await self._replicator.make(held) == held.durable
+            self._check(held)
+            return same
+
+    async def lost(self, name: str, *, epoch: int, node: str) -> None:
+        """A replica has nothing any more: it gets everything, and does not count until it has it.
+
+        Raises:
+            NotHolder, Stale: the volume is not held here, or not at ``epoch``.
+            StoreUnavailable, OutcomeUnknown: it counts still; all is sent to it all the same.
+        """
+        held = self._replicator.held(name)
+        if held.volume.grant.epoch != epoch:
+            raise Stale(f"volume {name} is at epoch {held.volume.grant.epoch}", remedy="look again")
+        if node in held.progress:
+            async with held.group:
+                await held.note_lost(node)
+                why = "its copy was damaged, or is gone"
+                await self._in_sync.leave(held, frozenset({node}), why=why)
+
+    def rivals(self, name: str) -> frozenset[str]:
+        """Every node that could take the volume over; see :meth:`InSync.rivals`."""
+        volume = self._custody.catalog.volume(name)
+        if volume is None:
+            return frozenset()
+        return self._in_sync.rivals(volume, self._replicator.circle(volume))
+
+    def _rivals(self, held: Held) -> frozenset[str]:
+        return self._in_sync.rivals(held.volume, held.circle)
+
+    def _check(self, held: Held) -> None:
+        volume, rivals = held.volume, self._rivals(held)
+        known = self._custody.catalog.volume(volume.name)
+        if known is None or (known.id, known.grant) != (volume.id, volume.grant):
+            raise NotHolder(
+                f"volume {volume.name} is not held by node {self._custody.node} any more"
+            )
+        if not self._custody.lease.holds(volume, rivals):
+            raise Unavailable(
+                f"node {self._custody.node} cannot prove that it still holds volume {volume.name}",
+                remedy="it needs the store, or every node of " + ", ".join(sorted(rivals)),
+            )
+        if 1 + len(rivals) < volume.spec.min_copies:
+            raise Unavailable(
+                f"volume {volume.name} has {1 + len(rivals)} copies in sync and min_copies="
+                f"{volume.spec.min_copies}",
+                remedy="start the nodes of its other copies: pannier volume show " + volume.name,
+            )
+
+    async def _confirmed_by_all(self, held: Held, generation: Generation) -> None:
+        """Wait for everybody who counts; those who do not confirm leave."""
+        failures = {node: p.failures for node, p in held.progress.items()}
+        until = boottime() + PATIENCE_SECONDS
+        while True:
+            if held.ended:  # it is being given away, or sent to other nodes
+                raise Unavailable(f"volume {held.volume.name} is not replicated at the moment")
+            pending = {
+                node
+                for node in self._rivals(held)
+                if node not in held.progress or not held.progress[node].has(generation)
+            }
+            if not pending:
+                return
+            silent = {
+                node
+                for node in pending
+                if node not in held.progress
+                or held.progress[node].failures > failures[node]
+                or (held.progress[node].error and held.progress[node].sending != generation)
+                or not self._custody.catalog.is_up(node)
+                or boottime() > until
+            }
+            if silent:
+                await self._let_leave(held, silent)
+                continue
+            await self._heard(held, min(WATCH_SECONDS, until - boottime() + 0.01))
+
+    async def _let_leave(self, held: Held, nodes: set[str]) -> None:
+        """Go on without these, unless it is this node's own disk that failed: then they are all there
+        is, and shall take over.
+        """
+        await self._custody.driver(held.volume).check_disk(by_writing=True)
+        await self._in_sync.leave(held, frozenset(nodes), why=self._why(held, nodes))
+
+    def _why(self, held: Held, nodes: set[str]) -> str:
+        said = [held.progress[n].error for n in sorted(nodes) if n in held.progress]
+        return "; ".join(filter(None, said)) or "no answer"
+
+    async def _heard(self, held: Held, seconds: float) -> None:
+        """Wait for a replica's next answer, for so long at most."""
+        try:
+            await asyncio.wait_for(held.answered.wait(), seconds)
+        except TimeoutError:
+            return
+
+    # -- who counts -----------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Let replicas join and leave as they catch up and fall behind, for ever: run as a task."""
+        while True:
+            for held in self._replicator.all_held():
+                try:
+                    await self._look(held)
+                except NotHolder:
+                    continue  # it was given away meanwhile
+                except PannierError as error:
+                    log.info("copies.unchanged", volume=held.volume.name, error=str(error))
+            await asyncio.sleep(WATCH_SECONDS)
+
+    async def _look(self, held: Held) -> None:
+        now = boottime()
+        limit = max(LAG_INTERVALS * held.volume.spec.interval, LAG_SECONDS)
+        rivals = self._rivals(held)
+        late = {n for n in rivals if held.lag_seconds(n, now) > limit}
+        if late:
+            await self._custody.fresh(held.volume.name)  # a store that hangs shall hold up nobody
+            async with held.group:
+                await self._let_leave(held, late)
+        known = self._custody.catalog.volume(held.volume.name)
+        joined = known.in_sync if known else ()  # a rival that is not may have failed to join
+        for node in held.volume.replicas:
+            progress = held.progress[node]
+            caught_up = progress.generation is not None and not progress.error
+            if node not in joined and caught_up and self._custody.catalog.is_up(node):
+                await self._join(held, node)
+
+    async def _join(self, held: Held, node: str) -> None:
+        if held.lag_seconds(node, boottime()) > max(2 * held.volume.spec.interval, 2.0):
+            return  # it is far behind: sync calls shall not wait for that
+        await self._custody.fresh(held.volume.name)  # nor for a store that hangs
+        async with held.group:
+            generation = await self._replicator.make(held)
+            until = boottime() + JOIN_PATIENCE_SECONDS
+            while not held.progress[node].has(generation):
+                if held.ended or held.progress[node].error or boottime() > until:
+                    return
+                await self._heard(held, 0.1)
+            await self._in_sync.join(held, node)

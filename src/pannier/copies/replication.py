@@ -1,0 +1,378 @@
+"""Keeping the other copies up to date: generations of what was written, sent to every replica.
+
+One task for each volume that is held here makes generations, at most one each ``interval`` and only
+when something was written. One task for each of its replicas sends the newest to that node: a slow
+or absent replica delays nobody, and on its return gets the difference to the best generation that
+both have. What a sync call needs at once (:mod:`pannier.copies.acknowledging`) goes the same way.
+
+For that the holder keeps what a replica may have as its newest: the last one that it confirmed, and
+the one that was under way when its node fell silent. That one is sent again first, since it may have
+arrived without our hearing of it, and the replica then keeps no older one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+
+import structlog
+
+from pannier.agent.custody import Custody
+from pannier.copies.replicated import Circle, Held, Progress
+from pannier.core.errors import NotHolder, PannierError, PeerUnavailable, Stale, Unavailable
+from pannier.core.generation import Generation
+from pannier.core.node import Node
+from pannier.core.placement import Candidate, repair_replicas
+from pannier.core.volume import Grant, Volume
+from pannier.host.clock import boottime
+from pannier.transport.base import Sender, offer_of
+
+log = structlog.get_logger(__name__)
+
+RETRY_SECONDS = 1.0
+RETRY_LIMIT_SECONDS = 30.0
+ABSENCE_SECONDS = 900.0
+"""A replica that is down for so long is replaced: long enough for a reboot or a new disk cable."""
+RECONCILE_SECONDS = 2.0
+HURRY_SECONDS = 2.0
+"""While a volume shall move, at least so often is a generation made."""
+TIDY_INTERVALS = 4
+TIDY_SECONDS = 2.0
+"""Old generations are looked for each so many intervals, and not more often than so."""
+
+
+class Replicator:
+    """Replicates the volumes that this node holds."""
+
+    def __init__(
+        self, custody: Custody, sender: Sender, *, moving: Callable[[Volume], bool]
+    ) -> None:
+        """Prepare; :meth:`run` works.
+
+        Args:
+            moving: whether the volume is just being given away, so that nothing may be made of it.
+        """
+        self._custody = custody
+        self._sender = sender
+        self._moving = moving
+        self._held: dict[str, Held] = {}
+        self._circles: dict[str, tuple[Grant, Circle]] = {}
+
+    async def run(self) -> None:
+        """For ever: run as a task."""
+        try:
+            while True:
+                await self._reconcile()
+                await asyncio.sleep(RECONCILE_SECONDS)
+        finally:
+            for held in list(self._held.values()):
+                await self._stop(held)
+
+    def all_held(self) -> list[Held]:
+        """Every volume that is replicated from here."""
+        return list(self._held.values())
+
+    def held(self, name: str) -> Held:
+        """A volume that is replicated from here; begins now if it was not noticed yet.
+
+        Raises:
+            NotHolder: this node does not hold it, or is just giving it away.
+        """
+        volume = self._custody.catalog.volume(name)
+        if volume is not None and self._is_mine(volume):
+            if volume.id not in self._held:
+                self._start(volume)
+            return self._held[volume.id]
+        raise NotHolder(f"volume {name} is not replicated from node {self._custody.node} now")
+
+    def circle(self, volume: Volume) -> Circle:
+        """Who may take over a volume that is held here."""
+        grant, circle = self._circles.get(volume.id, (None, None))
+        if circle is None or grant != volume.grant:
+            circle = Circle(frozenset(volume.in_sync))
+            self._circles[volume.id] = (volume.grant, circle)
+        return circle
+
+    def progress(self, volume: Volume) -> dict[str, Progress]:
+        """How far each replica of a volume that is held here is; empty where nothing is known."""
+        held = self._held.get(volume.id)
+        return held.progress if held else {}
+
+    async def bring(self, volume: Volume, node: str) -> Progress | None:
+        """Send what is made of a volume to ``node`` as well, and soon; returns how far that is.
+
+        None where the volume is not replicated from here. A node that is no replica of it gets
+        nothing any more once this ends (:meth:`pause`).
+        """
+        try:
+            held = self.held(volume.name)
+        except NotHolder:
+            return None
+        if node not in held.progress:
+            held.progress[node] = Progress()
+            send = asyncio.create_task(
+                self._send_all(held, node), name=f"send {volume.name} {node}"
+            )
+            held.tasks.append(send)
+        if boottime() - held.made_at > HURRY_SECONDS and not held.group.locked():
+            try:
+                async with held.group:
+                    await self.make(held)
+            except PannierError as error:
+                self._not_made(held, error)
+        return held.progress[node]
+
+    async def pause(self, volume: Volume) -> None:
+        """End this volume's sending now: it is given away. Where it is not, it starts again.
+
+        Nor is who counts changed from then on: the hand-over must find the record that it read.
+        """
+        held = self._held.get(volume.id)
+        if held is not None:
+            await self._stop(held)
+            async with held.group:
+                pass
+
+    def _is_mine(self, volume: Volume) -> bool:
+        custody = self._custody
+        return (
+            volume.grant.node == custody.node
+            and volume.spec.copies > 1
+            and volume.spec.driver in custody.drivers
+            and not self._moving(volume)
+        )
+
+    async def _reconcile(self) -> None:
+        custody = self._custody
+        mine = {v.id: v for v in custody.catalog.volumes() if self._is_mine(v)}
+        for held in list(self._held.values()):
+            now = mine.get(held.volume.id)
+            if now is None or (now.grant, now.replicas) != (
+                held.volume.grant,
+                held.volume.replicas,
+            ):
+                await self._stop(held)
+            elif failed := next((task for task in held.tasks if task.done()), None):
+                error = None if failed.cancelled() else failed.exception()
+                log.error("replication.failed", volume=held.volume.name, exc_info=error)
+                await self._stop(held)
+        candidates = cache(lambda: candidates_of(custody.catalog.nodes(), custody))
+        for volume in mine.values():
+            if self._moving(volume):
+                continue  # since a moment ago
+            if volume.id not in self._held:
+                self._start(volume)
+            else:
+                await self._repair(self._held[volume.id], candidates)
+
+    def _start(self, volume: Volume) -> None:
+        held = Held(
+            volume,
+            since=boottime(),
+            circle=self.circle(volume),
+            progress={node: Progress() for node in volume.replicas},
+        )
+        self._held[volume.id] = held
+        held.tasks = [
+            asyncio.create_task(self._make_all(held), name=f"generations {volume.name}"),
+            asyncio.create_task(self._tidy_all(held), name=f"tidy {volume.name}"),
+            *(
+                asyncio.create_task(self._send_all(held, node), name=f"send {volume.name} {node}")
+                for node in volume.replicas
+            ),
+        ]
+
+    async def _stop(self, held: Held) -> None:
+        self._held.pop(held.volume.id, None)
+        held.end()
+        for task in held.tasks:
+            task.cancel()
+        await asyncio.gather(*held.tasks, return_exceptions=True)
+
+    async def _make_all(self, held: Held) -> None:
+        """Make generations while the volume is written."""
+        custody, volume = self._custody, held.volume
+        driver = custody.driver(volume)
+        while True:
+            began = boottime()
+            try:
+                copy = await driver.inspect(volume.id)
+                if held.found is None:
+                    held.found = frozenset(copy.generations)
+                if any(t.epoch == volume.grant.epoch and not t.sealed for t in copy.live):
+                    async with held.group:
+                        await self.make(held)
+            except PannierError as error:
+                self._not_made(held, error)
+            await asyncio.sleep(max(volume.spec.interval - (boottime() - began), 0.05))
+
+    async def make(self, held: Held) -> Generation:
+        """The generation with all that was written so far. The caller has the group lock."""
+        began = boottime()
+        volume = held.volume
+        driver = self._custody.driver(volume)
+        generation = await driver.snapshot(volume.id, epoch=volume.grant.epoch)
+        await held.note_made(generation, at=began)
+        return generation
+
+    def _not_made(self, held: Held, error: PannierError) -> None:
+        """Say it once, in the log and of each copy that is not behind for a reason of its own."""
+        if held.trouble != error.message:
+            log.warning("replication.no-generation", volume=held.volume.name, error=str(error))
+        for progress in held.progress.values():
+            if progress.error in ("", held.trouble):
+                progress.error = error.message
+        held.trouble = error.message
+
+    async def _tidy_all(self, held: Held) -> None:
+        """Delete what no copy needs, again and again, where it has come to more than that."""
+        custody, volume = self._custody, held.volume
+        driver = custody.driver(volume)
+        while True:
+            await asyncio.sleep(max(TIDY_INTERVALS * volume.spec.interval, TIDY_SECONDS))
+            try:
+                if len((await driver.inspect(volume.id)).generations) > 3 + len(held.progress):
+                    await self._tidy(held)
+            except PannierError as error:
+                log.warning("replication.not-tidied", volume=volume.name, error=str(error))
+
+    async def _tidy(self, held: Held) -> None:
+        """As the record says; without the store, only what was made since the beginning.
+
+        That goes on for as long as the store is away, and nothing else may fill the disk meanwhile.
+        """
+        custody, volume = self._custody, held.volume
+        try:
+            await custody.fresh(volume.name)  # a store that hangs must not do so under the lock
+            async with custody.lock(volume):
+                await custody.tidy(volume, needed=held.needed)
+        except Unavailable:
+            driver = custody.driver(volume)
+            async with custody.lock(volume):
+                here = (await driver.inspect(volume.id)).generations
+                keep = held.needed() | set(here[-2:])
+                for generation in here:
+                    if generation in held.made and generation not in keep:
+                        await driver.delete_generation(volume.id, generation)
+        held.made &= set((await custody.driver(volume).inspect(volume.id)).generations)
+
+    async def _send_all(self, held: Held, node: str) -> None:
+        """Send the newest generation to one replica, again and again."""
+        progress, pause, sending_made_at = held.progress[node], RETRY_SECONDS, 0.0
+        while True:
+            if progress.sending is None:
+                async with held.written:
+                    await held.written.wait_for(
+                        lambda: held.newest is not None and held.newest != progress.generation
+                    )
+                    progress.sending, sending_made_at = held.newest, held.made_at
+            assert progress.sending is not None
+            try:
+                await self._send(held, progress.sending, node)
+            except PannierError as error:
+                if progress.error != error.message:
+                    log.warning(
+                        "replication.behind", volume=held.volume.name, node=node, error=str(error)
+                    )
+                # It may be there where no answer came, or where only its confirmation was refused.
+                arrived = None if isinstance(error, PeerUnavailable | Stale) else False
+                held.note_failed(node, error.message, arrived=arrived)
+                await self._pause(node, pause)
+                pause = min(pause * 2, RETRY_LIMIT_SECONDS)
+            else:
+                pause = RETRY_SECONDS
+                held.note_confirmed(node, at=sending_made_at)
+
+    async def _pause(self, node: str, seconds: float) -> None:
+        """Wait before the next attempt; not longer than until the node is back."""
+        was_up = self._custody.catalog.is_up(node)
+        until = boottime() + seconds
+        while (left := until - boottime()) > 0:
+            await asyncio.sleep(min(left, RETRY_SECONDS))
+            if self._custody.catalog.is_up(node) and not was_up:
+                return
+
+    async def _send(self, held: Held, generation: Generation, name: str) -> None:
+        node, volume, progress = self._custody.catalog.node(name), held.volume, held.progress[name]
+        if node is None:
+            raise PeerUnavailable(f"node {name} is not in this cluster any more")
+        before = progress.sent_bytes
+
+        def report(sent_bytes: int) -> None:
+            progress.sent_bytes = before + sent_bytes
+
+        driver = self._custody.driver(volume)
+        sent = await self._sender.send(
+            offer_of(volume, generation), to=node, driver=driver, progress=report
+        )
+        report(sent.bytes)
+
+    async def _repair(self, held: Held, candidates: Callable[[], list[Candidate]]) -> None:
+        """Replace replicas that left the cluster, are drained, or stay away.
+
+        ``candidates`` are counted only where they are needed: that takes a look at every volume.
+        """
+        catalog, now = self._custody.catalog, boottime()
+        gone = set()
+        for name, progress in held.progress.items():
+            node = catalog.node(name)
+            if catalog.is_up(name):
+                progress.absent_since = None
+            elif progress.absent_since is None:
+                progress.absent_since = now
+            absent = progress.absent_since is not None and (
+                now - progress.absent_since > ABSENCE_SECONDS
+            )
+            if node is None or node.drained or absent:
+                gone.add(name)
+        volume = held.volume
+        if not gone and len(volume.replicas) == volume.spec.copies - 1:
+            return
+        wanted = repair_replicas(volume, candidates(), gone=frozenset(gone))
+        lock = self._custody.lock(volume)
+        if wanted == volume.replicas or lock.locked():
+            return
+        async with lock, held.group:  # a hand-over that comes to its switch must find what it read
+            if not self._moving(volume):
+                await self._replace(volume, wanted)
+
+    async def _replace(self, volume: Volume, wanted: tuple[str, ...]) -> None:
+        """Change the record, if it still is what it was; else :meth:`_reconcile` looks again."""
+        with contextlib.suppress(PannierError):
+            fresh = await self._custody.fresh(volume.name)
+            record = fresh.record
+            if (record.id, record.grant, record.replicas) != (
+                volume.id,
+                volume.grant,
+                volume.replicas,
+            ):
+                return
+            left = tuple(name for name in record.in_sync if name in wanted)
+            record = replace(record, replicas=wanted, in_sync=left)
+            revision = await self._custody.registry.replace_volume(record, expect=fresh.revision)
+            self._custody.catalog.remember(record, revision=revision)
+            log.info("replication.replaced", volume=volume.name, replicas=",".join(wanted))
+
+
+def candidates_of(nodes: list[Node], custody: Custody) -> list[Candidate]:
+    """The cluster's nodes as placement sees them."""
+    copies = Counter(
+        name
+        for volume in custody.catalog.volumes()
+        for name in (volume.grant.node, *volume.replicas)
+    )
+    return [
+        Candidate(
+            name=node.name,
+            up=custody.catalog.is_up(node.name) or node.name == custody.node,
+            drained=node.drained,
+            drivers=node.drivers,
+            copies=copies[node.name],
+            room=node.room,
+        )
+        for node in nodes
+    ]

@@ -1,0 +1,206 @@
+"""Finding copies that are not what was written, and having them made anew.
+
+A disk may give back other bytes than it was given. Nobody notices in a copy that nobody reads, until
+it is the only one. So each node reads its copies to the last byte now and then, and when a person
+asks. A copy that is damaged is set aside, and its holder, told that nothing is here any more, lets
+it leave those in sync and sends everything anew. What was set aside is deleted after that.
+
+That the record names a node as in sync which has nothing says the same after a crash between these
+steps, or where somebody else removed the copy: so it is looked for, too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from pannier.agent.custody import Custody, no_such_volume
+from pannier.contract.peers import Peers
+from pannier.contract.views import CheckView
+from pannier.copies.acknowledging import Durable
+from pannier.core.errors import Corrupt, PannierError
+from pannier.core.generation import Generation
+from pannier.core.volume import Volume
+from pannier.host.files import write_file
+from pannier.storage.base import CheckedDriver
+
+log = structlog.get_logger(__name__)
+
+EVERY_SECONDS = 7 * 24 * 3600.0
+"""By the wall clock, which may jump: then copies are read early, or once so much later."""
+TURN_SECONDS = 60.0
+FINISH_SECONDS = 5.0
+
+
+class Verification:
+    """Verifies this node's copies."""
+
+    def __init__(self, custody: Custody, peers: Peers, durable: Durable, *, state: Path) -> None:
+        self._custody = custody
+        self._peers = peers
+        self._durable = durable
+        self._file = state / "verified.json"
+        self._at: dict[str, float] = {}
+        self._saved: dict[str, float] = {}
+        self._unfinished: set[str] = set()
+        self._reading = asyncio.Lock()
+        self._saving = asyncio.Lock()
+        try:
+            self._at = msgspec.json.decode(self._file.read_bytes(), type=dict[str, float])
+        except (OSError, msgspec.DecodeError):
+            pass  # all count as verified just now
+
+    async def run(self) -> None:
+        """For ever: run as a task."""
+        self._unfinished |= {volume.name for volume in self._mine()}  # of an earlier run
+        while True:
+            for _ in range(round(TURN_SECONDS / FINISH_SECONDS)):
+                await asyncio.sleep(FINISH_SECONDS)
+                for name in tuple(self._unfinished):
+                    await self._attempt(self._finish, name)
+            for volume in self._mine():
+                now = time.time()
+                self._at[volume.id] = min(self._at.get(volume.id, now), now)
+                if now - self._at[volume.id] > EVERY_SECONDS:
+                    await self._attempt(self.here, volume.name)
+            await self._save()
+
+    async def _attempt(self, work: Callable[[str], Awaitable[object]], name: str) -> None:
+        try:
+            await work(name)
+        except PannierError as error:  # tried again at the next turn
+            log.warning("copy.not-verified", volume=name, error=str(error))
+
+    def _mine(self) -> list[Volume]:
+        return [volume for volume in self._custody.catalog.volumes() if self._is_here(volume)]
+
+    def _is_here(self, volume: Volume) -> bool:
+        if self._custody.node not in (volume.grant.node, *volume.replicas):
+            return False
+        return isinstance(self._custody.drivers.get(volume.spec.driver), CheckedDriver)
+
+    async def here(self, name: str) -> CheckView:
+        """Read this node's copy of a volume, and have it made anew where it is damaged.
+
+        Raises:
+            VolumeNotFound, StorageError, Unavailable.
+        """
+        volume, me = self._volume(name), self._custody.node
+        newest = await self._custody.newest(volume) if self._is_here(volume) else None
+        live = self._is_here(volume) and await self._is_live(volume)
+        if newest is None and not live:
+            self._unfinished.add(name)
+            return CheckView(node=me, state="nothing")
+        found = None if live else newest
+        try:
+            async with self._reading:  # one at a time: the disk has others to serve
+                await self._driver(volume).verify(volume.id, found)
+        except Corrupt as error:
+            log.error(
+                "copy.damaged", volume=name, generation=str(found or "live"), error=str(error)
+            )
+            return await self._damaged(volume, found, error)
+        self._at[volume.id] = time.time()
+        await self._save()
+        return CheckView(node=me, state="whole", generation=str(found) if found else None)
+
+    async def _is_live(self, volume: Volume) -> bool:
+        """Whether this node holds the volume, so that what counts is its tree as it is now."""
+        copy = await self._driver(volume).inspect(volume.id)
+        return volume.grant.node == self._custody.node and any(
+            tree.epoch == volume.grant.epoch for tree in copy.live
+        )
+
+    async def _damaged(self, volume: Volume, found: Generation | None, error: Corrupt) -> CheckView:
+        me = self._custody.node
+        async with self._custody.lock(volume):  # so that it is not taken over meanwhile
+            volume = (await self._custody.fresh(volume.name)).record
+            held = volume.grant.node == me
+            if not held:
+                await self._driver(volume).set_aside(volume.id)
+        if not held:
+            self._unfinished.add(volume.name)
+            await self._attempt(self._finish, volume.name)
+            state, remedy = "made anew", error.remedy
+        else:
+            state, remedy = "damaged", "it is the only copy; see `dmesg` on that node"
+            if volume.in_sync:
+                remedy = f"pannier volume move {volume.name} {volume.in_sync[0]}"
+        return CheckView(
+            node=me,
+            state=state,
+            generation=str(found) if found else None,
+            error=error.message,
+            remedy=remedy or "",
+        )
+
+    async def _finish(self, name: str) -> None:
+        """Tell the holder if nothing is here; delete what was set aside once all came anew."""
+        volume, me = self._custody.catalog.volume(name), self._custody.node
+        if volume is None or not self._is_here(volume) or volume.grant.node == me:
+            self._unfinished.discard(name)
+        elif await self._custody.newest(volume) is None:
+            node = self._custody.catalog.node(volume.grant.node)
+            if node is not None and me in volume.in_sync:
+                await self._peers.to(node).peer_lost_copy(name, epoch=volume.grant.epoch)
+        elif me in volume.in_sync:
+            await self._driver(volume).drop_aside(volume.id)
+            self._unfinished.discard(name)
+
+    async def everywhere(self, name: str) -> list[CheckView]:
+        """Have every copy of a volume read, at the same time; the holder's first."""
+        volume = self._volume(name)
+        names = (volume.grant.node, *volume.replicas)
+        return list(await asyncio.gather(*(self._on(node, volume) for node in names)))
+
+    async def _on(self, name: str, volume: Volume) -> CheckView:
+        if name == self._custody.node:
+            return await self.here(volume.name)
+        node = self._custody.catalog.node(name)
+        try:
+            if node is None or not self._custody.catalog.is_up(name):
+                return CheckView(node=name, state="unknown", error=f"node {name} is down")
+            return await self._peers.to(node).peer_verify(volume.name)
+        except PannierError as error:
+            return CheckView(
+                node=name, state="unknown", error=error.message, remedy=error.remedy or ""
+            )
+
+    async def lost(self, name: str, *, epoch: int, peer: str) -> None:
+        """``peer`` has nothing of a volume that is held here: it gets all of it.
+
+        Raises:
+            NotHolder, Stale: not held here, or not at ``epoch``; Unavailable, OutcomeUnknown: ask again.
+        """
+        await self._durable.lost(name, epoch=epoch, node=peer)
+
+    def _volume(self, name: str) -> Volume:
+        volume = self._custody.catalog.volume(name)
+        if volume is None:
+            raise no_such_volume(name)
+        return volume
+
+    def _driver(self, volume: Volume) -> CheckedDriver:
+        driver = self._custody.driver(volume)
+        assert isinstance(driver, CheckedDriver)
+        return driver
+
+    async def _save(self) -> None:
+        """Where it cannot be written, a copy is read again sooner than it must be."""
+        async with self._saving:
+            known = {v.id for v in self._mine()}
+            self._at = {volume_id: at for volume_id, at in self._at.items() if volume_id in known}
+            if self._at == self._saved:
+                return
+            saved = dict(self._at)
+            try:
+                await asyncio.to_thread(write_file, self._file, msgspec.json.encode(saved))
+            except OSError as error:
+                log.warning("copy.verification-not-noted", error=str(error))
+            else:
+                self._saved = saved

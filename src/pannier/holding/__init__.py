@@ -1,0 +1,1 @@
+"""How a volume changes hands: hand-over, takeover, recovery, and the promises in between."""

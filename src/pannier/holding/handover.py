@@ -1,0 +1,316 @@
+"""Giving a volume away: rounds of generations while it is in use, then the switch.
+
+The holder alone gives a volume away, in this order: end of use, unmount, *seal* (from here on no
+write is possible), last generation, confirmed whole and durable by the other node, change of the
+record by compare-and-swap. Whatever fails before the record changed is undone by unsealing; once it
+has changed, the other node has everything, and the sealed tree is removed at leisure
+(:mod:`pannier.holding.after_handover`). Where the answer to the change never came, the tree stays sealed
+until a fresh read tells, and until the record was written anew: that voids a change which is still
+on its way (:meth:`Custody.take_up`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+
+import structlog
+
+from pannier.agent.custody import Custody
+from pannier.contract.operations import HandoverReply
+from pannier.contract.views import MoveProgress
+from pannier.core.errors import (
+    Conflict,
+    DeadlineExceeded,
+    NodeNotFound,
+    NotHolder,
+    OutcomeUnknown,
+    PannierError,
+    Stale,
+    StorageError,
+    StoreUnavailable,
+    Unavailable,
+)
+from pannier.core.generation import Generation
+from pannier.core.placement import replicas_after_move
+from pannier.core.volume import Grant, HistoryEntry, Volume
+from pannier.holding.last_generation import Aside
+from pannier.holding.rounds import Ahead, Moving, Replication
+from pannier.transport.base import Sender
+
+log = structlog.get_logger(__name__)
+
+INTEREST_SECONDS = 15.0
+"""A node that has not repeated its wish for so long has given up (its container is gone)."""
+ANSWER_SECONDS = 5.0
+ASIDE_SECONDS = 0.25
+"""So much longer than the target may the volume's other copies take with the last generation."""
+
+
+class Handovers:
+    """The hand-overs under way on this node, at most one for each volume."""
+
+    def __init__(self, custody: Custody, sender: Sender) -> None:
+        self._custody = custody
+        self._sender = sender
+        self._ahead = Ahead(custody, sender)
+        self._running: dict[str, Moving] = {}
+
+    def replicate_by(self, replication: Replication) -> None:
+        """Leave the sending of volumes that have several copies to this."""
+        self._ahead.replication = replication
+
+    def of(self, volume: Volume) -> Moving | None:
+        """The hand-over of a volume that is under way."""
+        return self._running.get(volume.id)
+
+    def switching(self, volume: Volume) -> bool:
+        """Whether the volume is just being given away: nothing may be made of it any more."""
+        running = self._running.get(volume.id)
+        return running is not None and running.phase == "switching"
+
+    async def asked(self, name: str, *, epoch: int, peer: str) -> HandoverReply:
+        """``peer`` wants the volume: begin or go on, and say after some seconds how it stands.
+
+        Raises:
+            Stale: the volume is not held here, or not at ``epoch``; Conflict: it is on its way to a
+            third node; Unavailable: this node's disk has failed; any error with which the hand-over
+            ended.
+        """
+        volume = self._custody.catalog.volume(name)
+        if volume is None or volume.grant != Grant(self._custody.node, epoch):
+            volume = (await self._custody.fresh(name)).record
+        if volume.grant.node == peer:
+            return HandoverReply(state="given", in_use_by=[])
+        if volume.grant != Grant(self._custody.node, epoch):
+            raise Stale(
+                f"volume {name} is held by node {volume.grant.node} (epoch {volume.grant.epoch})",
+                remedy="ask that node",
+            )
+        running = self._begin(volume, peer, wanted_seconds=INTEREST_SECONDS)
+        assert running.task is not None
+        await asyncio.wait({running.task}, timeout=ANSWER_SECONDS)
+        if running.task.done():
+            running.task.result()
+            return HandoverReply(state="given", in_use_by=[], sent_bytes=running.sent_bytes)
+        state = "in_use" if running.in_use_by else "copying"
+        return HandoverReply(
+            state=state, in_use_by=running.in_use_by, sent_bytes=running.sent_bytes
+        )
+
+    async def _need_disk(self, volume: Volume, *, by_writing: bool = False) -> None:
+        """Whoever wants a volume of a disk that failed shall wait until it can be taken over."""
+        try:
+            await self._custody.driver(volume).check_disk(by_writing=by_writing)
+        except StorageError as error:
+            raise Unavailable(
+                f"node {self._custody.node} cannot give volume {volume.name} away: {error.message}",
+                remedy="a copy in sync takes over within seconds, where there is one",
+            ) from error
+
+    async def move(
+        self, volume: Volume, target: str, *, wait_seconds: float
+    ) -> AsyncIterator[MoveProgress]:
+        """Move a volume that is held here, reporting each step.
+
+        Ends with ``done``, or raises the error that ended it; the volume then is where it was.
+        """
+        running = self._begin(volume, target, wanted_seconds=wait_seconds)
+        assert running.task is not None
+        try:
+            yield self._progress(running)
+            while not running.task.done():
+                running.changed.clear()
+                waiter = asyncio.ensure_future(running.changed.wait())
+                await asyncio.wait(
+                    {running.task, waiter}, timeout=1.0, return_when=asyncio.FIRST_COMPLETED
+                )
+                waiter.cancel()
+                if not running.task.done():
+                    yield self._progress(running)
+        finally:
+            # Whoever asked has gone; a node that wants it too says so again within this time.
+            until = self._custody.clock() + INTEREST_SECONDS
+            running.wanted_until = min(running.wanted_until, until)
+        running.task.result()
+        running.phase = "done"
+        yield self._progress(running)
+
+    def _progress(self, running: Moving) -> MoveProgress:
+        return MoveProgress(
+            phase=running.phase,
+            volume=running.volume.name,
+            source=self._custody.node,
+            target=running.target.name,
+            round=running.round,
+            sent_bytes=running.sent_bytes,
+            in_use_by=running.in_use_by,
+            pause_seconds=running.pause_seconds,
+            total_seconds=self._custody.clock() - running.started,
+            generation=str(running.generation) if running.generation else None,
+        )
+
+    def _begin(self, volume: Volume, target: str, *, wanted_seconds: float) -> Moving:
+        running = self._running.get(volume.id)
+        now = self._custody.clock()
+        until = now + wanted_seconds
+        if running is not None:
+            if running.target.name != target:
+                raise Conflict(
+                    f"volume {volume.name} is on its way to node {running.target.name}",
+                    remedy="wait until it is there, then ask again",
+                )
+            running.wanted_until = max(running.wanted_until, until)
+            return running
+        node = self._custody.catalog.node(target)
+        if node is None:
+            raise NodeNotFound(f"there is no node {target}", remedy="see pannier node ls")
+        if volume.spec.driver not in node.drivers:
+            raise Conflict(
+                f"node {target} has no {volume.spec.driver} driver, which volume {volume.name} needs",
+                remedy=f"it has {', '.join(node.drivers)}; choose another node",
+            )
+        running = Moving(volume, node, now, until)
+        running.task = asyncio.create_task(self._run(running), name=f"handover {volume.name}")
+        running.task.add_done_callback(lambda task: self._ended(volume, task))
+        self._running[volume.id] = running
+        return running
+
+    def _ended(self, volume: Volume, task: asyncio.Task[None]) -> None:
+        self._running.pop(volume.id, None)
+        if not task.cancelled() and (error := task.exception()):
+            log.warning("handover.failed", volume=volume.name, error=str(error))
+
+    async def _run(self, running: Moving) -> None:
+        custody, volume = self._custody, running.volume
+        try:
+            await self._need_disk(volume)
+            while True:
+                await self._ahead.while_used(running)
+                await self._ahead.until_near(running)
+                async with custody.lock(volume):
+                    if await custody.in_use(volume):
+                        continue
+                    running.to("switching")
+                    await self._ahead.pause(volume)
+                    await self._switch(running)
+                    return
+        except StorageError:
+            await self._need_disk(volume, by_writing=True)
+            raise
+        finally:
+            await self._ahead.pause(volume)
+
+    async def _send_last(
+        self, running: Moving, generation: Generation, others: tuple[str, ...]
+    ) -> tuple[str, ...]:
+        """Send what the next epoch begins with; returns who has it then, beside the target."""
+        me, volume = self._custody.node, running.volume
+        aside = Aside(self._custody, self._sender, volume)
+        aside.send(generation, to=[name for name in others if name != me])
+        try:
+            await self._ahead.send(running, generation)
+            return (me, *await aside.reached(seconds=ASIDE_SECONDS))
+        finally:
+            await aside.end()
+
+    async def _switch(self, running: Moving) -> None:
+        """The caller has the lock, and nobody uses the volume."""
+        custody, volume = self._custody, running.volume
+        driver, epoch = custody.driver(volume), volume.grant.epoch
+        began = custody.clock()
+        try:
+            fresh = await custody.take_up(volume)
+        except NotHolder as error:
+            raise _changed(volume) from error
+        if fresh.record.grant != volume.grant:
+            raise _changed(volume)
+        replicas = replicas_after_move(fresh.record, target=running.target.name)
+        await custody.take_down(volume)
+        try:
+            generation = await driver.seal(volume.id, epoch=epoch)
+            have_it = await self._send_last(running, generation, replicas)
+        except BaseException:
+            await driver.unseal(volume.id, epoch=epoch)
+            raise
+        record = fresh.record.granted(
+            running.target.name,
+            base=generation,
+            replicas=replicas,
+            in_sync=have_it,
+        ).with_entry(
+            HistoryEntry(
+                at=time.time(),
+                what="moved",
+                node=running.target.name,
+                epoch=epoch + 1,
+                detail=f"from {custody.node} with generation {generation}",
+            )
+        )
+        await self._give(volume, record, expect=fresh.revision)
+        running.pause_seconds = custody.clock() - began
+        log.info(
+            "volume.given",
+            volume=volume.name,
+            to=running.target.name,
+            epoch=epoch + 1,
+            generation=str(generation),
+            pause=round(running.pause_seconds, 3),
+        )
+
+    async def _give(self, volume: Volume, record: Volume, *, expect: int) -> None:
+        """Change the record; on any answer but success the truth is read before writing resumes."""
+        custody, driver = self._custody, self._custody.driver(volume)
+        try:
+            revision = await custody.registry.replace_volume(record, expect=expect)
+        except (StoreUnavailable, StorageError):  # certainly not done
+            await driver.unseal(volume.id, epoch=volume.grant.epoch)
+            raise
+        except (Stale, OutcomeUnknown) as error:
+            if not await self._was_given(volume, record.grant):
+                raise error from None
+        else:
+            custody.catalog.remember(record, revision=revision)
+
+    async def _was_given(self, volume: Volume, grant: Grant) -> bool:
+        """Whether the change of the record happened; if not, it cannot any more, and writing resumes.
+
+        Where the store does not tell, the tree stays sealed: the next Mount asks it first.
+        """
+        custody = self._custody
+        try:
+            found = (await custody.fresh(volume.name)).record
+            if (found.id, found.grant) == (volume.id, volume.grant):
+                await custody.take_up(volume)
+                await custody.driver(volume).unseal(volume.id, epoch=volume.grant.epoch)
+                return False
+        except NotHolder:  # it arrived between the two reads
+            return True
+        except PannierError as error:
+            log.warning("handover.unknown", volume=volume.name, error=str(error))
+            return False
+        # Beyond the next epoch it was given, and given on; at it, a person may have recovered it.
+        given_on = found.grant.epoch > grant.epoch
+        return found.id == volume.id and (found.grant == grant or given_on)
+
+    async def close(self) -> None:
+        """End what is under way; every volume stays with a whole, single holder."""
+        tasks = [running.task for running in self._running.values() if running.task]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _changed(volume: Volume) -> Stale:
+    return Stale(f"volume {volume.name} changed while it was copied", remedy="ask again")
+
+
+def still_waiting(name: str, holder: str, reason: str, seconds: float) -> DeadlineExceeded:
+    """The error for a Mount whose time is over."""
+    return DeadlineExceeded(
+        f"volume {name} is still on node {holder}"
+        + (f" ({reason})" if reason else "")
+        + f"; waited {seconds:.0f} s",
+        remedy="stop its user there (services: --update-order stop-first), then start this again",
+    )

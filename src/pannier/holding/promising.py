@@ -1,0 +1,97 @@
+"""Going on without the store: every node that could take a volume over promises not to.
+
+The idea is Patroni's failsafe mode, for each volume by itself: only the nodes in its ``in_sync`` can
+take it over, so their word is enough, and theirs alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+
+import structlog
+
+from pannier.agent.custody import Custody
+from pannier.agent.promises import Promises
+from pannier.contract.peers import Peers
+from pannier.core.errors import PannierError
+from pannier.core.lease import PROMISE_SECONDS, promised_until
+from pannier.core.volume import Volume
+
+log = structlog.get_logger(__name__)
+
+ANSWER_SECONDS = 2.0
+ASK_SECONDS = 1.0
+WATCH_SECONDS = 0.2
+
+
+class Failsafe:
+    """Asks for promises when the lease is in danger, and gives them.
+
+    Args:
+        rivals: the nodes that could take a volume over.
+    """
+
+    def __init__(
+        self,
+        custody: Custody,
+        peers: Peers,
+        promises: Promises,
+        *,
+        rivals: Callable[[str], frozenset[str]],
+    ) -> None:
+        self._custody = custody
+        self._peers = peers
+        self._promises = promises
+        self._rivals = rivals
+
+    def promise(self, volumes: Mapping[str, int], *, seconds: float, peer: str) -> list[str]:
+        """Promise ``peer`` not to take these volumes (ids with their epochs) over for so long.
+
+        Only of volumes that this node, too, knows to be held by ``peer`` at that epoch.
+        """
+        known = {volume.id: volume for volume in self._custody.catalog.volumes()}
+        return [
+            volume_id
+            for volume_id, epoch in volumes.items()
+            if (volume := known.get(volume_id)) is not None
+            and (volume.grant.node, volume.grant.epoch) == (peer, epoch)
+            and self._promises.promise(volume_id, epoch=epoch, seconds=seconds)
+        ]
+
+    async def run(self) -> None:
+        """Ask while the lease is in danger, for ever: run as a task."""
+        while True:
+            if self._custody.lease.in_danger:
+                await self.ask()
+                await asyncio.sleep(ASK_SECONDS)
+            else:
+                await asyncio.sleep(WATCH_SECONDS)
+
+    async def ask(self) -> None:
+        """Ask all peers that matter, at once."""
+        wanted: dict[str, list[Volume]] = defaultdict(list)
+        for volume in self._custody.catalog.volumes():
+            if volume.grant.node == self._custody.node and volume.spec.copies > 1:
+                for name in sorted(self._rivals(volume.name)):  # the same each time
+                    wanted[name].append(volume)
+        await asyncio.gather(*(self._ask_one(name, asked) for name, asked in wanted.items()))
+
+    async def _ask_one(self, name: str, volumes: list[Volume]) -> None:
+        custody = self._custody
+        node = custody.catalog.node(name)
+        if node is None:
+            return
+        asked_at = custody.clock()
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                given = await self._peers.to(node).peer_promise(
+                    {volume.id: volume.grant.epoch for volume in volumes}, seconds=PROMISE_SECONDS
+                )
+        except (PannierError, TimeoutError) as error:
+            log.info("failsafe.no-promise", node=name, error=str(error) or "no answer in time")
+            return
+        for volume in volumes:
+            if volume.id in given:
+                custody.lease.promised(volume, {name: promised_until(asked_at)})

@@ -1,0 +1,203 @@
+"""A node that has everything takes a volume over when its holder is gone: nobody has to ask a person.
+
+Only an in-sync copy may, and only once the holder's lease has run out in the store. Then, in this
+order: from here on confirm nothing more to the former holder; see in the store that its lease is
+gone; choose the newest generation that is here; change the record, on condition that it is as it was
+and the lease still gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import NoReturn
+
+import structlog
+
+from pannier.agent.custody import Custody
+from pannier.agent.promises import Promises
+from pannier.cluster.registry import Versioned
+from pannier.contract.peers import Peers
+from pannier.core.errors import (
+    Conflict,
+    NotFound,
+    OutcomeUnknown,
+    PannierError,
+    Stale,
+    Unavailable,
+)
+from pannier.core.generation import Generation
+from pannier.core.placement import replicas_after_loss
+from pannier.core.volume import Durability, Grant, HistoryEntry, Volume
+
+log = structlog.get_logger(__name__)
+
+ASK_SECONDS = 1.0
+
+
+class Takeover:
+    """Takes volumes over from holders whose lease has run out."""
+
+    def __init__(self, custody: Custody, peers: Peers, promises: Promises) -> None:
+        self._custody = custody
+        self._peers = peers
+        self._promises = promises
+
+    def possible(self, volume: Volume) -> bool:
+        """Whether, as far as is known here, the holder is gone and a copy may go on."""
+        catalog = self._custody.catalog
+        gone = volume.grant.node != self._custody.node and not catalog.is_up(volume.grant.node)
+        return gone and bool(volume.in_sync)
+
+    async def arrange(self, volume: Volume) -> Volume:
+        """Have the best copy that answers take the volume over, here or on another node.
+
+        Returns the new record, on whatever node the volume is held then.
+
+        Raises:
+            Unavailable: not now: a promise, or no in-sync copy that answers.
+            Conflict: the holder is back, or somebody else was faster.
+        """
+        epoch = volume.grant.epoch
+        chosen = await self._choose(volume)
+        if chosen == self._custody.node:
+            return await self.take(volume.name, epoch=epoch)
+        node = self._custody.catalog.node(chosen)
+        assert node is not None  # it answered
+        try:
+            await self._peers.to(node).peer_take(
+                volume.name, epoch=epoch, generation=None, actor=self._custody.node
+            )
+        except OutcomeUnknown:
+            log.info("takeover.unknown", volume=volume.name, node=chosen)
+        return (await self._custody.fresh(volume.name)).record
+
+    async def _choose(self, volume: Volume) -> str:
+        """This node if it is in sync, so that nobody else need answer; else, or where copies are
+        kept by intervals only and may differ, the one with the newest generation. One that had a
+        damaged copy may be in sync, and have nothing."""
+        me = self._custody.node
+        alike = volume.spec.durability is Durability.FSYNC
+        if alike and me in volume.in_sync and await self._custody.newest(volume):
+            return me
+        names = sorted(volume.in_sync, key=lambda name: name != me)
+        found = await asyncio.gather(*(self._newest_on(name, volume) for name in names))
+        there = {name: newest for name, newest in zip(names, found, strict=True) if newest}
+        if not there:
+            raise Unavailable(
+                f"node {volume.grant.node}, which holds volume {volume.name}, is down, and so is "
+                f"every node with a copy in sync: {', '.join(volume.in_sync)}",
+                remedy=f"start one of {', '.join((volume.grant.node, *volume.in_sync))}",
+            )
+        return max(there, key=lambda name: (there[name], name == me))
+
+    async def _newest_on(self, name: str, volume: Volume) -> Generation | None:
+        if name == self._custody.node:
+            return await self._custody.newest(volume)
+        node = self._custody.catalog.node(name)
+        if node is None or not self._custody.catalog.is_up(name):
+            return None
+        try:
+            async with asyncio.timeout(ASK_SECONDS):
+                view = await self._peers.to(node).peer_volume(volume.name)
+        except (PannierError, TimeoutError):
+            return None
+        if view.id != volume.id:
+            return None
+        ours = [Generation.parse(text) for text in view.generations or []]
+        return max((g for g in ours if volume.grew_out_of(g)), default=None)
+
+    async def take(self, name: str, *, epoch: int) -> Volume:
+        """Make this node the holder after ``epoch``. Asked twice, it answers as the first time.
+
+        Raises:
+            Stale: the record is another one by now; Conflict: the holder is up, or this copy is not
+            in sync; Unavailable: this node has promised to wait; OutcomeUnknown.
+        """
+        me = self._custody.node
+        fresh = await self._custody.fresh(name)
+        if fresh.record.grant == Grant(me, epoch + 1):
+            return fresh.record
+        self._check(fresh.record, epoch)
+        async with self._custody.lock(fresh.record):
+            fresh = await self._custody.fresh(name)
+            if fresh.record.grant == Grant(me, epoch + 1):
+                return fresh.record
+            await self._promises.settle(fresh.record, revision=fresh.revision)
+            self._check(fresh.record, epoch)
+            async with self._promises.taking(fresh.record, revision=fresh.revision):
+                record = await self._take(fresh)
+        log.warning("volume.taken-over", volume=name, epoch=epoch + 1, base=str(record.base))
+        return record
+
+    def _check(self, volume: Volume, epoch: int) -> None:
+        me = self._custody.node
+        if volume.grant.epoch != epoch:
+            raise Stale(
+                f"volume {volume.name} has a new holder, {volume.grant.node}", remedy="look again"
+            )
+        if me not in volume.in_sync:
+            raise Conflict(
+                f"node {me} has no copy of volume {volume.name} that is in sync",
+                remedy=f"in sync are {', '.join(volume.in_sync) or 'none'}",
+            )
+        check_not_promised(volume, self._promises, node=me)
+
+    async def _take(self, fresh: Versioned[Volume]) -> Volume:
+        """The caller has the lock, and confirms nothing to the former holder from now on."""
+        volume, me = fresh.record, self._custody.node
+        if await self._custody.registry.is_up(volume.grant.node):
+            self._refuse_up(volume)
+        base = await self._custody.newest(volume)
+        if base is None:
+            raise NotFound(f"node {me} should have a copy of volume {volume.name}, and has none")
+        record = volume.granted(
+            me, base=base, replicas=replicas_after_loss(volume, target=me)
+        ).with_entry(
+            HistoryEntry(
+                at=time.time(),
+                what="taken over",
+                node=me,
+                epoch=volume.grant.epoch + 1,
+                detail=f"from {volume.grant.node}, whose lease ran out, with generation {base}",
+            )
+        )
+        return await change_holder(self._custody, fresh, record)
+
+    def _refuse_up(self, volume: Volume) -> NoReturn:
+        raise Conflict(
+            f"node {volume.grant.node}, which holds volume {volume.name}, is up",
+            remedy=f"pannier volume move {volume.name} NODE loses nothing",
+        )
+
+
+def check_not_promised(volume: Volume, promises: Promises, *, node: str) -> None:
+    """Raise Unavailable where ``node`` has promised to leave the volume alone."""
+    left = promises.seconds_left(volume.id)
+    if left > 0:
+        raise Unavailable(
+            f"node {node} has promised not to take volume {volume.name} over for {left:.0f} s",
+            remedy="its holder lives, or lived a moment ago; try again then",
+        )
+
+
+async def change_holder(custody: Custody, former: Versioned[Volume], record: Volume) -> Volume:
+    """Give a volume its new holder, while the former one's lease is gone and its record as it was.
+
+    Raises:
+        Stale, StoreUnavailable: it did not happen; OutcomeUnknown: it may have, or may yet.
+    """
+    try:
+        revision = await custody.registry.take_volume(
+            record, expect=former.revision, former=former.record.grant.node
+        )
+    except OutcomeUnknown as error:
+        try:
+            found = await custody.fresh(record.name)
+        except PannierError:
+            raise error from None  # which says nothing about the change
+        if found.record.grant != record.grant or found.record.id != record.id:
+            raise
+        return found.record
+    custody.catalog.remember(record, revision=revision)
+    return record

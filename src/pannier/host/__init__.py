@@ -1,0 +1,1 @@
+"""The machine under us: clock, systemd, processes, files, mounts."""

@@ -1,0 +1,1 @@
+"""This node's use cases, put together for the edges."""

@@ -1,0 +1,35 @@
+"""Telling the others how much room this node's pool has, for the placement of copies."""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+
+from pannier.agent.custody import Custody
+from pannier.core.errors import PannierError
+from pannier.node.membership import Membership
+
+log = structlog.get_logger(__name__)
+
+LOOK_SECONDS = 60.0
+
+
+async def keep_room(custody: Custody, membership: Membership) -> None:
+    """Keep the node's record in line with the pool, for ever: run as a task."""
+    await custody.opened.wait()
+    while True:
+        await report_room(custody, membership)
+        await asyncio.sleep(LOOK_SECONDS)
+
+
+async def report_room(custody: Custody, membership: Membership) -> None:
+    """Write into this node's record how many tenths of its pool are free.
+
+    What cannot be asked or written now stays as it is.
+    """
+    try:
+        capacity = await custody.drivers[custody.default_driver].capacity()
+        await membership.report_room(capacity.free_bytes * 10 // max(capacity.total_bytes, 1))
+    except PannierError as error:
+        log.info("node.room-not-reported", error=str(error))

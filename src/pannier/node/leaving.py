@@ -1,0 +1,91 @@
+"""Ending in good order: the copies get what was written, and the others are told that it is no loss."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+
+import structlog
+
+from pannier.agent.custody import Custody
+from pannier.copies.acknowledging import Durable
+from pannier.core.errors import PannierError
+from pannier.core.volume import Volume
+from pannier.node.membership import Membership
+
+log = structlog.get_logger(__name__)
+
+WITHIN_SECONDS = 10.0
+DOUBT_SECONDS = 4.0
+"""For so long containers that stand still may yet turn out to be allowed to go on."""
+_LOOK_SECONDS = 0.2
+
+
+class Leaving:
+    """How the daemon ends. Where nothing is in use here, others may take over at once.
+
+    Else this is taken for a restart: what runs goes on without the daemon, to the lease's end. What
+    stands still is ended: without the daemon, nobody would let it go on, and nobody could stop it.
+    """
+
+    def __init__(self, custody: Custody, durable: Durable, membership: Membership) -> None:
+        self._custody = custody
+        self._durable = durable
+        self._membership = membership
+        self._unused = False
+
+    async def prepare(self) -> None:
+        """While all else still runs: bring everything to the copies, if nothing is in use."""
+        try:
+            async with asyncio.timeout(WITHIN_SECONDS):
+                await self._end_what_stands_still()
+                for volume in self._mine():
+                    if await self._custody.in_use(volume):
+                        return
+                    await self._durable.make_durable(volume.name)
+        except (PannierError, TimeoutError) as error:
+            log.warning("lease.kept", error=str(error) or "no answer in time")
+        else:
+            self._unused = True
+
+    async def _end_what_stands_still(self) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(DOUBT_SECONDS):
+                while self._standing_still():
+                    await asyncio.sleep(_LOOK_SECONDS)
+        # All at once: by the time that one's lock is free, another could have been let go on.
+        await asyncio.gather(*map(self._fence, self._standing_still()))
+
+    async def _fence(self, volume: Volume) -> None:
+        try:
+            await self._custody.fence(volume)
+        except (PannierError, OSError) as error:
+            log.error("volume.not-fenced", volume=volume.name, error=str(error))
+
+    def _standing_still(self) -> list[Volume]:
+        return [v for v in self._custody.catalog.volumes() if self._custody.suspended(v)]
+
+    async def announce(self) -> None:
+        """When nothing else runs any more: say that this is no loss, and only then end the lease."""
+        try:
+            async with asyncio.timeout(WITHIN_SECONDS):
+                await self._membership.announce_stop()
+                if self._unused:
+                    await self._end_lease()
+        except (PannierError, TimeoutError) as error:
+            log.warning("node.stop-not-announced", error=str(error) or "no answer in time")
+
+    async def _end_lease(self) -> None:
+        """Unless a Mount came meanwhile: one that had its proof has ended before this gets the lock."""
+        lease = self._custody.lease
+        lease.renounce()
+        for volume in self._mine():
+            async with self._custody.lock(volume):
+                if await self._custody.in_use(volume):
+                    return
+        await lease.end()
+
+    def _mine(self) -> list[Volume]:
+        """Those that others could take over."""
+        catalog, me = self._custody.catalog, self._custody.node
+        return [v for v in catalog.volumes() if v.grant.node == me and v.in_sync]

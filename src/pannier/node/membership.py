@@ -1,0 +1,264 @@
+"""Nodes: joining, draining, leaving."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import structlog
+
+from pannier.cluster.catalog import Catalog
+from pannier.cluster.registry import Registry, Versioned, decode, encode
+from pannier.contract.operations import JoinReply, JoinRequest
+from pannier.contract.views import TokenView
+from pannier.core.errors import AlreadyExists, Conflict, Denied, NodeNotFound, Stale
+from pannier.core.node import Node, check_node_name
+from pannier.core.volume import HistoryEntry
+from pannier.host.clock import rfc3339
+from pannier.pki.authority import Authority
+from pannier.pki.identity import fingerprint
+from pannier.pki.token import Token, TokenRecord, new_token, redeem
+from pannier.store.base import ABSENT, Change
+
+log = structlog.get_logger(__name__)
+
+TRIES = 5
+"""A compare-and-swap that lost its race is decided again so often; each loser means a winner."""
+
+
+class Membership:
+    """Who belongs to the cluster.
+
+    Args:
+        authority: the cluster's CA, or an error that says where it is; only one node has it.
+        store_address: what a joining node is told.
+    """
+
+    def __init__(
+        self,
+        *,
+        node: str,
+        registry: Registry,
+        catalog: Catalog,
+        authority: Callable[[], Authority],
+        store_address: str,
+    ) -> None:
+        self._node = node
+        self._registry = registry
+        self._catalog = catalog
+        self._authority = authority
+        self._store_address = store_address
+
+    async def create_token(self, *, ttl_seconds: float, uses: int) -> TokenView:
+        """A join token; the store keeps a hash of its secret.
+
+        Raises:
+            Conflict: the CA is on another node, or the store is for one node only.
+        """
+        self._refuse_where_alone()
+        token, record = new_token(
+            time.time(),
+            ttl_seconds=ttl_seconds,
+            uses=uses,
+            ca_fingerprint=self._authority().fingerprint,
+        )
+        await self._registry.store.commit(Change(_token_key(token.id), encode(record), ABSENT))
+        return TokenView(token=token.text(), expires_at=rfc3339(record.expires_at), uses=uses)
+
+    async def join(self, request: JoinRequest) -> JoinReply:
+        """Admit a machine: use its token, reserve its name, issue its certificate.
+
+        Raises:
+            Denied: the token; AlreadyExists: the name is taken; Conflict: the CA is elsewhere, or
+            the store is for one node only.
+        """
+        self._refuse_where_alone()
+        authority = self._authority()
+        name = check_node_name(request.name)
+        token = Token.parse(request.token)
+        if await self._registry.node(name):
+            raise AlreadyExists(
+                f"there is a node {name} in this cluster",
+                remedy="choose another --name, or remove the old one: pannier node rm",
+            )
+        certificate = authority.issue_node(request.csr, node=name, addresses=[request.address])
+        node = Node(
+            name=name,
+            address=request.address,
+            drivers=(),
+            version=request.version,
+            joined_at=time.time(),
+            certificate=fingerprint(certificate),
+        )
+        await self._redeem(token)
+        try:
+            await self._registry.put_node(node)
+        except Stale as error:
+            raise AlreadyExists(
+                f"there is a node {name} in this cluster",
+                remedy="choose another --name, or remove the old one: pannier node rm",
+            ) from error
+        log.info("node.joined", node=name, address=request.address)
+        return JoinReply(
+            cluster=authority.cluster,
+            certificate=certificate,
+            ca=authority.certificate_pem,
+            store=self._store_address,
+        )
+
+    def _refuse_where_alone(self) -> None:
+        """A second node would open a file of its own, and two clusters would bear one name."""
+        if self._store_address.startswith("sqlite:"):
+            raise Conflict(
+                f"the store of this cluster is a file on node {self._node}, which no other node "
+                "can reach",
+                remedy="a cluster of several nodes begins with: pannier init --store etcd://...",
+            )
+
+    async def _redeem(self, token: Token) -> None:
+        for _ in range(TRIES):
+            key = _token_key(token.id)
+            entry = await self._registry.store.get(key)
+            record = decode(entry, TokenRecord) if entry else None
+            left = redeem(record, secret=token.secret, now=time.time())
+            assert entry is not None  # an unknown token was refused
+            try:
+                value = encode(left) if left else None
+                await self._registry.store.commit(Change(key, value, entry.revision))
+            except Stale:
+                continue
+            return
+        raise Denied("the join token is used by too many machines at once", remedy="try again")
+
+    async def drain(self, name: str, *, drained: bool) -> Node:
+        """Mark a node as to be emptied, or take the mark away."""
+        return await self._change(name, lambda node: replace(node, drained=drained))
+
+    async def report_swarm(self, swarm: str | None) -> None:
+        """Keep this engine's node id in Docker Swarm in this node's record."""
+        me = self._catalog.node(self._node)
+        if me is not None and me.swarm == swarm:
+            return
+        await self._change(self._node, lambda node: replace(node, swarm=swarm))
+
+    async def report_room(self, tenths: int) -> None:
+        """Keep in this node's record how much of its pool is free."""
+        me = self._catalog.node(self._node)
+        if me is None or me.room != tenths:
+            await self._change(self._node, lambda node: replace(node, room=tenths))
+
+    async def announce_stop(self) -> None:
+        """Tell the others that this daemon stops because it was told to; its start takes it back."""
+        await self._change(self._node, lambda node: replace(node, stopping=True))
+
+    async def _change(self, name: str, change: Callable[[Node], Node]) -> Node:
+        for _ in range(TRIES):
+            found = await self._node_record(name)
+            node = change(found.record)
+            if node == found.record:
+                return node
+            try:
+                await self._registry.put_node(node, expect=found.revision)
+            except Stale:
+                continue
+            return node
+        raise Stale(f"node {name}'s record keeps changing", remedy="try again")
+
+    async def remove(self, name: str, *, lost: bool = False, actor: str = "local") -> None:
+        """Take a node out of the cluster; its certificate is not accepted any more.
+
+        Args:
+            lost: it is down and will not come back. Its volumes go to the trash, where they stay:
+                should the machine return after all and join under its name, they can be restored.
+
+        Raises:
+            Conflict: it holds volumes, or it is this node, or it is said to be lost and is up.
+        """
+        found = await self._node_record(name)
+        if lost:
+            await self._give_up_volumes(name, actor=actor)
+        held = [v.name for v in await self._registry.volumes() if v.grant.node == name]
+        if not lost:
+            held += [
+                f"{item.record.name} (in the trash)"
+                for item in await self._registry.trash()
+                if item.record.grant.node == name
+            ]
+        if held:
+            raise Conflict(
+                f"node {name} holds {', '.join(held)}, and nobody else has that data",
+                remedy=f"move or remove it first: pannier node drain {name}; if the node is lost for "
+                "ever: pannier node rm --lost",
+            )
+        if name == self._node:
+            raise Conflict(f"node {name} cannot remove itself", remedy="run this on another node")
+        await self._registry.remove_node(name, expect=found.revision)
+        log.info("node.removed", node=name)
+
+    async def _give_up_volumes(self, name: str, *, actor: str) -> None:
+        if self._catalog.is_up(name):
+            raise Conflict(
+                f"node {name} is up, so it is not lost", remedy="leave --lost out, or switch it off"
+            )
+        for volume in await self._registry.volumes():
+            if volume.grant.node != name:
+                continue
+            current = await self._registry.volume(volume.name)
+            if current is None or current.record.grant.node != name:
+                continue
+            if current.record.replicas:
+                raise Conflict(
+                    f"volume {volume.name} of node {name} has copies on "
+                    f"{', '.join(current.record.replicas)}",
+                    remedy=f"recover it first: pannier volume recover {volume.name}",
+                )
+            entry = HistoryEntry(
+                at=time.time(),
+                what="lost",
+                node=name,
+                epoch=current.record.grant.epoch,
+                detail=f"with its node, by {actor}",
+            )
+            removed = replace(current.record, removed_at=time.time()).with_entry(entry)
+            await self._registry.trash_volume(removed, expect=current.revision, lost_with=name)
+
+    async def _node_record(self, name: str) -> Versioned[Node]:
+        found = await self._registry.node(name)
+        if found is None:
+            known = ", ".join(node.name for node in self._catalog.nodes())
+            raise NodeNotFound(f"there is no node {name}", remedy=f"the nodes are {known}")
+        return found
+
+    async def introduce(self, mine: Node) -> None:
+        """Bring this node's own record up to date after a start: address, drivers, version.
+
+        Raises:
+            Denied: this node was removed from the cluster.
+        """
+        for _ in range(TRIES):
+            found = await self._registry.node(mine.name)
+            if found is None or found.record.certificate != mine.certificate:
+                raise Denied(
+                    f"node {mine.name} was removed from the cluster",
+                    remedy="join it again with a new token after moving /etc/pannier away",
+                )
+            record = found.record
+            node = replace(
+                mine,
+                joined_at=record.joined_at,
+                drained=record.drained,
+                swarm=record.swarm,
+                room=record.room,
+            )
+            if node == found.record:
+                return
+            try:
+                await self._registry.put_node(node, expect=found.revision)
+            except Stale:
+                continue
+            return
+
+
+def _token_key(token_id: str) -> str:
+    return f"tokens/{token_id}"

@@ -1,1 +1,0 @@
-"""Use cases, shared by the edges. They know protocols, never concrete adapters."""

@@ -1,0 +1,305 @@
+"""Where the btrfs driver keeps what, and what counts as whole."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from pannier.core.errors import Corrupt
+from pannier.core.generation import Generation
+from pannier.storage.btrfs import ioctl
+from pannier.storage.btrfs.ioctl import SubvolumeInfo
+from pannier.storage.naming import DOOMED, DRAFT, check_id, parse_numbers
+
+_LIVE = "live-"
+_ASIDE = "aside"
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """The directory of one volume, which need not exist."""
+
+    volume: str
+    path: Path
+
+    @classmethod
+    def of(cls, volume: str, *, volumes: Path) -> Home:
+        """The home of ``volume``.
+
+        Raises:
+            InvalidInput: an id that could leave its directory.
+        """
+        check_id(volume)
+        return cls(volume, volumes / volume)
+
+    def live(self, epoch: int) -> Path:
+        """The subvolume of a live tree."""
+        return self.path / f"{_LIVE}{epoch}"
+
+    def tree(self, generation: Generation) -> Path:
+        """The subvolume of a generation."""
+        return self.path / "generations" / str(generation) / "tree"
+
+    def incoming(self, generation: Generation) -> Path:
+        """The directory that a generation is received into."""
+        return self.path / "incoming" / str(generation)
+
+    @property
+    def workbench(self) -> Path:
+        """The subvolume that small differences are applied to."""
+        return self.path / "incoming" / "workbench" / "tree"
+
+    def epochs(self) -> tuple[int, ...]:
+        """Epochs of the live trees, oldest first."""
+        names = _names(self.path)
+        return tuple(sorted(int(n.removeprefix(_LIVE)) for n in names if n.startswith(_LIVE)))
+
+    def generations(self) -> tuple[Generation, ...]:
+        """Whole generations, oldest first."""
+        return tuple(g for g in self._numbers() if is_whole(self.tree(g)))
+
+    def _numbers(self) -> tuple[Generation, ...]:
+        return tuple(sorted(parse_numbers(_names(self.path / "generations"))))
+
+    def make_generation(self, live: Path, *, epoch: int) -> Generation:
+        """Snapshot a live tree, durably. Its number follows the highest ever given in this epoch,
+        deleted ones included.
+        """
+        given = [number.sequence for number in self._numbers() if number.epoch == epoch]
+        generation = Generation(epoch, max(given, default=0) + 1)
+        tree = self.tree(generation)
+        tree.parent.mkdir()
+        try:
+            # Flushes the tree, commits the transaction: durable, directory included.
+            ioctl.create_snapshot(live, target=tree, read_only=True)
+        except OSError:
+            tree.parent.rmdir()
+            raise
+        return generation
+
+    def drop_generation(self, generation: Generation) -> None:
+        """Remove a generation. Where it was the epoch's last, its number stays given."""
+        tree = self.tree(generation)
+        if ioctl.is_subvolume(tree):
+            ioctl.destroy_subvolume(tree)
+        self.forget_old_numbers()
+
+    def same(self, first: Generation, second: Generation) -> bool:
+        """Whether two generations of one live tree have the same content."""
+        found = (ioctl.subvolume_info(self.tree(each)) for each in (first, second))
+        return len({each.ctransid for each in found}) == 1
+
+    def saved_as(self, live: Path) -> Generation | None:
+        """The generation that has exactly the content of a live tree, as far as it was flushed.
+
+        That is its own last snapshot, or the one that it was promoted from, if the content's
+        transaction number is still the same.
+        """
+        tree = ioctl.subvolume_info(live)
+        for generation in reversed(self.generations()):
+            found = ioctl.subvolume_info(self.tree(generation))
+            if _related(found, tree):
+                return generation if found.ctransid == tree.ctransid else None
+        return None
+
+    def make(self, *, quotas: bool) -> None:
+        """Make the home where there is none: a subvolume whose quota group sums up all within.
+
+        A subvolume made in another one joins that one's groups by itself, received ones too.
+        """
+        if self.path.exists():
+            return
+        draft = self.path.with_name(f"{DRAFT}{self.path.name}")
+        if draft.exists():
+            destroy_home(draft)
+        ioctl.create_subvolume(draft)
+        draft.chmod(0o700)
+        for name in ("generations", "incoming"):
+            (draft / name).mkdir()
+        if quotas:
+            number = ioctl.subvolume_info(draft).id
+            group = ioctl.group_of(number)
+            ioctl.create_group(draft, group=group)
+            ioctl.join_group(draft, subvolume_id=number, group=group)
+        draft.rename(self.path)
+
+    def set_aside(self) -> None:
+        """Move all generations to where they do not count, the newest last: then all is done.
+
+        Their numbers stay given. One that was just taken in on top of another is found at the second
+        look, or sees that its base is gone.
+        """
+        self.discard_workbench()
+        aside = self.path / _ASIDE
+        aside.mkdir(exist_ok=True)
+        while found := self.generations():
+            for generation in found:
+                target, place = aside / str(generation), self.tree(generation).parent
+                _remove_with_subvolumes(target)  # damaged before
+                place.rename(target)
+                place.mkdir()
+        self.forget_old_numbers()
+
+    @property
+    def has_aside(self) -> bool:
+        """Whether something is set aside."""
+        return (self.path / _ASIDE).exists()
+
+    def drop_aside(self) -> None:
+        """Remove what was set aside."""
+        aside = self.path / _ASIDE
+        for child in _children(aside):
+            _remove_with_subvolumes(child)
+        with suppress(FileNotFoundError):
+            aside.rmdir()
+
+    def checked(self, generation: Generation | None) -> Path:
+        """A snapshot of a generation, or of the newest live tree, that nobody changes meanwhile."""
+        tree = self.live(max(self.epochs(), default=0))
+        if generation is not None:
+            tree = self.tree(generation)
+        check = self.path / "incoming" / "check"
+        _remove_with_subvolumes(check)
+        check.mkdir()
+        target = check / "tree"
+        ioctl.create_snapshot(tree, target=target, read_only=True)
+        return target
+
+    def discard_checked(self) -> None:
+        """Remove it."""
+        _remove_with_subvolumes(self.path / "incoming" / "check")
+
+    def discard_incoming(self, generation: Generation) -> None:
+        """Remove what a broken transfer left."""
+        _remove_with_subvolumes(self.incoming(generation))
+
+    def prepare_workbench(self, base: Path | None) -> Path:
+        """The workbench, with exactly the content of ``base``, or empty."""
+        work = self.workbench
+        if base is not None and ioctl.is_subvolume(work):
+            there, wanted = (ioctl.subvolume_info(tree) for tree in (work, base))
+            if _related(wanted, there) and there.ctransid == wanted.ctransid:
+                return work
+        self.discard_workbench()
+        work.parent.mkdir()
+        if base is None:
+            ioctl.create_subvolume(work)
+        else:
+            ioctl.create_snapshot(base, target=work, read_only=False)
+        return work
+
+    def discard_workbench(self) -> None:
+        """Remove the workbench where there is one; it is made anew when it is needed."""
+        _remove_with_subvolumes(self.workbench.parent)
+
+    def forget_old_numbers(self) -> None:
+        """Remove empty directories of deleted generations, but each epoch's highest number."""
+        numbers = self._numbers()
+        for number, following in pairwise(numbers):
+            if number.epoch == following.epoch or not self.live(number.epoch).exists():
+                with suppress(OSError):  # not empty: it still has its tree
+                    self.tree(number).parent.rmdir()
+
+
+def _related(saved: SubvolumeInfo, tree: SubvolumeInfo) -> bool:
+    """Whether one of them is a snapshot of the other."""
+    return saved.parent_uuid == tree.uuid or tree.parent_uuid == saved.uuid
+
+
+def is_whole(tree: Path) -> bool:
+    """Whether a generation counts: made by a snapshot, or moved here after it was verified."""
+    return ioctl.is_subvolume(tree) and ioctl.is_read_only(tree)
+
+
+def existing_tree(home: Home, generation: Generation) -> Path:
+    """The subvolume of a generation that is here.
+
+    Raises:
+        Corrupt: it is not.
+    """
+    tree = home.tree(generation)
+    if not is_whole(tree):
+        raise Corrupt(
+            f"generation {generation} of volume {home.volume} is not here, or not whole",
+            remedy="take another generation, or let this node catch up first",
+        )
+    return tree
+
+
+def destroy_home(home: Path) -> None:
+    """Remove a home and all in it. It is renamed first, so that :func:`sweep` can finish this."""
+    doomed = home
+    if not home.name.startswith(DOOMED):
+        doomed = home.with_name(f"{DOOMED}{home.name}")
+        if doomed.exists():  # an earlier life of the same volume, not yet gone
+            destroy_home(doomed)
+        home.rename(doomed)
+    parts = (doomed / name for name in ("generations", "incoming", _ASIDE))
+    for place in (doomed, *(child for part in parts for child in _children(part))):
+        for child in _children(place):
+            if ioctl.is_subvolume(child):
+                ioctl.destroy_subvolume(child)
+    group = ioctl.group_of(ioctl.subvolume_info(doomed).id)
+    ioctl.destroy_subvolume(doomed)
+    with suppress(
+        OSError
+    ):  # it may be charged until the cleaner is done; an idle group is harmless
+        ioctl.remove_group(home.parent, group=group)
+
+
+def sweep_groups(path: Path, *, seen: set[int]) -> set[int]:
+    """Remove the quota groups that deleted subvolumes have left behind.
+
+    Args:
+        seen: what this returned at the last time: only what was idle then too is removed, and no
+            group of a subvolume that is just being made.
+
+    Returns:
+        Those that are idle and stay; none where somebody has turned quotas off.
+    """
+    try:
+        idle = ioctl.idle_groups(path)
+    except OSError:
+        return set()
+    for group in idle & seen:
+        with suppress(OSError):  # it is charged again, by what the cleaner is at
+            ioctl.remove_group(path, group=group)
+    return idle - seen
+
+
+def sweep(volumes: Path) -> None:
+    """Remove what a crash left half done."""
+    for entry in _children(volumes):
+        if entry.name.startswith((DRAFT, DOOMED)):
+            destroy_home(entry)
+    for entry in _children(volumes):
+        home = Home(entry.name, entry)
+        for leftover in _children(entry / "incoming"):
+            _remove_with_subvolumes(leftover)
+        for child in _children(entry):
+            if child.name.startswith(DRAFT):
+                ioctl.destroy_subvolume(child)
+        home.forget_old_numbers()
+
+
+def _remove_with_subvolumes(path: Path) -> None:
+    """Remove a directory whose children are subvolumes or empty directories."""
+    for child in _children(path):
+        if ioctl.is_subvolume(child):
+            ioctl.destroy_subvolume(child)
+    with suppress(FileNotFoundError):
+        path.rmdir()
+
+
+def _names(path: Path) -> list[str]:
+    try:
+        return os.listdir(path)
+    except FileNotFoundError:
+        return []
+
+
+def _children(path: Path) -> list[Path]:
+    return [path / name for name in sorted(_names(path))]

@@ -1,0 +1,239 @@
+"""The directory driver's stream: a tree, or its difference to another, through a pipe.
+
+::
+
+    "PANNIER-TREE 1\\n"
+    H  {"base": digest or null, "digest": digest of the whole new manifest}
+    R  names removed, compressed JSON        E  entries added or replaced (both in pieces)
+    D  offset (8 bytes), data                F  end of a file; for each new file, in path order
+    Z  the end
+
+Each frame is a letter, a length (4 bytes, big-endian) and that many bytes. Not tar: tar as Python
+writes it would send the holes of sparse files as zeros, and needs private headers for half of what a
+volume may contain. A receiver checks the manifest's digest before it touches its disk, each file's
+while writing it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from pannier.core.errors import Corrupt, StorageError
+from pannier.storage.tree.build import Builder, data_ranges, hash_zeros
+from pannier.storage.tree.manifest import (
+    EMPTY,
+    FILE,
+    Difference,
+    Entry,
+    Manifest,
+    apply,
+    check,
+    decode,
+    difference,
+    encode,
+)
+from pannier.storage.tree.walk import open_directory, place
+
+_MAGIC = b"PANNIER-TREE 1\n"
+_HEADER, _REMOVED, _ENTRIES, _DATA, _FILE_END, _END = b"H", b"R", b"E", b"D", b"F", b"Z"
+_FRAME = struct.Struct(">cI")
+_OFFSET = struct.Struct(">Q")
+_DATA_BYTES = 1 << 20
+_LARGEST_FRAME_BYTES = 64 << 20
+_PER_FRAME = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """A tree on disk and its manifest."""
+
+    root: Path
+    manifest: Manifest
+
+
+def send_tree(fd: int, *, tree: Tree, base: Manifest | None) -> None:
+    """Write a tree to a pipe, whole or as the difference to ``base``.
+
+    Raises:
+        StorageError: a file is no longer what the manifest says; OSError.
+    """
+    changes = difference(base or EMPTY, tree.manifest)
+    header = {"base": base.digest() if base else None, "digest": tree.manifest.digest()}
+    _write_all(fd, _MAGIC)
+    _write(fd, _HEADER, json.dumps(header).encode())
+    for names in _batches(changes.removed):
+        _write(fd, _REMOVED, zlib.compress(json.dumps(names).encode(), 1))
+    for entries in _batches(changes.changed):
+        _write(fd, _ENTRIES, encode(entries))
+    for entry in changes.changed:
+        if entry.kind == FILE:
+            _send_file(fd, tree.root, entry)
+    _write(fd, _END, b"")
+
+
+def _batches(items: Sequence[Any]) -> Iterator[list[Any]]:
+    rest = iter(items)
+    while batch := list(islice(rest, _PER_FRAME)):
+        yield batch
+
+
+def _send_file(fd: int, root: Path, entry: Entry) -> None:
+    parent, _, name = entry.path.rpartition("/")
+    sha256 = hashlib.sha256()
+    position = 0
+    with (
+        open_directory(root, parent) as directory,
+        open(place(directory, name), "rb", buffering=0) as file,
+    ):
+        for start, end in data_ranges(file.fileno()):
+            hash_zeros(sha256, start - position)
+            position = start
+            while position < end:
+                data = os.pread(file.fileno(), min(_DATA_BYTES, end - position), position)
+                if not data:
+                    break
+                sha256.update(data)
+                _write(fd, _DATA, _OFFSET.pack(position) + data)
+                position += len(data)
+        hash_zeros(sha256, os.fstat(file.fileno()).st_size - position)
+    if sha256.hexdigest() != entry.sha256:
+        raise StorageError(
+            f"{entry.path!r} was changed after the volume was sealed",
+            remedy="find out who writes to it outside of its container, and seal it again",
+        )
+    _write(fd, _FILE_END, b"")
+
+
+def _write(fd: int, kind: bytes, payload: bytes) -> None:
+    _write_all(fd, _FRAME.pack(kind, len(payload)) + payload)
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(fd, rest) :]
+
+
+def receive_tree(fd: int, *, root: Path, base: Tree | None, share: bool) -> Manifest:
+    """Build in the empty directory ``root`` what :func:`send_tree` writes; returns its manifest.
+
+    Args:
+        fd: read end of a pipe, read to its end.
+        root: where to build.
+        base: the tree that the stream is the difference to.
+        share: hard-link unchanged files from the base instead of copying them.
+
+    Raises:
+        Corrupt: the stream is damaged, cut short or does not fit ``base``; OSError.
+    """
+    with closing(_Reader(fd)) as reader:
+        manifest = _receive_manifest(reader, base=base.manifest if base else None)
+        Builder(
+            root,
+            manifest=manifest,
+            base=(base.root, base.manifest) if base else None,
+            share=share,
+            content=reader.content,
+        ).build()
+        reader.expect_end()
+    return manifest
+
+
+def _receive_manifest(reader: _Reader, *, base: Manifest | None) -> Manifest:
+    header = reader.header()
+    if header.get("base") != (base.digest() if base else None):
+        raise Corrupt(
+            "the stream is not the difference to the base that was agreed", remedy="send it whole"
+        )
+    removed: list[str] = []
+    changed: list[Entry] = []
+    while reader.kind in (_REMOVED, _ENTRIES):
+        payload = reader.take()
+        if reader.kind_taken == _ENTRIES:
+            changed.extend(decode(payload))
+        else:
+            removed.extend(_names(payload))
+    manifest = apply(base or EMPTY, Difference(tuple(removed), tuple(changed)))
+    if manifest.digest() != header.get("digest"):
+        raise _damaged("the description of the tree is not what was sent")
+    check(manifest)
+    return manifest
+
+
+def _names(payload: bytes) -> list[str]:
+    try:
+        return [str(name) for name in json.loads(zlib.decompress(payload))]
+    except (ValueError, TypeError, zlib.error) as error:
+        raise _damaged("a list of names cannot be read") from error
+
+
+class _Reader:
+    """Frames from a pipe, one ahead."""
+
+    def __init__(self, fd: int) -> None:
+        self._file = os.fdopen(os.dup(fd), "rb", buffering=1 << 20)
+        self.kind = b""
+        self.kind_taken = b""
+        self._payload = b""
+
+    def close(self) -> None:
+        self._file.close()
+
+    def header(self) -> dict[str, Any]:
+        if self._exactly(len(_MAGIC)) != _MAGIC:
+            raise _damaged("it is no stream of the directory driver")
+        self._advance()
+        try:
+            header = json.loads(self._payload) if self.kind == _HEADER else None
+        except ValueError as error:
+            raise _damaged("its header cannot be read") from error
+        if not isinstance(header, dict):
+            raise _damaged("its header is missing")
+        self._advance()
+        return header
+
+    def content(self, entry: Entry) -> Iterator[tuple[int, bytes]]:
+        """The data frames of one file."""
+        while self.kind == _DATA:
+            payload = self.take()
+            if len(payload) < _OFFSET.size:
+                raise _damaged("a frame is too short")
+            yield _OFFSET.unpack_from(payload)[0], payload[_OFFSET.size :]
+        if self.kind != _FILE_END:
+            raise _damaged(f"the data of {entry.path!r} has no end")
+        self._advance()
+
+    def expect_end(self) -> None:
+        if self.kind != _END or self._file.read(1):
+            raise _damaged("there is something after the last file")
+
+    def take(self) -> bytes:
+        self.kind_taken, payload = self.kind, self._payload
+        self._advance()
+        return payload
+
+    def _advance(self) -> None:
+        self.kind, size = _FRAME.unpack(self._exactly(_FRAME.size))
+        if size > _LARGEST_FRAME_BYTES:
+            raise _damaged("a frame is too long")
+        self._payload = self._exactly(size)
+
+    def _exactly(self, size: int) -> bytes:
+        data = self._file.read(size)
+        if len(data) != size:
+            raise _damaged("it was cut short")
+        return data
+
+
+def _damaged(why: str) -> Corrupt:
+    return Corrupt(f"the stream could not be received: {why}", remedy="send it again")

@@ -1,0 +1,1 @@
+"""Swarm's side: services that move with their volumes, labels, evacuation."""

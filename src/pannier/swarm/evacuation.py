@@ -1,0 +1,240 @@
+"""Swarm moves a lost node's tasks away when the node's lease is gone, and not only when Swarm notices."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+
+import structlog
+
+from pannier.cluster.catalog import Catalog, Changed
+from pannier.cluster.registry import Registry, Versioned
+from pannier.core.errors import Conflict, OutcomeUnknown, PannierError, Stale
+from pannier.core.evacuation import (
+    Drain,
+    Evacuated,
+    Forget,
+    Phase,
+    Remember,
+    Restore,
+    Step,
+    Strip,
+    Subject,
+    plan,
+    seconds_until_due,
+)
+from pannier.core.node import Node
+from pannier.core.swarm import Availability, SwarmNode, without_volume_labels
+from pannier.engine.base import Swarm
+from pannier.host.clock import boottime
+from pannier.store.base import ABSENT
+
+log = structlog.get_logger(__name__)
+
+TURN_SECONDS = 0.5
+"""Between two steps of an evacuation."""
+SHORTEST_SECONDS = 0.1
+RETRY_SECONDS = 1.0
+"""After an error: a Swarm that lost its leader has a new one within some 15 s."""
+WATCH_SECONDS = 10.0
+"""While a node is lost and nothing can be done about it now: nobody tells us that Swarm has changed."""
+IDLE_SECONDS = 60.0
+"""With nothing to do; a change of any node's lease is heard at once."""
+
+
+class Evacuation:
+    """One manager's part in it; all managers do this at the same time (:mod:`core.evacuation`).
+
+    A node whose lease ran out, without a word that its daemon stops, is drained in Swarm, and given
+    back when its lease is there again. Its volumes' labels are taken off it before; so the tasks that
+    are constrained to them start elsewhere at once. The others start when Swarm believes that the node
+    is down; being drained spares them only the restart delay then.
+
+    Back-off: a node that was evacuated is given back after 15 s without a break in its lease, after 30 s
+    the second time, then 60 s, up to 15 minutes; and after 15 quiet minutes it counts from the beginning.
+    So a node whose lease is lost and back every few seconds is evacuated once, and tasks move once.
+
+    Nothing is decided from memory: what the store cannot be asked about is not done. A node whose
+    own lease is gone decides nothing.
+
+    A node that a person drains while it is evacuated is given back all the same. Who wants to keep it
+    drained does it after that.
+
+    Args:
+        enabled: whether to evacuate. Without it, what was begun is brought to its end all the same.
+        answers: whether a node's daemon answers, and its disk works. One that has only lost the store
+            goes on with its volumes, by the promises of others: its containers are best left where
+            they are.
+        clock: seconds that only ever pass.
+    """
+
+    def __init__(
+        self,
+        *,
+        node: str,
+        registry: Registry,
+        catalog: Catalog,
+        swarm: Swarm,
+        enabled: bool,
+        answers: Callable[[Node], Awaitable[bool]],
+        clock: Callable[[], float] = boottime,
+    ) -> None:
+        self._node = node
+        self._registry = registry
+        self._catalog = catalog
+        self._swarm = swarm
+        self._enabled = enabled
+        self._answers = answers
+        self._clock = clock
+        self._alive_since: dict[str, float] = {}
+        self._versions: dict[str, tuple[int, float]] = {}
+        self._heard = asyncio.Event()
+        self._failure = ""
+
+    async def run(self) -> None:
+        """For ever: run as a task."""
+        stop = self._catalog.listen(self._hear)
+        try:
+            while True:
+                self._heard.clear()
+                seconds = await self._turn()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(seconds):
+                        await self._heard.wait()
+        finally:
+            stop()
+
+    def _hear(self, change: Changed) -> None:
+        if change.kind == "alive" and not change.present:
+            self._alive_since.pop(change.name, None)
+        if change.kind in ("alive", "nodes"):
+            self._heard.set()
+
+    async def _turn(self) -> float:
+        """One look and what follows from it. Returns the seconds until the next one."""
+        try:
+            seconds = await self._look_and_act()
+        except Conflict:
+            return WATCH_SECONDS  # not a manager, but it may be promoted
+        except PannierError as error:
+            if error.message != self._failure:
+                log.warning("evacuation.not-possible", error=str(error))
+            self._failure = error.message
+            return RETRY_SECONDS
+        self._failure = ""
+        return seconds
+
+    async def _look_and_act(self) -> float:
+        if not await self._needed():
+            return IDLE_SECONDS
+        # Swarm is read before the records: see core.evacuation why.
+        swarm = await self._swarm.nodes()
+        alive = await self._registry.alive()
+        nodes = await self._registry.nodes()
+        records = await self._registry.evacuations()
+        if self._node not in alive:
+            return RETRY_SECONDS
+        self._note(alive, swarm)
+        subjects = self._subjects(nodes, swarm, records)
+        by_name = {node.name: node for node in nodes}
+        steps = [
+            step
+            for step in plan(subjects, swarm)
+            if not _begins(step) or await self._may_begin(by_name.get(step.record.node))
+        ]
+        for step in steps:
+            await self._attempt(step, records)
+        if steps:
+            return TURN_SECONDS
+        due = seconds_until_due(subjects)
+        waiting = any(s.lost and not (s.record and s.record.away) for s in subjects)
+        return max(min(due, WATCH_SECONDS if waiting else IDLE_SECONDS), SHORTEST_SECONDS)
+
+    async def _may_begin(self, node: Node | None) -> bool:
+        return self._enabled and node is not None and not await self._answers(node)
+
+    async def _needed(self) -> bool:
+        """Whether any node is away or has a record: else Swarm need not be asked."""
+        if any(node.swarm and not self._catalog.is_up(node.name) for node in self._catalog.nodes()):
+            return True
+        return bool(await self._registry.evacuations())
+
+    def _note(self, alive: frozenset[str], swarm: list[SwarmNode]) -> None:
+        """Since when the leases are there, and the nodes in Swarm are as they are."""
+        now = self._clock()
+        self._alive_since = {name: self._alive_since.get(name, now) for name in alive}
+        known = self._versions
+        self._versions = {
+            node.id: known[node.id]
+            if known.get(node.id, (0, 0.0))[0] == node.version
+            else (node.version, now)
+            for node in swarm
+        }
+
+    def _subjects(
+        self,
+        nodes: list[Node],
+        swarm: list[SwarmNode],
+        records: Mapping[str, Versioned[Evacuated]],
+    ) -> list[Subject]:
+        now = self._clock()
+        in_swarm = {node.id: node for node in swarm}
+        by_name = {node.name: node for node in nodes}
+        subjects = []
+        for name in sorted(by_name.keys() | records.keys()):
+            node, found = by_name.get(name), records.get(name)
+            # A node that joined the Swarm anew has another id there than the one that was drained.
+            swarm_id = found.record.swarm if found else node.swarm if node else None
+            since = self._alive_since.get(name)
+            _, changed_at = self._versions.get(swarm_id or "", (0, now))
+            subject = Subject(
+                name=name,
+                steady_seconds=None if since is None else now - since,
+                stopping=node is not None and node.stopping,
+                removed=node is None,
+                swarm=in_swarm.get(swarm_id or ""),
+                quiet_seconds=now - changed_at,
+                record=found.record if found else None,
+            )
+            if subject.swarm or subject.record:
+                subjects.append(subject)
+        return subjects
+
+    async def _attempt(self, step: Step, records: Mapping[str, Versioned[Evacuated]]) -> None:
+        try:
+            await self._do(step, records)
+        except (Stale, OutcomeUnknown) as error:  # the next look shows how it is
+            log.info("evacuation.again", node=step.record.node, why=error.message)
+
+    async def _do(self, step: Step, records: Mapping[str, Versioned[Evacuated]]) -> None:
+        record = step.record
+        found = records.get(record.node)
+        expect = found.revision if found else ABSENT
+        match step:
+            case Remember():
+                await self._registry.put_evacuation(record, expect=expect, lost=_begins(step))
+            case Strip(node=node):
+                labels = without_volume_labels(node.labels)
+                await self._swarm.update_node(node, labels=labels)
+            case Drain(node=node):
+                await self._swarm.update_node(node, availability=Availability.DRAIN)
+                await self._write(record, Phase.DRAINED, expect=expect)
+            case Restore(node=node):
+                drained = node.availability is Availability.DRAIN
+                await self._swarm.update_node(node, availability=record.former if drained else None)
+                await self._write(record, Phase.RETURNED, expect=expect)
+            case Forget():
+                await self._registry.remove_evacuation(record.node, expect=expect)
+        what = type(step).__name__.lower()
+        log.info(
+            "evacuation.step", node=record.node, step=what, phase=record.phase, times=record.times
+        )
+
+    async def _write(self, record: Evacuated, phase: Phase, *, expect: int) -> None:
+        await self._registry.put_evacuation(replace(record, phase=phase), expect=expect)
+
+
+def _begins(step: Step) -> bool:
+    return isinstance(step, Remember) and step.record.phase is Phase.DRAINING

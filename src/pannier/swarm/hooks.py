@@ -1,0 +1,186 @@
+"""Commands that containers on this node want to be run in them when their service is moved.
+
+The node that runs the container takes the command from that container's own labels: another node can
+only ask for a service's hook, never for a command of its choice. Who has the pre-move hook run says
+so by reading on: when it stops reading, for whatever reason, and the container still runs, the move
+has failed, and the post-move hook is run in it. So nothing stays quiet because a command was
+interrupted, or because a daemon or a machine died. Containers whose pre-move hook was begun are kept
+in a file on tmpfs: they do not outlast a boot either.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncGenerator
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from pannier.cluster.catalog import Catalog
+from pannier.contract.views import HookView
+from pannier.core.errors import Conflict, EngineUnavailable, NotFound, PannierError
+from pannier.core.hooks import Hook, Moment, read_hooks
+from pannier.engine.base import Container, Engine, Executed
+
+log = structlog.get_logger(__name__)
+
+POLL_SECONDS = 0.2
+RETRY_SECONDS = 2.0
+"""The engine may be starting; a container that stops keeps it from answering about that one."""
+ATTEMPTS = 30
+OUTPUT_LINES = 20
+NOTICE_SECONDS = 20.0
+"""Within so long a stream's end is noticed on its far side."""
+
+
+class Hooks:
+    """The hooks of this node's containers.
+
+    Args:
+        file: where containers are kept whose pre-move hook was begun (JSON: ids).
+    """
+
+    def __init__(self, *, node: str, engine: Engine, catalog: Catalog, file: Path) -> None:
+        self._node = node
+        self._engine = engine
+        self._catalog = catalog
+        self._file = file
+        self._begun = self._load()
+        self._held: set[str] = set()
+        self._left: asyncio.Queue[str] = asyncio.Queue()
+        for container in self._begun:
+            self._left.put_nowait(container)
+
+    async def run(self) -> None:
+        """For ever: run the post-move hook where a move was given up. Run as a task."""
+        async with asyncio.TaskGroup() as group:
+            while True:
+                group.create_task(self._resume(await self._left.get()))
+
+    async def before(self, service: str, *, peer: str) -> AsyncGenerator[HookView, None]:
+        """Run the pre-move hook of the service's container here, for ``peer``, which moves it.
+
+        Yields when the hook begins and when it has ended, and then ends only when ``peer`` is lost.
+        Without a hook it ends at once.
+
+        Raises:
+            NotFound: no container of the service runs here. Conflict: it is being moved already.
+        """
+        container = await self._container(service)
+        hook = read_hooks(container.labels).get(Moment.BEFORE)
+        if hook is None:
+            return
+        await self._until_free(container, service)
+        self._held.add(container.id)
+        self._note(container.id, begun=True)
+        try:
+            async for view in self._run(container, hook):
+                yield view
+            while peer == self._node or self._catalog.is_up(peer):
+                await asyncio.sleep(POLL_SECONDS)
+        finally:
+            self._held.discard(container.id)
+            self._left.put_nowait(container.id)
+
+    async def after(self, service: str) -> AsyncGenerator[HookView, None]:
+        """Run the post-move hook of the service's container here; yields as :meth:`before`.
+
+        Raises:
+            NotFound: no container of the service runs here.
+        """
+        container = await self._container(service)
+        hook = read_hooks(container.labels).get(Moment.AFTER)
+        if hook is not None:
+            async for view in self._run(container, hook):
+                yield view
+
+    async def _until_free(self, container: Container, service: str) -> None:
+        """Wait until an earlier move, that was given up just now, has been noticed and undone."""
+        for _ in range(round(NOTICE_SECONDS / POLL_SECONDS)):
+            if container.id not in self._held:
+                break
+            await asyncio.sleep(POLL_SECONDS)
+        else:
+            raise Conflict(
+                f"service {service} is being moved already", remedy="wait until that has ended"
+            )
+        while container.id in self._begun:
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def _container(self, service: str) -> Container:
+        for container in await self._engine.containers_of(service):
+            if container.running:
+                return container
+        raise NotFound(
+            f"no container of service {service} runs on node {self._node}",
+            remedy=f"see docker service ps {service}",
+        )
+
+    async def _run(self, container: Container, hook: Hook) -> AsyncGenerator[HookView, None]:
+        began = HookView(hook=hook.moment, container=container.name, abort=hook.abort)
+        yield began
+        done = await self._engine.execute(
+            container.id, hook.command, timeout_seconds=hook.timeout_seconds
+        )
+        failure = _failure(hook, done)
+        log.info("hook.ended", hook=str(hook.moment), container=container.name, failure=failure)
+        lines = done.output.splitlines()[-OUTPUT_LINES:]
+        yield replace(began, ended=True, failure=failure, output=lines)
+
+    async def _resume(self, container: str) -> None:
+        """A move was given up; or it has come to its end, and the container does not run any more."""
+        for _ in range(ATTEMPTS):
+            try:
+                await self._run_after(container)
+                break
+            except EngineUnavailable as error:
+                log.info("hook.again", container=container[:12], why=error.message)
+                await asyncio.sleep(RETRY_SECONDS)
+            except PannierError as error:
+                log.warning("hook.failed", container=container[:12], error=str(error))
+                break
+        self._note(container, begun=False)
+
+    async def _run_after(self, container_id: str) -> None:
+        container = await self._engine.container(container_id)
+        if container is None or not container.running:
+            return
+        hook = read_hooks(container.labels).get(Moment.AFTER)
+        if hook is not None:
+            async for view in self._run(container, hook):
+                if view.failure:
+                    log.warning("hook.failed", container=container.name, error=view.failure)
+
+    # -- the file -------------------------------------------------------------------------------
+
+    def _note(self, container: str, *, begun: bool) -> None:
+        if begun:
+            self._begun.add(container)
+        else:
+            self._begun.discard(container)
+        draft = self._file.with_name(self._file.name + ".new")
+        try:
+            # No fsync: containers do not outlast a power cut.
+            draft.write_bytes(msgspec.json.encode(sorted(self._begun)))
+            os.replace(draft, self._file)
+        except OSError as error:
+            log.warning("hooks.not-noted", path=str(self._file), error=str(error))
+
+    def _load(self) -> set[str]:
+        try:
+            return msgspec.json.decode(self._file.read_bytes(), type=set[str])
+        except FileNotFoundError:
+            return set()
+        except (OSError, msgspec.MsgspecError, UnicodeError) as error:
+            log.warning("hooks.not-readable", path=str(self._file), error=str(error))
+            return set()
+
+
+def _failure(hook: Hook, done: Executed) -> str:
+    """Why a hook failed; empty where it did not."""
+    if done.status is None:
+        return f"it was ended after its {hook.timeout_seconds:g} s"
+    return f"exit status {done.status}" if done.status else ""

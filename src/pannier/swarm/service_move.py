@@ -1,0 +1,405 @@
+"""One move of a Swarm service with its volumes, from the first byte to the last hook.
+
+What comes before the change of the service in Swarm can be given up at any moment, and nothing has
+changed: the hand-overs lose interest, and the old container's node runs the post-move hook as soon as
+nobody reads the pre-move hook's stream any more. With that change the rest happens by itself,
+whoever is left: Swarm ends the old task and starts the new one, whose node asks for the volumes. What
+is done here after it (the constraint taken back, the post-move hook) is also done by the same
+command, given again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+import structlog
+
+from pannier.contract.views import HookView, MoveProgress, ServiceMoveProgress, StepView
+from pannier.core.constraints import matches
+from pannier.core.errors import (
+    Conflict,
+    DeadlineExceeded,
+    EngineUnavailable,
+    OutcomeUnknown,
+    PannierError,
+    Stale,
+    Unavailable,
+)
+from pannier.core.hooks import Moment
+from pannier.core.service_arrival import Arrival
+from pannier.core.service_move import Placement, is_tied, tied, untied
+from pannier.core.size import format_size
+from pannier.core.swarm import SwarmService, SwarmTask
+from pannier.swarm.service_plan import Plan, Surroundings, Wish
+
+log = structlog.get_logger(__name__)
+
+POLL_SECONDS = 0.1
+NEAR = frozenset({"waiting", "switching", "done"})
+"""Phases of a volume's move in which only a rest is left."""
+REST_SECONDS = 30.0
+"""So long the rest may take to be small again after the pre-move hook; then it is as it is."""
+LEADER_SECONDS = 60.0
+"""So long Swarm may be without a leader: one that was lost is missed for up to 50 s."""
+PLACE_SECONDS = 30.0
+"""So long Swarm may find no node for the new task."""
+UNTIE_SECONDS = 30.0
+"""So long the node's labels may take to follow the volumes."""
+FAILURES = 3
+"""So many tasks may fail on the target before the move has failed; Swarm goes on trying."""
+VOLUME_SECONDS = 86_400.0
+"""So long a volume's own move waits for the container's end: longer than any move of a service."""
+
+
+@dataclass(slots=True)
+class Relocation:
+    """A move that is under way.
+
+    Attributes:
+        committed: Swarm was told, or may have been: the move cannot be given up any more.
+        changed: set when :meth:`progress` says something new.
+    """
+
+    plan: Plan
+    wish: Wish
+    around: Surroundings
+    phase: str = "copying"
+    committed: bool = False
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    _began: float = 0.0
+    _steps: list[StepView] = field(default_factory=list)
+    _volumes: dict[str, MoveProgress] = field(default_factory=dict)
+    _pause_seconds: float | None = None
+    _copies: list[asyncio.Task[None]] = field(default_factory=list)
+    _hold: asyncio.Task[None] | None = None
+    _prepared: HookView | None = None
+
+    @property
+    def name(self) -> str:
+        """The service's name."""
+        return self.plan.service.name
+
+    @property
+    def target(self) -> str:
+        """The node that it is moved to."""
+        return self.plan.target.node.name
+
+    def progress(self) -> ServiceMoveProgress:
+        """How it stands."""
+        return ServiceMoveProgress(
+            phase=self.phase,
+            service=self.name,
+            source=self.plan.source,
+            target=self.target,
+            volumes=list(self._volumes.values()),
+            steps=list(self._steps),
+            pause_seconds=self._pause_seconds,
+        )
+
+    async def run(self) -> None:
+        """Do it. Raises the error that ended it; its words say whether anything was changed."""
+        self._began = self.around.clock()
+        try:
+            await self._copy()
+            await self._prepare()
+            known = await self._commit()
+            await self._arrive(known)
+            await self._untie()
+            await self._finish()
+        finally:
+            await self._end()
+        self._to("done")
+
+    def _to(self, phase: str) -> None:
+        self.phase = phase
+        self.changed.set()
+
+    def _step(self, what: str) -> None:
+        self._steps.append(StepView(seconds=self.around.clock() - self._began, what=what))
+        self.changed.set()
+
+    async def _end(self) -> None:
+        """Nobody waits for the volumes or the hook any more."""
+        tasks = [*self._copies, *([self._hold] if self._hold else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # -- before the change in Swarm -------------------------------------------------------------
+
+    async def _copy(self) -> None:
+        """Bring all volumes near, at the same time, while the service runs."""
+        where = f"runs on {self.plan.source}" if self.plan.source else "runs on no node"
+        self._step(f"{self.name} {where}; its volumes are copied to {self.target}")
+        self._copies = [
+            asyncio.create_task(self._send(name), name=f"service-move {name}")
+            for name in dict.fromkeys(self.plan.service.volumes)
+        ]
+        if not await self._until_near(seconds=self.wish.timeout_seconds):
+            raise DeadlineExceeded(
+                f"service {self.name} was not moved: its volumes were not copied to {self.target} "
+                f"within {self.wish.timeout_seconds:.0f} s",
+                remedy="what was copied is kept: do it again, with a longer --timeout",
+            )
+        sent = sum(volume.sent_bytes for volume in self._volumes.values())
+        self._step(f"copied: {', '.join(self._volumes)} ({format_size(sent)} sent)")
+
+    async def _send(self, volume: str) -> None:
+        steps = self.around.move_volume(
+            volume, self.target, wait_seconds=VOLUME_SECONDS, actor=self.wish.actor
+        )
+        try:
+            async with aclosing(steps):
+                async for step in steps:
+                    self._volumes[volume] = step
+                    self.changed.set()
+        except PannierError as error:
+            if not self.committed:
+                raise
+            # The new container's node asks for the volume as well, and is told what is wrong.
+            log.info("service-move.volume", volume=volume, error=str(error))
+
+    async def _until_near(self, *, seconds: float) -> bool:
+        """Wait until only small rests are left; returns whether they were in time."""
+        deadline = self.around.clock() + seconds
+        while not self._near():
+            if self.around.clock() > deadline:
+                return False
+            await asyncio.sleep(POLL_SECONDS)
+        return True
+
+    def _near(self) -> bool:
+        """Whether only small rests are left. Raises what has ended a volume's move, or the hold."""
+        for task in (*self._copies, *([self._hold] if self._hold else [])):
+            if task.done() and (error := task.exception()):
+                raise error
+        moves = self._volumes.values()
+        return len(moves) == len(self._copies) and all(move.phase in NEAR for move in moves)
+
+    async def _prepare(self) -> None:
+        """Run the pre-move hook, if there is one."""
+        source = self.plan.source
+        if self.wish.now or source is None or source == self.target:
+            return
+        self._hold = asyncio.create_task(self._keep_prepared(source), name="service-move hook")
+        while not (self._hold.done() or (self._prepared and self._prepared.ended)):
+            self._near()
+            await asyncio.sleep(POLL_SECONDS)
+        self._near()
+        if self._prepared is None:
+            return
+        self._step(_ended(self._prepared))
+        if self._prepared.failure and self._prepared.abort:
+            raise Conflict(
+                f"service {self.name} was not moved: {_ended(self._prepared)}",
+                remedy="nothing was changed; see to what it says and do it again, or leave the hook "
+                "out: --now",
+            )
+        await self._until_near(seconds=REST_SECONDS)
+
+    async def _keep_prepared(self, source: str) -> None:
+        """As long as this goes on, the old container's node counts on the move."""
+        views = self.around.hook(Moment.BEFORE, self.name, node=source)
+        async with aclosing(views):
+            async for view in views:
+                if not view.ended:
+                    self._to("pre-move")
+                    self._step(f"{view.hook} hook in {view.container} on {source}")
+                self._prepared = view
+        if self._prepared is not None and not self.committed:
+            raise Unavailable(
+                f"service {self.name} was not moved: node {source} lost sight of the move",
+                remedy="nothing was changed; do it again",
+            )
+
+    # -- the change -----------------------------------------------------------------------------
+
+    async def _commit(self) -> frozenset[str]:
+        """Tie the service to the target. Returns the ids of the tasks before that.
+
+        An answer that does not come is settled by reading; a change that arrives late was made for
+        an older version, and Swarm refuses it.
+        """
+        known: frozenset[str] | None = None
+        deadline = self.around.clock() + LEADER_SECONDS
+        while True:
+            if not self.committed:
+                self._near()
+            try:
+                plan = await self.around.plan(self.name, self.target)
+                wanted = tied(plan.service, plan.target.swarm, plan.nodes)
+                if _has(plan.service, wanted):
+                    self.committed = True
+                    return known or frozenset()
+                if not self.committed:
+                    self._check_same(plan)
+                    await self.around.check_capacity(plan)  # others may have come meanwhile
+                known = known or frozenset(task.id for task in plan.tasks)
+                await self._tell(plan, wanted)
+            except (Stale, OutcomeUnknown, EngineUnavailable):
+                if self.around.clock() > deadline:
+                    raise
+                await asyncio.sleep(POLL_SECONDS)
+            else:
+                self._step(f"Swarm is told to run it on {self.target}")
+                return known
+
+    def _check_same(self, plan: Plan) -> None:
+        """Whether what was copied, and what the hook was run in, is what is moved now."""
+        before, now = self.plan, plan
+        other = before.service.id != now.service.id
+        if other or set(before.service.volumes) != set(now.service.volumes):
+            what = "it has other volumes now"
+        elif self._prepared is not None and _id(before.task) != _id(now.task):
+            what = "its container is another one now"
+        else:
+            return
+        raise Conflict(
+            f"service {self.name} was not moved: somebody has changed it, and {what}",
+            remedy="nothing was changed; do it again",
+        )
+
+    async def _tell(self, plan: Plan, wanted: Placement) -> None:
+        self._to("switching")
+        self.committed = True
+        try:
+            await self.around.swarm.update_service(
+                plan.service, constraints=wanted.constraints, labels=wanted.labels
+            )
+        except Stale:
+            self.committed = False
+            raise
+
+    # -- after it -------------------------------------------------------------------------------
+
+    async def _arrive(self, known: frozenset[str]) -> None:
+        """Wait until the new container runs, and is healthy where it has a health check."""
+        here = self.plan.target.swarm.id
+        arrival = Arrival(known=known, target=here)
+        silent_since = pending_since = self.around.clock()
+        deadline = silent_since + self.wish.timeout_seconds
+        while True:
+            now = self.around.clock()
+            try:
+                tasks = await self.around.swarm.tasks(service=self.plan.service.id)
+                silent_since = now
+            except EngineUnavailable as error:
+                if now > silent_since + LEADER_SECONDS:
+                    raise self._not_up(str(error)) from error
+                pending_since = now  # without a leader nobody looks for a place
+                await asyncio.sleep(POLL_SECONDS)
+                continue
+            arrival.look(tasks, now=now)
+            self._report(arrival, now=now)
+            if arrival.running:
+                return
+            if not arrival.pending:
+                pending_since = now
+            if (
+                arrival.failed >= FAILURES
+                or now > min(deadline, pending_since + PLACE_SECONDS)
+                or (arrival.failed and await self._rolled_back())
+            ):
+                raise self._not_up(arrival.message)
+            await asyncio.sleep(POLL_SECONDS)
+
+    def _report(self, arrival: Arrival, *, now: float) -> None:
+        """Say what has happened since the last look."""
+        if arrival.ended_at is not None and self.phase == "switching":
+            self._to("starting")
+            if self.plan.source not in (None, self.target):
+                self._step(f"the container on {self.plan.source} has ended")
+        if arrival.running:
+            if arrival.ended_at is not None and self.plan.source not in (None, self.target):
+                self._pause_seconds = now - arrival.ended_at
+            self._step(f"{self.name} runs on {self.target}")
+
+    async def _rolled_back(self) -> bool:
+        services = await self.around.swarm.services()
+        found = next((each for each in services if each.id == self.plan.service.id), None)
+        return found is None or found.update.startswith("rollback")
+
+    def _not_up(self, why: str) -> Unavailable:
+        back = f"pannier service move {self.name} {self.plan.source} --now"
+        return Unavailable(
+            f"service {self.name} was moved to {self.target} and does not run there"
+            + (f"; Swarm says: {why}" if why else ""),
+            remedy=f"docker service ps --no-trunc {self.name} shows more; do it again once that is "
+            "mended" + (f", or go back: {back}" if self.plan.source else ""),
+        )
+
+    async def _untie(self) -> None:
+        """Give the service its own constraints back: it stays, and may start elsewhere if it must.
+
+        Swarm leaves a task alone whose node the new constraints allow. So this waits until the
+        node has the labels that follow the volumes.
+        """
+        if self.wish.stay:
+            return
+        deadline = self.around.clock() + UNTIE_SECONDS
+        while self.around.clock() < deadline:
+            try:
+                if await self._is_untied():
+                    return
+            except (Stale, OutcomeUnknown, EngineUnavailable) as error:
+                log.info("service-move.again", service=self.name, why=error.message)
+            await asyncio.sleep(POLL_SECONDS)
+        self._step(
+            f"it stays tied to {self.target}, since its own constraints do not allow that node yet; "
+            "the same command, given again, takes that back"
+        )
+
+    async def _is_untied(self) -> bool:
+        services, nodes = await self.around.swarm.services(), await self.around.swarm.nodes()
+        service = next((each for each in services if each.id == self.plan.service.id), None)
+        if service is None or not is_tied(service):
+            return True
+        free = untied(service)
+        here = [node for node in nodes if node.id == self.plan.target.swarm.id]
+        if not any(matches(node, free.constraints) for node in here):
+            return False
+        await self.around.swarm.update_service(
+            service, constraints=free.constraints, labels=free.labels
+        )
+        self._step("its constraints are as before")
+        return True
+
+    async def _finish(self) -> None:
+        """Run the post-move hook, if there is one."""
+        failed: HookView | None = None
+        try:
+            views = self.around.hook(Moment.AFTER, self.name, node=self.target)
+            async with aclosing(views):
+                async for view in views:
+                    if view.ended:
+                        self._step(_ended(view))
+                        failed = view if view.failure and view.abort else None
+                    else:
+                        self._to("post-move")
+                        self._step(f"{view.hook} hook in {view.container} on {self.target}")
+        except PannierError as error:
+            self._step(f"the post-move hook could not be run: {error}")
+        if failed is not None:
+            raise Conflict(
+                f"service {self.name} runs on {self.target}, but {_ended(failed)}",
+                remedy="see to what it says; the same command runs the hook again",
+            )
+
+
+def _id(task: SwarmTask | None) -> str:
+    return task.id if task else ""
+
+
+def _has(service: SwarmService, wanted: Placement) -> bool:
+    same = (service.constraints, dict(service.labels))
+    return same == (wanted.constraints, dict(wanted.labels))
+
+
+def _ended(view: HookView) -> str:
+    """How a hook ended, as a sentence's part."""
+    if not view.failure:
+        return f"{view.hook} hook done"
+    said = " / ".join(line.strip() for line in view.output[-3:] if line.strip())
+    return f"the {view.hook} hook failed: {view.failure}" + (f" ({said})" if said else "")

@@ -1,0 +1,1 @@
+"""Fakes of the outside world. Each passes the contract suite of the real one."""

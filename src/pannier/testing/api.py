@@ -1,0 +1,401 @@
+"""A cluster in a dictionary: both protocols that the API exposes, for tests of it and of its clients.
+
+It keeps the promises that callers can see (errors, phases, what a repetition does) and notes every
+call that has an actor or a peer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass, field, replace
+
+from pannier.contract.operations import HandoverReply, JoinReply, JoinRequest
+from pannier.contract.views import (
+    CheckView,
+    EventView,
+    FindingView,
+    HookView,
+    MoveProgress,
+    NodeView,
+    ServiceMoveProgress,
+    ServiceView,
+    StatusView,
+    StepView,
+    TokenView,
+    TrashView,
+    VolumeView,
+)
+from pannier.core.errors import (
+    AlreadyExists,
+    Conflict,
+    Denied,
+    NodeNotFound,
+    NotFound,
+    NotHolder,
+    VolumeInUse,
+    VolumeNotFound,
+)
+from pannier.core.hooks import Moment
+from pannier.core.options import parse_options
+
+_THEN = "2026-01-02T03:04:05Z"
+
+
+@dataclass(frozen=True, slots=True)
+class NotedCall:
+    """A call that changes something: what was asked, of what, and who asked."""
+
+    operation: str
+    subject: str
+    actor: str
+    peer: str = ""
+
+
+@dataclass(slots=True)
+class FakeCluster:
+    """Three nodes and no volumes; ``here`` is the node that answers.
+
+    Attributes:
+        failing: operations that raise, by name.
+        in_use: volume name to containers that use it; they never stop by themselves.
+        calls: what was asked, in order.
+        more_events: what ``events(follow=True)`` yields after the past ones; None ends it.
+        strict: whether volume options are read, or taken as they come.
+    """
+
+    here: str = "node1"
+    nodes_by_name: dict[str, NodeView] = field(default_factory=dict)
+    volumes_by_name: dict[str, VolumeView] = field(default_factory=dict)
+    removed: dict[str, VolumeView] = field(default_factory=dict)
+    failing: dict[str, Exception] = field(default_factory=dict)
+    in_use: dict[str, list[str]] = field(default_factory=dict)
+    findings: list[FindingView] = field(default_factory=list)
+    past: list[EventView] = field(default_factory=list)
+    calls: list[NotedCall] = field(default_factory=list)
+    more_events: asyncio.Queue[EventView | None] = field(default_factory=asyncio.Queue)
+    tokens: int = 0
+    strict: bool = True
+
+    def __post_init__(self) -> None:
+        for number in (1, 2, 3):
+            name = f"node{number}"
+            self.nodes_by_name[name] = NodeView(
+                name=name,
+                address=f"10.0.0.{number}",
+                state="up",
+                drivers=["btrfs", "directory"],
+                version="0.1.0",
+                volumes=0,
+                joined_at=_THEN,
+                pool_total_bytes=100 * 2**30,
+                pool_free_bytes=75 * 2**30,
+            )
+
+    def _begin(self, operation: str, subject: str = "", actor: str = "", peer: str = "") -> None:
+        if actor or peer:
+            self.calls.append(NotedCall(operation, subject, actor, peer))
+        if operation in self.failing:
+            raise self.failing[operation]
+
+    def _volume(self, name: str) -> VolumeView:
+        if name not in self.volumes_by_name:
+            raise VolumeNotFound(
+                f"there is no volume {name}", remedy="'pannier volume ls' shows what there is"
+            )
+        return self.volumes_by_name[name]
+
+    def _node(self, name: str) -> NodeView:
+        if name not in self.nodes_by_name:
+            raise NodeNotFound(
+                f"there is no node {name}", remedy="'pannier node ls' shows what there is"
+            )
+        return self.nodes_by_name[name]
+
+    def _note(self, kind: str, subject: str, detail: str = "") -> None:
+        self.past.append(
+            EventView(at=_THEN, kind=kind, subject=subject, node=self.here, detail=detail)
+        )
+
+    # The API's use cases
+
+    async def status(self) -> StatusView:
+        self._begin("status")
+        return StatusView(
+            cluster="test",
+            node=self.here,
+            version="0.1.0",
+            store={"kind": "memory"},
+            store_ok=True,
+            nodes=list(self.nodes_by_name.values()),
+            volumes=len(self.volumes_by_name),
+            problems=[],
+        )
+
+    async def nodes(self) -> list[NodeView]:
+        self._begin("nodes")
+        return list(self.nodes_by_name.values())
+
+    async def node(self, name: str) -> NodeView:
+        self._begin("node")
+        return self._node(name)
+
+    async def drain_node(self, name: str, *, drained: bool, actor: str) -> NodeView:
+        self._begin("drain_node", name, actor)
+        self.nodes_by_name[name] = replace(self._node(name), state="drained" if drained else "up")
+        return self.nodes_by_name[name]
+
+    async def recover_volume(self, name: str, *, accept_loss: bool, actor: str) -> VolumeView:
+        self._begin("recover_volume", name, actor)
+        if not accept_loss:
+            raise Conflict(f"volume {name} would lose writes", remedy="use --accept-loss")
+        return self._volume(name)
+
+    async def verify_volume(self, name: str) -> list[CheckView]:
+        self._begin("verify_volume", name)
+        return [CheckView(node=self._volume(name).holder, state="whole", generation="1.1")]
+
+    async def peer_verify(self, name: str, *, peer: str) -> CheckView:
+        self._begin("peer_verify", name, peer, peer)
+        return CheckView(node="node1", state="whole", generation=self._volume(name).generation)
+
+    async def peer_lost_copy(self, name: str, *, epoch: int, peer: str) -> None:
+        self._begin("peer_lost_copy", name, peer, peer)
+        self._volume(name)
+
+    async def peer_promise(
+        self, volumes: Mapping[str, int], *, seconds: float, peer: str
+    ) -> list[str]:
+        self._begin("peer_promise", ",".join(volumes), peer, peer)
+        return list(volumes)
+
+    async def peer_take(
+        self, name: str, *, epoch: int, generation: str | None, actor: str, peer: str
+    ) -> VolumeView:
+        self._begin("peer_take", name, actor, peer)
+        return self._volume(name)
+
+    async def remove_node(self, name: str, *, lost: bool, actor: str) -> None:
+        self._begin("remove_node", name, actor)
+        self._node(name)
+        if not lost and any(v.holder == name for v in self.volumes_by_name.values()):
+            raise Conflict(f"node {name} holds volumes", remedy="move them first")
+        del self.nodes_by_name[name]
+
+    async def create_token(self, *, ttl_seconds: float, uses: int, actor: str) -> TokenView:
+        self._begin("create_token", f"{ttl_seconds:g}s", actor)
+        self.tokens += 1
+        return TokenView(token=f"token-{self.tokens}", expires_at=_THEN, uses=uses)
+
+    async def join(self, request: JoinRequest) -> JoinReply:
+        self._begin("join")
+        if not request.token.startswith("token-"):
+            raise Denied("the token is not accepted", remedy="make a new one: pannier token create")
+        return JoinReply(cluster="test", certificate="PEM", ca="PEM", store="sqlite")
+
+    async def volumes(self) -> list[VolumeView]:
+        self._begin("volumes")
+        return list(self.volumes_by_name.values())
+
+    async def volume(self, name: str) -> VolumeView:
+        self._begin("volume")
+        return replace(
+            self._volume(name),
+            in_use_by=self.in_use.get(name, []),
+            generation="1.1",
+            used_bytes=4096,
+        )
+
+    async def create_volume(
+        self, name: str, options: Mapping[str, str], *, actor: str
+    ) -> VolumeView:
+        self._begin("create_volume", name, actor)
+        if self.strict:
+            parse_options(options)
+        if name in self.volumes_by_name:
+            raise AlreadyExists(f"volume {name} exists", remedy="use another name")
+        self.volumes_by_name[name] = VolumeView(
+            name=name,
+            id=f"id-{name}",
+            holder=self.here,
+            holder_state="up",
+            epoch=1,
+            driver="btrfs",
+            options=dict(options),
+            created_at=_THEN,
+        )
+        self._note("volume.created", name)
+        return self.volumes_by_name[name]
+
+    async def remove_volume(self, name: str, *, actor: str) -> TrashView:
+        self._begin("remove_volume", name, actor)
+        volume = self._volume(name)
+        if self.in_use.get(name):
+            users = ", ".join(self.in_use[name])
+            raise VolumeInUse(f"volume {name} is used by {users}", remedy="stop it first")
+        self.removed[name] = self.volumes_by_name.pop(name)
+        self._note("volume.removed", name)
+        return _as_trash(volume)
+
+    async def move_volume(
+        self, name: str, node: str, *, wait_seconds: float, actor: str
+    ) -> AsyncGenerator[MoveProgress, None]:
+        self._begin("move_volume", name, actor)
+        volume = self._volume(name)
+        self._node(node)
+        now = MoveProgress(phase="copying", volume=name, source=volume.holder, target=node, round=1)
+        yield now
+        yield replace(now, round=2, sent_bytes=5 * 2**20)
+        users = self.in_use.get(name, [])
+        if users:
+            yield replace(now, phase="waiting", round=2, sent_bytes=5 * 2**20, in_use_by=users)
+            yield replace(
+                now,
+                phase="failed",
+                code=VolumeInUse.code,
+                error=f"volume {name} is still used by {', '.join(users)} on {volume.holder}",
+                remedy="stop it, then move again: most of the data is there",
+            )
+            return
+        yield replace(now, phase="switching", round=3, sent_bytes=6 * 2**20)
+        self.volumes_by_name[name] = replace(volume, holder=node, epoch=volume.epoch + 1)
+        self._note("volume.moved", name, f"{volume.holder} to {node}")
+        yield replace(
+            now,
+            phase="done",
+            round=3,
+            sent_bytes=6 * 2**20,
+            pause_seconds=0.21,
+            total_seconds=3.5,
+            generation=f"{volume.epoch + 1}.1",
+        )
+
+    async def services(self) -> list[ServiceView]:
+        self._begin("services")
+        volumes = list(self.volumes_by_name)
+        view = ServiceView(name="web", nodes=[self.here], volumes=volumes, copies_on=[self.here])
+        return [view]
+
+    async def move_service(
+        self,
+        name: str,
+        node: str,
+        *,
+        now: bool,
+        stay: bool,
+        timeout_seconds: float,
+        actor: str,
+    ) -> AsyncGenerator[ServiceMoveProgress, None]:
+        self._begin("move_service", name, actor)
+        if name != "web":
+            raise NotFound(f"the Swarm has no service {name}", remedy="see docker service ls")
+        self._node(node)
+        steps = [StepView(seconds=0.0, what=f"web runs on {self.here}")]
+        copy = MoveProgress(phase="copying", volume="data", source=self.here, target=node)
+        first = ServiceMoveProgress(
+            phase="copying", service=name, source=self.here, target=node, steps=steps
+        )
+        yield replace(first, volumes=[copy])
+        steps.append(StepView(seconds=1.5, what=f"web runs on {node}"))
+        yield replace(first, phase="done", pause_seconds=0.4)
+
+    async def peer_hook(
+        self, service: str, *, moment: Moment, peer: str
+    ) -> AsyncGenerator[HookView, None]:
+        self._begin("peer_hook", service, peer=peer)
+        if service != "web":
+            raise NotFound(f"no container of service {service} runs on node {self.here}")
+        began = HookView(hook=moment, container="web.1", abort=moment is Moment.BEFORE)
+        yield began
+        yield replace(began, ended=True, output=["done"])
+
+    async def history(self, name: str) -> list[EventView]:
+        self._begin("history")
+        self._volume(name)
+        return [event for event in self.past if event.subject == name]
+
+    async def explain_volume(self, name: str) -> list[FindingView]:
+        self._begin("explain_volume")
+        volume = self._volume(name)
+        return [
+            FindingView(level="ok", subject=f"volume {name}", what=f"held by {volume.holder}"),
+        ]
+
+    async def trash(self) -> list[TrashView]:
+        self._begin("trash")
+        return [_as_trash(volume) for volume in self.removed.values()]
+
+    async def restore_volume(self, name_or_id: str, *, actor: str) -> VolumeView:
+        self._begin("restore_volume", name_or_id, actor)
+        for name, volume in self.removed.items():
+            if name_or_id in (name, volume.id):
+                if name in self.volumes_by_name:
+                    raise AlreadyExists(f"volume {name} exists", remedy="remove it first")
+                self.volumes_by_name[name] = self.removed.pop(name)
+                return volume
+        raise VolumeNotFound(f"{name_or_id} is not in the trash", remedy="see 'volume trash'")
+
+    async def doctor(self) -> list[FindingView]:
+        self._begin("doctor")
+        return self.findings
+
+    async def events(self, *, follow: bool) -> AsyncGenerator[EventView, None]:
+        self._begin("events")
+        for event in self.past:
+            yield event
+        while follow:
+            event_or_end = await self.more_events.get()
+            if event_or_end is None:
+                return
+            yield event_or_end
+
+    # What other nodes ask
+
+    async def peer_volume(self, name: str, *, peer: str) -> VolumeView:
+        self._begin("peer_volume", name, peer=peer)
+        volume = self._volume(name)
+        if volume.holder != self.here:
+            raise NotHolder(f"{self.here} does not hold volume {name}")
+        return await self.volume(name)
+
+    async def peer_node(self, *, peer: str) -> NodeView:
+        self._begin("peer_node", peer=peer)
+        return self._node(self.here)
+
+    async def peer_handover(self, name: str, *, epoch: int, peer: str) -> HandoverReply:
+        self._begin("peer_handover", name, peer=peer)
+        volume = self._volume(name)
+        users = self.in_use.get(name, [])
+        if users:
+            return HandoverReply(state="in_use", in_use_by=users, sent_bytes=1024)
+        self.volumes_by_name[name] = replace(volume, holder=peer, epoch=epoch + 1)
+        return HandoverReply(state="given", in_use_by=[])
+
+    async def peer_remove(self, name: str, *, volume_id: str, actor: str, peer: str) -> None:
+        self._begin("peer_remove", name, actor, peer)
+        if self._volume(name).id != volume_id:
+            raise VolumeNotFound(f"volume {name} is another one now")
+        await self.remove_volume(name, actor=actor)
+
+    async def peer_create(
+        self, name: str, options: Mapping[str, str], *, actor: str, peer: str
+    ) -> VolumeView:
+        self._begin("peer_create", name, actor, peer)
+        return await self.create_volume(name, options, actor=actor)
+
+    async def peer_move(
+        self, name: str, node: str, *, wait_seconds: float, actor: str, peer: str
+    ) -> AsyncGenerator[MoveProgress, None]:
+        self._begin("peer_move", name, actor, peer)
+        async for progress in self.move_volume(name, node, wait_seconds=wait_seconds, actor=actor):
+            yield progress
+
+
+def _as_trash(volume: VolumeView) -> TrashView:
+    return TrashView(
+        name=volume.name,
+        id=volume.id,
+        holder=volume.holder,
+        removed_at=_THEN,
+        expires_at="2026-01-03T03:04:05Z",
+    )
