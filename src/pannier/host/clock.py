@@ -1,14 +1,34 @@
-"""The clocks: one that decisions may use, and one for people."""
+"""The clocks of a machine: one that decisions may use, and one for people."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 
 def boottime() -> float:
     """Seconds since boot, suspended time included; not moved by clock changes."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """A machine's two clocks; all parts of a node are given the same one.
+
+    Attributes:
+        now: seconds since boot, which only ever pass. Leases and every decision go by it.
+        unix: seconds since 1970, for people. It may jump at any time.
+    """
+
+    now: Callable[[], float]
+    unix: Callable[[], float]
+
+
+def machine_clock() -> Clock:
+    """The clocks of the machine that this process runs on."""
+    return Clock(now=boottime, unix=time.time)
 
 
 def rfc3339(unix_seconds: float) -> str:
