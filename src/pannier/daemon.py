@@ -33,7 +33,7 @@ from pannier.cluster.catalog import Catalog
 from pannier.cluster.registry import Registry
 from pannier.config import CONFIG_DIRECTORY, RUN_DIRECTORY, STATE_DIRECTORY, Config, load_config
 from pannier.contract.peers import Peer
-from pannier.copies.acknowledging import Durable
+from pannier.copies.acknowledging import Acknowledging
 from pannier.copies.receiving import Reception
 from pannier.copies.replication import Replicator
 from pannier.copies.verification import Verification
@@ -42,19 +42,19 @@ from pannier.core.lease import Terms
 from pannier.core.node import Node
 from pannier.engine.configuration import default_runtime
 from pannier.engine.docker import DockerEngine
-from pannier.holding.after_handover import Settling
+from pannier.holding.after_handover import AfterHandover
 from pannier.holding.handover import Handovers
-from pannier.holding.promising import Failsafe
+from pannier.holding.promising import Promising
 from pannier.holding.recovery import Recovery
 from pannier.holding.takeover import Takeover
 from pannier.holding.volumes import Volumes
 from pannier.host.activation import fd_named, inherited_fds, listening_socket
 from pannier.host.systemd import notify
-from pannier.node.barrier_admission import SyncGuard
-from pannier.node.docker_volumes import DockerUse
+from pannier.node.barrier_admission import BarrierAdmission
+from pannier.node.docker_volumes import DockerVolumes
 from pannier.node.doctor import Doctor
 from pannier.node.facade import NodeService
-from pannier.node.free_space import keep_room
+from pannier.node.free_space import keep_free_space
 from pannier.node.leaving import Leaving
 from pannier.node.membership import Membership
 from pannier.node.swarm_node import keep_swarm_node
@@ -184,18 +184,18 @@ class Daemon:
         takeover = Takeover(self.custody, self.peers, self.promises)
         self.replicator = Replicator(self.custody, sender, moving=self.handovers.switching)
         self.handovers.replicate_by(self.replicator)
-        self.durable = Durable(self.custody, self.replicator)
-        self.barrier = Barrier(self.durable, mount_root=STATE_DIRECTORY / "mounts")
-        self.guard = SyncGuard(self.engine, self.barrier, configured=default_runtime)
-        self.docker = DockerUse(self.custody, volumes, self.peers, takeover, self.guard)
-        self.fencing = Fencing(self.custody, self.durable.rivals)
-        self.failsafe = Failsafe(
-            self.custody, self.peers, self.promises, rivals=self.durable.rivals
+        self.acknowledging = Acknowledging(self.custody, self.replicator)
+        self.barrier = Barrier(self.acknowledging, mount_root=STATE_DIRECTORY / "mounts")
+        self.admission = BarrierAdmission(self.engine, self.barrier, configured=default_runtime)
+        self.docker = DockerVolumes(self.custody, volumes, self.peers, takeover, self.admission)
+        self.fencing = Fencing(self.custody, self.acknowledging.rivals)
+        self.promising = Promising(
+            self.custody, self.peers, self.promises, rivals=self.acknowledging.rivals
         )
         self.disks = Disks(self.custody)
-        self.leaving = Leaving(self.custody, self.durable, self.membership)
+        self.leaving = Leaving(self.custody, self.acknowledging, self.membership)
         self.verification = Verification(
-            self.custody, self.peers, self.durable, state=STATE_DIRECTORY
+            self.custody, self.peers, self.acknowledging, state=STATE_DIRECTORY
         )
         self.hooks = Hooks(
             node=config.node,
@@ -222,7 +222,7 @@ class Daemon:
             replicator=self.replicator,
             recovery=Recovery(self.custody, self.peers, self.promises, takeover),
             takeover=takeover,
-            failsafe=self.failsafe,
+            promising=self.promising,
             verification=self.verification,
             services=self.services,
             backlog=self._backlog,
@@ -272,23 +272,23 @@ class Daemon:
                 ("lease", self.lease.keep()),
                 ("disks", self.disks.run()),
                 ("proof", self.custody.prove_all()),
-                ("failsafe", self.failsafe.run()),
-                ("durable", self.durable.run()),
+                ("promising", self.promising.run()),
+                ("acknowledging", self.acknowledging.run()),
                 ("barrier", self._hold_sync_calls()),
-                ("guard", self.guard.run()),
+                ("barrier-admission", self.admission.run()),
                 ("upkeep", self.upkeep.run()),
                 ("verification", self.verification.run()),
                 ("replication", self.replicator.run()),
                 ("activation", self._keep_activated()),
                 ("adoption", self._adopt()),
                 ("swarm-node", keep_swarm_node(self.engine.swarm, self.membership)),
-                ("room", keep_room(self.custody, self.membership)),
+                ("free-space", keep_free_space(self.custody, self.membership)),
                 ("evacuation", self.evacuation.run()),
                 ("labels", self.labels.run()),
                 ("hooks", self.hooks.run()),
             ):
                 tasks.start(work, name=name)
-            self.catalog.listen(Settling(self.custody, tasks.start).hear)
+            self.catalog.listen(AfterHandover(self.custody, tasks.start).hear)
             await stop.wait()
             notify("STOPPING=1")
             await self.leaving.prepare()

@@ -113,12 +113,12 @@ async def test_what_is_set_aside_does_not_count_and_can_come_anew(
     generation = await copied(nodes, content)
     overwrite(here, nodes.volume, content[:4096])
     for _ in range(2):  # repeated, and damaged again
-        await here.set_aside(nodes.volume)
+        await here.quarantine(nodes.volume)
         assert (await here.inspect(nodes.volume)).generations == ()
         await nodes.transfer(nodes.a, nodes.b, generation)
         await here.verify(nodes.volume, generation)
-    await here.drop_aside(nodes.volume)
-    await here.drop_aside(nodes.volume)
+    await here.drop_quarantined(nodes.volume)
+    await here.drop_quarantined(nodes.volume)
     await here.promote(nodes.volume, generation, epoch=2, size_bytes=None)
     data = here.data_path(nodes.volume, 2)
     assert portrait(data) == portrait(nodes.a.data_path(nodes.volume, 1))
@@ -129,7 +129,7 @@ async def test_what_is_set_aside_does_not_count_and_can_come_anew(
 async def test_what_comes_meanwhile_on_top_of_damage_does_not_count_either(
     nodes: Nodes, home: Home, monkeypatch: pytest.MonkeyPatch, size: int, when: str
 ) -> None:
-    """Set aside right before and right after the generation that was received gets its name."""
+    """Quarantine begins right before and right after a received generation gets its name."""
     base = await copied(nodes, b"content")
     (nodes.a.data_path(nodes.volume, 1) / "more").write_bytes(os.urandom(size))
     following = await nodes.a.snapshot(nodes.volume, epoch=1)
@@ -142,10 +142,10 @@ async def test_what_comes_meanwhile_on_top_of_damage_does_not_count_either(
                 return naming(first, *rest, **options)
             named.append(str(place))
             if when == "before":
-                home.set_aside()
+                home.quarantine()
             result = naming(first, *rest, **options)
             if when == "after":
-                home.set_aside()
+                home.quarantine()
             return result
 
         return wrapped
@@ -178,10 +178,10 @@ async def test_power_fails_while_generations_are_set_aside(
 
     monkeypatch.setattr(Path, "rename", fail)
     with pytest.raises(StorageError, match="power"):
-        await here.set_aside(nodes.volume)
+        await here.quarantine(nodes.volume)
     assert home.generations() == (following,)
     monkeypatch.undo()
-    await here.set_aside(nodes.volume)
+    await here.quarantine(nodes.volume)
     assert home.generations() == ()
     await nodes.transfer(nodes.a, nodes.b, following)
     assert home.make_generation(home.tree(following), epoch=1) > following
@@ -212,7 +212,7 @@ async def test_a_live_tree_is_verified_as_it_is_now(nodes: Nodes, here: BtrfsDri
 
 async def test_what_was_set_aside_goes_with_the_volume(nodes: Nodes, here: BtrfsDriver) -> None:
     await copied(nodes, b"content")
-    await here.set_aside(nodes.volume)
+    await here.quarantine(nodes.volume)
     await here.delete(nodes.volume)
     assert nodes.volume not in await here.volumes()
     assert not here.data_path(nodes.volume, 1).parents[1].exists()

@@ -14,7 +14,7 @@ from transport_world import HEAD, PATIENCE_SECONDS, Proxy, World, threads_of_tra
 from pannier.core.errors import Conflict, Corrupt, PeerUnavailable, PoolFull, StorageError
 from pannier.core.generation import Generation
 from pannier.transport import frames
-from pannier.transport.channel import Timing
+from pannier.transport.channel import TransportTiming
 
 pytestmark = pytest.mark.timeout(PATIENCE_SECONDS)
 BIG = bytes(20 << 20)
@@ -33,7 +33,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
 @pytest.fixture
 async def impatient(tmp_path: Path) -> AsyncIterator[World]:
     """A world in which silence of a second means death."""
-    world = World(tmp_path, timing=Timing(stall=1.0, quiet=PATIENCE_SECONDS))
+    world = World(tmp_path, timing=TransportTiming(stall=1.0, quiet=PATIENCE_SECONDS))
     async with world.server:
         yield world
         await world.client.close()
@@ -124,7 +124,7 @@ async def test_a_receiver_that_is_slow_to_read_is_waited_for(impatient: World) -
 
 
 async def test_a_sending_driver_that_hangs_is_given_up(tmp_path: Path) -> None:
-    world = World(tmp_path, timing=Timing(stall=0.5, quiet=1.0))
+    world = World(tmp_path, timing=TransportTiming(stall=0.5, quiet=1.0))
     world.ours.add("v1", "1.1", b"x")
     world.ours.trouble.send_hangs = True
     async with world.server:
@@ -134,7 +134,7 @@ async def test_a_sending_driver_that_hangs_is_given_up(tmp_path: Path) -> None:
 
 
 async def test_a_receiving_driver_that_hangs_is_given_up(tmp_path: Path) -> None:
-    world = World(tmp_path, timing=Timing(stall=0.5, quiet=1.0))
+    world = World(tmp_path, timing=TransportTiming(stall=0.5, quiet=1.0))
     world.ours.add("v1", "1.1", BIG)
     world.theirs.trouble.take = threading.Event()
     async with world.server:

@@ -13,7 +13,7 @@ import pytest
 from transport_world import PATIENCE_SECONDS, Proxy, World, offer_of, threads_of_transfers
 
 from pannier.core.errors import Denied, Stale
-from pannier.transport.channel import Timing
+from pannier.transport.channel import TransportTiming
 from pannier.transport.client import TransportClient
 from pannier.transport.server import TransportServer
 
@@ -116,7 +116,7 @@ async def test_a_receiver_that_restarted_is_no_error(there: Way) -> None:
 async def test_an_idle_connection_stays_alive_for_longer_than_the_stall_time(
     tmp_path: Path,
 ) -> None:
-    world = World(tmp_path, timing=Timing(stall=0.5))
+    world = World(tmp_path, timing=TransportTiming(stall=0.5))
     async with way(world) as there:
         await there.send("1.1")
         await asyncio.sleep(4 * world.timing.stall)
@@ -125,7 +125,7 @@ async def test_an_idle_connection_stays_alive_for_longer_than_the_stall_time(
 
 
 async def test_an_idle_connection_ends_after_its_time(tmp_path: Path) -> None:
-    async with way(World(tmp_path, timing=Timing(idle=0.2))) as there:
+    async with way(World(tmp_path, timing=TransportTiming(idle=0.2))) as there:
         await there.send("1.1")
         await until(lambda: not list(threads_of_transfers()))
         await there.send("1.2")
@@ -136,7 +136,7 @@ async def test_an_idle_connection_to_a_node_that_vanished_is_not_waited_for(
     tmp_path: Path,
 ) -> None:
     """No FIN comes from a machine without power: only its silence tells."""
-    async with way(World(tmp_path, timing=Timing(stall=1.0, idle=1000.0))) as there:
+    async with way(World(tmp_path, timing=TransportTiming(stall=1.0, idle=1000.0))) as there:
         await there.send("1.1")
         there.proxy.clog()
         await until(lambda: not list(threads_of_transfers()))

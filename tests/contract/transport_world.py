@@ -18,7 +18,7 @@ from pannier.pki.authority import Authority
 from pannier.pki.credentials import Credentials, new_request
 from pannier.storage.base import Capacity, Driver, LocalCopy, RootAttributes
 from pannier.transport.base import Offer, Sent
-from pannier.transport.channel import Timing
+from pannier.transport.channel import TransportTiming
 from pannier.transport.client import TransportClient
 from pannier.transport.server import TransportServer
 
@@ -335,9 +335,9 @@ class Proxy:
 class World:
     """Two nodes, alder that sends and birch that receives, over real TLS on loopback."""
 
-    def __init__(self, directory: Path, *, timing: Timing | None = None) -> None:
+    def __init__(self, directory: Path, *, timing: TransportTiming | None = None) -> None:
         self.directory = directory
-        self.timing = timing or Timing()
+        self.timing = timing or TransportTiming()
         self.authority = Authority.create(directory / "ca", cluster="c1")
         self.alder = node_credentials(self.authority, directory / "alder", name="alder")
         self.birch = node_credentials(self.authority, directory / "birch", name="birch")

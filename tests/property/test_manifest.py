@@ -19,8 +19,8 @@ from pannier.storage.tree.manifest import (
     FILE,
     LINK,
     SYMLINK,
-    Entry,
     Manifest,
+    TreeEntry,
     apply,
     check,
     decode,
@@ -36,10 +36,10 @@ TIMES = st.integers(0, 2**62)
 
 
 @st.composite
-def entries(draw: st.DrawFn, path: str, directories: list[str], files: list[str]) -> Entry:
+def entries(draw: st.DrawFn, path: str, directories: list[str], files: list[str]) -> TreeEntry:
     kind = draw(st.sampled_from([DIRECTORY, FILE, FILE, SYMLINK, LINK]))
     if kind == LINK and files:
-        return Entry(path=path, kind=LINK, target=draw(st.sampled_from(files)))
+        return TreeEntry(path=path, kind=LINK, target=draw(st.sampled_from(files)))
     attributes = {
         "mode": draw(MODES),
         "uid": draw(st.integers(0, 3)),
@@ -48,17 +48,17 @@ def entries(draw: st.DrawFn, path: str, directories: list[str], files: list[str]
     }
     if kind == DIRECTORY:
         directories.append(path)
-        return Entry(path=path, kind=DIRECTORY, **attributes)
+        return TreeEntry(path=path, kind=DIRECTORY, **attributes)
     if kind == SYMLINK:
-        return Entry(path=path, kind=SYMLINK, target=draw(NAMES), **attributes)
+        return TreeEntry(path=path, kind=SYMLINK, target=draw(NAMES), **attributes)
     files.append(path)
     size = draw(st.integers(0, 9))
-    return Entry(path=path, kind=FILE, size=size, sha256=f"{size:064x}", **attributes)
+    return TreeEntry(path=path, kind=FILE, size=size, sha256=f"{size:064x}", **attributes)
 
 
 @st.composite
 def manifests(draw: st.DrawFn) -> Manifest:
-    found = {"": Entry(path="", kind=DIRECTORY, mode=draw(MODES))}
+    found = {"": TreeEntry(path="", kind=DIRECTORY, mode=draw(MODES))}
     directories, files = [""], []
     for _ in range(draw(st.integers(0, 12))):
         parent, name = draw(st.sampled_from(directories)), draw(NAMES)
@@ -103,10 +103,10 @@ def test_garbage_is_refused(data: bytes) -> None:
 )
 def test_names_that_lead_out_of_the_tree_are_refused(path: str) -> None:
     tree = [
-        Entry(path="", kind=DIRECTORY),
-        Entry(path="a", kind=DIRECTORY),
-        Entry(path="file", kind=FILE),
-        Entry(path=path, kind=FILE),
+        TreeEntry(path="", kind=DIRECTORY),
+        TreeEntry(path="a", kind=DIRECTORY),
+        TreeEntry(path="file", kind=FILE),
+        TreeEntry(path=path, kind=FILE),
     ]
     with pytest.raises(Corrupt):
         check(Manifest.of(tree))

@@ -28,10 +28,10 @@ from pannier.agent.fencing import Fencing
 from pannier.agent.lease import Lease
 from pannier.agent.promises import Promises
 from pannier.cluster.registry import Registry, encode
-from pannier.copies.acknowledging import Durable
+from pannier.copies.acknowledging import Acknowledging
 from pannier.copies.in_sync import InSync
 from pannier.copies.receiving import Reception
-from pannier.copies.replicated import Circle, Held
+from pannier.copies.replicated import Circle, Replicated
 from pannier.copies.replication import Replicator
 from pannier.core.errors import OutcomeUnknown, PannierError
 from pannier.core.generation import Generation
@@ -61,10 +61,12 @@ def bug(plot: Plot | None = None) -> Callable[[Patch], Patch]:
 
 @bug()
 def _acknowledge_before_the_confirmation(patch: pytest.MonkeyPatch) -> None:
-    async def confirmed(self: Durable, held: Held, generation: Generation) -> None:
+    async def confirmed(
+        self: Acknowledging, replicated: Replicated, generation: Generation
+    ) -> None:
         return
 
-    patch.setattr(Durable, "_confirmed_by_all", confirmed)
+    patch.setattr(Acknowledging, "_confirmed_by_all", confirmed)
 
 
 @bug()
@@ -73,8 +75,10 @@ def _acknowledge_without_a_silent_replica(patch: pytest.MonkeyPatch) -> None:
     silent: dict[str, frozenset[str]] = {}
     real = InSync.rivals
 
-    async def leave(self: InSync, held: Held, nodes: frozenset[str], *, why: str) -> None:
-        silent[held.volume.id] = nodes
+    async def leave(
+        self: InSync, replicated: Replicated, nodes: frozenset[str], *, why: str
+    ) -> None:
+        silent[replicated.volume.id] = nodes
 
     def rivals(self: InSync, volume: Volume, circle: Circle) -> frozenset[str]:
         return real(self, volume, circle) - silent.get(volume.id, frozenset())
@@ -88,9 +92,9 @@ def _acknowledge_by_an_earlier_generation(patch: pytest.MonkeyPatch) -> None:
     """The one that is under way is new enough, is it not?"""
     real = Replicator.make
 
-    async def make(self: Replicator, held: Held) -> Generation:
-        before = held.newest
-        made = await real(self, held)
+    async def make(self: Replicator, replicated: Replicated) -> Generation:
+        before = replicated.newest
+        made = await real(self, replicated)
         return before or made
 
     patch.setattr(Replicator, "make", make)
@@ -116,18 +120,18 @@ def _treat_leaving_with_an_unknown_outcome_as_done(patch: pytest.MonkeyPatch) ->
 
 @bug()
 def _join_without_catching_up(patch: pytest.MonkeyPatch) -> None:
-    async def join(self: Durable, held: Held, node: str) -> None:
-        async with held.group:
-            await self._in_sync.join(held, node)
+    async def join(self: Acknowledging, replicated: Replicated, node: str) -> None:
+        async with replicated.group:
+            await self._in_sync.join(replicated, node)
 
-    patch.setattr(Durable, "_join", join)
+    patch.setattr(Acknowledging, "_join", join)
 
 
 @bug(join_that_hangs)
 def _forget_who_may_have_joined_when_replication_begins_anew(patch: pytest.MonkeyPatch) -> None:
     def circle(self: Replicator, volume: Volume) -> Circle:
-        held = self._held.get(volume.id)
-        return held.circle if held else Circle(frozenset(volume.in_sync))
+        replicated = self._replicated.get(volume.id)
+        return replicated.circle if replicated else Circle(frozenset(volume.in_sync))
 
     patch.setattr(Replicator, "circle", circle)
 
@@ -306,7 +310,7 @@ def _delete_the_copy_that_a_replica_needs(patch: pytest.MonkeyPatch) -> None:
 
 @bug()
 def _delete_the_base_that_a_replica_needs(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Held, "needed", lambda self: frozenset())
+    patch.setattr(Replicated, "needed", lambda self: frozenset())
 
 
 @bug()

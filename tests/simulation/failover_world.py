@@ -367,7 +367,7 @@ class FailoverWorld(World):
 
     async def sync(self, run: Run, name: str, volume_id: str, written: int) -> None:
         """A sync call of a container that has written all that, as the daemon answers it."""
-        await run.durable.make_durable(name)
+        await run.acknowledging.make_durable(name)
         self.acknowledge(run, volume_id, written)
 
     def acknowledge(self, run: Run, volume_id: str, written: int) -> None:

@@ -48,7 +48,7 @@ class Home:
     live: dict[int, Tree] = field(default_factory=dict)
     generations: dict[Generation, Content] = field(default_factory=dict)
     described: dict[Generation, Content] = field(default_factory=dict)
-    aside: dict[Generation, Content] = field(default_factory=dict)
+    quarantined: dict[Generation, Content] = field(default_factory=dict)
     damaged: set[Generation | None] = field(default_factory=set)
 
     def next_generation(self, epoch: int) -> Generation:
@@ -260,14 +260,14 @@ class SnapshotDriver(CheckedDriver):
         if generation in home.damaged:
             raise Corrupt(f"generation {generation} of volume {volume} is damaged: file")
 
-    async def set_aside(self, volume: str) -> None:
+    async def quarantine(self, volume: str) -> None:
         home = self._home(volume)
-        home.aside.update(home.generations)
+        home.quarantined.update(home.generations)
         home.generations.clear()
         home.damaged.clear()
 
-    async def drop_aside(self, volume: str) -> None:
-        self._home(volume).aside.clear()
+    async def drop_quarantined(self, volume: str) -> None:
+        self._home(volume).quarantined.clear()
 
     async def delete(self, volume: str) -> None:
         home = self.disk.homes.pop(volume, Home())

@@ -33,7 +33,7 @@ from pannier.cluster.registry import Registry
 from pannier.contract.operations import HandoverReply
 from pannier.contract.peers import Peer, Peers
 from pannier.contract.views import CheckView, MoveProgress, NodeView, VolumeView
-from pannier.copies.acknowledging import Durable
+from pannier.copies.acknowledging import Acknowledging
 from pannier.copies.receiving import Reception
 from pannier.copies.replication import Replicator
 from pannier.copies.verification import Verification
@@ -41,14 +41,14 @@ from pannier.core.errors import Conflict, OutcomeUnknown, PannierError, PeerUnav
 from pannier.core.generation import Generation, newest_common
 from pannier.core.node import Node
 from pannier.engine.base import EngineFacts
-from pannier.holding.after_handover import Settling
+from pannier.holding.after_handover import AfterHandover
 from pannier.holding.handover import Handovers
-from pannier.holding.promising import Failsafe
+from pannier.holding.promising import Promising
 from pannier.holding.recovery import Recovery
 from pannier.holding.takeover import Takeover
 from pannier.holding.volumes import Volumes
-from pannier.node.barrier_admission import RUNTIME, SyncGuard
-from pannier.node.docker_volumes import DockerUse
+from pannier.node.barrier_admission import RUNTIME, BarrierAdmission
+from pannier.node.docker_volumes import DockerVolumes
 from pannier.node.doctor import Doctor
 from pannier.node.facade import NodeService
 from pannier.node.leaving import Leaving
@@ -210,16 +210,20 @@ class Run:
         self.replicator = Replicator(self.custody, sender, moving=self.handovers.switching)
         self.handovers.replicate_by(self.replicator)
         self.volumes = Volumes(self.custody, self.handovers, peers)
-        self.durable = Durable(self.custody, self.replicator)
+        self.acknowledging = Acknowledging(self.custody, self.replicator)
         self.promises = world.make_promises(machine)
         self.takeover = Takeover(self.custody, peers, self.promises)
-        self.fencing = Fencing(self.custody, self.durable.rivals)
-        self.failsafe = Failsafe(self.custody, peers, self.promises, rivals=self.durable.rivals)
-        guard = SyncGuard(machine.engine, NoMarks(), configured=lambda: "pannier")
-        self.docker = DockerUse(self.custody, self.volumes, peers, self.takeover, guard)
+        self.fencing = Fencing(self.custody, self.acknowledging.rivals)
+        self.promising = Promising(
+            self.custody, peers, self.promises, rivals=self.acknowledging.rivals
+        )
+        admission = BarrierAdmission(machine.engine, NoMarks(), configured=lambda: "pannier")
+        self.docker = DockerVolumes(self.custody, self.volumes, peers, self.takeover, admission)
         self.reception = Reception(self.custody, self.promises)
         self.doctor = Doctor(self.custody, _no_pool_problems)
-        self.verification = Verification(self.custody, peers, self.durable, state=machine.state)
+        self.verification = Verification(
+            self.custody, peers, self.acknowledging, state=machine.state
+        )
         self.membership = Membership(
             node=self.name,
             registry=self.registry,
@@ -227,7 +231,7 @@ class Run:
             authority=_no_authority,
             store_address="memory",
         )
-        self.leaving = Leaving(self.custody, self.durable, self.membership)
+        self.leaving = Leaving(self.custody, self.acknowledging, self.membership)
         self.service = NodeService(
             cluster="c",
             custody=self.custody,
@@ -240,7 +244,7 @@ class Run:
             replicator=self.replicator,
             recovery=Recovery(self.custody, peers, self.promises, self.takeover),
             takeover=self.takeover,
-            failsafe=self.failsafe,
+            promising=self.promising,
             verification=self.verification,
             services=Services(
                 node=self.name,
@@ -278,16 +282,16 @@ class Run:
         self._keep(self.lease.keep())
         self._keep(Disks(self.custody).run())
         self._keep(self.custody.prove_all())
-        self._keep(self.failsafe.run())
+        self._keep(self.promising.run())
         if self.world.with_upkeep:
             self._keep(self.upkeep.run())
             self._keep(self.verification.run())
         if self.world.with_replication:
             self._keep(self.replicator.run())
-            self._keep(self.durable.run())
+            self._keep(self.acknowledging.run())
         if self.world.with_settling:
-            settling = Settling(self.custody, lambda work, name: self._keep(work))
-            self.catalog.listen(settling.hear)
+            after_handover = AfterHandover(self.custody, lambda work, name: self._keep(work))
+            self.catalog.listen(after_handover.hear)
         self._keep(self._adopt())
 
     def _keep(self, work: Coroutine[Any, Any, None]) -> None:

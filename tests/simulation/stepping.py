@@ -165,11 +165,13 @@ class SteppedDriver(CheckedDriver):
     async def verify(self, volume: str, generation: Generation | None) -> None:
         await stepped(self._life, "driver.verify", lambda: self._inner.verify(volume, generation))
 
-    async def set_aside(self, volume: str) -> None:
-        await stepped(self._life, "driver.set_aside", lambda: self._inner.set_aside(volume))
+    async def quarantine(self, volume: str) -> None:
+        await stepped(self._life, "driver.quarantine", lambda: self._inner.quarantine(volume))
 
-    async def drop_aside(self, volume: str) -> None:
-        await stepped(self._life, "driver.drop_aside", lambda: self._inner.drop_aside(volume))
+    async def drop_quarantined(self, volume: str) -> None:
+        await stepped(
+            self._life, "driver.drop_quarantined", lambda: self._inner.drop_quarantined(volume)
+        )
 
     async def delete(self, volume: str) -> None:
         await stepped(self._life, "driver.delete", lambda: self._inner.delete(volume))

@@ -15,7 +15,7 @@ from world import ACTOR, Machine, World  # makes the next import possible
 import machines
 
 from pannier.contract.views import CopyView
-from pannier.copies.replication import Progress
+from pannier.copies.replication import ReplicaProgress
 from pannier.core.generation import Generation
 from pannier.core.node import Node
 from pannier.core.volume import Volume
@@ -107,7 +107,7 @@ class CopiesWorld(World):
             self._wrong(f"{record.id}: holder {record.grant} has {held}, and {synced} was synced")
         for name in record.in_sync:
             home = self.machines[name].disk.homes.get(record.id)
-            if home is None or home.damaged or home.aside or name in self.careless:
+            if home is None or home.damaged or home.quarantined or name in self.careless:
                 continue  # the disk, or a person, took it away; whoever is there must not take over
             found = self.copy(self.machines[name], record)
             if not synced <= found.items():
@@ -146,7 +146,7 @@ class CopiesWorld(World):
         volume = machine.up.catalog.volume(name)
         assert volume is not None
         written = dict(machine.disk.homes[volume.id].live[volume.grant.epoch].content)
-        await machine.ask(lambda run: run.durable.make_durable(name))
+        await machine.ask(lambda run: run.acknowledging.make_durable(name))
         self.synced.setdefault(volume.id, {}).update(written)
         self.inspect()
 
@@ -194,7 +194,7 @@ class CopiesWorld(World):
     def sent_to(self, name: str) -> list[Transfer]:
         return [transfer for transfer in self.sent if transfer.to == name]
 
-    def progress(self, machine: Machine, volume: Volume) -> dict[str, Progress]:
+    def progress(self, machine: Machine, volume: Volume) -> dict[str, ReplicaProgress]:
         return machine.up.replicator.progress(volume)
 
     async def copies(self, machine: Machine, name: str = "vol") -> dict[str, CopyView]:

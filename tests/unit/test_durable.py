@@ -157,7 +157,7 @@ async def test_nothing_is_acknowledged_after_the_lease(world: CopiesWorld) -> No
     """The replica confirms still, but promises nothing."""
     volume = await world.synced_volume(world.a)
     world.cut_store("a")
-    world.a.up.failsafe.ask = _nothing  # type: ignore[method-assign]
+    world.a.up.promising.ask = _nothing  # type: ignore[method-assign]
     acknowledged = 0
     while world.a.clock() < world.a.up.lease.until:
         world.put(world.a, volume, f"more{acknowledged}", b"1")
@@ -179,7 +179,7 @@ async def test_a_volume_that_another_node_holds_is_not_made_durable_here(
 ) -> None:
     await world.synced_volume(world.a)
     with pytest.raises(NotHolder):
-        await world.b.ask(lambda run: run.durable.make_durable("vol"))
+        await world.b.ask(lambda run: run.acknowledging.make_durable("vol"))
 
 
 async def test_syncs_go_on_while_a_move_waits_for_the_end_of_use(world: CopiesWorld) -> None:
@@ -204,7 +204,7 @@ async def test_unchanged_is_said_only_of_what_was_made_durable(world: CopiesWorl
     volume = await world.synced_volume(world.a)
 
     async def unchanged() -> bool:
-        return await world.a.ask(lambda run: run.durable.unchanged("vol"))
+        return await world.a.ask(lambda run: run.acknowledging.unchanged("vol"))
 
     assert await unchanged()
     world.put(world.a, volume, "more", b"1")

@@ -82,7 +82,7 @@ async def test_a_node_that_takes_over_promises_nothing_and_confirms_nothing(
     fresh = await replica.up.custody.fresh("vol")
     world.cut_store("a")
     async with replica.up.promises.taking(fresh.record, revision=fresh.revision):
-        assert replica.up.failsafe.promise({volume.id: 1}, seconds=10, peer="a") == []
+        assert replica.up.promising.promise({volume.id: 1}, seconds=10, peer="a") == []
         world.put(world.a, volume, "more", b"1")
         with pytest.raises(Unavailable):
             await world.sync(world.a)
@@ -93,17 +93,17 @@ async def test_a_promise_is_given_to_the_holder_alone_and_for_its_epoch(
     world: CopiesWorld,
 ) -> None:
     volume = await world.synced_volume(world.a)
-    failsafe = world.replica(volume).up.failsafe
-    assert failsafe.promise({volume.id: 1}, seconds=10, peer="c") == []
-    assert failsafe.promise({volume.id: 2}, seconds=10, peer="a") == []
-    assert failsafe.promise({"unknown": 1}, seconds=10, peer="a") == []
-    assert failsafe.promise({volume.id: 1}, seconds=10, peer="a") == [volume.id]
+    promising = world.replica(volume).up.promising
+    assert promising.promise({volume.id: 1}, seconds=10, peer="c") == []
+    assert promising.promise({volume.id: 2}, seconds=10, peer="a") == []
+    assert promising.promise({"unknown": 1}, seconds=10, peer="a") == []
+    assert promising.promise({volume.id: 1}, seconds=10, peer="a") == [volume.id]
 
 
 async def test_a_promise_lasts_no_longer_than_its_limit(world: CopiesWorld) -> None:
     volume = await world.synced_volume(world.a)
     run = world.replica(volume).up
-    run.failsafe.promise({volume.id: 1}, seconds=1e6, peer="a")
+    run.promising.promise({volume.id: 1}, seconds=1e6, peer="a")
     assert run.promises.seconds_left(volume.id) == PROMISE_SECONDS
 
 

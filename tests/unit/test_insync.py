@@ -138,7 +138,7 @@ async def begun(world: CopiesWorld, fault: Fault) -> tuple[Volume, Machine]:
 
 def says_nothing_good(machine: Machine, volume: Volume) -> bool:
     refuses = machine.up.promises.refuses(volume.id, epoch=1)
-    return refuses and not machine.up.failsafe.promise({volume.id: 1}, seconds=10, peer="a")
+    return refuses and not machine.up.promising.promise({volume.id: 1}, seconds=10, peer="a")
 
 
 @pytest.mark.parametrize("restart", [None, Machine.crash, Machine.power_off])

@@ -71,11 +71,11 @@ async def test_a_damaged_copy_is_made_anew(world: CopiesWorld) -> None:
     assert (checks["a"].state, checks["b"].state) == ("whole", "made anew")
     assert "damaged" in checks["b"].error
     assert world.now_record().in_sync == ()
-    assert world.b.disk.homes[volume.id].aside
+    assert world.b.disk.homes[volume.id].quarantined
     await world.until(lambda: world.now_record().in_sync == ("b",))
     assert world.current(world.b, volume)
     assert world.sent_to("b")[-1].base is None
-    await world.until(lambda: not world.b.disk.homes[volume.id].aside)
+    await world.until(lambda: not world.b.disk.homes[volume.id].quarantined)
     assert (await verify(world))["b"].state == "whole"
 
 
@@ -104,19 +104,19 @@ async def test_the_holders_own_damage_is_told_and_nothing_is_touched(world: Copi
 
 
 @pytest.mark.parametrize("fault", [Fault.CUT_BEFORE, Fault.CUT_AFTER])
-@pytest.mark.parametrize("label", ["driver.set_aside", "peer.lost_copy"])
+@pytest.mark.parametrize("label", ["driver.quarantine", "peer.lost_copy"])
 async def test_power_fails_in_the_middle(world: CopiesWorld, label: str, fault: Fault) -> None:
     volume = await world.synced_volume(world.a)
     damage(world.b, volume)
     world.fail_at_label(label, fault, of="b")
     assert (await verify(world))["b"].state == "unknown"
     await world.b.start()
-    if fault is Fault.CUT_BEFORE and label == "driver.set_aside":
+    if fault is Fault.CUT_BEFORE and label == "driver.quarantine":
         assert (await verify(world))["b"].state == "made anew"
     await world.until(lambda: not world.b.disk.homes[volume.id].damaged)
     await world.until(lambda: world.current(world.b, volume))
     await world.until(lambda: world.now_record().in_sync == ("b",))
-    await world.until(lambda: not world.b.disk.homes[volume.id].aside)
+    await world.until(lambda: not world.b.disk.homes[volume.id].quarantined)
 
 
 async def test_a_holder_that_cannot_be_told_is_told_later(world: CopiesWorld) -> None:

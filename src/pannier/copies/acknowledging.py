@@ -16,7 +16,7 @@ import structlog
 
 from pannier.agent.custody import Custody
 from pannier.copies.in_sync import InSync
-from pannier.copies.replicated import Held
+from pannier.copies.replicated import Replicated
 from pannier.copies.replication import Replicator
 from pannier.core.errors import NotHolder, PannierError, Stale, Unavailable
 from pannier.core.generation import Generation
@@ -33,7 +33,7 @@ LAG_INTERVALS, LAG_SECONDS = 10, 10.0
 WATCH_SECONDS = 0.5
 
 
-class Durable:
+class Acknowledging:
     """The generation path to durable sync calls, for the volumes that this node holds."""
 
     def __init__(self, custody: Custody, replicator: Replicator) -> None:
@@ -48,19 +48,19 @@ class Durable:
             NotHolder: the volume is not held here, or just being given away.
             Unavailable: it cannot be said now; asked again later it may.
         """
-        held = self._replicator.held(volume)
-        async with held.group:
-            generation = await self._replicator.make(held)
-            await self._confirmed_by_all(held, generation)
-            self._check(held)
-            held.durable = generation
+        replicated = self._replicator.replicated(volume)
+        async with replicated.group:
+            generation = await self._replicator.make(replicated)
+            await self._confirmed_by_all(replicated, generation)
+            self._check(replicated)
+            replicated.acknowledged = generation
 
     async def unchanged(self, volume: str) -> bool:
         """See :class:`pannier.barrier.calls.Strategy`."""
-        held = self._replicator.held(volume)
-        async with held.group:
-            same = await self._replicator.make(held) == held.durable
-            self._check(held)
+        replicated = self._replicator.replicated(volume)
+        async with replicated.group:
+            same = await self._replicator.make(replicated) == replicated.acknowledged
+            self._check(replicated)
             return same
 
     async def lost(self, name: str, *, epoch: int, node: str) -> None:
@@ -70,14 +70,16 @@ class Durable:
             NotHolder, Stale: the volume is not held here, or not at ``epoch``.
             StoreUnavailable, OutcomeUnknown: it counts still; all is sent to it all the same.
         """
-        held = self._replicator.held(name)
-        if held.volume.grant.epoch != epoch:
-            raise Stale(f"volume {name} is at epoch {held.volume.grant.epoch}", remedy="look again")
-        if node in held.progress:
-            async with held.group:
-                await held.note_lost(node)
+        replicated = self._replicator.replicated(name)
+        if replicated.volume.grant.epoch != epoch:
+            raise Stale(
+                f"volume {name} is at epoch {replicated.volume.grant.epoch}", remedy="look again"
+            )
+        if node in replicated.progress:
+            async with replicated.group:
+                await replicated.note_lost(node)
                 why = "its copy was damaged, or is gone"
-                await self._in_sync.leave(held, frozenset({node}), why=why)
+                await self._in_sync.leave(replicated, frozenset({node}), why=why)
 
     def rivals(self, name: str) -> frozenset[str]:
         """Every node that could take the volume over; see :meth:`InSync.rivals`."""
@@ -86,11 +88,11 @@ class Durable:
             return frozenset()
         return self._in_sync.rivals(volume, self._replicator.circle(volume))
 
-    def _rivals(self, held: Held) -> frozenset[str]:
-        return self._in_sync.rivals(held.volume, held.circle)
+    def _rivals(self, replicated: Replicated) -> frozenset[str]:
+        return self._in_sync.rivals(replicated.volume, replicated.circle)
 
-    def _check(self, held: Held) -> None:
-        volume, rivals = held.volume, self._rivals(held)
+    def _check(self, replicated: Replicated) -> None:
+        volume, rivals = replicated.volume, self._rivals(replicated)
         known = self._custody.catalog.volume(volume.name)
         if known is None or (known.id, known.grant) != (volume.id, volume.grant):
             raise NotHolder(
@@ -108,49 +110,54 @@ class Durable:
                 remedy="start the nodes of its other copies: pannier volume show " + volume.name,
             )
 
-    async def _confirmed_by_all(self, held: Held, generation: Generation) -> None:
+    async def _confirmed_by_all(self, replicated: Replicated, generation: Generation) -> None:
         """Wait for everybody who counts; those who do not confirm leave."""
-        failures = {node: p.failures for node, p in held.progress.items()}
+        failures = {node: p.failures for node, p in replicated.progress.items()}
         until = boottime() + PATIENCE_SECONDS
         while True:
-            if held.ended:  # it is being given away, or sent to other nodes
-                raise Unavailable(f"volume {held.volume.name} is not replicated at the moment")
+            if replicated.ended:  # it is being given away, or sent to other nodes
+                raise Unavailable(
+                    f"volume {replicated.volume.name} is not replicated at the moment"
+                )
             pending = {
                 node
-                for node in self._rivals(held)
-                if node not in held.progress or not held.progress[node].has(generation)
+                for node in self._rivals(replicated)
+                if node not in replicated.progress or not replicated.progress[node].has(generation)
             }
             if not pending:
                 return
             silent = {
                 node
                 for node in pending
-                if node not in held.progress
-                or held.progress[node].failures > failures[node]
-                or (held.progress[node].error and held.progress[node].sending != generation)
+                if node not in replicated.progress
+                or replicated.progress[node].failures > failures[node]
+                or (
+                    replicated.progress[node].error
+                    and replicated.progress[node].sending != generation
+                )
                 or not self._custody.catalog.is_up(node)
                 or boottime() > until
             }
             if silent:
-                await self._let_leave(held, silent)
+                await self._let_leave(replicated, silent)
                 continue
-            await self._heard(held, min(WATCH_SECONDS, until - boottime() + 0.01))
+            await self._heard(replicated, min(WATCH_SECONDS, until - boottime() + 0.01))
 
-    async def _let_leave(self, held: Held, nodes: set[str]) -> None:
+    async def _let_leave(self, replicated: Replicated, nodes: set[str]) -> None:
         """Go on without these, unless it is this node's own disk that failed: then they are all there
         is, and shall take over.
         """
-        await self._custody.driver(held.volume).check_disk(by_writing=True)
-        await self._in_sync.leave(held, frozenset(nodes), why=self._why(held, nodes))
+        await self._custody.driver(replicated.volume).check_disk(by_writing=True)
+        await self._in_sync.leave(replicated, frozenset(nodes), why=self._why(replicated, nodes))
 
-    def _why(self, held: Held, nodes: set[str]) -> str:
-        said = [held.progress[n].error for n in sorted(nodes) if n in held.progress]
+    def _why(self, replicated: Replicated, nodes: set[str]) -> str:
+        said = [replicated.progress[n].error for n in sorted(nodes) if n in replicated.progress]
         return "; ".join(filter(None, said)) or "no answer"
 
-    async def _heard(self, held: Held, seconds: float) -> None:
+    async def _heard(self, replicated: Replicated, seconds: float) -> None:
         """Wait for a replica's next answer, for so long at most."""
         try:
-            await asyncio.wait_for(held.answered.wait(), seconds)
+            await asyncio.wait_for(replicated.answered.wait(), seconds)
         except TimeoutError:
             return
 
@@ -159,41 +166,42 @@ class Durable:
     async def run(self) -> None:
         """Let replicas join and leave as they catch up and fall behind, for ever: run as a task."""
         while True:
-            for held in self._replicator.all_held():
+            for replicated in self._replicator.all_replicated():
                 try:
-                    await self._look(held)
+                    await self._look(replicated)
                 except NotHolder:
                     continue  # it was given away meanwhile
                 except PannierError as error:
-                    log.info("copies.unchanged", volume=held.volume.name, error=str(error))
+                    log.info("copies.unchanged", volume=replicated.volume.name, error=str(error))
             await asyncio.sleep(WATCH_SECONDS)
 
-    async def _look(self, held: Held) -> None:
+    async def _look(self, replicated: Replicated) -> None:
         now = boottime()
-        limit = max(LAG_INTERVALS * held.volume.spec.interval, LAG_SECONDS)
-        rivals = self._rivals(held)
-        late = {n for n in rivals if held.lag_seconds(n, now) > limit}
+        limit = max(LAG_INTERVALS * replicated.volume.spec.interval, LAG_SECONDS)
+        rivals = self._rivals(replicated)
+        late = {n for n in rivals if replicated.lag_seconds(n, now) > limit}
         if late:
-            await self._custody.fresh(held.volume.name)  # a store that hangs shall hold up nobody
-            async with held.group:
-                await self._let_leave(held, late)
-        known = self._custody.catalog.volume(held.volume.name)
+            # A store that hangs shall hold up nobody.
+            await self._custody.fresh(replicated.volume.name)
+            async with replicated.group:
+                await self._let_leave(replicated, late)
+        known = self._custody.catalog.volume(replicated.volume.name)
         joined = known.in_sync if known else ()  # a rival that is not may have failed to join
-        for node in held.volume.replicas:
-            progress = held.progress[node]
+        for node in replicated.volume.replicas:
+            progress = replicated.progress[node]
             caught_up = progress.generation is not None and not progress.error
             if node not in joined and caught_up and self._custody.catalog.is_up(node):
-                await self._join(held, node)
+                await self._join(replicated, node)
 
-    async def _join(self, held: Held, node: str) -> None:
-        if held.lag_seconds(node, boottime()) > max(2 * held.volume.spec.interval, 2.0):
+    async def _join(self, replicated: Replicated, node: str) -> None:
+        if replicated.lag_seconds(node, boottime()) > max(2 * replicated.volume.spec.interval, 2.0):
             return  # it is far behind: sync calls shall not wait for that
-        await self._custody.fresh(held.volume.name)  # nor for a store that hangs
-        async with held.group:
-            generation = await self._replicator.make(held)
+        await self._custody.fresh(replicated.volume.name)  # nor for a store that hangs
+        async with replicated.group:
+            generation = await self._replicator.make(replicated)
             until = boottime() + JOIN_PATIENCE_SECONDS
-            while not held.progress[node].has(generation):
-                if held.ended or held.progress[node].error or boottime() > until:
+            while not replicated.progress[node].has(generation):
+                if replicated.ended or replicated.progress[node].error or boottime() > until:
                     return
-                await self._heard(held, 0.1)
-            await self._in_sync.join(held, node)
+                await self._heard(replicated, 0.1)
+            await self._in_sync.join(replicated, node)

@@ -13,7 +13,7 @@ from dataclasses import replace
 import structlog
 
 from pannier.agent.custody import Custody
-from pannier.copies.replicated import Circle, Held
+from pannier.copies.replicated import Circle, Replicated
 from pannier.core.errors import NotHolder, Stale, StoreUnavailable, Unavailable
 from pannier.core.volume import Volume
 
@@ -33,24 +33,28 @@ class InSync:
             return circle.required
         return circle.required | frozenset(known.in_sync)
 
-    async def leave(self, held: Held, nodes: frozenset[str], *, why: str) -> None:
+    async def leave(self, replicated: Replicated, nodes: frozenset[str], *, why: str) -> None:
         """From now on these nodes do not count, and cannot take over.
 
         Raises:
             StoreUnavailable, OutcomeUnknown: they count still; NotHolder.
         """
-        await self._change(held, add=frozenset(), drop=nodes)
-        log.warning("copies.left", volume=held.volume.name, nodes=",".join(sorted(nodes)), why=why)
+        await self._change(replicated, add=frozenset(), drop=nodes)
+        log.warning(
+            "copies.left", volume=replicated.volume.name, nodes=",".join(sorted(nodes)), why=why
+        )
 
-    async def join(self, held: Held, node: str) -> None:
+    async def join(self, replicated: Replicated, node: str) -> None:
         """This node has everything that was acknowledged, and counts from now on."""
-        await self._change(held, add=frozenset({node}), drop=frozenset())
-        log.info("copies.joined", volume=held.volume.name, node=node)
+        await self._change(replicated, add=frozenset({node}), drop=frozenset())
+        log.info("copies.joined", volume=replicated.volume.name, node=node)
 
-    async def _change(self, held: Held, *, add: frozenset[str], drop: frozenset[str]) -> None:
-        custody, volume, circle = self._custody, held.volume, held.circle
+    async def _change(
+        self, replicated: Replicated, *, add: frozenset[str], drop: frozenset[str]
+    ) -> None:
+        custody, volume, circle = self._custody, replicated.volume, replicated.circle
         while True:
-            if held.ended:
+            if replicated.ended:
                 raise Unavailable(f"volume {volume.name} is not replicated at the moment")
             fresh = await custody.fresh(volume.name)
             record = fresh.record

@@ -10,7 +10,7 @@ from pannier.core.volume import Volume
 
 
 @dataclass(slots=True)
-class Progress:
+class ReplicaProgress:
     """How far one replica is. Times are seconds since boot."""
 
     generation: Generation | None = None
@@ -44,7 +44,7 @@ class Circle:
 
 
 @dataclass(slots=True)
-class Held:
+class Replicated:
     """One volume's replication."""
 
     volume: Volume
@@ -52,7 +52,7 @@ class Held:
     circle: Circle
     ended: bool = False
     newest: Generation | None = None
-    durable: Generation | None = None
+    acknowledged: Generation | None = None
     """The last one that sync calls were made good with."""
     made_at: float = 0.0
     found: frozenset[Generation] | None = None
@@ -65,7 +65,7 @@ class Held:
     """Told of each new generation."""
     answered: asyncio.Event = field(default_factory=asyncio.Event)
     """Set at the next answer of any replica, good or bad; then there is another one."""
-    progress: dict[str, Progress] = field(default_factory=dict)
+    progress: dict[str, ReplicaProgress] = field(default_factory=dict)
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     @property

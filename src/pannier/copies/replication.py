@@ -22,7 +22,7 @@ from functools import cache
 import structlog
 
 from pannier.agent.custody import Custody
-from pannier.copies.replicated import Circle, Held, Progress
+from pannier.copies.replicated import Circle, ReplicaProgress, Replicated
 from pannier.core.errors import NotHolder, PannierError, PeerUnavailable, Stale, Unavailable
 from pannier.core.generation import Generation
 from pannier.core.node import Node
@@ -59,7 +59,7 @@ class Replicator:
         self._custody = custody
         self._sender = sender
         self._moving = moving
-        self._held: dict[str, Held] = {}
+        self._replicated: dict[str, Replicated] = {}
         self._circles: dict[str, tuple[Grant, Circle]] = {}
 
     async def run(self) -> None:
@@ -69,14 +69,14 @@ class Replicator:
                 await self._reconcile()
                 await asyncio.sleep(RECONCILE_SECONDS)
         finally:
-            for held in list(self._held.values()):
-                await self._stop(held)
+            for replicated in list(self._replicated.values()):
+                await self._stop(replicated)
 
-    def all_held(self) -> list[Held]:
+    def all_replicated(self) -> list[Replicated]:
         """Every volume that is replicated from here."""
-        return list(self._held.values())
+        return list(self._replicated.values())
 
-    def held(self, name: str) -> Held:
+    def replicated(self, name: str) -> Replicated:
         """A volume that is replicated from here; begins now if it was not noticed yet.
 
         Raises:
@@ -84,9 +84,9 @@ class Replicator:
         """
         volume = self._custody.catalog.volume(name)
         if volume is not None and self._is_mine(volume):
-            if volume.id not in self._held:
+            if volume.id not in self._replicated:
                 self._start(volume)
-            return self._held[volume.id]
+            return self._replicated[volume.id]
         raise NotHolder(f"volume {name} is not replicated from node {self._custody.node} now")
 
     def circle(self, volume: Volume) -> Circle:
@@ -97,44 +97,44 @@ class Replicator:
             self._circles[volume.id] = (volume.grant, circle)
         return circle
 
-    def progress(self, volume: Volume) -> dict[str, Progress]:
+    def progress(self, volume: Volume) -> dict[str, ReplicaProgress]:
         """How far each replica of a volume that is held here is; empty where nothing is known."""
-        held = self._held.get(volume.id)
-        return held.progress if held else {}
+        replicated = self._replicated.get(volume.id)
+        return replicated.progress if replicated else {}
 
-    async def bring(self, volume: Volume, node: str) -> Progress | None:
+    async def bring(self, volume: Volume, node: str) -> ReplicaProgress | None:
         """Send what is made of a volume to ``node`` as well, and soon; returns how far that is.
 
         None where the volume is not replicated from here. A node that is no replica of it gets
         nothing any more once this ends (:meth:`pause`).
         """
         try:
-            held = self.held(volume.name)
+            replicated = self.replicated(volume.name)
         except NotHolder:
             return None
-        if node not in held.progress:
-            held.progress[node] = Progress()
+        if node not in replicated.progress:
+            replicated.progress[node] = ReplicaProgress()
             send = asyncio.create_task(
-                self._send_all(held, node), name=f"send {volume.name} {node}"
+                self._send_all(replicated, node), name=f"send {volume.name} {node}"
             )
-            held.tasks.append(send)
-        if boottime() - held.made_at > HURRY_SECONDS and not held.group.locked():
+            replicated.tasks.append(send)
+        if boottime() - replicated.made_at > HURRY_SECONDS and not replicated.group.locked():
             try:
-                async with held.group:
-                    await self.make(held)
+                async with replicated.group:
+                    await self.make(replicated)
             except PannierError as error:
-                self._not_made(held, error)
-        return held.progress[node]
+                self._not_made(replicated, error)
+        return replicated.progress[node]
 
     async def pause(self, volume: Volume) -> None:
         """End this volume's sending now: it is given away. Where it is not, it starts again.
 
         Nor is who counts changed from then on: the hand-over must find the record that it read.
         """
-        held = self._held.get(volume.id)
-        if held is not None:
-            await self._stop(held)
-            async with held.group:
+        replicated = self._replicated.get(volume.id)
+        if replicated is not None:
+            await self._stop(replicated)
+            async with replicated.group:
                 pass
 
     def _is_mine(self, volume: Volume) -> bool:
@@ -149,143 +149,155 @@ class Replicator:
     async def _reconcile(self) -> None:
         custody = self._custody
         mine = {v.id: v for v in custody.catalog.volumes() if self._is_mine(v)}
-        for held in list(self._held.values()):
-            now = mine.get(held.volume.id)
+        for replicated in list(self._replicated.values()):
+            now = mine.get(replicated.volume.id)
             if now is None or (now.grant, now.replicas) != (
-                held.volume.grant,
-                held.volume.replicas,
+                replicated.volume.grant,
+                replicated.volume.replicas,
             ):
-                await self._stop(held)
-            elif failed := next((task for task in held.tasks if task.done()), None):
+                await self._stop(replicated)
+            elif failed := next((task for task in replicated.tasks if task.done()), None):
                 error = None if failed.cancelled() else failed.exception()
-                log.error("replication.failed", volume=held.volume.name, exc_info=error)
-                await self._stop(held)
+                log.error("replication.failed", volume=replicated.volume.name, exc_info=error)
+                await self._stop(replicated)
         candidates = cache(lambda: candidates_of(custody.catalog.nodes(), custody))
         for volume in mine.values():
             if self._moving(volume):
                 continue  # since a moment ago
-            if volume.id not in self._held:
+            if volume.id not in self._replicated:
                 self._start(volume)
             else:
-                await self._repair(self._held[volume.id], candidates)
+                await self._repair(self._replicated[volume.id], candidates)
 
     def _start(self, volume: Volume) -> None:
-        held = Held(
+        replicated = Replicated(
             volume,
             since=boottime(),
             circle=self.circle(volume),
-            progress={node: Progress() for node in volume.replicas},
+            progress={node: ReplicaProgress() for node in volume.replicas},
         )
-        self._held[volume.id] = held
-        held.tasks = [
-            asyncio.create_task(self._make_all(held), name=f"generations {volume.name}"),
-            asyncio.create_task(self._tidy_all(held), name=f"tidy {volume.name}"),
+        self._replicated[volume.id] = replicated
+        replicated.tasks = [
+            asyncio.create_task(self._make_all(replicated), name=f"generations {volume.name}"),
+            asyncio.create_task(self._tidy_all(replicated), name=f"tidy {volume.name}"),
             *(
-                asyncio.create_task(self._send_all(held, node), name=f"send {volume.name} {node}")
+                asyncio.create_task(
+                    self._send_all(replicated, node), name=f"send {volume.name} {node}"
+                )
                 for node in volume.replicas
             ),
         ]
 
-    async def _stop(self, held: Held) -> None:
-        self._held.pop(held.volume.id, None)
-        held.end()
-        for task in held.tasks:
+    async def _stop(self, replicated: Replicated) -> None:
+        self._replicated.pop(replicated.volume.id, None)
+        replicated.end()
+        for task in replicated.tasks:
             task.cancel()
-        await asyncio.gather(*held.tasks, return_exceptions=True)
+        await asyncio.gather(*replicated.tasks, return_exceptions=True)
 
-    async def _make_all(self, held: Held) -> None:
+    async def _make_all(self, replicated: Replicated) -> None:
         """Make generations while the volume is written."""
-        custody, volume = self._custody, held.volume
+        custody, volume = self._custody, replicated.volume
         driver = custody.driver(volume)
         while True:
             began = boottime()
             try:
                 copy = await driver.inspect(volume.id)
-                if held.found is None:
-                    held.found = frozenset(copy.generations)
+                if replicated.found is None:
+                    replicated.found = frozenset(copy.generations)
                 if any(t.epoch == volume.grant.epoch and not t.sealed for t in copy.live):
-                    async with held.group:
-                        await self.make(held)
+                    async with replicated.group:
+                        await self.make(replicated)
             except PannierError as error:
-                self._not_made(held, error)
+                self._not_made(replicated, error)
             await asyncio.sleep(max(volume.spec.interval - (boottime() - began), 0.05))
 
-    async def make(self, held: Held) -> Generation:
+    async def make(self, replicated: Replicated) -> Generation:
         """The generation with all that was written so far. The caller has the group lock."""
         began = boottime()
-        volume = held.volume
+        volume = replicated.volume
         driver = self._custody.driver(volume)
         generation = await driver.snapshot(volume.id, epoch=volume.grant.epoch)
-        await held.note_made(generation, at=began)
+        await replicated.note_made(generation, at=began)
         return generation
 
-    def _not_made(self, held: Held, error: PannierError) -> None:
+    def _not_made(self, replicated: Replicated, error: PannierError) -> None:
         """Say it once, in the log and of each copy that is not behind for a reason of its own."""
-        if held.trouble != error.message:
-            log.warning("replication.no-generation", volume=held.volume.name, error=str(error))
-        for progress in held.progress.values():
-            if progress.error in ("", held.trouble):
+        if replicated.trouble != error.message:
+            log.warning(
+                "replication.no-generation", volume=replicated.volume.name, error=str(error)
+            )
+        for progress in replicated.progress.values():
+            if progress.error in ("", replicated.trouble):
                 progress.error = error.message
-        held.trouble = error.message
+        replicated.trouble = error.message
 
-    async def _tidy_all(self, held: Held) -> None:
+    async def _tidy_all(self, replicated: Replicated) -> None:
         """Delete what no copy needs, again and again, where it has come to more than that."""
-        custody, volume = self._custody, held.volume
+        custody, volume = self._custody, replicated.volume
         driver = custody.driver(volume)
         while True:
             await asyncio.sleep(max(TIDY_INTERVALS * volume.spec.interval, TIDY_SECONDS))
             try:
-                if len((await driver.inspect(volume.id)).generations) > 3 + len(held.progress):
-                    await self._tidy(held)
+                if len((await driver.inspect(volume.id)).generations) > 3 + len(
+                    replicated.progress
+                ):
+                    await self._tidy(replicated)
             except PannierError as error:
                 log.warning("replication.not-tidied", volume=volume.name, error=str(error))
 
-    async def _tidy(self, held: Held) -> None:
+    async def _tidy(self, replicated: Replicated) -> None:
         """As the record says; without the store, only what was made since the beginning.
 
         That goes on for as long as the store is away, and nothing else may fill the disk meanwhile.
         """
-        custody, volume = self._custody, held.volume
+        custody, volume = self._custody, replicated.volume
         try:
             await custody.fresh(volume.name)  # a store that hangs must not do so under the lock
             async with custody.lock(volume):
-                await custody.tidy(volume, needed=held.needed)
+                await custody.tidy(volume, needed=replicated.needed)
         except Unavailable:
             driver = custody.driver(volume)
             async with custody.lock(volume):
                 here = (await driver.inspect(volume.id)).generations
-                keep = held.needed() | set(here[-2:])
+                keep = replicated.needed() | set(here[-2:])
                 for generation in here:
-                    if generation in held.made and generation not in keep:
+                    if generation in replicated.made and generation not in keep:
                         await driver.delete_generation(volume.id, generation)
-        held.made &= set((await custody.driver(volume).inspect(volume.id)).generations)
+        replicated.made &= set((await custody.driver(volume).inspect(volume.id)).generations)
 
-    async def _send_all(self, held: Held, node: str) -> None:
+    async def _send_all(self, replicated: Replicated, node: str) -> None:
         """Send the newest generation to one replica, again and again."""
-        progress, pause, sending_made_at = held.progress[node], RETRY_SECONDS, 0.0
+        progress, pause, sending_made_at = replicated.progress[node], RETRY_SECONDS, 0.0
         while True:
             if progress.sending is None:
-                async with held.written:
-                    await held.written.wait_for(
-                        lambda: held.newest is not None and held.newest != progress.generation
+                async with replicated.written:
+                    await replicated.written.wait_for(
+                        lambda: (
+                            replicated.newest is not None
+                            and replicated.newest != progress.generation
+                        )
                     )
-                    progress.sending, sending_made_at = held.newest, held.made_at
+                    progress.sending, sending_made_at = replicated.newest, replicated.made_at
             assert progress.sending is not None
             try:
-                await self._send(held, progress.sending, node)
+                await self._send(replicated, progress.sending, node)
             except PannierError as error:
                 if progress.error != error.message:
                     log.warning(
-                        "replication.behind", volume=held.volume.name, node=node, error=str(error)
+                        "replication.behind",
+                        volume=replicated.volume.name,
+                        node=node,
+                        error=str(error),
                     )
                 # It may be there where no answer came, or where only its confirmation was refused.
                 arrived = None if isinstance(error, PeerUnavailable | Stale) else False
-                held.note_failed(node, error.message, arrived=arrived)
+                replicated.note_failed(node, error.message, arrived=arrived)
                 await self._pause(node, pause)
                 pause = min(pause * 2, RETRY_LIMIT_SECONDS)
             else:
                 pause = RETRY_SECONDS
-                held.note_confirmed(node, at=sending_made_at)
+                replicated.note_confirmed(node, at=sending_made_at)
 
     async def _pause(self, node: str, seconds: float) -> None:
         """Wait before the next attempt; not longer than until the node is back."""
@@ -296,8 +308,12 @@ class Replicator:
             if self._custody.catalog.is_up(node) and not was_up:
                 return
 
-    async def _send(self, held: Held, generation: Generation, name: str) -> None:
-        node, volume, progress = self._custody.catalog.node(name), held.volume, held.progress[name]
+    async def _send(self, replicated: Replicated, generation: Generation, name: str) -> None:
+        node, volume, progress = (
+            self._custody.catalog.node(name),
+            replicated.volume,
+            replicated.progress[name],
+        )
         if node is None:
             raise PeerUnavailable(f"node {name} is not in this cluster any more")
         before = progress.sent_bytes
@@ -311,14 +327,16 @@ class Replicator:
         )
         report(sent.bytes)
 
-    async def _repair(self, held: Held, candidates: Callable[[], list[Candidate]]) -> None:
+    async def _repair(
+        self, replicated: Replicated, candidates: Callable[[], list[Candidate]]
+    ) -> None:
         """Replace replicas that left the cluster, are drained, or stay away.
 
         ``candidates`` are counted only where they are needed: that takes a look at every volume.
         """
         catalog, now = self._custody.catalog, boottime()
         gone = set()
-        for name, progress in held.progress.items():
+        for name, progress in replicated.progress.items():
             node = catalog.node(name)
             if catalog.is_up(name):
                 progress.absent_since = None
@@ -329,14 +347,17 @@ class Replicator:
             )
             if node is None or node.drained or absent:
                 gone.add(name)
-        volume = held.volume
+        volume = replicated.volume
         if not gone and len(volume.replicas) == volume.spec.copies - 1:
             return
         wanted = repair_replicas(volume, candidates(), gone=frozenset(gone))
         lock = self._custody.lock(volume)
         if wanted == volume.replicas or lock.locked():
             return
-        async with lock, held.group:  # a hand-over that comes to its switch must find what it read
+        async with (
+            lock,
+            replicated.group,
+        ):  # a hand-over that comes to its switch must find what it read
             if not self._moving(volume):
                 await self._replace(volume, wanted)
 

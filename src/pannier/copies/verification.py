@@ -2,8 +2,8 @@
 
 A disk may give back other bytes than it was given. Nobody notices in a copy that nobody reads, until
 it is the only one. So each node reads its copies to the last byte now and then, and when a person
-asks. A copy that is damaged is set aside, and its holder, told that nothing is here any more, lets
-it leave those in sync and sends everything anew. What was set aside is deleted after that.
+asks. A copy that is damaged is put into quarantine, and its holder, told that nothing is here any
+more, lets it leave those in sync and sends everything anew. The quarantine is emptied after that.
 
 That the record names a node as in sync which has nothing says the same after a crash between these
 steps, or where somebody else removed the copy: so it is looked for, too.
@@ -22,7 +22,7 @@ import structlog
 from pannier.agent.custody import Custody, no_such_volume
 from pannier.contract.peers import Peers
 from pannier.contract.views import CheckView
-from pannier.copies.acknowledging import Durable
+from pannier.copies.acknowledging import Acknowledging
 from pannier.core.errors import Corrupt, PannierError
 from pannier.core.generation import Generation
 from pannier.core.volume import Volume
@@ -40,10 +40,12 @@ FINISH_SECONDS = 5.0
 class Verification:
     """Verifies this node's copies."""
 
-    def __init__(self, custody: Custody, peers: Peers, durable: Durable, *, state: Path) -> None:
+    def __init__(
+        self, custody: Custody, peers: Peers, acknowledging: Acknowledging, *, state: Path
+    ) -> None:
         self._custody = custody
         self._peers = peers
-        self._durable = durable
+        self._acknowledging = acknowledging
         self._file = state / "verified.json"
         self._at: dict[str, float] = {}
         self._saved: dict[str, float] = {}
@@ -120,10 +122,10 @@ class Verification:
         me = self._custody.node
         async with self._custody.lock(volume):  # so that it is not taken over meanwhile
             volume = (await self._custody.fresh(volume.name)).record
-            held = volume.grant.node == me
-            if not held:
-                await self._driver(volume).set_aside(volume.id)
-        if not held:
+            is_holder = volume.grant.node == me
+            if not is_holder:
+                await self._driver(volume).quarantine(volume.id)
+        if not is_holder:
             self._unfinished.add(volume.name)
             await self._attempt(self._finish, volume.name)
             state, remedy = "made anew", error.remedy
@@ -140,7 +142,7 @@ class Verification:
         )
 
     async def _finish(self, name: str) -> None:
-        """Tell the holder if nothing is here; delete what was set aside once all came anew."""
+        """Tell the holder if nothing is here; delete what is in quarantine once all came anew."""
         volume, me = self._custody.catalog.volume(name), self._custody.node
         if volume is None or not self._is_here(volume) or volume.grant.node == me:
             self._unfinished.discard(name)
@@ -149,7 +151,7 @@ class Verification:
             if node is not None and me in volume.in_sync:
                 await self._peers.to(node).peer_lost_copy(name, epoch=volume.grant.epoch)
         elif me in volume.in_sync:
-            await self._driver(volume).drop_aside(volume.id)
+            await self._driver(volume).drop_quarantined(volume.id)
             self._unfinished.discard(name)
 
     async def everywhere(self, name: str) -> list[CheckView]:
@@ -177,7 +179,7 @@ class Verification:
         Raises:
             NotHolder, Stale: not held here, or not at ``epoch``; Unavailable, OutcomeUnknown: ask again.
         """
-        await self._durable.lost(name, epoch=epoch, node=peer)
+        await self._acknowledging.lost(name, epoch=epoch, node=peer)
 
     def _volume(self, name: str) -> Volume:
         volume = self._custody.catalog.volume(name)

@@ -18,7 +18,7 @@ from pannier.core.errors import EngineUnavailable, OutcomeUnknown
 T = TypeVar("T")
 
 
-class Connection:
+class EngineConnection:
     """Calls to one engine. To be used in one event loop, then closed; a later call opens it anew."""
 
     def __init__(self, socket: Path) -> None:

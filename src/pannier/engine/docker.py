@@ -14,7 +14,7 @@ import msgspec
 
 from pannier.core.errors import EngineUnavailable
 from pannier.engine.base import Container, EngineFacts, Executed
-from pannier.engine.connection import Connection, as_filters
+from pannier.engine.connection import EngineConnection, as_filters
 from pannier.engine.execution import Execution
 from pannier.engine.swarm import DockerSwarm
 
@@ -127,7 +127,7 @@ class DockerEngine:
         activate_seconds: float = 20.0,
         retry_seconds: float = 1.0,
     ) -> None:
-        self._connection = Connection(socket)
+        self._connection = EngineConnection(socket)
         self._plugin = plugin
         self._timeout_seconds = timeout_seconds
         self._activate_seconds = activate_seconds

@@ -12,7 +12,7 @@ import msgspec
 
 from pannier.core.errors import PannierError
 from pannier.engine.base import Executed
-from pannier.engine.connection import Connection
+from pannier.engine.connection import EngineConnection
 
 OUTPUT_BYTES = 16 * 1024
 """So much of the end of a command's output is kept."""
@@ -30,7 +30,7 @@ class _Made(msgspec.Struct, frozen=True, rename="pascal"):
     id: str
 
 
-class _State(msgspec.Struct, frozen=True, rename="pascal"):
+class _ExecState(msgspec.Struct, frozen=True, rename="pascal"):
     running: bool = False
     exit_code: int | None = None
 
@@ -63,7 +63,7 @@ class Execution:
         call_seconds: for each call but the one that lasts as long as the command.
     """
 
-    def __init__(self, connection: Connection, *, call_seconds: float) -> None:
+    def __init__(self, connection: EngineConnection, *, call_seconds: float) -> None:
         self._connection = connection
         self._call_seconds = call_seconds
 
@@ -120,9 +120,9 @@ class Execution:
         except (aiohttp.ClientError, OSError) as error:
             raise self._connection.unavailable(f"broke off {path}: {error}") from error
 
-    async def _state(self, made: str) -> _State:
+    async def _state(self, made: str) -> _ExecState:
         path = f"/exec/{made}/json"
-        found = await self._connection.get(path, _State, timeout_seconds=self._call_seconds)
+        found = await self._connection.get(path, _ExecState, timeout_seconds=self._call_seconds)
         if found is None:
             raise self._connection.unavailable("has forgotten the command that it ran")
         return found

@@ -17,7 +17,7 @@ from pannier.core.swarm import (
     SwarmService,
     SwarmTask,
 )
-from pannier.engine.connection import Connection, as_filters
+from pannier.engine.connection import EngineConnection, as_filters
 
 T = TypeVar("T")
 # The engine gives these two no status of their own, and no code: only words.
@@ -38,11 +38,11 @@ class _Own(msgspec.Struct, frozen=True, rename="pascal"):
     remote_managers: list[_Peer] | None = None
 
 
-class _Info(msgspec.Struct, frozen=True, rename="pascal"):
+class _SwarmInfo(msgspec.Struct, frozen=True, rename="pascal"):
     swarm: _Own = _Own()
 
 
-class _Version(msgspec.Struct, frozen=True, rename="pascal"):
+class _ObjectVersion(msgspec.Struct, frozen=True, rename="pascal"):
     index: int
 
 
@@ -88,7 +88,7 @@ class _Node(msgspec.Struct, frozen=True, rename="pascal"):
     """An entry of ``GET /nodes``."""
 
     id: str = msgspec.field(name="ID")
-    version: _Version
+    version: _ObjectVersion
     spec: _NodeSpec
     status: _Status
     description: _Description = _Description()
@@ -98,7 +98,7 @@ class _Node(msgspec.Struct, frozen=True, rename="pascal"):
 class _Raw(msgspec.Struct, frozen=True, rename="pascal"):
     """A node or service, its spec as it is: whoever changes it must send all of it back."""
 
-    version: _Version
+    version: _ObjectVersion
     spec: dict[str, Any]
 
 
@@ -199,7 +199,7 @@ class _Service(msgspec.Struct, frozen=True, rename="pascal"):
     """An entry of ``GET /services``."""
 
     id: str = msgspec.field(name="ID")
-    version: _Version
+    version: _ObjectVersion
     spec: _ServiceSpec
     update_status: _UpdateStatus | None = None
 
@@ -234,14 +234,16 @@ class DockerSwarm:
         timeout_seconds: for each call. While the Swarm has no leader the engine answers none.
     """
 
-    def __init__(self, connection: Connection, *, plugin: str, timeout_seconds: float) -> None:
+    def __init__(
+        self, connection: EngineConnection, *, plugin: str, timeout_seconds: float
+    ) -> None:
         self._connection = connection
         self._plugin = plugin
         self._timeout_seconds = timeout_seconds
 
     async def member(self) -> SwarmMember | None:
         """See :class:`~pannier.engine.base.Swarm`."""
-        info = await self._get("/info", _Info)
+        info = await self._get("/info", _SwarmInfo)
         own = info.swarm if info else _Own()
         if own.local_node_state == "inactive":
             return None

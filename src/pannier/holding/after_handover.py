@@ -20,7 +20,7 @@ TIDY_AFTER_SECONDS = 10.0
 the kernel frees all its cached pages, some 0.2 s for each GiB, and a Mount would wait that long."""
 
 
-class Settling:
+class AfterHandover:
     """Makes a volume ready before anybody asks for it, and ends the use of one that is lost.
 
     Args:
@@ -44,17 +44,17 @@ class Settling:
         if before is not None and after.grant.epoch <= before.grant.epoch:
             return
         if after.grant.node == node and after.base is not None:
-            self._start(self._settle(after), f"settle {after.name}")
+            self._start(self._make_ready(after), f"make ready {after.name}")
         elif before is not None and before.grant.node == node != after.grant.node:
             self._custody.lease.forget(before)
             self._start(self._depose(before, after), f"depose {after.name}")
 
-    async def _settle(self, volume: Volume) -> None:
+    async def _make_ready(self, volume: Volume) -> None:
         try:
             async with self._custody.lock(volume):
                 await self._custody.serve(volume)
         except PannierError as error:
-            log.warning("volume.not-settled", volume=volume.name, error=str(error))
+            log.warning("volume.not-made-ready", volume=volume.name, error=str(error))
         await self._tidy(volume)
 
     async def _depose(self, before: Volume, after: Volume) -> None:

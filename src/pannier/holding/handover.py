@@ -35,8 +35,8 @@ from pannier.core.errors import (
 from pannier.core.generation import Generation
 from pannier.core.placement import replicas_after_move
 from pannier.core.volume import Grant, HistoryEntry, Volume
-from pannier.holding.last_generation import Aside
-from pannier.holding.rounds import Ahead, Moving, Replication
+from pannier.holding.last_generation import LastGeneration
+from pannier.holding.rounds import Moving, Replication, Rounds
 from pannier.transport.base import Sender
 
 log = structlog.get_logger(__name__)
@@ -44,7 +44,7 @@ log = structlog.get_logger(__name__)
 INTEREST_SECONDS = 15.0
 """A node that has not repeated its wish for so long has given up (its container is gone)."""
 ANSWER_SECONDS = 5.0
-ASIDE_SECONDS = 0.25
+COPIES_SECONDS = 0.25
 """So much longer than the target may the volume's other copies take with the last generation."""
 
 
@@ -54,12 +54,12 @@ class Handovers:
     def __init__(self, custody: Custody, sender: Sender) -> None:
         self._custody = custody
         self._sender = sender
-        self._ahead = Ahead(custody, sender)
+        self._rounds = Rounds(custody, sender)
         self._running: dict[str, Moving] = {}
 
     def replicate_by(self, replication: Replication) -> None:
         """Leave the sending of volumes that have several copies to this."""
-        self._ahead.replication = replication
+        self._rounds.replication = replication
 
     def of(self, volume: Volume) -> Moving | None:
         """The hand-over of a volume that is under way."""
@@ -187,33 +187,33 @@ class Handovers:
         try:
             await self._need_disk(volume)
             while True:
-                await self._ahead.while_used(running)
-                await self._ahead.until_near(running)
+                await self._rounds.while_used(running)
+                await self._rounds.until_near(running)
                 async with custody.lock(volume):
                     if await custody.in_use(volume):
                         continue
                     running.to("switching")
-                    await self._ahead.pause(volume)
+                    await self._rounds.pause(volume)
                     await self._switch(running)
                     return
         except StorageError:
             await self._need_disk(volume, by_writing=True)
             raise
         finally:
-            await self._ahead.pause(volume)
+            await self._rounds.pause(volume)
 
     async def _send_last(
         self, running: Moving, generation: Generation, others: tuple[str, ...]
     ) -> tuple[str, ...]:
         """Send what the next epoch begins with; returns who has it then, beside the target."""
         me, volume = self._custody.node, running.volume
-        aside = Aside(self._custody, self._sender, volume)
-        aside.send(generation, to=[name for name in others if name != me])
+        copies = LastGeneration(self._custody, self._sender, volume)
+        copies.send(generation, to=[name for name in others if name != me])
         try:
-            await self._ahead.send(running, generation)
-            return (me, *await aside.reached(seconds=ASIDE_SECONDS))
+            await self._rounds.send(running, generation)
+            return (me, *await copies.reached(seconds=COPIES_SECONDS))
         finally:
-            await aside.end()
+            await copies.end()
 
     async def _switch(self, running: Moving) -> None:
         """The caller has the lock, and nobody uses the volume."""

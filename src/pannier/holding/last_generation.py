@@ -17,7 +17,7 @@ from pannier.transport.base import Sender, offer_of
 log = structlog.get_logger(__name__)
 
 
-class Aside:
+class LastGeneration:
     """Sends to other copies, and never delays the target.
 
     The last generation is the one with which the next holder begins. A copy that has it, too, gets
@@ -37,7 +37,8 @@ class Aside:
             node = catalog.node(name)
             if node is not None and catalog.is_up(name):
                 self._sending[name] = asyncio.create_task(
-                    self._reaches(node, generation), name=f"aside {self._volume.name} {name}"
+                    self._reaches(node, generation),
+                    name=f"last generation {self._volume.name} {name}",
                 )
 
     async def _reaches(self, node: Node, generation: Generation) -> bool:

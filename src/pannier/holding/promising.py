@@ -26,7 +26,7 @@ ASK_SECONDS = 1.0
 WATCH_SECONDS = 0.2
 
 
-class Failsafe:
+class Promising:
     """Asks for promises when the lease is in danger, and gives them.
 
     Args:
@@ -90,7 +90,7 @@ class Failsafe:
                     {volume.id: volume.grant.epoch for volume in volumes}, seconds=PROMISE_SECONDS
                 )
         except (PannierError, TimeoutError) as error:
-            log.info("failsafe.no-promise", node=name, error=str(error) or "no answer in time")
+            log.info("promise.not-given", node=name, error=str(error) or "no answer in time")
             return
         for volume in volumes:
             if volume.id in given:

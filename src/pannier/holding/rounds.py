@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from pannier.agent.custody import Custody
-from pannier.copies.replicated import Progress
+from pannier.copies.replicated import ReplicaProgress
 from pannier.core.errors import VolumeInUse
 from pannier.core.generation import Generation
 from pannier.core.node import Node
@@ -57,7 +57,7 @@ class Moving:
 class Replication(Protocol):
     """What goes on while a hand-over waits for the end of use: sync calls need it."""
 
-    async def bring(self, volume: Volume, node: str) -> Progress | None:
+    async def bring(self, volume: Volume, node: str) -> ReplicaProgress | None:
         """Send to ``node`` as well; how far that is, None where the volume is not replicated."""
         ...
 
@@ -66,7 +66,7 @@ class Replication(Protocol):
         ...
 
 
-class Ahead:
+class Rounds:
     """Brings the target near to the volume as it is, so that the rest is short."""
 
     def __init__(self, custody: Custody, sender: Sender) -> None:
@@ -115,7 +115,7 @@ class Ahead:
             except TimeoutError:
                 pass
 
-    async def _bring(self, running: Moving) -> Progress | None:
+    async def _bring(self, running: Moving) -> ReplicaProgress | None:
         """Have replication, which goes on, send to the target too; None where there is none."""
         if self.replication is None:
             return None
@@ -130,7 +130,7 @@ class Ahead:
             running.round += 1
         return progress
 
-    def _near(self, progress: Progress) -> bool:
+    def _near(self, progress: ReplicaProgress) -> bool:
         at = progress.current_at
         return at is not None and self._custody.clock() - at < NEAR_SECONDS
 

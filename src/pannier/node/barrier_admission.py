@@ -33,7 +33,7 @@ class Marks(Protocol):
     def release(self, volume: str) -> None: ...
 
 
-class SyncGuard:
+class BarrierAdmission:
     """Admits a volume to this node's engine."""
 
     def __init__(self, engine: Engine, marks: Marks, *, configured: Callable[[], str]) -> None:

@@ -26,7 +26,7 @@ from pannier.holding.handover import still_waiting
 from pannier.holding.takeover import Takeover
 from pannier.holding.volumes import Volumes
 from pannier.host.clock import rfc3339
-from pannier.node.barrier_admission import SyncGuard
+from pannier.node.barrier_admission import BarrierAdmission
 
 log = structlog.get_logger(__name__)
 
@@ -38,7 +38,7 @@ RETRY_SECONDS = 0.5
 WATCH_SECONDS = 0.1
 
 
-class DockerUse:
+class DockerVolumes:
     """What the Docker engine of this node asks for."""
 
     def __init__(
@@ -47,13 +47,13 @@ class DockerUse:
         volumes: Volumes,
         peers: Peers,
         takeover: Takeover,
-        guard: SyncGuard,
+        admission: BarrierAdmission,
     ) -> None:
         self._custody = custody
         self._volumes = volumes
         self._peers = peers
         self._takeover = takeover
-        self._guard = guard
+        self._admission = admission
 
     async def create(self, name: str, options: Mapping[str, str]) -> None:
         """See :class:`~pannier.contract.operations.DockerVolumes`."""
@@ -119,7 +119,7 @@ class DockerUse:
         ids = self._custody.mount_ids
 
         async def serve() -> Path:
-            await self._guard.admit(volume)
+            await self._admission.admit(volume)
             async with self._custody.lock(volume):
                 path = await self._custody.serve(volume)
                 ids.add(volume.name, mount_id, self._custody.clock())

@@ -47,14 +47,14 @@ from pannier.core.node import Node
 from pannier.core.options import describe_spec, parse_options
 from pannier.core.volume import Volume
 from pannier.holding.handover import Handovers
-from pannier.holding.promising import Failsafe
+from pannier.holding.promising import Promising
 from pannier.holding.recovery import Recovery
 from pannier.holding.takeover import Takeover
 from pannier.holding.volumes import Volumes
 from pannier.host.clock import boottime, rfc3339
 from pannier.node.barrier_admission import obstacle
 from pannier.node.diagnosis import explain
-from pannier.node.docker_volumes import DockerUse
+from pannier.node.docker_volumes import DockerVolumes
 from pannier.node.doctor import Doctor
 from pannier.node.events import changes, history_of, recent
 from pannier.node.membership import Membership
@@ -80,12 +80,12 @@ class NodeService:
         handovers: Handovers,
         membership: Membership,
         doctor: Doctor,
-        docker: DockerUse,
+        docker: DockerVolumes,
         peers: Peers,
         replicator: Replicator,
         recovery: Recovery,
         takeover: Takeover,
-        failsafe: Failsafe,
+        promising: Promising,
         verification: Verification,
         services: Services,
         backlog: Callable[[str], tuple[int, float]] = lambda name: (0, 0.0),
@@ -107,7 +107,7 @@ class NodeService:
         self._replicator = replicator
         self._recovery = recovery
         self._takeover = takeover
-        self._failsafe = failsafe
+        self._promising = promising
         self._verification = verification
         self._services = services
         services.cluster = self
@@ -472,7 +472,7 @@ class NodeService:
         self, volumes: Mapping[str, int], *, seconds: float, peer: str
     ) -> list[str]:
         """Another node holds these volumes and has lost the store."""
-        return self._failsafe.promise(volumes, seconds=seconds, peer=peer)
+        return self._promising.promise(volumes, seconds=seconds, peer=peer)
 
     async def peer_create(
         self, name: str, options: Mapping[str, str], *, actor: str, peer: str

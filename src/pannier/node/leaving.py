@@ -8,7 +8,7 @@ from contextlib import suppress
 import structlog
 
 from pannier.agent.custody import Custody
-from pannier.copies.acknowledging import Durable
+from pannier.copies.acknowledging import Acknowledging
 from pannier.core.errors import PannierError
 from pannier.core.volume import Volume
 from pannier.node.membership import Membership
@@ -28,9 +28,11 @@ class Leaving:
     stands still is ended: without the daemon, nobody would let it go on, and nobody could stop it.
     """
 
-    def __init__(self, custody: Custody, durable: Durable, membership: Membership) -> None:
+    def __init__(
+        self, custody: Custody, acknowledging: Acknowledging, membership: Membership
+    ) -> None:
         self._custody = custody
-        self._durable = durable
+        self._acknowledging = acknowledging
         self._membership = membership
         self._unused = False
 
@@ -42,7 +44,7 @@ class Leaving:
                 for volume in self._mine():
                     if await self._custody.in_use(volume):
                         return
-                    await self._durable.make_durable(volume.name)
+                    await self._acknowledging.make_durable(volume.name)
         except (PannierError, TimeoutError) as error:
             log.warning("lease.kept", error=str(error) or "no answer in time")
         else:

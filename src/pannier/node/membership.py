@@ -142,7 +142,7 @@ class Membership:
             return
         await self._change(self._node, lambda node: replace(node, swarm=swarm))
 
-    async def report_room(self, tenths: int) -> None:
+    async def report_free_space(self, tenths: int) -> None:
         """Keep in this node's record how much of its pool is free."""
         me = self._catalog.node(self._node)
         if me is None or me.room != tenths:

@@ -209,13 +209,13 @@ class CheckedDriver(Driver, Protocol):
         """
         ...
 
-    async def set_aside(self, volume: str) -> None:
-        """Let no generation of the volume count any more; they are kept until :meth:`drop_aside`.
+    async def quarantine(self, volume: str) -> None:
+        """Let no generation of the volume count any more; :meth:`drop_quarantined` deletes them.
 
         Nor is one taken in whose base was among them, however far that had come.
         """
         ...
 
-    async def drop_aside(self, volume: str) -> None:
-        """Remove what was set aside. No error where that is nothing."""
+    async def drop_quarantined(self, volume: str) -> None:
+        """Remove what is in quarantine. No error where that is nothing."""
         ...

@@ -34,7 +34,7 @@ _LINGER_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Timing:
+class TransportTiming:
     """How long to wait for what. All in seconds.
 
     Attributes:
@@ -51,7 +51,7 @@ class Timing:
     idle: float = 30.0
 
 
-class Stopped(Exception):
+class ChannelStopped(Exception):
     """The channel was stopped from another thread. Never leaves the transport."""
 
 
@@ -59,8 +59,8 @@ class Channel:
     """Frames over TLS. Only :meth:`stop` may be called from another thread.
 
     All methods raise PeerUnavailable when the connection broke or the peer is silent, Denied when
-    the peer refuses our certificate, InvalidInput when it talks nonsense, and Stopped. The first of
-    these ends the conversation: whatever is tried afterwards raises it again.
+    the peer refuses our certificate, InvalidInput when it talks nonsense, and ChannelStopped. The
+    first of these ends the conversation: whatever is tried afterwards raises it again.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Channel:
         incoming: ssl.MemoryBIO,
         outgoing: ssl.MemoryBIO,
         peer: str,
-        timing: Timing,
+        timing: TransportTiming,
         listens: bool,
     ) -> None:
         """Take over ``sock`` (non-blocking) after the handshake.
@@ -108,7 +108,7 @@ class Channel:
         self._heard = self._said = time.monotonic()
 
     def stop(self) -> None:
-        """Make the thread that uses the channel raise Stopped, now and for ever.
+        """Make the thread that uses the channel raise ChannelStopped, now and for ever.
 
         The peer notices at once, even while the driver on this side still winds up.
         """
@@ -168,7 +168,7 @@ class Channel:
         try:
             frame = self._frame(wait=False)
             self.keepalive()
-        except (PannierError, Stopped):
+        except (PannierError, ChannelStopped):
             return False
         return frame is None and time.monotonic() < self._heard + self._timing.stall / 2
 
@@ -189,7 +189,7 @@ class Channel:
         sender is gone.
 
         Raises:
-            StorageError: the driver did nothing for ``Timing.quiet``.
+            StorageError: the driver did nothing for ``TransportTiming.quiet``.
         """
         limit = time.monotonic() + self._timing.quiet
         watched = select.POLLIN if self._listens else select.POLLRDHUP
@@ -225,7 +225,7 @@ class Channel:
                 sock, _ = self._poll(select.POLLIN, until=until)
                 if sock and not self._sock.recv_into(self._cipher):
                     return
-        except (OSError, Stopped):
+        except (OSError, ChannelStopped):
             return
 
     # -- writing -------------------------------------------------------------------------------
@@ -371,7 +371,7 @@ class Channel:
 
     def _check_stopped(self) -> None:
         if self._stopped:
-            raise Stopped
+            raise ChannelStopped
 
     def _failed(self, error: PannierError) -> PannierError:
         self.failure = self.failure or error

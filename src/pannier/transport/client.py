@@ -19,7 +19,7 @@ from pannier.pki.failures import explain_tls
 from pannier.pki.identity import require_node
 from pannier.storage.base import Driver, LocalCopy
 from pannier.transport.base import Offer, Sent
-from pannier.transport.channel import Channel, Timing
+from pannier.transport.channel import Channel, TransportTiming
 from pannier.transport.frames import PROTOCOL, Done, End, Failed, Have, Message, Offered, Start
 from pannier.transport.handshake import open_channel
 from pannier.transport.idle import IdleConnections
@@ -40,10 +40,10 @@ class TransportClient:
     closes those that are idle.
     """
 
-    def __init__(self, credentials: Credentials, *, timing: Timing | None = None) -> None:
+    def __init__(self, credentials: Credentials, *, timing: TransportTiming | None = None) -> None:
         """``credentials`` are this node's."""
         self._cluster = credentials.identity.cluster
-        self._timing = timing or Timing()
+        self._timing = timing or TransportTiming()
         self._context = credentials.client_context()
         self._context.set_alpn_protocols([PROTOCOL])
         self._idle = IdleConnections(self._timing)
@@ -64,8 +64,8 @@ class TransportClient:
 
         Raises:
             PeerUnavailable: no connection, or it broke, or the receiver was silent for
-                ``Timing.stall``. Where it broke after the last byte, the generation may be there
-                all the same: sending it again finds out.
+                ``TransportTiming.stall``. Where it broke after the last byte, the generation may be
+                there all the same: sending it again finds out.
             Denied: certificates do not fit.
             PannierError: what the receiver or the driver reported.
         """

@@ -10,7 +10,7 @@ import socket
 import ssl
 
 from pannier.core.errors import PeerUnavailable
-from pannier.transport.channel import Channel, Timing
+from pannier.transport.channel import Channel, TransportTiming
 from pannier.transport.frames import PROTOCOL
 
 _READ_BYTES = 65536
@@ -23,7 +23,7 @@ async def open_channel(
     context: ssl.SSLContext,
     server_name: str | None,
     peer: str,
-    timing: Timing,
+    timing: TransportTiming,
 ) -> tuple[Channel, ssl.SSLObject]:
     """Shake hands on a connected, non-blocking socket; as the client if ``server_name`` is given.
 
@@ -91,7 +91,7 @@ async def _part(sock: socket.socket, alert: bytes) -> None:
         return
 
 
-def _tune(sock: socket.socket, *, timing: Timing, receiving: bool) -> None:
+def _tune(sock: socket.socket, *, timing: TransportTiming, receiving: bool) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     interval = max(1, int(timing.stall / 4))

@@ -9,7 +9,7 @@ import asyncio
 from dataclasses import dataclass
 
 from pannier.core.node import Node
-from pannier.transport.channel import Timing
+from pannier.transport.channel import TransportTiming
 from pannier.transport.lane import Lane
 
 
@@ -33,12 +33,12 @@ def _key(node: Node) -> _Key:
 class IdleConnections:
     """Idle connections by node. All methods are the event loop's; nobody else may use one of them."""
 
-    def __init__(self, timing: Timing) -> None:
+    def __init__(self, timing: TransportTiming) -> None:
         self._timing = timing
         self._kept: dict[_Key, list[_Kept]] = {}
 
     def keep(self, to: Node, lane: Lane) -> None:
-        """Keep a connection whose conversation has ended, for at most ``Timing.idle``."""
+        """Keep a connection whose conversation has ended, for at most ``TransportTiming.idle``."""
         kept = _Kept(lane, asyncio.get_running_loop().time() + self._timing.idle)
         self._kept.setdefault(_key(to), []).append(kept)
         self._look_later(_key(to), kept)

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TypeVar
 
 from pannier.core.errors import PannierError
-from pannier.transport.channel import Channel, Stopped, Timing
+from pannier.transport.channel import Channel, ChannelStopped, TransportTiming
 
 T = TypeVar("T")
 
@@ -21,7 +21,7 @@ class Lane:
     the cancellation goes on.
     """
 
-    def __init__(self, channel: Channel, *, timing: Timing, name: str) -> None:
+    def __init__(self, channel: Channel, *, timing: TransportTiming, name: str) -> None:
         """``name`` names the thread in debuggers."""
         self.channel = channel
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
@@ -60,7 +60,7 @@ class Lane:
         if self._steps == 0:  # a running step keeps the connection alive itself
             try:
                 self.channel.keepalive()
-            except (PannierError, Stopped):
+            except (PannierError, ChannelStopped):
                 # The channel remembers it: the next step raises it.
                 return
         self._timer = self._loop.call_later(self._interval, self._tick)

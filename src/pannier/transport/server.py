@@ -22,7 +22,7 @@ from pannier.pki.credentials import Credentials
 from pannier.pki.failures import explain_tls
 from pannier.pki.identity import fingerprint, require_node
 from pannier.transport.base import Gate, Offer
-from pannier.transport.channel import Channel, Timing
+from pannier.transport.channel import Channel, TransportTiming
 from pannier.transport.frames import (
     PROTOCOL,
     Done,
@@ -68,7 +68,7 @@ class TransportServer:
         *,
         host: str | None = None,
         port: int = TRANSPORT_PORT,
-        timing: Timing | None = None,
+        timing: TransportTiming | None = None,
         check_peer: CheckPeer | None = None,
     ) -> None:
         """Prepare; :meth:`start` listens.
@@ -87,7 +87,7 @@ class TransportServer:
         self._context = credentials.server_context(client_certificate_required=True)
         self._context.set_alpn_protocols([PROTOCOL])
         self._address = (host, port)
-        self._timing = timing or Timing()
+        self._timing = timing or TransportTiming()
         self._check_peer = check_peer
         self._listener: socket.socket | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -249,7 +249,7 @@ class TransportServer:
                 await lane.run(partial(channel.say, Have.of(have)))
                 return
             start = await lane.run(partial(_agree, channel, Have.of(have)))
-            intake = _Intake(channel)
+            intake = _Inlet(channel)
             async with driver.receive(
                 offer.volume_id, offer.generation, base=start.parsed()
             ) as pipe:
@@ -322,7 +322,7 @@ def _agree(channel: Channel, have: Have) -> Start:
     return start
 
 
-class _Intake:
+class _Inlet:
     """Takes the stream from the channel to the driver's pipe, and counts it."""
 
     def __init__(self, channel: Channel) -> None:

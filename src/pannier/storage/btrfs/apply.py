@@ -95,7 +95,7 @@ class _Attribute(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
+class SourceSubvolume:
     """Which subvolume a stream is of: what its copy is to be marked with."""
 
     uuid: str
@@ -123,7 +123,7 @@ class _Command:
         return int(seconds) * 10**9 + int(nanoseconds)
 
 
-def apply(stream: bytes, *, into: Path, base: Path | None) -> Origin:
+def apply(stream: bytes, *, into: Path, base: Path | None) -> SourceSubvolume:
     """Make the tree ``into`` what ``stream`` says it is.
 
     Args:
@@ -143,7 +143,7 @@ def apply(stream: bytes, *, into: Path, base: Path | None) -> Origin:
         raise Corrupt(
             "the stream is not the difference to the base that was agreed", remedy="send it whole"
         )
-    origin = Origin(first[_Attribute.UUID].hex(), first.number(_Attribute.CTRANSID))
+    origin = SourceSubvolume(first[_Attribute.UUID].hex(), first.number(_Attribute.CTRANSID))
     with _opened(into, _DIRECTORY) as tree, _opened(base or into, _DIRECTORY) as old:
         sources = dict.fromkeys(known, old) | {origin.uuid: tree}
         applier = _Applier(tree, sources)

@@ -8,7 +8,7 @@
         incoming/EPOCH.SEQUENCE/tree     what `btrfs receive` is receiving
         incoming/workbench/tree          a writable copy of the newest one that was received
         incoming/check/tree              a snapshot of the one that is being verified
-        aside/EPOCH.SEQUENCE/tree        was damaged, and counts no more
+        quarantine/EPOCH.SEQUENCE/tree   was damaged, and counts no more
 
 A small difference is applied to the workbench, of which the new generation is then a read-only
 snapshot, made as the holder made its own. ``btrfs receive`` makes a read-only subvolume with the
@@ -101,7 +101,7 @@ class BtrfsDriver:
             return tuple(
                 name
                 for name, home in homes
-                if home.epochs() or home.generations() or home.has_aside
+                if home.epochs() or home.generations() or home.has_quarantined
             )
 
     async def inspect(self, volume: str) -> LocalCopy:
@@ -298,15 +298,15 @@ class BtrfsDriver:
         """See :meth:`CheckedDriver.verify`. btrfs has a checksum of every block."""
         await verify(self._home(volume), generation)
 
-    async def set_aside(self, volume: str) -> None:
-        """See :meth:`CheckedDriver.set_aside`."""
-        with told_as_storage_error(f"set aside what is here of volume {volume}"):
-            await in_thread(self._home(volume).set_aside)
+    async def quarantine(self, volume: str) -> None:
+        """See :meth:`CheckedDriver.quarantine`."""
+        with told_as_storage_error(f"quarantine what is here of volume {volume}"):
+            await in_thread(self._home(volume).quarantine)
 
-    async def drop_aside(self, volume: str) -> None:
-        """See :meth:`CheckedDriver.drop_aside`."""
-        with told_as_storage_error(f"remove what was set aside of volume {volume}"):
-            await in_thread(self._home(volume).drop_aside)
+    async def drop_quarantined(self, volume: str) -> None:
+        """See :meth:`CheckedDriver.drop_quarantined`."""
+        with told_as_storage_error(f"remove what is in quarantine of volume {volume}"):
+            await in_thread(self._home(volume).drop_quarantined)
 
     async def delete(self, volume: str) -> None:
         """See :meth:`Driver.delete`."""

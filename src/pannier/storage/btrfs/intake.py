@@ -116,7 +116,7 @@ class _Intake:
             ioctl.sync_filesystem(place)
 
     def _check_base(self) -> None:
-        """What was made out of a base that was set aside meanwhile does not count either.
+        """What was made out of a base that was put into quarantine meanwhile does not count either.
 
         Raises:
             Corrupt: so it was.

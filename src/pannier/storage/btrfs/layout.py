@@ -15,7 +15,7 @@ from pannier.storage.btrfs.ioctl import SubvolumeInfo
 from pannier.storage.naming import DOOMED, DRAFT, check_id, parse_numbers
 
 _LIVE = "live-"
-_ASIDE = "aside"
+_QUARANTINE = "quarantine"
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,35 +126,35 @@ class Home:
             ioctl.join_group(draft, subvolume_id=number, group=group)
         draft.rename(self.path)
 
-    def set_aside(self) -> None:
+    def quarantine(self) -> None:
         """Move all generations to where they do not count, the newest last: then all is done.
 
         Their numbers stay given. One that was just taken in on top of another is found at the second
         look, or sees that its base is gone.
         """
         self.discard_workbench()
-        aside = self.path / _ASIDE
-        aside.mkdir(exist_ok=True)
+        quarantine = self.path / _QUARANTINE
+        quarantine.mkdir(exist_ok=True)
         while found := self.generations():
             for generation in found:
-                target, place = aside / str(generation), self.tree(generation).parent
+                target, place = quarantine / str(generation), self.tree(generation).parent
                 _remove_with_subvolumes(target)  # damaged before
                 place.rename(target)
                 place.mkdir()
         self.forget_old_numbers()
 
     @property
-    def has_aside(self) -> bool:
-        """Whether something is set aside."""
-        return (self.path / _ASIDE).exists()
+    def has_quarantined(self) -> bool:
+        """Whether something is in quarantine."""
+        return (self.path / _QUARANTINE).exists()
 
-    def drop_aside(self) -> None:
-        """Remove what was set aside."""
-        aside = self.path / _ASIDE
-        for child in _children(aside):
+    def drop_quarantined(self) -> None:
+        """Remove what is in quarantine."""
+        quarantine = self.path / _QUARANTINE
+        for child in _children(quarantine):
             _remove_with_subvolumes(child)
         with suppress(FileNotFoundError):
-            aside.rmdir()
+            quarantine.rmdir()
 
     def checked(self, generation: Generation | None) -> Path:
         """A snapshot of a generation, or of the newest live tree, that nobody changes meanwhile."""
@@ -237,7 +237,7 @@ def destroy_home(home: Path) -> None:
         if doomed.exists():  # an earlier life of the same volume, not yet gone
             destroy_home(doomed)
         home.rename(doomed)
-    parts = (doomed / name for name in ("generations", "incoming", _ASIDE))
+    parts = (doomed / name for name in ("generations", "incoming", _QUARANTINE))
     for place in (doomed, *(child for part in parts for child in _children(part))):
         for child in _children(place):
             if ioctl.is_subvolume(child):

@@ -9,10 +9,18 @@ from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
 from pannier.core.errors import Corrupt
-from pannier.storage.tree.manifest import DIRECTORY, FILE, LINK, SPECIAL, SYMLINK, Entry, Manifest
+from pannier.storage.tree.manifest import (
+    DIRECTORY,
+    FILE,
+    LINK,
+    SPECIAL,
+    SYMLINK,
+    Manifest,
+    TreeEntry,
+)
 from pannier.storage.tree.walk import open_directory, place
 
-Content = Callable[[Entry], Iterable[tuple[int, bytes]]]
+Content = Callable[[TreeEntry], Iterable[tuple[int, bytes]]]
 """Gives a file's data as (offset, bytes); what lies between is a hole."""
 
 _COPY_BYTES = 1 << 24
@@ -64,7 +72,7 @@ class Builder:
                 if entry.kind == DIRECTORY:
                     set_attributes(new.place(entry.path), entry)
 
-    def _make(self, entry: Entry, new: _Directories, old: _Directories | None) -> None:
+    def _make(self, entry: TreeEntry, new: _Directories, old: _Directories | None) -> None:
         where = new.place(entry.path)
         if entry.kind == DIRECTORY:
             if entry.path:
@@ -87,10 +95,10 @@ class Builder:
             os.mknod(where, SPECIAL[entry.kind] | 0o600, entry.rdev)
         set_attributes(where, entry)
 
-    def _is_in_base(self, entry: Entry) -> bool:
+    def _is_in_base(self, entry: TreeEntry) -> bool:
         return self._base is not None and self._base[1].entries.get(entry.path) == entry
 
-    def _write(self, entry: Entry, where: str) -> None:
+    def _write(self, entry: TreeEntry, where: str) -> None:
         sha256 = hashlib.sha256()
         position = 0
         with open(where, "xb", buffering=0) as file:
@@ -131,7 +139,7 @@ class _Directories(AbstractContextManager["_Directories"]):
             stack.close()
 
 
-def set_attributes(where: str, entry: Entry) -> None:
+def set_attributes(where: str, entry: TreeEntry) -> None:
     """Owner, then mode (chown clears setuid), then xattrs (both clear some), then times."""
     os.chown(where, entry.uid, entry.gid, follow_symlinks=False)
     if entry.kind != SYMLINK:
@@ -141,7 +149,7 @@ def set_attributes(where: str, entry: Entry) -> None:
     os.utime(where, ns=(entry.mtime_ns, entry.mtime_ns), follow_symlinks=False)
 
 
-def _check_base(where: str, entry: Entry) -> None:
+def _check_base(where: str, entry: TreeEntry) -> None:
     found = os.lstat(where)
     if (found.st_size, found.st_mtime_ns) != (entry.size, entry.mtime_ns):
         raise Corrupt(
@@ -189,5 +197,5 @@ def _write_at(fd: int, data: bytes, offset: int) -> None:
         rest, offset = rest[done:], offset + done
 
 
-def _damaged(entry: Entry) -> Corrupt:
+def _damaged(entry: TreeEntry) -> Corrupt:
     return Corrupt(f"the data of {entry.path!r} arrived damaged", remedy="send it again")

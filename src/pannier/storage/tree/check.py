@@ -18,7 +18,7 @@ BYTES_PER_SECOND = 100 << 20
 _DAMAGE = (errno.EIO, errno.EUCLEAN)
 
 
-class Stopped(Exception):
+class CheckStopped(Exception):
     """Nobody waits for the outcome any more."""
 
 
@@ -30,7 +30,7 @@ def check_tree(tree: Path, *, of: str, stop: threading.Event) -> None:
         stop: set where nobody waits any more.
 
     Raises:
-        Corrupt: something does not have the bytes, or the names, that were written; Stopped.
+        Corrupt: something does not have the bytes, or the names, that were written; CheckStopped.
     """
     buffer = bytearray(CHUNK_BYTES)
     path = tree
@@ -66,7 +66,7 @@ def _read(path: Path, buffer: bytearray, stop: threading.Event) -> None:
         at, got = 0, 1
         while got:
             if stop.is_set():
-                raise Stopped
+                raise CheckStopped
             began = time.monotonic()
             got = os.preadv(fd, [buffer], at)
             at += got

@@ -23,7 +23,7 @@ _KINDS = {DIRECTORY, FILE, LINK, SYMLINK, *SPECIAL}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
+class TreeEntry:
     """One name in a tree.
 
     Attributes:
@@ -55,10 +55,10 @@ class Entry:
 class Manifest:
     """All entries of a tree by path, in sorted order: parents come before what they contain."""
 
-    entries: Mapping[str, Entry]
+    entries: Mapping[str, TreeEntry]
 
     @classmethod
-    def of(cls, entries: Iterable[Entry]) -> Manifest:
+    def of(cls, entries: Iterable[TreeEntry]) -> Manifest:
         """A manifest of entries in any order."""
         return cls({entry.path: entry for entry in sorted(entries, key=lambda e: e.path)})
 
@@ -75,7 +75,7 @@ class Difference:
     """What turns one manifest into another: names to remove, then entries to add or replace."""
 
     removed: tuple[str, ...]
-    changed: tuple[Entry, ...]
+    changed: tuple[TreeEntry, ...]
 
 
 EMPTY = Manifest({})
@@ -123,12 +123,12 @@ def check(manifest: Manifest) -> None:
                 raise _refused(f"{path!r} is a link to nothing")
 
 
-def encode(entries: Iterable[Entry]) -> bytes:
+def encode(entries: Iterable[TreeEntry]) -> bytes:
     """Entries as compressed lines."""
     return zlib.compress(b"".join(map(_line, entries)), 1)
 
 
-def decode(data: bytes) -> Iterable[Entry]:
+def decode(data: bytes) -> Iterable[TreeEntry]:
     """Read what :func:`encode` wrote.
 
     Raises:
@@ -140,16 +140,16 @@ def decode(data: bytes) -> Iterable[Entry]:
         raise _refused("it cannot be read") from error
 
 
-def _line(entry: Entry) -> bytes:
+def _line(entry: TreeEntry) -> bytes:
     return json.dumps(astuple(entry), separators=(",", ":")).encode() + b"\n"
 
 
-def _entry(fields: list[Any]) -> Entry:
+def _entry(fields: list[Any]) -> TreeEntry:
     path, kind, mode, uid, gid, mtime_ns, size, sha256, target, xattrs, rdev = fields
     strings, numbers = (path, kind, sha256, target), (mode, uid, gid, mtime_ns, size, rdev)
     if not all(type(s) is str for s in strings) or not all(type(n) is int for n in numbers):
         raise TypeError("wrong types")
-    return Entry(
+    return TreeEntry(
         path=path,
         kind=kind,
         mode=mode,

@@ -34,8 +34,8 @@ from pannier.storage.tree.manifest import (
     EMPTY,
     FILE,
     Difference,
-    Entry,
     Manifest,
+    TreeEntry,
     apply,
     check,
     decode,
@@ -87,7 +87,7 @@ def _batches(items: Sequence[Any]) -> Iterator[list[Any]]:
         yield batch
 
 
-def _send_file(fd: int, root: Path, entry: Entry) -> None:
+def _send_file(fd: int, root: Path, entry: TreeEntry) -> None:
     parent, _, name = entry.path.rpartition("/")
     sha256 = hashlib.sha256()
     position = 0
@@ -156,7 +156,7 @@ def _receive_manifest(reader: _Reader, *, base: Manifest | None) -> Manifest:
             "the stream is not the difference to the base that was agreed", remedy="send it whole"
         )
     removed: list[str] = []
-    changed: list[Entry] = []
+    changed: list[TreeEntry] = []
     while reader.kind in (_REMOVED, _ENTRIES):
         payload = reader.take()
         if reader.kind_taken == _ENTRIES:
@@ -202,7 +202,7 @@ class _Reader:
         self._advance()
         return header
 
-    def content(self, entry: Entry) -> Iterator[tuple[int, bytes]]:
+    def content(self, entry: TreeEntry) -> Iterator[tuple[int, bytes]]:
         """The data frames of one file."""
         while self.kind == _DATA:
             payload = self.take()

@@ -20,8 +20,8 @@ from pannier.storage.tree.manifest import (
     LINK,
     SOCKET,
     SYMLINK,
-    Entry,
     Manifest,
+    TreeEntry,
 )
 
 _PATH_BYTES = 4000  # the kernel takes paths below 4096 bytes; a tree may be deeper
@@ -138,7 +138,7 @@ def hash_file(where: str) -> str:
 
 def scan(root: Path, *, hasher: Hasher) -> Manifest:
     """Read the tree at ``root``, which nobody writes to, into a manifest."""
-    found: dict[str, tuple[Entry, tuple[int, int] | None]] = {}
+    found: dict[str, tuple[TreeEntry, tuple[int, int] | None]] = {}
     hasher = _once_per_file(hasher)
     with open_directory(root, "") as directory:
         found[""] = (_read("", os.fstat(directory), f"/proc/self/fd/{directory}/.", hasher), None)
@@ -173,21 +173,21 @@ def _once_per_file(hasher: Hasher) -> Hasher:
     return once
 
 
-def _with_links(found: dict[str, tuple[Entry, tuple[int, int] | None]]) -> Manifest:
+def _with_links(found: dict[str, tuple[TreeEntry, tuple[int, int] | None]]) -> Manifest:
     """Name the first of each file's names its file and all others links to it."""
     first: dict[tuple[int, int], str] = {}
     entries = []
     for path in sorted(found):
         entry, inode = found[path]
         if inode is not None and first.setdefault(inode, path) != path:
-            entry = Entry(path=path, kind=LINK, target=first[inode])
+            entry = TreeEntry(path=path, kind=LINK, target=first[inode])
         entries.append(entry)
     return Manifest.of(entries)
 
 
-def _read(path: str, found: os.stat_result, where: str, hasher: Hasher) -> Entry:
+def _read(path: str, found: os.stat_result, where: str, hasher: Hasher) -> TreeEntry:
     kind = _KINDS[stat.S_IFMT(found.st_mode)]
-    return Entry(
+    return TreeEntry(
         path=path,
         kind=kind,
         mode=stat.S_IMODE(found.st_mode),
