@@ -11,7 +11,6 @@ from pannier.core.errors import DiskFailed, PannierError
 
 log = structlog.get_logger(__name__)
 
-WATCH_SECONDS = 0.5
 
 
 class Disks:
@@ -26,7 +25,7 @@ class Disks:
 
     async def run(self) -> None:
         """For ever: run as a task. A disk that does not answer has not failed: it may be slow."""
-        lease = self._custody.lease
+        lease = self._lease
         while True:
             failed = await self._failed()
             if failed and not lease.withheld:
@@ -34,12 +33,12 @@ class Disks:
             elif lease.withheld and not failed:
                 log.info("disk.mended")
             lease.withheld = failed
-            await asyncio.sleep(WATCH_SECONDS)
+            await asyncio.sleep(self._pace.disk_look)
 
     async def _failed(self) -> str:
-        if self._custody.broken:
-            return next(iter(self._custody.broken.values())).message
-        for driver in tuple(self._custody.drivers.values()):
+        if self._drivers.broken:
+            return next(iter(self._drivers.broken.values())).message
+        for driver in tuple(self._drivers.values()):
             try:
                 await driver.check_disk()
             except DiskFailed as error:

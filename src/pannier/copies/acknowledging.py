@@ -24,13 +24,6 @@ from pannier.host.clock import boottime
 
 log = structlog.get_logger(__name__)
 
-PATIENCE_SECONDS = 5.0
-"""So long a sync call waits for a replica whose lease is alive; longer than a busy disk's hiccup."""
-JOIN_PATIENCE_SECONDS = 2.0
-"""So long sync calls may be held up by a replica that wants to join again."""
-LAG_INTERVALS, LAG_SECONDS = 10, 10.0
-"""A copy whose newest state is older than so many intervals, and than so, does not count."""
-WATCH_SECONDS = 0.5
 
 
 class Acknowledging:
@@ -83,7 +76,7 @@ class Acknowledging:
 
     def rivals(self, name: str) -> frozenset[str]:
         """Every node that could take the volume over; see :meth:`InSync.rivals`."""
-        volume = self._custody.catalog.volume(name)
+        volume = self._cluster.catalog.volume(name)
         if volume is None:
             return frozenset()
         return self._in_sync.rivals(volume, self._replicator.circle(volume))
@@ -93,14 +86,14 @@ class Acknowledging:
 
     def _check(self, replicated: Replicated) -> None:
         volume, rivals = replicated.volume, self._rivals(replicated)
-        known = self._custody.catalog.volume(volume.name)
+        known = self._cluster.catalog.volume(volume.name)
         if known is None or (known.id, known.grant) != (volume.id, volume.grant):
             raise NotHolder(
-                f"volume {volume.name} is not held by node {self._custody.node} any more"
+                f"volume {volume.name} is not held by node {self._cluster.node} any more"
             )
-        if not self._custody.lease.holds(volume, rivals):
+        if not self._lease.holds(volume, rivals):
             raise Unavailable(
-                f"node {self._custody.node} cannot prove that it still holds volume {volume.name}",
+                f"node {self._cluster.node} cannot prove that it still holds volume {volume.name}",
                 remedy="it needs the store, or every node of " + ", ".join(sorted(rivals)),
             )
         if 1 + len(rivals) < volume.spec.min_copies:
@@ -113,7 +106,7 @@ class Acknowledging:
     async def _confirmed_by_all(self, replicated: Replicated, generation: Generation) -> None:
         """Wait for everybody who counts; those who do not confirm leave."""
         failures = {node: p.failures for node, p in replicated.progress.items()}
-        until = boottime() + PATIENCE_SECONDS
+        until = self._clock.now() + self._pace.patience
         while True:
             if replicated.ended:  # it is being given away, or sent to other nodes
                 raise Unavailable(
@@ -135,19 +128,19 @@ class Acknowledging:
                     replicated.progress[node].error
                     and replicated.progress[node].sending != generation
                 )
-                or not self._custody.catalog.is_up(node)
-                or boottime() > until
+                or not self._cluster.catalog.is_up(node)
+                or self._clock.now() > until
             }
             if silent:
                 await self._let_leave(replicated, silent)
                 continue
-            await self._heard(replicated, min(WATCH_SECONDS, until - boottime() + 0.01))
+            await self._heard(replicated, min(self._pace.sync_look, until - self._clock.now() + 0.01))
 
     async def _let_leave(self, replicated: Replicated, nodes: set[str]) -> None:
         """Go on without these, unless it is this node's own disk that failed: then they are all there
         is, and shall take over.
         """
-        await self._custody.driver(replicated.volume).check_disk(by_writing=True)
+        await self._drivers.of(replicated.volume).check_disk(by_writing=True)
         await self._in_sync.leave(replicated, frozenset(nodes), why=self._why(replicated, nodes))
 
     def _why(self, replicated: Replicated, nodes: set[str]) -> str:
@@ -173,35 +166,35 @@ class Acknowledging:
                     continue  # it was given away meanwhile
                 except PannierError as error:
                     log.info("copies.unchanged", volume=replicated.volume.name, error=str(error))
-            await asyncio.sleep(WATCH_SECONDS)
+            await asyncio.sleep(self._pace.sync_look)
 
     async def _look(self, replicated: Replicated) -> None:
-        now = boottime()
-        limit = max(LAG_INTERVALS * replicated.volume.spec.interval, LAG_SECONDS)
+        now = self._clock.now()
+        limit = max(self._pace.lag_intervals * replicated.volume.spec.interval, self._pace.lag)
         rivals = self._rivals(replicated)
         late = {n for n in rivals if replicated.lag_seconds(n, now) > limit}
         if late:
             # A store that hangs shall hold up nobody.
-            await self._custody.fresh(replicated.volume.name)
+            await self._cluster.fresh(replicated.volume.name)
             async with replicated.group:
                 await self._let_leave(replicated, late)
-        known = self._custody.catalog.volume(replicated.volume.name)
+        known = self._cluster.catalog.volume(replicated.volume.name)
         joined = known.in_sync if known else ()  # a rival that is not may have failed to join
         for node in replicated.volume.replicas:
             progress = replicated.progress[node]
             caught_up = progress.generation is not None and not progress.error
-            if node not in joined and caught_up and self._custody.catalog.is_up(node):
+            if node not in joined and caught_up and self._cluster.catalog.is_up(node):
                 await self._join(replicated, node)
 
     async def _join(self, replicated: Replicated, node: str) -> None:
-        if replicated.lag_seconds(node, boottime()) > max(2 * replicated.volume.spec.interval, 2.0):
+        if replicated.lag_seconds(node, self._clock.now()) > max(2 * replicated.volume.spec.interval, 2.0):
             return  # it is far behind: sync calls shall not wait for that
-        await self._custody.fresh(replicated.volume.name)  # nor for a store that hangs
+        await self._cluster.fresh(replicated.volume.name)  # nor for a store that hangs
         async with replicated.group:
             generation = await self._replicator.make(replicated)
-            until = boottime() + JOIN_PATIENCE_SECONDS
+            until = self._clock.now() + self._pace.join_patience
             while not replicated.progress[node].has(generation):
-                if replicated.ended or replicated.progress[node].error or boottime() > until:
+                if replicated.ended or replicated.progress[node].error or self._clock.now() > until:
                     return
                 await self._heard(replicated, 0.1)
             await self._in_sync.join(replicated, node)

@@ -28,7 +28,7 @@ class InSync:
 
     def rivals(self, volume: Volume, circle: Circle) -> frozenset[str]:
         """Every node that could take the volume over, as far as this node can know."""
-        known = self._custody.catalog.volume(volume.name)
+        known = self._cluster.catalog.volume(volume.name)
         if known is None or (known.id, known.grant) != (volume.id, volume.grant):
             return circle.required
         return circle.required | frozenset(known.in_sync)
@@ -56,7 +56,7 @@ class InSync:
         while True:
             if replicated.ended:
                 raise Unavailable(f"volume {volume.name} is not replicated at the moment")
-            fresh = await custody.fresh(volume.name)
+            fresh = await self._cluster.fresh(volume.name)
             record = fresh.record
             if (record.id, record.grant) != (volume.id, volume.grant):
                 raise NotHolder(
@@ -77,7 +77,7 @@ class InSync:
             circle.unsettled = True  # until there is an answer
             circle.required |= frozenset(wanted) | frozenset(record.in_sync)
             try:
-                revision = await custody.registry.replace_volume(changed, expect=fresh.revision)
+                revision = await self._cluster.registry.replace_volume(changed, expect=fresh.revision)
             except Stale:
                 continue
             except StoreUnavailable:  # certainly not done
@@ -85,5 +85,5 @@ class InSync:
                 raise
             circle.unsettled = False
             circle.required = frozenset(wanted)
-            custody.catalog.remember(changed, revision=revision)
+            self._cluster.catalog.remember(changed, revision=revision)
             return

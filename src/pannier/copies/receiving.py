@@ -31,9 +31,9 @@ class Reception:
     async def admit(self, offer: Offer, *, peer: str) -> Driver:
         """See :class:`~pannier.transport.base.Gate`. Older generations are tidied away first."""
         await self.confirm(offer, peer=peer)
-        volume = self._custody.catalog.volume(offer.volume_name)
+        volume = self._cluster.catalog.volume(offer.volume_name)
         if volume is None or not _fits(volume, offer, peer):
-            volume = (await self._custody.fresh(offer.volume_name)).record
+            volume = (await self._cluster.fresh(offer.volume_name)).record
         if volume.id != offer.volume_id:
             raise Denied(
                 f"volume {offer.volume_name} is another one now ({volume.id})",
@@ -41,14 +41,14 @@ class Reception:
             )
         if not _fits(volume, offer, peer):
             raise _not_the_holder(volume, offer, peer)
-        driver = self._custody.driver(volume)
-        kept = KEPT_GENERATIONS if self._custody.node in volume.replicas else KEPT_DURING_MOVE
+        driver = self._drivers.of(volume)
+        kept = KEPT_GENERATIONS if self._cluster.node in volume.replicas else KEPT_DURING_MOVE
         if len((await driver.inspect(volume.id)).generations) > kept:
             # Not at each offer, and never its condition: copies are kept up without the store too.
             with suppress(Unavailable):
                 async with self._custody.lock(volume):
                     await self._custody.tidy(volume)
-            now = self._custody.catalog.volume(offer.volume_name) or volume
+            now = self._cluster.catalog.volume(offer.volume_name) or volume
             if not _fits(now, offer, peer):
                 raise _not_the_holder(now, offer, peer)
         return driver
@@ -57,7 +57,7 @@ class Reception:
         """See :class:`~pannier.transport.base.Gate`: not while this node takes the volume over."""
         if not self._promises.refuses(offer.volume_id, epoch=offer.epoch):
             return
-        fresh = await self._custody.fresh(offer.volume_name)
+        fresh = await self._cluster.fresh(offer.volume_name)
         await self._promises.settle(fresh.record, revision=fresh.revision)
         if not _fits(fresh.record, offer, peer):
             raise _not_the_holder(fresh.record, offer, peer)

@@ -33,16 +33,6 @@ from pannier.transport.base import Sender, offer_of
 
 log = structlog.get_logger(__name__)
 
-RETRY_SECONDS = 1.0
-RETRY_LIMIT_SECONDS = 30.0
-ABSENCE_SECONDS = 900.0
-"""A replica that is down for so long is replaced: long enough for a reboot or a new disk cable."""
-RECONCILE_SECONDS = 2.0
-HURRY_SECONDS = 2.0
-"""While a volume shall move, at least so often is a generation made."""
-TIDY_INTERVALS = 4
-TIDY_SECONDS = 2.0
-"""Old generations are looked for each so many intervals, and not more often than so."""
 
 
 class Replicator:
@@ -67,7 +57,7 @@ class Replicator:
         try:
             while True:
                 await self._reconcile()
-                await asyncio.sleep(RECONCILE_SECONDS)
+                await asyncio.sleep(self._pace.reconcile)
         finally:
             for replicated in list(self._replicated.values()):
                 await self._stop(replicated)
@@ -82,12 +72,12 @@ class Replicator:
         Raises:
             NotHolder: this node does not hold it, or is just giving it away.
         """
-        volume = self._custody.catalog.volume(name)
+        volume = self._cluster.catalog.volume(name)
         if volume is not None and self._is_mine(volume):
             if volume.id not in self._replicated:
                 self._start(volume)
             return self._replicated[volume.id]
-        raise NotHolder(f"volume {name} is not replicated from node {self._custody.node} now")
+        raise NotHolder(f"volume {name} is not replicated from node {self._cluster.node} now")
 
     def circle(self, volume: Volume) -> Circle:
         """Who may take over a volume that is held here."""
@@ -118,7 +108,7 @@ class Replicator:
                 self._send_all(replicated, node), name=f"send {volume.name} {node}"
             )
             replicated.tasks.append(send)
-        if boottime() - replicated.made_at > HURRY_SECONDS and not replicated.group.locked():
+        if self._clock.now() - replicated.made_at > self._pace.hurry and not replicated.group.locked():
             try:
                 async with replicated.group:
                     await self.make(replicated)
@@ -140,15 +130,15 @@ class Replicator:
     def _is_mine(self, volume: Volume) -> bool:
         custody = self._custody
         return (
-            volume.grant.node == custody.node
+            volume.grant.node == self._cluster.node
             and volume.spec.copies > 1
-            and volume.spec.driver in custody.drivers
+            and volume.spec.driver in self._drivers
             and not self._moving(volume)
         )
 
     async def _reconcile(self) -> None:
         custody = self._custody
-        mine = {v.id: v for v in custody.catalog.volumes() if self._is_mine(v)}
+        mine = {v.id: v for v in self._cluster.catalog.volumes() if self._is_mine(v)}
         for replicated in list(self._replicated.values()):
             now = mine.get(replicated.volume.id)
             if now is None or (now.grant, now.replicas) != (
@@ -160,7 +150,7 @@ class Replicator:
                 error = None if failed.cancelled() else failed.exception()
                 log.error("replication.failed", volume=replicated.volume.name, exc_info=error)
                 await self._stop(replicated)
-        candidates = cache(lambda: candidates_of(custody.catalog.nodes(), custody))
+        candidates = cache(lambda: candidates_of(self._cluster.catalog.nodes(), custody))
         for volume in mine.values():
             if self._moving(volume):
                 continue  # since a moment ago
@@ -172,7 +162,7 @@ class Replicator:
     def _start(self, volume: Volume) -> None:
         replicated = Replicated(
             volume,
-            since=boottime(),
+            since=self._clock.now(),
             circle=self.circle(volume),
             progress={node: ReplicaProgress() for node in volume.replicas},
         )
@@ -198,9 +188,9 @@ class Replicator:
     async def _make_all(self, replicated: Replicated) -> None:
         """Make generations while the volume is written."""
         custody, volume = self._custody, replicated.volume
-        driver = custody.driver(volume)
+        driver = self._drivers.of(volume)
         while True:
-            began = boottime()
+            began = self._clock.now()
             try:
                 copy = await driver.inspect(volume.id)
                 if replicated.found is None:
@@ -210,13 +200,13 @@ class Replicator:
                         await self.make(replicated)
             except PannierError as error:
                 self._not_made(replicated, error)
-            await asyncio.sleep(max(volume.spec.interval - (boottime() - began), 0.05))
+            await asyncio.sleep(max(volume.spec.interval - (self._clock.now() - began), 0.05))
 
     async def make(self, replicated: Replicated) -> Generation:
         """The generation with all that was written so far. The caller has the group lock."""
-        began = boottime()
+        began = self._clock.now()
         volume = replicated.volume
-        driver = self._custody.driver(volume)
+        driver = self._drivers.of(volume)
         generation = await driver.snapshot(volume.id, epoch=volume.grant.epoch)
         await replicated.note_made(generation, at=began)
         return generation
@@ -235,9 +225,9 @@ class Replicator:
     async def _tidy_all(self, replicated: Replicated) -> None:
         """Delete what no copy needs, again and again, where it has come to more than that."""
         custody, volume = self._custody, replicated.volume
-        driver = custody.driver(volume)
+        driver = self._drivers.of(volume)
         while True:
-            await asyncio.sleep(max(TIDY_INTERVALS * volume.spec.interval, TIDY_SECONDS))
+            await asyncio.sleep(max(self._pace.tidy_intervals * volume.spec.interval, self._pace.tidy))
             try:
                 if len((await driver.inspect(volume.id)).generations) > 3 + len(
                     replicated.progress
@@ -253,22 +243,22 @@ class Replicator:
         """
         custody, volume = self._custody, replicated.volume
         try:
-            await custody.fresh(volume.name)  # a store that hangs must not do so under the lock
+            await self._cluster.fresh(volume.name)  # a store that hangs must not do so under the lock
             async with custody.lock(volume):
                 await custody.tidy(volume, needed=replicated.needed)
         except Unavailable:
-            driver = custody.driver(volume)
+            driver = self._drivers.of(volume)
             async with custody.lock(volume):
                 here = (await driver.inspect(volume.id)).generations
                 keep = replicated.needed() | set(here[-2:])
                 for generation in here:
                     if generation in replicated.made and generation not in keep:
                         await driver.delete_generation(volume.id, generation)
-        replicated.made &= set((await custody.driver(volume).inspect(volume.id)).generations)
+        replicated.made &= set((await self._drivers.of(volume).inspect(volume.id)).generations)
 
     async def _send_all(self, replicated: Replicated, node: str) -> None:
         """Send the newest generation to one replica, again and again."""
-        progress, pause, sending_made_at = replicated.progress[node], RETRY_SECONDS, 0.0
+        progress, pause, sending_made_at = replicated.progress[node], self._pace.retry, 0.0
         while True:
             if progress.sending is None:
                 async with replicated.written:
@@ -294,23 +284,23 @@ class Replicator:
                 arrived = None if isinstance(error, PeerUnavailable | Stale) else False
                 replicated.note_failed(node, error.message, arrived=arrived)
                 await self._pause(node, pause)
-                pause = min(pause * 2, RETRY_LIMIT_SECONDS)
+                pause = min(pause * 2, self._pace.retry_limit)
             else:
-                pause = RETRY_SECONDS
+                pause = self._pace.retry
                 replicated.note_confirmed(node, at=sending_made_at)
 
     async def _pause(self, node: str, seconds: float) -> None:
         """Wait before the next attempt; not longer than until the node is back."""
-        was_up = self._custody.catalog.is_up(node)
-        until = boottime() + seconds
-        while (left := until - boottime()) > 0:
-            await asyncio.sleep(min(left, RETRY_SECONDS))
-            if self._custody.catalog.is_up(node) and not was_up:
+        was_up = self._cluster.catalog.is_up(node)
+        until = self._clock.now() + seconds
+        while (left := until - self._clock.now()) > 0:
+            await asyncio.sleep(min(left, self._pace.retry))
+            if self._cluster.catalog.is_up(node) and not was_up:
                 return
 
     async def _send(self, replicated: Replicated, generation: Generation, name: str) -> None:
         node, volume, progress = (
-            self._custody.catalog.node(name),
+            self._cluster.catalog.node(name),
             replicated.volume,
             replicated.progress[name],
         )
@@ -321,7 +311,7 @@ class Replicator:
         def report(sent_bytes: int) -> None:
             progress.sent_bytes = before + sent_bytes
 
-        driver = self._custody.driver(volume)
+        driver = self._drivers.of(volume)
         sent = await self._sender.send(
             offer_of(volume, generation), to=node, driver=driver, progress=report
         )
@@ -334,7 +324,7 @@ class Replicator:
 
         ``candidates`` are counted only where they are needed: that takes a look at every volume.
         """
-        catalog, now = self._custody.catalog, boottime()
+        catalog, now = self._cluster.catalog, self._clock.now()
         gone = set()
         for name, progress in replicated.progress.items():
             node = catalog.node(name)
@@ -343,7 +333,7 @@ class Replicator:
             elif progress.absent_since is None:
                 progress.absent_since = now
             absent = progress.absent_since is not None and (
-                now - progress.absent_since > ABSENCE_SECONDS
+                now - progress.absent_since > self._pace.absence
             )
             if node is None or node.drained or absent:
                 gone.add(name)
@@ -364,7 +354,7 @@ class Replicator:
     async def _replace(self, volume: Volume, wanted: tuple[str, ...]) -> None:
         """Change the record, if it still is what it was; else :meth:`_reconcile` looks again."""
         with contextlib.suppress(PannierError):
-            fresh = await self._custody.fresh(volume.name)
+            fresh = await self._cluster.fresh(volume.name)
             record = fresh.record
             if (record.id, record.grant, record.replicas) != (
                 volume.id,
@@ -374,8 +364,8 @@ class Replicator:
                 return
             left = tuple(name for name in record.in_sync if name in wanted)
             record = replace(record, replicas=wanted, in_sync=left)
-            revision = await self._custody.registry.replace_volume(record, expect=fresh.revision)
-            self._custody.catalog.remember(record, revision=revision)
+            revision = await self._cluster.registry.replace_volume(record, expect=fresh.revision)
+            self._cluster.catalog.remember(record, revision=revision)
             log.info("replication.replaced", volume=volume.name, replicas=",".join(wanted))
 
 
@@ -383,13 +373,13 @@ def candidates_of(nodes: list[Node], custody: Custody) -> list[Candidate]:
     """The cluster's nodes as placement sees them."""
     copies = Counter(
         name
-        for volume in custody.catalog.volumes()
+        for volume in self._cluster.catalog.volumes()
         for name in (volume.grant.node, *volume.replicas)
     )
     return [
         Candidate(
             name=node.name,
-            up=custody.catalog.is_up(node.name) or node.name == custody.node,
+            up=self._cluster.catalog.is_up(node.name) or node.name == self._cluster.node,
             drained=node.drained,
             drivers=node.drivers,
             copies=copies[node.name],

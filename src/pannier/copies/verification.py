@@ -19,7 +19,8 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from pannier.agent.custody import Custody, no_such_volume
+from pannier.agent.custody import Custody
+from pannier.cluster.cluster import no_such_volume
 from pannier.contract.peers import Peers
 from pannier.contract.views import CheckView
 from pannier.copies.acknowledging import Acknowledging
@@ -31,10 +32,6 @@ from pannier.storage.base import CheckedDriver
 
 log = structlog.get_logger(__name__)
 
-EVERY_SECONDS = 7 * 24 * 3600.0
-"""By the wall clock, which may jump: then copies are read early, or once so much later."""
-TURN_SECONDS = 60.0
-FINISH_SECONDS = 5.0
 
 
 class Verification:
@@ -61,14 +58,14 @@ class Verification:
         """For ever: run as a task."""
         self._unfinished |= {volume.name for volume in self._mine()}  # of an earlier run
         while True:
-            for _ in range(round(TURN_SECONDS / FINISH_SECONDS)):
-                await asyncio.sleep(FINISH_SECONDS)
+            for _ in range(round(self._pace.verify_turn / self._pace.verify_finish)):
+                await asyncio.sleep(self._pace.verify_finish)
                 for name in tuple(self._unfinished):
                     await self._attempt(self._finish, name)
             for volume in self._mine():
-                now = time.time()
+                now = self._clock.unix()
                 self._at[volume.id] = min(self._at.get(volume.id, now), now)
-                if now - self._at[volume.id] > EVERY_SECONDS:
+                if now - self._at[volume.id] > self._pace.verify_every:
                     await self._attempt(self.here, volume.name)
             await self._save()
 
@@ -79,12 +76,12 @@ class Verification:
             log.warning("copy.not-verified", volume=name, error=str(error))
 
     def _mine(self) -> list[Volume]:
-        return [volume for volume in self._custody.catalog.volumes() if self._is_here(volume)]
+        return [volume for volume in self._cluster.catalog.volumes() if self._is_here(volume)]
 
     def _is_here(self, volume: Volume) -> bool:
-        if self._custody.node not in (volume.grant.node, *volume.replicas):
+        if self._cluster.node not in (volume.grant.node, *volume.replicas):
             return False
-        return isinstance(self._custody.drivers.get(volume.spec.driver), CheckedDriver)
+        return isinstance(self._drivers.get(volume.spec.driver), CheckedDriver)
 
     async def here(self, name: str) -> CheckView:
         """Read this node's copy of a volume, and have it made anew where it is damaged.
@@ -92,8 +89,8 @@ class Verification:
         Raises:
             VolumeNotFound, StorageError, Unavailable.
         """
-        volume, me = self._volume(name), self._custody.node
-        newest = await self._custody.newest(volume) if self._is_here(volume) else None
+        volume, me = self._volume(name), self._cluster.node
+        newest = await self._drivers.newest(volume) if self._is_here(volume) else None
         live = self._is_here(volume) and await self._is_live(volume)
         if newest is None and not live:
             self._unfinished.add(name)
@@ -107,21 +104,21 @@ class Verification:
                 "copy.damaged", volume=name, generation=str(found or "live"), error=str(error)
             )
             return await self._damaged(volume, found, error)
-        self._at[volume.id] = time.time()
+        self._at[volume.id] = self._clock.unix()
         await self._save()
         return CheckView(node=me, state="whole", generation=str(found) if found else None)
 
     async def _is_live(self, volume: Volume) -> bool:
         """Whether this node holds the volume, so that what counts is its tree as it is now."""
         copy = await self._driver(volume).inspect(volume.id)
-        return volume.grant.node == self._custody.node and any(
+        return volume.grant.node == self._cluster.node and any(
             tree.epoch == volume.grant.epoch for tree in copy.live
         )
 
     async def _damaged(self, volume: Volume, found: Generation | None, error: Corrupt) -> CheckView:
-        me = self._custody.node
+        me = self._cluster.node
         async with self._custody.lock(volume):  # so that it is not taken over meanwhile
-            volume = (await self._custody.fresh(volume.name)).record
+            volume = (await self._cluster.fresh(volume.name)).record
             is_holder = volume.grant.node == me
             if not is_holder:
                 await self._driver(volume).quarantine(volume.id)
@@ -143,11 +140,11 @@ class Verification:
 
     async def _finish(self, name: str) -> None:
         """Tell the holder if nothing is here; delete what is in quarantine once all came anew."""
-        volume, me = self._custody.catalog.volume(name), self._custody.node
+        volume, me = self._cluster.catalog.volume(name), self._cluster.node
         if volume is None or not self._is_here(volume) or volume.grant.node == me:
             self._unfinished.discard(name)
-        elif await self._custody.newest(volume) is None:
-            node = self._custody.catalog.node(volume.grant.node)
+        elif await self._drivers.newest(volume) is None:
+            node = self._cluster.catalog.node(volume.grant.node)
             if node is not None and me in volume.in_sync:
                 await self._peers.to(node).peer_lost_copy(name, epoch=volume.grant.epoch)
         elif me in volume.in_sync:
@@ -161,11 +158,11 @@ class Verification:
         return list(await asyncio.gather(*(self._on(node, volume) for node in names)))
 
     async def _on(self, name: str, volume: Volume) -> CheckView:
-        if name == self._custody.node:
+        if name == self._cluster.node:
             return await self.here(volume.name)
-        node = self._custody.catalog.node(name)
+        node = self._cluster.catalog.node(name)
         try:
-            if node is None or not self._custody.catalog.is_up(name):
+            if node is None or not self._cluster.catalog.is_up(name):
                 return CheckView(node=name, state="unknown", error=f"node {name} is down")
             return await self._peers.to(node).peer_verify(volume.name)
         except PannierError as error:
@@ -182,13 +179,13 @@ class Verification:
         await self._acknowledging.lost(name, epoch=epoch, node=peer)
 
     def _volume(self, name: str) -> Volume:
-        volume = self._custody.catalog.volume(name)
+        volume = self._cluster.catalog.volume(name)
         if volume is None:
             raise no_such_volume(name)
         return volume
 
     def _driver(self, volume: Volume) -> CheckedDriver:
-        driver = self._custody.driver(volume)
+        driver = self._drivers.of(volume)
         assert isinstance(driver, CheckedDriver)
         return driver
 

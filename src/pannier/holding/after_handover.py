@@ -15,9 +15,6 @@ from pannier.core.volume import Volume
 
 log = structlog.get_logger(__name__)
 
-TIDY_AFTER_SECONDS = 10.0
-"""What a change of holder leaves behind is deleted after the container has followed: with a tree
-the kernel frees all its cached pages, some 0.2 s for each GiB, and a Mount would wait that long."""
 
 
 class AfterHandover:
@@ -37,7 +34,7 @@ class AfterHandover:
         """A listener for the catalog. An older epoch is old news, not a change of holder."""
         if change.kind != "volumes" or not isinstance(change.after, Volume):
             return
-        after, node = change.after, self._custody.node
+        after, node = change.after, self._cluster.node
         before = change.before if isinstance(change.before, Volume) else None
         if before is not None and before.id != after.id:
             before = None
@@ -46,7 +43,7 @@ class AfterHandover:
         if after.grant.node == node and after.base is not None:
             self._start(self._make_ready(after), f"make ready {after.name}")
         elif before is not None and before.grant.node == node != after.grant.node:
-            self._custody.lease.forget(before)
+            self._lease.forget(before)
             self._start(self._depose(before, after), f"depose {after.name}")
 
     async def _make_ready(self, volume: Volume) -> None:
@@ -68,7 +65,7 @@ class AfterHandover:
 
     async def _tidy(self, volume: Volume) -> None:
         """What fails here, or is cut off, the next start makes good (:meth:`Custody.adopt`)."""
-        await asyncio.sleep(TIDY_AFTER_SECONDS)
+        await asyncio.sleep(self._pace.tidy_after)
         try:
             async with self._custody.lock(volume):
                 await self._custody.tidy(volume)

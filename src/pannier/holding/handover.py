@@ -41,9 +41,6 @@ from pannier.transport.base import Sender
 
 log = structlog.get_logger(__name__)
 
-INTEREST_SECONDS = 15.0
-"""A node that has not repeated its wish for so long has given up (its container is gone)."""
-ANSWER_SECONDS = 5.0
 COPIES_SECONDS = 0.25
 """So much longer than the target may the volume's other copies take with the last generation."""
 
@@ -78,19 +75,19 @@ class Handovers:
             third node; Unavailable: this node's disk has failed; any error with which the hand-over
             ended.
         """
-        volume = self._custody.catalog.volume(name)
-        if volume is None or volume.grant != Grant(self._custody.node, epoch):
-            volume = (await self._custody.fresh(name)).record
+        volume = self._cluster.catalog.volume(name)
+        if volume is None or volume.grant != Grant(self._cluster.node, epoch):
+            volume = (await self._cluster.fresh(name)).record
         if volume.grant.node == peer:
             return HandoverReply(state="given", in_use_by=[])
-        if volume.grant != Grant(self._custody.node, epoch):
+        if volume.grant != Grant(self._cluster.node, epoch):
             raise Stale(
                 f"volume {name} is held by node {volume.grant.node} (epoch {volume.grant.epoch})",
                 remedy="ask that node",
             )
-        running = self._begin(volume, peer, wanted_seconds=INTEREST_SECONDS)
+        running = self._begin(volume, peer, wanted_seconds=self._pace.interest)
         assert running.task is not None
-        await asyncio.wait({running.task}, timeout=ANSWER_SECONDS)
+        await asyncio.wait({running.task}, timeout=self._pace.answer)
         if running.task.done():
             running.task.result()
             return HandoverReply(state="given", in_use_by=[], sent_bytes=running.sent_bytes)
@@ -102,10 +99,10 @@ class Handovers:
     async def _need_disk(self, volume: Volume, *, by_writing: bool = False) -> None:
         """Whoever wants a volume of a disk that failed shall wait until it can be taken over."""
         try:
-            await self._custody.driver(volume).check_disk(by_writing=by_writing)
+            await self._drivers.of(volume).check_disk(by_writing=by_writing)
         except StorageError as error:
             raise Unavailable(
-                f"node {self._custody.node} cannot give volume {volume.name} away: {error.message}",
+                f"node {self._cluster.node} cannot give volume {volume.name} away: {error.message}",
                 remedy="a copy in sync takes over within seconds, where there is one",
             ) from error
 
@@ -131,7 +128,7 @@ class Handovers:
                     yield self._progress(running)
         finally:
             # Whoever asked has gone; a node that wants it too says so again within this time.
-            until = self._custody.clock() + INTEREST_SECONDS
+            until = self._clock.now() + self._pace.interest
             running.wanted_until = min(running.wanted_until, until)
         running.task.result()
         running.phase = "done"
@@ -141,19 +138,19 @@ class Handovers:
         return MoveProgress(
             phase=running.phase,
             volume=running.volume.name,
-            source=self._custody.node,
+            source=self._cluster.node,
             target=running.target.name,
             round=running.round,
             sent_bytes=running.sent_bytes,
             in_use_by=running.in_use_by,
             pause_seconds=running.pause_seconds,
-            total_seconds=self._custody.clock() - running.started,
+            total_seconds=self._clock.now() - running.started,
             generation=str(running.generation) if running.generation else None,
         )
 
     def _begin(self, volume: Volume, target: str, *, wanted_seconds: float) -> Moving:
         running = self._running.get(volume.id)
-        now = self._custody.clock()
+        now = self._clock.now()
         until = now + wanted_seconds
         if running is not None:
             if running.target.name != target:
@@ -163,7 +160,7 @@ class Handovers:
                 )
             running.wanted_until = max(running.wanted_until, until)
             return running
-        node = self._custody.catalog.node(target)
+        node = self._cluster.catalog.node(target)
         if node is None:
             raise NodeNotFound(f"there is no node {target}", remedy="see pannier node ls")
         if volume.spec.driver not in node.drivers:
@@ -190,7 +187,7 @@ class Handovers:
                 await self._rounds.while_used(running)
                 await self._rounds.until_near(running)
                 async with custody.lock(volume):
-                    if await custody.in_use(volume):
+                    if await self._use.in_use(volume):
                         continue
                     running.to("switching")
                     await self._rounds.pause(volume)
@@ -206,7 +203,7 @@ class Handovers:
         self, running: Moving, generation: Generation, others: tuple[str, ...]
     ) -> tuple[str, ...]:
         """Send what the next epoch begins with; returns who has it then, beside the target."""
-        me, volume = self._custody.node, running.volume
+        me, volume = self._cluster.node, running.volume
         copies = LastGeneration(self._custody, self._sender, volume)
         copies.send(generation, to=[name for name in others if name != me])
         try:
@@ -218,8 +215,8 @@ class Handovers:
     async def _switch(self, running: Moving) -> None:
         """The caller has the lock, and nobody uses the volume."""
         custody, volume = self._custody, running.volume
-        driver, epoch = custody.driver(volume), volume.grant.epoch
-        began = custody.clock()
+        driver, epoch = self._drivers.of(volume), volume.grant.epoch
+        began = self._clock.now()
         try:
             fresh = await custody.take_up(volume)
         except NotHolder as error:
@@ -241,15 +238,15 @@ class Handovers:
             in_sync=have_it,
         ).with_entry(
             HistoryEntry(
-                at=time.time(),
+                at=self._clock.unix(),
                 what="moved",
                 node=running.target.name,
                 epoch=epoch + 1,
-                detail=f"from {custody.node} with generation {generation}",
+                detail=f"from {self._cluster.node} with generation {generation}",
             )
         )
         await self._give(volume, record, expect=fresh.revision)
-        running.pause_seconds = custody.clock() - began
+        running.pause_seconds = self._clock.now() - began
         log.info(
             "volume.given",
             volume=volume.name,
@@ -261,9 +258,9 @@ class Handovers:
 
     async def _give(self, volume: Volume, record: Volume, *, expect: int) -> None:
         """Change the record; on any answer but success the truth is read before writing resumes."""
-        custody, driver = self._custody, self._custody.driver(volume)
+        custody, driver = self._custody, self._drivers.of(volume)
         try:
-            revision = await custody.registry.replace_volume(record, expect=expect)
+            revision = await self._cluster.registry.replace_volume(record, expect=expect)
         except (StoreUnavailable, StorageError):  # certainly not done
             await driver.unseal(volume.id, epoch=volume.grant.epoch)
             raise
@@ -271,7 +268,7 @@ class Handovers:
             if not await self._was_given(volume, record.grant):
                 raise error from None
         else:
-            custody.catalog.remember(record, revision=revision)
+            self._cluster.catalog.remember(record, revision=revision)
 
     async def _was_given(self, volume: Volume, grant: Grant) -> bool:
         """Whether the change of the record happened; if not, it cannot any more, and writing resumes.
@@ -280,10 +277,10 @@ class Handovers:
         """
         custody = self._custody
         try:
-            found = (await custody.fresh(volume.name)).record
+            found = (await self._cluster.fresh(volume.name)).record
             if (found.id, found.grant) == (volume.id, volume.grant):
                 await custody.take_up(volume)
-                await custody.driver(volume).unseal(volume.id, epoch=volume.grant.epoch)
+                await self._drivers.of(volume).unseal(volume.id, epoch=volume.grant.epoch)
                 return False
         except NotHolder:  # it arrived between the two reads
             return True

@@ -32,7 +32,7 @@ class LastGeneration:
 
     def send(self, generation: Generation, *, to: Iterable[str]) -> None:
         """Begin to send to those of the nodes that are up."""
-        catalog = self._custody.catalog
+        catalog = self._cluster.catalog
         for name in to:
             node = catalog.node(name)
             if node is not None and catalog.is_up(name):
@@ -42,7 +42,7 @@ class LastGeneration:
                 )
 
     async def _reaches(self, node: Node, generation: Generation) -> bool:
-        volume, driver = self._volume, self._custody.driver(self._volume)
+        volume, driver = self._volume, self._drivers.of(self._volume)
         try:
             await self._sender.send(offer_of(volume, generation), to=node, driver=driver)
         except PannierError as error:

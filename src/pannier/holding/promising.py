@@ -16,14 +16,11 @@ from pannier.agent.custody import Custody
 from pannier.agent.promises import Promises
 from pannier.contract.peers import Peers
 from pannier.core.errors import PannierError
-from pannier.core.lease import PROMISE_SECONDS, promised_until
+from pannier.core.lease import self._pace.promise, promised_until
 from pannier.core.volume import Volume
 
 log = structlog.get_logger(__name__)
 
-ANSWER_SECONDS = 2.0
-ASK_SECONDS = 1.0
-WATCH_SECONDS = 0.2
 
 
 class Promising:
@@ -51,7 +48,7 @@ class Promising:
 
         Only of volumes that this node, too, knows to be held by ``peer`` at that epoch.
         """
-        known = {volume.id: volume for volume in self._custody.catalog.volumes()}
+        known = {volume.id: volume for volume in self._cluster.catalog.volumes()}
         return [
             volume_id
             for volume_id, epoch in volumes.items()
@@ -63,35 +60,35 @@ class Promising:
     async def run(self) -> None:
         """Ask while the lease is in danger, for ever: run as a task."""
         while True:
-            if self._custody.lease.in_danger:
+            if self._lease.in_danger:
                 await self.ask()
-                await asyncio.sleep(ASK_SECONDS)
+                await asyncio.sleep(self._pace.promise_ask)
             else:
-                await asyncio.sleep(WATCH_SECONDS)
+                await asyncio.sleep(self._pace.promise_look)
 
     async def ask(self) -> None:
         """Ask all peers that matter, at once."""
         wanted: dict[str, list[Volume]] = defaultdict(list)
-        for volume in self._custody.catalog.volumes():
-            if volume.grant.node == self._custody.node and volume.spec.copies > 1:
+        for volume in self._cluster.catalog.volumes():
+            if volume.grant.node == self._cluster.node and volume.spec.copies > 1:
                 for name in sorted(self._rivals(volume.name)):  # the same each time
                     wanted[name].append(volume)
         await asyncio.gather(*(self._ask_one(name, asked) for name, asked in wanted.items()))
 
     async def _ask_one(self, name: str, volumes: list[Volume]) -> None:
         custody = self._custody
-        node = custody.catalog.node(name)
+        node = self._cluster.catalog.node(name)
         if node is None:
             return
-        asked_at = custody.clock()
+        asked_at = self._clock.now()
         try:
-            async with asyncio.timeout(ANSWER_SECONDS):
+            async with asyncio.timeout(self._pace.promise_answer):
                 given = await self._peers.to(node).peer_promise(
-                    {volume.id: volume.grant.epoch for volume in volumes}, seconds=PROMISE_SECONDS
+                    {volume.id: volume.grant.epoch for volume in volumes}, seconds=self._pace.promise
                 )
         except (PannierError, TimeoutError) as error:
             log.info("promise.not-given", node=name, error=str(error) or "no answer in time")
             return
         for volume in volumes:
             if volume.id in given:
-                custody.lease.promised(volume, {name: promised_until(asked_at)})
+                self._lease.promised(volume, {name: promised_until(asked_at)})

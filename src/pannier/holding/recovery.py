@@ -20,7 +20,6 @@ from pannier.holding.takeover import Takeover, change_holder, check_not_promised
 
 log = structlog.get_logger(__name__)
 
-ASK_SECONDS = 5.0
 
 
 class Recovery:
@@ -41,8 +40,8 @@ class Recovery:
             Conflict: the holder is up, or the loss was not accepted; the message says what is there.
             Unavailable: no node that answers has a copy.
         """
-        record = (await self._custody.fresh(name)).record
-        up = await self._custody.registry.is_up(record.grant.node)
+        record = (await self._cluster.fresh(name)).record
+        up = await self._cluster.registry.is_up(record.grant.node)
         if not up and record.in_sync and not accept_loss:
             try:
                 return await self._takeover.arrange(record)
@@ -52,11 +51,11 @@ class Recovery:
         successor = choose_successor(record, holder_up=up, copies=copies)
         if not accept_loss:
             raise self._not_accepted(record, successor)
-        if successor.node == self._custody.node:
+        if successor.node == self._cluster.node:
             return await self.take(
                 name, epoch=record.grant.epoch, generation=successor.generation, actor=actor
             )
-        node = self._custody.catalog.node(successor.node)
+        node = self._cluster.catalog.node(successor.node)
         assert node is not None  # it answered
         try:
             await self._peers.to(node).peer_take(
@@ -66,11 +65,11 @@ class Recovery:
                 actor=actor,
             )
         except OutcomeUnknown:
-            found = (await self._custody.fresh(name)).record
+            found = (await self._cluster.fresh(name)).record
             if found.grant != Grant(successor.node, record.grant.epoch + 1):
                 raise
             return found
-        return (await self._custody.fresh(name)).record
+        return (await self._cluster.fresh(name)).record
 
     def _not_accepted(self, record: Volume, successor: Successor) -> Conflict:
         holder = record.grant.node
@@ -83,16 +82,16 @@ class Recovery:
         )
 
     async def _copies(self, record: Volume) -> dict[str, list[Generation]]:
-        nodes = [node for node in self._custody.catalog.nodes() if node.name != record.grant.node]
+        nodes = [node for node in self._cluster.catalog.nodes() if node.name != record.grant.node]
         answers = await asyncio.gather(*(self._copies_on(node, record) for node in nodes))
         return {node.name: found for node, found in zip(nodes, answers, strict=True)}
 
     async def _copies_on(self, node: Node, record: Volume) -> list[Generation]:
-        if node.name == self._custody.node:
-            driver = self._custody.drivers.get(record.spec.driver)
+        if node.name == self._cluster.node:
+            driver = self._drivers.get(record.spec.driver)
             return list((await driver.inspect(record.id)).generations) if driver else []
         try:
-            async with asyncio.timeout(ASK_SECONDS):
+            async with asyncio.timeout(self._pace.recover_ask):
                 view = await self._peers.to(node).peer_volume(record.name)
         except (PannierError, TimeoutError):
             return []
@@ -110,8 +109,8 @@ class Recovery:
             Stale: either is not so any more; Conflict: the newest one here is another;
             Unavailable: this node has promised to wait, since the holder lives; OutcomeUnknown.
         """
-        fresh = await self._custody.fresh(name)
-        volume, node = fresh.record, self._custody.node
+        fresh = await self._cluster.fresh(name)
+        volume, node = fresh.record, self._cluster.node
         if volume.grant == Grant(node, epoch + 1) and volume.base == generation:
             return volume  # asked twice
         if volume.grant.epoch != epoch:
@@ -125,7 +124,7 @@ class Recovery:
                     node, base=generation, replicas=replicas_after_loss(volume, target=node)
                 ).with_entry(
                     HistoryEntry(
-                        at=time.time(),
+                        at=self._clock.unix(),
                         what="recovered",
                         node=node,
                         epoch=epoch + 1,
@@ -140,10 +139,10 @@ class Recovery:
 
     async def _check_newest(self, volume: Volume, generation: Generation) -> None:
         """What came in since somebody looked may be all that the holder had acknowledged."""
-        newest = await self._custody.newest(volume)
+        newest = await self._drivers.newest(volume)
         if newest != generation:
             raise Conflict(
-                f"the newest generation of volume {volume.name} on node {self._custody.node} is "
+                f"the newest generation of volume {volume.name} on node {self._cluster.node} is "
                 f"{newest or 'none'}, not {generation}",
                 remedy="look again",
             )

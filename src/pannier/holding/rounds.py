@@ -19,13 +19,6 @@ from pannier.core.node import Node
 from pannier.core.volume import Volume
 from pannier.transport.base import Sender, offer_of
 
-SMALL_ROUND_SECONDS = 0.3
-"""A round that took less leaves so little that the last one will be short too."""
-IDLE_ROUND_SECONDS = 2.0
-"""While waiting for the end of use, how often the rest is sent ahead."""
-POLL_SECONDS = 0.1
-NEAR_SECONDS = 3.0
-"""A replicated volume's target that lags no further is near: the rest is short."""
 
 
 @dataclass(slots=True)
@@ -86,32 +79,32 @@ class Rounds:
             VolumeInUse: somebody still does, and nobody wants the volume any more.
         """
         custody, volume = self._custody, running.volume
-        can_copy = custody.driver(volume).generations_in_use
+        can_copy = self._drivers.of(volume).generations_in_use
         next_round = 0.0
-        while users := await custody.users(volume):
-            if custody.clock() > running.wanted_until:
+        while users := await self._use.users(volume):
+            if self._clock.now() > running.wanted_until:
                 raise VolumeInUse(
-                    f"volume {volume.name} is still in use on node {custody.node} by "
+                    f"volume {volume.name} is still in use on node {self._cluster.node} by "
                     f"{', '.join(users)}",
                     remedy="stop that first (a service: --update-order stop-first); it stays there",
                 )
             progress = await self._bring(running)
             if progress is not None:
                 running.to("waiting" if self._near(progress) else "copying", users)
-            elif can_copy and custody.clock() >= next_round:
+            elif can_copy and self._clock.now() >= next_round:
                 running.to(running.phase, users)
-                began = custody.clock()
+                began = self._clock.now()
                 await self._round(running)
-                took = custody.clock() - began
-                if took > SMALL_ROUND_SECONDS and running.round < 20:
+                took = self._clock.now() - began
+                if took > self._pace.small_round and running.round < 20:
                     continue
-                next_round = custody.clock() + max(IDLE_ROUND_SECONDS, 4 * took)
+                next_round = self._clock.now() + max(self._pace.idle_round, 4 * took)
             if progress is None:
                 running.to("waiting", users)
-            released = custody.released(volume)
+            released = self._use.released(volume)
             released.clear()
             try:
-                await asyncio.wait_for(released.wait(), POLL_SECONDS)
+                await asyncio.wait_for(released.wait(), self._pace.poll)
             except TimeoutError:
                 pass
 
@@ -132,7 +125,7 @@ class Rounds:
 
     def _near(self, progress: ReplicaProgress) -> bool:
         at = progress.current_at
-        return at is not None and self._custody.clock() - at < NEAR_SECONDS
+        return at is not None and self._clock.now() - at < self._pace.near
 
     async def until_near(self, running: Moving) -> None:
         """Let replication end what it began. Where that fails, the last transfer says why."""
@@ -140,11 +133,11 @@ class Rounds:
             at_rest = progress.generation is not None and progress.sending is None
             if at_rest or self._near(progress) or progress.error:
                 return
-            await asyncio.sleep(POLL_SECONDS)
+            await asyncio.sleep(self._pace.poll)
 
     async def _round(self, running: Moving) -> None:
         volume = running.volume
-        driver = self._custody.driver(volume)
+        driver = self._drivers.of(volume)
         generation = await driver.snapshot(volume.id, epoch=volume.grant.epoch)
         running.round += 1
         await self.send(running, generation)
@@ -160,7 +153,7 @@ class Rounds:
         sent = await self._sender.send(
             offer_of(volume, generation),
             to=running.target,
-            driver=self._custody.driver(volume),
+            driver=self._drivers.of(volume),
             progress=report,
         )
         running.sent_bytes = before + sent.bytes

@@ -32,7 +32,6 @@ from pannier.core.volume import Durability, Grant, HistoryEntry, Volume
 
 log = structlog.get_logger(__name__)
 
-ASK_SECONDS = 1.0
 
 
 class Takeover:
@@ -45,8 +44,8 @@ class Takeover:
 
     def possible(self, volume: Volume) -> bool:
         """Whether, as far as is known here, the holder is gone and a copy may go on."""
-        catalog = self._custody.catalog
-        gone = volume.grant.node != self._custody.node and not catalog.is_up(volume.grant.node)
+        catalog = self._cluster.catalog
+        gone = volume.grant.node != self._cluster.node and not catalog.is_up(volume.grant.node)
         return gone and bool(volume.in_sync)
 
     async def arrange(self, volume: Volume) -> Volume:
@@ -60,25 +59,25 @@ class Takeover:
         """
         epoch = volume.grant.epoch
         chosen = await self._choose(volume)
-        if chosen == self._custody.node:
+        if chosen == self._cluster.node:
             return await self.take(volume.name, epoch=epoch)
-        node = self._custody.catalog.node(chosen)
+        node = self._cluster.catalog.node(chosen)
         assert node is not None  # it answered
         try:
             await self._peers.to(node).peer_take(
-                volume.name, epoch=epoch, generation=None, actor=self._custody.node
+                volume.name, epoch=epoch, generation=None, actor=self._cluster.node
             )
         except OutcomeUnknown:
             log.info("takeover.unknown", volume=volume.name, node=chosen)
-        return (await self._custody.fresh(volume.name)).record
+        return (await self._cluster.fresh(volume.name)).record
 
     async def _choose(self, volume: Volume) -> str:
         """This node if it is in sync, so that nobody else need answer; else, or where copies are
         kept by intervals only and may differ, the one with the newest generation. One that had a
         damaged copy may be in sync, and have nothing."""
-        me = self._custody.node
+        me = self._cluster.node
         alike = volume.spec.durability is Durability.FSYNC
-        if alike and me in volume.in_sync and await self._custody.newest(volume):
+        if alike and me in volume.in_sync and await self._drivers.newest(volume):
             return me
         names = sorted(volume.in_sync, key=lambda name: name != me)
         found = await asyncio.gather(*(self._newest_on(name, volume) for name in names))
@@ -92,13 +91,13 @@ class Takeover:
         return max(there, key=lambda name: (there[name], name == me))
 
     async def _newest_on(self, name: str, volume: Volume) -> Generation | None:
-        if name == self._custody.node:
-            return await self._custody.newest(volume)
-        node = self._custody.catalog.node(name)
-        if node is None or not self._custody.catalog.is_up(name):
+        if name == self._cluster.node:
+            return await self._drivers.newest(volume)
+        node = self._cluster.catalog.node(name)
+        if node is None or not self._cluster.catalog.is_up(name):
             return None
         try:
-            async with asyncio.timeout(ASK_SECONDS):
+            async with asyncio.timeout(self._pace.take_ask):
                 view = await self._peers.to(node).peer_volume(volume.name)
         except (PannierError, TimeoutError):
             return None
@@ -114,13 +113,13 @@ class Takeover:
             Stale: the record is another one by now; Conflict: the holder is up, or this copy is not
             in sync; Unavailable: this node has promised to wait; OutcomeUnknown.
         """
-        me = self._custody.node
-        fresh = await self._custody.fresh(name)
+        me = self._cluster.node
+        fresh = await self._cluster.fresh(name)
         if fresh.record.grant == Grant(me, epoch + 1):
             return fresh.record
         self._check(fresh.record, epoch)
         async with self._custody.lock(fresh.record):
-            fresh = await self._custody.fresh(name)
+            fresh = await self._cluster.fresh(name)
             if fresh.record.grant == Grant(me, epoch + 1):
                 return fresh.record
             await self._promises.settle(fresh.record, revision=fresh.revision)
@@ -131,7 +130,7 @@ class Takeover:
         return record
 
     def _check(self, volume: Volume, epoch: int) -> None:
-        me = self._custody.node
+        me = self._cluster.node
         if volume.grant.epoch != epoch:
             raise Stale(
                 f"volume {volume.name} has a new holder, {volume.grant.node}", remedy="look again"
@@ -145,17 +144,17 @@ class Takeover:
 
     async def _take(self, fresh: Versioned[Volume]) -> Volume:
         """The caller has the lock, and confirms nothing to the former holder from now on."""
-        volume, me = fresh.record, self._custody.node
-        if await self._custody.registry.is_up(volume.grant.node):
+        volume, me = fresh.record, self._cluster.node
+        if await self._cluster.registry.is_up(volume.grant.node):
             self._refuse_up(volume)
-        base = await self._custody.newest(volume)
+        base = await self._drivers.newest(volume)
         if base is None:
             raise NotFound(f"node {me} should have a copy of volume {volume.name}, and has none")
         record = volume.granted(
             me, base=base, replicas=replicas_after_loss(volume, target=me)
         ).with_entry(
             HistoryEntry(
-                at=time.time(),
+                at=self._clock.unix(),
                 what="taken over",
                 node=me,
                 epoch=volume.grant.epoch + 1,
@@ -188,16 +187,16 @@ async def change_holder(custody: Custody, former: Versioned[Volume], record: Vol
         Stale, StoreUnavailable: it did not happen; OutcomeUnknown: it may have, or may yet.
     """
     try:
-        revision = await custody.registry.take_volume(
+        revision = await self._cluster.registry.take_volume(
             record, expect=former.revision, former=former.record.grant.node
         )
     except OutcomeUnknown as error:
         try:
-            found = await custody.fresh(record.name)
+            found = await self._cluster.fresh(record.name)
         except PannierError:
             raise error from None  # which says nothing about the change
         if found.record.grant != record.grant or found.record.id != record.id:
             raise
         return found.record
-    custody.catalog.remember(record, revision=revision)
+    self._cluster.catalog.remember(record, revision=revision)
     return record

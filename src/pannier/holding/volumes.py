@@ -39,8 +39,8 @@ class Volumes:
 
     def __init__(self, custody: Custody, handovers: Handovers, peers: Peers) -> None:
         self._custody = custody
-        self._catalog = custody.catalog
-        self._registry = custody.registry
+        self._catalog = self._cluster.catalog
+        self._registry = self._cluster.registry
         self._handovers = handovers
         self._peers = peers
 
@@ -50,7 +50,7 @@ class Volumes:
         Raises:
             VolumeNotFound; StoreUnavailable: unknown here, and the store cannot be asked.
         """
-        return self._catalog.volume(name) or (await self._custody.fresh(name)).record
+        return self._catalog.volume(name) or (await self._cluster.fresh(name)).record
 
     async def create(self, name: str, options: Mapping[str, str], *, actor: str) -> Volume:
         """Make a volume, empty, on the node that ``nodes`` wishes for, else here.
@@ -72,9 +72,9 @@ class Volumes:
         if existing:
             check_same_options(existing, options)
             return existing
-        spec = parse_options(options, default_driver=self._custody.default_driver)
+        spec = parse_options(options, default_driver=self._drivers.default)
         chosen = self._choose(spec)
-        if chosen != self._custody.node:
+        if chosen != self._cluster.node:
             return await self._create_at(chosen, name, options, actor=actor)
         return await self.create_here(name, spec, options, actor=actor)
 
@@ -88,11 +88,11 @@ class Volumes:
                     remedy=f"the nodes are {known}",
                 )
         nodes = {c.name: c for c in candidates_of(self._catalog.nodes(), self._custody)}
-        for wished in spec.nodes or (self._custody.node,):
+        for wished in spec.nodes or (self._cluster.node,):
             candidate = nodes.get(wished)
             if candidate and candidate.up and not candidate.drained:
                 return wished
-        asked = spec.nodes or (self._custody.node,)
+        asked = spec.nodes or (self._cluster.node,)
         fitting = [c.name for c in fit(nodes.values(), driver=spec.driver)]
         if spec.nodes or not fitting:
             raise Conflict(
@@ -107,7 +107,7 @@ class Volumes:
         record = self._catalog.node(node)
         assert record is not None
         await self._peers.to(record).peer_create(name, options, actor=actor)
-        return (await self._custody.fresh(name)).record
+        return (await self._cluster.fresh(name)).record
 
     async def create_here(
         self, name: str, spec: VolumeSpec, options: Mapping[str, str], *, actor: str
@@ -116,7 +116,7 @@ class Volumes:
 
         A crash in between leaves an empty tree under an id that nobody knows (doctor lists it).
         """
-        node = self._custody.node
+        node = self._cluster.node
         replicas: tuple[str, ...] = ()
         if spec.copies > 1:
             nodes = candidates_of(self._catalog.nodes(), self._custody)
@@ -127,13 +127,13 @@ class Volumes:
             spec=spec,
             grant=Grant(node, 1),
             replicas=replicas,
-            created_at=time.time(),
+            created_at=self._clock.unix(),
         )
         entry = HistoryEntry(
             at=volume.created_at, what="created", node=node, epoch=1, detail=f"by {actor}"
         )
         volume = volume.with_entry(entry)
-        driver = self._custody.driver(volume)
+        driver = self._drivers.of(volume)
         await self._refuse_in_a_strange_store(name, driver)
         root = RootAttributes(uid=spec.uid, gid=spec.gid, mode=spec.mode)
         await driver.create(volume.id, epoch=1, root=root, size_bytes=spec.size)
@@ -141,7 +141,7 @@ class Volumes:
             revision = await self._registry.add_volume(volume)
         except Stale:
             await driver.delete(volume.id)
-            winner = (await self._custody.fresh(name)).record
+            winner = (await self._cluster.fresh(name)).record
             check_same_options(winner, options)
             return winner
         except StoreUnavailable:
@@ -176,7 +176,7 @@ class Volumes:
             copy = await driver.inspect(unknown)
             if copy.generations or await _has_content(driver, unknown, copy):
                 raise Conflict(
-                    f"node {self._custody.node} has data of a volume {name} ({unknown}) that the "
+                    f"node {self._cluster.node} has data of a volume {name} ({unknown}) that the "
                     f"store does not know; no empty one is made in its place",
                     remedy="was the store restored from an older snapshot? See pannier doctor",
                 )
@@ -191,8 +191,8 @@ class Volumes:
 
     async def remove(self, name: str, *, actor: str) -> Volume:
         """Move a volume to the trash, wherever it is held."""
-        volume = (await self._custody.fresh(name)).record
-        if volume.grant.node == self._custody.node:
+        volume = (await self._cluster.fresh(name)).record
+        if volume.grant.node == self._cluster.node:
             return await self.remove_here(name, volume.id, actor=actor)
         holder = self._catalog.node(volume.grant.node)
         if holder is None:
@@ -205,20 +205,20 @@ class Volumes:
         except PeerUnavailable as error:
             raise holder_unreachable(volume, error) from error
         self._catalog.forget(name)
-        return replace(volume, removed_at=time.time())
+        return replace(volume, removed_at=self._clock.unix())
 
     async def remove_here(self, name: str, volume_id: str, *, actor: str) -> Volume:
         """Move a volume that is held here to the trash; refused while anything uses it."""
-        volume = (await self._custody.fresh(name)).record
-        if volume.id != volume_id or volume.grant.node != self._custody.node:
+        volume = (await self._cluster.fresh(name)).record
+        if volume.id != volume_id or volume.grant.node != self._cluster.node:
             raise Stale(
                 f"volume {name} has changed", remedy="look at it again: pannier volume show"
             )
         async with self._custody.lock(volume):
-            if await self._custody.in_use(volume):
-                users = await self._custody.users(volume)
+            if await self._use.in_use(volume):
+                users = await self._use.users(volume)
                 raise VolumeInUse(
-                    f"volume {name} is in use on node {self._custody.node} by {', '.join(users)}",
+                    f"volume {name} is in use on node {self._cluster.node} by {', '.join(users)}",
                     remedy="stop and remove that first; nothing was changed",
                 )
             if running := self._handovers.of(volume):
@@ -229,8 +229,8 @@ class Volumes:
             return await self._to_trash(await self._custody.take_up(volume), actor=actor)
 
     async def _to_trash(self, fresh: Versioned[Volume], *, actor: str) -> Volume:
-        volume, node = fresh.record, self._custody.node
-        driver, epoch = self._custody.driver(volume), volume.grant.epoch
+        volume, node = fresh.record, self._cluster.node
+        driver, epoch = self._drivers.of(volume), volume.grant.epoch
         await driver.check_disk()
         await self._custody.take_down(volume)
         try:
@@ -238,9 +238,9 @@ class Volumes:
         except BaseException:
             await driver.unseal(volume.id, epoch=epoch)
             raise
-        removed = replace(volume, removed_at=time.time()).with_entry(
+        removed = replace(volume, removed_at=self._clock.unix()).with_entry(
             HistoryEntry(
-                at=time.time(), what="removed", node=node, epoch=epoch, detail=f"by {actor}"
+                at=self._clock.unix(), what="removed", node=node, epoch=epoch, detail=f"by {actor}"
             )
         )
         try:
@@ -280,7 +280,7 @@ class Volumes:
         found = max(matching, key=lambda item: item.record.removed_at or 0)
         volume = replace(found.record, removed_at=None).with_entry(
             HistoryEntry(
-                at=time.time(),
+                at=self._clock.unix(),
                 what="restored",
                 node=found.record.grant.node,
                 epoch=found.record.grant.epoch,

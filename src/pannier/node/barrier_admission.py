@@ -21,9 +21,6 @@ OLDEST = {"kernel": (5, 9), "runc": (1, 1), "libseccomp": (2, 5)}
 """For seccomp notifications that let a call go on and tell when nobody is left to make one."""
 
 
-ANSWER_SECONDS = 0.2
-FIRST_SECONDS = 2.0
-PATIENCE_SECONDS = 10.0
 
 
 class Marks(Protocol):
@@ -59,7 +56,7 @@ class BarrierAdmission:
             return
         # An engine asks us while it starts, before it answers others; and a Swarm manager tells little
         # about itself while there is no leader. What it was able to do lately, it still is.
-        problem = await self._look(seconds=FIRST_SECONDS if self._known is None else ANSWER_SECONDS)
+        problem = await self._look(seconds=self._pace.admission_first if self._known is None else self._pace.admission_answer)
         if problem:
             raise Conflict(
                 f"volume {volume.name} asks for durability=fsync, and {problem}",
@@ -72,8 +69,8 @@ class BarrierAdmission:
         """Know the engine before it matters, for ever: run as a task."""
         async for _ in self._engine.starts():
             self._known = None
-            while await self._look(seconds=PATIENCE_SECONDS) and self._known is None:
-                await asyncio.sleep(PATIENCE_SECONDS)
+            while await self._look(seconds=self._pace.admission_patience) and self._known is None:
+                await asyncio.sleep(self._pace.admission_patience)
 
     async def _look(self, *, seconds: float) -> str:
         try:

@@ -9,7 +9,8 @@ from typing import Any
 
 import structlog
 
-from pannier.agent.custody import Custody, no_such_volume
+from pannier.agent.custody import Custody
+from pannier.cluster.cluster import no_such_volume
 from pannier.contract.operations import DockerVolume
 from pannier.contract.peers import Peers, holder_unreachable
 from pannier.core.errors import (
@@ -30,12 +31,6 @@ from pannier.node.barrier_admission import BarrierAdmission
 
 log = structlog.get_logger(__name__)
 
-MOUNT_BUDGET_SECONDS = 95.0
-"""Docker gives up at 120 s and the plugin answers by 100: the error must be out before."""
-SILENCE_SECONDS = 20.0
-"""A holder that cannot be reached for so long ends the wait, so that Swarm may try elsewhere."""
-RETRY_SECONDS = 0.5
-WATCH_SECONDS = 0.1
 
 
 class DockerVolumes:
@@ -57,39 +52,39 @@ class DockerVolumes:
 
     async def create(self, name: str, options: Mapping[str, str]) -> None:
         """See :class:`~pannier.contract.operations.DockerVolumes`."""
-        await self._volumes.create(name, options, actor=f"docker on {self._custody.node}")
+        await self._volumes.create(name, options, actor=f"docker on {self._cluster.node}")
 
     async def remove(self, name: str) -> None:
         """See :class:`~pannier.contract.operations.DockerVolumes`."""
-        await self._volumes.remove(name, actor=f"docker on {self._custody.node}")
+        await self._volumes.remove(name, actor=f"docker on {self._cluster.node}")
 
     async def mount(self, name: str, mount_id: str) -> Path:
         """See :class:`~pannier.contract.operations.DockerVolumes`."""
-        with self._custody.awaiting(name):
+        with self._use.awaiting(name):
             return await self._mount(name, mount_id)
 
     async def _mount(self, name: str, mount_id: str) -> Path:
-        began = self._custody.clock()
+        began = self._clock.now()
         silent_since: float | None = None
         reason = ""
-        await self._custody.opened.wait()
+        await self._drivers.tried.wait()
         volume = await self._volumes.find(name)
         while True:
-            driver = self._custody.driver(volume)  # a node without must not even ask for the volume
+            driver = self._drivers.of(volume)  # a node without must not even ask for the volume
             # Nor one that could not keep it. What has only this copy may still be read.
-            if volume.grant.node != self._custody.node or volume.spec.copies > 1:
+            if volume.grant.node != self._cluster.node or volume.spec.copies > 1:
                 await driver.check_disk()
-            if volume.grant.node == self._custody.node:
+            if volume.grant.node == self._cluster.node:
                 try:
                     return await self._serve(volume, mount_id)
                 except NotHolder:
-                    volume = (await self._custody.fresh(name)).record
+                    volume = (await self._cluster.fresh(name)).record
                     continue
                 except StoreUnavailable:  # an election takes a second or two
-                    silent_since = silent_since or self._custody.clock()
-                    if self._custody.clock() - silent_since > SILENCE_SECONDS:
+                    silent_since = silent_since or self._clock.now()
+                    if self._clock.now() - silent_since > self._pace.mount_silence:
                         raise
-                    await asyncio.sleep(RETRY_SECONDS)
+                    await asyncio.sleep(self._pace.mount_retry)
                     continue
             try:
                 if self._takeover.possible(volume):
@@ -100,17 +95,17 @@ class DockerVolumes:
             except Conflict as error:  # it has just moved, is moving, or its user has just begun
                 reason, silent_since = error.message, None
             except (PeerUnavailable, OutcomeUnknown) as error:
-                silent_since = silent_since or self._custody.clock()
-                if self._custody.clock() - silent_since > SILENCE_SECONDS:
+                silent_since = silent_since or self._clock.now()
+                if self._clock.now() - silent_since > self._pace.mount_silence:
                     raise holder_unreachable(volume, error) from error
                 if self._takeover.possible(volume):
                     continue
             except Unavailable:  # what the holder needs; it says so itself
-                silent_since = silent_since or self._custody.clock()
-                if self._custody.clock() - silent_since > SILENCE_SECONDS:
+                silent_since = silent_since or self._clock.now()
+                if self._clock.now() - silent_since > self._pace.mount_silence:
                     raise
-            waited = self._custody.clock() - began
-            if waited > MOUNT_BUDGET_SECONDS:
+            waited = self._clock.now() - began
+            if waited > self._pace.mount_budget:
                 raise still_waiting(name, volume.grant.node, reason, waited)
             volume = await self._again(volume)
 
@@ -122,7 +117,7 @@ class DockerVolumes:
             await self._admission.admit(volume)
             async with self._custody.lock(volume):
                 path = await self._custody.serve(volume)
-                ids.add(volume.name, mount_id, self._custody.clock())
+                ids.add(volume.name, mount_id, self._clock.now())
                 return path
 
         task = asyncio.create_task(serve(), name=f"serve {volume.name}")
@@ -137,7 +132,7 @@ class DockerVolumes:
         asking = asyncio.create_task(self._ask(volume), name=f"ask for {volume.name}")
         try:
             while not asking.done():
-                await asyncio.wait({asking}, timeout=WATCH_SECONDS)
+                await asyncio.wait({asking}, timeout=self._pace.mount_look)
                 if not asking.done() and self._takeover.possible(volume):
                     raise PeerUnavailable(f"node {volume.grant.node} went down")
             return asking.result()
@@ -146,7 +141,7 @@ class DockerVolumes:
 
     async def _ask(self, volume: Volume) -> list[str]:
         """Ask the holder once; returns who uses the volume there, empty when it was given."""
-        holder = self._custody.catalog.node(volume.grant.node)
+        holder = self._cluster.catalog.node(volume.grant.node)
         if holder is None:
             raise PeerUnavailable(f"node {volume.grant.node} is not in this cluster any more")
         reply = await self._peers.to(holder).peer_handover(volume.name, epoch=volume.grant.epoch)
@@ -155,18 +150,18 @@ class DockerVolumes:
     async def _again(self, volume: Volume) -> Volume:
         """The record after a question; from memory where the store does not answer."""
         try:
-            fresh = (await self._custody.fresh(volume.name)).record
+            fresh = (await self._cluster.fresh(volume.name)).record
         except Unavailable:
-            fresh = self._custody.catalog.volume(volume.name) or volume
+            fresh = self._cluster.catalog.volume(volume.name) or volume
         if fresh.grant == volume.grant:
             await self._pause(fresh)
         return fresh
 
     async def _pause(self, volume: Volume) -> None:
         """Some time before the next question; less where its holder is found to be gone, or back."""
-        possible, until = self._takeover.possible(volume), self._custody.clock() + RETRY_SECONDS
-        while self._takeover.possible(volume) == possible and self._custody.clock() < until:
-            await asyncio.sleep(WATCH_SECONDS)
+        possible, until = self._takeover.possible(volume), self._clock.now() + self._pace.mount_retry
+        while self._takeover.possible(volume) == possible and self._clock.now() < until:
+            await asyncio.sleep(self._pace.mount_look)
 
     async def unmount(self, name: str, mount_id: str) -> None:
         """See :class:`~pannier.contract.operations.DockerVolumes`.
@@ -175,9 +170,9 @@ class DockerVolumes:
         volume asks for it, and /proc tells whether it is in use.
         """
         self._custody.mount_ids.discard(name, mount_id)
-        volume = self._custody.catalog.volume(name)
+        volume = self._cluster.catalog.volume(name)
         if volume:
-            self._custody.released(volume).set()
+            self._use.released(volume).set()
 
     async def abandon(self, name: str, mount_id: str) -> None:
         """See :class:`~pannier.contract.operations.DockerVolumes`."""
@@ -185,29 +180,29 @@ class DockerVolumes:
 
     def get(self, name: str) -> DockerVolume:
         """See :class:`~pannier.contract.operations.DockerVolumes`."""
-        volume = self._custody.catalog.volume(name)
+        volume = self._cluster.catalog.volume(name)
         if volume is None:
             raise no_such_volume(name)
         return self._describe(volume)
 
     def list(self) -> list[DockerVolume]:
         """See :class:`~pannier.contract.operations.DockerVolumes`."""
-        return [self._describe(volume) for volume in self._custody.catalog.volumes()]
+        return [self._describe(volume) for volume in self._cluster.catalog.volumes()]
 
     def _describe(self, volume: Volume) -> DockerVolume:
         status: dict[str, Any] = {
             "holder": volume.grant.node,
-            "holder_state": "up" if self._custody.catalog.is_up(volume.grant.node) else "down",
+            "holder_state": "up" if self._cluster.catalog.is_up(volume.grant.node) else "down",
             "epoch": volume.grant.epoch,
             "generation": str(volume.base) if volume.base else "none",
             "copies": volume.spec.copies,
             "driver": volume.spec.driver,
             "size": format_size(volume.spec.size) if volume.spec.size else "unlimited",
         }
-        here = volume.grant.node == self._custody.node
+        here = volume.grant.node == self._cluster.node
         return DockerVolume(
             name=volume.name,
-            mountpoint=str(self._custody.mounts.path(volume.name)) if here else "",
+            mountpoint=str(self._mounts.path(volume.name)) if here else "",
             created_at=rfc3339(volume.created_at),
             status=status,
         )

@@ -42,14 +42,14 @@ class Doctor:
         return findings
 
     async def _store(self) -> AsyncIterator[FindingView]:
-        for member, state in (await self._custody.registry.store.health()).items():
+        for member, state in (await self._cluster.registry.store.health()).items():
             if state == "ok":
                 yield _ok(f"store {member}", "answers")
             else:
                 yield _problem(f"store {member}", state, "see whether it runs and can be reached")
 
     async def _nodes(self) -> AsyncIterator[FindingView]:
-        catalog = self._custody.catalog
+        catalog = self._cluster.catalog
         for node in catalog.nodes():
             if catalog.is_up(node.name):
                 yield _ok(f"node {node.name}", "up")
@@ -64,9 +64,9 @@ class Doctor:
             )
 
     async def _engine(self) -> AsyncIterator[FindingView]:
-        subject = f"docker on {self._custody.node}"
+        subject = f"docker on {self._cluster.node}"
         try:
-            active = await self._custody.engine.plugin_active()
+            active = await self._engine.plugin_active()
         except EngineUnavailable as error:
             yield _problem(subject, error.message, error.remedy)
             return
@@ -80,15 +80,15 @@ class Doctor:
             )
 
     async def _hidden(self) -> AsyncIterator[FindingView]:
-        ours = {volume.name for volume in self._custody.catalog.volumes()}
+        ours = {volume.name for volume in self._cluster.catalog.volumes()}
         try:
-            others = await self._custody.engine.other_volumes()
+            others = await self._engine.other_volumes()
         except EngineUnavailable:
             return  # said already
         for name in sorted(ours & set(others)):
             yield _warning(
                 f"volume {name}",
-                f"docker on {self._custody.node} has a volume of another driver with this name, "
+                f"docker on {self._cluster.node} has a volume of another driver with this name, "
                 f"and takes that one",
                 f"if it is not needed: docker volume rm {name} there",
             )
@@ -96,16 +96,16 @@ class Doctor:
     async def _services(self) -> AsyncIterator[FindingView]:
         custody = self._custody
         try:
-            async for finding in excluded_services(custody.engine.swarm, custody.catalog):
+            async for finding in excluded_services(self._engine.swarm, self._cluster.catalog):
                 yield finding
         except EngineUnavailable:
             return  # said already, or the Swarm has no leader, which says nothing of its services
 
     async def _pool(self) -> AsyncIterator[FindingView]:
-        subject = f"pool on {self._custody.node}"
+        subject = f"pool on {self._cluster.node}"
         for problem in await self._pool_checks():
             yield _problem(subject, problem, "see dmesg and the disk")
-        for name, driver in self._custody.drivers.items():
+        for name, driver in self._drivers.items():
             capacity = await driver.capacity()
             free = f"{format_size(capacity.free_bytes)} of {format_size(capacity.total_bytes)} free"
             if capacity.free_bytes < SCARCE_SHARE * capacity.total_bytes:
@@ -116,13 +116,13 @@ class Doctor:
                 yield _ok(subject, f"{name}: {free}")
 
     async def _volumes(self) -> AsyncIterator[FindingView]:
-        known = {volume.id for volume in self._custody.catalog.volumes()}
-        known |= {volume.id for volume in self._custody.catalog.trashed()}
-        for volume in self._custody.catalog.volumes():
-            if volume.spec.driver in self._custody.drivers:
+        known = {volume.id for volume in self._cluster.catalog.volumes()}
+        known |= {volume.id for volume in self._cluster.catalog.trashed()}
+        for volume in self._cluster.catalog.volumes():
+            if volume.spec.driver in self._drivers:
                 async for finding in self._volume(volume):
                     yield finding
-        for name, driver in self._custody.drivers.items():
+        for name, driver in self._drivers.items():
             for orphan in sorted(set(await driver.volumes()) - known):
                 yield _warning(
                     f"data {orphan}",
@@ -132,29 +132,29 @@ class Doctor:
 
     async def _volume(self, volume: Volume) -> AsyncIterator[FindingView]:
         custody = self._custody
-        driver = custody.driver(volume)
+        driver = self._drivers.of(volume)
         copy = await driver.inspect(volume.id)
         local = LocalState({t.epoch: t.sealed for t in copy.live}, frozenset(copy.generations))
         subject = f"volume {volume.name}"
-        for epoch in plan_cleanup(volume, local, node=custody.node).strays:
+        for epoch in plan_cleanup(volume, local, node=self._cluster.node).strays:
             yield _warning(
                 subject,
-                f"node {custody.node} has a stray of epoch {epoch}: writes that no other node has",
+                f"node {self._cluster.node} has a stray of epoch {epoch}: writes that no other node has",
                 "look into it before you remove anything",
             )
-        if volume.grant.node != custody.node:
+        if volume.grant.node != self._cluster.node:
             return
-        plan = plan_serving(volume, local, node=custody.node)
+        plan = plan_serving(volume, local, node=self._cluster.node)
         if isinstance(plan, Lost):
             yield _problem(
                 subject, "its data is not on this node's disk", "is the right disk there?"
             )
             return
-        if custody.suspended(volume):
-            yield standing_still(volume, custody.node)
+        if self._use.suspended(volume):
+            yield standing_still(volume, self._cluster.node)
         used = await driver.used_bytes(volume.id)
-        users = await custody.users(volume)
-        state = f"held by {custody.node}, " + (f"used by {', '.join(users)}" if users else "idle")
+        users = await self._use.users(volume)
+        state = f"held by {self._cluster.node}, " + (f"used by {', '.join(users)}" if users else "idle")
         if volume.spec.size and used > volume.spec.size:
             yield _warning(
                 subject,

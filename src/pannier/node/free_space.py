@@ -17,7 +17,7 @@ LOOK_SECONDS = 60.0
 
 async def keep_free_space(custody: Custody, membership: Membership) -> None:
     """Keep the node's record in line with the pool, for ever: run as a task."""
-    await custody.opened.wait()
+    await self._drivers.tried.wait()
     while True:
         await report_free_space(custody, membership)
         await asyncio.sleep(LOOK_SECONDS)
@@ -29,7 +29,7 @@ async def report_free_space(custody: Custody, membership: Membership) -> None:
     What cannot be asked or written now stays as it is.
     """
     try:
-        capacity = await custody.drivers[custody.default_driver].capacity()
+        capacity = await self._drivers[self._drivers.default].capacity()
         await membership.report_free_space(capacity.free_bytes * 10 // max(capacity.total_bytes, 1))
     except PannierError as error:
         log.info("node.free-space-not-reported", error=str(error))

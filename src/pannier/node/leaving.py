@@ -15,10 +15,6 @@ from pannier.node.membership import Membership
 
 log = structlog.get_logger(__name__)
 
-WITHIN_SECONDS = 10.0
-DOUBT_SECONDS = 4.0
-"""For so long containers that stand still may yet turn out to be allowed to go on."""
-_LOOK_SECONDS = 0.2
 
 
 class Leaving:
@@ -39,10 +35,10 @@ class Leaving:
     async def prepare(self) -> None:
         """While all else still runs: bring everything to the copies, if nothing is in use."""
         try:
-            async with asyncio.timeout(WITHIN_SECONDS):
+            async with asyncio.timeout(self._pace.leave_within):
                 await self._end_what_stands_still()
                 for volume in self._mine():
-                    if await self._custody.in_use(volume):
+                    if await self._use.in_use(volume):
                         return
                     await self._acknowledging.make_durable(volume.name)
         except (PannierError, TimeoutError) as error:
@@ -52,9 +48,9 @@ class Leaving:
 
     async def _end_what_stands_still(self) -> None:
         with suppress(TimeoutError):
-            async with asyncio.timeout(DOUBT_SECONDS):
+            async with asyncio.timeout(self._pace.leave_doubt):
                 while self._standing_still():
-                    await asyncio.sleep(_LOOK_SECONDS)
+                    await asyncio.sleep(self._pace.leave_look)
         # All at once: by the time that one's lock is free, another could have been let go on.
         await asyncio.gather(*map(self._fence, self._standing_still()))
 
@@ -65,12 +61,12 @@ class Leaving:
             log.error("volume.not-fenced", volume=volume.name, error=str(error))
 
     def _standing_still(self) -> list[Volume]:
-        return [v for v in self._custody.catalog.volumes() if self._custody.suspended(v)]
+        return [v for v in self._cluster.catalog.volumes() if self._use.suspended(v)]
 
     async def announce(self) -> None:
         """When nothing else runs any more: say that this is no loss, and only then end the lease."""
         try:
-            async with asyncio.timeout(WITHIN_SECONDS):
+            async with asyncio.timeout(self._pace.leave_within):
                 await self._membership.announce_stop()
                 if self._unused:
                     await self._end_lease()
@@ -79,15 +75,15 @@ class Leaving:
 
     async def _end_lease(self) -> None:
         """Unless a Mount came meanwhile: one that had its proof has ended before this gets the lock."""
-        lease = self._custody.lease
+        lease = self._lease
         lease.renounce()
         for volume in self._mine():
             async with self._custody.lock(volume):
-                if await self._custody.in_use(volume):
+                if await self._use.in_use(volume):
                     return
         await lease.end()
 
     def _mine(self) -> list[Volume]:
         """Those that others could take over."""
-        catalog, me = self._custody.catalog, self._custody.node
+        catalog, me = self._cluster.catalog, self._cluster.node
         return [v for v in catalog.volumes() if v.grant.node == me and v.in_sync]

@@ -58,7 +58,7 @@ class Membership:
         """
         self._refuse_where_alone()
         token, record = new_token(
-            time.time(),
+            self._clock.unix(),
             ttl_seconds=ttl_seconds,
             uses=uses,
             ca_fingerprint=self._authority().fingerprint,
@@ -88,7 +88,7 @@ class Membership:
             address=request.address,
             drivers=(),
             version=request.version,
-            joined_at=time.time(),
+            joined_at=self._clock.unix(),
             certificate=fingerprint(certificate),
         )
         await self._redeem(token)
@@ -121,7 +121,7 @@ class Membership:
             key = _token_key(token.id)
             entry = await self._registry.store.get(key)
             record = decode(entry, TokenRecord) if entry else None
-            left = redeem(record, secret=token.secret, now=time.time())
+            left = redeem(record, secret=token.secret, now=self._clock.unix())
             assert entry is not None  # an unknown token was refused
             try:
                 value = encode(left) if left else None
@@ -214,13 +214,13 @@ class Membership:
                     remedy=f"recover it first: pannier volume recover {volume.name}",
                 )
             entry = HistoryEntry(
-                at=time.time(),
+                at=self._clock.unix(),
                 what="lost",
                 node=name,
                 epoch=current.record.grant.epoch,
                 detail=f"with its node, by {actor}",
             )
-            removed = replace(current.record, removed_at=time.time()).with_entry(entry)
+            removed = replace(current.record, removed_at=self._clock.unix()).with_entry(entry)
             await self._registry.trash_volume(removed, expect=current.revision, lost_with=name)
 
     async def _node_record(self, name: str) -> Versioned[Node]:

@@ -18,10 +18,6 @@ from pannier.holding.handover import Handovers
 
 log = structlog.get_logger(__name__)
 
-TRASH_SECONDS = 24 * 3600.0
-TURN_SECONDS = 60.0
-DRAIN_SECONDS = 5.0
-"""How often a drained node looks for volumes that became idle: somebody waits for it to be empty."""
 
 
 class TrashClock:
@@ -45,7 +41,7 @@ class TrashClock:
         temporary = self._file.with_suffix(".new")
         temporary.write_bytes(msgspec.json.encode(self._seconds))
         temporary.replace(self._file)
-        return {one for one, counted in self._seconds.items() if counted >= TRASH_SECONDS}
+        return {one for one, counted in self._seconds.items() if counted >= self._pace.trash}
 
 
 class Upkeep:
@@ -59,9 +55,9 @@ class Upkeep:
     async def run(self) -> None:
         """For ever: run as a task."""
         while True:
-            for _ in range(round(TURN_SECONDS / DRAIN_SECONDS)):
+            for _ in range(round(self._pace.turn / self._pace.drain)):
                 await self._attempt(self._clear_if_drained)
-                await asyncio.sleep(DRAIN_SECONDS)
+                await asyncio.sleep(self._pace.drain)
             # At the turn's end: a daemon that keeps crashing must not count a turn at each start.
             for step in (self._empty_trash, self._free_purged):
                 await self._attempt(step)
@@ -75,27 +71,27 @@ class Upkeep:
     async def _empty_trash(self) -> None:
         mine = {
             found.record.id: found
-            for found in await self._custody.registry.trash()
-            if found.record.grant.node == self._custody.node
+            for found in await self._cluster.registry.trash()
+            if found.record.grant.node == self._cluster.node
         }
-        for volume_id in self._clock.turn(set(mine), TURN_SECONDS):
-            await self._custody.registry.purge_volume(volume_id, expect=mine[volume_id].revision)
+        for volume_id in self._clock.turn(set(mine), self._pace.turn):
+            await self._cluster.registry.purge_volume(volume_id, expect=mine[volume_id].revision)
             log.info("volume.purged", id=volume_id)
 
     async def _free_purged(self) -> None:
-        purged = await self._custody.registry.purged()
-        for driver in self._custody.drivers.values():
+        purged = await self._cluster.registry.purged()
+        for driver in self._drivers.values():
             for volume_id in set(await driver.volumes()) & purged:
                 await driver.delete(volume_id)
-                log.info("volume.freed", id=volume_id, node=self._custody.node)
+                log.info("volume.freed", id=volume_id, node=self._cluster.node)
 
     async def _clear_if_drained(self) -> None:
-        catalog, node = self._custody.catalog, self._custody.node
+        catalog, node = self._cluster.catalog, self._cluster.node
         me = catalog.node(node)
         if me is None or not me.drained:
             return
         for volume in catalog.volumes():
-            if volume.grant.node == node and not self._custody.awaited(volume):
+            if volume.grant.node == node and not self._use.awaited(volume):
                 try:
                     await self._give_if_idle(volume)
                 except PannierError as error:  # one that cannot go does not keep the others here
@@ -103,14 +99,14 @@ class Upkeep:
 
     async def _give_if_idle(self, volume: Volume) -> None:
         target = self._successor(volume)
-        if target is not None and not await self._custody.users(volume):
+        if target is not None and not await self._use.users(volume):
             async for _ in self._handovers.move(volume, target, wait_seconds=60):
                 pass
 
     def _successor(self, volume: Volume) -> str | None:
         """A node that has a copy already, else the one that keeps the fewest."""
-        nodes = candidates_of(self._custody.catalog.nodes(), self._custody)
+        nodes = candidates_of(self._cluster.catalog.nodes(), self._custody)
         fitting = [c.name for c in fit(nodes, driver=volume.spec.driver)]
-        others = [name for name in fitting if name != self._custody.node]
+        others = [name for name in fitting if name != self._cluster.node]
         with_copy = [name for name in others if name in volume.replicas]
         return next(iter(with_copy or others), None)

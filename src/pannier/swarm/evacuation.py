@@ -33,15 +33,6 @@ from pannier.store.base import ABSENT
 
 log = structlog.get_logger(__name__)
 
-TURN_SECONDS = 0.5
-"""Between two steps of an evacuation."""
-SHORTEST_SECONDS = 0.1
-RETRY_SECONDS = 1.0
-"""After an error: a Swarm that lost its leader has a new one within some 15 s."""
-WATCH_SECONDS = 10.0
-"""While a node is lost and nothing can be done about it now: nobody tells us that Swarm has changed."""
-IDLE_SECONDS = 60.0
-"""With nothing to do; a change of any node's lease is heard at once."""
 
 
 class Evacuation:
@@ -117,25 +108,25 @@ class Evacuation:
         try:
             seconds = await self._look_and_act()
         except Conflict:
-            return WATCH_SECONDS  # not a manager, but it may be promoted
+            return self._pace.evacuation_look  # not a manager, but it may be promoted
         except PannierError as error:
             if error.message != self._failure:
                 log.warning("evacuation.not-possible", error=str(error))
             self._failure = error.message
-            return RETRY_SECONDS
+            return self._pace.evacuation_retry
         self._failure = ""
         return seconds
 
     async def _look_and_act(self) -> float:
         if not await self._needed():
-            return IDLE_SECONDS
+            return self._pace.evacuation_idle
         # Swarm is read before the records: see core.evacuation why.
         swarm = await self._swarm.nodes()
         alive = await self._registry.alive()
         nodes = await self._registry.nodes()
         records = await self._registry.evacuations()
         if self._node not in alive:
-            return RETRY_SECONDS
+            return self._pace.evacuation_retry
         self._note(alive, swarm)
         subjects = self._subjects(nodes, swarm, records)
         by_name = {node.name: node for node in nodes}
@@ -147,10 +138,10 @@ class Evacuation:
         for step in steps:
             await self._attempt(step, records)
         if steps:
-            return TURN_SECONDS
+            return self._pace.evacuation_turn
         due = seconds_until_due(subjects)
         waiting = any(s.lost and not (s.record and s.record.away) for s in subjects)
-        return max(min(due, WATCH_SECONDS if waiting else IDLE_SECONDS), SHORTEST_SECONDS)
+        return max(min(due, self._pace.evacuation_look if waiting else self._pace.evacuation_idle), self._pace.evacuation_shortest)
 
     async def _may_begin(self, node: Node | None) -> bool:
         return self._enabled and node is not None and not await self._answers(node)
@@ -163,7 +154,7 @@ class Evacuation:
 
     def _note(self, alive: frozenset[str], swarm: list[SwarmNode]) -> None:
         """Since when the leases are there, and the nodes in Swarm are as they are."""
-        now = self._clock()
+        now = self._clock.now()
         self._alive_since = {name: self._alive_since.get(name, now) for name in alive}
         known = self._versions
         self._versions = {
@@ -179,7 +170,7 @@ class Evacuation:
         swarm: list[SwarmNode],
         records: Mapping[str, Versioned[Evacuated]],
     ) -> list[Subject]:
-        now = self._clock()
+        now = self._clock.now()
         in_swarm = {node.id: node for node in swarm}
         by_name = {node.name: node for node in nodes}
         subjects = []

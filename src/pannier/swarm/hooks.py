@@ -27,13 +27,8 @@ from pannier.engine.base import Container, Engine, Executed
 
 log = structlog.get_logger(__name__)
 
-POLL_SECONDS = 0.2
-RETRY_SECONDS = 2.0
-"""The engine may be starting; a container that stops keeps it from answering about that one."""
 ATTEMPTS = 30
 OUTPUT_LINES = 20
-NOTICE_SECONDS = 20.0
-"""Within so long a stream's end is noticed on its far side."""
 
 
 class Hooks:
@@ -80,7 +75,7 @@ class Hooks:
             async for view in self._run(container, hook):
                 yield view
             while peer == self._node or self._catalog.is_up(peer):
-                await asyncio.sleep(POLL_SECONDS)
+                await asyncio.sleep(self._pace.hook_poll)
         finally:
             self._held.discard(container.id)
             self._left.put_nowait(container.id)
@@ -99,16 +94,16 @@ class Hooks:
 
     async def _until_free(self, container: Container, service: str) -> None:
         """Wait until an earlier move, that was given up just now, has been noticed and undone."""
-        for _ in range(round(NOTICE_SECONDS / POLL_SECONDS)):
+        for _ in range(round(self._pace.hook_notice / self._pace.hook_poll)):
             if container.id not in self._held:
                 break
-            await asyncio.sleep(POLL_SECONDS)
+            await asyncio.sleep(self._pace.hook_poll)
         else:
             raise Conflict(
                 f"service {service} is being moved already", remedy="wait until that has ended"
             )
         while container.id in self._begun:
-            await asyncio.sleep(POLL_SECONDS)
+            await asyncio.sleep(self._pace.hook_poll)
 
     async def _container(self, service: str) -> Container:
         for container in await self._engine.containers_of(service):
@@ -138,7 +133,7 @@ class Hooks:
                 break
             except EngineUnavailable as error:
                 log.info("hook.again", container=container[:12], why=error.message)
-                await asyncio.sleep(RETRY_SECONDS)
+                await asyncio.sleep(self._pace.hook_retry)
             except PannierError as error:
                 log.warning("hook.failed", container=container[:12], error=str(error))
                 break

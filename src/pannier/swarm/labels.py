@@ -29,13 +29,6 @@ from pannier.host.clock import boottime
 
 log = structlog.get_logger(__name__)
 
-TURN_SECONDS = 3.0
-"""At least so long between two turns: each change of a node is a write to the Swarm's own store."""
-CHECK_SECONDS = 60.0
-"""At most so long: a person may have taken a label away."""
-STALE_SECONDS = 10.0
-"""So long a label must have been wrong before it is taken away: Swarm ends the tasks that need it, and
-a copy that is out of sync for a moment is none that must be left at once."""
 
 
 class Labels:
@@ -75,9 +68,9 @@ class Labels:
             while True:
                 self._heard.clear()
                 seconds = await self._turn()
-                await asyncio.sleep(TURN_SECONDS)
+                await asyncio.sleep(self._pace.labels_turn)
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(max(seconds - TURN_SECONDS, 0.0)):
+                    async with asyncio.timeout(max(seconds - self._pace.labels_turn, 0.0)):
                         await self._heard.wait()
         finally:
             stop()
@@ -91,12 +84,12 @@ class Labels:
         try:
             wait = await self._bring_in_line()
         except Conflict:
-            wait = CHECK_SECONDS  # not a manager
+            wait = self._pace.labels_check  # not a manager
         except PannierError as error:
             if str(error) != self._trouble:
                 log.info("labels.not-set", error=str(error))
             self._trouble = str(error)
-            return TURN_SECONDS
+            return self._pace.labels_turn
         self._trouble = ""
         return wait
 
@@ -105,7 +98,7 @@ class Labels:
         me = self._catalog.node(self._node)
         if not any(node.leader and me and node.id == me.swarm for node in swarm):
             self._wrong_since.clear()
-            return CHECK_SECONDS
+            return self._pace.labels_check
         # After the Swarm: what Evacuation has changed since makes our change of that node fail.
         evacuations = await self._registry.evacuations()
         away = frozenset(name for name, found in evacuations.items() if found.record.away)
@@ -118,13 +111,13 @@ class Labels:
                 log.info("labels.again", node=node.hostname, why=error.message)
             else:
                 log.info("labels.set", node=node.hostname, volumes=_ours(labels))
-        return TURN_SECONDS if changes or self._wrong_since else CHECK_SECONDS
+        return self._pace.labels_turn if changes or self._wrong_since else self._pace.labels_check
 
     def _changes(
         self, swarm: Iterable[SwarmNode], wanted: Mapping[str, frozenset[str]]
     ) -> list[tuple[SwarmNode, dict[str, str]]]:
         """The nodes whose labels must change now, each with all labels that it shall have."""
-        now = self._clock()
+        now = self._clock.now()
         wrong: dict[tuple[str, str], float] = {}
         changes = []
         for node in swarm:
@@ -132,7 +125,7 @@ class Labels:
             labels |= dict.fromkeys(wanted.get(node.id, frozenset()), VOLUME_LABEL_VALUE)
             for key in node.labels.keys() - labels.keys():
                 since = wrong[node.id, key] = self._wrong_since.get((node.id, key), now)
-                if now - since < STALE_SECONDS:
+                if now - since < self._pace.labels_stale:
                     labels[key] = node.labels[key]
             if labels != node.labels:
                 changes.append((node, labels))

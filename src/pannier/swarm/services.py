@@ -43,7 +43,6 @@ from pannier.swarm.service_plan import Plan, Wish
 
 log = structlog.get_logger(__name__)
 
-AGAIN_SECONDS = 0.5
 STARTING = "a container that is being started"
 
 
@@ -248,7 +247,7 @@ class Services:
         """A volume is given away when nobody uses it: another container would keep it where it is."""
         others = _others(service, view)
         if others:  # a process that is just ending is not known as its container's any more
-            await asyncio.sleep(AGAIN_SECONDS)
+            await asyncio.sleep(self._pace.move_again)
             others &= _others(service, await self.cluster.volume(volume.name))
         if others:
             raise VolumeInUse(
