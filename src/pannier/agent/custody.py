@@ -7,34 +7,25 @@ repeated after a crash: what to do is decided anew from the record and the disk.
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
 
 import structlog
 
-from pannier.agent.freezing import Freezer
+from pannier.agent.drivers import Drivers
 from pannier.agent.lease import Lease
-from pannier.agent.mountids import MountIds
 from pannier.agent.mounts import Mounts
-from pannier.agent.usage import User, users_of
-from pannier.cluster.catalog import Catalog
-from pannier.cluster.registry import Registry, Versioned
+from pannier.agent.use import Use
+from pannier.cluster.cluster import Cluster
+from pannier.cluster.registry import Versioned
 from pannier.core.errors import (
     Corrupt,
-    EngineUnavailable,
     NotHolder,
     PannierError,
-    PoolMissing,
     Stale,
     StorageError,
     StoreUnavailable,
-    VolumeNotFound,
 )
 from pannier.core.generation import Generation
 from pannier.core.ownership import (
@@ -47,10 +38,8 @@ from pannier.core.ownership import (
     plan_cleanup,
     plan_serving,
 )
+from pannier.core.pace import AgentPace
 from pannier.core.volume import Grant, Volume
-from pannier.engine.base import Engine
-from pannier.host.clock import boottime
-from pannier.storage.base import Driver
 
 log = structlog.get_logger(__name__)
 
@@ -128,10 +117,9 @@ class Custody:
             term = self._lease.term
             found = await self.take_up(volume)
             try:
-                revision = await self._cluster.registry.replace_volume(found.record, expect=found.revision)
+                await self._cluster.replace(found.record, expect=found.revision)
             except Stale:
                 continue
-            self._cluster.catalog.remember(found.record, revision=revision)
             self._lease.proven(found.record, term=term)
             return found.record
 
@@ -139,7 +127,9 @@ class Custody:
         """Prove whatever this lease says nothing about yet, for ever: run as a task."""
         while True:
             for volume in self._cluster.catalog.volumes():
-                mine = volume.grant.node == self._cluster.node and volume.spec.driver in self._drivers
+                mine = (
+                    volume.grant.node == self._cluster.node and volume.spec.driver in self._drivers
+                )
                 if mine and volume.spec.copies > 1 and self._lease.needs_proof(volume):
                     await self._prove_one(volume)
             await asyncio.sleep(self._pace.prove_look)
@@ -172,10 +162,9 @@ class Custody:
                     return found
                 case Unseal():
                     try:
-                        revision = await self._cluster.registry.replace_volume(record, expect=found.revision)
+                        revision = await self._cluster.replace(record, expect=found.revision)
                     except Stale:
                         continue  # what was on its way has arrived
-                    self._cluster.catalog.remember(record, revision=revision)
                     return Versioned(record, revision)
                 case Promote(base, epoch):
                     await self._end_former(record)
@@ -316,7 +305,7 @@ class Custody:
                         done.add(volume.id)
                     except PannierError as error:
                         log.warning("volume.not-tidied", volume=volume.name, error=str(error))
-            waiting = any(v.spec.driver in (*self._drivers, *self._drivers.broken) for v in left)
+            waiting = any(self._drivers.expects(v.spec.driver) for v in left)
             if not waiting or all(volume.id in done for volume in left):
                 return
             await asyncio.sleep(self._pace.adopt_pause)

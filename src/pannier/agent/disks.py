@@ -6,11 +6,12 @@ import asyncio
 
 import structlog
 
-from pannier.agent.custody import Custody
+from pannier.agent.drivers import Drivers
+from pannier.agent.lease import Lease
 from pannier.core.errors import DiskFailed, PannierError
+from pannier.core.pace import AgentPace
 
 log = structlog.get_logger(__name__)
-
 
 
 class Disks:
@@ -20,8 +21,16 @@ class Disks:
     does not come back by itself. What no other node could take over goes on, and hears of the disk.
     """
 
-    def __init__(self, custody: Custody) -> None:
-        self._custody = custody
+    def __init__(
+        self,
+        *,
+        drivers: Drivers,
+        lease: Lease,
+        pace: AgentPace,
+    ) -> None:
+        self._drivers = drivers
+        self._lease = lease
+        self._pace = pace
 
     async def run(self) -> None:
         """For ever: run as a task. A disk that does not answer has not failed: it may be slow."""
@@ -38,7 +47,7 @@ class Disks:
     async def _failed(self) -> str:
         if self._drivers.broken:
             return next(iter(self._drivers.broken.values())).message
-        for driver in tuple(self._drivers.values()):
+        for driver in self._drivers:
             try:
                 await driver.check_disk()
             except DiskFailed as error:

@@ -19,11 +19,15 @@ from collections.abc import Callable
 import structlog
 
 from pannier.agent.custody import Custody
+from pannier.agent.lease import Lease
+from pannier.agent.use import Use
+from pannier.cluster.cluster import Cluster
 from pannier.core.errors import PannierError
+from pannier.core.pace import AgentPace
 from pannier.core.volume import Volume
+from pannier.host.clock import Clock
 
 log = structlog.get_logger(__name__)
-
 
 
 class Fencing:
@@ -33,9 +37,24 @@ class Fencing:
         rivals: the nodes that could.
     """
 
-    def __init__(self, custody: Custody, rivals: Callable[[str], frozenset[str]]) -> None:
+    def __init__(
+        self,
+        *,
+        cluster: Cluster,
+        custody: Custody,
+        use: Use,
+        lease: Lease,
+        rivals: Callable[[str], frozenset[str]],
+        clock: Clock,
+        pace: AgentPace,
+    ) -> None:
+        self._cluster = cluster
         self._custody = custody
+        self._use = use
+        self._lease = lease
         self._rivals = rivals
+        self._clock = clock
+        self._pace = pace
         self._fenced: set[tuple[str, int]] = set()
         self._first_seen: dict[tuple[str, int], float] = {}
         self._tasks: dict[tuple[str, int], asyncio.Task[None]] = {}
@@ -55,7 +74,7 @@ class Fencing:
                 task.cancel()
 
     def _look(self, volume: Volume) -> None:
-        custody, key = self._custody, (volume.id, volume.grant.epoch)
+        key = (volume.id, volume.grant.epoch)
         if self._covered(volume):
             self._fenced.discard(key)
             if not self._use.suspended(volume):
@@ -73,7 +92,6 @@ class Fencing:
 
     async def _settle(self, volume: Volume, key: tuple[str, int]) -> None:
         """Have its users stand still until it is known whether they may go on, or for long enough."""
-        custody = self._custody
         doubted_until = self._clock.now() + self._pace.doubt
         pause, due_at = self._pace.fence_look, self._clock.now()
         try:
@@ -93,7 +111,7 @@ class Fencing:
                     due_at = self._clock.now() + pause
                 await asyncio.sleep(self._pace.fence_look)
             self._fenced.add(key)
-            await custody.fence(volume)
+            await self._custody.fence(volume)
         except (PannierError, OSError) as error:
             log.error("volume.not-fenced", volume=volume.name, error=str(error))
             self._fenced.discard(key)

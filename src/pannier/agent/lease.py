@@ -8,7 +8,6 @@ nothing then, until each volume's record was read and written anew (:meth:`Lease
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from math import inf
 
 import structlog
@@ -16,18 +15,14 @@ import structlog
 from pannier.core.errors import OutcomeUnknown, PannierError, Stale, Unavailable
 from pannier.core.lease import Terms, held_until
 from pannier.core.volume import Volume
-from pannier.host.clock import boottime
+from pannier.host.clock import Clock
 from pannier.store.base import ABSENT, Change, Store
 
 log = structlog.get_logger(__name__)
 
 
 class Lease:
-    """Keeps ``alive/NODE`` in the store for as long as this daemon runs, and knows what it proves.
-
-    Args:
-        clock: seconds that only ever pass.
-    """
+    """Keeps ``alive/NODE`` in the store for as long as this daemon runs, and knows what it proves."""
 
     def __init__(
         self,
@@ -35,10 +30,10 @@ class Lease:
         *,
         node: str,
         boot_id: str,
-        terms: Terms | None = None,
-        clock: Callable[[], float] = boottime,
+        terms: Terms,
+        clock: Clock,
     ) -> None:
-        self.terms = terms or Terms()
+        self.terms = terms
         self._store = store
         self._key = f"alive/{node}"
         self._value = boot_id.encode()
@@ -65,7 +60,7 @@ class Lease:
     @property
     def in_danger(self) -> bool:
         """Whether a renewal is overdue, so that the lease may soon be over against our will."""
-        overdue = self._term > 0 and self._until - self._clock() < self.terms.ttl * 0.4
+        overdue = self._term > 0 and self._until - self._clock.now() < self.terms.ttl * 0.4
         return overdue and not self.withheld
 
     def proven(self, volume: Volume, *, term: int) -> None:
@@ -99,14 +94,14 @@ class Lease:
 
     def holds(self, volume: Volume, rivals: frozenset[str] | None = None) -> bool:
         """Whether this node may act as the volume's holder now."""
-        return self._clock() < self.held_until(volume, rivals)
+        return self._clock.now() < self.held_until(volume, rivals)
 
     def covers(self, volume: Volume, rivals: frozenset[str]) -> bool:
         """Whether what uses the volume may go on: also to the end of a lease that the store ended
         before its time, so that there is time to prove that nobody took the volume over.
         """
         left = self._ended_early_until if self._was_proven(volume) else -inf
-        return self.holds(volume, rivals) or self._clock() < left
+        return self.holds(volume, rivals) or self._clock.now() < left
 
     def ever_proven(self, volume: Volume) -> bool:
         """Whether anything of the volume can have been served by this run: see :meth:`proven`."""
@@ -120,18 +115,18 @@ class Lease:
     async def keep(self) -> None:
         """Renew for ever, through outages of the store: run as a task."""
         while True:
-            asked_at = self._clock()
+            asked_at = self._clock.now()
             try:
                 async with asyncio.timeout(self.terms.ttl / 2):
                     if not self.withheld:
                         await self._renew()
             except (PannierError, TimeoutError) as error:
                 log.warning("lease.not-renewed", error=str(error) or "no answer in time")
-            took = self._clock() - asked_at
+            took = self._clock.now() - asked_at
             await asyncio.sleep(max(self.terms.renewal - took, self.terms.renewal / 4))
 
     async def _renew(self) -> None:
-        asked_at = self._clock()
+        asked_at = self._clock.now()
         if self._lease is not None:
             try:
                 async with asyncio.timeout(self.terms.ttl / 6):  # another member is asked in time
@@ -142,7 +137,7 @@ class Lease:
             else:
                 self._until = self.terms.trusted_until(asked_at)
                 return
-        asked_at = self._clock()
+        asked_at = self._clock.now()
         lease = await self._store.grant_lease(self.terms.ttl)
         current = await self._store.get(self._key)
         try:

@@ -8,11 +8,12 @@ and not the node's boot, as the containers do.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import msgspec
 import structlog
+
+from pannier.host.state_files import StateFile
 
 _log = structlog.get_logger(__name__)
 
@@ -20,14 +21,14 @@ DEFAULT_PATH = Path("/run/pannier/mounts.json")
 
 
 class MountIds:
-    """The hints, kept in the file at ``path`` (JSON: volume, id, CLOCK_BOOTTIME in seconds).
+    """The hints, kept in ``file`` (JSON: volume, id, CLOCK_BOOTTIME in seconds).
 
     A file that cannot be read counts as empty, and one that cannot be written is kept in memory;
     both are logged. Losing hints costs caution for a moment, not data.
     """
 
-    def __init__(self, path: Path = DEFAULT_PATH) -> None:
-        self._path = path
+    def __init__(self, file: StateFile) -> None:
+        self._file = file
         self._ids = self._load()
 
     def add(self, name: str, mount_id: str, at_boottime: float) -> None:
@@ -63,26 +64,22 @@ class MountIds:
 
     def _load(self) -> dict[str, dict[str, float]]:
         try:
-            raw = self._path.read_bytes()
-        except FileNotFoundError:
-            return {}
+            raw = self._file.read()
         except OSError as error:
-            _log.warning("mount ids not readable", path=str(self._path), error=str(error))
+            _log.warning("mount ids not readable", path=str(self._file.path), error=str(error))
+            return {}
+        if raw is None:
             return {}
         try:
             return msgspec.json.decode(raw, type=dict[str, dict[str, float]])
         except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
             _log.warning(
-                "mount ids corrupt, starting empty", path=str(self._path), error=str(error)
+                "mount ids corrupt, starting empty", path=str(self._file.path), error=str(error)
             )
             return {}
 
     def _save(self) -> None:
-        draft = self._path.with_name(self._path.name + ".new")
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            # No fsync: after a power cut the ids mean nothing.
-            draft.write_bytes(msgspec.json.encode(self._ids))
-            os.replace(draft, self._path)
+            self._file.write(msgspec.json.encode(self._ids))
         except OSError as error:
-            _log.warning("mount ids not written", path=str(self._path), error=str(error))
+            _log.warning("mount ids not written", path=str(self._file.path), error=str(error))

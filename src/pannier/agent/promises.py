@@ -13,17 +13,15 @@ only when the store's record shows that it did not happen and cannot any more.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import msgspec
 
 from pannier.core.errors import OutcomeUnknown, PannierError, StorageError
-from pannier.core.lease import PROMISE_SECONDS
 from pannier.core.volume import Volume
-from pannier.host.clock import boottime
-from pannier.host.files import write_file
+from pannier.host.clock import Clock
+from pannier.host.state_files import StateFile
 
 
 class Refusal(msgspec.Struct, frozen=True):
@@ -37,13 +35,16 @@ class Promises:
     """Times are seconds since boot.
 
     Args:
-        file: where the takeovers that were begun outlast this run; in memory only without one.
+        file: where the takeovers that were begun outlast this run, and a power cut.
+        longest: how long a promise lasts at most, in seconds. After a start nothing is taken over for
+            as long, since an earlier run may have promised it.
     """
 
-    def __init__(self, *, file: Path | None = None, clock: Callable[[], float] = boottime) -> None:
+    def __init__(self, *, file: StateFile, clock: Clock, longest: float) -> None:
         self._clock = clock
         self._file = file
-        self._not_before = clock() + PROMISE_SECONDS
+        self._longest = longest
+        self._not_before = clock.now() + longest
         self._until: dict[str, float] = {}
         self._refused = self._load()
         self._saving = asyncio.Lock()
@@ -52,14 +53,14 @@ class Promises:
         """Promise not to take the volume over from its holder at ``epoch``; False where it is too late."""
         if self.refuses(volume_id, epoch=epoch):
             return False
-        until = self._clock() + min(seconds, PROMISE_SECONDS)
+        until = self._clock.now() + min(seconds, self._longest)
         self._until[volume_id] = max(self._until.get(volume_id, until), until)
         return True
 
     def seconds_left(self, volume_id: str) -> float:
         """For how long this node may not take the volume over; 0.0 where it may."""
         until = max(self._not_before, self._until.get(volume_id, 0.0))
-        return max(until - self._clock(), 0.0)
+        return max(until - self._clock.now(), 0.0)
 
     @asynccontextmanager
     async def taking(self, volume: Volume, *, revision: int) -> AsyncIterator[None]:
@@ -111,26 +112,21 @@ class Promises:
         Raises:
             StorageError: it cannot be read; without it nothing may be confirmed.
         """
-        if self._file is None:
-            return {}
         try:
-            return msgspec.json.decode(self._file.read_bytes(), type=dict[str, Refusal])
-        except FileNotFoundError:
-            return {}
+            content = self._file.read()
+            return msgspec.json.decode(content, type=dict[str, Refusal]) if content else {}
         except (OSError, msgspec.MsgspecError) as error:
             raise StorageError(
-                f"{self._file} cannot be read: {error}",
+                f"{self._file.path} cannot be read: {error}",
                 remedy="remove it only while this node reaches the store and no volume is taken over",
             ) from error
 
     async def _save(self) -> None:
-        if self._file is None:
-            return
         async with self._saving:  # an older content must not come after a newer one
             content = msgspec.json.encode(self._refused)
             try:
-                await asyncio.to_thread(write_file, self._file, content)
+                await asyncio.to_thread(self._file.write, content)
             except OSError as error:
                 raise StorageError(
-                    f"{self._file} cannot be written: {error}", remedy="see the disk"
+                    f"{self._file.path} cannot be written: {error}", remedy="see the disk"
                 ) from error

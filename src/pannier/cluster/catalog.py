@@ -7,10 +7,8 @@ that could lose data are made on fresh reads (:mod:`pannier.cluster.registry`), 
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import msgspec
 import structlog
@@ -19,6 +17,7 @@ from pannier.cluster.registry import CLUSTER_KEY, ClusterRecord, decode
 from pannier.core.errors import Corrupt
 from pannier.core.node import Node
 from pannier.core.volume import Volume
+from pannier.host.state_files import StateFile
 from pannier.store.base import Deleted, Entry, Put, Store, Synced
 
 log = structlog.get_logger(__name__)
@@ -67,7 +66,7 @@ class Catalog:
     """The remembered volumes and nodes. Reading never waits and never fails."""
 
     def __init__(
-        self, *, file: Path, cluster: str | None = None, boot_id: str | None = None
+        self, *, file: StateFile, cluster: str | None = None, boot_id: str | None = None
     ) -> None:
         """Prepare; empty until :meth:`load` or :meth:`follow`.
 
@@ -94,11 +93,12 @@ class Catalog:
     def load(self) -> None:
         """Read the copy on disk; without a readable one the catalog starts empty."""
         try:
-            saved = msgspec.json.decode(self._file.read_bytes(), type=_Saved)
-        except FileNotFoundError:
-            return
+            content = self._file.read()
+            if content is None:
+                return
+            saved = msgspec.json.decode(content, type=_Saved)
         except (OSError, msgspec.DecodeError) as error:
-            log.warning("catalog.unreadable", file=str(self._file), error=str(error))
+            log.warning("catalog.unreadable", file=str(self._file.path), error=str(error))
             return
         self._same_boot = self._boot_id is not None and saved.boot_id == self._boot_id
         self._known.volumes = {volume.name: volume for volume in saved.volumes}
@@ -107,9 +107,7 @@ class Catalog:
     def _save(self) -> None:
         volumes, nodes = list(self._known.volumes.values()), list(self._known.nodes.values())
         saved = _Saved(volumes, nodes, self._boot_id)
-        temporary = self._file.with_suffix(".new")
-        temporary.write_bytes(msgspec.json.encode(saved))
-        os.replace(temporary, self._file)
+        self._file.write(msgspec.json.encode(saved))
 
     @property
     def cluster(self) -> str | None:
@@ -203,7 +201,7 @@ class Catalog:
             try:
                 await asyncio.to_thread(self._save)
             except OSError as error:
-                log.warning("catalog.not-saved", file=str(self._file), error=str(error))
+                log.warning("catalog.not-saved", file=str(self._file.path), error=str(error))
             await asyncio.sleep(0.5)
 
     def _keys(self) -> set[str]:

@@ -14,25 +14,37 @@ from collections.abc import Sequence
 
 import structlog
 
-from pannier.agent.custody import Custody
+from pannier.agent.lease import Lease
+from pannier.cluster.cluster import Cluster
 from pannier.copies.in_sync import InSync
 from pannier.copies.replicated import Replicated
 from pannier.copies.replication import Replicator
 from pannier.core.errors import NotHolder, PannierError, Stale, Unavailable
 from pannier.core.generation import Generation
-from pannier.host.clock import boottime
+from pannier.core.pace import CopiesPace
+from pannier.host.clock import Clock
 
 log = structlog.get_logger(__name__)
-
 
 
 class Acknowledging:
     """The generation path to durable sync calls, for the volumes that this node holds."""
 
-    def __init__(self, custody: Custody, replicator: Replicator) -> None:
-        self._custody = custody
+    def __init__(
+        self,
+        *,
+        cluster: Cluster,
+        lease: Lease,
+        replicator: Replicator,
+        clock: Clock,
+        pace: CopiesPace,
+    ) -> None:
+        self._cluster = cluster
+        self._lease = lease
         self._replicator = replicator
-        self._in_sync = InSync(custody)
+        self._clock = clock
+        self._pace = pace
+        self._in_sync = InSync(cluster)
 
     async def make_durable(self, volume: str, calls: Sequence[object] = ()) -> None:
         """See :class:`pannier.barrier.calls.Strategy`: what is written reaches all that count.
@@ -134,7 +146,9 @@ class Acknowledging:
             if silent:
                 await self._let_leave(replicated, silent)
                 continue
-            await self._heard(replicated, min(self._pace.sync_look, until - self._clock.now() + 0.01))
+            await self._heard(
+                replicated, min(self._pace.sync_look, until - self._clock.now() + 0.01)
+            )
 
     async def _let_leave(self, replicated: Replicated, nodes: set[str]) -> None:
         """Go on without these, unless it is this node's own disk that failed: then they are all there
@@ -187,7 +201,9 @@ class Acknowledging:
                 await self._join(replicated, node)
 
     async def _join(self, replicated: Replicated, node: str) -> None:
-        if replicated.lag_seconds(node, self._clock.now()) > max(2 * replicated.volume.spec.interval, 2.0):
+        if replicated.lag_seconds(node, self._clock.now()) > max(
+            2 * replicated.volume.spec.interval, 2.0
+        ):
             return  # it is far behind: sync calls shall not wait for that
         await self._cluster.fresh(replicated.volume.name)  # nor for a store that hangs
         async with replicated.group:

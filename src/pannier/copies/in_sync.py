@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import structlog
 
-from pannier.agent.custody import Custody
+from pannier.cluster.cluster import Cluster
 from pannier.copies.replicated import Circle, Replicated
 from pannier.core.errors import NotHolder, Stale, StoreUnavailable, Unavailable
 from pannier.core.volume import Volume
@@ -23,8 +23,12 @@ log = structlog.get_logger(__name__)
 class InSync:
     """Changes the records' ``in_sync``. The caller has the volume's group lock."""
 
-    def __init__(self, custody: Custody) -> None:
-        self._custody = custody
+    def __init__(
+        self,
+        *,
+        cluster: Cluster,
+    ) -> None:
+        self._cluster = cluster
 
     def rivals(self, volume: Volume, circle: Circle) -> frozenset[str]:
         """Every node that could take the volume over, as far as this node can know."""
@@ -52,7 +56,7 @@ class InSync:
     async def _change(
         self, replicated: Replicated, *, add: frozenset[str], drop: frozenset[str]
     ) -> None:
-        custody, volume, circle = self._custody, replicated.volume, replicated.circle
+        volume, circle = replicated.volume, replicated.circle
         while True:
             if replicated.ended:
                 raise Unavailable(f"volume {volume.name} is not replicated at the moment")
@@ -77,7 +81,9 @@ class InSync:
             circle.unsettled = True  # until there is an answer
             circle.required |= frozenset(wanted) | frozenset(record.in_sync)
             try:
-                revision = await self._cluster.registry.replace_volume(changed, expect=fresh.revision)
+                revision = await self._cluster.registry.replace_volume(
+                    changed, expect=fresh.revision
+                )
             except Stale:
                 continue
             except StoreUnavailable:  # certainly not done

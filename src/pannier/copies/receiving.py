@@ -7,7 +7,9 @@ from contextlib import suppress
 import structlog
 
 from pannier.agent.custody import Custody
+from pannier.agent.drivers import Drivers
 from pannier.agent.promises import Promises
+from pannier.cluster.cluster import Cluster
 from pannier.core.errors import Denied, Stale, Unavailable
 from pannier.core.volume import Grant, Volume
 from pannier.storage.base import Driver
@@ -24,8 +26,17 @@ wait for the deletion of the first, whose cached pages take a second for some gi
 class Reception:
     """Admits a generation only from the node that holds its volume at that epoch."""
 
-    def __init__(self, custody: Custody, promises: Promises) -> None:
+    def __init__(
+        self,
+        *,
+        cluster: Cluster,
+        custody: Custody,
+        drivers: Drivers,
+        promises: Promises,
+    ) -> None:
+        self._cluster = cluster
         self._custody = custody
+        self._drivers = drivers
         self._promises = promises
 
     async def admit(self, offer: Offer, *, peer: str) -> Driver:

@@ -22,33 +22,47 @@ from functools import cache
 import structlog
 
 from pannier.agent.custody import Custody
+from pannier.agent.drivers import Drivers
+from pannier.cluster.cluster import Cluster
 from pannier.copies.replicated import Circle, ReplicaProgress, Replicated
+from pannier.copies.switching import Switching
 from pannier.core.errors import NotHolder, PannierError, PeerUnavailable, Stale, Unavailable
 from pannier.core.generation import Generation
-from pannier.core.node import Node
+from pannier.core.pace import CopiesPace
 from pannier.core.placement import Candidate, repair_replicas
 from pannier.core.volume import Grant, Volume
-from pannier.host.clock import boottime
+from pannier.host.clock import Clock
 from pannier.transport.base import Sender, offer_of
 
 log = structlog.get_logger(__name__)
-
 
 
 class Replicator:
     """Replicates the volumes that this node holds."""
 
     def __init__(
-        self, custody: Custody, sender: Sender, *, moving: Callable[[Volume], bool]
+        self,
+        *,
+        cluster: Cluster,
+        custody: Custody,
+        drivers: Drivers,
+        sender: Sender,
+        switching: Switching,
+        clock: Clock,
+        pace: CopiesPace,
     ) -> None:
         """Prepare; :meth:`run` works.
 
         Args:
             moving: whether the volume is just being given away, so that nothing may be made of it.
         """
+        self._cluster = cluster
         self._custody = custody
+        self._drivers = drivers
         self._sender = sender
-        self._moving = moving
+        self._switching = switching
+        self._clock = clock
+        self._pace = pace
         self._replicated: dict[str, Replicated] = {}
         self._circles: dict[str, tuple[Grant, Circle]] = {}
 
@@ -108,7 +122,10 @@ class Replicator:
                 self._send_all(replicated, node), name=f"send {volume.name} {node}"
             )
             replicated.tasks.append(send)
-        if self._clock.now() - replicated.made_at > self._pace.hurry and not replicated.group.locked():
+        if (
+            self._clock.now() - replicated.made_at > self._pace.hurry
+            and not replicated.group.locked()
+        ):
             try:
                 async with replicated.group:
                     await self.make(replicated)
@@ -128,16 +145,14 @@ class Replicator:
                 pass
 
     def _is_mine(self, volume: Volume) -> bool:
-        custody = self._custody
         return (
             volume.grant.node == self._cluster.node
             and volume.spec.copies > 1
             and volume.spec.driver in self._drivers
-            and not self._moving(volume)
+            and volume not in self._switching
         )
 
     async def _reconcile(self) -> None:
-        custody = self._custody
         mine = {v.id: v for v in self._cluster.catalog.volumes() if self._is_mine(v)}
         for replicated in list(self._replicated.values()):
             now = mine.get(replicated.volume.id)
@@ -150,9 +165,9 @@ class Replicator:
                 error = None if failed.cancelled() else failed.exception()
                 log.error("replication.failed", volume=replicated.volume.name, exc_info=error)
                 await self._stop(replicated)
-        candidates = cache(lambda: candidates_of(self._cluster.catalog.nodes(), custody))
+        candidates = cache(lambda: candidates_of(self._cluster))
         for volume in mine.values():
-            if self._moving(volume):
+            if volume in self._switching:
                 continue  # since a moment ago
             if volume.id not in self._replicated:
                 self._start(volume)
@@ -187,7 +202,7 @@ class Replicator:
 
     async def _make_all(self, replicated: Replicated) -> None:
         """Make generations while the volume is written."""
-        custody, volume = self._custody, replicated.volume
+        volume = replicated.volume
         driver = self._drivers.of(volume)
         while True:
             began = self._clock.now()
@@ -224,10 +239,12 @@ class Replicator:
 
     async def _tidy_all(self, replicated: Replicated) -> None:
         """Delete what no copy needs, again and again, where it has come to more than that."""
-        custody, volume = self._custody, replicated.volume
+        volume = replicated.volume
         driver = self._drivers.of(volume)
         while True:
-            await asyncio.sleep(max(self._pace.tidy_intervals * volume.spec.interval, self._pace.tidy))
+            await asyncio.sleep(
+                max(self._pace.tidy_intervals * volume.spec.interval, self._pace.tidy)
+            )
             try:
                 if len((await driver.inspect(volume.id)).generations) > 3 + len(
                     replicated.progress
@@ -241,14 +258,16 @@ class Replicator:
 
         That goes on for as long as the store is away, and nothing else may fill the disk meanwhile.
         """
-        custody, volume = self._custody, replicated.volume
+        volume = replicated.volume
         try:
-            await self._cluster.fresh(volume.name)  # a store that hangs must not do so under the lock
-            async with custody.lock(volume):
-                await custody.tidy(volume, needed=replicated.needed)
+            await self._cluster.fresh(
+                volume.name
+            )  # a store that hangs must not do so under the lock
+            async with self._custody.lock(volume):
+                await self._custody.tidy(volume, needed=replicated.needed)
         except Unavailable:
             driver = self._drivers.of(volume)
-            async with custody.lock(volume):
+            async with self._custody.lock(volume):
                 here = (await driver.inspect(volume.id)).generations
                 keep = replicated.needed() | set(here[-2:])
                 for generation in here:
@@ -348,7 +367,7 @@ class Replicator:
             lock,
             replicated.group,
         ):  # a hand-over that comes to its switch must find what it read
-            if not self._moving(volume):
+            if volume not in self._switching:
                 await self._replace(volume, wanted)
 
     async def _replace(self, volume: Volume, wanted: tuple[str, ...]) -> None:
@@ -364,26 +383,25 @@ class Replicator:
                 return
             left = tuple(name for name in record.in_sync if name in wanted)
             record = replace(record, replicas=wanted, in_sync=left)
-            revision = await self._cluster.registry.replace_volume(record, expect=fresh.revision)
-            self._cluster.catalog.remember(record, revision=revision)
+            await self._cluster.replace(record, expect=fresh.revision)
             log.info("replication.replaced", volume=volume.name, replicas=",".join(wanted))
 
 
-def candidates_of(nodes: list[Node], custody: Custody) -> list[Candidate]:
+def candidates_of(cluster: Cluster) -> list[Candidate]:
     """The cluster's nodes as placement sees them."""
     copies = Counter(
         name
-        for volume in self._cluster.catalog.volumes()
+        for volume in cluster.catalog.volumes()
         for name in (volume.grant.node, *volume.replicas)
     )
     return [
         Candidate(
             name=node.name,
-            up=self._cluster.catalog.is_up(node.name) or node.name == self._cluster.node,
+            up=cluster.catalog.is_up(node.name) or node.name == cluster.node,
             drained=node.drained,
             drivers=node.drivers,
             copies=copies[node.name],
             room=node.room,
         )
-        for node in nodes
+        for node in cluster.catalog.nodes()
     ]

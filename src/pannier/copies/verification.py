@@ -12,47 +12,62 @@ steps, or where somebody else removed the copy: so it is looked for, too.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 
 import msgspec
 import structlog
 
 from pannier.agent.custody import Custody
-from pannier.cluster.cluster import no_such_volume
+from pannier.agent.drivers import Drivers
+from pannier.cluster.cluster import Cluster, no_such_volume
 from pannier.contract.peers import Peers
 from pannier.contract.views import CheckView
 from pannier.copies.acknowledging import Acknowledging
 from pannier.core.errors import Corrupt, PannierError
 from pannier.core.generation import Generation
+from pannier.core.pace import CopiesPace
 from pannier.core.volume import Volume
-from pannier.host.files import write_file
+from pannier.host.clock import Clock
+from pannier.host.state_files import StateFile
 from pannier.storage.base import CheckedDriver
 
 log = structlog.get_logger(__name__)
-
 
 
 class Verification:
     """Verifies this node's copies."""
 
     def __init__(
-        self, custody: Custody, peers: Peers, acknowledging: Acknowledging, *, state: Path
+        self,
+        *,
+        cluster: Cluster,
+        custody: Custody,
+        drivers: Drivers,
+        peers: Peers,
+        acknowledging: Acknowledging,
+        file: StateFile,
+        clock: Clock,
+        pace: CopiesPace,
     ) -> None:
+        self._cluster = cluster
         self._custody = custody
+        self._drivers = drivers
         self._peers = peers
         self._acknowledging = acknowledging
-        self._file = state / "verified.json"
+        self._file = file
+        self._clock = clock
+        self._pace = pace
         self._at: dict[str, float] = {}
         self._saved: dict[str, float] = {}
         self._unfinished: set[str] = set()
         self._reading = asyncio.Lock()
         self._saving = asyncio.Lock()
         try:
-            self._at = msgspec.json.decode(self._file.read_bytes(), type=dict[str, float])
-        except (OSError, msgspec.DecodeError):
-            pass  # all count as verified just now
+            content = file.read()
+            if content is not None:
+                self._at = msgspec.json.decode(content, type=dict[str, float])
+        except (OSError, msgspec.DecodeError) as error:  # all count as verified just now
+            log.warning("copy.verification-not-readable", path=str(file.path), error=str(error))
 
     async def run(self) -> None:
         """For ever: run as a task."""
@@ -198,7 +213,7 @@ class Verification:
                 return
             saved = dict(self._at)
             try:
-                await asyncio.to_thread(write_file, self._file, msgspec.json.encode(saved))
+                await asyncio.to_thread(self._file.write, msgspec.json.encode(saved))
             except OSError as error:
                 log.warning("copy.verification-not-noted", error=str(error))
             else:

@@ -17,8 +17,6 @@ from pannier.core.errors import InvalidInput
 
 SHORTEST_TTL_SECONDS = 2.0
 LONGEST_TTL_SECONDS = 60.0
-PROMISE_SECONDS = 10.0
-"""For so long a peer promises not to take a volume over. Longer than a lease: it bridges an election."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +53,7 @@ class Terms:
         return asked_at + self.ttl - self.margin
 
 
-def promised_until(asked_at: float, seconds: float = PROMISE_SECONDS) -> float:
+def promised_until(asked_at: float, seconds: float) -> float:
     """The end of a promise of ``seconds`` that was asked for at ``asked_at`` and given."""
     return asked_at + seconds * 0.9
 

@@ -9,12 +9,14 @@ from typing import Any
 import structlog
 
 from pannier.agent.custody import Custody
+from pannier.agent.lease import Lease
 from pannier.cluster.catalog import Changed
+from pannier.cluster.cluster import Cluster
 from pannier.core.errors import PannierError
+from pannier.core.pace import HoldingPace
 from pannier.core.volume import Volume
 
 log = structlog.get_logger(__name__)
-
 
 
 class AfterHandover:
@@ -25,10 +27,19 @@ class AfterHandover:
     """
 
     def __init__(
-        self, custody: Custody, start: Callable[[Coroutine[Any, Any, None], str], None]
+        self,
+        *,
+        cluster: Cluster,
+        custody: Custody,
+        lease: Lease,
+        start: Callable[[Coroutine[Any, Any, None], str], None],
+        pace: HoldingPace,
     ) -> None:
+        self._cluster = cluster
         self._custody = custody
+        self._lease = lease
         self._start = start
+        self._pace = pace
 
     def hear(self, change: Changed) -> None:
         """A listener for the catalog. An older epoch is old news, not a change of holder."""

@@ -12,14 +12,17 @@ on its way (:meth:`Custody.take_up`).
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 
 import structlog
 
 from pannier.agent.custody import Custody
+from pannier.agent.drivers import Drivers
+from pannier.agent.use import Use
+from pannier.cluster.cluster import Cluster
 from pannier.contract.operations import HandoverReply
 from pannier.contract.views import MoveProgress
+from pannier.copies.switching import Switching
 from pannier.core.errors import (
     Conflict,
     DeadlineExceeded,
@@ -33,39 +36,55 @@ from pannier.core.errors import (
     Unavailable,
 )
 from pannier.core.generation import Generation
+from pannier.core.pace import HoldingPace
 from pannier.core.placement import replicas_after_move
 from pannier.core.volume import Grant, HistoryEntry, Volume
 from pannier.holding.last_generation import LastGeneration
 from pannier.holding.rounds import Moving, Replication, Rounds
+from pannier.host.clock import Clock
 from pannier.transport.base import Sender
 
 log = structlog.get_logger(__name__)
-
-COPIES_SECONDS = 0.25
-"""So much longer than the target may the volume's other copies take with the last generation."""
 
 
 class Handovers:
     """The hand-overs under way on this node, at most one for each volume."""
 
-    def __init__(self, custody: Custody, sender: Sender) -> None:
+    def __init__(
+        self,
+        *,
+        cluster: Cluster,
+        custody: Custody,
+        drivers: Drivers,
+        use: Use,
+        sender: Sender,
+        replication: Replication,
+        switching: Switching,
+        clock: Clock,
+        pace: HoldingPace,
+    ) -> None:
+        self._cluster = cluster
         self._custody = custody
+        self._drivers = drivers
+        self._use = use
         self._sender = sender
-        self._rounds = Rounds(custody, sender)
+        self._switching = switching
+        self._clock = clock
+        self._pace = pace
+        self._rounds = Rounds(
+            cluster=cluster,
+            drivers=drivers,
+            use=use,
+            sender=sender,
+            replication=replication,
+            clock=clock,
+            pace=pace,
+        )
         self._running: dict[str, Moving] = {}
-
-    def replicate_by(self, replication: Replication) -> None:
-        """Leave the sending of volumes that have several copies to this."""
-        self._rounds.replication = replication
 
     def of(self, volume: Volume) -> Moving | None:
         """The hand-over of a volume that is under way."""
         return self._running.get(volume.id)
-
-    def switching(self, volume: Volume) -> bool:
-        """Whether the volume is just being given away: nothing may be made of it any more."""
-        running = self._running.get(volume.id)
-        return running is not None and running.phase == "switching"
 
     async def asked(self, name: str, *, epoch: int, peer: str) -> HandoverReply:
         """``peer`` wants the volume: begin or go on, and say after some seconds how it stands.
@@ -168,7 +187,7 @@ class Handovers:
                 f"node {target} has no {volume.spec.driver} driver, which volume {volume.name} needs",
                 remedy=f"it has {', '.join(node.drivers)}; choose another node",
             )
-        running = Moving(volume, node, now, until)
+        running = Moving(volume, node, now, until, started_at=self._clock.unix())
         running.task = asyncio.create_task(self._run(running), name=f"handover {volume.name}")
         running.task.add_done_callback(lambda task: self._ended(volume, task))
         self._running[volume.id] = running
@@ -176,6 +195,7 @@ class Handovers:
 
     def _ended(self, volume: Volume, task: asyncio.Task[None]) -> None:
         self._running.pop(volume.id, None)
+        self._switching.end(volume)
         if not task.cancelled() and (error := task.exception()):
             log.warning("handover.failed", volume=volume.name, error=str(error))
 
@@ -190,6 +210,7 @@ class Handovers:
                     if await self._use.in_use(volume):
                         continue
                     running.to("switching")
+                    self._switching.begin(volume)
                     await self._rounds.pause(volume)
                     await self._switch(running)
                     return
@@ -204,11 +225,16 @@ class Handovers:
     ) -> tuple[str, ...]:
         """Send what the next epoch begins with; returns who has it then, beside the target."""
         me, volume = self._cluster.node, running.volume
-        copies = LastGeneration(self._custody, self._sender, volume)
+        copies = LastGeneration(
+            cluster=self._cluster,
+            sender=self._sender,
+            driver=self._drivers.of(volume),
+            volume=volume,
+        )
         copies.send(generation, to=[name for name in others if name != me])
         try:
             await self._rounds.send(running, generation)
-            return (me, *await copies.reached(seconds=COPIES_SECONDS))
+            return (me, *await copies.reached(seconds=self._pace.other_copies))
         finally:
             await copies.end()
 
@@ -258,17 +284,15 @@ class Handovers:
 
     async def _give(self, volume: Volume, record: Volume, *, expect: int) -> None:
         """Change the record; on any answer but success the truth is read before writing resumes."""
-        custody, driver = self._custody, self._drivers.of(volume)
+        driver = self._drivers.of(volume)
         try:
-            revision = await self._cluster.registry.replace_volume(record, expect=expect)
+            await self._cluster.replace(record, expect=expect)
         except (StoreUnavailable, StorageError):  # certainly not done
             await driver.unseal(volume.id, epoch=volume.grant.epoch)
             raise
         except (Stale, OutcomeUnknown) as error:
             if not await self._was_given(volume, record.grant):
                 raise error from None
-        else:
-            self._cluster.catalog.remember(record, revision=revision)
 
     async def _was_given(self, volume: Volume, grant: Grant) -> bool:
         """Whether the change of the record happened; if not, it cannot any more, and writing resumes.

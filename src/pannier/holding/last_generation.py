@@ -7,11 +7,12 @@ from collections.abc import Iterable
 
 import structlog
 
-from pannier.agent.custody import Custody
+from pannier.cluster.cluster import Cluster
 from pannier.core.errors import PannierError
 from pannier.core.generation import Generation
 from pannier.core.node import Node
 from pannier.core.volume import Volume
+from pannier.storage.base import Driver
 from pannier.transport.base import Sender, offer_of
 
 log = structlog.get_logger(__name__)
@@ -24,9 +25,17 @@ class LastGeneration:
     only the difference from then on, and may take the volume over at once.
     """
 
-    def __init__(self, custody: Custody, sender: Sender, volume: Volume) -> None:
-        self._custody = custody
+    def __init__(
+        self,
+        *,
+        cluster: Cluster,
+        sender: Sender,
+        driver: Driver,
+        volume: Volume,
+    ) -> None:
+        self._cluster = cluster
         self._sender = sender
+        self._driver = driver
         self._volume = volume
         self._sending: dict[str, asyncio.Task[bool]] = {}
 
@@ -42,7 +51,7 @@ class LastGeneration:
                 )
 
     async def _reaches(self, node: Node, generation: Generation) -> bool:
-        volume, driver = self._volume, self._drivers.of(self._volume)
+        volume, driver = self._volume, self._driver
         try:
             await self._sender.send(offer_of(volume, generation), to=node, driver=driver)
         except PannierError as error:

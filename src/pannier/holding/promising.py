@@ -12,15 +12,17 @@ from collections.abc import Callable, Mapping
 
 import structlog
 
-from pannier.agent.custody import Custody
+from pannier.agent.lease import Lease
 from pannier.agent.promises import Promises
+from pannier.cluster.cluster import Cluster
 from pannier.contract.peers import Peers
 from pannier.core.errors import PannierError
-from pannier.core.lease import self._pace.promise, promised_until
+from pannier.core.lease import promised_until
+from pannier.core.pace import HoldingPace
 from pannier.core.volume import Volume
+from pannier.host.clock import Clock
 
 log = structlog.get_logger(__name__)
-
 
 
 class Promising:
@@ -32,16 +34,22 @@ class Promising:
 
     def __init__(
         self,
-        custody: Custody,
+        *,
+        cluster: Cluster,
+        lease: Lease,
         peers: Peers,
         promises: Promises,
-        *,
         rivals: Callable[[str], frozenset[str]],
+        clock: Clock,
+        pace: HoldingPace,
     ) -> None:
-        self._custody = custody
+        self._cluster = cluster
+        self._lease = lease
         self._peers = peers
         self._promises = promises
         self._rivals = rivals
+        self._clock = clock
+        self._pace = pace
 
     def promise(self, volumes: Mapping[str, int], *, seconds: float, peer: str) -> list[str]:
         """Promise ``peer`` not to take these volumes (ids with their epochs) over for so long.
@@ -76,7 +84,6 @@ class Promising:
         await asyncio.gather(*(self._ask_one(name, asked) for name, asked in wanted.items()))
 
     async def _ask_one(self, name: str, volumes: list[Volume]) -> None:
-        custody = self._custody
         node = self._cluster.catalog.node(name)
         if node is None:
             return
@@ -84,11 +91,12 @@ class Promising:
         try:
             async with asyncio.timeout(self._pace.promise_answer):
                 given = await self._peers.to(node).peer_promise(
-                    {volume.id: volume.grant.epoch for volume in volumes}, seconds=self._pace.promise
+                    {volume.id: volume.grant.epoch for volume in volumes},
+                    seconds=self._pace.promise,
                 )
         except (PannierError, TimeoutError) as error:
             log.info("promise.not-given", node=name, error=str(error) or "no answer in time")
             return
         for volume in volumes:
             if volume.id in given:
-                self._lease.promised(volume, {name: promised_until(asked_at)})
+                self._lease.promised(volume, {name: promised_until(asked_at, self._pace.promise)})

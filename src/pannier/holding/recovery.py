@@ -3,35 +3,50 @@
 from __future__ import annotations
 
 import asyncio
-import time
 
 import structlog
 
 from pannier.agent.custody import Custody
+from pannier.agent.drivers import Drivers
 from pannier.agent.promises import Promises
+from pannier.cluster.cluster import Cluster
 from pannier.contract.peers import Peers
 from pannier.core.errors import Conflict, OutcomeUnknown, PannierError, Stale, Unavailable
 from pannier.core.generation import Generation
 from pannier.core.node import Node
+from pannier.core.pace import HoldingPace
 from pannier.core.placement import replicas_after_loss
 from pannier.core.recovery import Successor, choose_successor
 from pannier.core.volume import Grant, HistoryEntry, Volume
 from pannier.holding.takeover import Takeover, change_holder, check_not_promised
+from pannier.host.clock import Clock
 
 log = structlog.get_logger(__name__)
-
 
 
 class Recovery:
     """Takes a volume over from a holder that is down. What it wrote last may be lost."""
 
     def __init__(
-        self, custody: Custody, peers: Peers, promises: Promises, takeover: Takeover
+        self,
+        *,
+        cluster: Cluster,
+        custody: Custody,
+        drivers: Drivers,
+        peers: Peers,
+        promises: Promises,
+        takeover: Takeover,
+        clock: Clock,
+        pace: HoldingPace,
     ) -> None:
+        self._cluster = cluster
         self._custody = custody
+        self._drivers = drivers
         self._peers = peers
         self._promises = promises
         self._takeover = takeover
+        self._clock = clock
+        self._pace = pace
 
     async def recover(self, name: str, *, accept_loss: bool, actor: str) -> Volume:
         """Make the node with the newest copy the holder; without any loss where one is in sync.
@@ -131,7 +146,7 @@ class Recovery:
                         detail=f"from {volume.grant.node} with generation {generation}, by {actor}",
                     )
                 )
-                record = await change_holder(self._custody, fresh, record)
+                record = await change_holder(self._cluster, fresh, record)
         log.warning(
             "volume.recovered", volume=name, node=node, epoch=epoch + 1, base=str(generation)
         )

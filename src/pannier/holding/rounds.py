@@ -7,18 +7,20 @@ sync calls depend on that: it goes on, and the target is one node more that gets
 from __future__ import annotations
 
 import asyncio
-import time
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from pannier.agent.custody import Custody
+from pannier.agent.drivers import Drivers
+from pannier.agent.use import Use
+from pannier.cluster.cluster import Cluster
 from pannier.copies.replicated import ReplicaProgress
 from pannier.core.errors import VolumeInUse
 from pannier.core.generation import Generation
 from pannier.core.node import Node
+from pannier.core.pace import HoldingPace
 from pannier.core.volume import Volume
+from pannier.host.clock import Clock
 from pannier.transport.base import Sender, offer_of
-
 
 
 @dataclass(slots=True)
@@ -29,6 +31,8 @@ class Moving:
     target: Node
     started: float
     wanted_until: float
+    started_at: float
+    """By the wall clock, for people."""
     phase: str = "copying"
     round: int = 0
     sent_bytes: int = 0
@@ -37,7 +41,6 @@ class Moving:
     in_use_by: list[str] = field(default_factory=list)
     generation: Generation | None = None
     pause_seconds: float | None = None
-    started_at: float = field(default_factory=time.time)
     task: asyncio.Task[None] | None = None
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -62,15 +65,28 @@ class Replication(Protocol):
 class Rounds:
     """Brings the target near to the volume as it is, so that the rest is short."""
 
-    def __init__(self, custody: Custody, sender: Sender) -> None:
-        self._custody = custody
+    def __init__(
+        self,
+        *,
+        cluster: Cluster,
+        drivers: Drivers,
+        use: Use,
+        sender: Sender,
+        replication: Replication,
+        clock: Clock,
+        pace: HoldingPace,
+    ) -> None:
+        self._cluster = cluster
+        self._drivers = drivers
+        self._use = use
         self._sender = sender
-        self.replication: Replication | None = None
+        self._replication = replication
+        self._clock = clock
+        self._pace = pace
 
     async def pause(self, volume: Volume) -> None:
         """End replication: the volume is given away now, or stays and is begun with anew."""
-        if self.replication is not None:
-            await self.replication.pause(volume)
+        await self._replication.pause(volume)
 
     async def while_used(self, running: Moving) -> None:
         """Send what is written until nobody uses the volume any more.
@@ -78,7 +94,7 @@ class Rounds:
         Raises:
             VolumeInUse: somebody still does, and nobody wants the volume any more.
         """
-        custody, volume = self._custody, running.volume
+        volume = running.volume
         can_copy = self._drivers.of(volume).generations_in_use
         next_round = 0.0
         while users := await self._use.users(volume):
@@ -110,9 +126,7 @@ class Rounds:
 
     async def _bring(self, running: Moving) -> ReplicaProgress | None:
         """Have replication, which goes on, send to the target too; None where there is none."""
-        if self.replication is None:
-            return None
-        progress = await self.replication.bring(running.volume, running.target.name)
+        progress = await self._replication.bring(running.volume, running.target.name)
         if progress is None:
             return None
         if running.bytes_before is None:

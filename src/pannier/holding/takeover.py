@@ -9,13 +9,14 @@ and the lease still gone.
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import NoReturn
 
 import structlog
 
 from pannier.agent.custody import Custody
+from pannier.agent.drivers import Drivers
 from pannier.agent.promises import Promises
+from pannier.cluster.cluster import Cluster
 from pannier.cluster.registry import Versioned
 from pannier.contract.peers import Peers
 from pannier.core.errors import (
@@ -27,20 +28,35 @@ from pannier.core.errors import (
     Unavailable,
 )
 from pannier.core.generation import Generation
+from pannier.core.pace import HoldingPace
 from pannier.core.placement import replicas_after_loss
 from pannier.core.volume import Durability, Grant, HistoryEntry, Volume
+from pannier.host.clock import Clock
 
 log = structlog.get_logger(__name__)
-
 
 
 class Takeover:
     """Takes volumes over from holders whose lease has run out."""
 
-    def __init__(self, custody: Custody, peers: Peers, promises: Promises) -> None:
+    def __init__(
+        self,
+        *,
+        cluster: Cluster,
+        custody: Custody,
+        drivers: Drivers,
+        peers: Peers,
+        promises: Promises,
+        clock: Clock,
+        pace: HoldingPace,
+    ) -> None:
+        self._cluster = cluster
         self._custody = custody
+        self._drivers = drivers
         self._peers = peers
         self._promises = promises
+        self._clock = clock
+        self._pace = pace
 
     def possible(self, volume: Volume) -> bool:
         """Whether, as far as is known here, the holder is gone and a copy may go on."""
@@ -161,7 +177,7 @@ class Takeover:
                 detail=f"from {volume.grant.node}, whose lease ran out, with generation {base}",
             )
         )
-        return await change_holder(self._custody, fresh, record)
+        return await change_holder(self._cluster, fresh, record)
 
     def _refuse_up(self, volume: Volume) -> NoReturn:
         raise Conflict(
@@ -180,23 +196,23 @@ def check_not_promised(volume: Volume, promises: Promises, *, node: str) -> None
         )
 
 
-async def change_holder(custody: Custody, former: Versioned[Volume], record: Volume) -> Volume:
+async def change_holder(cluster: Cluster, former: Versioned[Volume], record: Volume) -> Volume:
     """Give a volume its new holder, while the former one's lease is gone and its record as it was.
 
     Raises:
         Stale, StoreUnavailable: it did not happen; OutcomeUnknown: it may have, or may yet.
     """
     try:
-        revision = await self._cluster.registry.take_volume(
+        revision = await cluster.registry.take_volume(
             record, expect=former.revision, former=former.record.grant.node
         )
     except OutcomeUnknown as error:
         try:
-            found = await self._cluster.fresh(record.name)
+            found = await cluster.fresh(record.name)
         except PannierError:
             raise error from None  # which says nothing about the change
         if found.record.grant != record.grant or found.record.id != record.id:
             raise
         return found.record
-    self._cluster.catalog.remember(record, revision=revision)
+    cluster.catalog.remember(record, revision=revision)
     return record

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 
 import structlog
 
 from pannier.agent.custody import Custody
+from pannier.agent.drivers import Drivers
+from pannier.agent.use import Use
+from pannier.cluster.cluster import Cluster
 from pannier.cluster.registry import Versioned
 from pannier.contract.peers import Peers, holder_unreachable
 from pannier.copies.replication import candidates_of
@@ -29,6 +31,7 @@ from pannier.core.options import check_copies, check_same_options, parse_options
 from pannier.core.placement import fit, place_replicas
 from pannier.core.volume import Grant, HistoryEntry, Volume, VolumeSpec, check_name
 from pannier.holding.handover import Handovers
+from pannier.host.clock import Clock
 from pannier.storage.base import Driver, LocalCopy, RootAttributes
 
 log = structlog.get_logger(__name__)
@@ -37,12 +40,26 @@ log = structlog.get_logger(__name__)
 class Volumes:
     """The life of a volume: from creation to the trash and back."""
 
-    def __init__(self, custody: Custody, handovers: Handovers, peers: Peers) -> None:
+    def __init__(
+        self,
+        *,
+        cluster: Cluster,
+        custody: Custody,
+        drivers: Drivers,
+        use: Use,
+        handovers: Handovers,
+        peers: Peers,
+        clock: Clock,
+    ) -> None:
+        self._cluster = cluster
         self._custody = custody
-        self._catalog = self._cluster.catalog
-        self._registry = self._cluster.registry
+        self._drivers = drivers
+        self._use = use
         self._handovers = handovers
         self._peers = peers
+        self._clock = clock
+        self._catalog = self._cluster.catalog
+        self._registry = self._cluster.registry
 
     async def find(self, name: str) -> Volume:
         """A volume from memory, or from the store where memory does not know it.
@@ -87,7 +104,7 @@ class Volumes:
                     f"nodes={','.join(spec.nodes)} names {wished}, which is no node of this cluster",
                     remedy=f"the nodes are {known}",
                 )
-        nodes = {c.name: c for c in candidates_of(self._catalog.nodes(), self._custody)}
+        nodes = {c.name: c for c in candidates_of(self._cluster)}
         for wished in spec.nodes or (self._cluster.node,):
             candidate = nodes.get(wished)
             if candidate and candidate.up and not candidate.drained:
@@ -119,7 +136,7 @@ class Volumes:
         node = self._cluster.node
         replicas: tuple[str, ...] = ()
         if spec.copies > 1:
-            nodes = candidates_of(self._catalog.nodes(), self._custody)
+            nodes = candidates_of(self._cluster)
             replicas = place_replicas(spec, nodes, holder=node)
         volume = Volume(
             name=name,
@@ -253,7 +270,7 @@ class Volumes:
             if not any(found.record.id == volume.id for found in await self._registry.trash()):
                 raise
         self._catalog.forget(volume.name)
-        self._custody.mount_ids.forget(volume.name)
+        self._use.forget(volume)
         log.info("volume.removed", volume=volume.name, id=volume.id, by=actor)
         return removed
 

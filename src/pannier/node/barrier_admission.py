@@ -10,6 +10,7 @@ from typing import Protocol
 import structlog
 
 from pannier.core.errors import Conflict, EngineUnavailable
+from pannier.core.pace import NodePace
 from pannier.core.volume import Durability, Volume
 from pannier.engine.base import Engine, EngineFacts
 
@@ -19,8 +20,6 @@ RUNTIME = "pannier"
 """What pannier-runtime is called in Docker's daemon.json."""
 OLDEST = {"kernel": (5, 9), "runc": (1, 1), "libseccomp": (2, 5)}
 """For seccomp notifications that let a call go on and tell when nobody is left to make one."""
-
-
 
 
 class Marks(Protocol):
@@ -33,15 +32,23 @@ class Marks(Protocol):
 class BarrierAdmission:
     """Admits a volume to this node's engine."""
 
-    def __init__(self, engine: Engine, marks: Marks, *, configured: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        marks: Marks,
+        configured: Callable[[], str],
+        pace: NodePace,
+    ) -> None:
         """Prepare; :meth:`run` asks the engine ahead of time.
 
         Args:
             configured: the default runtime that the engine's configuration file names.
         """
         self._engine = engine
-        self._configured = configured
         self._marks = marks
+        self._configured = configured
+        self._pace = pace
         self._known: str | None = None
         """The obstacle as of the engine's last answer; None before any."""
 
@@ -56,7 +63,11 @@ class BarrierAdmission:
             return
         # An engine asks us while it starts, before it answers others; and a Swarm manager tells little
         # about itself while there is no leader. What it was able to do lately, it still is.
-        problem = await self._look(seconds=self._pace.admission_first if self._known is None else self._pace.admission_answer)
+        problem = await self._look(
+            seconds=self._pace.admission_first
+            if self._known is None
+            else self._pace.admission_answer
+        )
         if problem:
             raise Conflict(
                 f"volume {volume.name} asks for durability=fsync, and {problem}",

@@ -10,7 +10,10 @@ from typing import Any
 import structlog
 
 from pannier.agent.custody import Custody
-from pannier.cluster.cluster import no_such_volume
+from pannier.agent.drivers import Drivers
+from pannier.agent.mounts import Mounts
+from pannier.agent.use import Use
+from pannier.cluster.cluster import Cluster, no_such_volume
 from pannier.contract.operations import DockerVolume
 from pannier.contract.peers import Peers, holder_unreachable
 from pannier.core.errors import (
@@ -21,16 +24,16 @@ from pannier.core.errors import (
     StoreUnavailable,
     Unavailable,
 )
+from pannier.core.pace import NodePace
 from pannier.core.size import format_size
 from pannier.core.volume import Volume
 from pannier.holding.handover import still_waiting
 from pannier.holding.takeover import Takeover
 from pannier.holding.volumes import Volumes
-from pannier.host.clock import rfc3339
+from pannier.host.clock import Clock, rfc3339
 from pannier.node.barrier_admission import BarrierAdmission
 
 log = structlog.get_logger(__name__)
-
 
 
 class DockerVolumes:
@@ -38,17 +41,30 @@ class DockerVolumes:
 
     def __init__(
         self,
+        *,
+        cluster: Cluster,
         custody: Custody,
+        drivers: Drivers,
+        use: Use,
+        mounts: Mounts,
         volumes: Volumes,
         peers: Peers,
         takeover: Takeover,
-        admission: BarrierAdmission,
+        barrier: BarrierAdmission,
+        clock: Clock,
+        pace: NodePace,
     ) -> None:
+        self._cluster = cluster
         self._custody = custody
+        self._drivers = drivers
+        self._use = use
+        self._mounts = mounts
         self._volumes = volumes
         self._peers = peers
         self._takeover = takeover
-        self._admission = admission
+        self._barrier = barrier
+        self._clock = clock
+        self._pace = pace
 
     async def create(self, name: str, options: Mapping[str, str]) -> None:
         """See :class:`~pannier.contract.operations.DockerVolumes`."""
@@ -159,7 +175,10 @@ class DockerVolumes:
 
     async def _pause(self, volume: Volume) -> None:
         """Some time before the next question; less where its holder is found to be gone, or back."""
-        possible, until = self._takeover.possible(volume), self._clock.now() + self._pace.mount_retry
+        possible, until = (
+            self._takeover.possible(volume),
+            self._clock.now() + self._pace.mount_retry,
+        )
         while self._takeover.possible(volume) == possible and self._clock.now() < until:
             await asyncio.sleep(self._pace.mount_look)
 

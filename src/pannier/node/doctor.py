@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 
-from pannier.agent.custody import Custody
+from pannier.agent.drivers import Drivers
+from pannier.agent.use import Use
+from pannier.cluster.cluster import Cluster
 from pannier.contract.views import FindingView
 from pannier.core.errors import EngineUnavailable, PannierError
 from pannier.core.ownership import LocalState, Lost, plan_cleanup, plan_serving
 from pannier.core.size import format_size
 from pannier.core.volume import Volume
+from pannier.engine.base import Engine
 from pannier.node.diagnosis import standing_still
 from pannier.swarm.labels import excluded_services
 
@@ -19,8 +22,19 @@ SCARCE_SHARE = 0.10
 class Doctor:
     """Looks, and changes nothing. One check that cannot be made is a finding, not the end."""
 
-    def __init__(self, custody: Custody, pool_checks: Callable[[], Awaitable[list[str]]]) -> None:
-        self._custody = custody
+    def __init__(
+        self,
+        *,
+        cluster: Cluster,
+        drivers: Drivers,
+        use: Use,
+        engine: Engine,
+        pool_checks: Callable[[], Awaitable[list[str]]],
+    ) -> None:
+        self._cluster = cluster
+        self._drivers = drivers
+        self._use = use
+        self._engine = engine
         self._pool_checks = pool_checks
 
     async def examine(self) -> list[FindingView]:
@@ -94,7 +108,6 @@ class Doctor:
             )
 
     async def _services(self) -> AsyncIterator[FindingView]:
-        custody = self._custody
         try:
             async for finding in excluded_services(self._engine.swarm, self._cluster.catalog):
                 yield finding
@@ -105,15 +118,15 @@ class Doctor:
         subject = f"pool on {self._cluster.node}"
         for problem in await self._pool_checks():
             yield _problem(subject, problem, "see dmesg and the disk")
-        for name, driver in self._drivers.items():
+        for driver in self._drivers:
             capacity = await driver.capacity()
             free = f"{format_size(capacity.free_bytes)} of {format_size(capacity.total_bytes)} free"
             if capacity.free_bytes < SCARCE_SHARE * capacity.total_bytes:
                 yield _warning(
-                    subject, f"{name}: only {free}", "remove volumes or enlarge the pool"
+                    subject, f"{driver.name}: only {free}", "remove volumes or enlarge the pool"
                 )
             else:
-                yield _ok(subject, f"{name}: {free}")
+                yield _ok(subject, f"{driver.name}: {free}")
 
     async def _volumes(self) -> AsyncIterator[FindingView]:
         known = {volume.id for volume in self._cluster.catalog.volumes()}
@@ -122,16 +135,15 @@ class Doctor:
             if volume.spec.driver in self._drivers:
                 async for finding in self._volume(volume):
                     yield finding
-        for name, driver in self._drivers.items():
+        for driver in self._drivers:
             for orphan in sorted(set(await driver.volumes()) - known):
                 yield _warning(
                     f"data {orphan}",
-                    f"on this node's {name} driver, and of no volume that the cluster knows",
+                    f"on this node's {driver.name} driver, and of no volume that the cluster knows",
                     "left by a creation that did not finish, or by another cluster; kept",
                 )
 
     async def _volume(self, volume: Volume) -> AsyncIterator[FindingView]:
-        custody = self._custody
         driver = self._drivers.of(volume)
         copy = await driver.inspect(volume.id)
         local = LocalState({t.epoch: t.sealed for t in copy.live}, frozenset(copy.generations))
@@ -154,7 +166,9 @@ class Doctor:
             yield standing_still(volume, self._cluster.node)
         used = await driver.used_bytes(volume.id)
         users = await self._use.users(volume)
-        state = f"held by {self._cluster.node}, " + (f"used by {', '.join(users)}" if users else "idle")
+        state = f"held by {self._cluster.node}, " + (
+            f"used by {', '.join(users)}" if users else "idle"
+        )
         if volume.spec.size and used > volume.spec.size:
             yield _warning(
                 subject,

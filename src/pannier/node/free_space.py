@@ -6,30 +6,29 @@ import asyncio
 
 import structlog
 
-from pannier.agent.custody import Custody
+from pannier.agent.drivers import Drivers
 from pannier.core.errors import PannierError
+from pannier.core.pace import NodePace
 from pannier.node.membership import Membership
 
 log = structlog.get_logger(__name__)
 
-LOOK_SECONDS = 60.0
 
-
-async def keep_free_space(custody: Custody, membership: Membership) -> None:
+async def keep_free_space(drivers: Drivers, membership: Membership, *, pace: NodePace) -> None:
     """Keep the node's record in line with the pool, for ever: run as a task."""
-    await self._drivers.tried.wait()
+    await drivers.tried.wait()
     while True:
-        await report_free_space(custody, membership)
-        await asyncio.sleep(LOOK_SECONDS)
+        await report_free_space(drivers, membership)
+        await asyncio.sleep(pace.free_space)
 
 
-async def report_free_space(custody: Custody, membership: Membership) -> None:
+async def report_free_space(drivers: Drivers, membership: Membership) -> None:
     """Write into this node's record how many tenths of its pool are free.
 
     What cannot be asked or written now stays as it is.
     """
     try:
-        capacity = await self._drivers[self._drivers.default].capacity()
+        capacity = await drivers.named(drivers.default).capacity()
         await membership.report_free_space(capacity.free_bytes * 10 // max(capacity.total_bytes, 1))
     except PannierError as error:
         log.info("node.free-space-not-reported", error=str(error))

@@ -8,13 +8,16 @@ from contextlib import suppress
 import structlog
 
 from pannier.agent.custody import Custody
+from pannier.agent.lease import Lease
+from pannier.agent.use import Use
+from pannier.cluster.cluster import Cluster
 from pannier.copies.acknowledging import Acknowledging
 from pannier.core.errors import PannierError
+from pannier.core.pace import NodePace
 from pannier.core.volume import Volume
 from pannier.node.membership import Membership
 
 log = structlog.get_logger(__name__)
-
 
 
 class Leaving:
@@ -25,11 +28,23 @@ class Leaving:
     """
 
     def __init__(
-        self, custody: Custody, acknowledging: Acknowledging, membership: Membership
+        self,
+        *,
+        cluster: Cluster,
+        custody: Custody,
+        use: Use,
+        lease: Lease,
+        acknowledging: Acknowledging,
+        membership: Membership,
+        pace: NodePace,
     ) -> None:
+        self._cluster = cluster
         self._custody = custody
+        self._use = use
+        self._lease = lease
         self._acknowledging = acknowledging
         self._membership = membership
+        self._pace = pace
         self._unused = False
 
     async def prepare(self) -> None:

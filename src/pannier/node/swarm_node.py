@@ -7,20 +7,18 @@ import asyncio
 import structlog
 
 from pannier.core.errors import PannierError
+from pannier.core.pace import NodePace
 from pannier.engine.base import Swarm
 from pannier.node.membership import Membership
 
 log = structlog.get_logger(__name__)
 
-LOOK_SECONDS = 15.0
-"""An engine does not tell that it joined or left a Swarm."""
 
-
-async def keep_swarm_node(swarm: Swarm, membership: Membership) -> None:
+async def keep_swarm_node(swarm: Swarm, membership: Membership, *, pace: NodePace) -> None:
     """Keep the record in line with the engine, for ever: run as a task."""
     while True:
         await report_swarm_node(swarm, membership)
-        await asyncio.sleep(LOOK_SECONDS)
+        await asyncio.sleep(pace.swarm_look)
 
 
 async def report_swarm_node(swarm: Swarm, membership: Membership) -> None:

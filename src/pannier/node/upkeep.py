@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 
 import msgspec
 import structlog
 
-from pannier.agent.custody import Custody
+from pannier.agent.drivers import Drivers
+from pannier.agent.use import Use
+from pannier.cluster.cluster import Cluster
 from pannier.copies.replication import candidates_of
 from pannier.core.errors import PannierError
+from pannier.core.pace import NodePace
 from pannier.core.placement import fit
 from pannier.core.volume import Volume
 from pannier.holding.handover import Handovers
+from pannier.host.files import StateFile
 
 log = structlog.get_logger(__name__)
-
 
 
 class TrashClock:
@@ -27,30 +29,43 @@ class TrashClock:
     delete anything. Time during which the daemon did not run is not counted.
     """
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: StateFile, *, keep_seconds: float) -> None:
         self._file = file
+        self._keep_seconds = keep_seconds
         self._seconds: dict[str, float] = {}
         try:
-            self._seconds = msgspec.json.decode(file.read_bytes(), type=dict[str, float])
-        except (FileNotFoundError, msgspec.DecodeError):
-            pass
+            content = file.read()
+            if content is not None:
+                self._seconds = msgspec.json.decode(content, type=dict[str, float])
+        except (OSError, msgspec.DecodeError) as error:  # each begins its time anew
+            log.warning("trash.times-not-readable", path=str(file.path), error=str(error))
 
     def turn(self, present: set[str], seconds: float) -> set[str]:
         """Count ``seconds`` for each volume id present; returns those whose time is over."""
         self._seconds = {one: self._seconds.get(one, 0.0) + seconds for one in present}
-        temporary = self._file.with_suffix(".new")
-        temporary.write_bytes(msgspec.json.encode(self._seconds))
-        temporary.replace(self._file)
-        return {one for one, counted in self._seconds.items() if counted >= self._pace.trash}
+        self._file.write(msgspec.json.encode(self._seconds))
+        return {one for one, counted in self._seconds.items() if counted >= self._keep_seconds}
 
 
 class Upkeep:
     """The node's own slow loop. Every turn may be repeated; an error ends only its turn."""
 
-    def __init__(self, custody: Custody, handovers: Handovers, *, state: Path) -> None:
-        self._custody = custody
+    def __init__(
+        self,
+        *,
+        cluster: Cluster,
+        drivers: Drivers,
+        use: Use,
+        handovers: Handovers,
+        file: StateFile,
+        pace: NodePace,
+    ) -> None:
+        self._cluster = cluster
+        self._drivers = drivers
+        self._use = use
         self._handovers = handovers
-        self._clock = TrashClock(state / "trash.json")
+        self._pace = pace
+        self._trash = TrashClock(file, keep_seconds=pace.trash)
 
     async def run(self) -> None:
         """For ever: run as a task."""
@@ -74,13 +89,13 @@ class Upkeep:
             for found in await self._cluster.registry.trash()
             if found.record.grant.node == self._cluster.node
         }
-        for volume_id in self._clock.turn(set(mine), self._pace.turn):
+        for volume_id in self._trash.turn(set(mine), self._pace.turn):
             await self._cluster.registry.purge_volume(volume_id, expect=mine[volume_id].revision)
             log.info("volume.purged", id=volume_id)
 
     async def _free_purged(self) -> None:
         purged = await self._cluster.registry.purged()
-        for driver in self._drivers.values():
+        for driver in self._drivers:
             for volume_id in set(await driver.volumes()) & purged:
                 await driver.delete(volume_id)
                 log.info("volume.freed", id=volume_id, node=self._cluster.node)
@@ -105,7 +120,7 @@ class Upkeep:
 
     def _successor(self, volume: Volume) -> str | None:
         """A node that has a copy already, else the one that keeps the fewest."""
-        nodes = candidates_of(self._cluster.catalog.nodes(), self._custody)
+        nodes = candidates_of(self._cluster)
         fitting = [c.name for c in fit(nodes, driver=volume.spec.driver)]
         others = [name for name in fitting if name != self._cluster.node]
         with_copy = [name for name in others if name in volume.replicas]

@@ -9,8 +9,9 @@ from dataclasses import replace
 
 import structlog
 
-from pannier.cluster.catalog import Catalog, Changed
-from pannier.cluster.registry import Registry, Versioned
+from pannier.cluster.catalog import Changed
+from pannier.cluster.cluster import Cluster
+from pannier.cluster.registry import Versioned
 from pannier.core.errors import Conflict, OutcomeUnknown, PannierError, Stale
 from pannier.core.evacuation import (
     Drain,
@@ -26,13 +27,13 @@ from pannier.core.evacuation import (
     seconds_until_due,
 )
 from pannier.core.node import Node
+from pannier.core.pace import SwarmPace
 from pannier.core.swarm import Availability, SwarmNode, without_volume_labels
 from pannier.engine.base import Swarm
-from pannier.host.clock import boottime
+from pannier.host.clock import Clock
 from pannier.store.base import ABSENT
 
 log = structlog.get_logger(__name__)
-
 
 
 class Evacuation:
@@ -64,21 +65,19 @@ class Evacuation:
     def __init__(
         self,
         *,
-        node: str,
-        registry: Registry,
-        catalog: Catalog,
+        cluster: Cluster,
         swarm: Swarm,
         enabled: bool,
         answers: Callable[[Node], Awaitable[bool]],
-        clock: Callable[[], float] = boottime,
+        clock: Clock,
+        pace: SwarmPace,
     ) -> None:
-        self._node = node
-        self._registry = registry
-        self._catalog = catalog
+        self._cluster = cluster
         self._swarm = swarm
         self._enabled = enabled
         self._answers = answers
         self._clock = clock
+        self._pace = pace
         self._alive_since: dict[str, float] = {}
         self._versions: dict[str, tuple[int, float]] = {}
         self._heard = asyncio.Event()
@@ -141,7 +140,10 @@ class Evacuation:
             return self._pace.evacuation_turn
         due = seconds_until_due(subjects)
         waiting = any(s.lost and not (s.record and s.record.away) for s in subjects)
-        return max(min(due, self._pace.evacuation_look if waiting else self._pace.evacuation_idle), self._pace.evacuation_shortest)
+        return max(
+            min(due, self._pace.evacuation_look if waiting else self._pace.evacuation_idle),
+            self._pace.evacuation_shortest,
+        )
 
     async def _may_begin(self, node: Node | None) -> bool:
         return self._enabled and node is not None and not await self._answers(node)

@@ -11,10 +11,8 @@ in a file on tmpfs: they do not outlast a boot either.
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncGenerator
 from dataclasses import replace
-from pathlib import Path
 
 import msgspec
 import structlog
@@ -23,7 +21,9 @@ from pannier.cluster.catalog import Catalog
 from pannier.contract.views import HookView
 from pannier.core.errors import Conflict, EngineUnavailable, NotFound, PannierError
 from pannier.core.hooks import Hook, Moment, read_hooks
+from pannier.core.pace import SwarmPace
 from pannier.engine.base import Container, Engine, Executed
+from pannier.host.files import StateFile
 
 log = structlog.get_logger(__name__)
 
@@ -38,11 +38,20 @@ class Hooks:
         file: where containers are kept whose pre-move hook was begun (JSON: ids).
     """
 
-    def __init__(self, *, node: str, engine: Engine, catalog: Catalog, file: Path) -> None:
+    def __init__(
+        self,
+        *,
+        node: str,
+        engine: Engine,
+        catalog: Catalog,
+        file: StateFile,
+        pace: SwarmPace,
+    ) -> None:
         self._node = node
         self._engine = engine
         self._catalog = catalog
         self._file = file
+        self._pace = pace
         self._begun = self._load()
         self._held: set[str] = set()
         self._left: asyncio.Queue[str] = asyncio.Queue()
@@ -156,21 +165,17 @@ class Hooks:
             self._begun.add(container)
         else:
             self._begun.discard(container)
-        draft = self._file.with_name(self._file.name + ".new")
         try:
-            # No fsync: containers do not outlast a power cut.
-            draft.write_bytes(msgspec.json.encode(sorted(self._begun)))
-            os.replace(draft, self._file)
+            self._file.write(msgspec.json.encode(sorted(self._begun)))
         except OSError as error:
-            log.warning("hooks.not-noted", path=str(self._file), error=str(error))
+            log.warning("hooks.not-noted", path=str(self._file.path), error=str(error))
 
     def _load(self) -> set[str]:
         try:
-            return msgspec.json.decode(self._file.read_bytes(), type=set[str])
-        except FileNotFoundError:
-            return set()
+            content = self._file.read()
+            return msgspec.json.decode(content, type=set[str]) if content is not None else set()
         except (OSError, msgspec.MsgspecError, UnicodeError) as error:
-            log.warning("hooks.not-readable", path=str(self._file), error=str(error))
+            log.warning("hooks.not-readable", path=str(self._file.path), error=str(error))
             return set()
 
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import suppress
 
 import structlog
 
 from pannier.cluster.catalog import Catalog, Changed
-from pannier.cluster.registry import Registry
+from pannier.cluster.cluster import Cluster
 from pannier.contract.views import FindingView
 from pannier.core.constraints import matches
 from pannier.core.errors import Conflict, OutcomeUnknown, PannierError, Stale
 from pannier.core.node import Node
+from pannier.core.pace import SwarmPace
 from pannier.core.swarm import (
     VOLUME_LABEL_PREFIX,
     VOLUME_LABEL_VALUE,
@@ -25,10 +26,9 @@ from pannier.core.swarm import (
 )
 from pannier.core.volume import Volume
 from pannier.engine.base import Swarm
-from pannier.host.clock import boottime
+from pannier.host.clock import Clock
 
 log = structlog.get_logger(__name__)
-
 
 
 class Labels:
@@ -45,17 +45,15 @@ class Labels:
     def __init__(
         self,
         *,
-        node: str,
-        registry: Registry,
-        catalog: Catalog,
+        cluster: Cluster,
         swarm: Swarm,
-        clock: Callable[[], float] = boottime,
+        clock: Clock,
+        pace: SwarmPace,
     ) -> None:
-        self._node = node
-        self._registry = registry
-        self._catalog = catalog
+        self._cluster = cluster
         self._swarm = swarm
         self._clock = clock
+        self._pace = pace
         self._wrong_since: dict[tuple[str, str], float] = {}
         self._heard = asyncio.Event()
         self._trouble = ""

@@ -1,0 +1,114 @@
+"""The storage drivers of this node: opened in the background, and found by a volume's record."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Mapping
+
+import structlog
+
+from pannier.core.errors import NotHolder, PannierError, PoolMissing, StorageError
+from pannier.core.generation import Generation
+from pannier.core.pace import NodePace
+from pannier.core.volume import Volume
+from pannier.storage.base import Driver
+
+log = structlog.get_logger(__name__)
+
+
+class Drivers:
+    """Those that could be opened, and why the others could not."""
+
+    def __init__(self, wanted: Mapping[str, Driver], *, node: str, pace: NodePace) -> None:
+        """Prepare; :meth:`keep_open` opens them.
+
+        Args:
+            wanted: the drivers that this node is meant to have, the default one first.
+        """
+        self._wanted = wanted
+        self._node = node
+        self._pace = pace
+        self._open: dict[str, Driver] = {}
+        self.broken: dict[str, PannierError] = {}
+        """Drivers that cannot be opened, with the reason."""
+        self.tried = asyncio.Event()
+        """Set once it was tried to open every driver."""
+
+    async def keep_open(self) -> None:
+        """Open the drivers; a pool whose disk comes late is opened when it is there. For ever.
+
+        In the background: a disk that hangs must not keep Docker's listings from their answers.
+        """
+        while True:
+            for name, driver in self._wanted.items():
+                if name not in self._open:
+                    await self._try(name, driver)
+            self.tried.set()
+            await asyncio.sleep(self._pace.start_retry)
+
+    async def _try(self, name: str, driver: Driver) -> None:
+        try:
+            await driver.open()
+        except PannierError as failure:
+            self._not_open(name, failure)
+        except OSError as failure:
+            what = f"the {name} driver cannot be opened: {failure}"
+            self._not_open(name, StorageError(what, remedy="see dmesg and the disk"))
+        else:
+            self.broken.pop(name, None)
+            self._open[name] = driver
+
+    def _not_open(self, name: str, error: PannierError) -> None:
+        self.broken[name] = error
+        log.error("driver.not-open", driver=name, error=str(error))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._open
+
+    def __iter__(self) -> Iterator[Driver]:
+        """Those that are open."""
+        return iter(tuple(self._open.values()))
+
+    def expects(self, name: str) -> bool:
+        """Whether this node has the driver, or would have it if it could be opened."""
+        return name in self._open or name in self.broken
+
+    def get(self, name: str) -> Driver | None:
+        """A driver by its name; None where it is not open."""
+        return self._open.get(name)
+
+    @property
+    def default(self) -> str:
+        """The name of the driver for volumes that ask for none.
+
+        Raises:
+            PannierError: what keeps it from opening.
+        """
+        for name in self._open:
+            return name
+        raise next(iter(self.broken.values()), PoolMissing(f"node {self._node} has no driver yet"))
+
+    def named(self, name: str) -> Driver:
+        """A driver that is open; KeyError where it is not."""
+        return self._open[name]
+
+    def of(self, volume: Volume) -> Driver:
+        """The driver of a volume.
+
+        Raises:
+            NotHolder: this node does not have it; or what keeps it from opening.
+        """
+        name = volume.spec.driver
+        if name in self._open:
+            return self._open[name]
+        if name in self.broken:
+            raise self.broken[name]
+        raise NotHolder(
+            f"node {self._node} has no {name} driver, which volume {volume.name} needs",
+            remedy=f"use a node that has it; open here: {', '.join(self._open) or 'none yet'}",
+        )
+
+    async def newest(self, volume: Volume) -> Generation | None:
+        """The newest generation of a volume that is here and no stray; None where nothing is."""
+        copy = await self.of(volume).inspect(volume.id)
+        return max((g for g in copy.generations if volume.grew_out_of(g)), default=None)

@@ -1,0 +1,109 @@
+"""The small files in which a node keeps what it must not forget: each replaced as a whole."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from pannier.host.files import write_file
+
+
+class StateFile(Protocol):
+    """One such file."""
+
+    @property
+    def path(self) -> Path:
+        """Where it is, for messages."""
+        ...
+
+    def read(self) -> bytes | None:
+        """Its content; None where nothing was written yet.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        ...
+
+    def write(self, content: bytes) -> None:
+        """Replace its content. After a crash it is the old one or the new one, whole.
+
+        May block. Of two writers at once either content stays; the caller orders them.
+
+        Raises:
+            OSError: it cannot be written; the old content stays.
+        """
+        ...
+
+
+class StateFiles(Protocol):
+    """Where a node keeps its small files."""
+
+    def durable(self, name: str) -> StateFile:
+        """A file that outlasts a power cut from the moment at which its write returns."""
+        ...
+
+    def until_boot(self, name: str) -> StateFile:
+        """A file that outlasts the daemon, and is gone after the next boot of the machine."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class DurableFile:
+    """A file on a disk."""
+
+    path: Path
+
+    def read(self) -> bytes | None:
+        """See :class:`StateFile`."""
+        return _read(self.path)
+
+    def write(self, content: bytes) -> None:
+        """See :class:`StateFile`."""
+        write_file(self.path, content)
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryFile:
+    """A file on a tmpfs: nothing there outlasts a power cut, so nothing is flushed."""
+
+    path: Path
+
+    def read(self) -> bytes | None:
+        """See :class:`StateFile`."""
+        return _read(self.path)
+
+    def write(self, content: bytes) -> None:
+        """See :class:`StateFile`."""
+        draft = self.path.with_name(f".new-{self.path.name}")
+        draft.write_bytes(content)
+        os.replace(draft, self.path)
+
+
+@dataclass(frozen=True, slots=True)
+class HostFiles:
+    """The files of the daemon on a real machine.
+
+    Attributes:
+        state: a directory on a disk.
+        run: a directory on a tmpfs.
+    """
+
+    state: Path
+    run: Path
+
+    def durable(self, name: str) -> StateFile:
+        """See :class:`StateFiles`."""
+        return DurableFile(self.state / name)
+
+    def until_boot(self, name: str) -> StateFile:
+        """See :class:`StateFiles`."""
+        return MemoryFile(self.run / name)
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
