@@ -33,7 +33,7 @@ from pannier.cluster.catalog import Catalog
 from pannier.cluster.registry import Registry
 from pannier.config import CONFIG_DIRECTORY, RUN_DIRECTORY, STATE_DIRECTORY, Config, load_config
 from pannier.contract.peers import Peer
-from pannier.copies.acknowledging import Acknowledging
+from pannier.copies.acknowledging import Durable
 from pannier.copies.receiving import Reception
 from pannier.copies.replication import Replicator
 from pannier.copies.verification import Verification
@@ -42,23 +42,27 @@ from pannier.core.lease import Terms
 from pannier.core.node import Node
 from pannier.engine.configuration import default_runtime
 from pannier.engine.docker import DockerEngine
-from pannier.holding.after_handover import AfterHandover
+from pannier.holding.after_handover import Settling
 from pannier.holding.handover import Handovers
-from pannier.holding.promising import Promising
+from pannier.holding.promising import Failsafe
 from pannier.holding.recovery import Recovery
 from pannier.holding.takeover import Takeover
 from pannier.holding.volumes import Volumes
 from pannier.host.activation import fd_named, inherited_fds, listening_socket
 from pannier.host.systemd import notify
-from pannier.node.barrier_admission import BarrierAdmission
-from pannier.node.docker_volumes import DockerVolumes
+from pannier.node.barrier_admission import SyncGuard
+from pannier.node.cluster_wide import ClusterWide
+from pannier.node.docker_volumes import DockerUse
 from pannier.node.doctor import Doctor
 from pannier.node.facade import NodeService
-from pannier.node.free_space import keep_free_space
+from pannier.node.free_space import keep_room
 from pannier.node.leaving import Leaving
 from pannier.node.membership import Membership
+from pannier.node.node_views import NodeViews
+from pannier.node.peer_service import PeerService
 from pannier.node.swarm_node import keep_swarm_node
 from pannier.node.upkeep import Upkeep
+from pannier.node.volume_views import VolumeViews
 from pannier.pki.authority import Authority
 from pannier.pki.credentials import Credentials
 from pannier.pki.identity import fingerprint
@@ -184,18 +188,18 @@ class Daemon:
         takeover = Takeover(self.custody, self.peers, self.promises)
         self.replicator = Replicator(self.custody, sender, moving=self.handovers.switching)
         self.handovers.replicate_by(self.replicator)
-        self.acknowledging = Acknowledging(self.custody, self.replicator)
-        self.barrier = Barrier(self.acknowledging, mount_root=STATE_DIRECTORY / "mounts")
-        self.admission = BarrierAdmission(self.engine, self.barrier, configured=default_runtime)
-        self.docker = DockerVolumes(self.custody, volumes, self.peers, takeover, self.admission)
-        self.fencing = Fencing(self.custody, self.acknowledging.rivals)
-        self.promising = Promising(
-            self.custody, self.peers, self.promises, rivals=self.acknowledging.rivals
+        self.durable = Durable(self.custody, self.replicator)
+        self.barrier = Barrier(self.durable, mount_root=STATE_DIRECTORY / "mounts")
+        self.guard = SyncGuard(self.engine, self.barrier, configured=default_runtime)
+        self.docker = DockerUse(self.custody, volumes, self.peers, takeover, self.guard)
+        self.fencing = Fencing(self.custody, self.durable.rivals)
+        self.failsafe = Failsafe(
+            self.custody, self.peers, self.promises, rivals=self.durable.rivals
         )
         self.disks = Disks(self.custody)
-        self.leaving = Leaving(self.custody, self.acknowledging, self.membership)
+        self.leaving = Leaving(self.custody, self.durable, self.membership)
         self.verification = Verification(
-            self.custody, self.peers, self.acknowledging, state=STATE_DIRECTORY
+            self.custody, self.peers, self.durable, state=STATE_DIRECTORY
         )
         self.hooks = Hooks(
             node=config.node,
@@ -203,29 +207,51 @@ class Daemon:
             catalog=self.catalog,
             file=RUN_DIRECTORY / "hooks.json",
         )
+        volume_views = VolumeViews(
+            self.custody, self.handovers, self.replicator, backlog=self._backlog
+        )
+        node_views = NodeViews(self.custody)
+        cluster_wide = ClusterWide(
+            self.custody,
+            volumes,
+            self.handovers,
+            self.peers,
+            volume_views=volume_views,
+            node_views=node_views,
+        )
         self.services = Services(
             node=config.node,
             swarm=self.engine.swarm,
             catalog=self.catalog,
             hooks=self.hooks,
             peers=self.peers,
+            cluster=cluster_wide,
         )
+        recovery = Recovery(self.custody, self.peers, self.promises, takeover)
         self.service = NodeService(
             cluster=config.cluster,
             custody=self.custody,
+            cluster_wide=cluster_wide,
+            volume_views=volume_views,
+            node_views=node_views,
             volumes=volumes,
-            handovers=self.handovers,
             membership=self.membership,
             doctor=Doctor(self.custody, self._pool_problems),
-            docker=self.docker,
-            peers=self.peers,
-            replicator=self.replicator,
-            recovery=Recovery(self.custody, self.peers, self.promises, takeover),
-            takeover=takeover,
-            promising=self.promising,
+            recovery=recovery,
             verification=self.verification,
             services=self.services,
-            backlog=self._backlog,
+        )
+        self.peer_service = PeerService(
+            custody=self.custody,
+            volume_views=volume_views,
+            node_views=node_views,
+            volumes=volumes,
+            handovers=self.handovers,
+            recovery=recovery,
+            takeover=takeover,
+            failsafe=self.failsafe,
+            verification=self.verification,
+            services=self.services,
         )
         self.upkeep = Upkeep(self.custody, self.handovers, state=STATE_DIRECTORY)
         self.evacuation = Evacuation(
@@ -272,23 +298,23 @@ class Daemon:
                 ("lease", self.lease.keep()),
                 ("disks", self.disks.run()),
                 ("proof", self.custody.prove_all()),
-                ("promising", self.promising.run()),
-                ("acknowledging", self.acknowledging.run()),
+                ("failsafe", self.failsafe.run()),
+                ("durable", self.durable.run()),
                 ("barrier", self._hold_sync_calls()),
-                ("barrier-admission", self.admission.run()),
+                ("guard", self.guard.run()),
                 ("upkeep", self.upkeep.run()),
                 ("verification", self.verification.run()),
                 ("replication", self.replicator.run()),
                 ("activation", self._keep_activated()),
                 ("adoption", self._adopt()),
                 ("swarm-node", keep_swarm_node(self.engine.swarm, self.membership)),
-                ("free-space", keep_free_space(self.custody, self.membership)),
+                ("room", keep_room(self.custody, self.membership)),
                 ("evacuation", self.evacuation.run()),
                 ("labels", self.labels.run()),
                 ("hooks", self.hooks.run()),
             ):
                 tasks.start(work, name=name)
-            self.catalog.listen(AfterHandover(self.custody, tasks.start).hear)
+            self.catalog.listen(Settling(self.custody, tasks.start).hear)
             await stop.wait()
             notify("STOPPING=1")
             await self.leaving.prepare()
@@ -386,10 +412,10 @@ class Daemon:
 
     @asynccontextmanager
     async def _edges(self) -> AsyncIterator[None]:
-        local = build_application(self.service, peers=self.service, identify=identify_local)
+        local = build_application(self.service, peers=self.peer_service, identify=identify_local)
         remote = build_application(
             self.service,
-            peers=self.service,
+            peers=self.peer_service,
             identify=identify_tls(self.config.cluster, admit=self._admit),
         )
         transport = TransportServer(

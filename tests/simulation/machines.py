@@ -33,7 +33,7 @@ from pannier.cluster.registry import Registry
 from pannier.contract.operations import HandoverReply
 from pannier.contract.peers import Peer, Peers
 from pannier.contract.views import CheckView, MoveProgress, NodeView, VolumeView
-from pannier.copies.acknowledging import Acknowledging
+from pannier.copies.acknowledging import Durable
 from pannier.copies.receiving import Reception
 from pannier.copies.replication import Replicator
 from pannier.copies.verification import Verification
@@ -41,19 +41,23 @@ from pannier.core.errors import Conflict, OutcomeUnknown, PannierError, PeerUnav
 from pannier.core.generation import Generation, newest_common
 from pannier.core.node import Node
 from pannier.engine.base import EngineFacts
-from pannier.holding.after_handover import AfterHandover
+from pannier.holding.after_handover import Settling
 from pannier.holding.handover import Handovers
-from pannier.holding.promising import Promising
+from pannier.holding.promising import Failsafe
 from pannier.holding.recovery import Recovery
 from pannier.holding.takeover import Takeover
 from pannier.holding.volumes import Volumes
-from pannier.node.barrier_admission import RUNTIME, BarrierAdmission
-from pannier.node.docker_volumes import DockerVolumes
+from pannier.node.barrier_admission import RUNTIME, SyncGuard
+from pannier.node.cluster_wide import ClusterWide
+from pannier.node.docker_volumes import DockerUse
 from pannier.node.doctor import Doctor
 from pannier.node.facade import NodeService
 from pannier.node.leaving import Leaving
 from pannier.node.membership import Membership
+from pannier.node.node_views import NodeViews
+from pannier.node.peer_service import PeerService
 from pannier.node.upkeep import Upkeep
+from pannier.node.volume_views import VolumeViews
 from pannier.storage.base import Driver
 from pannier.swarm.hooks import Hooks
 from pannier.swarm.services import Services
@@ -210,20 +214,16 @@ class Run:
         self.replicator = Replicator(self.custody, sender, moving=self.handovers.switching)
         self.handovers.replicate_by(self.replicator)
         self.volumes = Volumes(self.custody, self.handovers, peers)
-        self.acknowledging = Acknowledging(self.custody, self.replicator)
+        self.durable = Durable(self.custody, self.replicator)
         self.promises = world.make_promises(machine)
         self.takeover = Takeover(self.custody, peers, self.promises)
-        self.fencing = Fencing(self.custody, self.acknowledging.rivals)
-        self.promising = Promising(
-            self.custody, peers, self.promises, rivals=self.acknowledging.rivals
-        )
-        admission = BarrierAdmission(machine.engine, NoMarks(), configured=lambda: "pannier")
-        self.docker = DockerVolumes(self.custody, self.volumes, peers, self.takeover, admission)
+        self.fencing = Fencing(self.custody, self.durable.rivals)
+        self.failsafe = Failsafe(self.custody, peers, self.promises, rivals=self.durable.rivals)
+        guard = SyncGuard(machine.engine, NoMarks(), configured=lambda: "pannier")
+        self.docker = DockerUse(self.custody, self.volumes, peers, self.takeover, guard)
         self.reception = Reception(self.custody, self.promises)
         self.doctor = Doctor(self.custody, _no_pool_problems)
-        self.verification = Verification(
-            self.custody, peers, self.acknowledging, state=machine.state
-        )
+        self.verification = Verification(self.custody, peers, self.durable, state=machine.state)
         self.membership = Membership(
             node=self.name,
             registry=self.registry,
@@ -231,37 +231,63 @@ class Run:
             authority=_no_authority,
             store_address="memory",
         )
-        self.leaving = Leaving(self.custody, self.acknowledging, self.membership)
+        self.leaving = Leaving(self.custody, self.durable, self.membership)
+        self._wire_services(peers)
+        self.upkeep = Upkeep(self.custody, self.handovers, state=machine.state)
+        self._claims: dict[str, tuple[int, asyncio.Task[Any]]] = {}
+
+    def _wire_services(self, peers: Peers) -> None:
+        machine = self.machine
+        recovery = Recovery(self.custody, peers, self.promises, self.takeover)
+        volume_views = VolumeViews(self.custody, self.handovers, self.replicator)
+        node_views = NodeViews(self.custody)
+        cluster_wide = ClusterWide(
+            self.custody,
+            self.volumes,
+            self.handovers,
+            peers,
+            volume_views=volume_views,
+            node_views=node_views,
+        )
+        services = Services(
+            node=self.name,
+            swarm=machine.engine.swarm,
+            catalog=self.catalog,
+            hooks=Hooks(
+                node=self.name,
+                engine=machine.engine,
+                catalog=self.catalog,
+                file=machine.state / "hooks.json",
+            ),
+            peers=peers,
+            cluster=cluster_wide,
+            clock=machine.clock,
+        )
         self.service = NodeService(
             cluster="c",
             custody=self.custody,
+            cluster_wide=cluster_wide,
+            volume_views=volume_views,
+            node_views=node_views,
             volumes=self.volumes,
-            handovers=self.handovers,
             membership=self.membership,
             doctor=self.doctor,
-            docker=self.docker,
-            peers=peers,
-            replicator=self.replicator,
-            recovery=Recovery(self.custody, peers, self.promises, self.takeover),
-            takeover=self.takeover,
-            promising=self.promising,
+            recovery=recovery,
             verification=self.verification,
-            services=Services(
-                node=self.name,
-                swarm=machine.engine.swarm,
-                catalog=self.catalog,
-                hooks=Hooks(
-                    node=self.name,
-                    engine=machine.engine,
-                    catalog=self.catalog,
-                    file=machine.state / "hooks.json",
-                ),
-                peers=peers,
-                clock=now,
-            ),
+            services=services,
         )
-        self.upkeep = Upkeep(self.custody, self.handovers, state=machine.state)
-        self._claims: dict[str, tuple[int, asyncio.Task[Any]]] = {}
+        self.peer_service = PeerService(
+            custody=self.custody,
+            volume_views=volume_views,
+            node_views=node_views,
+            volumes=self.volumes,
+            handovers=self.handovers,
+            recovery=recovery,
+            takeover=self.takeover,
+            failsafe=self.failsafe,
+            verification=self.verification,
+            services=services,
+        )
 
     async def start(self) -> None:
         """As the daemon starts."""
@@ -282,16 +308,16 @@ class Run:
         self._keep(self.lease.keep())
         self._keep(Disks(self.custody).run())
         self._keep(self.custody.prove_all())
-        self._keep(self.promising.run())
+        self._keep(self.failsafe.run())
         if self.world.with_upkeep:
             self._keep(self.upkeep.run())
             self._keep(self.verification.run())
         if self.world.with_replication:
             self._keep(self.replicator.run())
-            self._keep(self.acknowledging.run())
+            self._keep(self.durable.run())
         if self.world.with_settling:
-            after_handover = AfterHandover(self.custody, lambda work, name: self._keep(work))
-            self.catalog.listen(after_handover.hear)
+            settling = Settling(self.custody, lambda work, name: self._keep(work))
+            self.catalog.listen(settling.hear)
         self._keep(self._adopt())
 
     def _keep(self, work: Coroutine[Any, Any, None]) -> None:
@@ -534,41 +560,45 @@ class PeerAt(Peer):
     async def peer_volume(self, name: str) -> VolumeView:
         me = self._run.name
         return await self._ask(
-            "volume", lambda run: run.service.peer_volume(name, peer=me), changes=False
+            "volume", lambda run: run.peer_service.peer_volume(name, peer=me), changes=False
         )
 
     async def peer_node(self) -> NodeView:
         me = self._run.name
-        return await self._ask("node", lambda run: run.service.peer_node(peer=me), changes=False)
+        return await self._ask(
+            "node", lambda run: run.peer_service.peer_node(peer=me), changes=False
+        )
 
     async def peer_handover(self, name: str, *, epoch: int) -> HandoverReply:
         me = self._run.name
         return await self._ask(
-            "handover", lambda run: run.service.peer_handover(name, epoch=epoch, peer=me)
+            "handover", lambda run: run.peer_service.peer_handover(name, epoch=epoch, peer=me)
         )
 
     async def peer_remove(self, name: str, *, volume_id: str, actor: str) -> None:
         me = self._run.name
         await self._ask(
             "remove",
-            lambda run: run.service.peer_remove(name, volume_id=volume_id, actor=actor, peer=me),
+            lambda run: run.peer_service.peer_remove(
+                name, volume_id=volume_id, actor=actor, peer=me
+            ),
         )
 
     async def peer_verify(self, name: str) -> CheckView:
         me = self._run.name
-        return await self._ask("verify", lambda run: run.service.peer_verify(name, peer=me))
+        return await self._ask("verify", lambda run: run.peer_service.peer_verify(name, peer=me))
 
     async def peer_lost_copy(self, name: str, *, epoch: int) -> None:
         me = self._run.name
         await self._ask(
-            "lost_copy", lambda run: run.service.peer_lost_copy(name, epoch=epoch, peer=me)
+            "lost_copy", lambda run: run.peer_service.peer_lost_copy(name, epoch=epoch, peer=me)
         )
 
     async def peer_promise(self, volumes: Mapping[str, int], *, seconds: float) -> list[str]:
         me = self._run.name
         return await self._ask(
             "promise",
-            lambda run: run.service.peer_promise(volumes, seconds=seconds, peer=me),
+            lambda run: run.peer_service.peer_promise(volumes, seconds=seconds, peer=me),
             changes=False,
         )
 
@@ -578,7 +608,7 @@ class PeerAt(Peer):
         me = self._run.name
         return await self._ask(
             "take",
-            lambda run: run.service.peer_take(
+            lambda run: run.peer_service.peer_take(
                 name, epoch=epoch, generation=generation, actor=actor, peer=me
             ),
         )
@@ -586,7 +616,7 @@ class PeerAt(Peer):
     async def peer_create(self, name: str, options: Mapping[str, str], *, actor: str) -> VolumeView:
         me = self._run.name
         return await self._ask(
-            "create", lambda run: run.service.peer_create(name, options, actor=actor, peer=me)
+            "create", lambda run: run.peer_service.peer_create(name, options, actor=actor, peer=me)
         )
 
     async def peer_move(
@@ -596,7 +626,7 @@ class PeerAt(Peer):
         heard: list[MoveProgress] = []
 
         async def there(run: Run) -> None:
-            steps = run.service.peer_move(
+            steps = run.peer_service.peer_move(
                 name, node, wait_seconds=wait_seconds, actor=actor, peer=me
             )
             async for step in steps:
