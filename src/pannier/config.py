@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -13,6 +14,34 @@ from pannier.core.node import API_PORT, TRANSPORT_PORT
 CONFIG_DIRECTORY = Path("/etc/pannier")
 STATE_DIRECTORY = Path("/var/lib/pannier")
 RUN_DIRECTORY = Path("/run/pannier")
+
+
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """Where a node's daemon keeps things.
+
+    Attributes:
+        config: settings, certificates and keys.
+        state: what outlasts a boot; volumes' bytes among it.
+        run: a tmpfs; what outlasts the daemon.
+    """
+
+    config: Path
+    state: Path
+    run: Path
+
+    @property
+    def mounts(self) -> Path:
+        """The directory with the paths that Docker is given."""
+        return self.state / "mounts"
+
+    @property
+    def pool(self) -> Path:
+        """Where the btrfs pool is mounted."""
+        return self.state / "pool"
+
+
+PATHS = Paths(config=CONFIG_DIRECTORY, state=STATE_DIRECTORY, run=RUN_DIRECTORY)
 
 
 class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):

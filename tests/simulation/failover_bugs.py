@@ -9,7 +9,6 @@ from math import inf
 from typing import Any
 
 import pytest
-from failover_world import KeptPromises
 from plots import (
     Plot,
     container_that_outlives_its_epoch,
@@ -24,6 +23,7 @@ from plots import (
 
 from pannier.agent import custody
 from pannier.agent.custody import Custody
+from pannier.agent.drivers import Drivers
 from pannier.agent.fencing import Fencing
 from pannier.agent.lease import Lease
 from pannier.agent.promises import Promises
@@ -175,7 +175,7 @@ def _count_a_promise_from_the_answer(patch: pytest.MonkeyPatch) -> None:
     real = Lease.promised
 
     def promised(self: Lease, volume: Volume, promises: dict[str, float]) -> None:
-        real(self, volume, {name: self._clock() + 12.0 for name in promises})
+        real(self, volume, {name: self._clock.now() + 12.0 for name in promises})
 
     patch.setattr(Lease, "promised", promised)
 
@@ -186,7 +186,7 @@ def _count_a_promise_from_the_answer(patch: pytest.MonkeyPatch) -> None:
 @bug(holder_out_of_time)
 def _accept_an_older_epoch(patch: pytest.MonkeyPatch) -> None:
     async def admit(self: Reception, offer: Offer, *, peer: str) -> Driver:
-        return self._custody.drivers[offer.driver]
+        return self._drivers.named(offer.driver)
 
     async def confirm(self: Reception, offer: Offer, *, peer: str) -> None:
         return
@@ -208,32 +208,32 @@ def _take_over_with_a_copy_that_is_not_in_sync(patch: pytest.MonkeyPatch) -> Non
     real_check, real_possible = Takeover._check, Takeover.possible
 
     def named(self: Takeover, volume: Volume) -> Volume:
-        return replace(volume, in_sync=(*volume.in_sync, self._custody.node))
+        return replace(volume, in_sync=(*volume.in_sync, self._cluster.node))
 
     patch.setattr(Takeover, "_check", lambda s, v, epoch: real_check(s, named(s, v), epoch))
     patch.setattr(Takeover, "possible", lambda s, v: real_possible(s, named(s, v)))
 
     async def choose(self: Takeover, volume: Volume) -> str:
-        return self._custody.node
+        return self._cluster.node
 
     patch.setattr(Takeover, "_choose", choose)
 
 
 @bug(lease_that_ends_under_a_takeover)
 def _choose_the_base_before_the_refusal(patch: pytest.MonkeyPatch) -> None:
-    real_take, real_newest = Takeover.take, Custody.newest
+    real_take, real_newest = Takeover.take, Drivers.newest
     chosen: dict[tuple[str, str], Generation | None] = {}
 
     async def take(self: Takeover, name: str, *, epoch: int) -> Volume:
-        record = (await self._custody.fresh(name)).record
-        chosen[(self._custody.node, record.id)] = await real_newest(self._custody, record)
+        record = (await self._cluster.fresh(name)).record
+        chosen[(self._cluster.node, record.id)] = await real_newest(self._drivers, record)
         return await real_take(self, name, epoch=epoch)
 
-    async def newest(self: Custody, volume: Volume) -> Generation | None:
-        return chosen.get((self.node, volume.id)) or await real_newest(self, volume)
+    async def newest(self: Drivers, volume: Volume) -> Generation | None:
+        return chosen.get((self._node, volume.id)) or await real_newest(self, volume)
 
     patch.setattr(Takeover, "take", take)
-    patch.setattr(Custody, "newest", newest)
+    patch.setattr(Drivers, "newest", newest)
 
 
 @bug(lease_that_ends_under_a_takeover)
@@ -255,18 +255,18 @@ def _take_over_while_promised(patch: pytest.MonkeyPatch) -> None:
 
 @bug(only_generations_arrive)
 def _forget_promises_at_a_restart(patch: pytest.MonkeyPatch) -> None:
-    real = KeptPromises.__init__
+    real = Promises.__init__
 
-    def init(self: KeptPromises, *args: Any) -> None:
-        real(self, *args)
+    def init(self: Promises, **parts: Any) -> None:
+        real(self, **parts)
         self._not_before = -inf
 
-    patch.setattr(KeptPromises, "__init__", init)
+    patch.setattr(Promises, "__init__", init)
 
 
 @bug(takeover_that_hangs)
 def _forget_a_takeover_that_was_begun_at_a_restart(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(KeptPromises, "_load", lambda self: {})
+    patch.setattr(Promises, "_load", lambda self: {})
 
 
 @bug(takeover_that_hangs)
@@ -285,11 +285,11 @@ def _end_the_refusal_when_the_outcome_is_unknown(patch: pytest.MonkeyPatch) -> N
 
 @bug()
 def _begin_a_takeover_with_another_generation_than_the_newest(patch: pytest.MonkeyPatch) -> None:
-    async def newest(self: Custody, volume: Volume) -> Generation | None:
-        copy = await self.driver(volume).inspect(volume.id)
+    async def newest(self: Drivers, volume: Volume) -> Generation | None:
+        copy = await self.of(volume).inspect(volume.id)
         return min((g for g in copy.generations if volume.grew_out_of(g)), default=None)
 
-    patch.setattr(Custody, "newest", newest)
+    patch.setattr(Drivers, "newest", newest)
 
 
 # -- what is kept and ended ------------------------------------------------------------------------
@@ -319,7 +319,7 @@ def _drop_a_stray(patch: pytest.MonkeyPatch) -> None:
 
     async def depose(self: Custody, volume: Volume, *, successor: str) -> None:
         await real(self, volume, successor=successor)
-        driver = self.driver(volume)
+        driver = self._drivers.of(volume)
         await driver.seal(volume.id, epoch=volume.grant.epoch)
         await driver.drop_live(volume.id, epoch=volume.grant.epoch)
         for one in (await driver.inspect(volume.id)).generations:
@@ -337,7 +337,7 @@ def _leave_containers_alone_when_the_lease_is_over(patch: pytest.MonkeyPatch) ->
 @bug(holder_that_hears_late)
 def _let_containers_go_on_when_there_is_a_lease_again(patch: pytest.MonkeyPatch) -> None:
     def covered(self: Fencing, volume: Volume) -> bool:
-        return self._custody.clock() < self._custody.lease.until
+        return self._clock.now() < self._lease.until
 
     patch.setattr(Fencing, "_covered", covered)
 
@@ -347,7 +347,7 @@ def _serve_again_beside_a_container_of_an_earlier_epoch(patch: pytest.MonkeyPatc
     real = Custody._end_former
 
     async def end_former(self: Custody, volume: Volume) -> None:
-        if volume.grant.node != self.node:
+        if volume.grant.node != self._cluster.node:
             await real(self, volume)
 
     patch.setattr(Custody, "_end_former", end_former)

@@ -14,8 +14,8 @@ from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
-from failover_world import FailoverWorld, FrugalSender
-from machines import Died, Machine, boottime
+from failover_world import FailoverWorld
+from machines import Died, Machine
 from plots import PLOTS, Plot
 from stepping import Fault, Step
 from virtual_time import run_virtual
@@ -23,6 +23,7 @@ from virtual_time import run_virtual
 from pannier.cluster.registry import decode
 from pannier.core.errors import PannierError
 from pannier.core.node import Node
+from pannier.core.pace import Pace
 from pannier.store.base import Entry
 
 REFUSED = (PannierError, Died, TimeoutError)
@@ -480,7 +481,6 @@ _decoded: dict[tuple[bytes, type[Any]], Any] = {}
 
 
 def _decode(entry: Entry, kind: type[Any]) -> Any:
-    """Records are values: what was read once need not be read again."""
     key = (entry.value, kind)
     if key not in _decoded:
         if len(_decoded) > 1000:
@@ -489,37 +489,32 @@ def _decode(entry: Entry, kind: type[Any]) -> Any:
     return _decoded[key]
 
 
-@contextmanager
-def quicker(seed: int, ttl: float) -> Iterator[None]:
+def quicker(seed: int, ttl: float) -> Pace:
     """Shorter patience, and eyes that look less often: what a step costs is what a history costs."""
     chosen = random.Random(f"pace {seed}")
-    watch = chosen.choice((0.2, 0.4))
-    values = {
-        "pannier.agent.custody.PROVE_PAUSE_SECONDS": watch,
-        "pannier.agent.fencing.WATCH_SECONDS": watch,
-        "pannier.holding.promising.WATCH_SECONDS": watch,
-        "pannier.node.docker_volumes.WATCH_SECONDS": watch,
-        "pannier.holding.rounds.POLL_SECONDS": watch,
-        "pannier.copies.acknowledging.PATIENCE_SECONDS": chosen.choice((0.5, 2.0, 5.0)),
-        "pannier.copies.acknowledging.LAG_SECONDS": chosen.choice((3.0, 10.0)),
-        "pannier.copies.replication.RETRY_LIMIT_SECONDS": 3.0,
-        "pannier.copies.replication.boottime": boottime,
-        "pannier.copies.acknowledging.boottime": boottime,
-        "pannier.node.volume_views.boottime": boottime,
-        "pannier.agent.promises.PROMISE_SECONDS": 2 * ttl,
-        "pannier.core.lease.promised_until.__defaults__": (2 * ttl,),
-        "pannier.cluster.registry.decode": _decode,
-        "pannier.cluster.catalog.decode": _decode,
-        "machines.SenderOf": FrugalSender,
-    }
-    patches = [patch(place, value) for place, value in values.items()]
-    for one in patches:
-        one.start()
-    try:
+    look = chosen.choice((0.2, 0.4))
+    usual = Pace()
+    return Pace(
+        agent=replace(usual.agent, prove_look=look, fence_look=look),
+        copies=replace(
+            usual.copies,
+            patience=chosen.choice((0.5, 2.0, 5.0)),
+            lag=chosen.choice((3.0, 10.0)),
+            retry_limit=3.0,
+        ),
+        holding=replace(usual.holding, poll=look, promise=2 * ttl, promise_look=look),
+        node=replace(usual.node, mount_look=look),
+    )
+
+
+@contextmanager
+def decoded_once() -> Iterator[None]:
+    """Records are values: what was read once is not read again."""
+    with (
+        patch("pannier.cluster.registry.decode", _decode),
+        patch("pannier.cluster.catalog.decode", _decode),
+    ):
         yield
-    finally:
-        for one in patches:
-            one.stop()
 
 
 def play(seed: int, plot: Plot | None = None) -> History:
@@ -532,7 +527,7 @@ def play(seed: int, plot: Plot | None = None) -> History:
     ttl = draw.choice((2.0, 4.0))
 
     async def work() -> History:
-        world = FailoverWorld(seed=seed, ttl=ttl)
+        world = FailoverWorld(seed=seed, ttl=ttl, pace=quicker(seed, ttl))
         world.repeats = draw.choice((0.0, 0.3))
         async with world:
             for machine in world.machines.values():
@@ -551,7 +546,7 @@ def play(seed: int, plot: Plot | None = None) -> History:
                 raise AssertionError(_story(seed, history, "\n".join(world.violations)))
         return history
 
-    with quicker(seed, ttl):
+    with decoded_once():
         return run_virtual(work())
 
 

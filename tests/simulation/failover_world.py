@@ -38,13 +38,11 @@ from machines import Machine, Run, SenderOf
 from stepping import Fault, PowerCut, SteppedStore, pause
 from world import World, _volume
 
-from pannier.agent.mountids import MountIds
-from pannier.agent.promises import Promises, Refusal
-from pannier.cluster.catalog import Catalog
 from pannier.core.errors import OutcomeUnknown, PannierError, PeerUnavailable, StoreUnavailable
 from pannier.core.generation import Generation
 from pannier.core.lease import Terms
 from pannier.core.node import Node
+from pannier.core.pace import Pace
 from pannier.core.volume import Volume
 from pannier.store.base import Change, Entry, WatchEvent
 from pannier.transport.base import Offer, Sent
@@ -61,53 +59,72 @@ _CHANGES = frozenset(
 )  # fmt: skip
 
 
-class KeptCatalog(Catalog):
-    """A node's memory on a disk that is none, and slow: a crash may bring an older one back."""
+class SmallFiles:
+    """A machine's small files, on a disk and a tmpfs that are none.
 
-    def __init__(self, machine: Machine, kept: list[tuple[float, Any]]) -> None:
-        super().__init__(file=Path("none"), boot_id=str(machine.boots))
+    What nobody waited for may be lost by a power cut, back to some seconds ago.
+    """
+
+    def __init__(self) -> None:
+        self.durable: dict[str, bytes] = {}
+        self.unsynced: dict[str, list[tuple[float, bytes]]] = {}
+        self.tmpfs: dict[str, bytes] = {}
+
+    def cut(self, *, now: float, lost: float) -> None:
+        """The power fails; the last ``lost`` seconds of what was not flushed are gone."""
+        self.tmpfs.clear()
+        for contents in self.unsynced.values():
+            while contents and contents[-1][0] > now - lost:
+                contents.pop()
+
+
+class KeptFile:
+    """One of them that is replaced at once."""
+
+    def __init__(self, files: dict[str, bytes], name: str) -> None:
+        self.path = Path(name)
+        self._files = files
+
+    def read(self) -> bytes | None:
+        return self._files.get(self.path.name)
+
+    def write(self, content: bytes) -> None:
+        self._files[self.path.name] = content
+
+
+class LateFile:
+    """One whose content arrives some time after it was written, also where the daemon has died."""
+
+    def __init__(self, machine: Machine, contents: list[tuple[float, bytes]], name: str) -> None:
+        self.path = Path(name)
+        self._contents = contents
         self._now = machine.world_time
         self._random = machine.world.random
-        self._kept = kept
 
-    def load(self) -> None:
-        while self._kept and self._kept[-1][0] > self._now():
-            self._kept.pop()
-        if not self._kept:
-            return
-        _, (volumes, nodes, boot) = self._kept[-1]
-        self._same_boot = boot == self._boot_id
-        self._known.volumes, self._known.nodes = dict(volumes), dict(nodes)
+    def read(self) -> bytes | None:
+        while self._contents and self._contents[-1][0] > self._now():
+            self._contents.pop()
+        return self._contents[-1][1] if self._contents else None
 
-    def _save(self) -> None:
-        known = (dict(self._known.volumes), dict(self._known.nodes), self._boot_id)
-        self._kept.append((self._now() + self._random.choice((0.0, 0.0, 0.3, 1.0)), known))
+    def write(self, content: bytes) -> None:
+        self._contents.append((self._now() + self._random.choice((0.0, 0.0, 0.3, 1.0)), content))
 
 
-class KeptPromises(Promises):
-    """Refusals on a disk that is none."""
+class KeptFiles:
+    """The small files of one run of a daemon."""
 
-    def __init__(self, machine: Machine, kept: dict[str, Refusal]) -> None:
-        self._kept = kept
-        super().__init__(clock=machine.clock)
+    def __init__(self, machine: Machine, disk: SmallFiles) -> None:
+        self._machine = machine
+        self._disk = disk
 
-    def _load(self) -> dict[str, Refusal]:
-        return dict(self._kept)
+    def durable(self, name: str) -> KeptFile:
+        return KeptFile(self._disk.durable, name)
 
-    async def _save(self) -> None:
-        await asyncio.sleep(0)
-        self._kept.clear()
-        self._kept.update(self._refused)
+    def unsynced(self, name: str) -> LateFile:
+        return LateFile(self._machine, self._disk.unsynced.setdefault(name, []), name)
 
-
-class Hints(MountIds):
-    """Mount ids on a tmpfs that is none."""
-
-    def __init__(self, kept: dict[str, dict[str, float]]) -> None:
-        self._ids = kept
-
-    def _save(self) -> None:
-        pass
+    def until_boot(self, name: str) -> KeptFile:
+        return KeptFile(self._disk.tmpfs, name)
 
 
 class FaultyStore(SteppedStore):
@@ -210,12 +227,12 @@ class FailoverWorld(World):
             the two ports of a node: "b:peer" for questions, "b:sender" for generations.
     """
 
-    def __init__(self, *, seed: int, ttl: float, names: Sequence[str] = ("a", "b", "c")) -> None:
-        self._disks: dict[str, tuple[list[Any], dict[str, Any], dict[str, Any]]] = {
-            name: ([], {}, {}) for name in names
-        }
+    def __init__(
+        self, *, seed: int, ttl: float, pace: Pace, names: Sequence[str] = ("a", "b", "c")
+    ) -> None:
+        self._files = {name: SmallFiles() for name in names}
         self.terms = Terms(ttl)
-        super().__init__(Path("none"), names=names, seed=seed, with_replication=True)
+        super().__init__(Path("none"), names=names, seed=seed, with_replication=True, pace=pace)
         self.masks: dict[bytes, int] = {b"": 0}
         self.bits: dict[str, int] = {}
         self.acknowledged: dict[str, int] = {}
@@ -244,23 +261,17 @@ class FailoverWorld(World):
         pass
 
     def clear_tmpfs(self, machine: Machine) -> None:
-        catalogs, _, hints = self._disks[machine.name]
-        hints.clear()
         lost = self.random.uniform(0, KEPT_SECONDS)
-        while catalogs and catalogs[-1][0] > machine.world_time() - lost:
-            catalogs.pop()
+        self._files[machine.name].cut(now=machine.world_time(), lost=lost)
 
     def make_store(self, run: Run) -> FaultyStore:
         return FaultyStore(run, self)
 
-    def make_catalog(self, machine: Machine) -> Catalog:
-        return KeptCatalog(machine, self._disks[machine.name][0])
+    def make_files(self, machine: Machine) -> KeptFiles:
+        return KeptFiles(machine, self._files[machine.name])
 
-    def make_promises(self, machine: Machine) -> Promises:
-        return KeptPromises(machine, self._disks[machine.name][1])
-
-    def make_mount_ids(self, machine: Machine) -> MountIds:
-        return Hints(self._disks[machine.name][2])
+    def make_sender(self, run: Run) -> FrugalSender:
+        return FrugalSender(run)
 
     # -- the network ---------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from machines import SenderOf
 from world import Died, Fault, Machine, Step, World, run_virtual
 
 from pannier.core.errors import PannierError
+from pannier.core.pace import NodePace, Pace
 from pannier.transport.base import Offer
 
 NAMES = ("web", "db")
@@ -264,7 +265,8 @@ def play(seed: int, directory: Path) -> tuple[History, World]:
 
     async def work() -> tuple[History, World]:
         driver = (SnapshotDriver, SingleTreeDriver)[seed % 2]
-        world = World(directory, driver=driver, seed=seed, with_upkeep=True)
+        short_trash = Pace(node=NodePace(trash=120.0))
+        world = World(directory, driver=driver, seed=seed, with_upkeep=True, pace=short_trash)
         async with world:
             history = History(world, seed)
             try:

@@ -25,42 +25,19 @@ from stepping import (
 )
 from virtual_time import OWNER, VirtualLoop
 
-from pannier.agent.custody import Custody
-from pannier.agent.disks import Disks
-from pannier.agent.fencing import Fencing
-from pannier.agent.lease import Lease
-from pannier.cluster.registry import Registry
+from pannier.assembly import Outside, Settings, assemble
+from pannier.barrier.calls import Strategy
+from pannier.barrier.groups import Backlog
 from pannier.contract.operations import HandoverReply
 from pannier.contract.peers import Peer, Peers
 from pannier.contract.views import CheckView, MoveProgress, NodeView, VolumeView
-from pannier.copies.acknowledging import Durable
-from pannier.copies.receiving import Reception
-from pannier.copies.replication import Replicator
-from pannier.copies.verification import Verification
 from pannier.core.errors import Conflict, OutcomeUnknown, PannierError, PeerUnavailable
 from pannier.core.generation import Generation, newest_common
 from pannier.core.node import Node
 from pannier.engine.base import EngineFacts
-from pannier.holding.after_handover import Settling
-from pannier.holding.handover import Handovers
-from pannier.holding.promising import Failsafe
-from pannier.holding.recovery import Recovery
-from pannier.holding.takeover import Takeover
-from pannier.holding.volumes import Volumes
-from pannier.node.barrier_admission import RUNTIME, SyncGuard
-from pannier.node.cluster_wide import ClusterWide
-from pannier.node.docker_volumes import DockerUse
-from pannier.node.doctor import Doctor
-from pannier.node.facade import NodeService
-from pannier.node.leaving import Leaving
-from pannier.node.membership import Membership
-from pannier.node.node_views import NodeViews
-from pannier.node.peer_service import PeerService
-from pannier.node.upkeep import Upkeep
-from pannier.node.volume_views import VolumeViews
+from pannier.host.clock import Clock
+from pannier.node.barrier_admission import RUNTIME
 from pannier.storage.base import Driver
-from pannier.swarm.hooks import Hooks
-from pannier.swarm.services import Services
 from pannier.testing.engine import FakeEngine
 from pannier.testing.store import MemoryStore
 from pannier.transport.base import Offer, Sender, Sent
@@ -169,7 +146,7 @@ class Machine:
 
 
 class Run:
-    """One run of the daemon: wired as :mod:`pannier.daemon` does, on stand-ins for the outside."""
+    """One run of the daemon: the product's own assembly, on stand-ins for the outside."""
 
     def __init__(self, world: World, machine: Machine) -> None:
         self.world = world
@@ -181,146 +158,85 @@ class Run:
         self.tasks: list[asyncio.Task[Any]] = []
         self._background: list[asyncio.Task[None]] = []
         self._stack = AsyncExitStack()
-        self._wire()
-
-    def _wire(self) -> None:
-        machine, world = self.machine, self.world
+        self._claims: dict[str, tuple[int, asyncio.Task[Any]]] = {}
         self.line = MemoryStore(world.data, name=f"store-of-{self.name}")
         if self.name in world.storeless:
             self.line.cut()
-        store = world.make_store(self)
-        self.catalog = world.make_catalog(machine)
-        self.registry = Registry(store)
-        now = machine.clock
-        self.lease = Lease(store, node=self.name, boot_id="boot", terms=world.terms, clock=now)
         self.driver = SteppedDriver(self, world.make_driver(machine))
         self.mounts = SteppedMounts(self, machine.table, Path("/mounts") / self.name)
-        self.custody = Custody(
-            node=self.name,
-            registry=self.registry,
-            catalog=self.catalog,
-            drivers={self.driver.name: self.driver},
-            mounts=self.mounts,
-            mount_ids=world.make_mount_ids(machine),
-            engine=machine.engine,
-            lease=self.lease,
-            freezer=SteppedFreezer(self, machine.table),
-            users_of=self.mounts.users_of,
-            clock=now,
-        )
-        peers = PeersOf(self)
-        sender = SenderOf(self)
-        self.handovers = Handovers(self.custody, sender)
-        self.replicator = Replicator(self.custody, sender, moving=self.handovers.switching)
-        self.handovers.replicate_by(self.replicator)
-        self.volumes = Volumes(self.custody, self.handovers, peers)
-        self.durable = Durable(self.custody, self.replicator)
-        self.promises = world.make_promises(machine)
-        self.takeover = Takeover(self.custody, peers, self.promises)
-        self.fencing = Fencing(self.custody, self.durable.rivals)
-        self.failsafe = Failsafe(self.custody, peers, self.promises, rivals=self.durable.rivals)
-        guard = SyncGuard(machine.engine, NoMarks(), configured=lambda: "pannier")
-        self.docker = DockerUse(self.custody, self.volumes, peers, self.takeover, guard)
-        self.reception = Reception(self.custody, self.promises)
-        self.doctor = Doctor(self.custody, _no_pool_problems)
-        self.verification = Verification(self.custody, peers, self.durable, state=machine.state)
-        self.membership = Membership(
-            node=self.name,
-            registry=self.registry,
-            catalog=self.catalog,
-            authority=_no_authority,
-            store_address="memory",
-        )
-        self.leaving = Leaving(self.custody, self.durable, self.membership)
-        self._wire_services(peers)
-        self.upkeep = Upkeep(self.custody, self.handovers, state=machine.state)
-        self._claims: dict[str, tuple[int, asyncio.Task[Any]]] = {}
+        self.node = node = assemble(self._outside(), self._settings())
+        self.cluster = node.cluster
+        self.catalog = node.cluster.catalog
+        self.registry = node.cluster.registry
+        self.drivers = node.drivers
+        self.use = node.use
+        self.custody = node.custody
+        self.lease = node.lease
+        self.promises = node.promises
+        self.replicator = node.replicator
+        self.acknowledging = node.acknowledging
+        self.reception = node.reception
+        self.verification = node.verification
+        self.handovers = node.handovers
+        self.takeover = node.takeover
+        self.promising = node.promising
+        self.recovery = node.recovery
+        self.volumes = node.volumes
+        self.docker = node.docker
+        self.membership = node.membership
+        self.leaving = node.leaving
+        self.service = node.service
+        self.peer_service = node.peer_service
 
-    def _wire_services(self, peers: Peers) -> None:
-        machine = self.machine
-        recovery = Recovery(self.custody, peers, self.promises, self.takeover)
-        volume_views = VolumeViews(self.custody, self.handovers, self.replicator)
-        node_views = NodeViews(self.custody)
-        cluster_wide = ClusterWide(
-            self.custody,
-            self.volumes,
-            self.handovers,
-            peers,
-            volume_views=volume_views,
-            node_views=node_views,
+    def _outside(self) -> Outside[NoCalls]:
+        machine, world = self.machine, self.world
+        return Outside(
+            store=world.make_store(self),
+            drivers={self.driver.name: self.driver},
+            engine=machine.engine,
+            peers=PeersOf(self),
+            sender=world.make_sender(self),
+            mounts=self.mounts,
+            users_of=self.mounts.users_of,
+            kill=machine.kill,
+            freezer=SteppedFreezer(self, machine.table),
+            files=world.make_files(machine),
+            clock=Clock(now=machine.clock, unix=world.wall_time),
+            sync_calls=NoCalls,
+            configured_runtime=lambda: RUNTIME,
+            authority=_no_authority,
+            pool_problems=_no_pool_problems,
         )
-        services = Services(
-            node=self.name,
-            swarm=machine.engine.swarm,
-            catalog=self.catalog,
-            hooks=Hooks(
-                node=self.name,
-                engine=machine.engine,
-                catalog=self.catalog,
-                file=machine.state / "hooks.json",
-            ),
-            peers=peers,
-            cluster=cluster_wide,
-            clock=machine.clock,
-        )
-        self.service = NodeService(
-            cluster="c",
-            custody=self.custody,
-            cluster_wide=cluster_wide,
-            volume_views=volume_views,
-            node_views=node_views,
-            volumes=self.volumes,
-            membership=self.membership,
-            doctor=self.doctor,
-            recovery=recovery,
-            verification=self.verification,
-            services=services,
-        )
-        self.peer_service = PeerService(
-            custody=self.custody,
-            volume_views=volume_views,
-            node_views=node_views,
-            volumes=self.volumes,
-            handovers=self.handovers,
-            recovery=recovery,
-            takeover=self.takeover,
-            failsafe=self.failsafe,
-            verification=self.verification,
-            services=services,
+
+    def _settings(self) -> Settings:
+        return Settings(
+            cluster=None,
+            me=self.world.make_record(self.machine),
+            boot_id=str(self.machine.boots),
+            terms=self.world.terms,
+            store_address="memory",
+            evacuate=False,
+            pace=self.world.pace,
         )
 
     async def start(self) -> None:
         """As the daemon starts."""
+        node, world = self.node, self.world
         await self._stack.enter_async_context(self.line.session())
         self.catalog.load()
-        self.spawn(self.catalog.follow(self.registry.store))
-        self.spawn(self.catalog.keep_saved())
-        await self.driver.open()
-        self.custody.opened.set()
-        if self.world.with_replication:
-            self._keep(self.fencing.run())
+        without = world.without
+        node.start([work for work in node.first if work.name not in without], self._start)
         try:
-            await asyncio.wait_for(self.catalog.synced.wait(), 5.0)
+            await asyncio.wait_for(self.catalog.synced.wait(), world.pace.node.memory)
         except TimeoutError:
             pass
         self.serving = True
         self.began = self.machine.world_time()
-        self._keep(self.lease.keep())
-        self._keep(Disks(self.custody).run())
-        self._keep(self.custody.prove_all())
-        self._keep(self.failsafe.run())
-        if self.world.with_upkeep:
-            self._keep(self.upkeep.run())
-            self._keep(self.verification.run())
-        if self.world.with_replication:
-            self._keep(self.replicator.run())
-            self._keep(self.durable.run())
-        if self.world.with_settling:
-            settling = Settling(self.custody, lambda work, name: self._keep(work))
-            self.catalog.listen(settling.hear)
-        self._keep(self._adopt())
+        node.start([work for work in node.then if work.name not in without], self._start)
+        if world.with_settling:
+            node.follow_handovers(self._start)
 
-    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
+    def _start(self, work: Coroutine[Any, Any, None], name: str) -> None:
         self._background.append(self.spawn(work))
 
     async def leave(self) -> None:
@@ -330,10 +246,6 @@ class Run:
             task.cancel()
         self.began = inf  # nobody looks after its containers, as when the daemon is off
         await self.leaving.announce()
-
-    async def _adopt(self) -> None:
-        await self.catalog.synced.wait()
-        await self.custody.adopt()
 
     def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """A task of this run."""
@@ -426,17 +338,6 @@ class Run:
             del self._claims[offer.volume_id]
 
 
-def boottime() -> float:
-    """Seconds since boot on the computer on which the asking task runs."""
-    run = RUN.get(None)
-    return run.machine.clock() if run else asyncio.get_running_loop().time()
-
-
-def kill(pid: int, number: int) -> None:
-    """``os.kill`` on the computer on which the asking task runs."""
-    RUN.get().machine.kill(pid, number)
-
-
 def _loop() -> VirtualLoop:
     loop = asyncio.get_running_loop()
     assert isinstance(loop, VirtualLoop)
@@ -450,8 +351,14 @@ class HoldingEngine(FakeEngine):
         return replace(await super().facts(), default_runtime=RUNTIME)
 
 
-class NoMarks:
-    """There is no runtime here that would look at them."""
+class NoCalls:
+    """There is no runtime here that would look at marks, and no sync call that would wait."""
+
+    def __init__(self, strategy: Strategy) -> None:
+        pass
+
+    def waiting(self, volume: str) -> Backlog:
+        return Backlog(0, 0.0)
 
     def hold(self, volume: str) -> None:
         pass

@@ -15,6 +15,7 @@ from stepping import SteppedDriver
 
 from pannier.agent import custody
 from pannier.agent.custody import Custody
+from pannier.agent.use import Use
 from pannier.cluster.registry import Registry, Versioned
 from pannier.copies.receiving import Reception
 from pannier.core.ownership import Cleanup, LocalState, Plan, Promote, Unseal, plan_serving
@@ -40,7 +41,7 @@ def bug(plant: Patch) -> Patch:
 @bug
 def _unseal_after_an_unknown_outcome_without_reading(patch: pytest.MonkeyPatch) -> None:
     async def was_given(self: Handovers, volume: Volume) -> bool:
-        await self._custody.driver(volume).unseal(volume.id, epoch=volume.grant.epoch)
+        await self._drivers.of(volume).unseal(volume.id, epoch=volume.grant.epoch)
         return False
 
     patch.setattr(Handovers, "_was_given", was_given)
@@ -88,7 +89,7 @@ def _drop_the_live_tree_before_the_record_changed(patch: pytest.MonkeyPatch) -> 
     real = Handovers._give
 
     async def give(self: Handovers, volume: Volume, record: Volume, *, expect: int) -> None:
-        await self._custody.driver(volume).drop_live(volume.id, epoch=volume.grant.epoch)
+        await self._drivers.of(volume).drop_live(volume.id, epoch=volume.grant.epoch)
         await real(self, volume, record, expect=expect)
 
     patch.setattr(Handovers, "_give", give)
@@ -109,36 +110,36 @@ def _give_without_sealing(patch: pytest.MonkeyPatch) -> None:
 @bug
 def _accept_a_generation_from_a_node_that_does_not_hold(patch: pytest.MonkeyPatch) -> None:
     async def admit(self: Reception, offer: Offer, *, peer: str) -> Driver:
-        return self._custody.drivers[offer.driver]
+        return self._drivers.named(offer.driver)
 
     patch.setattr(Reception, "admit", admit)
 
 
 @bug
 def _give_while_it_is_in_use(patch: pytest.MonkeyPatch) -> None:
-    async def users(self: Custody, volume: Volume) -> list[str]:
+    async def users(self: Use, volume: Volume) -> list[str]:
         return []
 
-    async def in_use(self: Custody, volume: Volume) -> bool:
+    async def in_use(self: Use, volume: Volume) -> bool:
         return False
 
-    patch.setattr(Custody, "users", users)
-    patch.setattr(Custody, "in_use", in_use)
+    patch.setattr(Use, "users", users)
+    patch.setattr(Use, "in_use", in_use)
 
 
 @bug
 def _give_while_a_container_is_being_started(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Custody, "starting", lambda self, volume: False)
+    patch.setattr(Use, "starting", lambda self, volume: False)
 
 
 @bug
 def _remount_from_under_a_container(patch: pytest.MonkeyPatch) -> None:
     """As if a Mount promoted anew instead of keeping the tree that is there."""
 
-    async def processes(self: Custody, volume: Volume) -> list[Any]:
+    async def processes(self: Use, volume: Volume) -> list[Any]:
         return []
 
-    patch.setattr(Custody, "processes", processes)
+    patch.setattr(Use, "processes", processes)
 
 
 @bug
@@ -178,7 +179,6 @@ def _delete_what_is_to_be_promoted(patch: pytest.MonkeyPatch) -> None:
 def test_the_simulation_finds_it(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pannier.node.upkeep.TRASH_SECONDS", 120.0)
     BUGS[name](monkeypatch)
     for seed in range(ENOUGH):
         try:

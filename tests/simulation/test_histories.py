@@ -13,11 +13,6 @@ HISTORIES = 320
 BATCH = 40
 
 
-@pytest.fixture(autouse=True)
-def _a_short_time_in_the_trash(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pannier.node.upkeep.TRASH_SECONDS", 120.0)
-
-
 def seeds() -> Iterator[range]:
     """One given seed, or batches of all."""
     if given := os.environ.get("PANNIER_SEED"):

@@ -19,6 +19,7 @@ from fake_driver import SingleTreeDriver, SnapshotDriver
 from world import Died, Fault, Step, World, run_virtual
 
 from pannier.core.errors import PannierError, VolumeNotFound
+from pannier.core.pace import NodePace, Pace
 
 LATE_SECONDS = 40.0
 """After that, whatever was on its way to the store has arrived."""
@@ -157,7 +158,7 @@ class Play:
     def world(self, *, seed: int) -> World:
         self.runs += 1
         place = self.directory / str(self.runs)
-        return World(place, driver=self.driver, seed=seed)
+        return World(place, driver=self.driver, seed=seed, pace=Pace(node=NodePace(trash=0.0)))
 
     async def learn(self) -> list[Step]:
         """The steps of a run in which nothing fails."""
@@ -209,9 +210,7 @@ def test_whatever_step_fails_nothing_is_lost_and_it_can_be_repeated(
     scenario: Scenario,
     driver: type[SnapshotDriver],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("pannier.node.upkeep.TRASH_SECONDS", 0.0)
     play = Play(scenario, driver, tmp_path)
     steps = run_virtual(play.learn())
     assert steps

@@ -7,12 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
+from machines import Run, SenderOf
 from world import ACTOR, Machine, World  # makes the next import possible
 
 # isort: split
-import machines
 
 from pannier.contract.views import CopyView
 from pannier.copies.replication import ReplicaProgress
@@ -34,7 +33,7 @@ class Transfer:
     bytes: int
 
 
-class WatchedSender(machines.SenderOf):
+class WatchedSender(SenderOf):
     """A node's sender, whose transfers are noted and can be slow."""
 
     async def send(
@@ -57,7 +56,7 @@ class WatchedSender(machines.SenderOf):
 
 
 class CopiesWorld(World):
-    """Replicators run, and "seconds since boot" are the loop's.
+    """Replicators run.
 
     Attributes:
         sent: every transfer that was confirmed, in order.
@@ -78,10 +77,10 @@ class CopiesWorld(World):
         self.synced: dict[str, dict[str, bytes]] = {}
         self.careless: set[str] = set()
 
+    def make_sender(self, run: Run) -> WatchedSender:
+        return WatchedSender(run)
+
     async def __aenter__(self) -> CopiesWorld:
-        self._stack.enter_context(patch("machines.SenderOf", WatchedSender))
-        for place in ("copies.replication", "copies.acknowledging", "node.volume_views"):
-            self._stack.enter_context(patch(f"pannier.{place}.boottime", machines.boottime))
         await super().__aenter__()
         return self
 

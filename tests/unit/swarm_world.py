@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from pannier.host.state_files import DurableFile
+
 sys.path.append(str(Path(__file__).parents[1] / "simulation"))
 
 from virtual_time import VirtualTimePolicy
@@ -216,7 +218,9 @@ class SwarmWorld:
         if cut:
             store.cut()
         await self._stack.enter_async_context(store.session())
-        catalog = self.catalogs[name] = Catalog(file=self._directory / name)
+        catalog = self.catalogs[name] = Catalog(
+            file=DurableFile(self._directory / name), cluster=None, boot_id="b"
+        )
         loop = asyncio.get_running_loop()
         swarm = FaultySwarm(self.swarm, node=f"id-{name}", world=self)
         parts = {"node": name, "registry": Registry(store), "catalog": catalog, "swarm": swarm}

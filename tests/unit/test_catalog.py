@@ -9,6 +9,7 @@ from pathlib import Path
 from pannier.cluster.catalog import Catalog, Changed
 from pannier.cluster.registry import ClusterRecord, encode
 from pannier.core.volume import Grant, Volume, VolumeSpec
+from pannier.host.state_files import DurableFile
 from pannier.store.base import Deleted, Entry, Put, Synced, WatchEvent
 
 
@@ -50,7 +51,7 @@ def names(catalog: Catalog) -> list[str]:
 async def test_what_vanished_while_nobody_listened_is_forgotten_at_the_next_sync(
     tmp_path: Path,
 ) -> None:
-    catalog = Catalog(file=tmp_path / "c")
+    catalog = Catalog(file=DurableFile(tmp_path / "c"), cluster=None, boot_id="b")
     await play(catalog, put(volume("v"), 1), put(volume("w"), 2), Synced(frozenset({"volumes/v"})))
     assert names(catalog) == ["v"]
     await play(catalog, put(volume("x"), 5), Synced(frozenset({"volumes/x"})))
@@ -58,14 +59,14 @@ async def test_what_vanished_while_nobody_listened_is_forgotten_at_the_next_sync
 
 
 async def test_an_older_record_never_replaces_a_newer_one(tmp_path: Path) -> None:
-    catalog = Catalog(file=tmp_path / "c")
+    catalog = Catalog(file=DurableFile(tmp_path / "c"), cluster=None, boot_id="b")
     catalog.remember(volume(epoch=7), revision=9)
     await play(catalog, put(volume(epoch=6), 8))
     assert catalog.volume("v") == volume(epoch=7)
 
 
 async def test_a_list_older_than_a_creation_does_not_hide_it(tmp_path: Path) -> None:
-    catalog = Catalog(file=tmp_path / "c")
+    catalog = Catalog(file=DurableFile(tmp_path / "c"), cluster=None, boot_id="b")
     catalog.remember(volume(), revision=9)
     await play(catalog, Synced(frozenset()))
     assert names(catalog) == ["v"]
@@ -74,13 +75,13 @@ async def test_a_list_older_than_a_creation_does_not_hide_it(tmp_path: Path) -> 
 
 
 async def test_deleted_and_put_again_is_there(tmp_path: Path) -> None:
-    catalog = Catalog(file=tmp_path / "c")
+    catalog = Catalog(file=DurableFile(tmp_path / "c"), cluster=None, boot_id="b")
     await play(catalog, put(volume(), 9), Deleted("volumes/v"), put(volume(epoch=3), 10))
     assert catalog.volume("v") == volume(epoch=3)
 
 
 async def test_an_unreadable_record_is_left_out_and_the_rest_stays(tmp_path: Path) -> None:
-    catalog = Catalog(file=tmp_path / "c")
+    catalog = Catalog(file=DurableFile(tmp_path / "c"), cluster=None, boot_id="b")
     await play(catalog, Put(Entry("volumes/bad", b"{", 1)), put(volume(), 2))
     assert names(catalog) == ["v"]
 
@@ -90,7 +91,7 @@ def of_cluster(name: str) -> Put:
 
 
 async def test_a_store_that_lost_its_memory_does_not_make_us_lose_ours(tmp_path: Path) -> None:
-    catalog = Catalog(file=tmp_path / "c", cluster="ours")
+    catalog = Catalog(file=DurableFile(tmp_path / "c"), cluster="ours", boot_id="b")
     keys = frozenset({"cluster", "volumes/v"})
     await play(catalog, of_cluster("ours"), put(volume(), 5), Synced(keys))
     await play(catalog, Synced(frozenset()))
@@ -110,7 +111,7 @@ async def test_a_store_that_lost_its_memory_does_not_make_us_lose_ours(tmp_path:
 
 
 async def test_a_strange_store_never_counts_as_heard(tmp_path: Path) -> None:
-    catalog = Catalog(file=tmp_path / "c", cluster="ours", boot_id="b1")
+    catalog = Catalog(file=DurableFile(tmp_path / "c"), cluster="ours", boot_id="b1")
     await play(catalog, Synced(frozenset()))
     assert not catalog.synced.is_set()
     assert not catalog.trusted
@@ -118,7 +119,7 @@ async def test_a_strange_store_never_counts_as_heard(tmp_path: Path) -> None:
 
 async def test_an_older_store_is_followed(tmp_path: Path) -> None:
     """After a restore from a snapshot revisions begin lower; memory and store must not differ."""
-    catalog = Catalog(file=tmp_path / "c")
+    catalog = Catalog(file=DurableFile(tmp_path / "c"), cluster=None, boot_id="b")
     keys = frozenset({"volumes/v"})
     await play(catalog, put(volume(epoch=4), 90), Synced(keys))
     await play(catalog, put(volume(epoch=3), 20), Synced(keys))
@@ -128,24 +129,24 @@ async def test_an_older_store_is_followed(tmp_path: Path) -> None:
 async def test_memory_of_the_same_boot_is_trusted_and_of_an_earlier_one_is_not(
     tmp_path: Path,
 ) -> None:
-    first = Catalog(file=tmp_path / "c", boot_id="b1")
+    first = Catalog(file=DurableFile(tmp_path / "c"), cluster=None, boot_id="b1")
     first.remember(volume(), revision=3)
     first._save()
     for boot, trusted in (("b1", True), ("b2", False)):
-        again = Catalog(file=tmp_path / "c", boot_id=boot)
+        again = Catalog(file=DurableFile(tmp_path / "c"), cluster=None, boot_id=boot)
         again.load()
         assert names(again) == ["v"]
         assert again.trusted is trusted
 
 
 async def test_a_restart_without_the_store_remembers(tmp_path: Path) -> None:
-    first = Catalog(file=tmp_path / "c")
+    first = Catalog(file=DurableFile(tmp_path / "c"), cluster=None, boot_id="b")
     first.remember(volume(), revision=3)
     saver = asyncio.create_task(first.keep_saved())
     while not (tmp_path / "c").exists():
         await asyncio.sleep(0.01)
     saver.cancel()
-    second = Catalog(file=tmp_path / "c")
+    second = Catalog(file=DurableFile(tmp_path / "c"), cluster=None, boot_id="b")
     second.load()
     assert second.volumes() == first.volumes()
     assert not second.synced.is_set()
@@ -153,13 +154,13 @@ async def test_a_restart_without_the_store_remembers(tmp_path: Path) -> None:
 
 async def test_a_spoilt_copy_on_disk_is_an_empty_memory(tmp_path: Path) -> None:
     (tmp_path / "c").write_bytes(b"\0\1garbage")
-    catalog = Catalog(file=tmp_path / "c")
+    catalog = Catalog(file=DurableFile(tmp_path / "c"), cluster=None, boot_id="b")
     catalog.load()
     assert catalog.volumes() == []
 
 
 async def test_listeners_hear_each_difference_once(tmp_path: Path) -> None:
-    catalog = Catalog(file=tmp_path / "c")
+    catalog = Catalog(file=DurableFile(tmp_path / "c"), cluster=None, boot_id="b")
     heard: list[Changed] = []
     stop = catalog.listen(heard.append)
     await play(catalog, put(volume(), 1), put(volume(), 1), put(volume(epoch=2), 2))

@@ -12,8 +12,11 @@ import pytest_asyncio
 from copies_world import CopiesWorld
 from world import event_loop_policy
 
-from pannier.agent.fencing import DOUBT_SECONDS
 from pannier.core.errors import DiskFailed, PoolMissing, Unavailable
+from pannier.core.pace import Pace
+
+USUAL = Pace()
+"""The times that the daemon uses."""
 
 __all__ = ["event_loop_policy"]
 
@@ -77,7 +80,7 @@ async def test_what_could_go_on_elsewhere_is_ended_without_a_doubt(world: Copies
     world.losing(volume)
     world.a.disk.failed = True
     gone = lambda: container not in world.a.table.containers  # noqa: E731
-    await world.until(gone, seconds=DOUBT_SECONDS / 2)
+    await world.until(gone, seconds=USUAL.agent.doubt / 2)
     assert world.now_record().grant.node == "a", "nobody wanted it yet"
 
 

@@ -18,7 +18,10 @@ from pannier.core.errors import (
     StoreUnavailable,
     VolumeNotFound,
 )
-from pannier.node.docker_volumes import MOUNT_BUDGET_SECONDS, SILENCE_SECONDS
+from pannier.core.pace import Pace
+
+USUAL = Pace()
+"""The times that the daemon uses."""
 
 __all__ = ["event_loop_policy"]
 pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy. fixture")
@@ -59,7 +62,7 @@ async def test_a_mount_whose_time_is_over_names_the_holder_and_its_container(wor
     began = now()
     with pytest.raises(DeadlineExceeded, match=rf"still on node a \(.*{container}.*stop-first"):
         await world.mount(world.b, "vol")
-    assert now() - began < MOUNT_BUDGET_SECONDS + 10, "Docker would have hung up"
+    assert now() - began < USUAL.node.mount_budget + 10, "Docker would have hung up"
     assert world.record("vol").grant.node == "a"
 
 
@@ -85,13 +88,13 @@ async def test_a_holder_that_stays_silent_ends_the_wait_with_its_name(
     began = now()
     with pytest.raises(PeerUnavailable, match=r"held by node a .epoch 1.*start node a"):
         await world.mount(world.b, "vol")
-    assert SILENCE_SECONDS < now() - began < SILENCE_SECONDS + 10
+    assert USUAL.node.mount_silence < now() - began < USUAL.node.mount_silence + 10
 
 
 async def test_a_holder_that_comes_back_in_time_is_waited_for(world: World) -> None:
     world.a.power_off()
     waiting = asyncio.ensure_future(world.mount(world.b, "vol"))
-    await asyncio.sleep(SILENCE_SECONDS / 2)
+    await asyncio.sleep(USUAL.node.mount_silence / 2)
     await world.a.start()
     await waiting
     assert world.record("vol").grant.node == "b"
@@ -103,7 +106,7 @@ async def test_each_answer_begins_the_silence_anew(world: World) -> None:
     for _ in range(3):
         await asyncio.sleep(8)
         world.isolate("a")
-        await asyncio.sleep(SILENCE_SECONDS / 2)
+        await asyncio.sleep(USUAL.node.mount_silence / 2)
         world.mend_links()
     world.stop_container(world.a, container)
     await world.unmount(world.a, "vol")
@@ -119,7 +122,7 @@ async def test_a_cancelled_mount_is_no_use(world: World) -> None:
     await asyncio.sleep(30)
     world.delay = lambda: 0.0
     assert task.cancelled()
-    assert world.a.up.custody.mount_ids.ages("vol", now()) == {}
+    assert world.a.up.use._mount_ids.ages("vol", now()) == {}
     assert world.a.table.mounts.keys() == {"vol"}, "half done would be worse than not wanted"
     await world.mount(world.b, "vol")
 
@@ -176,7 +179,7 @@ async def test_without_the_store_nothing_sealed_is_served(world: World) -> None:
 async def test_a_node_without_the_driver_says_so_at_once(world: World) -> None:
     """Also the holder itself, where its configuration has lost it: no loop without an end."""
     for machine in (world.a, world.b):
-        machine.up.custody.drivers = {}
+        machine.up.drivers._open.clear()
         with pytest.raises(NotHolder, match=f"node {machine.name} has no btrfs driver"):
             await asyncio.wait_for(world.mount(machine, "vol"), 5.0)
 

@@ -249,4 +249,4 @@ async def test_a_replica_joins_only_with_the_stores_word(world: CopiesWorld) -> 
     await asyncio.sleep(2)
     assert world.now_record().in_sync == ()
     with pytest.raises(StoreUnavailable):
-        await world.a.ask(lambda run: run.custody.fresh("vol"))
+        await world.a.ask(lambda run: run.cluster.fresh("vol"))

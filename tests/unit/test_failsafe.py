@@ -12,8 +12,11 @@ from copies_world import CopiesWorld
 from world import Machine, event_loop_policy
 
 from pannier.core.errors import PannierError, Unavailable
-from pannier.core.lease import PROMISE_SECONDS
+from pannier.core.pace import Pace
 from pannier.core.volume import Grant, Volume
+
+USUAL = Pace()
+"""The times that the daemon uses."""
 
 __all__ = ["event_loop_policy"]
 
@@ -70,7 +73,7 @@ async def test_who_has_promised_takes_nothing_over(world: CopiesWorld) -> None:
     mounting.cancel()
     await world.mount(replica, "vol")
     took = asyncio.get_running_loop().time() - began
-    assert 0.85 * PROMISE_SECONDS - 2 <= took <= PROMISE_SECONDS + 1
+    assert 0.85 * USUAL.holding.promise - 2 <= took <= USUAL.holding.promise + 1
     assert world.now_record().grant == Grant(replica.name, 2)
 
 
@@ -79,7 +82,7 @@ async def test_a_node_that_takes_over_promises_nothing_and_confirms_nothing(
 ) -> None:
     volume = await world.synced_volume(world.a)
     replica = world.replica(volume)
-    fresh = await replica.up.custody.fresh("vol")
+    fresh = await replica.up.cluster.fresh("vol")
     world.cut_store("a")
     async with replica.up.promises.taking(fresh.record, revision=fresh.revision):
         assert replica.up.promising.promise({volume.id: 1}, seconds=10, peer="a") == []
@@ -104,7 +107,7 @@ async def test_a_promise_lasts_no_longer_than_its_limit(world: CopiesWorld) -> N
     volume = await world.synced_volume(world.a)
     run = world.replica(volume).up
     run.promising.promise({volume.id: 1}, seconds=1e6, peer="a")
-    assert run.promises.seconds_left(volume.id) == PROMISE_SECONDS
+    assert run.promises.seconds_left(volume.id) == USUAL.holding.promise
 
 
 async def test_without_the_store_and_one_of_two_rivals_nothing_goes_on(

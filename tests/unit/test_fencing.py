@@ -11,9 +11,12 @@ import pytest_asyncio
 from copies_world import CopiesWorld
 from world import Machine, event_loop_policy
 
-from pannier.agent.fencing import DOUBT_SECONDS, WATCH_SECONDS
 from pannier.core.errors import PannierError
+from pannier.core.pace import Pace
 from pannier.core.volume import Grant, Volume
+
+USUAL = Pace()
+"""The times that the daemon uses."""
 
 __all__ = ["event_loop_policy"]
 
@@ -54,7 +57,7 @@ async def test_a_holder_cut_off_from_everything_stands_still_before_another_begi
         await asyncio.sleep(0.05)
     await mounting
     assert not runs(world.a, container)
-    await asyncio.sleep(DOUBT_SECONDS + 1)
+    await asyncio.sleep(USUAL.agent.doubt + 1)
     assert container not in world.a.table.containers
     assert not writable(world.a, volume)
     assert "vol" not in world.a.table.mounts
@@ -69,7 +72,7 @@ async def test_where_nobody_took_over_the_container_goes_on(world: CopiesWorld) 
     cut_off(world, world.a)
     await world.until(lambda: world.data.get("alive/a") is None)
     assert world.a.table.stands_still(container)
-    await asyncio.sleep(DOUBT_SECONDS / 2)
+    await asyncio.sleep(USUAL.agent.doubt / 2)
     for ask in (lambda run: run.service.doctor(), lambda run: run.service.explain_volume("vol")):
         assert any("stand still" in one.what for one in await world.a.ask(ask))
     world.mend_links()
@@ -131,7 +134,7 @@ async def test_a_container_that_begins_in_doubt_stands_still_too(world: CopiesWo
     cut_off(world, world.a)
     await world.until(lambda: world.data.get("alive/a") is None)
     late = world.start_container(world.a, "vol")
-    await asyncio.sleep(2 * WATCH_SECONDS)
+    await asyncio.sleep(2 * USUAL.agent.fence_look)
     assert world.a.table.stands_still(late)
 
 
@@ -189,7 +192,7 @@ async def test_a_restarted_daemon_ends_what_it_cannot_prove(world: CopiesWorld) 
     await world.a.start()
     await asyncio.sleep(world.a.up.lease.terms.ttl + 1)
     assert not runs(world.a, container)
-    await asyncio.sleep(DOUBT_SECONDS)
+    await asyncio.sleep(USUAL.agent.doubt)
     assert container not in world.a.table.containers
     assert not writable(world.a, volume)
 
@@ -255,7 +258,7 @@ async def test_a_volume_whose_lock_is_taken_does_not_delay_the_end_of_another(
         cut_off(world, world.a)
         await world.until(lambda: world.data.get("alive/a") is None)
         assert not any(runs(world.a, container) for container in containers)
-        await asyncio.sleep(DOUBT_SECONDS)
+        await asyncio.sleep(USUAL.agent.doubt)
         assert not world.a.table.containers
         assert writable(world.a, first), "it is sealed when the lock is free"
         assert not writable(world.a, second)

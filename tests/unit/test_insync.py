@@ -14,8 +14,11 @@ from world import Fault, Machine, Step, event_loop_policy
 
 from pannier.agent.promises import Refusal
 from pannier.core.errors import OutcomeUnknown, PannierError, Stale, StorageError
-from pannier.core.lease import PROMISE_SECONDS
+from pannier.core.pace import Pace
 from pannier.core.volume import Grant, Volume
+
+USUAL = Pace()
+"""The times that the daemon uses."""
 
 __all__ = ["event_loop_policy"]
 
@@ -25,7 +28,7 @@ UNKNOWN = (Fault.LOSE_REQUEST, Fault.LOSE_ANSWER, Fault.LATE)
 @pytest_asyncio.fixture
 async def world(tmp_path: Path) -> AsyncIterator[CopiesWorld]:
     async with CopiesWorld(tmp_path) as world:
-        await asyncio.sleep(PROMISE_SECONDS)
+        await asyncio.sleep(USUAL.holding.promise)
         yield world
 
 
@@ -290,7 +293,7 @@ async def test_an_old_memory_of_a_holder_that_was_succeeded_confirms_nothing(
 
 async def test_what_was_not_confirmed_but_arrived_is_kept_as_a_base(world: CopiesWorld) -> None:
     volume = await world.synced_volume(world.a, nodes="a,b")
-    fresh = await world.b.up.custody.fresh("vol")
+    fresh = await world.b.up.cluster.fresh("vol")
     promises = world.b.up.promises
 
     def refuse_meanwhile(step: Step) -> Fault | None:

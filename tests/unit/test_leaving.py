@@ -12,8 +12,11 @@ from copies_world import CopiesWorld
 from world import event_loop_policy
 
 from pannier.agent.lease import Lease
+from pannier.core.pace import Pace
 from pannier.core.volume import Volume
-from pannier.node.leaving import WITHIN_SECONDS
+
+USUAL = Pace()
+"""The times that the daemon uses."""
 
 __all__ = ["event_loop_policy"]
 
@@ -128,6 +131,8 @@ async def test_it_is_ended_also_while_somebody_keeps_the_volumes_lock(world: Cop
     container = await standing_still(world)
     [volume] = world.a.up.catalog.volumes()
     async with world.a.up.custody.lock(volume):
-        await asyncio.wait_for(world.a.ask(lambda run: run.leaving.prepare()), WITHIN_SECONDS + 1)
+        await asyncio.wait_for(
+            world.a.ask(lambda run: run.leaving.prepare()), USUAL.node.leave_within + 1
+        )
     assert container not in world.a.table.containers
     assert not world.a.table.frozen

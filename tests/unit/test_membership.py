@@ -14,6 +14,7 @@ from pannier.cluster.registry import Registry
 from pannier.contract.operations import JoinReply, JoinRequest
 from pannier.core.errors import AlreadyExists, Conflict, Denied, InvalidInput, NodeNotFound
 from pannier.core.volume import Grant, Volume, VolumeSpec
+from pannier.host.state_files import DurableFile
 from pannier.node.membership import Membership
 from pannier.pki.authority import Authority
 from pannier.pki.credentials import new_request
@@ -29,7 +30,7 @@ async def membership(tmp_path: Path) -> AsyncIterator[Membership]:
         yield Membership(
             node="n1",
             registry=Registry(store),
-            catalog=Catalog(file=tmp_path / "catalog"),
+            catalog=Catalog(file=DurableFile(tmp_path / "catalog"), cluster=None, boot_id="b"),
             authority=lambda: authority,
             store_address="etcd://a:2379",
         )

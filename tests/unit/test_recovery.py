@@ -13,8 +13,11 @@ from world import ACTOR, Fault, Machine, event_loop_policy
 
 from pannier.core.errors import Conflict, OutcomeUnknown, PannierError, Stale, Unavailable
 from pannier.core.generation import Generation
-from pannier.core.lease import PROMISE_SECONDS
+from pannier.core.pace import Pace
 from pannier.core.volume import Grant, Volume
+
+USUAL = Pace()
+"""The times that the daemon uses."""
 
 __all__ = ["event_loop_policy"]
 
@@ -22,7 +25,9 @@ __all__ = ["event_loop_policy"]
 @pytest_asyncio.fixture
 async def world(tmp_path: Path) -> AsyncIterator[CopiesWorld]:
     async with CopiesWorld(tmp_path) as world:
-        await asyncio.sleep(PROMISE_SECONDS)  # what an earlier run might have promised is over
+        await asyncio.sleep(
+            USUAL.holding.promise
+        )  # what an earlier run might have promised is over
         yield world
 
 
@@ -125,7 +130,7 @@ async def test_refused_while_no_copy_answers(world: CopiesWorld) -> None:
         await world.recover(other)
     assert replica.name in refusal.value.remedy
     await replica.start()
-    await asyncio.sleep(PROMISE_SECONDS)
+    await asyncio.sleep(USUAL.holding.promise)
     record = await world.recover(other)
     assert record.grant == Grant(replica.name, 2)
 
@@ -310,7 +315,7 @@ async def test_a_strays_generations_are_never_chosen(world: CopiesWorld) -> None
     assert max(strays).epoch == record.base.epoch
     await world.down(replica)
     await world.a.start()
-    await asyncio.sleep(PROMISE_SECONDS)
+    await asyncio.sleep(USUAL.holding.promise)
     assert max(strays) in world.generations(world.a, volume)
     record = await world.recover(world.a)
     assert record.grant == Grant("a", 3)
@@ -454,7 +459,7 @@ async def test_a_power_cut_of_the_new_holder_leaves_a_volume_that_can_be_used(
     if replica.run is None:
         await asyncio.sleep(15)
         await replica.start()
-        await asyncio.sleep(PROMISE_SECONDS)
+        await asyncio.sleep(USUAL.holding.promise)
     if world.now_record().grant.epoch == 1:
         await world.recover(other)
     await world.mount(replica, "vol")

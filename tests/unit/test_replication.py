@@ -14,11 +14,14 @@ from copies_world import CopiesWorld
 from world import Fault, Machine, event_loop_policy
 
 from pannier.cluster.registry import encode
-from pannier.copies.replication import ABSENCE_SECONDS, RETRY_LIMIT_SECONDS
 from pannier.core.errors import PoolFull
 from pannier.core.generation import Generation
+from pannier.core.pace import Pace
 from pannier.core.volume import Volume
 from pannier.store.base import Change
+
+USUAL = Pace()
+"""The times that the daemon uses."""
 
 __all__ = ["event_loop_policy"]
 
@@ -114,7 +117,7 @@ async def test_an_absent_replica_delays_nobody_and_gets_the_difference_on_its_re
     assert world.sent_to("c")[-1].generation == last
     assert len(world.sent_to("b")) > 100
     await world.c.start()
-    await world.until(lambda: world.current(world.c, volume), seconds=2 * RETRY_LIMIT_SECONDS)
+    await world.until(lambda: world.current(world.c, volume), seconds=2 * USUAL.copies.retry_limit)
     after = [t for t in world.sent_to("c") if t.generation > last]
     assert after[0].base == last
     assert sum(t.bytes for t in after) < 2_000, "not the bulk again"
@@ -129,7 +132,7 @@ async def test_an_absent_replica_is_tried_more_and_more_seldom(world: CopiesWorl
     times = [at for _, at in world.tries]
     pauses = [later - earlier for earlier, later in itertools.pairwise(times)]
     assert pauses[:5] == pytest.approx([1, 2, 4, 8, 16], abs=0.5)
-    assert all(pause <= RETRY_LIMIT_SECONDS + 1 for pause in pauses)
+    assert all(pause <= USUAL.copies.retry_limit + 1 for pause in pauses)
     assert len(times) < 20
 
 
@@ -468,7 +471,7 @@ async def test_a_replica_is_replaced_when_it_stays_away(world: CopiesWorld) -> N
     gone = volume.replicas[0]
     other = "c" if gone == "b" else "b"
     await world.down(world.machines[gone])
-    await asyncio.sleep(ABSENCE_SECONDS - 30)
+    await asyncio.sleep(USUAL.copies.absence - 30)
     assert world.now_record().replicas == (gone,), "a reboot takes less"
     await asyncio.sleep(60)
     assert world.now_record().replicas == (other,)
@@ -480,7 +483,7 @@ async def test_a_replica_that_comes_back_now_and_then_is_kept(world: CopiesWorld
     flapping = world.machines[volume.replicas[0]]
     for _ in range(4):
         await world.down(flapping)
-        await asyncio.sleep(ABSENCE_SECONDS / 2)
+        await asyncio.sleep(USUAL.copies.absence / 2)
         await flapping.start()
         await asyncio.sleep(A_WHILE)
     assert world.now_record().replicas == volume.replicas
@@ -494,7 +497,7 @@ async def test_without_another_node_an_absent_replica_stays_and_gets_the_differe
     await asyncio.sleep(A_WHILE)
     last = world.generations(world.c, volume)[-1]
     await world.down(world.c)
-    await written_for(world, world.a, volume, ABSENCE_SECONDS + 60, every=5)
+    await written_for(world, world.a, volume, USUAL.copies.absence + 60, every=5)
     assert set(world.now_record().replicas) == {"b", "c"}
     world.sent.clear()
     await world.c.start()

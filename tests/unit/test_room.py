@@ -39,12 +39,12 @@ async def test_the_record_has_tenths_and_changes_only_with_them(
     run = world.a.up
     monkeypatch.setattr(run.driver, "capacity", capacity)
     for _ in range(2):
-        await world.a.ask(lambda run: report_free_space(run.custody, run.service._membership))
+        await world.a.ask(lambda run: report_free_space(run.drivers, run.membership))
         assert room(world) == tenths
     assert len([s for s in world.steps if s.label == "store.commit" and s.of == "a"]) <= 2
 
 
 async def test_without_the_store_it_stays_as_it_is(world: World) -> None:
     world.cut_store("a")
-    await world.a.ask(lambda run: report_free_space(run.custody, run.service._membership))
+    await world.a.ask(lambda run: report_free_space(run.drivers, run.membership))
     assert room(world) == 10

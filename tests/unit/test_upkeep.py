@@ -6,7 +6,7 @@ from pannier.node.upkeep import TRASH_SECONDS, TrashClock
 
 
 def test_a_volume_is_due_only_after_a_day_of_turns(tmp_path: Path) -> None:
-    clock = TrashClock(tmp_path / "t")
+    clock = TrashClock(DurableFile(tmp_path / "t"), keep_seconds=USUAL.node.trash)
     turns = int(TRASH_SECONDS / 60)
     for _ in range(turns - 1):
         assert clock.turn({"a"}, 60) == set()
@@ -14,12 +14,17 @@ def test_a_volume_is_due_only_after_a_day_of_turns(tmp_path: Path) -> None:
 
 
 def test_the_count_survives_a_restart_and_ends_with_the_volume(tmp_path: Path) -> None:
-    TrashClock(tmp_path / "t").turn({"a", "b"}, TRASH_SECONDS - 60)
-    clock = TrashClock(tmp_path / "t")
+    TrashClock(DurableFile(tmp_path / "t"), keep_seconds=USUAL.node.trash).turn(
+        {"a", "b"}, TRASH_SECONDS - 60
+    )
+    clock = TrashClock(DurableFile(tmp_path / "t"), keep_seconds=USUAL.node.trash)
     assert clock.turn({"a"}, 60) == {"a"}
     assert clock.turn({"b"}, 60) == set(), "restored and removed again: its time begins anew"
 
 
 def test_a_spoilt_file_begins_anew_instead_of_deleting(tmp_path: Path) -> None:
     (tmp_path / "t").write_text("{garbage")
-    assert TrashClock(tmp_path / "t").turn({"a"}, 60) == set()
+    assert (
+        TrashClock(DurableFile(tmp_path / "t"), keep_seconds=USUAL.node.trash).turn({"a"}, 60)
+        == set()
+    )

@@ -14,10 +14,13 @@ from copies_world import CopiesWorld
 from world import Fault, Machine, event_loop_policy
 
 from pannier.contract.views import CheckView
-from pannier.copies.verification import EVERY_SECONDS, TURN_SECONDS, Verification
+from pannier.copies.verification import Verification
 from pannier.core.errors import NotHolder, Stale
-from pannier.core.lease import PROMISE_SECONDS
+from pannier.core.pace import Pace
 from pannier.core.volume import Volume
+
+USUAL = Pace()
+"""The times that the daemon uses."""
 
 __all__ = ["event_loop_policy"]
 
@@ -25,7 +28,7 @@ __all__ = ["event_loop_policy"]
 @pytest_asyncio.fixture
 async def world(tmp_path: Path) -> AsyncIterator[CopiesWorld]:
     async with CopiesWorld(tmp_path, with_upkeep=True) as world:
-        await asyncio.sleep(PROMISE_SECONDS)
+        await asyncio.sleep(USUAL.holding.promise)
         yield world
 
 
@@ -147,7 +150,7 @@ async def test_a_damaged_copy_never_takes_over(world: CopiesWorld) -> None:
     assert set(world.now_record().in_sync) == {"b", "c"}
     world.losing(volume)
     await world.down(world.a)
-    await asyncio.sleep(PROMISE_SECONDS)
+    await asyncio.sleep(USUAL.holding.promise)
     await world.mount(world.b, "vol")
     assert taken_by(world) == ["c"]
     assert world.now_record().grant.node == "b"
@@ -156,11 +159,11 @@ async def test_a_damaged_copy_never_takes_over(world: CopiesWorld) -> None:
 
 async def test_copies_are_read_now_and_then(world: CopiesWorld) -> None:
     volume = await world.synced_volume(world.a)
-    await asyncio.sleep(2 * TURN_SECONDS)
+    await asyncio.sleep(2 * USUAL.copies.verify_turn)
     verification: Verification = world.b.up.verification
     assert not [s for s in world.steps if s.label == "driver.verify"]
     damage(world.b, volume)
-    verification._at[volume.id] -= EVERY_SECONDS
+    verification._at[volume.id] -= USUAL.copies.verify_every
     await world.until(lambda: not world.b.disk.homes[volume.id].damaged)
     await world.until(lambda: world.now_record().in_sync == ("b",))
 
@@ -168,8 +171,8 @@ async def test_copies_are_read_now_and_then(world: CopiesWorld) -> None:
 async def test_a_time_noted_by_a_clock_that_was_ahead_counts_from_now(world: CopiesWorld) -> None:
     volume = await world.synced_volume(world.a)
     verification: Verification = world.b.up.verification
-    verification._at[volume.id] = time.time() + 10 * EVERY_SECONDS
-    await asyncio.sleep(2 * TURN_SECONDS)
+    verification._at[volume.id] = time.time() + 10 * USUAL.copies.verify_every
+    await asyncio.sleep(2 * USUAL.copies.verify_turn)
     assert verification._at[volume.id] <= time.time()
 
 
@@ -183,7 +186,7 @@ async def test_times_that_cannot_be_noted_or_read_end_nothing(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("pannier.copies.verification.write_file", full)
-    await asyncio.sleep(2 * TURN_SECONDS)
+    await asyncio.sleep(2 * USUAL.copies.verify_turn)
     assert (await verify(world))["b"].state == "made anew"
     await world.until(lambda: world.now_record().in_sync == ("b",))
     file: Path = world.b.up.verification._file

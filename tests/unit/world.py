@@ -26,24 +26,23 @@ import structlog
 
 sys.path.append(str(Path(__file__).parents[1] / "simulation"))
 
-import machines
 from fake_driver import Disk, SnapshotDriver
-from machines import RUN, Died, Machine, Run
+from machines import RUN, Died, Machine, Run, SenderOf
 from stepping import Fault, PowerCut, Step, SteppedStore
 from virtual_time import VirtualTimePolicy, run_virtual
 
-from pannier.agent.mountids import MountIds
-from pannier.agent.promises import Promises
-from pannier.cluster.catalog import Catalog
 from pannier.cluster.registry import encode, trash_key, volume_key
 from pannier.contract.views import MoveProgress
 from pannier.core.errors import PannierError, PeerUnavailable, Stale
 from pannier.core.lease import Terms
 from pannier.core.node import Node
+from pannier.core.pace import Pace
 from pannier.core.volume import Volume
+from pannier.host.state_files import HostFiles, StateFiles
 from pannier.storage.base import Driver
 from pannier.store.base import ABSENT, Change, Store
 from pannier.testing.store import MemoryData
+from pannier.transport.base import Sender
 
 __all__ = [
     "ACTOR",
@@ -59,6 +58,11 @@ __all__ = [
 
 T = TypeVar("T")
 ACTOR = "tester"
+_NOT_PLAYED = frozenset(
+    ("introduction", "admission", "activation", "swarm-node", "free-space", "evacuation", "labels",
+     "hooks")
+)  # fmt: skip
+"""Work of a node that has nothing to do with who holds what; its tests have worlds of their own."""
 
 
 @pytest.fixture
@@ -87,12 +91,17 @@ class World:
         with_upkeep: bool = False,
         with_settling: bool = True,
         with_replication: bool = False,
+        pace: Pace = Pace(),
     ) -> None:
         self._driver = driver
+        self.pace = pace
         self.random = random.Random(seed)
-        self.with_upkeep = with_upkeep
         self.with_settling = with_settling
-        self.with_replication = with_replication
+        self.without = _NOT_PLAYED
+        if not with_upkeep:
+            self.without |= {"upkeep", "verification"}
+        if not with_replication:
+            self.without |= {"fencing", "replication", "in-sync"}
         self.data = Data()
         self.data.feed._subscriptions = _InOrder()  # type: ignore[assignment]
         self.steps: list[Step] = []
@@ -135,17 +144,21 @@ class World:
         """A node's way to the store, over ``run.line``."""
         return SteppedStore(run, run.line, self.do_late)
 
-    def make_catalog(self, machine: Machine) -> Catalog:
-        """A node's memory."""
-        return Catalog(file=machine.state / "catalog.json")
+    def make_sender(self, run: Run) -> Sender:
+        """A node's way of sending generations."""
+        return SenderOf(run)
 
-    def make_promises(self, machine: Machine) -> Promises:
-        """A node's promises."""
-        return Promises(file=machine.state / "takeovers.json", clock=machine.clock)
+    def make_files(self, machine: Machine) -> StateFiles:
+        """What a node must not forget, on its disk and on its tmpfs."""
+        return HostFiles(state=machine.state, run=machine.tmpfs)
 
-    def make_mount_ids(self, machine: Machine) -> MountIds:
-        """A node's hints about use."""
-        return MountIds(machine.tmpfs / "mounts.json")
+    def make_record(self, machine: Machine) -> Node:
+        """With what a node introduces itself."""
+        return _record(machine.name, self.make_driver(machine).name)
+
+    def wall_time(self) -> float:
+        """What people's clocks say on all machines."""
+        return self.wall + asyncio.get_running_loop().time()
 
     def make_driver(self, machine: Machine) -> Driver:
         """A driver on the machine's disk; a test may put a real one there."""
@@ -158,9 +171,7 @@ class World:
         before = structlog.get_config()
         structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
         self._stack.callback(lambda: structlog.configure(**before))
-        self._stack.enter_context(patch("time.time", lambda: self.wall + loop.time()))
         self._stack.enter_context(patch("secrets.token_hex", self._token))
-        self._stack.enter_context(patch("os.kill", machines.kill))
         for name, machine in self.machines.items():
             self._put(f"nodes/{name}", _record(name, self.make_driver(machine).name))
         for machine in self.machines.values():

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import structlog
 
-from pannier.agent.mounts import DEFAULT_ROOT, Location, locate, own_mounts
+from pannier.agent.mounts import Location, locate, own_mounts
 from pannier.barrier import arrivals, syncwrites
 from pannier.barrier.calls import Strategy
 from pannier.barrier.groups import Backlog, Groups
@@ -18,10 +18,10 @@ from pannier.barrier.keeping import Keeping, Origin, is_listener
 from pannier.barrier.listener import Listener
 from pannier.barrier.reach import Reach
 from pannier.core.errors import PannierError
+from pannier.host.clock import Clock
 
 log = structlog.get_logger(__name__)
 
-DEFAULT_DIRECTORY = Path("/run/pannier/barrier")
 _HANDOVER_SECONDS = 10.0
 _SCAN_SECONDS = 30.0
 
@@ -37,8 +37,9 @@ class Barrier:
         self,
         strategy: Strategy,
         *,
-        mount_root: Path = DEFAULT_ROOT,
-        directory: Path = DEFAULT_DIRECTORY,
+        mount_root: Path,
+        directory: Path,
+        clock: Clock,
     ) -> None:
         """Prepare.
 
@@ -50,7 +51,8 @@ class Barrier:
         self._marks = directory / "held"
         self._marks.mkdir(mode=0o755, parents=True, exist_ok=True)
         self._keeping = Keeping(directory / "listeners")
-        self._groups = Groups(strategy)
+        self._clock = clock
+        self._groups = Groups(strategy, clock=clock)
         self._listeners: dict[str, Listener] = {}
         self._warned: set[str] = set()
         self._handovers: set[asyncio.Task[None]] = set()
@@ -147,6 +149,7 @@ class Barrier:
             reach=Reach(origin.places, str(self._mount_root)),
             pending=self._keeping.pending(name),
             groups=self._groups,
+            clock=self._clock,
             synchronous=self._warn,
             ended=self._ended,
         )

@@ -20,7 +20,7 @@ import structlog
 
 from pannier.barrier.calls import Strategy, SyncCall
 from pannier.core.errors import PannierError
-from pannier.host.clock import boottime
+from pannier.host.clock import Clock
 
 log = structlog.get_logger(__name__)
 
@@ -63,9 +63,9 @@ class Backlog:
 class Groups:
     """The calls that wait, by volume. For one event loop; nothing here is safe between threads."""
 
-    def __init__(self, strategy: Strategy, *, now: Callable[[], float] = boottime) -> None:
+    def __init__(self, strategy: Strategy, *, clock: Clock) -> None:
         self._strategy = strategy
-        self._now = now
+        self._now = clock.now
         self._queues: dict[str, _Queue] = {}
 
     def add(self, waiting: Waiting) -> None:

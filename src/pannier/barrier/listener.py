@@ -15,7 +15,7 @@ from pannier.barrier.keeping import Origin
 from pannier.barrier.kernel import Notification
 from pannier.barrier.pending import Pending
 from pannier.barrier.reach import Reach
-from pannier.host.clock import boottime
+from pannier.host.clock import Clock
 
 _AT_ONCE = 64
 """So many calls are taken before other work of the event loop has its turn."""
@@ -38,6 +38,7 @@ class Listener:
         reach: Reach,
         pending: Pending,
         groups: Groups,
+        clock: Clock,
         synchronous: Callable[[Listener, int, int], None],
         ended: Callable[[Listener], None],
     ) -> None:
@@ -55,6 +56,7 @@ class Listener:
         self.reach = reach
         self._pending = pending
         self._groups = groups
+        self._clock = clock
         self._synchronous = synchronous
         self._ended = ended
         self._poll = select.poll()
@@ -145,7 +147,7 @@ class Listener:
                 self._pending.add(ident)
         for slot, ident in self._pending:
             unknown = Notification(ident, 0, "unknown", ())
-            self._wait(unknown, slot, boottime(), set(self.origin.places))
+            self._wait(unknown, slot, self._clock.now(), set(self.origin.places))
 
     # -- calls end -------------------------------------------------------------------------------
 
@@ -166,7 +168,7 @@ class Listener:
         tid = waiting.call.pid
         if tid in self._by_thread:
             key, _ident = self._by_thread.pop(tid)
-            now = boottime()
+            now = self._clock.now()
             self._lapsed = {
                 tid: lapsed
                 for tid, lapsed in self._lapsed.items()
@@ -186,7 +188,7 @@ class Listener:
         if call.tid in self._by_thread:  # a thread waits for one call at a time
             self._forget(self._by_thread[call.tid][1])
         key, arrival, _lapsed = self._lapsed.pop(call.tid, (None, 0.0, 0.0))
-        return arrival if key == _key(call) else boottime()
+        return arrival if key == _key(call) else self._clock.now()
 
 
 def _key(call: Notification) -> _Key:

@@ -65,9 +65,7 @@ _KINDS: dict[str, type[Volume] | type[Node] | None] = {
 class Catalog:
     """The remembered volumes and nodes. Reading never waits and never fails."""
 
-    def __init__(
-        self, *, file: StateFile, cluster: str | None = None, boot_id: str | None = None
-    ) -> None:
+    def __init__(self, *, file: StateFile, cluster: str | None, boot_id: str) -> None:
         """Prepare; empty until :meth:`load` or :meth:`follow`.
 
         Args:
@@ -100,7 +98,7 @@ class Catalog:
         except (OSError, msgspec.DecodeError) as error:
             log.warning("catalog.unreadable", file=str(self._file.path), error=str(error))
             return
-        self._same_boot = self._boot_id is not None and saved.boot_id == self._boot_id
+        self._same_boot = saved.boot_id == self._boot_id
         self._known.volumes = {volume.name: volume for volume in saved.volumes}
         self._known.nodes = {node.name: node for node in saved.nodes}
 
@@ -134,6 +132,11 @@ class Catalog:
     def node(self, name: str) -> Node | None:
         """A node as last heard."""
         return self._known.nodes.get(name)
+
+    def knows(self, name: str, *, certificate: str) -> bool:
+        """Whether the node's record names this certificate (its fingerprint)."""
+        node = self._known.nodes.get(name)
+        return node is not None and node.certificate == certificate
 
     def nodes(self) -> list[Node]:
         """All nodes as last heard, sorted by name."""

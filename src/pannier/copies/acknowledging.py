@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import structlog
 
+from pannier.agent.drivers import Drivers
 from pannier.agent.lease import Lease
 from pannier.cluster.cluster import Cluster
 from pannier.copies.in_sync import InSync
@@ -34,17 +35,19 @@ class Acknowledging:
         self,
         *,
         cluster: Cluster,
+        drivers: Drivers,
         lease: Lease,
         replicator: Replicator,
         clock: Clock,
         pace: CopiesPace,
     ) -> None:
         self._cluster = cluster
+        self._drivers = drivers
         self._lease = lease
         self._replicator = replicator
         self._clock = clock
         self._pace = pace
-        self._in_sync = InSync(cluster)
+        self._in_sync = InSync(cluster=cluster)
 
     async def make_durable(self, volume: str, calls: Sequence[object] = ()) -> None:
         """See :class:`pannier.barrier.calls.Strategy`: what is written reaches all that count.

@@ -44,6 +44,11 @@ class StateFiles(Protocol):
         """A file that outlasts a power cut from the moment at which its write returns."""
         ...
 
+    def unsynced(self, name: str) -> StateFile:
+        """A file on a disk that nobody waits for: a power cut may bring an earlier content back, or
+        leave what cannot be read."""
+        ...
+
     def until_boot(self, name: str) -> StateFile:
         """A file that outlasts the daemon, and is gone after the next boot of the machine."""
         ...
@@ -65,8 +70,8 @@ class DurableFile:
 
 
 @dataclass(frozen=True, slots=True)
-class MemoryFile:
-    """A file on a tmpfs: nothing there outlasts a power cut, so nothing is flushed."""
+class UnsyncedFile:
+    """A file that is replaced whole, and not flushed: on a tmpfs, or where an older content will do."""
 
     path: Path
 
@@ -97,9 +102,13 @@ class HostFiles:
         """See :class:`StateFiles`."""
         return DurableFile(self.state / name)
 
+    def unsynced(self, name: str) -> StateFile:
+        """See :class:`StateFiles`."""
+        return UnsyncedFile(self.state / name)
+
     def until_boot(self, name: str) -> StateFile:
         """See :class:`StateFiles`."""
-        return MemoryFile(self.run / name)
+        return UnsyncedFile(self.run / name)
 
 
 def _read(path: Path) -> bytes | None:

@@ -6,19 +6,18 @@ import asyncio
 from collections.abc import AsyncGenerator
 from dataclasses import replace
 
-from pannier.agent.custody import Custody
+from pannier.agent.drivers import Drivers
+from pannier.cluster.cluster import Cluster
 from pannier.contract.peers import Peer, Peers, holder_unreachable
 from pannier.contract.views import MoveProgress, NodeView, VolumeView
 from pannier.core.errors import Conflict, PannierError, PeerUnavailable
 from pannier.core.node import Node
+from pannier.core.pace import NodePace
 from pannier.core.volume import Volume
 from pannier.holding.handover import Handovers
 from pannier.holding.volumes import Volumes
 from pannier.node.node_views import NodeViews
 from pannier.node.volume_views import VolumeViews
-
-ASIDE_SECONDS = 3.0
-"""How long an answer waits for another node's live facts before it goes without them."""
 
 
 class ClusterWide:
@@ -26,21 +25,25 @@ class ClusterWide:
 
     def __init__(
         self,
-        custody: Custody,
+        *,
+        cluster: Cluster,
+        drivers: Drivers,
         volumes: Volumes,
         handovers: Handovers,
         peers: Peers,
-        *,
         volume_views: VolumeViews,
         node_views: NodeViews,
+        pace: NodePace,
     ) -> None:
-        self._custody = custody
-        self._catalog = custody.catalog
+        self._cluster = cluster
+        self._drivers = drivers
         self._volumes = volumes
         self._handovers = handovers
         self._peers = peers
         self._volume_views = volume_views
         self._node_views = node_views
+        self._pace = pace
+        self._catalog = self._cluster.catalog
 
     async def node(self, name: str) -> NodeView:
         """One node, with its pool's figures where it answers.
@@ -49,10 +52,10 @@ class ClusterWide:
             NodeNotFound: there is none of that name.
         """
         node = self._node_views.known(name)
-        if name == self._custody.node:
+        if name == self._cluster.node:
             return await self._node_views.here()
         try:
-            async with asyncio.timeout(ASIDE_SECONDS):
+            async with asyncio.timeout(self._pace.listing):
                 view = await self._peers.to(node).peer_node()
         except (PannierError, TimeoutError):
             return self._node_views.listed(node)
@@ -74,22 +77,22 @@ class ClusterWide:
 
     async def from_holder(self, volume: Volume) -> VolumeView:
         """What the volume's holder says of it, or what is known here where it does not answer."""
-        if volume.grant.node == self._custody.node:
+        if volume.grant.node == self._cluster.node:
             return await self._volume_views.live(volume)
         try:
             peer = self._peer(volume.grant.node)
-            async with asyncio.timeout(ASIDE_SECONDS):
+            async with asyncio.timeout(self._pace.listing):
                 return await peer.peer_volume(volume.name)
         except (PannierError, TimeoutError):
             return self._volume_views.listed(volume)
 
     async def _has_copy(self, node: Node, volume: Volume) -> bool:
-        if node.name == self._custody.node:
+        if node.name == self._cluster.node:
             return bool(await self._volume_views.generations(volume))
         if not self._catalog.is_up(node.name):
             return False
         try:
-            async with asyncio.timeout(ASIDE_SECONDS):
+            async with asyncio.timeout(self._pace.listing):
                 view = await self._peers.to(node).peer_volume(volume.name)
         except (PannierError, TimeoutError):
             return False
@@ -106,7 +109,7 @@ class ClusterWide:
             Conflict: the node is down.
             PeerUnavailable: the holder, or the target, does not answer.
         """
-        volume = (await self._custody.fresh(name)).record
+        volume = (await self._cluster.fresh(name)).record
         target = self._node_views.known(node)
         if volume.grant.node == node:
             yield MoveProgress(
@@ -118,7 +121,7 @@ class ClusterWide:
                 f"node {node} is down; volume {name} stays on {volume.grant.node}",
                 remedy="start it again, or choose another: pannier node ls",
             )
-        if volume.grant.node == self._custody.node:
+        if volume.grant.node == self._cluster.node:
             async for step in self._handovers.move(volume, node, wait_seconds=wait_seconds):
                 yield step
             return

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from pannier.agent.fencing import DOUBT_SECONDS
 from pannier.contract.views import CopyView, FindingView, VolumeView
 from pannier.core.volume import Volume
 from pannier.host.clock import rfc3339
@@ -19,7 +18,8 @@ def explain(
     *,
     is_up: Callable[[str], bool],
     fresh: bool,
-    suspended: bool = False,
+    suspended: bool,
+    doubt: float,
 ) -> list[FindingView]:
     """What there is to say of one volume.
 
@@ -43,7 +43,7 @@ def explain(
         )
     findings.append(FindingView(level="ok", subject=subject, what=_held(record)))
     if suspended:
-        findings.append(standing_still(record, record.grant.node))
+        findings.append(standing_still(record, record.grant.node, doubt=doubt))
     if is_up(record.grant.node):
         findings += _of_live_holder(subject, record, view)
     else:
@@ -52,14 +52,14 @@ def explain(
     return findings
 
 
-def standing_still(record: Volume, node: str) -> FindingView:
+def standing_still(record: Volume, node: str, *, doubt: float) -> FindingView:
     """What there is to say while a node's lease is in doubt (:mod:`pannier.agent.fencing`)."""
     return FindingView(
         level="problem",
         subject=f"volume {record.name}",
         what=f"its containers on {node} stand still: the node cannot prove that it holds the volume. They "
         f"go on when it can, and are ended when another node has taken the volume over, or after "
-        f"{DOUBT_SECONDS:g} s",
+        f"{doubt:g} s",
         remedy="see pannier status: the store, or every node in sync, must answer this node",
     )
 

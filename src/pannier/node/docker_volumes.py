@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, assert_never
 
 import structlog
 
@@ -20,9 +21,27 @@ from pannier.core.errors import (
     Conflict,
     NotHolder,
     OutcomeUnknown,
+    PannierError,
     PeerUnavailable,
     StoreUnavailable,
     Unavailable,
+)
+from pannier.core.mounting import (
+    AskHolder,
+    GiveUp,
+    Limits,
+    LookAgain,
+    Occupied,
+    Ready,
+    Serve,
+    State,
+    TakeOver,
+    Unreachable,
+    Unready,
+    Wait,
+    Why,
+    needs_disk,
+    next_step,
 )
 from pannier.core.pace import NodePace
 from pannier.core.size import format_size
@@ -34,6 +53,31 @@ from pannier.host.clock import Clock, rfc3339
 from pannier.node.barrier_admission import BarrierAdmission
 
 log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """What one Mount has heard up to now. Times are seconds since boot."""
+
+    began: float
+    reason: str = ""
+    """The last answer: why the volume is not here yet."""
+    silent_since: float | None = None
+    """The first try since then that had no answer."""
+    error: PannierError | None = None
+    """The last error that may have to be told to Docker."""
+
+    def heard(self, reason: str, *, now: float) -> Occupied:
+        """The holder answered."""
+        self.reason, self.silent_since = reason, None
+        return Occupied(waited=now - self.began)
+
+    def missed(self, error: PannierError, *, now: float) -> tuple[float, float]:
+        """No answer; returns the seconds since the beginning, and those of silence."""
+        self.error = error
+        if self.silent_since is None:
+            self.silent_since = now
+        return now - self.began, now - self.silent_since
 
 
 class DockerVolumes:
@@ -50,7 +94,7 @@ class DockerVolumes:
         volumes: Volumes,
         peers: Peers,
         takeover: Takeover,
-        barrier: BarrierAdmission,
+        admission: BarrierAdmission,
         clock: Clock,
         pace: NodePace,
     ) -> None:
@@ -62,9 +106,12 @@ class DockerVolumes:
         self._volumes = volumes
         self._peers = peers
         self._takeover = takeover
-        self._barrier = barrier
+        self._admission = admission
         self._clock = clock
         self._pace = pace
+        self._limits = Limits(
+            budget=pace.mount_budget, silence=pace.mount_silence, retry=pace.mount_retry
+        )
 
     async def create(self, name: str, options: Mapping[str, str]) -> None:
         """See :class:`~pannier.contract.operations.DockerVolumes`."""
@@ -80,67 +127,117 @@ class DockerVolumes:
             return await self._mount(name, mount_id)
 
     async def _mount(self, name: str, mount_id: str) -> Path:
-        began = self._clock.now()
-        silent_since: float | None = None
-        reason = ""
+        waiting = _Waiting(began=self._clock.now())
         await self._drivers.tried.wait()
         volume = await self._volumes.find(name)
+        state: State = await self._ready(volume, waiting)
         while True:
-            driver = self._drivers.of(volume)  # a node without must not even ask for the volume
-            # Nor one that could not keep it. What has only this copy may still be read.
-            if volume.grant.node != self._cluster.node or volume.spec.copies > 1:
-                await driver.check_disk()
-            if volume.grant.node == self._cluster.node:
-                try:
-                    return await self._serve(volume, mount_id)
-                except NotHolder:
-                    volume = (await self._cluster.fresh(name)).record
-                    continue
-                except StoreUnavailable:  # an election takes a second or two
-                    silent_since = silent_since or self._clock.now()
-                    if self._clock.now() - silent_since > self._pace.mount_silence:
-                        raise
-                    await asyncio.sleep(self._pace.mount_retry)
-                    continue
-            try:
-                if self._takeover.possible(volume):
-                    volume = await self._takeover.arrange(volume)
-                    continue
-                users = await self._ask_while_up(volume)
-                reason, silent_since = f"used by {', '.join(users)}" if users else "", None
-            except Conflict as error:  # it has just moved, is moving, or its user has just begun
-                reason, silent_since = error.message, None
-            except (PeerUnavailable, OutcomeUnknown) as error:
-                silent_since = silent_since or self._clock.now()
-                if self._clock.now() - silent_since > self._pace.mount_silence:
-                    raise holder_unreachable(volume, error) from error
-                if self._takeover.possible(volume):
-                    continue
-            except Unavailable:  # what the holder needs; it says so itself
-                silent_since = silent_since or self._clock.now()
-                if self._clock.now() - silent_since > self._pace.mount_silence:
-                    raise
-            waited = self._clock.now() - began
-            if waited > self._pace.mount_budget:
-                raise still_waiting(name, volume.grant.node, reason, waited)
-            volume = await self._again(volume)
+            found: Path | Volume | State
+            match next_step(state, self._limits):
+                case Serve():
+                    found = await self._try_here(volume, mount_id, waiting)
+                case TakeOver() | AskHolder() as attempt:
+                    found = await self._try_elsewhere(attempt, volume, waiting)
+                case Wait(seconds):
+                    await asyncio.sleep(seconds)
+                    found = volume
+                case LookAgain(seconds):
+                    found = await self._again(volume, seconds)
+                case GiveUp(why):
+                    self._give_up(why, volume, waiting)
+                case step:
+                    assert_never(step)
+            if isinstance(found, Path):
+                return found
+            if isinstance(found, Volume):
+                volume, state = found, await self._ready(found, waiting)
+            else:
+                state = found
+
+    async def _ready(self, volume: Volume, waiting: _Waiting) -> Ready:
+        """What this node could do for the volume now."""
+        node, driver, disk = self._cluster.node, False, False
+        try:
+            opened = self._drivers.of(volume)
+            driver = True
+            if needs_disk(volume, node=node):
+                await opened.check_disk()
+            disk = True
+        except PannierError as error:
+            waiting.error = error
+        return Ready(
+            record=volume,
+            node=node,
+            driver=driver,
+            disk=disk,
+            takeover_possible=self._takeover.possible(volume),
+        )
+
+    async def _try_here(
+        self, volume: Volume, mount_id: str, waiting: _Waiting
+    ) -> Path | Volume | Unready:
+        """Serve it: the path for Docker, or the record where another node holds it, or why not yet."""
+        try:
+            return await self._serve(volume, mount_id)
+        except NotHolder:
+            return (await self._cluster.fresh(volume.name)).record
+        except StoreUnavailable as error:  # an election takes a second or two
+            waited, silent = waiting.missed(error, now=self._clock.now())
+            return Unready(waited=waited, silent=silent, here=True)
+
+    async def _try_elsewhere(
+        self, attempt: TakeOver | AskHolder, volume: Volume, waiting: _Waiting
+    ) -> Volume | Occupied | Unreachable | Unready:
+        """Have the volume come here: the new record, or what was heard instead."""
+        now = self._clock.now
+        try:
+            match attempt:
+                case TakeOver():
+                    return await self._takeover.arrange(volume)
+                case AskHolder():
+                    users = await self._ask_while_up(volume)
+                    return waiting.heard(f"used by {', '.join(users)}" if users else "", now=now())
+                case _:
+                    assert_never(attempt)
+        except Conflict as error:  # it has just moved, is moving, or its user has just begun
+            return waiting.heard(error.message, now=now())
+        except (PeerUnavailable, OutcomeUnknown) as error:
+            waited, silent = waiting.missed(error, now=now())
+            possible = self._takeover.possible(volume)
+            return Unreachable(waited=waited, silent=silent, takeover_possible=possible)
+        except Unavailable as error:  # what the holder needs; it says so itself
+            waited, silent = waiting.missed(error, now=now())
+            return Unready(waited=waited, silent=silent, here=False)
+
+    def _give_up(self, why: Why, volume: Volume, waiting: _Waiting) -> NoReturn:
+        match why:
+            case Why.NO_DRIVER | Why.DISK_FAILED | Why.UNAVAILABLE:
+                assert waiting.error is not None
+                raise waiting.error
+            case Why.HOLDER_SILENT:
+                assert waiting.error is not None
+                raise holder_unreachable(volume, waiting.error) from waiting.error
+            case Why.TIME_OVER:
+                waited = self._clock.now() - waiting.began
+                raise still_waiting(volume.name, volume.grant.node, waiting.reason, waited)
+            case _:
+                assert_never(why)
 
     async def _serve(self, volume: Volume, mount_id: str) -> Path:
         """Serve to the end even when the engine has hung up: half done is worse than not wanted."""
-        ids = self._custody.mount_ids
 
         async def serve() -> Path:
             await self._admission.admit(volume)
             async with self._custody.lock(volume):
                 path = await self._custody.serve(volume)
-                ids.add(volume.name, mount_id, self._clock.now())
+                self._use.begins(volume, mount_id)
                 return path
 
         task = asyncio.create_task(serve(), name=f"serve {volume.name}")
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
-            task.add_done_callback(lambda _: ids.discard(volume.name, mount_id))
+            task.add_done_callback(lambda _: self._use.ends(volume.name, mount_id))
             raise
 
     async def _ask_while_up(self, volume: Volume) -> list[str]:
@@ -163,22 +260,19 @@ class DockerVolumes:
         reply = await self._peers.to(holder).peer_handover(volume.name, epoch=volume.grant.epoch)
         return reply.in_use_by
 
-    async def _again(self, volume: Volume) -> Volume:
+    async def _again(self, volume: Volume, seconds: float) -> Volume:
         """The record after a question; from memory where the store does not answer."""
         try:
             fresh = (await self._cluster.fresh(volume.name)).record
         except Unavailable:
             fresh = self._cluster.catalog.volume(volume.name) or volume
         if fresh.grant == volume.grant:
-            await self._pause(fresh)
+            await self._pause(fresh, seconds)
         return fresh
 
-    async def _pause(self, volume: Volume) -> None:
+    async def _pause(self, volume: Volume, seconds: float) -> None:
         """Some time before the next question; less where its holder is found to be gone, or back."""
-        possible, until = (
-            self._takeover.possible(volume),
-            self._clock.now() + self._pace.mount_retry,
-        )
+        possible, until = self._takeover.possible(volume), self._clock.now() + seconds
         while self._takeover.possible(volume) == possible and self._clock.now() < until:
             await asyncio.sleep(self._pace.mount_look)
 
@@ -188,7 +282,7 @@ class DockerVolumes:
         The path stays mounted: the next Mount is often milliseconds away. Whoever else wants the
         volume asks for it, and /proc tells whether it is in use.
         """
-        self._custody.mount_ids.discard(name, mount_id)
+        self._use.ends(name, mount_id)
         volume = self._cluster.catalog.volume(name)
         if volume:
             self._use.released(volume).set()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 from pannier.agent.drivers import Drivers
+from pannier.agent.mounts import Mounts
 from pannier.agent.use import Use
 from pannier.cluster.cluster import Cluster
 from pannier.contract.views import FindingView
@@ -29,13 +30,17 @@ class Doctor:
         drivers: Drivers,
         use: Use,
         engine: Engine,
-        pool_checks: Callable[[], Awaitable[list[str]]],
+        mounts: Mounts,
+        pool_problems: Callable[[], Awaitable[list[str]]],
+        doubt: float,
     ) -> None:
         self._cluster = cluster
         self._drivers = drivers
         self._use = use
-        self._engine = engine
-        self._pool_checks = pool_checks
+        self._docker = engine
+        self._mounts = mounts
+        self._pool_problems = pool_problems
+        self._doubt = doubt
 
     async def examine(self) -> list[FindingView]:
         """All findings on this node and on what it sees of the others."""
@@ -80,7 +85,7 @@ class Doctor:
     async def _engine(self) -> AsyncIterator[FindingView]:
         subject = f"docker on {self._cluster.node}"
         try:
-            active = await self._engine.plugin_active()
+            active = await self._docker.plugin_active()
         except EngineUnavailable as error:
             yield _problem(subject, error.message, error.remedy)
             return
@@ -96,7 +101,7 @@ class Doctor:
     async def _hidden(self) -> AsyncIterator[FindingView]:
         ours = {volume.name for volume in self._cluster.catalog.volumes()}
         try:
-            others = await self._engine.other_volumes()
+            others = await self._docker.other_volumes()
         except EngineUnavailable:
             return  # said already
         for name in sorted(ours & set(others)):
@@ -109,14 +114,20 @@ class Doctor:
 
     async def _services(self) -> AsyncIterator[FindingView]:
         try:
-            async for finding in excluded_services(self._engine.swarm, self._cluster.catalog):
+            async for finding in excluded_services(self._docker.swarm, self._cluster.catalog):
                 yield finding
         except EngineUnavailable:
             return  # said already, or the Swarm has no leader, which says nothing of its services
 
     async def _pool(self) -> AsyncIterator[FindingView]:
         subject = f"pool on {self._cluster.node}"
-        for problem in await self._pool_checks():
+        problems = [error.message for error in self._drivers.broken.values()]
+        problems += await self._pool_problems()
+        problems += [
+            f"{self._mounts.path(name)} could not be made immutable: its file system has no such flag"
+            for name in self._mounts.unguarded
+        ]
+        for problem in problems:
             yield _problem(subject, problem, "see dmesg and the disk")
         for driver in self._drivers:
             capacity = await driver.capacity()
@@ -163,7 +174,7 @@ class Doctor:
             )
             return
         if self._use.suspended(volume):
-            yield standing_still(volume, self._cluster.node)
+            yield standing_still(volume, self._cluster.node, doubt=self._doubt)
         used = await driver.used_bytes(volume.id)
         users = await self._use.users(volume)
         state = f"held by {self._cluster.node}, " + (

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 
 from pannier import __version__
-from pannier.agent.custody import Custody
+from pannier.agent.use import Use
+from pannier.cluster.cluster import Cluster
 from pannier.contract.operations import JoinReply, JoinRequest
 from pannier.contract.views import (
     CheckView,
@@ -30,7 +31,7 @@ from pannier.node.doctor import Doctor
 from pannier.node.events import changes, history_of, recent
 from pannier.node.membership import Membership
 from pannier.node.node_views import NodeViews
-from pannier.node.volume_views import VolumeViews, trash_view
+from pannier.node.volume_views import VolumeViews
 from pannier.swarm.service_plan import Wish
 from pannier.swarm.services import Services
 
@@ -41,8 +42,9 @@ class NodeService:
     def __init__(
         self,
         *,
-        cluster: str,
-        custody: Custody,
+        name: str,
+        cluster: Cluster,
+        use: Use,
         cluster_wide: ClusterWide,
         volume_views: VolumeViews,
         node_views: NodeViews,
@@ -52,15 +54,12 @@ class NodeService:
         recovery: Recovery,
         verification: Verification,
         services: Services,
+        doubt: float,
     ) -> None:
-        """Put the parts together.
-
-        Args:
-            cluster: the cluster's name.
-        """
+        """Put the parts together."""
+        self._name = name
         self._cluster = cluster
-        self._custody = custody
-        self._catalog = custody.catalog
+        self._use = use
         self._cluster_wide = cluster_wide
         self._volume_views = volume_views
         self._node_views = node_views
@@ -70,19 +69,21 @@ class NodeService:
         self._recovery = recovery
         self._verification = verification
         self._services = services
+        self._doubt = doubt
+        self._catalog = self._cluster.catalog
 
     # -- nodes ----------------------------------------------------------------------------------
 
     async def status(self) -> StatusView:
         """The whole cluster at a glance, as far as it can be seen from here."""
         try:
-            store = await self._custody.registry.store.health()
+            store = await self._cluster.registry.store.health()
         except PannierError as error:
             store = {"store": error.message}
         findings = await self._doctor.examine()
         return StatusView(
-            cluster=self._cluster,
-            node=self._custody.node,
+            cluster=self._name,
+            node=self._cluster.node,
             version=__version__,
             store=store,
             store_ok=sum(state == "ok" for state in store.values()) * 2 > len(store),
@@ -142,7 +143,7 @@ class NodeService:
 
     async def remove_volume(self, name: str, *, actor: str) -> TrashView:
         """Move a volume to the trash."""
-        return trash_view(await self._volumes.remove(name, actor=actor))
+        return self._volume_views.trashed(await self._volumes.remove(name, actor=actor))
 
     def move_volume(
         self, name: str, node: str, *, wait_seconds: float, actor: str
@@ -153,7 +154,7 @@ class NodeService:
     async def history(self, name: str) -> list[EventView]:
         """What happened to a volume, oldest first; the trashed one of that name where no other is."""
         try:
-            return history_of((await self._custody.fresh(name)).record)
+            return history_of((await self._cluster.fresh(name)).record)
         except VolumeNotFound:
             for volume in self._catalog.trashed():
                 if name in (volume.name, volume.id):
@@ -162,7 +163,7 @@ class NodeService:
 
     async def trash(self) -> list[TrashView]:
         """Removed volumes that can be restored."""
-        return [trash_view(volume) for volume in await self._volumes.trash()]
+        return [self._volume_views.trashed(volume) for volume in await self._volumes.trash()]
 
     async def restore_volume(self, name_or_id: str, *, actor: str) -> VolumeView:
         """Bring a volume back from the trash."""
@@ -172,12 +173,19 @@ class NodeService:
         """Who holds a volume, what will happen next, and the one safe command."""
         fresh = True
         try:
-            record = (await self._custody.fresh(name)).record
+            record = (await self._cluster.fresh(name)).record
         except Unavailable:
             record, fresh = await self._volumes.find(name), False
         view = await self._cluster_wide.from_holder(record)
-        suspended = self._custody.suspended(record)
-        return explain(record, view, is_up=self._catalog.is_up, fresh=fresh, suspended=suspended)
+        suspended = self._use.suspended(record)
+        return explain(
+            record,
+            view,
+            is_up=self._catalog.is_up,
+            fresh=fresh,
+            suspended=suspended,
+            doubt=self._doubt,
+        )
 
     # -- services, and the whole ----------------------------------------------------------------
 

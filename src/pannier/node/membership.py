@@ -14,7 +14,7 @@ from pannier.contract.views import TokenView
 from pannier.core.errors import AlreadyExists, Conflict, Denied, NodeNotFound, Stale
 from pannier.core.node import Node, check_node_name
 from pannier.core.volume import HistoryEntry
-from pannier.host.clock import rfc3339
+from pannier.host.clock import Clock, rfc3339
 from pannier.pki.authority import Authority
 from pannier.pki.identity import fingerprint
 from pannier.pki.token import Token, TokenRecord, new_token, redeem
@@ -42,12 +42,14 @@ class Membership:
         catalog: Catalog,
         authority: Callable[[], Authority],
         store_address: str,
+        clock: Clock,
     ) -> None:
         self._node = node
         self._registry = registry
         self._catalog = catalog
         self._authority = authority
         self._store_address = store_address
+        self._clock = clock
 
     async def create_token(self, *, ttl_seconds: float, uses: int) -> TokenView:
         """A join token; the store keeps a hash of its secret.

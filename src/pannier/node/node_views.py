@@ -6,23 +6,36 @@ import asyncio
 from contextlib import suppress
 from dataclasses import replace
 
-from pannier.agent.custody import Custody
+from pannier.agent.drivers import Drivers
+from pannier.agent.lease import Lease
+from pannier.cluster.cluster import Cluster
 from pannier.contract.views import NodeView
 from pannier.core.errors import EngineUnavailable, NodeNotFound
 from pannier.core.node import Node
+from pannier.core.pace import NodePace
+from pannier.engine.base import Engine
 from pannier.host.clock import rfc3339
 from pannier.node.barrier_admission import obstacle
-
-ENGINE_SECONDS = 1.0
-"""How long a node's view waits for the engine. Whoever asks waits 3 s for the whole answer."""
 
 
 class NodeViews:
     """Builds the views of nodes."""
 
-    def __init__(self, custody: Custody) -> None:
-        self._custody = custody
-        self._catalog = custody.catalog
+    def __init__(
+        self,
+        *,
+        cluster: Cluster,
+        drivers: Drivers,
+        lease: Lease,
+        engine: Engine,
+        pace: NodePace,
+    ) -> None:
+        self._cluster = cluster
+        self._drivers = drivers
+        self._lease = lease
+        self._engine = engine
+        self._pace = pace
+        self._catalog = self._cluster.catalog
 
     def known(self, name: str) -> Node:
         """The node of that name.
@@ -60,15 +73,15 @@ class NodeViews:
         Raises:
             NodeNotFound: the cluster does not know this node, or not any more.
         """
-        view = self.listed(self.known(self._custody.node))
-        view = replace(view, disk_error=self._custody.lease.withheld)
+        view = self.listed(self.known(self._cluster.node))
+        view = replace(view, disk_error=self._lease.withheld)
         with suppress(EngineUnavailable, TimeoutError):
-            async with asyncio.timeout(ENGINE_SECONDS):
-                facts = await self._custody.engine.facts()
+            async with asyncio.timeout(self._pace.engine):
+                facts = await self._engine.facts()
             view = replace(view, sync_obstacle=obstacle(facts))
-        if not self._custody.drivers:
+        if not any(self._drivers):
             return view  # its pool is not there: `doctor` says more
-        capacity = await self._custody.drivers[self._custody.default_driver].capacity()
+        capacity = await self._drivers.named(self._drivers.default).capacity()
         return replace(
             view, pool_total_bytes=capacity.total_bytes, pool_free_bytes=capacity.free_bytes
         )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 
-from pannier.agent.custody import Custody, no_such_volume
+from pannier.agent.drivers import Drivers
+from pannier.agent.lease import Lease
+from pannier.cluster.cluster import Cluster, no_such_volume
 from pannier.contract.operations import HandoverReply
 from pannier.contract.views import CheckView, HookView, MoveProgress, NodeView, VolumeView
 from pannier.copies.verification import Verification
@@ -13,7 +15,7 @@ from pannier.core.generation import Generation
 from pannier.core.hooks import Moment
 from pannier.core.options import parse_options
 from pannier.holding.handover import Handovers
-from pannier.holding.promising import Failsafe
+from pannier.holding.promising import Promising
 from pannier.holding.recovery import Recovery
 from pannier.holding.takeover import Takeover
 from pannier.holding.volumes import Volumes
@@ -28,34 +30,38 @@ class PeerService:
     def __init__(
         self,
         *,
-        custody: Custody,
+        cluster: Cluster,
+        drivers: Drivers,
+        lease: Lease,
         volume_views: VolumeViews,
         node_views: NodeViews,
         volumes: Volumes,
         handovers: Handovers,
         recovery: Recovery,
         takeover: Takeover,
-        failsafe: Failsafe,
+        promising: Promising,
         verification: Verification,
         services: Services,
     ) -> None:
-        self._custody = custody
+        self._cluster = cluster
+        self._drivers = drivers
+        self._lease = lease
         self._volume_views = volume_views
         self._node_views = node_views
         self._volumes = volumes
         self._handovers = handovers
         self._recovery = recovery
         self._takeover = takeover
-        self._failsafe = failsafe
+        self._promising = promising
         self._verification = verification
         self._services = services
 
     async def peer_volume(self, name: str, *, peer: str) -> VolumeView:
         """Live facts: the holder's, or on any other node whether it has a copy."""
-        volume = self._custody.catalog.volume(name)
+        volume = self._cluster.catalog.volume(name)
         if volume is None:
             raise no_such_volume(name)
-        if volume.grant.node == self._custody.node:
+        if volume.grant.node == self._cluster.node:
             return await self._volume_views.live(volume)
         return await self._volume_views.copy(volume)
 
@@ -94,15 +100,15 @@ class PeerService:
         self, volumes: Mapping[str, int], *, seconds: float, peer: str
     ) -> list[str]:
         """Another node holds these volumes and has lost the store."""
-        return self._failsafe.promise(volumes, seconds=seconds, peer=peer)
+        return self._promising.promise(volumes, seconds=seconds, peer=peer)
 
     async def peer_create(
         self, name: str, options: Mapping[str, str], *, actor: str, peer: str
     ) -> VolumeView:
         """Another node was asked for a volume that shall be made here."""
-        spec = parse_options(options, default_driver=self._custody.default_driver)
-        if spec.nodes and self._custody.node not in spec.nodes:
-            raise InvalidInput(f"nodes={','.join(spec.nodes)} does not name {self._custody.node}")
+        spec = parse_options(options, default_driver=self._drivers.default)
+        if spec.nodes and self._cluster.node not in spec.nodes:
+            raise InvalidInput(f"nodes={','.join(spec.nodes)} does not name {self._cluster.node}")
         volume = await self._volumes.create_here(name, spec, options, actor=actor)
         return self._volume_views.listed(volume)
 
@@ -110,8 +116,8 @@ class PeerService:
         self, name: str, node: str, *, wait_seconds: float, actor: str, peer: str
     ) -> AsyncIterator[MoveProgress]:
         """Another node was asked to move a volume that is held here."""
-        volume = (await self._custody.fresh(name)).record
-        if volume.grant.node != self._custody.node:
+        volume = (await self._cluster.fresh(name)).record
+        if volume.grant.node != self._cluster.node:
             raise Conflict(
                 f"volume {name} moved to node {volume.grant.node} meanwhile", remedy="ask again"
             )

@@ -17,7 +17,7 @@ from pannier.core.pace import NodePace
 from pannier.core.placement import fit
 from pannier.core.volume import Volume
 from pannier.holding.handover import Handovers
-from pannier.host.files import StateFile
+from pannier.host.state_files import StateFile
 
 log = structlog.get_logger(__name__)
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from pannier.agent.custody import Custody
+from pannier.agent.drivers import Drivers
+from pannier.agent.mounts import Mounts
+from pannier.agent.use import Use
+from pannier.barrier.groups import Backlog
+from pannier.cluster.cluster import Cluster
 from pannier.contract.views import CopyView, TransferView, TrashView, VolumeView
 from pannier.copies.replication import Replicator
 from pannier.core.options import describe_spec
+from pannier.core.pace import NodePace
 from pannier.core.volume import Volume
 from pannier.holding.handover import Handovers
-from pannier.host.clock import boottime, rfc3339
-from pannier.node.upkeep import TRASH_SECONDS
+from pannier.host.clock import Clock, rfc3339
 
-Backlog = Callable[[str], tuple[int, float]]
 """Of a volume, how many sync calls wait here, and for how many seconds the first."""
 
 
@@ -23,16 +26,26 @@ class VolumeViews:
 
     def __init__(
         self,
-        custody: Custody,
+        *,
+        cluster: Cluster,
+        drivers: Drivers,
+        use: Use,
+        mounts: Mounts,
         handovers: Handovers,
         replicator: Replicator,
-        *,
-        backlog: Backlog = lambda name: (0, 0.0),
+        backlog: Callable[[str], Backlog],
+        clock: Clock,
+        pace: NodePace,
     ) -> None:
-        self._custody = custody
+        self._cluster = cluster
+        self._drivers = drivers
+        self._use = use
+        self._mounts = mounts
         self._handovers = handovers
         self._replicator = replicator
         self._backlog = backlog
+        self._clock = clock
+        self._pace = pace
 
     def listed(self, volume: Volume) -> VolumeView:
         """One volume, from memory."""
@@ -40,7 +53,7 @@ class VolumeViews:
             name=volume.name,
             id=volume.id,
             holder=volume.grant.node,
-            holder_state="up" if self._custody.catalog.is_up(volume.grant.node) else "down",
+            holder_state="up" if self._cluster.catalog.is_up(volume.grant.node) else "down",
             epoch=volume.grant.epoch,
             driver=volume.spec.driver,
             options=describe_spec(volume.spec),
@@ -50,20 +63,19 @@ class VolumeViews:
 
     async def live(self, volume: Volume) -> VolumeView:
         """A volume that this node holds, with what only the holder knows."""
-        custody = self._custody
         generations = await self.generations(volume)
-        calls, waiting = self._backlog(volume.name)
+        backlog = self._backlog(volume.name)
         return replace(
             self.listed(volume),
             generation=generations[-1] if generations else None,
             generations=generations,
             copies=self._copies(volume),
-            used_bytes=await custody.driver(volume).used_bytes(volume.id),
-            in_use_by=await custody.users(volume),
-            mountpoint=str(custody.mounts.path(volume.name)),
+            used_bytes=await self._drivers.of(volume).used_bytes(volume.id),
+            in_use_by=await self._use.users(volume),
+            mountpoint=str(self._mounts.path(volume.name)),
             transfer=self._transfer(volume),
-            sync_calls=calls,
-            sync_waiting_seconds=round(waiting, 3),
+            sync_calls=backlog.calls,
+            sync_waiting_seconds=round(backlog.oldest_seconds, 3),
         )
 
     async def copy(self, volume: Volume) -> VolumeView:
@@ -73,12 +85,12 @@ class VolumeViews:
             self.listed(volume),
             generation=generations[-1] if generations else None,
             generations=generations,
-            copies_on=[self._custody.node] if generations else [],
+            copies_on=[self._cluster.node] if generations else [],
         )
 
     async def generations(self, volume: Volume) -> list[str]:
         """All generations on this node, oldest first; empty also while its pool is away."""
-        driver = self._custody.drivers.get(volume.spec.driver)
+        driver = self._drivers.get(volume.spec.driver)
         if driver is None:
             return []
         return [str(one) for one in (await driver.inspect(volume.id)).generations]
@@ -96,7 +108,7 @@ class VolumeViews:
         )
 
     def _copies(self, volume: Volume) -> list[CopyView]:
-        now = boottime()
+        now = self._clock.now()
         return [
             CopyView(
                 node=node,
@@ -111,14 +123,13 @@ class VolumeViews:
             if node in volume.replicas
         ]
 
-
-def trash_view(volume: Volume) -> TrashView:
-    """A removed volume."""
-    removed_at = volume.removed_at or 0.0
-    return TrashView(
-        name=volume.name,
-        id=volume.id,
-        holder=volume.grant.node,
-        removed_at=rfc3339(removed_at),
-        expires_at=rfc3339(removed_at + TRASH_SECONDS),
-    )
+    def trashed(self, volume: Volume) -> TrashView:
+        """A removed volume."""
+        removed_at = volume.removed_at or 0.0
+        return TrashView(
+            name=volume.name,
+            id=volume.id,
+            holder=volume.grant.node,
+            removed_at=rfc3339(removed_at),
+            expires_at=rfc3339(removed_at + self._pace.trash),
+        )

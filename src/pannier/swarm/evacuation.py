@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 
@@ -12,6 +12,7 @@ import structlog
 from pannier.cluster.catalog import Changed
 from pannier.cluster.cluster import Cluster
 from pannier.cluster.registry import Versioned
+from pannier.contract.peers import Peers
 from pannier.core.errors import Conflict, OutcomeUnknown, PannierError, Stale
 from pannier.core.evacuation import (
     Drain,
@@ -56,10 +57,6 @@ class Evacuation:
 
     Args:
         enabled: whether to evacuate. Without it, what was begun is brought to its end all the same.
-        answers: whether a node's daemon answers, and its disk works. One that has only lost the store
-            goes on with its volumes, by the promises of others: its containers are best left where
-            they are.
-        clock: seconds that only ever pass.
     """
 
     def __init__(
@@ -67,15 +64,15 @@ class Evacuation:
         *,
         cluster: Cluster,
         swarm: Swarm,
+        peers: Peers,
         enabled: bool,
-        answers: Callable[[Node], Awaitable[bool]],
         clock: Clock,
         pace: SwarmPace,
     ) -> None:
         self._cluster = cluster
         self._swarm = swarm
+        self._peers = peers
         self._enabled = enabled
-        self._answers = answers
         self._clock = clock
         self._pace = pace
         self._alive_since: dict[str, float] = {}
@@ -85,7 +82,7 @@ class Evacuation:
 
     async def run(self) -> None:
         """For ever: run as a task."""
-        stop = self._catalog.listen(self._hear)
+        stop = self._cluster.catalog.listen(self._hear)
         try:
             while True:
                 self._heard.clear()
@@ -121,10 +118,10 @@ class Evacuation:
             return self._pace.evacuation_idle
         # Swarm is read before the records: see core.evacuation why.
         swarm = await self._swarm.nodes()
-        alive = await self._registry.alive()
-        nodes = await self._registry.nodes()
-        records = await self._registry.evacuations()
-        if self._node not in alive:
+        alive = await self._cluster.registry.alive()
+        nodes = await self._cluster.registry.nodes()
+        records = await self._cluster.registry.evacuations()
+        if self._cluster.node not in alive:
             return self._pace.evacuation_retry
         self._note(alive, swarm)
         subjects = self._subjects(nodes, swarm, records)
@@ -148,11 +145,27 @@ class Evacuation:
     async def _may_begin(self, node: Node | None) -> bool:
         return self._enabled and node is not None and not await self._answers(node)
 
+    async def _answers(self, node: Node) -> bool:
+        """Whether its daemon answers, and its disk works.
+
+        One that has only lost the store goes on with its volumes, by the promises of others: its
+        containers are best left where they are.
+        """
+        try:
+            async with asyncio.timeout(self._pace.evacuation_answer):
+                view = await self._peers.to(node).peer_node()
+        except (PannierError, TimeoutError):
+            return False
+        return not view.disk_error
+
     async def _needed(self) -> bool:
         """Whether any node is away or has a record: else Swarm need not be asked."""
-        if any(node.swarm and not self._catalog.is_up(node.name) for node in self._catalog.nodes()):
+        if any(
+            node.swarm and not self._cluster.catalog.is_up(node.name)
+            for node in self._cluster.catalog.nodes()
+        ):
             return True
-        return bool(await self._registry.evacuations())
+        return bool(await self._cluster.registry.evacuations())
 
     def _note(self, alive: frozenset[str], swarm: list[SwarmNode]) -> None:
         """Since when the leases are there, and the nodes in Swarm are as they are."""
@@ -207,7 +220,9 @@ class Evacuation:
         expect = found.revision if found else ABSENT
         match step:
             case Remember():
-                await self._registry.put_evacuation(record, expect=expect, lost=_begins(step))
+                await self._cluster.registry.put_evacuation(
+                    record, expect=expect, lost=_begins(step)
+                )
             case Strip(node=node):
                 labels = without_volume_labels(node.labels)
                 await self._swarm.update_node(node, labels=labels)
@@ -219,14 +234,14 @@ class Evacuation:
                 await self._swarm.update_node(node, availability=record.former if drained else None)
                 await self._write(record, Phase.RETURNED, expect=expect)
             case Forget():
-                await self._registry.remove_evacuation(record.node, expect=expect)
+                await self._cluster.registry.remove_evacuation(record.node, expect=expect)
         what = type(step).__name__.lower()
         log.info(
             "evacuation.step", node=record.node, step=what, phase=record.phase, times=record.times
         )
 
     async def _write(self, record: Evacuated, phase: Phase, *, expect: int) -> None:
-        await self._registry.put_evacuation(replace(record, phase=phase), expect=expect)
+        await self._cluster.registry.put_evacuation(replace(record, phase=phase), expect=expect)
 
 
 def _begins(step: Step) -> bool:

@@ -23,7 +23,7 @@ from pannier.core.errors import Conflict, EngineUnavailable, NotFound, PannierEr
 from pannier.core.hooks import Hook, Moment, read_hooks
 from pannier.core.pace import SwarmPace
 from pannier.engine.base import Container, Engine, Executed
-from pannier.host.files import StateFile
+from pannier.host.state_files import StateFile
 
 log = structlog.get_logger(__name__)
 

@@ -60,8 +60,10 @@ class Labels:
 
     async def run(self) -> None:
         """For ever: run as a task."""
-        await self._catalog.synced.wait()  # from an empty memory all labels would look wrong
-        stop = self._catalog.listen(self._hear)
+        await (
+            self._cluster.catalog.synced.wait()
+        )  # from an empty memory all labels would look wrong
+        stop = self._cluster.catalog.listen(self._hear)
         try:
             while True:
                 self._heard.clear()
@@ -93,14 +95,16 @@ class Labels:
 
     async def _bring_in_line(self) -> float:
         swarm = await self._swarm.nodes()
-        me = self._catalog.node(self._node)
+        me = self._cluster.catalog.node(self._cluster.node)
         if not any(node.leader and me and node.id == me.swarm for node in swarm):
             self._wrong_since.clear()
             return self._pace.labels_check
         # After the Swarm: what Evacuation has changed since makes our change of that node fail.
-        evacuations = await self._registry.evacuations()
+        evacuations = await self._cluster.registry.evacuations()
         away = frozenset(name for name, found in evacuations.items() if found.record.away)
-        wanted = wanted_labels(self._catalog.volumes(), self._catalog.nodes(), away=away)
+        wanted = wanted_labels(
+            self._cluster.catalog.volumes(), self._cluster.catalog.nodes(), away=away
+        )
         changes = self._changes(swarm, wanted)
         for node, labels in changes:
             try:

@@ -36,21 +36,10 @@ from pannier.swarm.service_plan import Plan, Surroundings, Wish
 
 log = structlog.get_logger(__name__)
 
-POLL_SECONDS = 0.1
 NEAR = frozenset({"waiting", "switching", "done"})
 """Phases of a volume's move in which only a rest is left."""
-REST_SECONDS = 30.0
-"""So long the rest may take to be small again after the pre-move hook; then it is as it is."""
-LEADER_SECONDS = 60.0
-"""So long Swarm may be without a leader: one that was lost is missed for up to 50 s."""
-PLACE_SECONDS = 30.0
-"""So long Swarm may find no node for the new task."""
-UNTIE_SECONDS = 30.0
-"""So long the node's labels may take to follow the volumes."""
 FAILURES = 3
 """So many tasks may fail on the target before the move has failed; Swarm goes on trying."""
-VOLUME_SECONDS = 86_400.0
-"""So long a volume's own move waits for the container's end: longer than any move of a service."""
 
 
 @dataclass(slots=True)
@@ -100,7 +89,7 @@ class Relocation:
 
     async def run(self) -> None:
         """Do it. Raises the error that ended it; its words say whether anything was changed."""
-        self._began = self.around.clock()
+        self._began = self.around.clock.now()
         try:
             await self._copy()
             await self._prepare()
@@ -117,7 +106,7 @@ class Relocation:
         self.changed.set()
 
     def _step(self, what: str) -> None:
-        self._steps.append(StepView(seconds=self.around.clock() - self._began, what=what))
+        self._steps.append(StepView(seconds=self.around.clock.now() - self._began, what=what))
         self.changed.set()
 
     async def _end(self) -> None:
@@ -148,7 +137,7 @@ class Relocation:
 
     async def _send(self, volume: str) -> None:
         steps = self.around.move_volume(
-            volume, self.target, wait_seconds=VOLUME_SECONDS, actor=self.wish.actor
+            volume, self.target, wait_seconds=self.around.pace.move_volume, actor=self.wish.actor
         )
         try:
             async with aclosing(steps):
@@ -163,11 +152,11 @@ class Relocation:
 
     async def _until_near(self, *, seconds: float) -> bool:
         """Wait until only small rests are left; returns whether they were in time."""
-        deadline = self.around.clock() + seconds
+        deadline = self.around.clock.now() + seconds
         while not self._near():
-            if self.around.clock() > deadline:
+            if self.around.clock.now() > deadline:
                 return False
-            await asyncio.sleep(POLL_SECONDS)
+            await asyncio.sleep(self.around.pace.move_poll)
         return True
 
     def _near(self) -> bool:
@@ -186,7 +175,7 @@ class Relocation:
         self._hold = asyncio.create_task(self._keep_prepared(source), name="service-move hook")
         while not (self._hold.done() or (self._prepared and self._prepared.ended)):
             self._near()
-            await asyncio.sleep(POLL_SECONDS)
+            await asyncio.sleep(self.around.pace.move_poll)
         self._near()
         if self._prepared is None:
             return
@@ -197,7 +186,7 @@ class Relocation:
                 remedy="nothing was changed; see to what it says and do it again, or leave the hook "
                 "out: --now",
             )
-        await self._until_near(seconds=REST_SECONDS)
+        await self._until_near(seconds=self.around.pace.move_rest)
 
     async def _keep_prepared(self, source: str) -> None:
         """As long as this goes on, the old container's node counts on the move."""
@@ -223,7 +212,7 @@ class Relocation:
         an older version, and Swarm refuses it.
         """
         known: frozenset[str] | None = None
-        deadline = self.around.clock() + LEADER_SECONDS
+        deadline = self.around.clock.now() + self.around.pace.move_leader
         while True:
             if not self.committed:
                 self._near()
@@ -239,9 +228,9 @@ class Relocation:
                 known = known or frozenset(task.id for task in plan.tasks)
                 await self._tell(plan, wanted)
             except (Stale, OutcomeUnknown, EngineUnavailable):
-                if self.around.clock() > deadline:
+                if self.around.clock.now() > deadline:
                     raise
-                await asyncio.sleep(POLL_SECONDS)
+                await asyncio.sleep(self.around.pace.move_poll)
             else:
                 self._step(f"Swarm is told to run it on {self.target}")
                 return known
@@ -278,18 +267,18 @@ class Relocation:
         """Wait until the new container runs, and is healthy where it has a health check."""
         here = self.plan.target.swarm.id
         arrival = Arrival(known=known, target=here)
-        silent_since = pending_since = self.around.clock()
+        silent_since = pending_since = self.around.clock.now()
         deadline = silent_since + self.wish.timeout_seconds
         while True:
-            now = self.around.clock()
+            now = self.around.clock.now()
             try:
                 tasks = await self.around.swarm.tasks(service=self.plan.service.id)
                 silent_since = now
             except EngineUnavailable as error:
-                if now > silent_since + LEADER_SECONDS:
+                if now > silent_since + self.around.pace.move_leader:
                     raise self._not_up(str(error)) from error
                 pending_since = now  # without a leader nobody looks for a place
-                await asyncio.sleep(POLL_SECONDS)
+                await asyncio.sleep(self.around.pace.move_poll)
                 continue
             arrival.look(tasks, now=now)
             self._report(arrival, now=now)
@@ -299,11 +288,11 @@ class Relocation:
                 pending_since = now
             if (
                 arrival.failed >= FAILURES
-                or now > min(deadline, pending_since + PLACE_SECONDS)
+                or now > min(deadline, pending_since + self.around.pace.move_place)
                 or (arrival.failed and await self._rolled_back())
             ):
                 raise self._not_up(arrival.message)
-            await asyncio.sleep(POLL_SECONDS)
+            await asyncio.sleep(self.around.pace.move_poll)
 
     def _report(self, arrival: Arrival, *, now: float) -> None:
         """Say what has happened since the last look."""
@@ -338,14 +327,14 @@ class Relocation:
         """
         if self.wish.stay:
             return
-        deadline = self.around.clock() + UNTIE_SECONDS
-        while self.around.clock() < deadline:
+        deadline = self.around.clock.now() + self.around.pace.move_untie
+        while self.around.clock.now() < deadline:
             try:
                 if await self._is_untied():
                     return
             except (Stale, OutcomeUnknown, EngineUnavailable) as error:
                 log.info("service-move.again", service=self.name, why=error.message)
-            await asyncio.sleep(POLL_SECONDS)
+            await asyncio.sleep(self.around.pace.move_poll)
         self._step(
             f"it stays tied to {self.target}, since its own constraints do not allow that node yet; "
             "the same command, given again, takes that back"

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Protocol
 
 from pannier.contract.views import HookView, MoveProgress
 from pannier.core.hooks import Moment
+from pannier.core.pace import SwarmPace
 from pannier.core.service_move import Place
 from pannier.core.swarm import SwarmNode, SwarmService, SwarmTask
 from pannier.engine.base import Swarm
+from pannier.host.clock import Clock
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +56,9 @@ class Surroundings(Protocol):
     @property
     def swarm(self) -> Swarm: ...
     @property
-    def clock(self) -> Callable[[], float]: ...
+    def clock(self) -> Clock: ...
+    @property
+    def pace(self) -> SwarmPace: ...
 
     async def plan(self, service: str, node: str) -> Plan:
         """Look at the Swarm anew. Raises what is in the way."""

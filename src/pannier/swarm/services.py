@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Protocol
@@ -22,6 +22,7 @@ from pannier.contract.views import (
 )
 from pannier.core.errors import Conflict, NodeNotFound, VolumeInUse
 from pannier.core.hooks import Moment, read_hooks
+from pannier.core.pace import SwarmPace
 from pannier.core.service_move import (
     TIED,
     check_capacity,
@@ -36,7 +37,7 @@ from pannier.core.service_move import (
 from pannier.core.swarm import SwarmNode, SwarmService, SwarmTask
 from pannier.core.volume import Volume
 from pannier.engine.base import Swarm
-from pannier.host.clock import boottime
+from pannier.host.clock import Clock
 from pannier.swarm.hooks import Hooks
 from pannier.swarm.service_move import Relocation
 from pannier.swarm.service_plan import Plan, Wish
@@ -62,7 +63,6 @@ class Services:
     Args:
         node: this node's name.
         cluster: volumes and nodes wherever they are, as a move asks for them.
-        clock: seconds that only ever pass.
     """
 
     def __init__(
@@ -74,15 +74,17 @@ class Services:
         hooks: Hooks,
         peers: Peers,
         cluster: Cluster,
-        clock: Callable[[], float] = boottime,
+        clock: Clock,
+        pace: SwarmPace,
     ) -> None:
-        self.swarm = swarm
-        self.clock = clock
         self._node = node
+        self.swarm = swarm
         self._catalog = catalog
         self._hooks = hooks
         self._peers = peers
         self._cluster = cluster
+        self.clock = clock
+        self.pace = pace
         self._moves: dict[str, _Move] = {}
 
     async def all(self) -> list[ServiceView]:
@@ -246,7 +248,7 @@ class Services:
         """A volume is given away when nobody uses it: another container would keep it where it is."""
         others = _others(service, view)
         if others:  # a process that is just ending is not known as its container's any more
-            await asyncio.sleep(self._pace.move_again)
+            await asyncio.sleep(self.pace.move_again)
             others &= _others(service, await self._cluster.volume(volume.name))
         if others:
             raise VolumeInUse(

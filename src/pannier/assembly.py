@@ -1,0 +1,514 @@
+"""A node, put together from its parts. The daemon and the simulation both do it here.
+
+What is simulated is what ships: only the ports in :class:`Outside` differ. No part is completed after
+its construction, and none has a default for what could lose data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Generic, Protocol, TypeVar
+
+from pannier.agent.custody import Custody
+from pannier.agent.disks import Disks
+from pannier.agent.drivers import Drivers
+from pannier.agent.fencing import Fencing
+from pannier.agent.freezing import Freezer
+from pannier.agent.lease import Lease
+from pannier.agent.mountids import MountIds
+from pannier.agent.mounts import Mounts
+from pannier.agent.promises import Promises
+from pannier.agent.use import Use, UsersOf
+from pannier.barrier.calls import Strategy
+from pannier.barrier.groups import Backlog
+from pannier.cluster.catalog import Catalog
+from pannier.cluster.cluster import Cluster
+from pannier.cluster.registry import Registry
+from pannier.contract.peers import Peers
+from pannier.copies.acknowledging import Acknowledging
+from pannier.copies.receiving import Reception
+from pannier.copies.replication import Replicator
+from pannier.copies.switching import Switching
+from pannier.copies.verification import Verification
+from pannier.core.lease import Terms
+from pannier.core.node import Node
+from pannier.core.pace import Pace
+from pannier.engine.base import Engine
+from pannier.holding.after_handover import AfterHandover
+from pannier.holding.handover import Handovers
+from pannier.holding.promising import Promising
+from pannier.holding.recovery import Recovery
+from pannier.holding.takeover import Takeover
+from pannier.holding.volumes import Volumes
+from pannier.host.clock import Clock
+from pannier.host.state_files import StateFiles
+from pannier.node.barrier_admission import BarrierAdmission, Marks
+from pannier.node.cluster_wide import ClusterWide
+from pannier.node.docker_volumes import DockerVolumes
+from pannier.node.doctor import Doctor
+from pannier.node.facade import NodeService
+from pannier.node.free_space import keep_free_space
+from pannier.node.leaving import Leaving
+from pannier.node.membership import Membership
+from pannier.node.node_views import NodeViews
+from pannier.node.own_record import keep_activated, keep_introduced, keep_swarm_node
+from pannier.node.peer_service import PeerService
+from pannier.node.upkeep import Upkeep
+from pannier.node.volume_views import VolumeViews
+from pannier.pki.authority import Authority
+from pannier.storage.base import Driver
+from pannier.store.base import Store
+from pannier.swarm.evacuation import Evacuation
+from pannier.swarm.hooks import Hooks
+from pannier.swarm.labels import Labels
+from pannier.swarm.services import Services
+from pannier.transport.base import Sender
+
+
+class SyncCalls(Marks, Protocol):
+    """The barrier, as the rest of the node knows it."""
+
+    def waiting(self, volume: str) -> Backlog:
+        """What waits for this volume now."""
+        ...
+
+
+Calls = TypeVar("Calls", bound=SyncCalls)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outside(Generic[Calls]):
+    """The ports through which a node meets the outside.
+
+    Attributes:
+        store: the cluster's memory; its session is the caller's.
+        drivers: those that this node is meant to have, by name, not opened yet; the default one first.
+        engine: the container engine beside this node.
+        peers: the other nodes' APIs.
+        sender: the way of generations to other nodes.
+        mounts: the paths that Docker is given.
+        users_of: who uses a directory, as the kernel sees it.
+        kill: sends a signal to a process.
+        freezer: has containers stand still.
+        files: where the node keeps what it must not forget.
+        clock: this machine's.
+        sync_calls: makes the barrier, given how a volume is made durable.
+        configured_runtime: the default runtime that the engine's configuration names.
+        authority: the cluster's certificate authority. Raises Conflict where it is not on this node.
+        pool_problems: what is wrong with the pool although it could be opened.
+    """
+
+    store: Store
+    drivers: Mapping[str, Driver]
+    engine: Engine
+    peers: Peers
+    sender: Sender
+    mounts: Mounts
+    users_of: UsersOf
+    kill: Callable[[int, int], None]
+    freezer: Freezer
+    files: StateFiles
+    clock: Clock
+    sync_calls: Callable[[Strategy], Calls]
+    configured_runtime: Callable[[], str]
+    authority: Callable[[], Authority]
+    pool_problems: Callable[[], Awaitable[list[str]]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What a node is told about itself.
+
+    Attributes:
+        cluster: the cluster's id; None believes any store.
+        me: the record with which the node introduces itself.
+        boot_id: of the machine's present boot.
+        terms: how long its lease lasts.
+        store_address: told to machines that join.
+        evacuate: whether nodes that are lost are drained in Swarm.
+        pace: how often everything looks, and how long it waits.
+    """
+
+    cluster: str | None
+    me: Node
+    boot_id: str
+    terms: Terms
+    store_address: str
+    evacuate: bool
+    pace: Pace
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Something that runs for as long as the daemon does."""
+
+    name: str
+    run: Callable[[], Coroutine[Any, Any, None]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalNode(Generic[Calls]):
+    """One node's parts. The order of starting: ``first``, then what the edges need, then ``then``."""
+
+    cluster: Cluster
+    drivers: Drivers
+    use: Use
+    custody: Custody
+    lease: Lease
+    promises: Promises
+    replicator: Replicator
+    acknowledging: Acknowledging
+    sync_calls: Calls
+    reception: Reception
+    verification: Verification
+    handovers: Handovers
+    takeover: Takeover
+    promising: Promising
+    recovery: Recovery
+    volumes: Volumes
+    docker: DockerVolumes
+    hooks: Hooks
+    services: Services
+    membership: Membership
+    leaving: Leaving
+    service: NodeService
+    peer_service: PeerService
+    after_handover: Callable[[Start], AfterHandover]
+    first: tuple[Work, ...]
+    then: tuple[Work, ...]
+
+    def start(self, work: Collection[Work], start: Start) -> None:
+        """Run each of ``work`` in the background."""
+        for each in work:
+            start(each.run(), each.name)
+
+    def follow_handovers(self, start: Start) -> None:
+        """Make volumes ready as they come, and put away what they leave behind."""
+        self.cluster.catalog.listen(self.after_handover(start).hear)
+
+
+Start = Callable[[Coroutine[Any, Any, None], str], None]
+"""Runs work in the background, under a name."""
+
+
+def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
+    """Put a node together. Nothing runs yet, and nothing outside was asked but its own small files.
+
+    Raises:
+        StorageError: what it must not forget cannot be read.
+    """
+    clock, pace, files, node = outside.clock, settings.pace, outside.files, settings.me.name
+    engine, peers, mounts, sender = outside.engine, outside.peers, outside.mounts, outside.sender
+
+    registry = Registry(outside.store)
+    catalog = Catalog(
+        file=files.unsynced("catalog.json"), cluster=settings.cluster, boot_id=settings.boot_id
+    )
+    cluster = Cluster(node=node, registry=registry, catalog=catalog)
+
+    # The agent: what is here, who uses it, and for how long this node may.
+    lease = Lease(
+        outside.store, node=node, boot_id=settings.boot_id, terms=settings.terms, clock=clock
+    )
+    promises = Promises(
+        file=files.durable("takeovers.json"), clock=clock, longest=pace.holding.promise
+    )
+    drivers = Drivers(outside.drivers, node=node, pace=pace.node)
+    use = Use(
+        drivers=drivers,
+        mounts=mounts,
+        mount_ids=MountIds(files.until_boot("mounts.json")),
+        engine=engine,
+        freezer=outside.freezer,
+        users_of=outside.users_of,
+        kill=outside.kill,
+        clock=clock,
+        pace=pace.agent,
+    )
+    custody = Custody(
+        cluster=cluster, drivers=drivers, use=use, mounts=mounts, lease=lease, pace=pace.agent
+    )
+
+    # Copies: kept up, and awaited by sync calls.
+    switching = Switching()
+    replicator = Replicator(
+        cluster=cluster,
+        custody=custody,
+        drivers=drivers,
+        sender=sender,
+        switching=switching,
+        clock=clock,
+        pace=pace.copies,
+    )
+    acknowledging = Acknowledging(
+        cluster=cluster,
+        drivers=drivers,
+        lease=lease,
+        replicator=replicator,
+        clock=clock,
+        pace=pace.copies,
+    )
+    sync_calls = outside.sync_calls(acknowledging)
+    reception = Reception(cluster=cluster, custody=custody, drivers=drivers, promises=promises)
+    verification = Verification(
+        cluster=cluster,
+        custody=custody,
+        drivers=drivers,
+        peers=peers,
+        acknowledging=acknowledging,
+        file=files.durable("verified.json"),
+        clock=clock,
+        pace=pace.copies,
+    )
+    fencing = Fencing(
+        cluster=cluster,
+        custody=custody,
+        use=use,
+        lease=lease,
+        rivals=acknowledging.rivals,
+        clock=clock,
+        pace=pace.agent,
+    )
+
+    # Holding: how a volume changes its holder.
+    handovers = Handovers(
+        cluster=cluster,
+        custody=custody,
+        drivers=drivers,
+        use=use,
+        sender=sender,
+        replication=replicator,
+        switching=switching,
+        clock=clock,
+        pace=pace.holding,
+    )
+    takeover = Takeover(
+        cluster=cluster,
+        custody=custody,
+        drivers=drivers,
+        peers=peers,
+        promises=promises,
+        clock=clock,
+        pace=pace.holding,
+    )
+    recovery = Recovery(
+        cluster=cluster,
+        custody=custody,
+        drivers=drivers,
+        peers=peers,
+        promises=promises,
+        takeover=takeover,
+        clock=clock,
+        pace=pace.holding,
+    )
+    promising = Promising(
+        cluster=cluster,
+        lease=lease,
+        peers=peers,
+        promises=promises,
+        rivals=acknowledging.rivals,
+        clock=clock,
+        pace=pace.holding,
+    )
+    volumes = Volumes(
+        cluster=cluster,
+        custody=custody,
+        drivers=drivers,
+        use=use,
+        handovers=handovers,
+        peers=peers,
+        clock=clock,
+    )
+
+    # The node, as Docker, people and other nodes ask for it.
+    membership = Membership(
+        node=node,
+        registry=registry,
+        catalog=catalog,
+        authority=outside.authority,
+        store_address=settings.store_address,
+        clock=clock,
+    )
+    admission = BarrierAdmission(
+        engine=engine, marks=sync_calls, configured=outside.configured_runtime, pace=pace.node
+    )
+    docker = DockerVolumes(
+        cluster=cluster,
+        custody=custody,
+        drivers=drivers,
+        use=use,
+        mounts=mounts,
+        volumes=volumes,
+        peers=peers,
+        takeover=takeover,
+        admission=admission,
+        clock=clock,
+        pace=pace.node,
+    )
+    volume_views = VolumeViews(
+        cluster=cluster,
+        drivers=drivers,
+        use=use,
+        mounts=mounts,
+        handovers=handovers,
+        replicator=replicator,
+        backlog=sync_calls.waiting,
+        clock=clock,
+        pace=pace.node,
+    )
+    node_views = NodeViews(
+        cluster=cluster, drivers=drivers, lease=lease, engine=engine, pace=pace.node
+    )
+    cluster_wide = ClusterWide(
+        cluster=cluster,
+        drivers=drivers,
+        volumes=volumes,
+        handovers=handovers,
+        peers=peers,
+        volume_views=volume_views,
+        node_views=node_views,
+        pace=pace.node,
+    )
+    hooks = Hooks(
+        node=node,
+        engine=engine,
+        catalog=catalog,
+        file=files.until_boot("hooks.json"),
+        pace=pace.swarm,
+    )
+    services = Services(
+        node=node,
+        swarm=engine.swarm,
+        catalog=catalog,
+        hooks=hooks,
+        peers=peers,
+        cluster=cluster_wide,
+        clock=clock,
+        pace=pace.swarm,
+    )
+    doctor = Doctor(
+        cluster=cluster,
+        drivers=drivers,
+        use=use,
+        engine=engine,
+        mounts=mounts,
+        pool_problems=outside.pool_problems,
+        doubt=pace.agent.doubt,
+    )
+    service = NodeService(
+        name=settings.cluster or "",
+        cluster=cluster,
+        use=use,
+        cluster_wide=cluster_wide,
+        volume_views=volume_views,
+        node_views=node_views,
+        volumes=volumes,
+        membership=membership,
+        doctor=doctor,
+        recovery=recovery,
+        verification=verification,
+        services=services,
+        doubt=pace.agent.doubt,
+    )
+    peer_service = PeerService(
+        cluster=cluster,
+        drivers=drivers,
+        lease=lease,
+        volume_views=volume_views,
+        node_views=node_views,
+        volumes=volumes,
+        handovers=handovers,
+        recovery=recovery,
+        takeover=takeover,
+        promising=promising,
+        verification=verification,
+        services=services,
+    )
+    leaving = Leaving(
+        cluster=cluster,
+        custody=custody,
+        use=use,
+        lease=lease,
+        acknowledging=acknowledging,
+        membership=membership,
+        pace=pace.node,
+    )
+    upkeep = Upkeep(
+        cluster=cluster,
+        drivers=drivers,
+        use=use,
+        handovers=handovers,
+        file=files.durable("trash.json"),
+        pace=pace.node,
+    )
+    evacuation = Evacuation(
+        cluster=cluster,
+        swarm=engine.swarm,
+        peers=peers,
+        enabled=settings.evacuate,
+        clock=clock,
+        pace=pace.swarm,
+    )
+    labels = Labels(cluster=cluster, swarm=engine.swarm, clock=clock, pace=pace.swarm)
+    disks = Disks(drivers=drivers, lease=lease, pace=pace.agent)
+
+    async def adopt() -> None:
+        await drivers.tried.wait()
+        await catalog.synced.wait()
+        await custody.adopt()
+
+    return LocalNode(
+        cluster=cluster,
+        drivers=drivers,
+        use=use,
+        custody=custody,
+        lease=lease,
+        promises=promises,
+        replicator=replicator,
+        acknowledging=acknowledging,
+        sync_calls=sync_calls,
+        reception=reception,
+        verification=verification,
+        handovers=handovers,
+        takeover=takeover,
+        promising=promising,
+        recovery=recovery,
+        volumes=volumes,
+        docker=docker,
+        hooks=hooks,
+        services=services,
+        membership=membership,
+        leaving=leaving,
+        service=service,
+        peer_service=peer_service,
+        after_handover=lambda start: AfterHandover(
+            cluster=cluster, custody=custody, lease=lease, start=start, pace=pace.holding
+        ),
+        first=(
+            Work("catalog", partial(catalog.follow, outside.store)),
+            Work("catalog-copy", catalog.keep_saved),
+            Work("drivers", drivers.keep_open),
+            Work("fencing", fencing.run),  # without the store, too
+        ),
+        then=(
+            Work("introduction", partial(keep_introduced, membership, settings.me, pace=pace.node)),
+            Work("lease", lease.keep),
+            Work("disks", disks.run),
+            Work("proof", custody.prove_all),
+            Work("promises", promising.run),
+            Work("in-sync", acknowledging.run),
+            Work("admission", admission.run),
+            Work("upkeep", upkeep.run),
+            Work("verification", verification.run),
+            Work("replication", replicator.run),
+            Work("activation", partial(keep_activated, engine)),
+            Work("adoption", adopt),
+            Work("swarm-node", partial(keep_swarm_node, engine.swarm, membership, pace=pace.node)),
+            Work("free-space", partial(keep_free_space, drivers, membership, pace=pace.node)),
+            Work("evacuation", evacuation.run),
+            Work("labels", labels.run),
+            Work("hooks", hooks.run),
+        ),
+    )

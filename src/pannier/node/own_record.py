@@ -1,0 +1,55 @@
+"""What a node tells of itself and its engine, kept in line for as long as the daemon runs."""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+
+from pannier.core.errors import EngineUnavailable, PannierError
+from pannier.core.node import Node
+from pannier.core.pace import NodePace
+from pannier.engine.base import Engine, Swarm
+from pannier.node.membership import Membership
+
+log = structlog.get_logger(__name__)
+
+
+async def keep_introduced(membership: Membership, me: Node, *, pace: NodePace) -> None:
+    """Write this node's record once, as soon as the store answers."""
+    while True:
+        try:
+            await membership.introduce(me)
+        except PannierError as error:
+            log.warning("node.not-introduced", error=str(error))
+            await asyncio.sleep(pace.start_retry)
+        else:
+            return
+
+
+async def keep_activated(engine: Engine) -> None:
+    """Make each engine that comes up look at our socket: Swarm schedules only where it did."""
+    async for _ in engine.starts():
+        try:
+            await engine.activate_plugin()
+        except EngineUnavailable as error:
+            log.warning("engine.not-activated", error=str(error))
+
+
+async def keep_swarm_node(swarm: Swarm, membership: Membership, *, pace: NodePace) -> None:
+    """Keep the record in line with the engine, for ever: run as a task."""
+    while True:
+        await report_swarm_node(swarm, membership)
+        await asyncio.sleep(pace.swarm_look)
+
+
+async def report_swarm_node(swarm: Swarm, membership: Membership) -> None:
+    """Write this engine's Swarm node id into this node's record, where it says something else.
+
+    What cannot be asked or written now stays as it is.
+    """
+    try:
+        member = await swarm.member()
+        await membership.report_swarm(member.node if member else None)
+    except PannierError as error:
+        log.info("node.swarm-not-reported", error=str(error))
