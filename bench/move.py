@@ -12,7 +12,7 @@ from typing import Any
 
 from bench.figures import Figure, Result, Target
 from bench.world import MOUNTS, PYTHON, BenchError, World
-from pannier.holding.after_handover import TIDY_AFTER_SECONDS
+from pannier.core.pace import HoldingPace
 
 _RATE = 4  # MiB per second
 _LOCAL = "/var/lib/docker/volumes"
@@ -139,7 +139,7 @@ def measure(world: World) -> Result:
 
 def _let_them_tidy(world: World) -> None:
     """What a move leaves behind on both nodes is deleted later: not while another leg is measured."""
-    time.sleep(TIDY_AFTER_SECONDS + 2)
+    time.sleep(HoldingPace().tidy_after + 2)
     world.settle()
 
 

@@ -12,22 +12,22 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
-from types import SimpleNamespace
-from typing import cast
 
 from bench.figures import Figure, Result, Rounds, Target, turns
 from bench.world import Wish
-from pannier.agent.custody import Custody
 from pannier.cluster.catalog import Catalog
+from pannier.cluster.cluster import Cluster
 from pannier.cluster.registry import Registry
-from pannier.copies.replication import RECONCILE_SECONDS, candidates_of
+from pannier.copies.replication import candidates_of
 from pannier.core.evacuation import Evacuated, Phase, Subject, plan
 from pannier.core.generation import Generation
 from pannier.core.node import Node
+from pannier.core.pace import CopiesPace
 from pannier.core.placement import repair_replicas, replicas_after_loss
 from pannier.core.recovery import choose_successor
 from pannier.core.swarm import Availability, SwarmNode
 from pannier.core.volume import Durability, Grant, Volume, VolumeSpec
+from pannier.host.state_files import DurableFile
 from pannier.store.base import ABSENT, Change
 from pannier.swarm.labels import wanted_labels
 from pannier.testing.store import MemoryStore
@@ -106,7 +106,7 @@ def _simulate(size: _Size) -> _Found:
 
 
 def _figures(collected: Rounds) -> Iterable[Figure]:
-    turn = Target(at_most=RECONCILE_SECONDS, of="value")
+    turn = Target(at_most=CopiesPace().reconcile, of="value")
     units = {
         _MEMORY: ("MB", None),
         _HEAR: ("s", None),
@@ -147,7 +147,7 @@ class _Simulation:
 
     async def _hear(self, store: MemoryStore, file: Path) -> Catalog:
         """What every node knows of all others."""
-        catalog = Catalog(file=file)
+        catalog = Catalog(file=DurableFile(file), cluster=None, boot_id="")
         before, began = _resident(), time.process_time()
         following = asyncio.create_task(catalog.follow(store))
         await catalog.synced.wait()
@@ -184,10 +184,11 @@ class _Simulation:
 
     def _place(self, catalog: Catalog, held: list[Volume]) -> float:
         """What :class:`pannier.copies.replication.Replicator` does in each of its turns."""
-        custody = cast("Custody", SimpleNamespace(catalog=catalog, node=self._nodes[1].name))
+        registry = Registry(MemoryStore())
+        cluster = Cluster(node=self._nodes[1].name, registry=registry, catalog=catalog)
         until = time.process_time() + _SAMPLE_SECONDS
         gone = frozenset({self._lost})
-        candidates = candidates_of(catalog.nodes(), custody)
+        candidates = candidates_of(cluster)
         for done, volume in enumerate(held, 1):
             if gone.intersection(volume.replicas):
                 repair_replicas(volume, candidates, gone=gone)
@@ -245,7 +246,7 @@ def _writes_note(size: _Size, found: _Found) -> str:
         f"each volume is just being written and needed elsewhere, all come within a second: "
         f"{writes} writes/s of {record_bytes} bytes, of which every node hears: "
         f"{writes * record_bytes * size.nodes / 1e6:.0f} MB/s in all. A quarter of an hour later "
-        f"{repaired} copies are replaced within {RECONCILE_SECONDS:.0f} s, {repaired / RECONCILE_SECONDS:.0f} "
+        f"{repaired} copies are replaced within {CopiesPace().reconcile:.0f} s, {repaired / CopiesPace().reconcile:.0f} "
         f"writes/s; each joins with one more write when it has its data"
     )
 

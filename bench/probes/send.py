@@ -9,6 +9,7 @@ import sys
 
 from pannier.cluster.catalog import Catalog
 from pannier.config import CONFIG_DIRECTORY, STATE_DIRECTORY
+from pannier.host.state_files import DurableFile
 from pannier.pki.credentials import Credentials
 from pannier.storage.btrfs.driver import BtrfsDriver
 from pannier.transport.base import Offer
@@ -16,7 +17,7 @@ from pannier.transport.client import TransportClient
 
 
 async def main() -> None:
-    catalog = Catalog(file=STATE_DIRECTORY / "catalog.json")
+    catalog = Catalog(file=DurableFile(STATE_DIRECTORY / "catalog.json"), cluster=None, boot_id="")
     catalog.load()
     volume, target = catalog.volume(sys.argv[1]), catalog.node(sys.argv[2])
     assert volume is not None

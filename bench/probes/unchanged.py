@@ -10,11 +10,12 @@ import time
 
 from pannier.cluster.catalog import Catalog
 from pannier.config import STATE_DIRECTORY
+from pannier.host.state_files import DurableFile
 from pannier.storage.btrfs.driver import BtrfsDriver
 
 
 async def main() -> None:
-    catalog = Catalog(file=STATE_DIRECTORY / "catalog.json")
+    catalog = Catalog(file=DurableFile(STATE_DIRECTORY / "catalog.json"), cluster=None, boot_id="")
     catalog.load()
     driver = BtrfsDriver(STATE_DIRECTORY / "pool")
     legs = dict(zip(("ours", "theirs"), sys.argv[2:4], strict=True))

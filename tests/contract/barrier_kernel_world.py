@@ -25,6 +25,7 @@ from pannier.barrier.barrier import Barrier
 from pannier.barrier.calls import SyncCall
 from pannier.core.errors import Unavailable
 from pannier.host.activation import unix_listener
+from pannier.host.clock import machine_clock
 
 CALLER = Path(__file__).with_name("barrier_kernel_caller.py")
 PATIENCE_SECONDS = 20.0
@@ -166,7 +167,12 @@ class World:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Barrier]:
         """A daemon's life: it takes up what systemd has kept."""
-        self.barrier = Barrier(self.gate, mount_root=self.mounts, directory=self.folder / "run")
+        self.barrier = Barrier(
+            self.gate,
+            mount_root=self.mounts,
+            directory=self.folder / "run",
+            clock=machine_clock(),
+        )
         with socket.socket(fileno=os.dup(self.server.fileno())) as server:
             self.barrier.restore(self.systemd.hand_down())
             work = asyncio.create_task(self.barrier.run(server))

@@ -22,8 +22,10 @@ import structlog
 
 from pannier.barrier.barrier import Barrier
 from pannier.barrier.calls import SyncCall
+from pannier.config import PATHS
 from pannier.core.errors import Unavailable
 from pannier.host.activation import inherited_fds, listening_socket
+from pannier.host.clock import machine_clock
 from pannier.host.systemd import notify
 
 WORDS = Path("/run/barrier-test")
@@ -55,7 +57,9 @@ async def main() -> None:
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     fds = inherited_fds(os.environ, pid=os.getpid())
-    barrier = Barrier(Told())
+    barrier = Barrier(
+        Told(), mount_root=PATHS.mounts, directory=PATHS.run / "barrier", clock=machine_clock()
+    )
     barrier.restore((item.name, item.fd) for item in fds)
     server = next(listening_socket(item.fd) for item in fds if item.name == "barrier")
     work = asyncio.create_task(barrier.run(server))

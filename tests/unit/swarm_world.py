@@ -6,13 +6,19 @@ import asyncio
 import itertools
 import random
 import sys
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from pannier.cluster.cluster import Cluster
+from pannier.contract.views import NodeView
+from pannier.core.errors import PeerUnavailable
+from pannier.core.pace import Pace
+from pannier.host.clock import Clock
 from pannier.host.state_files import DurableFile
 
 sys.path.append(str(Path(__file__).parents[1] / "simulation"))
@@ -114,6 +120,30 @@ class FaultySwarm(FakeSwarm):
         await asyncio.sleep(faults.random.uniform(0, faults.seconds))
         if faults.random.random() < faults.refused:
             raise EngineUnavailable("the fake engine is out of sorts")
+
+
+class Answering:
+    """The other nodes' APIs, as far as an evacuation asks them: those named here answer."""
+
+    def __init__(self, names: Container[str]) -> None:
+        self._names = names
+
+    def to(self, node: Node) -> Any:
+        return AnsweringNode(node.name in self._names)
+
+
+class AnsweringNode:
+    """One of them."""
+
+    def __init__(self, answers: bool) -> None:
+        self._answers = answers
+
+    async def peer_node(self) -> NodeView:
+        if not self._answers:
+            raise PeerUnavailable("no answer")
+        return NodeView(
+            name="n", address="", state="up", drivers=[], version="", volumes=0, joined_at=""
+        )
 
 
 class SwarmWorld:
@@ -223,19 +253,19 @@ class SwarmWorld:
         )
         loop = asyncio.get_running_loop()
         swarm = FaultySwarm(self.swarm, node=f"id-{name}", world=self)
-        parts = {"node": name, "registry": Registry(store), "catalog": catalog, "swarm": swarm}
+        cluster = Cluster(node=name, registry=Registry(store), catalog=catalog)
+        clock = Clock(now=loop.time, unix=loop.time)
         evacuation = Evacuation(
-            **parts,  # type: ignore[arg-type]
+            cluster=cluster,
+            swarm=swarm,
+            peers=Answering(self.answering),
             enabled=self.enabled,
-            answers=self._answers,
-            clock=loop.time,
+            clock=clock,
+            pace=Pace().swarm,
         )
-        labels = Labels(**parts, clock=loop.time)  # type: ignore[arg-type]
+        labels = Labels(cluster=cluster, swarm=swarm, clock=clock, pace=Pace().swarm)
         work = (catalog.follow(store), evacuation.run(), labels.run())
         self._daemons[name] = [asyncio.create_task(each) for each in work]
-
-    async def _answers(self, node: Node) -> bool:
-        return node.name in self.answering
 
     async def kill_daemon(self, name: str) -> None:
         """It ends wherever it is."""

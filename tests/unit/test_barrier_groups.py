@@ -12,6 +12,7 @@ from world import event_loop_policy
 from pannier.barrier.calls import SyncCall
 from pannier.barrier.groups import Groups, Waiting
 from pannier.core.errors import NotHolder, Unavailable, VolumeNotFound
+from pannier.host.clock import Clock
 
 __all__ = ["event_loop_policy"]
 
@@ -42,7 +43,7 @@ class Caller:
     """Calls with numbers; remembers when each was answered."""
 
     def __init__(self, strategy: Strategy) -> None:
-        self.groups = Groups(strategy, now=now)
+        self.groups = Groups(strategy, clock=Clock(now=now, unix=now))
         self.answered: dict[int, float] = {}
         self.gone: set[int] = set()
         self.lapsed: list[int] = []

@@ -12,25 +12,21 @@ from world import Fault, Run, World, event_loop_policy
 from pannier.contract.views import EventView, FindingView
 from pannier.core.errors import Corrupt, Denied, Stale, VolumeNotFound
 from pannier.core.generation import Generation
-from pannier.holding.after_handover import TIDY_AFTER_SECONDS
+from pannier.core.pace import NodePace, Pace
 from pannier.storage.base import RootAttributes
 from pannier.transport.base import Offer
 
 __all__ = ["event_loop_policy"]
 pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy. fixture")
+USUAL = Pace()
 DAY = 3600.0
 """What a day in the trash is in these tests: fewer turns of the same loop."""
 _ROOT = RootAttributes()
 
 
-@pytest.fixture(autouse=True)
-def _shorter_days(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pannier.node.upkeep.TRASH_SECONDS", DAY)
-
-
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
-    async with World(tmp_path, with_upkeep=True) as world:
+    async with World(tmp_path, with_upkeep=True, pace=Pace(node=NodePace(trash=DAY))) as world:
         await world.create(world.a, "vol")
         await world.write_once(world.a, "vol", b"precious")
         yield world
@@ -180,13 +176,13 @@ async def test_missing_data_is_an_error_for_mount_move_and_remove_and_never_an_e
 
 
 async def findings(world: World, name: str, subject: str) -> list[FindingView]:
-    found = await world.machines[name].ask(lambda run: run.doctor.examine())
+    found = await world.machines[name].ask(lambda run: run.service.doctor())
     return [finding for finding in found if finding.subject == subject]
 
 
 async def test_doctor_has_no_problem_where_there_is_none(world: World) -> None:
     await world.a.engine.activate_plugin()
-    found = await world.a.ask(lambda run: run.doctor.examine())
+    found = await world.a.ask(lambda run: run.service.doctor())
     assert {finding.level for finding in found} == {"ok"}
 
 
@@ -198,7 +194,7 @@ async def test_doctor_names_who_uses_a_volume(world: World) -> None:
 
 async def test_doctor_tells_of_a_stray_and_of_data_of_nobody(world: World) -> None:
     await world.write_once(world.b, "vol")
-    await asyncio.sleep(TIDY_AFTER_SECONDS + 1)
+    await asyncio.sleep(USUAL.holding.tidy_after + 1)
     record = world.record("vol")
     home = world.a.disk.homes[record.id]
     await world.a.ask(
@@ -225,7 +221,7 @@ async def test_doctor_tells_of_the_store_and_the_engine(world: World) -> None:
     await world.a.engine.stop()
     levels = {
         finding.subject: finding.level
-        for finding in await world.a.ask(lambda run: run.doctor.examine())
+        for finding in await world.a.ask(lambda run: run.service.doctor())
     }
     assert levels["store store-of-a"] == "problem"
     assert levels["docker on a"] == "problem"
@@ -281,7 +277,7 @@ async def test_what_a_cut_left_sealed_or_undropped_is_settled_at_the_next_start(
 ) -> None:
     world.fail_at_label("driver.drop_live", Fault.CUT_BEFORE, of="a")
     await world.mount(world.b, "vol")
-    await asyncio.sleep(TIDY_AFTER_SECONDS + 1)
+    await asyncio.sleep(USUAL.holding.tidy_after + 1)
     assert world.a.disk.homes[world.record("vol").id].live
     await world.a.start()
     await asyncio.sleep(1)

@@ -126,8 +126,8 @@ async def test_it_is_back_when_its_disk_is(world: CopiesWorld) -> None:
 
 
 async def test_so_is_one_that_could_not_open_its_pool(world: CopiesWorld) -> None:
-    custody = world.a.up.custody
-    custody.broken["btrfs"] = PoolMissing("the device is not there")
+    drivers = world.a.up.drivers
+    drivers.broken["btrfs"] = PoolMissing("the device is not there")
     await world.until(lambda: not world.b.up.catalog.is_up("a"))
-    del custody.broken["btrfs"]
+    del drivers.broken["btrfs"]
     await world.until(lambda: world.b.up.catalog.is_up("a"))

@@ -257,7 +257,7 @@ async def test_nothing_is_taken_over_that_could_not_be_written_down(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pannier.agent.promises.write_file", full)
+    monkeypatch.setattr("pannier.host.state_files.write_file", full)
     with pytest.raises(StorageError, match="takeovers"):
         await world.b.ask(lambda run: run.takeover.take("vol", epoch=1))
     assert world.now_record().grant == Grant("a", 1)

@@ -15,6 +15,7 @@ from pannier.agent.lease import Lease
 from pannier.core.errors import InvalidInput, StoreUnavailable
 from pannier.core.lease import Terms, held_until, promised_until
 from pannier.core.volume import Durability, Grant, Volume, VolumeSpec
+from pannier.host.clock import Clock
 from pannier.testing.store import MemoryData, MemoryStore
 
 __all__ = ["event_loop_policy"]
@@ -37,7 +38,9 @@ class Node:
     def __init__(self, data: MemoryData) -> None:
         self.store = MemoryStore(data)
         self.rate = 1.0
-        self.lease = Lease(self.store, node="a", boot_id="x", terms=TERMS, clock=self.now)
+        self.lease = Lease(
+            self.store, node="a", boot_id="x", terms=TERMS, clock=Clock(now=self.now, unix=self.now)
+        )
 
     def now(self) -> float:
         return self.rate * asyncio.get_running_loop().time()
@@ -156,7 +159,9 @@ async def test_a_lease_that_is_known_to_be_gone_counts_no_more(node: Node) -> No
 async def test_a_restarted_daemon_takes_the_key_over_and_has_everything_to_prove(
     node: Node,
 ) -> None:
-    again = Lease(node.store, node="a", boot_id="x", terms=TERMS, clock=node.now)
+    again = Lease(
+        node.store, node="a", boot_id="x", terms=TERMS, clock=Clock(now=node.now, unix=node.now)
+    )
     async with asyncio.timeout(5):
         await again._renew()
     assert again.term == 1

@@ -14,6 +14,7 @@ from pannier.cluster.registry import Registry
 from pannier.contract.operations import JoinReply, JoinRequest
 from pannier.core.errors import AlreadyExists, Conflict, Denied, InvalidInput, NodeNotFound
 from pannier.core.volume import Grant, Volume, VolumeSpec
+from pannier.host.clock import machine_clock
 from pannier.host.state_files import DurableFile
 from pannier.node.membership import Membership
 from pannier.pki.authority import Authority
@@ -33,6 +34,7 @@ async def membership(tmp_path: Path) -> AsyncIterator[Membership]:
             catalog=Catalog(file=DurableFile(tmp_path / "catalog"), cluster=None, boot_id="b"),
             authority=lambda: authority,
             store_address="etcd://a:2379",
+            clock=machine_clock(),
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -30,8 +31,11 @@ from pannier.core.errors import (
     VolumeInUse,
 )
 from pannier.core.hooks import Moment
+from pannier.core.pace import Pace
 from pannier.core.swarm import SwarmService, SwarmTask, volume_label
 from pannier.engine.base import Container, Executed
+from pannier.host.clock import Clock
+from pannier.host.state_files import UnsyncedFile
 from pannier.swarm.hooks import Hooks
 from pannier.swarm.service_plan import Wish
 from pannier.swarm.services import Services
@@ -108,7 +112,8 @@ class ServiceWorld:
                 node=name,
                 engine=engine,
                 catalog=catalog,
-                file=self._directory / f"{name}.json",
+                file=UnsyncedFile(self._directory / f"{name}.json"),
+                pace=Pace().swarm,
             )
             for name, engine in self.engines.items()
         }
@@ -122,7 +127,8 @@ class ServiceWorld:
             hooks=self.hooks["a"],
             peers=self,  # type: ignore[arg-type]
             cluster=self,
-            clock=asyncio.get_running_loop().time,
+            clock=Clock(now=asyncio.get_running_loop().time, unix=time.time),
+            pace=Pace().swarm,
         )
         service = SwarmService(
             id="id-ci",
@@ -495,7 +501,8 @@ async def test_a_hook_s_node_undoes_it_when_its_daemon_was_killed(tmp_path: Path
             node="a",
             engine=world.engines["a"],
             catalog=world.swarms.catalogs["a"],
-            file=tmp_path / "a.json",
+            file=UnsyncedFile(tmp_path / "a.json"),
+            pace=Pace().swarm,
         )
         running = asyncio.create_task(after.run())
         await asyncio.sleep(1)

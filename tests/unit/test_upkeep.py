@@ -2,12 +2,16 @@
 
 from pathlib import Path
 
-from pannier.node.upkeep import TRASH_SECONDS, TrashClock
+from pannier.core.pace import Pace
+from pannier.host.state_files import DurableFile
+from pannier.node.upkeep import TrashClock
+
+USUAL = Pace()
 
 
 def test_a_volume_is_due_only_after_a_day_of_turns(tmp_path: Path) -> None:
     clock = TrashClock(DurableFile(tmp_path / "t"), keep_seconds=USUAL.node.trash)
-    turns = int(TRASH_SECONDS / 60)
+    turns = int(USUAL.node.trash / 60)
     for _ in range(turns - 1):
         assert clock.turn({"a"}, 60) == set()
     assert clock.turn({"a", "b"}, 60) == {"a"}
@@ -15,7 +19,7 @@ def test_a_volume_is_due_only_after_a_day_of_turns(tmp_path: Path) -> None:
 
 def test_the_count_survives_a_restart_and_ends_with_the_volume(tmp_path: Path) -> None:
     TrashClock(DurableFile(tmp_path / "t"), keep_seconds=USUAL.node.trash).turn(
-        {"a", "b"}, TRASH_SECONDS - 60
+        {"a", "b"}, USUAL.node.trash - 60
     )
     clock = TrashClock(DurableFile(tmp_path / "t"), keep_seconds=USUAL.node.trash)
     assert clock.turn({"a"}, 60) == {"a"}

@@ -185,11 +185,11 @@ async def test_times_that_cannot_be_noted_or_read_end_nothing(
     def full(path: Path, content: bytes) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("pannier.copies.verification.write_file", full)
+    monkeypatch.setattr("pannier.host.state_files.write_file", full)
     await asyncio.sleep(2 * USUAL.copies.verify_turn)
     assert (await verify(world))["b"].state == "made anew"
     await world.until(lambda: world.now_record().in_sync == ("b",))
-    file: Path = world.b.up.verification._file
+    file: Path = world.b.up.verification._file.path
     await world.down(world.b)
     file.unlink(missing_ok=True)
     file.mkdir()

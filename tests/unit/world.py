@@ -58,6 +58,8 @@ __all__ = [
 
 T = TypeVar("T")
 ACTOR = "tester"
+USUAL = Pace()
+"""The times that the daemon uses."""
 _NOT_PLAYED = frozenset(
     ("introduction", "admission", "activation", "swarm-node", "free-space", "evacuation", "labels",
      "hooks")
@@ -91,7 +93,7 @@ class World:
         with_upkeep: bool = False,
         with_settling: bool = True,
         with_replication: bool = False,
-        pace: Pace = Pace(),
+        pace: Pace = USUAL,
     ) -> None:
         self._driver = driver
         self.pace = pace
