@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import assert_never
 
 import structlog
 
@@ -18,8 +19,25 @@ from pannier.agent.custody import Custody
 from pannier.copies.in_sync import InSync
 from pannier.copies.replicated import Held
 from pannier.copies.replication import Replicator
+from pannier.core.acknowledging import (
+    Acknowledge,
+    Claim,
+    Confirmations,
+    Leave,
+    Limits,
+    Reason,
+    Refuse,
+    Replica,
+    WaitFor,
+    decide,
+    left_behind,
+    may_join,
+    refusal,
+    rivals,
+)
 from pannier.core.errors import NotHolder, PannierError, Stale, Unavailable
 from pannier.core.generation import Generation
+from pannier.core.volume import Volume
 from pannier.host.clock import boottime
 
 log = structlog.get_logger(__name__)
@@ -31,6 +49,10 @@ JOIN_PATIENCE_SECONDS = 2.0
 LAG_INTERVALS, LAG_SECONDS = 10, 10.0
 """A copy whose newest state is older than so many intervals, and than so, does not count."""
 WATCH_SECONDS = 0.5
+
+
+def _limits() -> Limits:
+    return Limits(patience=PATIENCE_SECONDS, lag_intervals=LAG_INTERVALS, lag_seconds=LAG_SECONDS)
 
 
 class Durable:
@@ -52,7 +74,6 @@ class Durable:
         async with held.group:
             generation = await self._replicator.make(held)
             await self._confirmed_by_all(held, generation)
-            self._check(held)
             held.durable = generation
 
     async def unchanged(self, volume: str) -> bool:
@@ -60,7 +81,8 @@ class Durable:
         held = self._replicator.held(volume)
         async with held.group:
             same = await self._replicator.make(held) == held.durable
-            self._check(held)
+            if refused := refusal(self._claim(held)):
+                raise self._refused(held.volume, refused)
             return same
 
     async def lost(self, name: str, *, epoch: int, node: str) -> None:
@@ -80,70 +102,88 @@ class Durable:
                 await self._in_sync.leave(held, frozenset({node}), why=why)
 
     def rivals(self, name: str) -> frozenset[str]:
-        """Every node that could take the volume over; see :meth:`InSync.rivals`."""
+        """Every node that could take the volume over; see :func:`pannier.core.acknowledging.rivals`."""
         volume = self._custody.catalog.volume(name)
         if volume is None:
             return frozenset()
-        return self._in_sync.rivals(volume, self._replicator.circle(volume))
+        return rivals(volume, volume, self._replicator.circle(volume).required)
 
-    def _rivals(self, held: Held) -> frozenset[str]:
-        return self._in_sync.rivals(held.volume, held.circle)
+    def _claim(self, held: Held) -> Claim:
+        volume = held.volume
+        return Claim(
+            volume=volume,
+            known=self._custody.catalog.volume(volume.name),
+            required=held.circle.required,
+            standing=self._custody.lease.standing(volume),
+        )
 
-    def _check(self, held: Held) -> None:
-        volume, rivals = held.volume, self._rivals(held)
-        known = self._custody.catalog.volume(volume.name)
-        if known is None or (known.id, known.grant) != (volume.id, volume.grant):
-            raise NotHolder(
-                f"volume {volume.name} is not held by node {self._custody.node} any more"
-            )
-        if not self._custody.lease.holds(volume, rivals):
-            raise Unavailable(
-                f"node {self._custody.node} cannot prove that it still holds volume {volume.name}",
-                remedy="it needs the store, or every node of " + ", ".join(sorted(rivals)),
-            )
-        if 1 + len(rivals) < volume.spec.min_copies:
-            raise Unavailable(
-                f"volume {volume.name} has {1 + len(rivals)} copies in sync and min_copies="
-                f"{volume.spec.min_copies}",
-                remedy="start the nodes of its other copies: pannier volume show " + volume.name,
-            )
+    def _replica(self, held: Held, node: str, *, failures: int) -> Replica:
+        """``failures`` are those up to now that do not count."""
+        progress = held.progress[node]
+        return Replica(
+            up=self._custody.catalog.is_up(node),
+            confirmed=progress.generation,
+            sending=progress.sending,
+            error=bool(progress.error),
+            failed=progress.failures > failures,
+        )
 
     async def _confirmed_by_all(self, held: Held, generation: Generation) -> None:
-        """Wait for everybody who counts; those who do not confirm leave."""
-        failures = {node: p.failures for node, p in held.progress.items()}
-        until = boottime() + PATIENCE_SECONDS
+        """Wait until it may be acknowledged; those who do not confirm leave."""
+        before = {node: progress.failures for node, progress in held.progress.items()}
+        began = boottime()
         while True:
-            if held.ended:  # it is being given away, or sent to other nodes
-                raise Unavailable(f"volume {held.volume.name} is not replicated at the moment")
-            pending = {
-                node
-                for node in self._rivals(held)
-                if node not in held.progress or not held.progress[node].has(generation)
-            }
-            if not pending:
-                return
-            silent = {
-                node
-                for node in pending
-                if node not in held.progress
-                or held.progress[node].failures > failures[node]
-                or (held.progress[node].error and held.progress[node].sending != generation)
-                or not self._custody.catalog.is_up(node)
-                or boottime() > until
-            }
-            if silent:
-                await self._let_leave(held, silent)
-                continue
-            await self._heard(held, min(WATCH_SECONDS, until - boottime() + 0.01))
+            call = Confirmations(
+                generation=generation,
+                replicas={
+                    node: self._replica(held, node, failures=before.get(node, 0))
+                    for node in held.progress
+                },
+                waited=boottime() - began,
+                paused=held.ended,  # it is being given away, or sent to other nodes
+            )
+            match decide(self._claim(held), call, _limits()):
+                case Acknowledge():
+                    return
+                case WaitFor(seconds=left):
+                    await self._heard(held, min(WATCH_SECONDS, left + 0.01))
+                case Leave(nodes):
+                    await self._let_leave(held, nodes)
+                case Refuse() as refused:
+                    raise self._refused(held.volume, refused)
+                case decision:
+                    assert_never(decision)
 
-    async def _let_leave(self, held: Held, nodes: set[str]) -> None:
+    def _refused(self, volume: Volume, refused: Refuse) -> PannierError:
+        node, could_take = self._custody.node, sorted(refused.rivals)
+        match refused.reason:
+            case Reason.PAUSED:
+                return Unavailable(f"volume {volume.name} is not replicated at the moment")
+            case Reason.NOT_HELD:
+                return NotHolder(f"volume {volume.name} is not held by node {node} any more")
+            case Reason.UNPROVEN:
+                return Unavailable(
+                    f"node {node} cannot prove that it still holds volume {volume.name}",
+                    remedy="it needs the store, or every node of " + ", ".join(could_take),
+                )
+            case Reason.TOO_FEW:
+                return Unavailable(
+                    f"volume {volume.name} has {1 + len(could_take)} copies in sync and min_copies="
+                    f"{volume.spec.min_copies}",
+                    remedy="start the nodes of its other copies: pannier volume show "
+                    + volume.name,
+                )
+            case reason:
+                assert_never(reason)
+
+    async def _let_leave(self, held: Held, nodes: frozenset[str]) -> None:
         """Go on without these, unless it is this node's own disk that failed: then they are all there
         is, and shall take over.
         """
         await self._custody.driver(held.volume).check_disk(by_writing=True)
-        await self._in_sync.leave(held, frozenset(nodes), why=self._why(held, nodes))
+        await self._in_sync.leave(held, nodes, why=self._why(held, nodes))
 
-    def _why(self, held: Held, nodes: set[str]) -> str:
+    def _why(self, held: Held, nodes: frozenset[str]) -> str:
         said = [held.progress[n].error for n in sorted(nodes) if n in held.progress]
         return "; ".join(filter(None, said)) or "no answer"
 
@@ -169,20 +209,20 @@ class Durable:
             await asyncio.sleep(WATCH_SECONDS)
 
     async def _look(self, held: Held) -> None:
-        now = boottime()
-        limit = max(LAG_INTERVALS * held.volume.spec.interval, LAG_SECONDS)
-        rivals = self._rivals(held)
-        late = {n for n in rivals if held.lag_seconds(n, now) > limit}
+        now, could_take = boottime(), self._claim(held).rivals
+        late = left_behind(
+            could_take,
+            {node: held.lag_seconds(node, now) for node in could_take},
+            interval=held.volume.spec.interval,
+            limits=_limits(),
+        )
         if late:
             await self._custody.fresh(held.volume.name)  # a store that hangs shall hold up nobody
             async with held.group:
                 await self._let_leave(held, late)
         known = self._custody.catalog.volume(held.volume.name)
-        joined = known.in_sync if known else ()  # a rival that is not may have failed to join
         for node in held.volume.replicas:
-            progress = held.progress[node]
-            caught_up = progress.generation is not None and not progress.error
-            if node not in joined and caught_up and self._custody.catalog.is_up(node):
+            if may_join(node, self._replica(held, node, failures=0), known=known):
                 await self._join(held, node)
 
     async def _join(self, held: Held, node: str) -> None:

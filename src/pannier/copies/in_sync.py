@@ -13,7 +13,8 @@ from dataclasses import replace
 import structlog
 
 from pannier.agent.custody import Custody
-from pannier.copies.replicated import Circle, Held
+from pannier.copies.replicated import Held
+from pannier.core.acknowledging import in_sync_after
 from pannier.core.errors import NotHolder, Stale, StoreUnavailable, Unavailable
 from pannier.core.volume import Volume
 
@@ -25,13 +26,6 @@ class InSync:
 
     def __init__(self, custody: Custody) -> None:
         self._custody = custody
-
-    def rivals(self, volume: Volume, circle: Circle) -> frozenset[str]:
-        """Every node that could take the volume over, as far as this node can know."""
-        known = self._custody.catalog.volume(volume.name)
-        if known is None or (known.id, known.grant) != (volume.id, volume.grant):
-            return circle.required
-        return circle.required | frozenset(known.in_sync)
 
     async def leave(self, held: Held, nodes: frozenset[str], *, why: str) -> None:
         """From now on these nodes do not count, and cannot take over.
@@ -60,11 +54,7 @@ class InSync:
                     f"(epoch {record.grant.epoch})",
                     remedy="ask that node",
                 )
-            wanted = tuple(
-                name
-                for name in record.replicas
-                if (name in record.in_sync or name in add) and name not in drop
-            )
+            wanted = in_sync_after(record, add=add, drop=drop)
             if wanted == record.in_sync and not circle.unsettled:
                 circle.required = frozenset(wanted)
                 return
