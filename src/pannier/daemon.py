@@ -180,7 +180,7 @@ class Daemon:
             store_address=config.store,
         )
         volumes = Volumes(self.custody, self.handovers, self.peers)
-        self.promises = Promises()
+        self.promises = Promises(file=STATE_DIRECTORY / "takeovers.json")
         takeover = Takeover(self.custody, self.peers, self.promises)
         self.replicator = Replicator(self.custody, sender, moving=self.handovers.switching)
         self.handovers.replicate_by(self.replicator)

@@ -89,7 +89,7 @@ class KeptPromises(Promises):
 
     def __init__(self, machine: Machine, kept: dict[str, Refusal]) -> None:
         self._kept = kept
-        super().__init__(clock=machine.clock)
+        super().__init__(file=machine.state / "takeovers.json", clock=machine.clock)
 
     def _load(self) -> dict[str, Refusal]:
         return dict(self._kept)

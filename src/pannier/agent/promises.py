@@ -37,10 +37,10 @@ class Promises:
     """Times are seconds since boot.
 
     Args:
-        file: where the takeovers that were begun outlast this run; in memory only without one.
+        file: where the takeovers that were begun outlast this run.
     """
 
-    def __init__(self, *, file: Path | None = None, clock: Callable[[], float] = boottime) -> None:
+    def __init__(self, *, file: Path, clock: Callable[[], float] = boottime) -> None:
         self._clock = clock
         self._file = file
         self._not_before = clock() + PROMISE_SECONDS
@@ -111,8 +111,6 @@ class Promises:
         Raises:
             StorageError: it cannot be read; without it nothing may be confirmed.
         """
-        if self._file is None:
-            return {}
         try:
             return msgspec.json.decode(self._file.read_bytes(), type=dict[str, Refusal])
         except FileNotFoundError:
@@ -124,8 +122,6 @@ class Promises:
             ) from error
 
     async def _save(self) -> None:
-        if self._file is None:
-            return
         async with self._saving:  # an older content must not come after a newer one
             content = msgspec.json.encode(self._refused)
             try:
