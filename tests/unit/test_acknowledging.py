@@ -175,7 +175,7 @@ PROVEN = ("lease", "promises")
 
 
 @pytest.mark.parametrize(
-    ("record", "standing", "min_copies"), product(RECORDS, STANDINGS, (1, 3, 4))
+    ("record", "standing", "min_copies"), [*product(RECORDS, STANDINGS, (1, 3, 4))]
 )
 def test_the_right_to_acknowledge(record: str, standing: str, min_copies: int) -> None:
     """First that it is held, then the proof of it, then the number of copies."""

@@ -38,7 +38,7 @@ def directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     request = new_request("b")
     issued = authority.issue_node(request.csr_pem, node="b", addresses=["127.0.0.1"])
     ca = authority.certificate_pem
-    Credentials.save(daemon.CONFIG_DIRECTORY, ca=ca, certificate=issued, key=request.key_pem)
+    Credentials.save(tmp_path / "config", ca=ca, certificate=issued, key=request.key_pem)
 
 
 @pytest.mark.usefixtures("directories")
