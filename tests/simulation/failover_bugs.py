@@ -33,9 +33,10 @@ from pannier.copies.in_sync import InSync
 from pannier.copies.receiving import Reception
 from pannier.copies.replicated import Circle, Replicated
 from pannier.copies.replication import Replicator
+from pannier.core import acknowledging
 from pannier.core.errors import OutcomeUnknown, PannierError
 from pannier.core.generation import Generation
-from pannier.core.lease import Terms
+from pannier.core.lease import Standing, Terms
 from pannier.core.ownership import Cleanup, LocalState, plan_cleanup
 from pannier.core.volume import Volume
 from pannier.holding.takeover import Takeover
@@ -61,30 +62,26 @@ def bug(plot: Plot | None = None) -> Callable[[Patch], Patch]:
 
 @bug()
 def _acknowledge_before_the_confirmation(patch: pytest.MonkeyPatch) -> None:
-    async def confirmed(
-        self: Acknowledging, replicated: Replicated, generation: Generation
-    ) -> None:
-        return
-
-    patch.setattr(Acknowledging, "_confirmed_by_all", confirmed)
+    patch.setattr("pannier.core.acknowledging.unconfirmed", lambda could_take, call: frozenset())
 
 
 @bug()
 def _acknowledge_without_a_silent_replica(patch: pytest.MonkeyPatch) -> None:
     """As if it were enough to know that it is behind."""
     silent: dict[str, frozenset[str]] = {}
-    real = InSync.rivals
+    real = acknowledging.rivals
 
     async def leave(
         self: InSync, replicated: Replicated, nodes: frozenset[str], *, why: str
     ) -> None:
         silent[replicated.volume.id] = nodes
 
-    def rivals(self: InSync, volume: Volume, circle: Circle) -> frozenset[str]:
-        return real(self, volume, circle) - silent.get(volume.id, frozenset())
+    def rivals(volume: Volume, known: Volume | None, required: frozenset[str]) -> frozenset[str]:
+        return real(volume, known, required) - silent.get(volume.id, frozenset())
 
     patch.setattr(InSync, "leave", leave)
-    patch.setattr(InSync, "rivals", rivals)
+    patch.setattr("pannier.core.acknowledging.rivals", rivals)
+    patch.setattr("pannier.copies.acknowledging.rivals", rivals)
 
 
 @bug()
@@ -102,7 +99,7 @@ def _acknowledge_by_an_earlier_generation(patch: pytest.MonkeyPatch) -> None:
 
 @bug(only_generations_arrive)
 def _acknowledge_without_a_lease(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Lease, "holds", lambda self, volume, rivals=None: True)
+    patch.setattr(Standing, "holds", lambda self, rivals: True)
 
 
 @bug()

@@ -13,7 +13,7 @@ from world import event_loop_policy
 
 from pannier.agent.lease import Lease
 from pannier.core.errors import InvalidInput, StoreUnavailable
-from pannier.core.lease import Terms, held_until, promised_until
+from pannier.core.lease import Standing, Terms, held_until, promised_until
 from pannier.core.volume import Durability, Grant, Volume, VolumeSpec
 from pannier.host.clock import Clock
 from pannier.testing.store import MemoryData, MemoryStore
@@ -90,6 +90,30 @@ def test_the_lease_or_the_promises_of_all_rivals_count() -> None:
     assert held_until(("b", "c"), lease_until=15.0, promises=until) == 15.0
     assert held_until(("b", "c", "d"), lease_until=5.0, promises=until) == 5.0
     assert held_until(("b",), lease_until=-inf, promises={}) == -inf
+
+
+@pytest.mark.parametrize(
+    ("lease_until", "promised_until", "expected"),
+    [
+        (100.001, -inf, True),
+        (100.0, -inf, False),  # its end itself is over
+        (-inf, 100.001, True),
+        (-inf, 100.0, False),
+        (100.0, 100.001, True),
+        (-inf, -inf, False),
+    ],
+)
+def test_what_a_node_can_show_at_a_moment(
+    lease_until: float, promised_until: float, expected: bool
+) -> None:
+    standing = Standing(
+        now=100.0, read=True, lease_until=lease_until, promises={"b": promised_until}
+    )
+    assert standing.holds({"b"}) is expected
+    assert standing.holds(()), "nobody could take it over"
+    unread = replace(standing, read=False)
+    assert not unread.holds({"b"})
+    assert not unread.holds(()), "an earlier run may have known of a rival"
 
 
 # -- keeping it ----------------------------------------------------------------------------------------

@@ -4,10 +4,12 @@ from dataclasses import replace
 
 import pytest
 
-from pannier.core.errors import Conflict, Unavailable
+from pannier.core.errors import Conflict, InvalidInput, Unavailable
 from pannier.core.generation import Generation
 from pannier.core.placement import (
     Candidate,
+    place_holder,
+    place_moved,
     place_replicas,
     repair_replicas,
     replicas_after_move,
@@ -32,6 +34,58 @@ def volume(*replicas: str, copies: int = 2, base: Generation | None = None) -> V
         base=base,
         created_at=0.0,
     )
+
+
+@pytest.mark.parametrize(
+    ("wished", "chosen"),
+    [
+        ((), "a"),
+        (("b",), "b"),
+        (("b", "a"), "b"),
+        (("down", "b"), "b"),
+        (("drained", "down", "c"), "c"),
+        (("other",), "other"),  # which says itself what it lacks
+    ],
+)
+def test_a_new_volume_is_made_on_the_first_wished_node_that_can_take_it_else_here(
+    wished: tuple[str, ...], chosen: str
+) -> None:
+    nodes = [node("a", 9), node("b", 5), node("c", 1), node("down", up=False)]
+    nodes += [node("drained", drained=True), replace(node("other"), drivers=("directory",))]
+    assert place_holder(VolumeSpec(nodes=wished), nodes, here="a") == chosen
+
+
+def test_a_drained_node_makes_new_volumes_on_the_emptiest_other_one() -> None:
+    nodes = [node("a", drained=True), node("b", 2), node("c", 1), node("d", up=False)]
+    nodes.append(replace(node("e"), drivers=("directory",)))
+    assert place_holder(VolumeSpec(), nodes, here="a") == "c"
+    with pytest.raises(Conflict, match="no new volume can be made on a:"):
+        place_holder(VolumeSpec(), [node("a", drained=True)], here="a")
+    with pytest.raises(Conflict, match="no new volume can be made on a, d:"):
+        place_holder(VolumeSpec(nodes=("a", "d")), nodes, here="b")
+
+
+def test_a_wish_for_an_unknown_node_is_not_passed_over() -> None:
+    with pytest.raises(InvalidInput, match="names x, which is no node") as caught:
+        place_holder(VolumeSpec(nodes=("a", "x")), [node("a"), node("b")], here="a")
+    assert caught.value.remedy == "the nodes are a, b"
+
+
+@pytest.mark.parametrize(
+    ("nodes", "chosen"),
+    [
+        ([node("a"), node("b", 9), node("c", 1)], "b"),  # it has a copy
+        ([node("a"), node("b", up=False), node("c", 2), node("d", 1)], "d"),
+        ([node("a"), node("b", drained=True), node("c", 2)], "c"),
+        ([node("a"), node("b", up=False)], None),
+        ([node("a")], None),
+        ([node("a"), replace(node("b"), drivers=("directory",))], None),
+    ],
+)
+def test_a_node_that_shall_be_empty_gives_to_a_copy_else_to_the_emptiest(
+    nodes: list[Candidate], chosen: str | None
+) -> None:
+    assert place_moved(volume("b"), nodes) == chosen
 
 
 def test_wished_nodes_come_first_then_the_emptiest() -> None:

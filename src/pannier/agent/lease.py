@@ -13,7 +13,7 @@ from math import inf
 import structlog
 
 from pannier.core.errors import OutcomeUnknown, PannierError, Stale, Unavailable
-from pannier.core.lease import Terms, held_until
+from pannier.core.lease import Standing, Terms
 from pannier.core.volume import Volume
 from pannier.host.clock import Clock
 from pannier.store.base import ABSENT, Change, Store
@@ -80,21 +80,21 @@ class Lease:
         """Peers promised not to take the volume over, each until a time on our clock."""
         self._promises.setdefault(volume.id, {}).update(promises)
 
-    def held_until(self, volume: Volume, rivals: frozenset[str] | None = None) -> float:
-        """Until when this node may act as the volume's holder; see :func:`core.lease.held_until`.
+    def standing(self, volume: Volume) -> Standing:
+        """What this node can show now for its belief that it holds the volume."""
+        return Standing(
+            now=self._clock.now(),
+            read=volume.spec.copies == 1 or self._was_proven(volume),
+            lease_until=-inf if self.needs_proof(volume) else self._until,
+            promises=self._promises.get(volume.id, {}),
+        )
+
+    def holds(self, volume: Volume, rivals: frozenset[str] | None = None) -> bool:
+        """Whether this node may act as the volume's holder now.
 
         ``rivals`` are those who could take over, where more is known than the record says.
         """
-        rivals = frozenset(volume.in_sync) if rivals is None else rivals
-        if volume.spec.copies > 1 and not self._was_proven(volume):
-            return -inf
-        lease_until = -inf if self.needs_proof(volume) else self._until
-        promises = self._promises.get(volume.id, {})
-        return held_until(rivals, lease_until=lease_until, promises=promises)
-
-    def holds(self, volume: Volume, rivals: frozenset[str] | None = None) -> bool:
-        """Whether this node may act as the volume's holder now."""
-        return self._clock.now() < self.held_until(volume, rivals)
+        return self.standing(volume).holds(volume.in_sync if rivals is None else rivals)
 
     def covers(self, volume: Volume, rivals: frozenset[str]) -> bool:
         """Whether what uses the volume may go on: also to the end of a lease that the store ended

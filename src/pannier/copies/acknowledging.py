@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import assert_never
 
 import structlog
 
@@ -20,9 +21,26 @@ from pannier.cluster.cluster import Cluster
 from pannier.copies.in_sync import InSync
 from pannier.copies.replicated import Replicated
 from pannier.copies.replication import Replicator
+from pannier.core.acknowledging import (
+    Acknowledge,
+    Claim,
+    Confirmations,
+    Leave,
+    Limits,
+    Reason,
+    Refuse,
+    Replica,
+    WaitFor,
+    decide,
+    left_behind,
+    may_join,
+    refusal,
+    rivals,
+)
 from pannier.core.errors import NotHolder, PannierError, Stale, Unavailable
 from pannier.core.generation import Generation
 from pannier.core.pace import CopiesPace
+from pannier.core.volume import Volume
 from pannier.host.clock import Clock
 
 log = structlog.get_logger(__name__)
@@ -47,6 +65,9 @@ class Acknowledging:
         self._replicator = replicator
         self._clock = clock
         self._pace = pace
+        self._limits = Limits(
+            patience=pace.patience, lag_intervals=pace.lag_intervals, lag_seconds=pace.lag
+        )
         self._in_sync = InSync(cluster=cluster)
 
     async def make_durable(self, volume: str, calls: Sequence[object] = ()) -> None:
@@ -60,7 +81,6 @@ class Acknowledging:
         async with replicated.group:
             generation = await self._replicator.make(replicated)
             await self._confirmed_by_all(replicated, generation)
-            self._check(replicated)
             replicated.acknowledged = generation
 
     async def unchanged(self, volume: str) -> bool:
@@ -68,7 +88,8 @@ class Acknowledging:
         replicated = self._replicator.replicated(volume)
         async with replicated.group:
             same = await self._replicator.make(replicated) == replicated.acknowledged
-            self._check(replicated)
+            if refused := refusal(self._claim(replicated)):
+                raise self._refused(replicated.volume, refused)
             return same
 
     async def lost(self, name: str, *, epoch: int, node: str) -> None:
@@ -90,77 +111,88 @@ class Acknowledging:
                 await self._in_sync.leave(replicated, frozenset({node}), why=why)
 
     def rivals(self, name: str) -> frozenset[str]:
-        """Every node that could take the volume over; see :meth:`InSync.rivals`."""
+        """Every node that could take the volume over; see :func:`pannier.core.acknowledging.rivals`."""
         volume = self._cluster.catalog.volume(name)
         if volume is None:
             return frozenset()
-        return self._in_sync.rivals(volume, self._replicator.circle(volume))
+        return rivals(volume, volume, self._replicator.circle(volume).required)
 
-    def _rivals(self, replicated: Replicated) -> frozenset[str]:
-        return self._in_sync.rivals(replicated.volume, replicated.circle)
+    def _claim(self, replicated: Replicated) -> Claim:
+        volume = replicated.volume
+        return Claim(
+            volume=volume,
+            known=self._cluster.catalog.volume(volume.name),
+            required=replicated.circle.required,
+            standing=self._lease.standing(volume),
+        )
 
-    def _check(self, replicated: Replicated) -> None:
-        volume, rivals = replicated.volume, self._rivals(replicated)
-        known = self._cluster.catalog.volume(volume.name)
-        if known is None or (known.id, known.grant) != (volume.id, volume.grant):
-            raise NotHolder(
-                f"volume {volume.name} is not held by node {self._cluster.node} any more"
-            )
-        if not self._lease.holds(volume, rivals):
-            raise Unavailable(
-                f"node {self._cluster.node} cannot prove that it still holds volume {volume.name}",
-                remedy="it needs the store, or every node of " + ", ".join(sorted(rivals)),
-            )
-        if 1 + len(rivals) < volume.spec.min_copies:
-            raise Unavailable(
-                f"volume {volume.name} has {1 + len(rivals)} copies in sync and min_copies="
-                f"{volume.spec.min_copies}",
-                remedy="start the nodes of its other copies: pannier volume show " + volume.name,
-            )
+    def _replica(self, replicated: Replicated, node: str, *, failures: int) -> Replica:
+        """``failures`` are those up to now that do not count."""
+        progress = replicated.progress[node]
+        return Replica(
+            up=self._cluster.catalog.is_up(node),
+            confirmed=progress.generation,
+            sending=progress.sending,
+            error=bool(progress.error),
+            failed=progress.failures > failures,
+        )
 
     async def _confirmed_by_all(self, replicated: Replicated, generation: Generation) -> None:
-        """Wait for everybody who counts; those who do not confirm leave."""
-        failures = {node: p.failures for node, p in replicated.progress.items()}
-        until = self._clock.now() + self._pace.patience
+        """Wait until it may be acknowledged; those who do not confirm leave."""
+        before = {node: progress.failures for node, progress in replicated.progress.items()}
+        began = self._clock.now()
         while True:
-            if replicated.ended:  # it is being given away, or sent to other nodes
-                raise Unavailable(
-                    f"volume {replicated.volume.name} is not replicated at the moment"
-                )
-            pending = {
-                node
-                for node in self._rivals(replicated)
-                if node not in replicated.progress or not replicated.progress[node].has(generation)
-            }
-            if not pending:
-                return
-            silent = {
-                node
-                for node in pending
-                if node not in replicated.progress
-                or replicated.progress[node].failures > failures[node]
-                or (
-                    replicated.progress[node].error
-                    and replicated.progress[node].sending != generation
-                )
-                or not self._cluster.catalog.is_up(node)
-                or self._clock.now() > until
-            }
-            if silent:
-                await self._let_leave(replicated, silent)
-                continue
-            await self._heard(
-                replicated, min(self._pace.sync_look, until - self._clock.now() + 0.01)
+            call = Confirmations(
+                generation=generation,
+                replicas={
+                    node: self._replica(replicated, node, failures=before.get(node, 0))
+                    for node in replicated.progress
+                },
+                waited=self._clock.now() - began,
+                paused=replicated.ended,  # it is being given away, or sent to other nodes
             )
+            match decide(self._claim(replicated), call, self._limits):
+                case Acknowledge():
+                    return
+                case WaitFor(seconds=left):
+                    await self._heard(replicated, min(self._pace.sync_look, left + 0.01))
+                case Leave(nodes):
+                    await self._let_leave(replicated, nodes)
+                case Refuse() as refused:
+                    raise self._refused(replicated.volume, refused)
+                case decision:
+                    assert_never(decision)
 
-    async def _let_leave(self, replicated: Replicated, nodes: set[str]) -> None:
+    def _refused(self, volume: Volume, refused: Refuse) -> PannierError:
+        node, could_take = self._cluster.node, sorted(refused.rivals)
+        match refused.reason:
+            case Reason.PAUSED:
+                return Unavailable(f"volume {volume.name} is not replicated at the moment")
+            case Reason.NOT_HELD:
+                return NotHolder(f"volume {volume.name} is not held by node {node} any more")
+            case Reason.UNPROVEN:
+                return Unavailable(
+                    f"node {node} cannot prove that it still holds volume {volume.name}",
+                    remedy="it needs the store, or every node of " + ", ".join(could_take),
+                )
+            case Reason.TOO_FEW:
+                return Unavailable(
+                    f"volume {volume.name} has {1 + len(could_take)} copies in sync and min_copies="
+                    f"{volume.spec.min_copies}",
+                    remedy="start the nodes of its other copies: pannier volume show "
+                    + volume.name,
+                )
+            case reason:
+                assert_never(reason)
+
+    async def _let_leave(self, replicated: Replicated, nodes: frozenset[str]) -> None:
         """Go on without these, unless it is this node's own disk that failed: then they are all there
         is, and shall take over.
         """
         await self._drivers.of(replicated.volume).check_disk(by_writing=True)
-        await self._in_sync.leave(replicated, frozenset(nodes), why=self._why(replicated, nodes))
+        await self._in_sync.leave(replicated, nodes, why=self._why(replicated, nodes))
 
-    def _why(self, replicated: Replicated, nodes: set[str]) -> str:
+    def _why(self, replicated: Replicated, nodes: frozenset[str]) -> str:
         said = [replicated.progress[n].error for n in sorted(nodes) if n in replicated.progress]
         return "; ".join(filter(None, said)) or "no answer"
 
@@ -186,21 +218,22 @@ class Acknowledging:
             await asyncio.sleep(self._pace.sync_look)
 
     async def _look(self, replicated: Replicated) -> None:
-        now = self._clock.now()
-        limit = max(self._pace.lag_intervals * replicated.volume.spec.interval, self._pace.lag)
-        rivals = self._rivals(replicated)
-        late = {n for n in rivals if replicated.lag_seconds(n, now) > limit}
+        now, could_take = self._clock.now(), self._claim(replicated).rivals
+        late = left_behind(
+            could_take,
+            {node: replicated.lag_seconds(node, now) for node in could_take},
+            interval=replicated.volume.spec.interval,
+            limits=self._limits,
+        )
         if late:
-            # A store that hangs shall hold up nobody.
-            await self._cluster.fresh(replicated.volume.name)
+            await self._cluster.fresh(
+                replicated.volume.name
+            )  # a store that hangs shall hold up nobody
             async with replicated.group:
                 await self._let_leave(replicated, late)
         known = self._cluster.catalog.volume(replicated.volume.name)
-        joined = known.in_sync if known else ()  # a rival that is not may have failed to join
         for node in replicated.volume.replicas:
-            progress = replicated.progress[node]
-            caught_up = progress.generation is not None and not progress.error
-            if node not in joined and caught_up and self._cluster.catalog.is_up(node):
+            if may_join(node, self._replica(replicated, node, failures=0), known=known):
                 await self._join(replicated, node)
 
     async def _join(self, replicated: Replicated, node: str) -> None:

@@ -13,7 +13,8 @@ from dataclasses import replace
 import structlog
 
 from pannier.cluster.cluster import Cluster
-from pannier.copies.replicated import Circle, Replicated
+from pannier.copies.replicated import Replicated
+from pannier.core.acknowledging import in_sync_after
 from pannier.core.errors import NotHolder, Stale, StoreUnavailable, Unavailable
 from pannier.core.volume import Volume
 
@@ -29,13 +30,6 @@ class InSync:
         cluster: Cluster,
     ) -> None:
         self._cluster = cluster
-
-    def rivals(self, volume: Volume, circle: Circle) -> frozenset[str]:
-        """Every node that could take the volume over, as far as this node can know."""
-        known = self._cluster.catalog.volume(volume.name)
-        if known is None or (known.id, known.grant) != (volume.id, volume.grant):
-            return circle.required
-        return circle.required | frozenset(known.in_sync)
 
     async def leave(self, replicated: Replicated, nodes: frozenset[str], *, why: str) -> None:
         """From now on these nodes do not count, and cannot take over.
@@ -68,11 +62,7 @@ class InSync:
                     f"(epoch {record.grant.epoch})",
                     remedy="ask that node",
                 )
-            wanted = tuple(
-                name
-                for name in record.replicas
-                if (name in record.in_sync or name in add) and name not in drop
-            )
+            wanted = in_sync_after(record, add=add, drop=drop)
             if wanted == record.in_sync and not circle.unsettled:
                 circle.required = frozenset(wanted)
                 return

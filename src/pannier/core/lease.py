@@ -72,3 +72,32 @@ def held_until(
     if not ends:
         return inf
     return max(lease_until, min(ends))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """What a node can show at one moment for its belief that it holds a volume.
+
+    Attributes:
+        now: that moment.
+        read: this run of the daemon has read the record, so that it knows every rival. What an
+            earlier run remembered may lack one. True where there are no copies to take over with.
+        lease_until: the end of its lease; -inf where the record was not read and written anew since
+            that lease began.
+        promises: by node, until when that one has promised to leave the volume alone.
+    """
+
+    now: float
+    read: bool
+    lease_until: float
+    promises: Mapping[str, float]
+
+    def until(self, rivals: Iterable[str]) -> float:
+        """Until when the node may act as the holder, where ``rivals`` could take the volume over."""
+        if not self.read:
+            return -inf
+        return held_until(rivals, lease_until=self.lease_until, promises=self.promises)
+
+    def holds(self, rivals: Iterable[str]) -> bool:
+        """Whether it may now."""
+        return self.now < self.until(rivals)

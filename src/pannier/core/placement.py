@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from pannier.core.errors import Conflict
+from pannier.core.errors import Conflict, InvalidInput
 from pannier.core.volume import Volume, VolumeSpec
 
 
@@ -33,6 +33,45 @@ def fit(candidates: Iterable[Candidate], *, driver: str) -> list[Candidate]:
     """
     chosen = [c for c in candidates if c.up and not c.drained and driver in c.drivers]
     return sorted(chosen, key=lambda c: (c.room == 0, c.copies, -c.room, c.name))
+
+
+def place_holder(spec: VolumeSpec, candidates: Iterable[Candidate], *, here: str) -> str:
+    """The node on which a new volume is made.
+
+    The first wished-for node that can take it; without a wish ``here``, else the emptiest that can.
+
+    Raises:
+        InvalidInput: a wished-for node is unknown: it is not passed over. Conflict: there is no node.
+    """
+    nodes = {candidate.name: candidate for candidate in candidates}
+    for wished in spec.nodes:
+        if wished not in nodes:
+            raise InvalidInput(
+                f"nodes={','.join(spec.nodes)} names {wished}, which is no node of this cluster",
+                remedy=f"the nodes are {', '.join(nodes)}",
+            )
+    asked = spec.nodes or (here,)
+    for name in asked:
+        candidate = nodes.get(name)
+        if candidate and candidate.up and not candidate.drained:
+            return name
+    fitting = fit(nodes.values(), driver=spec.driver)
+    if spec.nodes or not fitting:
+        raise Conflict(
+            f"no new volume can be made on {', '.join(asked)}: down, drained, or not in the cluster",
+            remedy="see pannier node ls; end a drain with: pannier node drain NODE --undo",
+        )
+    return fitting[0].name
+
+
+def place_moved(record: Volume, candidates: Iterable[Candidate]) -> str | None:
+    """The node that a volume is given to when its holder shall be empty; None where there is none.
+
+    One that has a copy already comes before the emptiest.
+    """
+    fitting = [c.name for c in fit(candidates, driver=record.spec.driver)]
+    others = [name for name in fitting if name != record.grant.node]
+    return next((name for name in others if name in record.replicas), next(iter(others), None))
 
 
 def place_replicas(

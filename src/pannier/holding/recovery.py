@@ -16,9 +16,9 @@ from pannier.core.generation import Generation
 from pannier.core.node import Node
 from pannier.core.pace import HoldingPace
 from pannier.core.placement import replicas_after_loss
-from pannier.core.recovery import Successor, choose_successor
+from pannier.core.recovery import Successor, check_not_promised, choose_successor
 from pannier.core.volume import Grant, HistoryEntry, Volume
-from pannier.holding.takeover import Takeover, change_holder, check_not_promised
+from pannier.holding.takeover import Takeover, change_holder
 from pannier.host.clock import Clock
 
 log = structlog.get_logger(__name__)
@@ -132,7 +132,9 @@ class Recovery:
             raise Stale(f"volume {name} has a new holder, {volume.grant.node}", remedy="look again")
         async with self._custody.lock(volume):
             await self._promises.settle(volume, revision=fresh.revision)
-            check_not_promised(volume, self._promises, node=node)
+            check_not_promised(
+                volume, node=node, promised_seconds=self._promises.seconds_left(volume.id)
+            )
             async with self._promises.taking(volume, revision=fresh.revision):
                 await self._check_newest(volume, generation)
                 record = volume.granted(

@@ -24,13 +24,18 @@ from pannier.core.errors import (
     NotFound,
     OutcomeUnknown,
     PannierError,
-    Stale,
-    Unavailable,
 )
 from pannier.core.generation import Generation
 from pannier.core.pace import HoldingPace
 from pannier.core.placement import replicas_after_loss
-from pannier.core.volume import Durability, Grant, HistoryEntry, Volume
+from pannier.core.recovery import (
+    all_alike,
+    check_takeover,
+    choose_in_sync,
+    newest_of,
+    takeover_possible,
+)
+from pannier.core.volume import Grant, HistoryEntry, Volume
 from pannier.host.clock import Clock
 
 log = structlog.get_logger(__name__)
@@ -60,9 +65,11 @@ class Takeover:
 
     def possible(self, volume: Volume) -> bool:
         """Whether, as far as is known here, the holder is gone and a copy may go on."""
-        catalog = self._cluster.catalog
-        gone = volume.grant.node != self._cluster.node and not catalog.is_up(volume.grant.node)
-        return gone and bool(volume.in_sync)
+        return takeover_possible(
+            volume,
+            node=self._cluster.node,
+            holder_up=self._cluster.catalog.is_up(volume.grant.node),
+        )
 
     async def arrange(self, volume: Volume) -> Volume:
         """Have the best copy that answers take the volume over, here or on another node.
@@ -88,23 +95,13 @@ class Takeover:
         return (await self._cluster.fresh(volume.name)).record
 
     async def _choose(self, volume: Volume) -> str:
-        """This node if it is in sync, so that nobody else need answer; else, or where copies are
-        kept by intervals only and may differ, the one with the newest generation. One that had a
-        damaged copy may be in sync, and have nothing."""
+        """This node if it is in sync and all such are alike, so that nobody else need answer; else the
+        one with the newest generation."""
         me = self._cluster.node
-        alike = volume.spec.durability is Durability.FSYNC
-        if alike and me in volume.in_sync and await self._drivers.newest(volume):
+        if all_alike(volume) and me in volume.in_sync and await self._drivers.newest(volume):
             return me
-        names = sorted(volume.in_sync, key=lambda name: name != me)
-        found = await asyncio.gather(*(self._newest_on(name, volume) for name in names))
-        there = {name: newest for name, newest in zip(names, found, strict=True) if newest}
-        if not there:
-            raise Unavailable(
-                f"node {volume.grant.node}, which holds volume {volume.name}, is down, and so is "
-                f"every node with a copy in sync: {', '.join(volume.in_sync)}",
-                remedy=f"start one of {', '.join((volume.grant.node, *volume.in_sync))}",
-            )
-        return max(there, key=lambda name: (there[name], name == me))
+        found = await asyncio.gather(*(self._newest_on(name, volume) for name in volume.in_sync))
+        return choose_in_sync(volume, dict(zip(volume.in_sync, found, strict=True)), node=me)
 
     async def _newest_on(self, name: str, volume: Volume) -> Generation | None:
         if name == self._cluster.node:
@@ -119,8 +116,7 @@ class Takeover:
             return None
         if view.id != volume.id:
             return None
-        ours = [Generation.parse(text) for text in view.generations or []]
-        return max((g for g in ours if volume.grew_out_of(g)), default=None)
+        return newest_of(volume, map(Generation.parse, view.generations or []))
 
     async def take(self, name: str, *, epoch: int) -> Volume:
         """Make this node the holder after ``epoch``. Asked twice, it answers as the first time.
@@ -146,17 +142,12 @@ class Takeover:
         return record
 
     def _check(self, volume: Volume, epoch: int) -> None:
-        me = self._cluster.node
-        if volume.grant.epoch != epoch:
-            raise Stale(
-                f"volume {volume.name} has a new holder, {volume.grant.node}", remedy="look again"
-            )
-        if me not in volume.in_sync:
-            raise Conflict(
-                f"node {me} has no copy of volume {volume.name} that is in sync",
-                remedy=f"in sync are {', '.join(volume.in_sync) or 'none'}",
-            )
-        check_not_promised(volume, self._promises, node=me)
+        check_takeover(
+            volume,
+            node=self._cluster.node,
+            epoch=epoch,
+            promised_seconds=self._promises.seconds_left(volume.id),
+        )
 
     async def _take(self, fresh: Versioned[Volume]) -> Volume:
         """The caller has the lock, and confirms nothing to the former holder from now on."""
@@ -183,16 +174,6 @@ class Takeover:
         raise Conflict(
             f"node {volume.grant.node}, which holds volume {volume.name}, is up",
             remedy=f"pannier volume move {volume.name} NODE loses nothing",
-        )
-
-
-def check_not_promised(volume: Volume, promises: Promises, *, node: str) -> None:
-    """Raise Unavailable where ``node`` has promised to leave the volume alone."""
-    left = promises.seconds_left(volume.id)
-    if left > 0:
-        raise Unavailable(
-            f"node {node} has promised not to take volume {volume.name} over for {left:.0f} s",
-            remedy="its holder lives, or lived a moment ago; try again then",
         )
 
 

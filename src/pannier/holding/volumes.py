@@ -18,7 +18,6 @@ from pannier.contract.peers import Peers, holder_unreachable
 from pannier.copies.replication import candidates_of
 from pannier.core.errors import (
     Conflict,
-    InvalidInput,
     OutcomeUnknown,
     PeerUnavailable,
     Stale,
@@ -28,7 +27,7 @@ from pannier.core.errors import (
     VolumeNotFound,
 )
 from pannier.core.options import check_copies, check_same_options, parse_options
-from pannier.core.placement import fit, place_replicas
+from pannier.core.placement import place_holder, place_replicas
 from pannier.core.volume import Grant, HistoryEntry, Volume, VolumeSpec, check_name
 from pannier.holding.handover import Handovers
 from pannier.host.clock import Clock
@@ -90,33 +89,11 @@ class Volumes:
             check_same_options(existing, options)
             return existing
         spec = parse_options(options, default_driver=self._drivers.default)
-        chosen = self._choose(spec)
+        candidates = candidates_of(self._cluster)
+        chosen = place_holder(spec, candidates, here=self._cluster.node)
         if chosen != self._cluster.node:
             return await self._create_at(chosen, name, options, actor=actor)
         return await self.create_here(name, spec, options, actor=actor)
-
-    def _choose(self, spec: VolumeSpec) -> str:
-        """The first wished-for node that is up; an unknown one is an error, not passed over."""
-        for wished in spec.nodes:
-            if self._catalog.node(wished) is None:
-                known = ", ".join(node.name for node in self._catalog.nodes())
-                raise InvalidInput(
-                    f"nodes={','.join(spec.nodes)} names {wished}, which is no node of this cluster",
-                    remedy=f"the nodes are {known}",
-                )
-        nodes = {c.name: c for c in candidates_of(self._cluster)}
-        for wished in spec.nodes or (self._cluster.node,):
-            candidate = nodes.get(wished)
-            if candidate and candidate.up and not candidate.drained:
-                return wished
-        asked = spec.nodes or (self._cluster.node,)
-        fitting = [c.name for c in fit(nodes.values(), driver=spec.driver)]
-        if spec.nodes or not fitting:
-            raise Conflict(
-                f"no new volume can be made on {', '.join(asked)}: down, drained, or not in the cluster",
-                remedy="see pannier node ls; end a drain with: pannier node drain NODE --undo",
-            )
-        return fitting[0]
 
     async def _create_at(
         self, node: str, name: str, options: Mapping[str, str], *, actor: str

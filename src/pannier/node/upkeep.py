@@ -14,7 +14,7 @@ from pannier.cluster.cluster import Cluster
 from pannier.copies.replication import candidates_of
 from pannier.core.errors import PannierError
 from pannier.core.pace import NodePace
-from pannier.core.placement import fit
+from pannier.core.placement import place_moved
 from pannier.core.volume import Volume
 from pannier.holding.handover import Handovers
 from pannier.host.state_files import StateFile
@@ -113,15 +113,8 @@ class Upkeep:
                     log.warning("upkeep.not-given", volume=volume.name, error=str(error))
 
     async def _give_if_idle(self, volume: Volume) -> None:
-        target = self._successor(volume)
+        candidates = candidates_of(self._cluster)
+        target = place_moved(volume, candidates)
         if target is not None and not await self._use.users(volume):
             async for _ in self._handovers.move(volume, target, wait_seconds=60):
                 pass
-
-    def _successor(self, volume: Volume) -> str | None:
-        """A node that has a copy already, else the one that keeps the fewest."""
-        nodes = candidates_of(self._cluster)
-        fitting = [c.name for c in fit(nodes, driver=volume.spec.driver)]
-        others = [name for name in fitting if name != self._cluster.node]
-        with_copy = [name for name in others if name in volume.replicas]
-        return next(iter(with_copy or others), None)
