@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from machines import Run, SenderOf
-from world import ACTOR, Machine, World  # makes the next import possible
+from world import ACTOR, Machine, Run, SenderOf, World  # makes the next import possible
 
 # isort: split
 

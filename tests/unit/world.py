@@ -50,6 +50,7 @@ __all__ = [
     "Fault",
     "Machine",
     "Run",
+    "SenderOf",
     "Step",
     "World",
     "event_loop_policy",
