@@ -13,6 +13,7 @@ import pytest
 from test_driver_kit import workplace as workplace
 
 from pannier.core.errors import DiskFailed, ForeignData, InvalidInput, PoolMissing, StorageError
+from pannier.host.mountinfo import mount_at
 from pannier.host.process import run
 from pannier.storage.base import RootAttributes
 from pannier.storage.btrfs import ioctl
@@ -28,7 +29,6 @@ from pannier.storage.btrfs.pool import (
 )
 from pannier.storage.directory.driver import DirectoryDriver
 from pannier.storage.directory.root import create_directory
-from pannier.storage.mounts import mount_at
 
 pytestmark = pytest.mark.root
 SIZE_BYTES = 200 << 20
@@ -205,7 +205,7 @@ async def test_a_file_pool_is_made_whole_or_not_at_all(tmp_path: Path, mountpoin
     assert image.stat().st_blocks * 512 < 40 << 20, "the file is sparse"
     mount = mount_at(mountpoint)
     assert mount is not None
-    assert mount.type == "btrfs"
+    assert mount.fstype == "btrfs"
     await close_pool(mountpoint)
     assert find_attached(image) is None
 

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import structlog
 
-from pannier.agent.mounts import DEFAULT_ROOT, Location, locate, own_mounts
+from pannier.agent.mounts import DEFAULT_ROOT
 from pannier.barrier import arrivals, syncwrites
 from pannier.barrier.calls import Strategy
 from pannier.barrier.groups import Backlog, Groups
@@ -18,6 +18,7 @@ from pannier.barrier.keeping import Keeping, Origin, is_listener
 from pannier.barrier.listener import Listener
 from pannier.barrier.reach import Reach
 from pannier.core.errors import PannierError
+from pannier.host.mountinfo import Location, locate, own_mounts
 
 log = structlog.get_logger(__name__)
 

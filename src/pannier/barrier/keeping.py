@@ -15,8 +15,8 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from pannier.agent.mounts import Location
 from pannier.barrier.pending import Pending
+from pannier.host.mountinfo import Location
 from pannier.host.systemd import notify
 
 log = structlog.get_logger(__name__)

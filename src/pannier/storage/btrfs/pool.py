@@ -29,10 +29,10 @@ from pannier.core.errors import (
 )
 from pannier.core.size import format_size
 from pannier.host.files import sync_directory
+from pannier.host.mountinfo import Mount, mount_at
 from pannier.host.process import run
 from pannier.storage.btrfs import ioctl, loop
 from pannier.storage.disk_check import check_disk
-from pannier.storage.mounts import Mount, mount_at
 from pannier.storage.probe import LABEL, Signature, describe, find_signatures
 
 MARKER = ".pannier-pool"
@@ -177,8 +177,8 @@ def verify_pool(mountpoint: Path) -> Pool:
 
 
 def _read_marker(mountpoint: Path, *, mount: Mount) -> str:
-    if mount.type != "btrfs":
-        raise _not_a_pool(mountpoint, f"a {mount.type} file system")
+    if mount.fstype != "btrfs":
+        raise _not_a_pool(mountpoint, f"a {mount.fstype} file system")
     try:
         marker = json.loads((mountpoint / MARKER).read_text())
         version, pool = marker["format"], marker["pool"]
