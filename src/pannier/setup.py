@@ -42,6 +42,7 @@ from pannier.core.errors import (
 from pannier.core.node import API_PORT, Node, check_node_name
 from pannier.core.size import parse_size
 from pannier.engine.configuration import register_runtime, unregister_runtime
+from pannier.host.files import write_file
 from pannier.host.process import run
 from pannier.pki.authority import Authority
 from pannier.pki.credentials import Credentials, new_request
@@ -279,7 +280,7 @@ async def _install_units() -> None:
     for unit in UNITS:
         text = resources.files("pannier").joinpath("systemd", unit).read_text()
         text = text.replace("/usr/local/bin/pannierd", daemon)
-        (UNIT_DIRECTORY / unit).write_text(text)
+        write_file(UNIT_DIRECTORY / unit, text.encode(), mode=0o644)
     install_runtime()
     await run(["systemctl", "daemon-reload"], timeout_s=START_SECONDS)
     await run(["systemctl", "enable", "--quiet", *UNITS], timeout_s=START_SECONDS)
@@ -291,13 +292,8 @@ def install_runtime(target: Path = RUNTIME) -> None:
     text = directory.joinpath("pannier-runtime.sh").read_text()
     text = text.replace("@PYTHON@", sys.executable)
     text = text.replace("@EDIT@", str(directory.joinpath("edit.py")))
-    draft = target.with_name(f".{target.name}")
-    with draft.open("w") as file:
-        file.write(text)
-        os.fchmod(file.fileno(), 0o755)
-        file.flush()
-        os.fsync(file.fileno())  # an empty runtime after a power cut would stop all containers
-    draft.rename(target)
+    # Whole, also after a power cut: without its runtime Docker starts no container at all.
+    write_file(target, text.encode(), mode=0o755)
 
 
 def runtime_register() -> bool:
@@ -409,8 +405,13 @@ def _write_new(directory: Path, texts: dict[str, str]) -> None:
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     for file in (directory / name for name in texts):
         if file.exists():
-            raise AlreadyExists(f"{file} exists", remedy="choose another --out, or move it away")
+            raise _there_already(file)
     for name, text in texts.items():
-        file = directory / name
-        file.touch(mode=0o600)
-        file.write_text(text)
+        try:
+            write_file(directory / name, text.encode(), replace=False)
+        except FileExistsError as error:
+            raise _there_already(directory / name) from error
+
+
+def _there_already(file: Path) -> AlreadyExists:
+    return AlreadyExists(f"{file} exists", remedy="choose another --out, or move it away")

@@ -13,6 +13,7 @@ import pytest
 from test_driver_kit import workplace as workplace
 
 from pannier.core.errors import DiskFailed, ForeignData, InvalidInput, PoolMissing, StorageError
+from pannier.host.files import draft_of
 from pannier.host.mountinfo import mount_at
 from pannier.host.process import run
 from pannier.storage.base import RootAttributes
@@ -208,6 +209,18 @@ async def test_a_file_pool_is_made_whole_or_not_at_all(tmp_path: Path, mountpoin
     assert mount.fstype == "btrfs"
     await close_pool(mountpoint)
     assert find_attached(image) is None
+
+
+async def test_a_crash_before_the_marker_was_whole_leaves_a_pool_to_be_made(
+    tmp_path: Path, mountpoint: Path
+) -> None:
+    image = tmp_path / "pool.img"
+    await create_pool(image, mountpoint=mountpoint, size_bytes=SIZE_BYTES)
+    (mountpoint / MARKER).rename(draft_of(mountpoint / MARKER))
+    await close_pool(mountpoint)
+    pool = await create_pool(image, mountpoint=mountpoint, size_bytes=SIZE_BYTES)
+    assert pool.uuid
+    assert os.listdir(mountpoint) == [MARKER]
 
 
 async def test_a_loop_device_left_by_a_crash_is_taken_again(
