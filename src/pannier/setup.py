@@ -43,7 +43,7 @@ from pannier.core.node import API_PORT, Node, check_node_name
 from pannier.core.size import parse_size
 from pannier.engine.configuration import register_runtime, unregister_runtime
 from pannier.host.files import write_file
-from pannier.host.process import run
+from pannier.host.process import Failing, run
 from pannier.pki.authority import Authority
 from pannier.pki.credentials import Credentials, new_request
 from pannier.pki.pin import pin
@@ -275,6 +275,15 @@ async def _prepare_storage(wish: Storage) -> str | None:
     return str(source)
 
 
+async def _systemctl(*words: str) -> None:
+    failing = Failing(
+        remedy="see what `journalctl -b` says of it, then do the same again",
+        slow="see `systemctl list-jobs`, then do the same again",
+        install="a node needs systemd",
+    )
+    await run(["systemctl", *words], timeout_s=START_SECONDS, failing=failing)
+
+
 async def _install_units() -> None:
     daemon = shutil.which("pannierd") or str(Path(sys.argv[0]).with_name("pannierd"))
     for unit in UNITS:
@@ -282,8 +291,8 @@ async def _install_units() -> None:
         text = text.replace("/usr/local/bin/pannierd", daemon)
         write_file(UNIT_DIRECTORY / unit, text.encode(), mode=0o644)
     install_runtime()
-    await run(["systemctl", "daemon-reload"], timeout_s=START_SECONDS)
-    await run(["systemctl", "enable", "--quiet", *UNITS], timeout_s=START_SECONDS)
+    await _systemctl("daemon-reload")
+    await _systemctl("enable", "--quiet", *UNITS)
 
 
 def install_runtime(target: Path = RUNTIME) -> None:
@@ -300,7 +309,8 @@ def runtime_register() -> bool:
     """Install pannier-runtime and make it Docker's default runtime; whether that changed anything.
 
     Raises:
-        As :func:`~pannier.engine.configuration.register_runtime`; StorageError: Docker does not reload.
+        As :func:`~pannier.engine.configuration.register_runtime`; CommandFailed: Docker does not
+        reload.
     """
     install_runtime()
     changed = register_runtime(str(RUNTIME))
@@ -336,14 +346,14 @@ async def _register_runtime() -> None:
 
 async def _reload_engine() -> None:
     """Have a running engine read its configuration again; it keeps its containers."""
-    await run(["systemctl", "try-reload-or-restart", "docker.service"], timeout_s=START_SECONDS)
+    await _systemctl("try-reload-or-restart", "docker.service")
 
 
 async def _start_daemon() -> None:
     """Start the units, and wait until the daemon answers."""
     # A daemon that still runs, as on a node that was removed and joins again, is of another time.
-    await run(["systemctl", "stop", *UNITS], timeout_s=START_SECONDS)
-    await run(["systemctl", "start", *UNITS], timeout_s=START_SECONDS)
+    await _systemctl("stop", *UNITS)
+    await _systemctl("start", *UNITS)
     deadline = time.monotonic() + START_SECONDS
     last: PannierError = Unavailable("pannierd does not answer")
     while time.monotonic() < deadline:

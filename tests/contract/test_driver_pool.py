@@ -15,7 +15,6 @@ from test_driver_kit import workplace as workplace
 from pannier.core.errors import DiskFailed, ForeignData, InvalidInput, PoolMissing, StorageError
 from pannier.host.files import draft_of
 from pannier.host.mountinfo import mount_at
-from pannier.host.process import run
 from pannier.storage.base import RootAttributes
 from pannier.storage.btrfs import ioctl
 from pannier.storage.btrfs.driver import BtrfsDriver
@@ -28,6 +27,7 @@ from pannier.storage.btrfs.pool import (
     grow_pool,
     open_pool,
 )
+from pannier.storage.commands import run
 from pannier.storage.directory.driver import DirectoryDriver
 from pannier.storage.directory.root import create_directory
 

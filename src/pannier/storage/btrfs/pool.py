@@ -30,8 +30,8 @@ from pannier.core.errors import (
 from pannier.core.size import format_size
 from pannier.host.files import draft_of, sync_directory, write_file
 from pannier.host.mountinfo import Mount, mount_at
-from pannier.host.process import run
 from pannier.storage.btrfs import ioctl, loop
+from pannier.storage.commands import run
 from pannier.storage.disk_check import check_disk
 from pannier.storage.probe import LABEL, Signature, describe, find_signatures
 
