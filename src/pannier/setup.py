@@ -309,7 +309,7 @@ def runtime_register() -> bool:
     """Install pannier-runtime and make it Docker's default runtime; whether that changed anything.
 
     Raises:
-        As :func:`~pannier.engine.configuration.register_runtime`; CommandFailed: Docker does not
+        As :func:`~pannier.engine.configuration.register_runtime`; ProgramFailed: Docker does not
         reload.
     """
     install_runtime()

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from pannier.core.errors import CommandFailed, PoolMissing, StorageError
+from pannier.core.errors import ProgramFailed, PoolMissing, StorageError
 from pannier.host.process import Failing, has_reader, open_pipe, run, start
 from pannier.storage import commands
 
@@ -18,28 +18,28 @@ async def test_output_and_status_come_back() -> None:
 
 
 async def test_a_failure_names_the_command_and_its_last_line() -> None:
-    with pytest.raises(CommandFailed, match=r"`sh .*` failed: the last line"):
+    with pytest.raises(ProgramFailed, match=r"`sh .*` failed: the last line"):
         await run(
             ["sh", "-c", "echo noise >&2; echo the last line >&2; echo >&2; exit 1"], timeout_s=10
         )
 
 
 async def test_a_silent_failure_still_says_something() -> None:
-    with pytest.raises(CommandFailed, match="exit status 7, no message"):
+    with pytest.raises(ProgramFailed, match="exit status 7, no message"):
         await run(["sh", "-c", "exit 7"], timeout_s=10)
 
 
 async def test_a_missing_program_is_named() -> None:
-    with pytest.raises(CommandFailed, match="pannier-no-such-program is not installed"):
+    with pytest.raises(ProgramFailed, match="pannier-no-such-program is not installed"):
         await run(["pannier-no-such-program"], timeout_s=10)
 
 
 async def test_who_runs_it_says_what_a_failure_means() -> None:
     failing = Failing(remedy="look there", slow="wait")
-    with pytest.raises(CommandFailed) as failed:
+    with pytest.raises(ProgramFailed) as failed:
         await run(["false"], timeout_s=10, failing=failing)
     assert failed.value.remedy == "look there"
-    with pytest.raises(CommandFailed) as slow:
+    with pytest.raises(ProgramFailed) as slow:
         await run(["sleep", "1000"], timeout_s=0.05, failing=failing)
     assert slow.value.remedy == "wait"
 
@@ -61,10 +61,10 @@ async def test_storage_commands_fail_with_storage_errors() -> None:
 
 
 async def test_what_takes_too_long_is_killed() -> None:
-    with pytest.raises(CommandFailed, match="did not end within"):
+    with pytest.raises(ProgramFailed, match="did not end within"):
         await run(["sleep", "1000"], timeout_s=0.05)
     running = await start(["sleep", "1000"])
-    with pytest.raises(CommandFailed, match="did not end within"):
+    with pytest.raises(ProgramFailed, match="did not end within"):
         await running.wait(timeout_s=0.05)
 
 

@@ -8,12 +8,11 @@ and not the node's boot, as the containers do.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import msgspec
 import structlog
-
-from pannier.host.files import write_file
 
 _log = structlog.get_logger(__name__)
 
@@ -79,9 +78,11 @@ class MountIds:
             return {}
 
     def _save(self) -> None:
+        draft = self._path.with_name(self._path.name + ".new")
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            # After a power cut the ids mean nothing.
-            write_file(self._path, msgspec.json.encode(self._ids), durable=False)
+            # No fsync: after a power cut the ids mean nothing.
+            draft.write_bytes(msgspec.json.encode(self._ids))
+            os.replace(draft, self._path)
         except OSError as error:
             _log.warning("mount ids not written", path=str(self._path), error=str(error))

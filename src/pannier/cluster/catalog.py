@@ -7,6 +7,7 @@ that could lose data are made on fresh reads (:mod:`pannier.cluster.registry`), 
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,6 @@ from pannier.cluster.registry import CLUSTER_KEY, ClusterRecord, decode
 from pannier.core.errors import Corrupt
 from pannier.core.node import Node
 from pannier.core.volume import Volume
-from pannier.host.files import write_file
 from pannier.store.base import Deleted, Entry, Put, Store, Synced
 
 log = structlog.get_logger(__name__)
@@ -107,7 +107,9 @@ class Catalog:
     def _save(self) -> None:
         volumes, nodes = list(self._known.volumes.values()), list(self._known.nodes.values())
         saved = _Saved(volumes, nodes, self._boot_id)
-        write_file(self._file, msgspec.json.encode(saved))
+        temporary = self._file.with_suffix(".new")
+        temporary.write_bytes(msgspec.json.encode(saved))
+        os.replace(temporary, self._file)
 
     @property
     def cluster(self) -> str | None:

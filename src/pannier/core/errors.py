@@ -19,7 +19,7 @@
      |   +- EngineUnavailable       engine-unavailable
      +- OutcomeUnknown              outcome-unknown      6   503   it may or may not have happened
      +- DeadlineExceeded            deadline             8   504
-     +- CommandFailed               command-failed       7   500   a program of the system's
+     +- ProgramFailed               program-failed       7   500   a program of the system's
      +- StorageError                storage              7   500
          +- PoolMissing             pool-missing
          +- DiskFailed              disk-failed
@@ -163,10 +163,10 @@ class DeadlineExceeded(PannierError):
     http_status = 504
 
 
-class CommandFailed(PannierError):
+class ProgramFailed(PannierError):
     """A program of this machine's system failed, was too slow or is not installed."""
 
-    code = "command-failed"
+    code = "program-failed"
     exit_status = 7
     http_status = 500
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from pannier.core.errors import CommandFailed, PannierError
+from pannier.core.errors import ProgramFailed, PannierError
 
 _PIPE_BYTES = 1 << 20  # 16 times the default: far fewer wake-ups on a stream
 _STDERR_KEPT_BYTES = 16 << 10
@@ -32,8 +32,8 @@ class Failing:
         remedy, slow, install: what to do where it failed, was too slow, is not installed.
     """
 
-    error: type[PannierError] = CommandFailed
-    missing: type[PannierError] = CommandFailed
+    error: type[PannierError] = ProgramFailed
+    missing: type[PannierError] = ProgramFailed
     remedy: str = ""
     slow: str = "see what this machine is busy with, then try again"
     install: str = "install it"

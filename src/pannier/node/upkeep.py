@@ -15,7 +15,6 @@ from pannier.core.errors import PannierError
 from pannier.core.placement import fit
 from pannier.core.volume import Volume
 from pannier.holding.handover import Handovers
-from pannier.host.files import write_file
 
 log = structlog.get_logger(__name__)
 
@@ -41,9 +40,11 @@ class TrashClock:
             pass
 
     def turn(self, present: set[str], seconds: float) -> set[str]:
-        """Count ``seconds`` for each volume id present; returns those whose time is over. Blocks."""
+        """Count ``seconds`` for each volume id present; returns those whose time is over."""
         self._seconds = {one: self._seconds.get(one, 0.0) + seconds for one in present}
-        write_file(self._file, msgspec.json.encode(self._seconds))
+        temporary = self._file.with_suffix(".new")
+        temporary.write_bytes(msgspec.json.encode(self._seconds))
+        temporary.replace(self._file)
         return {one for one, counted in self._seconds.items() if counted >= TRASH_SECONDS}
 
 
@@ -77,7 +78,7 @@ class Upkeep:
             for found in await self._custody.registry.trash()
             if found.record.grant.node == self._custody.node
         }
-        for volume_id in await asyncio.to_thread(self._clock.turn, set(mine), TURN_SECONDS):
+        for volume_id in self._clock.turn(set(mine), TURN_SECONDS):
             await self._custody.registry.purge_volume(volume_id, expect=mine[volume_id].revision)
             log.info("volume.purged", id=volume_id)
 

@@ -11,6 +11,7 @@ in a file on tmpfs: they do not outlast a boot either.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncGenerator
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,6 @@ from pannier.contract.views import HookView
 from pannier.core.errors import Conflict, EngineUnavailable, NotFound, PannierError
 from pannier.core.hooks import Hook, Moment, read_hooks
 from pannier.engine.base import Container, Engine, Executed
-from pannier.host.files import write_file
 
 log = structlog.get_logger(__name__)
 
@@ -161,9 +161,11 @@ class Hooks:
             self._begun.add(container)
         else:
             self._begun.discard(container)
-        content = msgspec.json.encode(sorted(self._begun))
+        draft = self._file.with_name(self._file.name + ".new")
         try:
-            write_file(self._file, content, durable=False)  # containers do not outlast a power cut
+            # No fsync: containers do not outlast a power cut.
+            draft.write_bytes(msgspec.json.encode(sorted(self._begun)))
+            os.replace(draft, self._file)
         except OSError as error:
             log.warning("hooks.not-noted", path=str(self._file), error=str(error))
 
