@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from pannier.core.errors import ProgramFailed, PoolMissing, StorageError
+from pannier.core.errors import PoolMissing, ProgramFailed, StorageError
 from pannier.host.process import Failing, has_reader, open_pipe, run, start
 from pannier.storage import commands
 

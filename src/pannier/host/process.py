@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from pannier.core.errors import ProgramFailed, PannierError
+from pannier.core.errors import PannierError, ProgramFailed
 
 _PIPE_BYTES = 1 << 20  # 16 times the default: far fewer wake-ups on a stream
 _STDERR_KEPT_BYTES = 16 << 10
