@@ -6,6 +6,7 @@ import errno
 import itertools
 import os
 import stat
+import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -259,6 +260,20 @@ def test_nobody_else_can_read_the_draft_whatever_the_mode_is_to_be(
         os.umask(before)
     assert set(found) == {0o600}
     assert stat.S_IMODE(file.stat().st_mode) == mode
+
+
+def test_a_program_can_be_started_at_any_time(monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
+    """The kernel starts nothing that somebody has open for writing (ETXTBSY)."""
+    write_file(file, b"#!/bin/sh\nexit 1\n", mode=0o755)
+    seen = set()
+
+    def look(step: int, name: str) -> None:
+        seen.add(subprocess.run([file], check=False).returncode)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "os", Stepped(look))
+        write_file(file, b"#!/bin/sh\nexit 2\n", mode=0o755)
+    assert seen == {1, 2}
 
 
 def test_who_has_an_old_draft_open_reads_nothing_of_the_new_one(file: Path) -> None:

@@ -67,17 +67,21 @@ def write_file(
             be synced in the end, the new one may be.
     """
     draft = draft_of(path)
-    fd = _open_draft(draft)
+    lock = _lock_draft(draft)
     renamed = False
     try:
-        rest = memoryview(data)
-        while rest:
-            rest = rest[os.write(fd, rest) :]
-        if owner is not None:
-            os.fchown(fd, *owner)
-        os.fchmod(fd, mode)
-        if durable:
-            os.fsync(fd)
+        fd = os.open(draft, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            rest = memoryview(data)
+            while rest:
+                rest = rest[os.write(fd, rest) :]
+            if owner is not None:
+                os.fchown(fd, *owner)
+            os.fchmod(fd, mode)
+            if durable:
+                os.fsync(fd)
+        finally:
+            os.close(fd)  # first: no program can be started that is open for writing
         if replace:
             os.rename(draft, path)
             renamed = True
@@ -90,10 +94,10 @@ def write_file(
             if durable:
                 sync_directory(path.parent)
         finally:
-            os.close(fd)
+            os.close(lock)
 
 
-def _open_draft(draft: Path) -> int:
+def _lock_draft(draft: Path) -> int:
     """Make the draft and lock it. One that is there is waited for, and removed if it stays.
 
     The lock ends with its process. So a draft that is there and can be locked was left by a crash.
@@ -101,11 +105,11 @@ def _open_draft(draft: Path) -> int:
     while True:
         made = False
         try:
-            fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            fd = os.open(draft, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             made = True
         except FileExistsError:
             try:
-                fd = os.open(draft, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+                fd = os.open(draft, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
             except FileNotFoundError:
                 continue
         try:
