@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import msgspec
 
 from pannier.core.errors import InvalidInput
 from pannier.core.node import API_PORT, TRANSPORT_PORT
+from pannier.host.files import write_file
 
 CONFIG_DIRECTORY = Path("/etc/pannier")
 STATE_DIRECTORY = Path("/var/lib/pannier")
@@ -97,10 +97,4 @@ def save_config(config: Config, directory: Path = CONFIG_DIRECTORY) -> None:
         value = getattr(config, name)
         if value is not None:
             lines.append(f"{name} = {msgspec.json.encode(value).decode()}")
-    temporary = directory / "pannierd.toml.new"
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as out:
-        out.write("\n".join(lines) + "\n")
-        out.flush()
-        os.fsync(out.fileno())
-    os.replace(temporary, directory / "pannierd.toml")
+    write_file(directory / "pannierd.toml", "".join(f"{line}\n" for line in lines).encode())

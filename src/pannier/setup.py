@@ -42,7 +42,8 @@ from pannier.core.errors import (
 from pannier.core.node import API_PORT, Node, check_node_name
 from pannier.core.size import parse_size
 from pannier.engine.configuration import register_runtime, unregister_runtime
-from pannier.host.process import run
+from pannier.host.files import write_file
+from pannier.host.process import Failing, run
 from pannier.pki.authority import Authority
 from pannier.pki.credentials import Credentials, new_request
 from pannier.pki.pin import pin
@@ -274,15 +275,24 @@ async def _prepare_storage(wish: Storage) -> str | None:
     return str(source)
 
 
+async def _systemctl(*words: str) -> None:
+    failing = Failing(
+        remedy="see what `journalctl -b` says of it, then do the same again",
+        slow="see `systemctl list-jobs`, then do the same again",
+        install="a node needs systemd",
+    )
+    await run(["systemctl", *words], timeout_s=START_SECONDS, failing=failing)
+
+
 async def _install_units() -> None:
     daemon = shutil.which("pannierd") or str(Path(sys.argv[0]).with_name("pannierd"))
     for unit in UNITS:
         text = resources.files("pannier").joinpath("systemd", unit).read_text()
         text = text.replace("/usr/local/bin/pannierd", daemon)
-        (UNIT_DIRECTORY / unit).write_text(text)
+        write_file(UNIT_DIRECTORY / unit, text.encode(), mode=0o644)
     install_runtime()
-    await run(["systemctl", "daemon-reload"], timeout_s=START_SECONDS)
-    await run(["systemctl", "enable", "--quiet", *UNITS], timeout_s=START_SECONDS)
+    await _systemctl("daemon-reload")
+    await _systemctl("enable", "--quiet", *UNITS)
 
 
 def install_runtime(target: Path = RUNTIME) -> None:
@@ -291,20 +301,16 @@ def install_runtime(target: Path = RUNTIME) -> None:
     text = directory.joinpath("pannier-runtime.sh").read_text()
     text = text.replace("@PYTHON@", sys.executable)
     text = text.replace("@EDIT@", str(directory.joinpath("edit.py")))
-    draft = target.with_name(f".{target.name}")
-    with draft.open("w") as file:
-        file.write(text)
-        os.fchmod(file.fileno(), 0o755)
-        file.flush()
-        os.fsync(file.fileno())  # an empty runtime after a power cut would stop all containers
-    draft.rename(target)
+    # Whole, also after a power cut: without its runtime Docker starts no container at all.
+    write_file(target, text.encode(), mode=0o755)
 
 
 def runtime_register() -> bool:
     """Install pannier-runtime and make it Docker's default runtime; whether that changed anything.
 
     Raises:
-        As :func:`~pannier.engine.configuration.register_runtime`; StorageError: Docker does not reload.
+        As :func:`~pannier.engine.configuration.register_runtime`; ProgramFailed: Docker does not
+        reload.
     """
     install_runtime()
     changed = register_runtime(str(RUNTIME))
@@ -340,14 +346,14 @@ async def _register_runtime() -> None:
 
 async def _reload_engine() -> None:
     """Have a running engine read its configuration again; it keeps its containers."""
-    await run(["systemctl", "try-reload-or-restart", "docker.service"], timeout_s=START_SECONDS)
+    await _systemctl("try-reload-or-restart", "docker.service")
 
 
 async def _start_daemon() -> None:
     """Start the units, and wait until the daemon answers."""
     # A daemon that still runs, as on a node that was removed and joins again, is of another time.
-    await run(["systemctl", "stop", *UNITS], timeout_s=START_SECONDS)
-    await run(["systemctl", "start", *UNITS], timeout_s=START_SECONDS)
+    await _systemctl("stop", *UNITS)
+    await _systemctl("start", *UNITS)
     deadline = time.monotonic() + START_SECONDS
     last: PannierError = Unavailable("pannierd does not answer")
     while time.monotonic() < deadline:
@@ -409,8 +415,13 @@ def _write_new(directory: Path, texts: dict[str, str]) -> None:
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     for file in (directory / name for name in texts):
         if file.exists():
-            raise AlreadyExists(f"{file} exists", remedy="choose another --out, or move it away")
+            raise _there_already(file)
     for name, text in texts.items():
-        file = directory / name
-        file.touch(mode=0o600)
-        file.write_text(text)
+        try:
+            write_file(directory / name, text.encode(), replace=False)
+        except FileExistsError as error:
+            raise _there_already(directory / name) from error
+
+
+def _there_already(file: Path) -> AlreadyExists:
+    return AlreadyExists(f"{file} exists", remedy="choose another --out, or move it away")

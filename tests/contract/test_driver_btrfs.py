@@ -23,11 +23,11 @@ from test_driver_kit import (
 
 from pannier.core.errors import PoolFull, StorageError
 from pannier.core.generation import Generation
-from pannier.host.process import run
 from pannier.storage.base import LocalCopy
 from pannier.storage.btrfs import ioctl
 from pannier.storage.btrfs.driver import BtrfsDriver
 from pannier.storage.btrfs.pool import close_pool, create_pool
+from pannier.storage.commands import run
 
 __all__ = ["btrfs_nodes", "pools", "workplace"]
 pytestmark = pytest.mark.root

@@ -13,7 +13,8 @@ import pytest
 from test_driver_kit import workplace as workplace
 
 from pannier.core.errors import DiskFailed, ForeignData, InvalidInput, PoolMissing, StorageError
-from pannier.host.process import run
+from pannier.host.files import draft_of
+from pannier.host.mountinfo import mount_at
 from pannier.storage.base import RootAttributes
 from pannier.storage.btrfs import ioctl
 from pannier.storage.btrfs.driver import BtrfsDriver
@@ -26,9 +27,9 @@ from pannier.storage.btrfs.pool import (
     grow_pool,
     open_pool,
 )
+from pannier.storage.commands import run
 from pannier.storage.directory.driver import DirectoryDriver
 from pannier.storage.directory.root import create_directory
-from pannier.storage.mounts import mount_at
 
 pytestmark = pytest.mark.root
 SIZE_BYTES = 200 << 20
@@ -205,9 +206,21 @@ async def test_a_file_pool_is_made_whole_or_not_at_all(tmp_path: Path, mountpoin
     assert image.stat().st_blocks * 512 < 40 << 20, "the file is sparse"
     mount = mount_at(mountpoint)
     assert mount is not None
-    assert mount.type == "btrfs"
+    assert mount.fstype == "btrfs"
     await close_pool(mountpoint)
     assert find_attached(image) is None
+
+
+async def test_a_crash_before_the_marker_was_whole_leaves_a_pool_to_be_made(
+    tmp_path: Path, mountpoint: Path
+) -> None:
+    image = tmp_path / "pool.img"
+    await create_pool(image, mountpoint=mountpoint, size_bytes=SIZE_BYTES)
+    (mountpoint / MARKER).rename(draft_of(mountpoint / MARKER))
+    await close_pool(mountpoint)
+    pool = await create_pool(image, mountpoint=mountpoint, size_bytes=SIZE_BYTES)
+    assert pool.uuid
+    assert os.listdir(mountpoint) == [MARKER]
 
 
 async def test_a_loop_device_left_by_a_crash_is_taken_again(

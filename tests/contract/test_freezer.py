@@ -140,7 +140,7 @@ def test_containers_go_on_where_nothing_can_be_written_down(
     """And where it cannot be written down that one is frozen, it is not: who asked has to kill it."""
     one = freezer(root, tmp_path)
     one.freeze("v.1", [counting.user])
-    (tmp_path / "frozen.json.new").mkdir()
+    (tmp_path / ".new-frozen.json").mkdir()
     one.thaw("v.1")
     assert counting.counts
     assert one.freeze("v.2", [counting.user]) == [counting.user]

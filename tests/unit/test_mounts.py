@@ -11,94 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from pannier.agent.mounts import (
-    Location,
-    Mount,
-    MountTable,
-    below,
-    join,
-    locate,
-    own_mounts,
-    parse_mount_line,
-    parse_mountinfo,
-)
+from pannier.agent.mounts import MountTable
 from pannier.core.errors import Conflict, InvalidInput, StorageError, VolumeInUse
+from pannier.host.mountinfo import below, own_mounts
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
-
-
-# --- mountinfo -----------------------------------------------------------------------------------
-
-
-def test_reads_escapes_and_optional_fields() -> None:
-    line = rb"36 35 98:0 /a\040b /mnt/c\134d\011e rw,noatime master:1 propagate_from:2 - ext3 /dev/x rw"
-    assert parse_mount_line(line) == Mount(36, 35, "98:0", "/a b", "/mnt/c\\d\te", "ext3")
-
-
-@pytest.mark.parametrize(
-    "line", [b"", b"1 2 3", b"a b 0:1 / / rw - ext4 x rw", b"1 2 0:1 / / rw -"]
-)
-def test_skips_lines_of_another_form(line: bytes) -> None:
-    assert parse_mount_line(line) is None
-
-
-def test_names_that_are_no_utf8_survive() -> None:
-    line = b"1 2 0:1 / /mnt/\xff rw - ext4 x rw"
-    mount = parse_mount_line(line)
-    assert mount is not None
-    assert os.fsencode(mount.point) == b"/mnt/\xff"
-
-
-@pytest.mark.parametrize(
-    ("path", "top", "rest"),
-    [
-        ("/a/b", "/a", "/b"),
-        ("/a", "/a", ""),
-        ("/ab", "/a", None),
-        ("/", "/", ""),
-        ("/a", "/", "/a"),
-        ("/a", "/a/b", None),
-    ],
-)
-def test_below_and_join(path: str, top: str, rest: str | None) -> None:
-    assert below(path, top) == rest
-    if rest is not None:
-        assert join(top, rest) == path
-
-
-TABLE = parse_mountinfo(
-    b"1 0 8:1 / / rw - ext4 a rw\n"
-    b"2 1 0:51 / /pool rw - btrfs b rw\n"
-    b"3 1 0:51 /vols /srv/vols rw - btrfs b rw\n"
-    b"4 1 0:60 / /stack rw - tmpfs c rw\n"
-    b"5 4 0:61 / /stack rw - tmpfs d rw\n"
-    b"6 1 0:62 / /poolside rw - tmpfs e rw\n"
-)
-
-
-@pytest.mark.parametrize(
-    ("path", "covered", "device", "inside"),
-    [
-        ("/etc/x", False, "8:1", "/etc/x"),
-        ("/pool/vols/v 1", False, "0:51", "/vols/v 1"),
-        ("/srv/vols/v", False, "0:51", "/vols/v"),
-        ("/pool", False, "0:51", "/"),
-        ("/pool", True, "8:1", "/pool"),
-        ("/stack/x", False, "0:61", "/x"),
-        ("/stack", True, "8:1", "/stack"),
-        ("/", False, "8:1", "/"),
-    ],
-)
-def test_locates_a_directory(path: str, covered: bool, device: str, inside: str) -> None:
-    assert locate(Path(path), TABLE, covered=covered) == Location(device, inside)
-
-
-def test_a_directory_under_no_mount_is_an_error() -> None:
-    with pytest.raises(StorageError):
-        locate(Path("/x"), ())
-
-
-# --- the table -----------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from pannier.agent.mounts import MountTable, below, own_mounts
+from pannier.agent.mounts import MountTable
 from pannier.agent.usage import User, users_of
+from pannier.host.mountinfo import below, own_mounts
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 pytestmark = needs_root

@@ -25,6 +25,7 @@ import msgspec
 import structlog
 
 from pannier.agent.usage import User
+from pannier.host.files import write_file
 
 log = structlog.get_logger(__name__)
 
@@ -161,9 +162,7 @@ class CgroupFreezer(Freezer):
             return {}
 
     def _save(self) -> None:
-        new = self._file.with_name(f"{self._file.name}.new")
-        new.write_bytes(msgspec.json.encode(self._frozen))
-        new.replace(self._file)
+        write_file(self._file, msgspec.json.encode(self._frozen), durable=False)
 
 
 def _is_v2(at: Path) -> bool:

@@ -16,15 +16,14 @@ import ctypes
 import errno
 import fcntl
 import os
-import re
 import struct
 import threading
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from pannier.core.errors import Conflict, StorageError, VolumeInUse
 from pannier.core.volume import check_name
+from pannier.host.mountinfo import Mount, below, locate, own_mounts, visible_at
 
 DEFAULT_ROOT = Path("/var/lib/pannier/mounts")
 
@@ -46,113 +45,6 @@ _libc.mount.argtypes = (
     ctypes.c_void_p,
 )
 _libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
-
-
-# --- /proc/PID/mountinfo -------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Mount:
-    """One line of /proc/PID/mountinfo (proc_pid_mountinfo(5)).
-
-    Attributes:
-        id, parent: mount ids; the parent may be invisible.
-        device: ``major:minor`` of the file system.
-        root: the directory inside the file system that is seen at ``point``.
-        point: where it is mounted, as the reading process's root directory shows it.
-    """
-
-    id: int
-    parent: int
-    device: str
-    root: str
-    point: str
-    fstype: str
-
-
-@dataclass(frozen=True, slots=True)
-class Location:
-    """A directory, named independently of mounts: device and path inside its file system."""
-
-    device: str
-    path: str
-
-
-_ESCAPE = re.compile(rb"\\([0-7]{3})")
-
-
-def _unescape(field: bytes) -> str:
-    if b"\\" in field:
-        field = _ESCAPE.sub(lambda match: bytes((int(match[1], 8) & 0xFF,)), field)
-    return os.fsdecode(field)
-
-
-def parse_mount_line(line: bytes) -> Mount | None:
-    """Read a line; None where it has another form (it is then not one of ours)."""
-    fields = line.split()
-    try:
-        dash = fields.index(b"-", 6)
-        return Mount(
-            id=int(fields[0]),
-            parent=int(fields[1]),
-            device=fields[2].decode(),
-            root=_unescape(fields[3]),
-            point=_unescape(fields[4]),
-            fstype=fields[dash + 1].decode(),
-        )
-    except (ValueError, IndexError):
-        return None
-
-
-def parse_mountinfo(raw: bytes) -> tuple[Mount, ...]:
-    """All mounts in the order of mounting: of two at one point, the later one is seen."""
-    return tuple(mount for line in raw.splitlines() if (mount := parse_mount_line(line)))
-
-
-def own_mounts() -> tuple[Mount, ...]:
-    """The mounts of this process's namespace."""
-    return parse_mountinfo(Path("/proc/self/mountinfo").read_bytes())
-
-
-def below(path: str, top: str) -> str | None:
-    """The part of ``path`` under ``top``: empty or beginning with ``/``; None where it is not."""
-    if top == "/":
-        return "" if path == "/" else path
-    if path == top:
-        return ""
-    return path[len(top) :] if path.startswith(top + "/") else None
-
-
-def join(top: str, rest: str) -> str:
-    """The inverse of :func:`below`."""
-    return (top if top != "/" else "") + rest or "/"
-
-
-def locate(path: Path, mounts: tuple[Mount, ...], *, covered: bool = False) -> Location:
-    """Where ``path`` (absolute, free of symbolic links) lies.
-
-    Args:
-        covered: the directory under the mounts at ``path`` itself rather than the visible one.
-
-    Raises:
-        StorageError: no mount contains it.
-    """
-    text = str(path)
-    best: Mount | None = None
-    for mount in mounts:
-        rest = below(text, mount.point)
-        if rest is None or (covered and not rest):
-            continue
-        if best is None or len(mount.point) >= len(best.point):
-            best = mount
-    if best is None:
-        raise StorageError(
-            f"no mount contains {text}", remedy="look at /proc/self/mountinfo on this node"
-        )
-    return Location(best.device, join(best.root, below(text, best.point) or ""))
-
-
-# --- the table -----------------------------------------------------------------------------------
 
 
 class Mounts(Protocol):
@@ -228,8 +120,8 @@ class MountTable(Mounts):
     def is_mounted(self, name: str, source: Path) -> bool:
         """Whether what is visible at the volume's path is the directory ``source``."""
         mounts = own_mounts()
-        top = _visible(self.path(name), mounts)
-        return top is not None and _location(top) == locate(source.resolve(), mounts)
+        top = visible_at(str(self.path(name)), mounts)
+        return top is not None and top.location == locate(source.resolve(), mounts)
 
     def mount(self, name: str, source: Path) -> Path:
         """Mount ``source`` and return the path; nothing is done where it is mounted already.
@@ -242,11 +134,11 @@ class MountTable(Mounts):
         source = self._check_source(name, source)
         with self._lock:
             mounts = own_mounts()
-            top = _visible(target, mounts)
+            top = visible_at(str(target), mounts)
             if top is None:
                 self._guard(name, target)
                 self._bind(name, source, target)
-            elif _location(top) != locate(source, mounts):
+            elif top.location != locate(source, mounts):
                 raise Conflict(
                     f"volume {name}: {target} shows {top.root} of device {top.device},"
                     f" not {source}",
@@ -284,7 +176,7 @@ class MountTable(Mounts):
         target = self.path(name)
         flags = _UMOUNT_NOFOLLOW | (_MNT_DETACH if detach else 0)
         with self._lock:
-            while _visible(target, own_mounts()) is not None:
+            while visible_at(str(target), own_mounts()) is not None:
                 if _libc.umount2(os.fsencode(target), flags) != 0:
                     _check_unmount(name, target, ctypes.get_errno())
 
@@ -345,15 +237,6 @@ class MountTable(Mounts):
                 f"volume {name}: {target} does not show {source} although it was mounted",
                 remedy="look at /proc/self/mountinfo on this node; another program mounts there",
             )
-
-
-def _location(mount: Mount) -> Location:
-    return Location(mount.device, mount.root)
-
-
-def _visible(target: Path, mounts: tuple[Mount, ...]) -> Mount | None:
-    text = str(target)
-    return next((mount for mount in reversed(mounts) if mount.point == text), None)
 
 
 def _check_unmount(name: str, target: Path, number: int) -> None:

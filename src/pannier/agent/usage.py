@@ -31,8 +31,8 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pannier.agent.mounts import (
-    DEFAULT_ROOT,
+from pannier.agent.mounts import DEFAULT_ROOT
+from pannier.host.mountinfo import (
     Location,
     Mount,
     below,

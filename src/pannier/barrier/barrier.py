@@ -10,7 +10,6 @@ from typing import NoReturn
 
 import structlog
 
-from pannier.agent.mounts import Location, locate, own_mounts
 from pannier.barrier import arrivals, syncwrites
 from pannier.barrier.calls import Strategy
 from pannier.barrier.groups import Backlog, Groups
@@ -19,6 +18,7 @@ from pannier.barrier.listener import Listener
 from pannier.barrier.reach import Reach
 from pannier.core.errors import PannierError
 from pannier.host.clock import Clock
+from pannier.host.mountinfo import Location, locate, own_mounts
 
 log = structlog.get_logger(__name__)
 

@@ -15,8 +15,9 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from pannier.agent.mounts import Location
 from pannier.barrier.pending import Pending
+from pannier.host.files import write_file
+from pannier.host.mountinfo import Location
 from pannier.host.systemd import notify
 
 log = structlog.get_logger(__name__)
@@ -62,9 +63,7 @@ class Keeping:
 
     def describe(self, name: str, origin: Origin) -> None:
         """Write down what the listener is about."""
-        draft = self._file(name, "draft")
-        draft.write_bytes(msgspec.json.encode(origin))
-        draft.rename(self._file(name, "json"))
+        write_file(self._file(name, "json"), msgspec.json.encode(origin), durable=False)
 
     def recall(self, name: str) -> Origin | None:
         """What was written down; None where the daemon was killed before that."""
@@ -83,7 +82,7 @@ class Keeping:
             notify("FDSTOREREMOVE=1", f"FDNAME={name}")
         except OSError as error:
             log.warning("barrier.not-forgotten", listener=name, error=str(error))
-        for kind in ("ids", "json", "draft"):
+        for kind in ("ids", "json"):
             self._file(name, kind).unlink(missing_ok=True)
 
     def sweep(self, names: Collection[str]) -> None:

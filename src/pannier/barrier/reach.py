@@ -11,8 +11,8 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pannier.agent.mounts import Location, Mount, below, own_mounts, parse_mount_line
 from pannier.barrier.kernel import Notification
+from pannier.host.mountinfo import Location, Mount, below, find_mount, own_mounts
 
 O_DSYNC = 0o10000
 """Set for O_SYNC too."""
@@ -110,23 +110,7 @@ def touches(mount: Mount, place: Location) -> bool:
     return below(mount.root, place.path) is not None or below(place.path, mount.root) is not None
 
 
-def find_mount(tid: int, ident: int) -> Mount | None:
-    """The mount with this number in a thread's namespace."""
-    with open(f"/proc/{tid}/mountinfo", "rb", buffering=0) as file:
-        raw = b"\n" + _whole(file.fileno())
-    begin = raw.find(b"\n%d " % ident) + 1
-    return parse_mount_line(raw[begin : raw.find(b"\n", begin)]) if begin else None
-
-
 def _fdinfo(tid: int, fd: int) -> dict[bytes, bytes]:
     with open(f"/proc/{tid}/fdinfo/{fd}", "rb", buffering=0) as file:
-        lines = _whole(file.fileno()).splitlines()
+        lines = file.readall().splitlines()
     return dict(words for line in lines if len(words := line.split()) == 2)
-
-
-def _whole(fd: int) -> bytes:
-    """All that a file of /proc says."""
-    parts = []
-    while part := os.read(fd, 1 << 16):
-        parts.append(part)
-    return b"".join(parts)

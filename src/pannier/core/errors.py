@@ -19,6 +19,7 @@
      |   +- EngineUnavailable       engine-unavailable
      +- OutcomeUnknown              outcome-unknown      6   503   it may or may not have happened
      +- DeadlineExceeded            deadline             8   504
+     +- ProgramFailed               program-failed       7   500   a program of the system's
      +- StorageError                storage              7   500
          +- PoolMissing             pool-missing
          +- DiskFailed              disk-failed
@@ -160,6 +161,14 @@ class DeadlineExceeded(PannierError):
     code = "deadline"
     exit_status = 8
     http_status = 504
+
+
+class ProgramFailed(PannierError):
+    """A program of this machine's system failed, was too slow or is not installed."""
+
+    code = "program-failed"
+    exit_status = 7
+    http_status = 500
 
 
 class StorageError(PannierError):

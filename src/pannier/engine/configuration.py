@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
+import stat
 from pathlib import Path
 from typing import Any
 
 from pannier.core.errors import Conflict, InvalidInput
+from pannier.host.files import write_file
 
 DAEMON_JSON = Path("/etc/docker/daemon.json")
 RUNTIME = "pannier"
@@ -83,14 +84,10 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _write(file: Path, settings: dict[str, Any]) -> None:
-    """Whole or not at all, with the file's own permissions."""
+    """Whole or not at all, with the file's own owner and permissions."""
     file.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    mode = file.stat().st_mode & 0o777 if file.exists() else 0o644
-    draft = file.with_name(file.name + ".pannier")
-    with open(draft, "w", encoding="utf-8") as out:
-        os.fchmod(out.fileno(), mode)
-        json.dump(settings, out, indent=2)
-        out.write("\n")
-        out.flush()
-        os.fsync(out.fileno())
-    os.replace(draft, file)
+    mode, owner = 0o644, None
+    if file.exists():
+        found = file.stat()
+        mode, owner = stat.S_IMODE(found.st_mode), (found.st_uid, found.st_gid)
+    write_file(file, f"{json.dumps(settings, indent=2)}\n".encode(), mode=mode, owner=owner)

@@ -1,4 +1,4 @@
-"""The one door for running storage commands: awaited, with a time limit and their last words kept."""
+"""The daemon's one door for running programs: awaited, with a time limit and their last words kept."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from pannier.core.errors import PoolMissing, StorageError
+from pannier.core.errors import PannierError, ProgramFailed
 
 _PIPE_BYTES = 1 << 20  # 16 times the default: far fewer wake-ups on a stream
 _STDERR_KEPT_BYTES = 16 << 10
@@ -23,6 +23,23 @@ _ENVIRONMENT = {
 
 
 @dataclass(frozen=True, slots=True)
+class Failing:
+    """What it means to whoever runs a command that it fails.
+
+    Attributes:
+        error: what is raised where it fails or is too slow.
+        missing: what is raised where the program is not installed.
+        remedy, slow, install: what to do where it failed, was too slow, is not installed.
+    """
+
+    error: type[PannierError] = ProgramFailed
+    missing: type[PannierError] = ProgramFailed
+    remedy: str = ""
+    slow: str = "see what this machine is busy with, then try again"
+    install: str = "install it"
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """How a command ended."""
 
@@ -30,6 +47,7 @@ class Finished:
     status: int
     stdout: str
     stderr: str
+    failing: Failing = Failing()
 
     @property
     def last_words(self) -> str:
@@ -37,17 +55,23 @@ class Finished:
         lines = [line.strip() for line in self.stderr.splitlines() if line.strip()]
         return lines[-1] if lines else f"exit status {self.status}, no message"
 
-    def error(self, *, remedy: str = "") -> StorageError:
-        """The failure as a StorageError."""
-        return StorageError(f"`{' '.join(self.argv)}` failed: {self.last_words}", remedy=remedy)
+    def error(self, *, remedy: str = "") -> PannierError:
+        """The failure as the error that it is to whoever ran the command."""
+        return self.failing.error(
+            f"`{' '.join(self.argv)}` failed: {self.last_words}",
+            remedy=remedy or self.failing.remedy,
+        )
 
 
 class Running:
     """A started command whose stdin or stdout is a pipe of ours. Await :meth:`wait` or :meth:`stop`."""
 
-    def __init__(self, process: asyncio.subprocess.Process, *, argv: tuple[str, ...]) -> None:
+    def __init__(
+        self, process: asyncio.subprocess.Process, *, argv: tuple[str, ...], failing: Failing
+    ) -> None:
         self._process = process
         self._argv = argv
+        self._failing = failing
         self._stderr = asyncio.create_task(self._read_stderr())
 
     async def _read_stderr(self) -> str:
@@ -61,7 +85,7 @@ class Running:
         """Wait for the end, whatever the exit status.
 
         Raises:
-            StorageError: it ran longer than ``timeout_s`` seconds; it was killed.
+            Failing.error: it ran longer than ``timeout_s`` seconds; it was killed.
         """
         try:
             async with asyncio.timeout(timeout_s):
@@ -69,11 +93,11 @@ class Running:
                 status = await self._process.wait()
         except TimeoutError as error:
             await self.stop()
-            raise _too_slow(self._argv, timeout_s) from error
+            raise _too_slow(self._argv, timeout_s, self._failing) from error
         except asyncio.CancelledError:
             await self.stop()
             raise
-        return Finished(self._argv, status, "", stderr)
+        return Finished(self._argv, status, "", stderr, self._failing)
 
     async def stop(self) -> None:
         """Kill it where it still runs, and collect it."""
@@ -112,22 +136,29 @@ def has_reader(writer: int) -> bool:
 
 
 async def start(
-    argv: Sequence[str], *, stdin: int | None = None, stdout: int | None = None
+    argv: Sequence[str],
+    *,
+    stdin: int | None = None,
+    stdout: int | None = None,
+    failing: Failing = Failing(),
 ) -> Running:
     """Start a command with the given file descriptors; what is not given is /dev/null.
 
     Raises:
-        PoolMissing: the program is not installed.
+        Failing.missing: the program is not installed.
     """
     process = await _spawn(
         argv,
         stdin=asyncio.subprocess.DEVNULL if stdin is None else stdin,
         stdout=asyncio.subprocess.DEVNULL if stdout is None else stdout,
+        failing=failing,
     )
-    return Running(process, argv=tuple(argv))
+    return Running(process, argv=tuple(argv), failing=failing)
 
 
-async def run(argv: Sequence[str], *, timeout_s: float, check: bool = True) -> Finished:
+async def run(
+    argv: Sequence[str], *, timeout_s: float, check: bool = True, failing: Failing = Failing()
+) -> Finished:
     """Run a command to its end.
 
     Args:
@@ -136,9 +167,11 @@ async def run(argv: Sequence[str], *, timeout_s: float, check: bool = True) -> F
         check: raise where the exit status is not 0.
 
     Raises:
-        StorageError: it failed or was too slow; PoolMissing: the program is not installed.
+        Failing.error: it failed or was too slow; Failing.missing: the program is not installed.
     """
-    process = await _spawn(argv, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE)
+    process = await _spawn(
+        argv, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, failing=failing
+    )
     try:
         async with asyncio.timeout(timeout_s):
             stdout, stderr = await process.communicate()
@@ -148,18 +181,24 @@ async def run(argv: Sequence[str], *, timeout_s: float, check: bool = True) -> F
         await asyncio.shield(process.wait())
         if isinstance(error, asyncio.CancelledError):
             raise
-        raise _too_slow(tuple(argv), timeout_s) from error
+        raise _too_slow(tuple(argv), timeout_s, failing) from error
     status = process.returncode
     assert status is not None
     finished = Finished(
-        tuple(argv), status, stdout.decode(errors="replace"), stderr.decode(errors="replace")
+        tuple(argv),
+        status,
+        stdout.decode(errors="replace"),
+        stderr.decode(errors="replace"),
+        failing,
     )
     if check and status:
         raise finished.error()
     return finished
 
 
-async def _spawn(argv: Sequence[str], *, stdin: int, stdout: int) -> asyncio.subprocess.Process:
+async def _spawn(
+    argv: Sequence[str], *, stdin: int, stdout: int, failing: Failing
+) -> asyncio.subprocess.Process:
     try:
         return await asyncio.create_subprocess_exec(
             *argv,
@@ -170,14 +209,13 @@ async def _spawn(argv: Sequence[str], *, stdin: int, stdout: int) -> asyncio.sub
             start_new_session=True,  # a Ctrl-C meant for us must not cut a half-done transfer
         )
     except FileNotFoundError as error:
-        raise PoolMissing(
-            f"the program {argv[0]} is not installed on this node",
-            remedy="install btrfs-progs and util-linux, or use driver=directory",
+        raise failing.missing(
+            f"the program {argv[0]} is not installed on this node", remedy=failing.install
         ) from error
 
 
-def _too_slow(argv: tuple[str, ...], timeout_s: float) -> StorageError:
-    return StorageError(
+def _too_slow(argv: tuple[str, ...], timeout_s: float, failing: Failing) -> PannierError:
+    return failing.error(
         f"`{' '.join(argv)}` did not end within {timeout_s:g} s and was stopped",
-        remedy="see `dmesg` for errors of the disk",
+        remedy=failing.slow,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -81,9 +80,7 @@ class UnsyncedFile:
 
     def write(self, content: bytes) -> None:
         """See :class:`StateFile`."""
-        draft = self.path.with_name(f".new-{self.path.name}")
-        draft.write_bytes(content)
-        os.replace(draft, self.path)
+        write_file(self.path, content, durable=False)
 
 
 @dataclass(frozen=True, slots=True)

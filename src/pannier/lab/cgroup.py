@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 
+from pannier.host.mountinfo import own_mounts
 from pannier.lab.errors import LabError
 from pannier.lab.process import wait_for
 
@@ -35,15 +36,13 @@ class Hierarchy:
 def hierarchies() -> tuple[Hierarchy, ...]:
     """The host's control group trees: several of version 1, one of version 2, or both kinds."""
     found = []
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        left, right = line.split(" - ", 1)
-        kind, _, options = right.split(" ", 2)
-        if kind in ("cgroup", "cgroup2"):
+    for mount in own_mounts():
+        if mount.fstype in ("cgroup", "cgroup2"):
             found.append(
                 Hierarchy(
-                    mount=Path(left.split(" ")[4]),
-                    unified=kind == "cgroup2",
-                    controllers=frozenset(options.split(",")),
+                    mount=Path(mount.point),
+                    unified=mount.fstype == "cgroup2",
+                    controllers=frozenset(mount.options.split(",")),
                 )
             )
     return tuple(found)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from pannier.host.files import write_file
 from pannier.lab.cgroup import Group
 from pannier.lab.errors import LabError
 from pannier.lab.mounts import unmount_below
@@ -124,9 +125,7 @@ class Disk:
 
     def _set_rate(self, rate: str) -> None:
         # nbdkit reads the file while it works: it must never see half of it.
-        draft = self._rate.with_suffix(".new")
-        draft.write_text(rate)
-        draft.replace(self._rate)
+        write_file(self._rate, rate.encode(), durable=False)
 
     def _need_cuttable(self, wish: str) -> None:
         if self.kind != "cuttable":

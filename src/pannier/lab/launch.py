@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from pannier.lab.mounts import mount_points
+from pannier.host.mountinfo import own_mounts
 from pannier.lab.plan import Plan
 from pannier.lab.process import run, supervise
 
@@ -43,7 +43,7 @@ def _drop_foreign_mounts(plan: Plan) -> None:
     other labs' and other programs' disks busy after they were unmounted on the host.
     """
     ours = [Path(path) for path in (*plan.layers, plan.upper, plan.root, plan.disk, *plan.keep)]
-    for point in reversed(mount_points()):
+    for point in (Path(mount.point) for mount in reversed(own_mounts())):
         if any(point.is_relative_to(tree) for tree in _NEEDED_BY_NSPAWN):
             continue
         on_the_way = any(path.is_relative_to(point) for path in (*ours, Path(sys.executable)))

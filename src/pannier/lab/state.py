@@ -11,6 +11,7 @@ from typing import Literal
 
 import msgspec
 
+from pannier.host.files import write_file
 from pannier.lab.errors import LabError
 from pannier.lab.paths import Names, run_root
 
@@ -58,9 +59,8 @@ def save(state: LabState) -> None:
     """Write the state so that a reader sees the old or the new one, never half of it."""
     path = Names(state.name).state
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".new")
-    draft.write_bytes(msgspec.json.format(msgspec.json.encode(state), indent=2))
-    draft.replace(path)
+    # A power cut ends the lab, too.
+    write_file(path, msgspec.json.format(msgspec.json.encode(state), indent=2), durable=False)
 
 
 def load(name: str) -> LabState | None:

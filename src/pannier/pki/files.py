@@ -1,13 +1,12 @@
-"""Writing keys and certificates so that a crash leaves the old file or the new one, never half."""
+"""The files that keys and certificates are in, and who may read them."""
 
 from __future__ import annotations
 
-import os
-import secrets
 import stat
 from pathlib import Path
 
 from pannier.core.errors import AlreadyExists, Denied, NotFound
+from pannier.host.files import write_file
 
 PRIVATE_MODE = 0o600
 PUBLIC_MODE = 0o644
@@ -22,37 +21,19 @@ def private_directory(path: Path) -> Path:
 
 
 def write(path: Path, text: str, *, mode: int, replace: bool) -> None:
-    """Write ``text`` atomically and durably.
+    """Write ``text``, whole and durable: see :func:`pannier.host.files.write_file`.
 
     Raises:
         AlreadyExists: the file is there and ``replace`` is False.
         OSError: the disk refused.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
-        with os.fdopen(fd, "wb") as file:
-            os.fchmod(file.fileno(), mode)
-            file.write(text.encode())
-            file.flush()
-            os.fsync(file.fileno())
-        if replace:
-            os.replace(temporary, path)
-        else:
-            # A link, unlike a rename, refuses an existing name, whoever made it just now.
-            os.link(temporary, path)
+        write_file(path, text.encode(), mode=mode, replace=replace)
     except FileExistsError as error:
         raise AlreadyExists(
             f"{path} exists and was left as it is",
             remedy="use what is there, or move it away yourself if it is really not needed",
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
 
 
 def read(path: Path) -> str:

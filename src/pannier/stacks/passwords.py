@@ -7,14 +7,15 @@ the file, so that later runs on other managers know where it is.
 
 from __future__ import annotations
 
-import os
 import secrets
 import socket
 from collections.abc import Container, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from pannier.core.errors import Conflict
+from pannier.host.files import write_file
 from pannier.stacks.compose import OURS
 from pannier.stacks.docker import Docker, Refused
 
@@ -95,26 +96,6 @@ def _kept_value(file: Path) -> str:
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     if file.is_file():
         return file.read_text("utf-8")
-    draft = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with open(descriptor, "w", encoding="utf-8") as out:
-            out.write(secrets.token_urlsafe(_RANDOM_BYTES))
-            out.flush()
-            os.fsync(out.fileno())
-        try:
-            os.link(draft, file)
-        except FileExistsError:
-            pass  # another run was first: its value counts
-    finally:
-        draft.unlink(missing_ok=True)
-    _sync_folder(file.parent)
+    with suppress(FileExistsError):  # another run was first: its value counts
+        write_file(file, secrets.token_urlsafe(_RANDOM_BYTES).encode(), replace=False)
     return file.read_text("utf-8")
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -7,8 +7,6 @@ from contextlib import suppress
 from pannier.core.errors import InvalidInput
 from pannier.core.generation import Generation
 
-DRAFT = ".new-"
-"""What is being made and gets its name when it is whole."""
 DOOMED = ".gone-"
 """What is being removed, and has lost its name first."""
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pannier.core.errors import ForeignData, StorageError
-from pannier.host.process import run
+from pannier.storage.commands import run
 
 LABEL = "pannier"
 _PROBE_S = 30.0

@@ -31,6 +31,7 @@ from pathlib import Path
 
 from pannier.core.errors import StorageError
 from pannier.core.generation import Generation
+from pannier.host.files import DRAFT
 from pannier.storage.base import Capacity, LiveTree, LocalCopy, RootAttributes
 from pannier.storage.blocking import in_thread, told_as_storage_error
 from pannier.storage.btrfs import ioctl, pool
@@ -39,7 +40,6 @@ from pannier.storage.btrfs.intake import receive
 from pannier.storage.btrfs.layout import Home, destroy_home, existing_tree, sweep, sweep_groups
 from pannier.storage.btrfs.stream import send_stream
 from pannier.storage.disk_check import check_disk
-from pannier.storage.naming import DRAFT
 from pannier.storage.tree.size import allocated_bytes
 
 _DELETIONS_BETWEEN_SWEEPS = 64

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from pannier.core.errors import Corrupt
 from pannier.core.generation import Generation
+from pannier.host.files import DRAFT
 from pannier.storage.btrfs import ioctl
 from pannier.storage.btrfs.ioctl import SubvolumeInfo
-from pannier.storage.naming import DOOMED, DRAFT, check_id, parse_numbers
+from pannier.storage.naming import DOOMED, check_id, parse_numbers
 
 _LIVE = "live-"
 _QUARANTINE = "quarantine"

@@ -11,8 +11,8 @@ import os
 import struct
 from pathlib import Path
 
-from pannier.host.process import run
 from pannier.storage.blocking import in_thread
+from pannier.storage.commands import run
 
 _COMMAND_S = 60.0
 _SYSFS = Path("/sys/block")

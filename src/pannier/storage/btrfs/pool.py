@@ -28,11 +28,11 @@ from pannier.core.errors import (
     StorageError,
 )
 from pannier.core.size import format_size
-from pannier.host.files import sync_directory
-from pannier.host.process import run
+from pannier.host.files import draft_of, sync_directory, write_file
+from pannier.host.mountinfo import Mount, mount_at
 from pannier.storage.btrfs import ioctl, loop
+from pannier.storage.commands import run
 from pannier.storage.disk_check import check_disk
-from pannier.storage.mounts import Mount, mount_at
 from pannier.storage.probe import LABEL, Signature, describe, find_signatures
 
 MARKER = ".pannier-pool"
@@ -177,8 +177,8 @@ def verify_pool(mountpoint: Path) -> Pool:
 
 
 def _read_marker(mountpoint: Path, *, mount: Mount) -> str:
-    if mount.type != "btrfs":
-        raise _not_a_pool(mountpoint, f"a {mount.type} file system")
+    if mount.fstype != "btrfs":
+        raise _not_a_pool(mountpoint, f"a {mount.fstype} file system")
     try:
         marker = json.loads((mountpoint / MARKER).read_text())
         version, pool = marker["format"], marker["pool"]
@@ -190,10 +190,14 @@ def _read_marker(mountpoint: Path, *, mount: Mount) -> str:
 
 
 async def _adopt(source: Path, *, mountpoint: Path) -> Pool:
-    """Take a file system with our label; one without marker must be empty (a crash after mkfs)."""
+    """Take a file system with our label; one without marker must be empty, as after a crash in mkfs.
+
+    The marker's draft may be there: that was a crash in :func:`_furnish`.
+    """
     await _mount(source, mountpoint=mountpoint)
     try:
-        if not (mountpoint / MARKER).exists() and not os.listdir(mountpoint):
+        marker = mountpoint / MARKER
+        if not marker.exists() and set(os.listdir(mountpoint)) <= {draft_of(marker).name}:
             return await asyncio.to_thread(_furnish, mountpoint)
         return await asyncio.to_thread(verify_pool, mountpoint)
     except StorageError:
@@ -206,11 +210,8 @@ def _furnish(mountpoint: Path) -> Pool:
     with contextlib.suppress(OSError):  # an older kernel: no limits, and verify_pool says so
         ioctl.enable_simple_quota(mountpoint)
     marker = mountpoint / MARKER
-    draft = mountpoint / f"{MARKER}.new"
-    draft.write_text(json.dumps({"format": _FORMAT_VERSION, "pool": str(uuid.uuid4())}) + "\n")
-    with draft.open() as written:
-        os.fsync(written.fileno())
-    draft.rename(marker)
+    content = json.dumps({"format": _FORMAT_VERSION, "pool": str(uuid.uuid4())}) + "\n"
+    write_file(marker, content.encode())
     ioctl.sync_filesystem(mountpoint)
     return verify_pool(mountpoint)
 

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from pannier.core.errors import Corrupt, PoolFull, StorageError
+from pannier.core.errors import Corrupt, PannierError, PoolFull
 from pannier.core.generation import Generation
 from pannier.host.process import (
     Finished,
@@ -26,12 +26,12 @@ from pannier.host.process import (
     has_reader,
     open_pipe,
     pipe_bytes,
-    start,
     waiting_bytes,
 )
 from pannier.storage.blocking import finished, in_own_thread, in_thread, told_as_storage_error
 from pannier.storage.btrfs import ioctl
 from pannier.storage.btrfs.layout import Home, existing_tree
+from pannier.storage.commands import start
 
 SMALL_BYTES = 256 * 1024
 """Above this, `btrfs receive` is faster than we are."""
@@ -233,7 +233,7 @@ async def _write_out(into: Path) -> None:
             await in_thread(ioctl.sync_filesystem, into)
 
 
-def _receive_error(finished: Finished) -> StorageError:
+def _receive_error(finished: Finished) -> PannierError:
     words = finished.stderr
     if "No space left" in words:
         return PoolFull(

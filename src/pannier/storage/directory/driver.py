@@ -21,13 +21,12 @@ from pathlib import Path
 
 from pannier.core.errors import Corrupt, StorageError
 from pannier.core.generation import Generation
-from pannier.host.files import sync_directory, sync_filesystem_of, write_file
+from pannier.host.files import DRAFT, sync_directory, sync_filesystem_of, write_file
 from pannier.storage.base import Capacity, LiveTree, LocalCopy, RootAttributes
 from pannier.storage.blocking import in_thread, told_as_storage_error
 from pannier.storage.directory.layout import DirectoryHome, sweep
 from pannier.storage.directory.root import verify_directory
 from pannier.storage.disk_check import check_disk
-from pannier.storage.naming import DRAFT
 from pannier.storage.streams import feeding, reading, swallow_stream
 from pannier.storage.tree.manifest import Manifest, difference
 from pannier.storage.tree.size import allocated_bytes

@@ -30,8 +30,8 @@ from pathlib import Path
 
 from pannier.core.errors import Corrupt, InvalidInput
 from pannier.core.generation import Generation
-from pannier.host.files import sync_directory, write_file
-from pannier.storage.naming import DOOMED, DRAFT, check_id, parse_numbers
+from pannier.host.files import DRAFT, sync_directory, write_file
+from pannier.storage.naming import DOOMED, check_id, parse_numbers
 from pannier.storage.tree.manifest import Manifest, decode, encode
 from pannier.storage.tree.walk import Stamp, remove_tree
 

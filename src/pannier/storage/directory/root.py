@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from pannier.core.errors import ForeignData, PoolMissing
-from pannier.host.files import sync_directory, write_file
+from pannier.host.files import draft_of, sync_directory, write_file
 from pannier.storage.blocking import in_thread, told_as_storage_error
 
 MARKER = ".pannier-directory"
@@ -31,7 +31,9 @@ def _create_directory(root: Path) -> None:
             raise _foreign(root, "a file") from error
         if (root / MARKER).exists():
             return
-        if set(os.listdir(root)) - {f".new-{MARKER}"}:  # our own, of a crash in the next line
+        if set(os.listdir(root)) - {
+            draft_of(root / MARKER).name
+        }:  # our own, of a crash in the next line
             raise _foreign(root, "a directory with other files in it")
         write_file(root / MARKER, json.dumps(_FORMAT).encode() + b"\n")
         sync_directory(root.parent)

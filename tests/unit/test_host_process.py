@@ -1,4 +1,4 @@
-"""The one door for commands."""
+"""The one door for programs."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import os
 
 import pytest
 
-from pannier.core.errors import PoolMissing, StorageError
-from pannier.host.process import has_reader, open_pipe, run, start
+from pannier.core.errors import PoolMissing, ProgramFailed, StorageError
+from pannier.host.process import Failing, has_reader, open_pipe, run, start
+from pannier.storage import commands
 
 
 async def test_output_and_status_come_back() -> None:
@@ -17,28 +18,53 @@ async def test_output_and_status_come_back() -> None:
 
 
 async def test_a_failure_names_the_command_and_its_last_line() -> None:
-    with pytest.raises(StorageError, match=r"`sh .*` failed: the last line"):
+    with pytest.raises(ProgramFailed, match=r"`sh .*` failed: the last line"):
         await run(
             ["sh", "-c", "echo noise >&2; echo the last line >&2; echo >&2; exit 1"], timeout_s=10
         )
 
 
 async def test_a_silent_failure_still_says_something() -> None:
-    with pytest.raises(StorageError, match="exit status 7, no message"):
+    with pytest.raises(ProgramFailed, match="exit status 7, no message"):
         await run(["sh", "-c", "exit 7"], timeout_s=10)
 
 
-async def test_a_missing_program_says_what_to_install() -> None:
-    with pytest.raises(PoolMissing, match="not installed") as caught:
+async def test_a_missing_program_is_named() -> None:
+    with pytest.raises(ProgramFailed, match="pannier-no-such-program is not installed"):
         await run(["pannier-no-such-program"], timeout_s=10)
-    assert "btrfs-progs" in caught.value.remedy
+
+
+async def test_who_runs_it_says_what_a_failure_means() -> None:
+    failing = Failing(remedy="look there", slow="wait")
+    with pytest.raises(ProgramFailed) as failed:
+        await run(["false"], timeout_s=10, failing=failing)
+    assert failed.value.remedy == "look there"
+    with pytest.raises(ProgramFailed) as slow:
+        await run(["sleep", "1000"], timeout_s=0.05, failing=failing)
+    assert slow.value.remedy == "wait"
+
+
+async def test_storage_commands_fail_with_storage_errors() -> None:
+    with pytest.raises(StorageError):
+        await commands.run(["false"], timeout_s=10)
+    running = await commands.start(["sleep", "1000"])
+    with pytest.raises(StorageError) as slow:
+        await running.wait(timeout_s=0.05)
+    assert "dmesg" in slow.value.remedy
+    for go in (
+        commands.run(["pannier-no-such-program"], timeout_s=10),
+        commands.start(["pannier-no"]),
+    ):
+        with pytest.raises(PoolMissing, match="not installed") as missing:
+            await go
+        assert "btrfs-progs" in missing.value.remedy
 
 
 async def test_what_takes_too_long_is_killed() -> None:
-    with pytest.raises(StorageError, match="did not end within"):
+    with pytest.raises(ProgramFailed, match="did not end within"):
         await run(["sleep", "1000"], timeout_s=0.05)
     running = await start(["sleep", "1000"])
-    with pytest.raises(StorageError, match="did not end within"):
+    with pytest.raises(ProgramFailed, match="did not end within"):
         await running.wait(timeout_s=0.05)
 
 

@@ -1,4 +1,4 @@
-"""A node tells how much room its pool has."""
+"""A node tells how much of its pool is free."""
 
 from __future__ import annotations
 
