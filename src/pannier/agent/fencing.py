@@ -99,6 +99,8 @@ class Fencing:
                     # Looking for users costs time, and hundreds of volumes may be in doubt at once.
                     pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
                     due_at = custody.clock() + pause
+                else:
+                    await custody.keep_suspended(known)
                 await asyncio.sleep(WATCH_SECONDS)
             self._fenced.add(key)
             await custody.fence(volume)
