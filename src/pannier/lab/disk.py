@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pannier.lab.cgroup import Group
+from pannier.lab.cgroup import HostGroup
 from pannier.lab.errors import LabError
 from pannier.lab.mounts import unmount_below
 from pannier.lab.paths import data_root, run_root
@@ -50,7 +50,7 @@ class Disk:
     kind: DiskKind
     data: Path
     run: Path
-    group: Group
+    group: HostGroup
 
     @property
     def image(self) -> Path:
@@ -181,7 +181,7 @@ def _accepts(path: Path) -> bool:
     return True
 
 
-def serves_disk(group: Group) -> bool:
+def serves_disk(group: HostGroup) -> bool:
     """Whether the group is that of a disk, not that of a machine."""
     return group.name.endswith(tuple(f"-{role}" for role in ROLES))
 
