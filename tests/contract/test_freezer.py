@@ -130,6 +130,11 @@ def thaw(group: Path) -> None:
     write(group, "THAWED", "0")
 
 
+def is_thawed(group: Path) -> bool:
+    own = [group / name for name in ("freezer.self_freezing", "cgroup.freeze")]
+    return next(file.read_text() for file in own if file.exists()).strip() == "0"
+
+
 def write(group: Path, v1: str, v2: str) -> None:
     for name, state in (("freezer.state", v1), ("cgroup.freeze", v2)):
         if (group / name).exists():
@@ -322,11 +327,18 @@ def test_what_is_killed_by_somebody_else_ends(
     one.freeze("v.1", [counting.user])
     time.sleep(0.1)
     before = counting.file.stat().st_size
-    counting.process.kill()
+    for path, _, _ in os.walk(counting.group):
+        for pid in (Path(path) / "cgroup.procs").read_text().split():
+            os.kill(int(pid), signal.SIGKILL)
     one.keep("v.1")
     counting.process.wait(10)
     assert counting.file.stat().st_size == before
-    one.thaw("v.1")
+    until = time.monotonic() + 10
+    while one.holds("v.1") and time.monotonic() < until:
+        one.keep("v.1")
+    assert not one.holds("v.1")
+    assert is_thawed(counting.group) is not paused, "else its engine does not take it for ended"
+    assert not freezer(root, tmp_path).holds("v.1")
 
 
 def test_who_is_in_no_container_or_in_ours_is_not_frozen(root: Path, tmp_path: Path) -> None:

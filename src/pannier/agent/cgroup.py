@@ -27,7 +27,7 @@ _MOVES = 100
 class Cgroup:
     """A control group that can be frozen; it need not exist.
 
-    Each method but :meth:`children` and :meth:`processes` raises OSError where the kernel refuses.
+    Each method but :meth:`children`, :meth:`processes` and :meth:`is_empty` raises OSError where the kernel refuses.
 
     Attributes:
         folder: where it is mounted.
@@ -85,6 +85,10 @@ class Cgroup:
             pids = map(int, (self.folder / "cgroup.procs").read_text().split())
             return [pid for pid in pids if pid]
         return []
+
+    def is_empty(self) -> bool:
+        """Whether there is no process in it and in the groups below, or it is gone."""
+        return not self.processes() and all(child.is_empty() for child in self.children())
 
     def take(self, pid: int) -> None:
         """Move a process here, with all its threads; nothing where it has ended."""

@@ -49,7 +49,8 @@ class Freezer(ABC):
     @abstractmethod
     def keep(self, volume_id: str) -> None:
         """See to it that what was frozen for this volume stands still, with all that came into it
-        since: to be called often, and cheaper than :meth:`freeze`, which needs to know the users.
+        since, and that what was killed can end: to be called often. It costs less than
+        :meth:`freeze`, which needs to know the users.
         """
 
     @abstractmethod
@@ -90,10 +91,16 @@ class CgroupFreezer(Freezer):
     def keep(self, volume_id: str) -> None:
         """See :meth:`Freezer.keep`."""
         with self._lock:
-            groups = map(Cgroup.of, self._frozen.get(volume_id, []))
+            files = self._frozen.get(volume_id, [])
+            groups = [Cgroup.of(file) for file in files]
             for group in [group.parent for group in groups if group.folder.name == _HOLD]:
                 try:
-                    if group.folder.exists():
+                    if (
+                        group.is_empty()
+                    ):  # its engine takes what is frozen for paused, not for ended
+                        below = [file for file in files if Path(file).is_relative_to(group.folder)]
+                        self._release(volume_id, below)
+                    else:
                         self._hold(volume_id, group)
                 except OSError as error:  # it is seen by its users, and they are killed
                     log.warning("container.not-kept", group=str(group.folder), error=str(error))
@@ -101,21 +108,30 @@ class CgroupFreezer(Freezer):
     def thaw(self, volume_id: str) -> None:
         """See :meth:`Freezer.thaw`."""
         with self._lock:
-            files = self._frozen.pop(volume_id, [])
-            ours = set(files) - self._all()
-            # A container's own group comes after those in it, so that all of it goes on at once.
-            for file in sorted(ours, key=lambda file: -file.count("/")):
-                with suppress(OSError):  # it has ended
-                    _let_go(Cgroup.of(file))
-            if files:
-                try:
-                    self._save(self._frozen)
-                except OSError as error:  # a later run thaws them once more: no harm
-                    log.warning("frozen containers not written", error=str(error))
+            self._release(volume_id, self._frozen.get(volume_id, []))
 
     def holds(self, volume_id: str) -> bool:
         """See :meth:`Freezer.holds`."""
         return volume_id in self._frozen
+
+    def _release(self, volume_id: str, files: Sequence[str]) -> None:
+        """Thaw some of what was frozen for a volume, unless it was for another one as well."""
+        if not files:
+            return
+        left = [file for file in self._frozen[volume_id] if file not in files]
+        if left:
+            self._frozen[volume_id] = left
+        else:
+            del self._frozen[volume_id]
+        ours = set(files) - self._all()
+        # A container's own group comes after those in it, so that all of it goes on at once.
+        for file in sorted(ours, key=lambda file: -file.count("/")):
+            with suppress(OSError):  # it has ended
+                _let_go(Cgroup.of(file))
+        try:
+            self._save(self._frozen)
+        except OSError as error:  # a later run thaws them once more: no harm
+            log.warning("frozen containers not written", error=str(error))
 
     def _freeze(self, volume_id: str, user: User, done: set[Cgroup]) -> bool:
         """Whether the user's container stands still now; the groups in ``done`` do."""
