@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pannier.lab import Lab
-from pannier.lab.engine import Engine
+from pannier.lab.engine import MachineEngine
 
 T = TypeVar("T")
 
@@ -78,7 +78,7 @@ class World:
         """The machines' names."""
         return [node.name for node in self.lab.nodes]
 
-    def engine(self, node: str) -> Engine:
+    def engine(self, node: str) -> MachineEngine:
         """A machine's Docker engine, asked through its socket."""
         return self.lab.machine(node).engine
 

@@ -311,3 +311,45 @@ async def test_what_was_confirmed_is_on_the_disk(workplace: Path, nodes: Nodes) 
         finally:
             await after.close()
             image.unlink()
+
+
+async def test_looking_and_saving_go_on_beside_deletions(nodes: Nodes) -> None:
+    """As when a copy has caught up, and all that was kept for it goes at once."""
+    data = await nodes.create()
+    for _ in range(4):
+        made = []
+        for number in range(20):
+            (data / "f").write_text(str(number))
+            made.append(await nodes.a.snapshot(nodes.volume, epoch=1))
+        *old, newest = made
+
+        async def delete(generations: list[Generation]) -> None:
+            for generation in generations:
+                await nodes.a.delete_generation(nodes.volume, generation)
+
+        deleting = asyncio.create_task(delete(old))
+        while not deleting.done():
+            saved, *copies = await asyncio.gather(
+                nodes.a.snapshot(nodes.volume, epoch=1),
+                *(nodes.a.inspect(nodes.volume) for _ in range(4)),
+            )
+            assert saved == newest
+            assert all(newest in copy.generations for copy in copies)
+        await deleting
+        assert (await nodes.a.inspect(nodes.volume)).generations == (newest,)
+        await nodes.a.delete_generation(nodes.volume, newest)
+
+
+async def test_two_that_save_at_once_get_generations_that_are_there(nodes: Nodes) -> None:
+    """A seal after the end of the lease does not wait for the generation that is just being made."""
+    data = await nodes.create()
+    for number in range(20):
+        (data / "f").write_text(str(number))
+        saved = await asyncio.gather(
+            *(nodes.a.snapshot(nodes.volume, epoch=1) for _ in range(3)),
+            nodes.a.seal(nodes.volume, epoch=1),
+        )
+        there = (await nodes.a.inspect(nodes.volume)).generations
+        assert set(saved) <= set(there)
+        assert max(saved) == there[-1]
+        await nodes.a.unseal(nodes.volume, epoch=1)

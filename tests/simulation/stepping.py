@@ -291,6 +291,9 @@ class SteppedFreezer(Freezer):
             self._table.frozen.setdefault(volume_id, set()).add(user.container)
         return []
 
+    def keep(self, volume_id: str) -> None:
+        """Nobody else thaws them."""
+
     def thaw(self, volume_id: str) -> None:
         """They go on."""
         self._life.at_once("freezer.thaw", lambda: self._table.frozen.pop(volume_id, None))

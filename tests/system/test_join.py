@@ -34,8 +34,8 @@ def blank_lab() -> Iterator[Lab]:
     with laboratory("b", nodes=2, cluster_kind="none") as lab:
         lab.build_busybox(IMAGE)
         first = lab.machines()[:1]
-        cluster.start_etcd(lab, lab.machines())
-        cluster.start_pannier(lab, first, store=f"etcd://{first[0].node.address}:2379")
+        cluster.start_etcd(lab.machines())
+        cluster.start_pannier(first, store=f"etcd://{first[0].node.address}:2379")
         yield lab
 
 

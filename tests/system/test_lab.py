@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from pannier.lab import CommandFailed, CommandTimedOut, Lab, LabError
-from pannier.lab.cgroup import Group
+from pannier.lab.cgroup import HostGroup
 from pannier.lab.disk import ROLES, Disk
 
 pytestmark = [
@@ -263,7 +263,7 @@ def is_nbdkit(pid: int) -> bool:
 
 
 def test_a_disk_that_cannot_be_served_says_why(lab: Lab, tmp_path: Path) -> None:
-    group = Group(f"{lab.names.group}/without-pool")
+    group = HostGroup(f"{lab.names.group}/without-pool")
     disk = Disk("pool", "cuttable", data=tmp_path, run=tmp_path / "disk", group=group)
     with pytest.raises(LabError, match=r"nbdkit has ended: .*pool.img: No such file"):
         disk.attach()

@@ -109,6 +109,8 @@ class Fencing:
                     # Looking for users costs time, and hundreds of volumes may be in doubt at once.
                     pause = min(2 * pause, self._pace.doubt_pause_limit)
                     due_at = self._clock.now() + pause
+                else:
+                    await self._use.keep_suspended(known)
                 await asyncio.sleep(self._pace.fence_look)
             self._fenced.add(key)
             await self._custody.fence(volume)

@@ -4,10 +4,14 @@ The kernel's freezer does it, for a control group as a whole: from the moment it
 group's threads runs an instruction of its own, and a thread inside a system call stops at its end. That is as good
 as SIGKILL for whoever is about to take the volume over, and, unlike it, can be taken back.
 
-Both of the kernel's forms are known: the ``freezer`` controller of control groups version 1, and
-``cgroup.freeze`` of version 2. Which groups are frozen here is kept in a file on tmpfs, written
-first: a daemon that is started again knows which ones to let go on, and leaves alone those that a
-person has paused.
+A container's own group is its engine's, too: who unpauses a container thaws it. So what is in it is
+moved into a group of ours inside of it, which is frozen by itself, and back again in the end; groups
+that the container has made are frozen where they are. The container's group is frozen as well: then
+an engine begins no further process in it, and refuses to pause it. One that a person had paused
+before is not thawed in the end.
+
+Which groups are frozen here is kept in a file on tmpfs, written first: a daemon that is started again
+knows which ones to let go on, and leaves alone those that a person has paused.
 """
 
 from __future__ import annotations
@@ -18,19 +22,19 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 import structlog
 
+from pannier.agent.cgroup import V1, V2, Cgroup
 from pannier.agent.usage import User
 from pannier.host.files import write_file
 
 log = structlog.get_logger(__name__)
 
-_V1 = ("freezer.state", "FROZEN", "THAWED")
-_V2 = ("cgroup.freeze", "1", "0")
+_HOLD = "pannier-hold"
+"""Our group in a container's own."""
 
 
 class Freezer(ABC):
@@ -38,7 +42,17 @@ class Freezer(ABC):
 
     @abstractmethod
     def freeze(self, volume_id: str, users: Sequence[User]) -> list[User]:
-        """Freeze the containers of ``users``. Returns those users that this is not possible for."""
+        """Freeze the containers of ``users``, so that nobody else can let them go on. Repeatable.
+
+        Returns those users that this is not possible for.
+        """
+
+    @abstractmethod
+    def keep(self, volume_id: str) -> None:
+        """See to it that what was frozen for this volume stands still, with all that came into it
+        since, and that what was killed can end: to be called often. It costs less than
+        :meth:`freeze`, which needs to know the users.
+        """
 
     @abstractmethod
     def thaw(self, volume_id: str) -> None:
@@ -47,22 +61,6 @@ class Freezer(ABC):
     @abstractmethod
     def holds(self, volume_id: str) -> bool:
         """Whether anything was frozen for this volume and not thawed since."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Group:
-    """A control group that can be frozen.
-
-    Attributes:
-        file: tells whether it is frozen, and changes it.
-    """
-
-    file: str
-    frozen: str
-    thawed: str
-
-    def is_thawed(self) -> bool:
-        return Path(self.file).read_text().strip() == self.thawed
 
 
 class CgroupFreezer(Freezer):
@@ -88,33 +86,63 @@ class CgroupFreezer(Freezer):
     def freeze(self, volume_id: str, users: Sequence[User]) -> list[User]:
         """See :meth:`Freezer.freeze`: not possible for processes in no container."""
         with self._lock:
-            return [user for user in users if not self._freeze(volume_id, user)]
+            done: set[Cgroup] = set()
+            return [user for user in users if not self._freeze(volume_id, user, done)]
+
+    def keep(self, volume_id: str) -> None:
+        """See :meth:`Freezer.keep`."""
+        with self._lock:
+            files = self._frozen.get(volume_id, [])
+            groups = [Cgroup.of(file) for file in files]
+            for group in [group.parent for group in groups if group.folder.name == _HOLD]:
+                try:
+                    if (
+                        group.is_empty()
+                    ):  # its engine takes what is frozen for paused, not for ended
+                        below = [file for file in files if Path(file).is_relative_to(group.folder)]
+                        self._release(volume_id, below)
+                    else:
+                        self._hold(volume_id, group)
+                except OSError as error:  # it is seen by its users, and they are killed
+                    log.warning("container.not-kept", group=str(group.folder), error=str(error))
 
     def thaw(self, volume_id: str) -> None:
         """See :meth:`Freezer.thaw`."""
         with self._lock:
-            files = self._frozen.pop(volume_id, [])
-            for file in set(files) - self._all():
-                with suppress(OSError):  # it has ended
-                    Path(file).write_text(_V1[2] if file.endswith(_V1[0]) else _V2[2])
-            if files:
-                try:
-                    self._save()
-                except OSError as error:  # a later run thaws them once more: no harm
-                    log.warning("frozen containers not written", error=str(error))
+            self._release(volume_id, self._frozen.get(volume_id, []))
 
     def holds(self, volume_id: str) -> bool:
         """See :meth:`Freezer.holds`."""
         return volume_id in self._frozen
 
-    def _freeze(self, volume_id: str, user: User) -> bool:
+    def _release(self, volume_id: str, files: Sequence[str]) -> None:
+        """Thaw some of what was frozen for a volume, unless it was for another one as well."""
+        if not files:
+            return
+        left = [file for file in self._frozen[volume_id] if file not in files]
+        if left:
+            self._frozen[volume_id] = left
+        else:
+            del self._frozen[volume_id]
+        ours = set(files) - self._all()
+        # A container's own group comes after those in it, so that all of it goes on at once.
+        for file in sorted(ours, key=lambda file: -file.count("/")):
+            with suppress(OSError):  # it has ended
+                _let_go(Cgroup.of(file))
+        try:
+            self._save(self._frozen)
+        except OSError as error:  # a later run thaws them once more: no harm
+            log.warning("frozen containers not written", error=str(error))
+
+    def _freeze(self, volume_id: str, user: User, done: set[Cgroup]) -> bool:
+        """Whether the user's container stands still now; the groups in ``done`` do."""
         try:
             group = self._group_of(user)
             if group is None:
                 return False
-            if group.is_thawed() or group.file in self._all():
-                self._remember(volume_id, group)
-                Path(group.file).write_text(group.frozen)
+            if group not in done:
+                self._hold(volume_id, group)
+                done.add(group)
         except OSError as error:
             if not os.path.exists(f"{self._proc}/{user.pid}"):
                 return True  # it has ended meanwhile
@@ -122,20 +150,42 @@ class CgroupFreezer(Freezer):
             return False
         return True
 
+    def _hold(self, volume_id: str, group: Cgroup) -> None:
+        """Freeze a container's group and all in it, each so that it stays frozen by itself."""
+        hold = group.child(_HOLD)
+        self._stop(volume_id, group, and_know=hold)
+        if group.processes():
+            hold.folder.mkdir(exist_ok=True)
+            hold.freeze()
+            hold.take_all(group)
+        for child in group.children():
+            if child != hold:
+                self._stop(volume_id, child)
+        self._stop(volume_id, group)  # a person may just have unpaused it
+        hold.let_die()
+
+    def _stop(self, volume_id: str, group: Cgroup, *, and_know: Cgroup | None = None) -> None:
+        """Freeze one group, unless somebody else has; ``and_know`` is to be thawed in the end, too."""
+        ours = group.is_thawed() or group.file in self._all()
+        new = [group] if ours else []
+        self._remember(volume_id, [*new, and_know] if and_know else new)
+        if ours:
+            group.freeze()
+
     def _all(self) -> set[str]:
         return {file for files in self._frozen.values() for file in files}
 
-    def _group_of(self, user: User) -> _Group | None:
+    def _group_of(self, user: User) -> Cgroup | None:
         """The group of a user's container, without ours; None where there is none to freeze."""
         if user.container is None:
             return None
         theirs, ours = self._paths(user.pid), self._paths(os.getpid())
-        for base, key, form in ((self._v1, "freezer", _V1), (self._v2, "", _V2)):
+        for base, key, form in ((self._v1, "freezer", V1), (self._v2, "", V2)):
             path = _of_container(theirs.get(key, ""), user.container)
             if base is None or path is None or _contains(path, ours.get(key, "")):
                 continue
-            if (base / path / form[0]).exists():
-                return _Group(str(base / path / form[0]), *form[1:])
+            if (base / path / form).exists():
+                return Cgroup(base / path, form)
         return None
 
     def _paths(self, pid: int) -> dict[str, str]:
@@ -146,11 +196,13 @@ class CgroupFreezer(Freezer):
             found.update(dict.fromkeys(controllers.split(","), path.lstrip("/")))
         return found
 
-    def _remember(self, volume_id: str, group: _Group) -> None:
-        files = self._frozen.setdefault(volume_id, [])
-        if group.file not in files:
-            files.append(group.file)
-            self._save()
+    def _remember(self, volume_id: str, groups: Sequence[Cgroup]) -> None:
+        files = self._frozen.get(volume_id, [])
+        new = [group.file for group in groups if group.file not in files]
+        if new:
+            frozen = {**self._frozen, volume_id: [*files, *new]}
+            self._save(frozen)
+            self._frozen = frozen
 
     def _load(self) -> dict[str, list[str]]:
         try:
@@ -161,8 +213,24 @@ class CgroupFreezer(Freezer):
             log.warning("frozen containers not readable", path=str(self._file), error=str(error))
             return {}
 
-    def _save(self) -> None:
-        write_file(self._file, msgspec.json.encode(self._frozen), durable=False)
+    def _save(self, frozen: dict[str, list[str]]) -> None:
+        write_file(self._file, msgspec.json.encode(frozen), durable=False)
+
+
+def _let_go(group: Cgroup) -> None:
+    """Thaw a group. Ours is emptied into the container's own and removed."""
+    if group.folder.name != _HOLD:
+        group.thaw()
+        return
+    group.let_die()
+    try:
+        group.parent.take_all(group)
+        group.folder.rmdir()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        log.warning("container.not-moved-back", group=str(group.folder), error=str(error))
+        group.thaw()
 
 
 def _is_v2(at: Path) -> bool:

@@ -158,6 +158,11 @@ class Use:
             log.warning("volume.suspended", volume=volume.name, epoch=volume.grant.epoch)
         self._kill(volume, await asyncio.to_thread(self._freezer.freeze, volume.id, users))
 
+    async def keep_suspended(self, volume: Volume) -> None:
+        """See to it that nobody lets go on what was suspended; costs little."""
+        if self.suspended(volume):
+            await asyncio.to_thread(self._freezer.keep, volume.id)
+
     async def resume(self, volume: Volume) -> None:
         """What was suspended goes on: this node is known to hold the volume."""
         if self.suspended(volume):

@@ -12,6 +12,6 @@ For the demonstration and for the system tests; nothing of Pannier itself needs 
 """
 
 from pannier.lab.errors import CommandFailed, CommandTimedOut, LabError
-from pannier.lab.lab import Lab, NodeView
+from pannier.lab.lab import Lab, LabNode
 
-__all__ = ["CommandFailed", "CommandTimedOut", "Lab", "LabError", "NodeView"]
+__all__ = ["CommandFailed", "CommandTimedOut", "Lab", "LabError", "LabNode"]

@@ -54,7 +54,7 @@ def is_version_2() -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class HostGroup:
     """The same control group in every hierarchy of the host.
 
     Attributes:
@@ -199,7 +199,7 @@ class Group:
         return next(tree.mount for tree in hierarchies() if tree.unified) / self.name
 
 
-def groups_below(name: str) -> list[Group]:
+def groups_below(name: str) -> list[HostGroup]:
     """The groups right below ``name`` in any hierarchy, for instance all machines of a lab."""
     found = set()
     for tree in hierarchies():
@@ -207,10 +207,10 @@ def groups_below(name: str) -> list[Group]:
             found |= {
                 f"{name}/{entry.name}" for entry in (tree.mount / name).iterdir() if entry.is_dir()
             }
-    return [Group(each) for each in sorted(found)]
+    return [HostGroup(each) for each in sorted(found)]
 
 
-def _wait_until_empty(group: Group, *, until: float) -> None:
+def _wait_until_empty(group: HostGroup, *, until: float) -> None:
     while group.processes() and time.monotonic() < until:
         time.sleep(0.01)
 

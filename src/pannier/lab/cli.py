@@ -17,10 +17,10 @@ from pannier.core.errors import PannierError
 from pannier.lab import dockerimage, rootfs, state
 from pannier.lab import inventory as hosts
 from pannier.lab.disk import ROLES, Role
-from pannier.lab.lab import Cluster, Lab, NodeView
+from pannier.lab.lab import Cluster, Lab, LabNode
 from pannier.lab.paths import DEFAULT_NAME
 from pannier.lab.preflight import check_host
-from pannier.lab.state import DiskKind, DriverKind, Release, StoreKind
+from pannier.lab.state import CgroupKind, DiskKind, DriverKind, Release, StoreKind
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -123,6 +123,15 @@ def lab() -> None:
     help="Where the volumes' bytes live.",
 )
 @click.option(
+    "--cgroups",
+    type=click.Choice(["v2", "host"]),
+    default="v2",
+    show_default=True,
+    help="Control groups: version 2 alone, as Debian has it, or as on this machine. Where this "
+    "machine has controllers in version 1, v2 leaves them out: limits of memory, CPU and processes "
+    "then do nothing.",
+)
+@click.option(
     "--disk-size", default="20G", show_default=True, help="Of each disk; they are sparse."
 )
 @click.option("--bare", is_flag=True, help="Nothing but sshd, Python and a mirror for apt.")
@@ -135,6 +144,7 @@ def up(
     disks: DiskKind,
     store: StoreKind,
     driver: DriverKind,
+    cgroups: CgroupKind,
     disk_size: str,
     bare: bool,
     no_pannier: bool,
@@ -159,6 +169,7 @@ def up(
                 disks=disks,
                 store=store,
                 driver=driver,
+                cgroups=cgroups,
                 bare=bare,
                 cluster_kind=cluster_kind,
                 disk_size=disk_size,
@@ -419,7 +430,7 @@ def image_build_busybox(name: str, tag: str) -> None:
     click.echo(tag)
 
 
-def _show(nodes: list[NodeView]) -> None:
+def _show(nodes: list[LabNode]) -> None:
     rows = [("NODE", "STATE", "ADDRESS", "RELEASE", "DOCKER_HOST")]
     rows += [(n.name, n.state, n.address, n.release, n.docker_host or "-") for n in nodes]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

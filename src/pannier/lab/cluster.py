@@ -9,15 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from pannier.lab.errors import LabError
 from pannier.lab.machine import POOL_DEVICE, Machine
 from pannier.lab.process import wait_for
 from pannier.lab.state import LabState
-
-if TYPE_CHECKING:
-    from pannier.lab.lab import Lab
 
 T = TypeVar("T")
 
@@ -42,23 +39,24 @@ systemctl restart pannierd
 """
 
 
-def bring_up(lab: Lab, wish: LabState, *, pannier: bool) -> None:
+def bring_up(machines: list[Machine], *, pannier: bool, report: Callable[[str], None]) -> None:
     """Form the cluster on machines that have just booted for the first time.
 
     Args:
         pannier: also etcd and Pannier, not only Swarm.
+        report: told in a few words what is being done.
 
     Raises:
         LabError: a part refused or did not get ready in time.
     """
-    machines = lab.machines()
+    wish = machines[0].state
     if pannier:
         if wish.store == "etcd":
-            lab.report("starting etcd")
-            start_etcd(lab, machines)
-        lab.report("starting Pannier")
-        start_pannier(lab, machines, store=store_url(wish))
-    lab.report("forming the Swarm")
+            report("starting etcd")
+            start_etcd(machines)
+        report("starting Pannier")
+        start_pannier(machines, store=store_url(wish))
+    report("forming the Swarm")
     form_swarm(machines)
     wait_until_schedulable(machines, plugin=pannier)
 
@@ -73,30 +71,30 @@ def store_url(wish: LabState) -> str:
 # -- etcd --------------------------------------------------------------------------------------
 
 
-def start_etcd(lab: Lab, machines: list[Machine]) -> None:
+def start_etcd(machines: list[Machine]) -> None:
     """Run etcd with mutual TLS, its certificates from the cluster's own CA on the first machine."""
     members = machines[: _etcd_size(machines[0].state)]
-    certificates = _issue_etcd_certificates(lab, members)
+    certificates = _issue_etcd_certificates(members)
     cluster = ",".join(f"{each.node.name}=https://{each.node.address}:2380" for each in members)
 
     def start(member: Machine) -> None:
-        name = member.node.name
         install = ["sh", "-c", _INSTALL_ETCD_PKI]
-        lab.run(name, install, input=certificates[name])
-        lab.run(name, ["sh", "-c", "cat >/etc/default/etcd"], input=_etcd_settings(member, cluster))
-        lab.run(name, ["systemctl", "enable", "--quiet", "etcd"])
-        lab.run(name, ["systemctl", "start", "etcd"], timeout=_READY_TIMEOUT_S)
+        member.run(install, input=certificates[member.node.name])
+        settings = _etcd_settings(member, cluster)
+        member.run(["sh", "-c", "cat >/etc/default/etcd"], input=settings)
+        member.run(["systemctl", "enable", "--quiet", "etcd"])
+        member.run(["systemctl", "start", "etcd"], timeout=_READY_TIMEOUT_S)
 
     _on_all(start, members)
-    _on_all(lambda member: _wait_for_etcd(lab, member), members)
+    _on_all(_wait_for_etcd, members)
 
 
-def _wait_for_etcd(lab: Lab, member: Machine) -> None:
+def _wait_for_etcd(member: Machine) -> None:
     wait_for(
-        lambda: _etcd_is_healthy(lab, member) or None,
+        lambda: _etcd_is_healthy(member) or None,
         what=f"etcd on {member.node.name}",
         timeout=_READY_TIMEOUT_S,
-        remedy=f"`pannier lab run {member.node.name} --name {lab.name} -- journalctl -u etcd`",
+        remedy=f"`pannier lab run --name {member.state.name} {member.node.name} journalctl -u etcd`",
     )
 
 
@@ -104,19 +102,19 @@ def _etcd_size(wish: LabState) -> int:
     return _ETCD_MEMBERS if len(wish.nodes) >= _ETCD_MEMBERS else 1
 
 
-def _issue_etcd_certificates(lab: Lab, members: list[Machine]) -> dict[str, str]:
+def _issue_etcd_certificates(members: list[Machine]) -> dict[str, str]:
     """Per member: a base64 tar of ca.crt, tls.crt and tls.key."""
-    first = members[0].node.name
+    first = members[0]
     script = f"set -eu; umask 077; pannier ca create --directory {_CA_DIR}\n"
     for node in (member.node for member in members):
         out = f"/run/etcd-{node.name}"
         script += f"pannier ca issue etcd-{node.name} --address {node.address} --out {out}\n"
-    lab.run(first, ["sh", "-c", script], timeout=60)
+    first.run(["sh", "-c", script], timeout=60)
     found = {}
     for node in (member.node for member in members):
         take = f"cd /run/etcd-{node.name} && tar -c ca.crt tls.crt tls.key | base64"
-        found[node.name] = lab.run(first, ["sh", "-c", take]).stdout
-        lab.run(first, ["rm", "-r", f"/run/etcd-{node.name}"])
+        found[node.name] = first.run(["sh", "-c", take]).stdout
+        first.run(["rm", "-r", f"/run/etcd-{node.name}"])
     return found
 
 
@@ -140,33 +138,33 @@ def _etcd_settings(member: Machine, cluster: str) -> str:
     return "".join(f"ETCD_{key}={value}\n" for key, value in settings.items())
 
 
-def _etcd_is_healthy(lab: Lab, member: Machine) -> bool:
+def _etcd_is_healthy(member: Machine) -> bool:
     pki = ["--cacert", f"{_ETCD_PKI}/ca.crt", "--cert", f"{_ETCD_PKI}/tls.crt"]
     pki += ["--key", f"{_ETCD_PKI}/tls.key"]
     url = f"https://{member.node.address}:2379/health"
     curl = ["curl", "--silent", "--max-time", "2", *pki, url]
-    answer = lab.run(member.node.name, curl, check=False).stdout
+    answer = member.run(curl, check=False).stdout
     return '"health":"true"' in answer.replace(" ", "")
 
 
 # -- Pannier -----------------------------------------------------------------------------------
 
 
-def start_pannier(lab: Lab, machines: list[Machine], *, store: str) -> None:
+def start_pannier(machines: list[Machine], *, store: str) -> None:
     """Make the first machine a cluster of its own and let the others join it."""
     first, others = machines[0], machines[1:]
     init = ["pannier", "init", *_identity(first), "--store", store]
-    lab.run(first.node.name, init, timeout=_READY_TIMEOUT_S)
+    first.run(init, timeout=_READY_TIMEOUT_S)
     if others:
         create = ["pannier", "token", "create", "--uses", str(len(others)), "-o", "json"]
-        token = json.loads(lab.run(first.node.name, create, timeout=30).stdout)["token"]
+        token = json.loads(first.run(create, timeout=30).stdout)["token"]
 
         def join(machine: Machine) -> None:
             command = ["pannier", "join", first.node.address, "--token", token, *_identity(machine)]
-            lab.run(machine.node.name, command, timeout=_READY_TIMEOUT_S)
+            machine.run(command, timeout=_READY_TIMEOUT_S)
 
         _on_all(join, others)
-    _on_all(lambda each: lab.run(each.node.name, ["sh", "-euc", _TURN_ON], timeout=60), machines)
+    _on_all(lambda each: each.run(["sh", "-euc", _TURN_ON], timeout=60), machines)
     _on_all(_wait_for_plugin, machines)
 
 

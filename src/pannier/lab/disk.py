@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from pannier.host.files import write_file
-from pannier.lab.cgroup import Group
+from pannier.lab.cgroup import HostGroup
 from pannier.lab.errors import LabError
 from pannier.lab.mounts import unmount_below
 from pannier.lab.paths import data_root, run_root
@@ -51,7 +51,7 @@ class Disk:
     kind: DiskKind
     data: Path
     run: Path
-    group: Group
+    group: HostGroup
 
     @property
     def image(self) -> Path:
@@ -180,7 +180,7 @@ def _accepts(path: Path) -> bool:
     return True
 
 
-def serves_disk(group: Group) -> bool:
+def serves_disk(group: HostGroup) -> bool:
     """Whether the group is that of a disk, not that of a machine."""
     return group.name.endswith(tuple(f"-{role}" for role in ROLES))
 

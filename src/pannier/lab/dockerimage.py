@@ -11,14 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO
 
 from pannier.lab.errors import LabError
 from pannier.lab.machine import Machine
 from pannier.lab.process import run
-
-if TYPE_CHECKING:
-    from pannier.lab.lab import Lab
 
 DEFAULT_BUSYBOX = "localhost:5000/busybox:1"
 _REGISTRY = "localhost:5000/"
@@ -27,8 +24,10 @@ _SAVED_BY_DOCKER = {"manifest.json", "index.json", "oci-layout", "repositories"}
 _CHANGES = ["-c", "ENV PATH=/bin:/sbin:/usr/bin:/usr/sbin", "-c", 'CMD ["sh"]']
 
 
-def load(lab: Lab, source: Path, *, tag: str | None) -> None:
-    """Put the image in ``source`` into the engine of every running machine.
+def load(
+    machines: list[Machine], source: Path, *, tag: str | None, report: Callable[[str], None]
+) -> None:
+    """Put the image in ``source`` into the engine of each of these machines.
 
     One machine gets it, and the others have it from there, so that a root file system has one id. Where
     the cluster has a registry of its own, they pull it from that.
@@ -36,19 +35,16 @@ def load(lab: Lab, source: Path, *, tag: str | None) -> None:
     Raises:
         LabError: the source is no image, a tag is missing, or an engine refuses it.
     """
-    machines = _with_engine(lab)
     if source.is_dir():
         with tempfile.TemporaryFile() as packed:
             run(["tar", "--numeric-owner", "-C", str(source), "-c", "."], stdout=packed)
-            _import(lab, machines, packed, _need(tag, source))
+            _import(machines, packed, _need(tag, source), report)
     else:
-        _load_file(lab, machines, source, tag)
-    lab.flush()
+        _load_file(machines, source, tag, report)
 
 
-def build_busybox(lab: Lab, tag: str) -> None:
-    """Make an image of Debian's static busybox and load it everywhere."""
-    machines = _with_engine(lab)
+def build_busybox(machines: list[Machine], tag: str, *, report: Callable[[str], None]) -> None:
+    """Make an image of Debian's static busybox and load it into these machines."""
     # Bare machines have none of their own: the host's then.
     folders = [*machines[0].node.layers, "/"]
     candidates = [Path(folder) / "bin/busybox" for folder in folders]
@@ -67,57 +63,54 @@ def build_busybox(lab: Lab, tag: str) -> None:
             "root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000::/tmp:/bin/sh\n"
         )
         (root / "etc/group").write_text("root:x:0:\nuser:x:1000:\n")
-        load(lab, root, tag=tag)
+        load(machines, root, tag=tag, report=report)
 
 
-def _with_engine(lab: Lab) -> list[Machine]:
-    machines = [each for each in lab.machines() if each.look() in ("running", "cut")]
-    if not machines or not _has_docker(lab, machines[0]):
-        raise LabError(f"no machine of lab {lab.name} has a running Docker engine")
-    return machines
-
-
-def _has_docker(lab: Lab, machine: Machine) -> bool:
+def has_docker(machine: Machine) -> bool:
     """Whether it came with an engine, or somebody has installed one on a bare machine."""
     look = ["sh", "-c", "command -v docker"]
-    return not machine.state.bare or lab.run(machine.node.name, look, check=False).returncode == 0
+    return not machine.state.bare or machine.run(look, check=False).returncode == 0
 
 
-def _load_file(lab: Lab, machines: list[Machine], source: Path, tag: str | None) -> None:
+def _load_file(
+    machines: list[Machine], source: Path, tag: str | None, report: Callable[[str], None]
+) -> None:
     try:
         image = source.open("rb")
     except OSError as error:
         raise LabError(f"cannot read {source}: {error.strerror}") from error
     with image:
         if not _is_saved_image(source):
-            _import(lab, machines, image, _need(tag, source))
+            _import(machines, image, _need(tag, source), report)
         elif _has_registry(machines[0], names := _names(source)):
-            _load(lab, machines[:1], image)
-            _hand_out(lab, machines, names)
+            _load(machines[:1], image, report)
+            _hand_out(machines, names, report)
         else:
-            _load(lab, machines, image)
+            _load(machines, image, report)
 
 
-def _import(lab: Lab, machines: list[Machine], rootfs: IO[bytes], tag: str) -> None:
-    lab.report(f"importing {tag}")
+def _import(
+    machines: list[Machine], rootfs: IO[bytes], tag: str, report: Callable[[str], None]
+) -> None:
+    report(f"importing {tag}")
     rootfs.seek(0)
     first = machines[0]
-    lab.run(first.node.name, ["docker", "import", *_CHANGES, "-", tag], stdin=rootfs)
+    first.run(["docker", "import", *_CHANGES, "-", tag], stdin=rootfs)
     if _has_registry(first, [tag]):
-        _hand_out(lab, machines, [tag])
+        _hand_out(machines, [tag], report)
     elif len(machines) > 1:
         with tempfile.TemporaryFile() as saved:
-            lab.run(first.node.name, ["docker", "save", tag], stdout=saved)
-            _load(lab, machines[1:], saved)
+            first.run(["docker", "save", tag], stdout=saved)
+            _load(machines[1:], saved, report)
 
 
-def _load(lab: Lab, machines: list[Machine], saved: IO[bytes]) -> None:
-    lab.report(f"loading the image into {len(machines)} engines")
+def _load(machines: list[Machine], saved: IO[bytes], report: Callable[[str], None]) -> None:
+    report(f"loading the image into {len(machines)} engines")
 
     def put(machine: Machine) -> None:
         # Each needs a reading position of its own.
         with open(f"/proc/self/fd/{saved.fileno()}", "rb") as own:
-            lab.run(machine.node.name, ["docker", "load", "--quiet"], stdin=own)
+            machine.run(["docker", "load", "--quiet"], stdin=own)
 
     _on_all(machines, put)
 
@@ -134,15 +127,15 @@ def _has_registry(machine: Machine, names: Sequence[str]) -> bool:
         return False
 
 
-def _hand_out(lab: Lab, machines: list[Machine], names: Sequence[str]) -> None:
+def _hand_out(machines: list[Machine], names: Sequence[str], report: Callable[[str], None]) -> None:
     """From the first machine to the registry, and from there to the others."""
     for name in names:
-        lab.report(f"pushing {name}; {len(machines) - 1} engines pull it")
-        lab.run(machines[0].node.name, ["docker", "push", "--quiet", name])
+        report(f"pushing {name}; {len(machines) - 1} engines pull it")
+        machines[0].run(["docker", "push", "--quiet", name])
 
     def pull(machine: Machine) -> None:
         for name in names:
-            lab.run(machine.node.name, ["docker", "pull", "--quiet", name])
+            machine.run(["docker", "pull", "--quiet", name])
 
     _on_all(machines[1:], pull)
 

@@ -26,7 +26,7 @@ class _Connection(http.client.HTTPConnection):
 
 
 @dataclass(frozen=True, slots=True)
-class Engine:
+class MachineEngine:
     """A Docker engine.
 
     Attributes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shlex
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,8 +16,17 @@ from pannier.lab.disk import Role, release_loop_devices, serves_disk
 from pannier.lab.errors import LabError
 from pannier.lab.machine import Machine, remove_files
 from pannier.lab.paths import DEFAULT_NAME, Names, run_root
-from pannier.lab.process import become, run
-from pannier.lab.state import DiskKind, DriverKind, LabState, Node, NodeState, Release, StoreKind
+from pannier.lab.process import become
+from pannier.lab.state import (
+    CgroupKind,
+    DiskKind,
+    DriverKind,
+    LabState,
+    NodeState,
+    OrderedNode,
+    Release,
+    StoreKind,
+)
 
 Report = Callable[[str], None]
 Cluster = Literal["full", "swarm", "none"]
@@ -30,7 +38,7 @@ def _silent(_: str) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class NodeView:
+class LabNode:
     """A machine as `pannier lab ls` shows it.
 
     Attributes:
@@ -76,6 +84,7 @@ class Lab:
         disks: DiskKind = "plain",
         store: StoreKind = "etcd",
         driver: DriverKind = "btrfs",
+        cgroups: CgroupKind = "v2",
         bare: bool = False,
         cluster_kind: Cluster = "full",
         disk_size: str = "20G",
@@ -87,6 +96,9 @@ class Lab:
             disks: ``cuttable`` disks can lose power, fail and crawl; ``plain`` ones are faster.
             store: where Pannier keeps its records; ``sqlite`` is for one node.
             driver: where volumes' bytes live.
+            cgroups: ``v2`` gives the machines the unified tree alone, as Debian has it; ``host``
+                what this host has. Controllers that this host uses in version 1 are in no ``v2``
+                tree: limits of memory, CPU and processes then do nothing in the machines.
             bare: no Docker and no Pannier, only sshd and Python.
             cluster_kind: ``full`` is Swarm, etcd and Pannier; ``swarm`` only the first.
             disk_size: of each disk, as truncate takes it; the files are sparse.
@@ -109,7 +121,7 @@ class Lab:
             }
             subnet = network.free_subnet(self.name)
             planned = tuple(
-                Node(
+                OrderedNode(
                     name=f"node{index}",
                     index=index,
                     address=network.node_address(subnet, index),
@@ -124,13 +136,16 @@ class Lab:
                 disks=disks,
                 store=store,
                 driver=driver,
+                cgroups=cgroups,
                 bare=bare,
                 nodes=planned,
             )
             state.save(wish)
             self._make(wish, disk_size)
             if not bare and cluster_kind != "none":
-                cluster.bring_up(self, wish, pannier=cluster_kind == "full")
+                cluster.bring_up(
+                    self.machines(), pannier=cluster_kind == "full", report=self.report
+                )
             self.flush()
 
     def down(self) -> bool:
@@ -160,10 +175,10 @@ class Lab:
         return state.load(self.name) is not None
 
     @property
-    def nodes(self) -> list[NodeView]:
+    def nodes(self) -> list[LabNode]:
         """All machines, in order, as they are now."""
         return [
-            NodeView(
+            LabNode(
                 name=machine.node.name,
                 address=machine.node.address,
                 ssh_key=str(self.names.ssh_key),
@@ -214,19 +229,9 @@ class Lab:
             CommandTimedOut: it took longer than ``timeout`` seconds.
             LabError: the machine is off or paused.
         """
-        machine = self.machine(node)
-        done = run(
-            machine.entering(command),
-            check=check,
-            input=input,
-            stdin=stdin,
-            stdout=stdout,
-            timeout=timeout,
-            env=machine.environment(),
-            what=f"{node}: {shlex.join(command)[:300]}",
+        return self.machine(node).run(
+            command, check=check, input=input, stdin=stdin, stdout=stdout, timeout=timeout
         )
-        done.args = list(command)
-        return done
 
     def become(self, node: str, command: Sequence[str]) -> None:
         """Replace this process by a command inside a machine."""
@@ -305,7 +310,7 @@ class Lab:
             # A plain `sync` would reach every file system of the host.
             folders = "/var/lib/docker /var/lib/pannier /var/lib/pannier/pool"
             script = f"for f in {folders}; do [ ! -d $f ] || sync -f $f || exit; done"
-            self.run(machine.node.name, ["sh", "-c", script])
+            machine.run(["sh", "-c", script])
 
         running = [machine for machine in self.machines() if machine.look() in ("running", "cut")]
         with ThreadPoolExecutor(max_workers=8) as pool:
@@ -320,13 +325,22 @@ class Lab:
             source: a tar of `docker save`, a tar of a root file system, or a folder with one.
             tag: the image's name, needed for a root file system.
         """
-        dockerimage.load(self, Path(source), tag=tag)
+        dockerimage.load(self._with_engine(), Path(source), tag=tag, report=self.report)
+        self.flush()
 
     def build_busybox(self, tag: str) -> None:
         """Make a small image with a shell and the usual commands, in every machine that runs."""
-        dockerimage.build_busybox(self, tag)
+        dockerimage.build_busybox(self._with_engine(), tag, report=self.report)
+        self.flush()
 
     # -- private ---------------------------------------------------------------------------------
+
+    def _with_engine(self) -> list[Machine]:
+        """The machines that run, each with a Docker engine."""
+        machines = [each for each in self.machines() if each.look() in ("running", "cut")]
+        if not machines or not dockerimage.has_docker(machines[0]):
+            raise LabError(f"no machine of lab {self.name} has a running Docker engine")
+        return machines
 
     def _make(self, wish: LabState, disk_size: str) -> None:
         self.report(f"booting {len(wish.nodes)} machines")

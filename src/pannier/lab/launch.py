@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from pannier.host.mountinfo import own_mounts
-from pannier.lab.plan import Plan
+from pannier.lab.plan import BootPlan
 from pannier.lab.process import run, supervise
 
 _REBOOT = 133
@@ -24,7 +24,7 @@ _NEEDED_BY_NSPAWN = ("/proc", "/sys", "/dev")
 
 def main(plan_file: str) -> int:
     """Mount what the plan says and run the machine until it is off."""
-    plan = msgspec.json.decode(Path(plan_file).read_bytes(), type=Plan)
+    plan = msgspec.json.decode(Path(plan_file).read_bytes(), type=BootPlan)
     _drop_foreign_mounts(plan)
     overlay = f"lowerdir={':'.join(plan.layers)},upperdir={plan.upper},workdir={plan.work}"
     run(["mount", "-t", "overlay", "overlay", "-o", overlay, plan.root])
@@ -36,7 +36,7 @@ def main(plan_file: str) -> int:
     return status
 
 
-def _drop_foreign_mounts(plan: Plan) -> None:
+def _drop_foreign_mounts(plan: BootPlan) -> None:
     """Let go of mounts that are none of ours.
 
     A new mount namespace holds a copy of every mount of the host. With these, a machine would keep
@@ -52,7 +52,7 @@ def _drop_foreign_mounts(plan: Plan) -> None:
         run(["umount", "--lazy", str(point)], check=False)
 
 
-def _bind(plan: Plan, folder: str) -> str:
+def _bind(plan: BootPlan, folder: str) -> str:
     """Put ``folder`` of the machine on its disk, with its first content from the root layers."""
     stored = Path(plan.disk) / folder.strip("/").replace("/", "-")
     original = Path(plan.root) / folder.strip("/")

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import socket
+import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import msgspec
 
 from pannier.lab import seed
-from pannier.lab.cgroup import Group, is_version_2
+from pannier.lab.cgroup import HostGroup, is_version_2
 from pannier.lab.disk import ROLES, Disk, Role, release_loop_devices
-from pannier.lab.engine import Engine
+from pannier.lab.engine import MachineEngine
 from pannier.lab.errors import LabError
 from pannier.lab.mounts import unmount_below
 from pannier.lab.network import Network
 from pannier.lab.paths import Names
-from pannier.lab.plan import Plan
+from pannier.lab.plan import BootPlan
 from pannier.lab.process import run, start_detached, wait_for
-from pannier.lab.state import LabState, Node, NodeState
+from pannier.lab.state import LabState, NodeState, OrderedNode
 
 POOL_DEVICE = "/dev/pannier-pool"
 
@@ -48,7 +51,7 @@ _BOOT_TIMEOUT_S = 120
 class Machine:
     """A machine of a lab; it may be off."""
 
-    node: Node
+    node: OrderedNode
     state: LabState
 
     @property
@@ -69,12 +72,12 @@ class Machine:
         return self.run_dir / "lab"
 
     @property
-    def group(self) -> Group:
-        return Group(f"{self.names.group}/{self.node.name}")
+    def group(self) -> HostGroup:
+        return HostGroup(f"{self.names.group}/{self.node.name}")
 
     @property
-    def engine(self) -> Engine:
-        return Engine(self.shared_dir / "docker.sock")
+    def engine(self) -> MachineEngine:
+        return MachineEngine(self.shared_dir / "docker.sock")
 
     @property
     def network(self) -> Network:
@@ -90,7 +93,7 @@ class Machine:
             kind=self.state.disks,
             data=self.data_dir,
             run=self.run_dir / f"disk-{role}",
-            group=Group(f"{self.names.group}/{self.node.name}-{role}"),
+            group=HostGroup(f"{self.names.group}/{self.node.name}-{role}"),
         )
 
     # -- life ----------------------------------------------------------------------------------
@@ -215,6 +218,36 @@ class Machine:
         # What runs inside must stand still and end with the machine: it joins its groups.
         return self.group.joining([*enter, "--", *command])
 
+    def run(
+        self,
+        command: Sequence[str],
+        *,
+        check: bool = True,
+        input: str | None = None,
+        stdin: IO[bytes] | None = None,
+        stdout: IO[bytes] | None = None,
+        timeout: float | None = None,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command as root inside and return its output.
+
+        Raises:
+            CommandFailed: its exit status is not 0 and ``check`` is set.
+            CommandTimedOut: it took longer than ``timeout`` seconds.
+            LabError: the machine is off or stands still.
+        """
+        done = run(
+            self.entering(command),
+            check=check,
+            input=input,
+            stdin=stdin,
+            stdout=stdout,
+            timeout=timeout,
+            env=self.environment(),
+            what=f"{self.node.name}: {shlex.join(command)[:300]}",
+        )
+        done.args = list(command)
+        return done
+
     def environment(self) -> dict[str, str]:
         """The environment of commands that run inside."""
         return {**_ENVIRONMENT, "TERM": os.environ.get("TERM", "dumb")}
@@ -260,7 +293,7 @@ class Machine:
         except OSError:
             return False
 
-    def _plan(self, devices: dict[Role, str]) -> Plan:
+    def _plan(self, devices: dict[Role, str]) -> BootPlan:
         root, disk = self.run_dir / "root", self.run_dir / "system"
         for folder in (root, disk):
             folder.mkdir(exist_ok=True)
@@ -280,8 +313,8 @@ class Machine:
         for device in ("/dev/fuse", "/dev/loop-control", "/dev/btrfs-control"):
             command += [f"--bind={device}"] if Path(device).exists() else []
         # From version 256 on systemd starts on version 1 control groups only if told to.
-        words = [] if is_version_2() else ["SYSTEMD_CGROUP_ENABLE_LEGACY_FORCE=1"]
-        return Plan(
+        words = [] if self._unified else ["SYSTEMD_CGROUP_ENABLE_LEGACY_FORCE=1"]
+        return BootPlan(
             layers=self.node.layers,
             upper=str(self.data_dir / "upper"),
             work=str(self.data_dir / "work"),
@@ -294,12 +327,17 @@ class Machine:
             words=tuple(words),
         )
 
+    @property
+    def _unified(self) -> bool:
+        """Whether the machine has the unified tree of control groups alone."""
+        return self.state.cgroups == "v2" or is_version_2()
+
     def _nspawn_environment(self) -> dict[str, str]:
         return {
             **os.environ,
             "SYSTEMD_NSPAWN_API_VFS_WRITABLE": "yes",
             "SYSTEMD_NSPAWN_LOCK": "0",
-            "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": str(int(is_version_2())),
+            "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": str(int(self._unified)),
         }
 
 

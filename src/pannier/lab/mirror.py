@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from pannier.lab.cgroup import Group
+from pannier.lab.cgroup import HostGroup
 from pannier.lab.errors import LabError
 from pannier.lab.network import host_address
 from pannier.lab.paths import Names, cache_root
@@ -60,7 +60,7 @@ def offered_to(subnet: str) -> str:
 
 def offer(names: Names, subnet: str) -> None:
     """Serve the archive there until the lab ends: the server is in one of its control groups."""
-    group = Group(f"{names.group}/archive")
+    group = HostGroup(f"{names.group}/archive")
     group.create()
     listen = [host_address(subnet), str(_PORT)]
     start_detached(

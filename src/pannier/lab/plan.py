@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 
-class Plan(msgspec.Struct, frozen=True, kw_only=True):
+class BootPlan(msgspec.Struct, frozen=True, kw_only=True):
     """What makes a machine.
 
     Attributes:

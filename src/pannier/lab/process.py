@@ -101,7 +101,7 @@ def start_detached(
     be killed. The group finds it in any case: it is there from its first moment.
 
     Args:
-        join: :meth:`pannier.lab.cgroup.Group.joining` of the group.
+        join: :meth:`pannier.lab.cgroup.HostGroup.joining` of the group.
         log: file that takes what it prints.
         env: the whole environment; None passes ours on.
     """

@@ -9,7 +9,7 @@ from pathlib import Path
 from pannier.lab.mirror import offered_to
 from pannier.lab.paths import Names
 from pannier.lab.process import run
-from pannier.lab.state import LabState, Node
+from pannier.lab.state import LabState, OrderedNode
 
 EARLY_UNIT = "pannier-lab-early.service"
 
@@ -50,7 +50,7 @@ def create_ssh_key(names: Names) -> None:
     run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", names.lab, "-f", str(names.ssh_key)])
 
 
-def write(upper: Path, *, node: Node, state: LabState, names: Names) -> None:
+def write(upper: Path, *, node: OrderedNode, state: LabState, names: Names) -> None:
     """Fill a machine's own top layer."""
     _put(upper / "etc/hostname", node.name)
     _put(upper / "etc/hosts", _hosts(state))
@@ -82,7 +82,7 @@ def _hosts(state: LabState) -> str:
     return "\n".join([*lines, *(f"{node.address} {node.name}" for node in state.nodes)])
 
 
-def _ssh_host_key(upper: Path, node: Node, names: Names) -> None:
+def _ssh_host_key(upper: Path, node: OrderedNode, names: Names) -> None:
     key = upper / "etc/ssh/ssh_host_ed25519_key"
     key.parent.mkdir(parents=True)
     run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", node.name, "-f", str(key)])

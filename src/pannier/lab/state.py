@@ -19,10 +19,11 @@ Release = Literal["bookworm", "trixie"]
 DiskKind = Literal["plain", "cuttable"]
 StoreKind = Literal["etcd", "sqlite"]
 DriverKind = Literal["btrfs", "directory"]
+CgroupKind = Literal["v2", "host"]
 NodeState = Literal["running", "paused", "cut", "crashed"]
 
 
-class Node(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class OrderedNode(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One machine as it was ordered.
 
     Attributes:
@@ -51,8 +52,9 @@ class LabState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     disks: DiskKind
     store: StoreKind
     bare: bool
-    nodes: tuple[Node, ...]
+    nodes: tuple[OrderedNode, ...]
     driver: DriverKind = "btrfs"
+    cgroups: CgroupKind = "host"
 
 
 def save(state: LabState) -> None:

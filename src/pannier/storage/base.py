@@ -4,9 +4,11 @@ Every implementation passes the same contract suite (tests/contract/test_driver.
 
 On each node a volume, named here by its id, has at most one *live tree* for each epoch (what the
 holder's containers write) and any number of complete *generations*. A generation is either whole
-and durable or it is not listed. The agent calls these methods from one task per volume at a time;
-different volumes are independent. Each method may be repeated after a crash at any point and then
-finishes what was begun; what a crash left half done is removed by :meth:`Driver.open`.
+and durable or it is not listed. Different volumes are independent. Of one volume, the agent changes
+live trees and deletes generations from one task at a time; beside that, another task may call
+:meth:`Driver.snapshot`, and any number :meth:`Driver.inspect`: what is deleted meanwhile is listed or
+not, and no error. Each method may be repeated after a crash at any point and then finishes what was
+begun; what a crash left half done is removed by :meth:`Driver.open`.
 """
 
 from __future__ import annotations

@@ -25,8 +25,9 @@ the caller repeats.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 from pannier.core.errors import StorageError
@@ -63,6 +64,9 @@ class BtrfsDriver:
         self._quotas = False
         self._changing: set[str] = set()
         """Volumes of which the last snapshot was something new."""
+        self._making: dict[str, threading.Lock] = {}
+        """Taken to make a generation of a volume: another thread must not take for the newest what
+        is dropped again as nothing new, nor give the same number."""
         self._deletions = 0
         self._idle_groups: set[int] = set()
         """Quota groups that no subvolume had at the last look."""
@@ -110,10 +114,10 @@ class BtrfsDriver:
 
     def _inspect(self, home: Home) -> LocalCopy:
         with told_as_storage_error(f"read what is here of volume {home.volume}"):
-            live = (
-                LiveTree(epoch, sealed=ioctl.is_read_only(home.live(epoch)))
-                for epoch in home.epochs()
-            )
+            live = []
+            for epoch in home.epochs():
+                with suppress(FileNotFoundError):  # it was dropped since it was listed
+                    live.append(LiveTree(epoch, sealed=ioctl.is_read_only(home.live(epoch))))
             return LocalCopy(live=tuple(live), generations=home.generations())
 
     async def create(
@@ -164,7 +168,8 @@ class BtrfsDriver:
         return await in_thread(self._snapshot, self._home(volume), epoch)
 
     def _snapshot(self, home: Home, epoch: int) -> Generation:
-        with told_as_storage_error(f"make a generation of volume {home.volume}"):
+        making = self._making.setdefault(home.volume, threading.Lock())
+        with making, told_as_storage_error(f"make a generation of volume {home.volume}"):
             live = _existing_live(home, epoch)
             saved = home.saved_as(live)
             if saved is not None and home.volume not in self._changing:

@@ -101,7 +101,10 @@ class Home:
         """
         tree = ioctl.subvolume_info(live)
         for generation in reversed(self.generations()):
-            found = ioctl.subvolume_info(self.tree(generation))
+            try:
+                found = ioctl.subvolume_info(self.tree(generation))
+            except FileNotFoundError:
+                continue  # it was deleted since it was listed
             if _related(found, tree):
                 return generation if found.ctransid == tree.ctransid else None
         return None
@@ -211,8 +214,14 @@ def _related(saved: SubvolumeInfo, tree: SubvolumeInfo) -> bool:
 
 
 def is_whole(tree: Path) -> bool:
-    """Whether a generation counts: made by a snapshot, or moved here after it was verified."""
-    return ioctl.is_subvolume(tree) and ioctl.is_read_only(tree)
+    """Whether a generation counts: made by a snapshot, or moved here after it was verified.
+
+    One that is deleted at this very moment does not.
+    """
+    try:
+        return ioctl.is_subvolume(tree) and ioctl.is_read_only(tree)
+    except FileNotFoundError:
+        return False
 
 
 def existing_tree(home: Home, generation: Generation) -> Path:
