@@ -505,7 +505,7 @@ def quicker(seed: int, ttl: float) -> Iterator[None]:
         "pannier.copies.replication.RETRY_LIMIT_SECONDS": 3.0,
         "pannier.copies.replication.boottime": boottime,
         "pannier.copies.acknowledging.boottime": boottime,
-        "pannier.node.facade.boottime": boottime,
+        "pannier.node.volume_views.boottime": boottime,
         "pannier.agent.promises.PROMISE_SECONDS": 2 * ttl,
         "pannier.core.lease.promised_until.__defaults__": (2 * ttl,),
         "pannier.cluster.registry.decode": _decode,

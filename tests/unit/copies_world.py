@@ -80,7 +80,7 @@ class CopiesWorld(World):
 
     async def __aenter__(self) -> CopiesWorld:
         self._stack.enter_context(patch("machines.SenderOf", WatchedSender))
-        for place in ("copies.replication", "copies.acknowledging", "node.facade"):
+        for place in ("copies.replication", "copies.acknowledging", "node.volume_views"):
             self._stack.enter_context(patch(f"pannier.{place}.boottime", machines.boottime))
         await super().__aenter__()
         return self

@@ -121,9 +121,9 @@ class ServiceWorld:
             catalog=catalog,
             hooks=self.hooks["a"],
             peers=self,  # type: ignore[arg-type]
+            cluster=self,
             clock=asyncio.get_running_loop().time,
         )
-        self.services.cluster = self
         service = SwarmService(
             id="id-ci",
             name="ci",

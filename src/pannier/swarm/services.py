@@ -48,7 +48,7 @@ STARTING = "a container that is being started"
 
 
 class Cluster(Protocol):
-    """What a service's move asks of this node's other use cases."""
+    """What a service's move asks of volumes and nodes, wherever they are."""
 
     async def node(self, name: str) -> NodeView: ...
     async def volume(self, name: str) -> VolumeView: ...
@@ -62,10 +62,8 @@ class Services:
 
     Args:
         node: this node's name.
+        cluster: volumes and nodes wherever they are, as a move asks for them.
         clock: seconds that only ever pass.
-
-    Attributes:
-        cluster: to be set before the first move.
     """
 
     def __init__(
@@ -76,15 +74,16 @@ class Services:
         catalog: Catalog,
         hooks: Hooks,
         peers: Peers,
+        cluster: Cluster,
         clock: Callable[[], float] = boottime,
     ) -> None:
-        self.cluster: Cluster
         self.swarm = swarm
         self.clock = clock
         self._node = node
         self._catalog = catalog
         self._hooks = hooks
         self._peers = peers
+        self._cluster = cluster
         self._moves: dict[str, _Move] = {}
 
     async def all(self) -> list[ServiceView]:
@@ -197,7 +196,7 @@ class Services:
         self, name: str, node: str, *, wait_seconds: float, actor: str
     ) -> AsyncGenerator[MoveProgress, None]:
         """See :class:`~pannier.swarm.service_plan.Surroundings`."""
-        steps = self.cluster.move_volume(name, node, wait_seconds=wait_seconds, actor=actor)
+        steps = self._cluster.move_volume(name, node, wait_seconds=wait_seconds, actor=actor)
         async for step in steps:
             yield step
 
@@ -236,11 +235,11 @@ class Services:
         plan = await self.plan(service, node)
         await self.check_capacity(plan)
         volumes = [self._volume(name, plan.service) for name in plan.service.volumes]
-        views = await asyncio.gather(*(self.cluster.volume(each.name) for each in volumes))
+        views = await asyncio.gather(*(self._cluster.volume(each.name) for each in volumes))
         for volume, view in zip(volumes, views, strict=True):
             await self._check_others(plan.service, volume, view)
         used = [(volume, view.used_bytes or 0) for volume, view in zip(volumes, views, strict=True)]
-        room = await self.cluster.node(plan.target.node.name)
+        room = await self._cluster.node(plan.target.node.name)
         check_room(plan.target, used, free_bytes=room.pool_free_bytes)
         return plan
 
@@ -249,7 +248,7 @@ class Services:
         others = _others(service, view)
         if others:  # a process that is just ending is not known as its container's any more
             await asyncio.sleep(AGAIN_SECONDS)
-            others &= _others(service, await self.cluster.volume(volume.name))
+            others &= _others(service, await self._cluster.volume(volume.name))
         if others:
             raise VolumeInUse(
                 f"volume {volume.name} of service {service.name} is also in use on node "

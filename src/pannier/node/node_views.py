@@ -1,0 +1,74 @@
+"""What users and other nodes are shown of nodes, from memory and from this machine."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from dataclasses import replace
+
+from pannier.agent.custody import Custody
+from pannier.contract.views import NodeView
+from pannier.core.errors import EngineUnavailable, NodeNotFound
+from pannier.core.node import Node
+from pannier.host.clock import rfc3339
+from pannier.node.barrier_admission import obstacle
+
+ENGINE_SECONDS = 1.0
+"""How long a node's view waits for the engine. Whoever asks waits 3 s for the whole answer."""
+
+
+class NodeViews:
+    """Builds the views of nodes."""
+
+    def __init__(self, custody: Custody) -> None:
+        self._custody = custody
+        self._catalog = custody.catalog
+
+    def known(self, name: str) -> Node:
+        """The node of that name.
+
+        Raises:
+            NodeNotFound: the cluster has none.
+        """
+        node = self._catalog.node(name)
+        if node is None:
+            known = ", ".join(node.name for node in self._catalog.nodes())
+            raise NodeNotFound(f"there is no node {name}", remedy=f"the nodes are {known}")
+        return node
+
+    def all(self) -> list[NodeView]:
+        """All nodes, from memory."""
+        return [self.listed(node) for node in self._catalog.nodes()]
+
+    def listed(self, node: Node) -> NodeView:
+        """One node, from memory."""
+        up = self._catalog.is_up(node.name)
+        return NodeView(
+            name=node.name,
+            address=node.address,
+            state="down" if not up else "drained" if node.drained else "up",
+            drivers=list(node.drivers),
+            version=node.version,
+            volumes=sum(v.grant.node == node.name for v in self._catalog.volumes()),
+            joined_at=rfc3339(node.joined_at),
+            swarm=node.swarm,
+        )
+
+    async def here(self) -> NodeView:
+        """This node with its pool's figures, and what its engine can do.
+
+        Raises:
+            NodeNotFound: the cluster does not know this node, or not any more.
+        """
+        view = self.listed(self.known(self._custody.node))
+        view = replace(view, disk_error=self._custody.lease.withheld)
+        with suppress(EngineUnavailable, TimeoutError):
+            async with asyncio.timeout(ENGINE_SECONDS):
+                facts = await self._custody.engine.facts()
+            view = replace(view, sync_obstacle=obstacle(facts))
+        if not self._custody.drivers:
+            return view  # its pool is not there: `doctor` says more
+        capacity = await self._custody.drivers[self._custody.default_driver].capacity()
+        return replace(
+            view, pool_total_bytes=capacity.total_bytes, pool_free_bytes=capacity.free_bytes
+        )

@@ -1,0 +1,123 @@
+"""What this node does for other nodes: :class:`~pannier.contract.operations.PeerOperations`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+
+from pannier.agent.custody import Custody, no_such_volume
+from pannier.contract.operations import HandoverReply
+from pannier.contract.views import CheckView, HookView, MoveProgress, NodeView, VolumeView
+from pannier.copies.verification import Verification
+from pannier.core.errors import Conflict, InvalidInput
+from pannier.core.generation import Generation
+from pannier.core.hooks import Moment
+from pannier.core.options import parse_options
+from pannier.holding.handover import Handovers
+from pannier.holding.promising import Failsafe
+from pannier.holding.recovery import Recovery
+from pannier.holding.takeover import Takeover
+from pannier.holding.volumes import Volumes
+from pannier.node.node_views import NodeViews
+from pannier.node.volume_views import VolumeViews
+from pannier.swarm.services import Services
+
+
+class PeerService:
+    """Answers the other nodes."""
+
+    def __init__(
+        self,
+        *,
+        custody: Custody,
+        volume_views: VolumeViews,
+        node_views: NodeViews,
+        volumes: Volumes,
+        handovers: Handovers,
+        recovery: Recovery,
+        takeover: Takeover,
+        failsafe: Failsafe,
+        verification: Verification,
+        services: Services,
+    ) -> None:
+        self._custody = custody
+        self._volume_views = volume_views
+        self._node_views = node_views
+        self._volumes = volumes
+        self._handovers = handovers
+        self._recovery = recovery
+        self._takeover = takeover
+        self._failsafe = failsafe
+        self._verification = verification
+        self._services = services
+
+    async def peer_volume(self, name: str, *, peer: str) -> VolumeView:
+        """Live facts: the holder's, or on any other node whether it has a copy."""
+        volume = self._custody.catalog.volume(name)
+        if volume is None:
+            raise no_such_volume(name)
+        if volume.grant.node == self._custody.node:
+            return await self._volume_views.live(volume)
+        return await self._volume_views.copy(volume)
+
+    async def peer_node(self, *, peer: str) -> NodeView:
+        """This node with its pool's figures, and what its engine can do."""
+        return await self._node_views.here()
+
+    async def peer_handover(self, name: str, *, epoch: int, peer: str) -> HandoverReply:
+        """Another node wants the volume."""
+        return await self._handovers.asked(name, epoch=epoch, peer=peer)
+
+    async def peer_remove(self, name: str, *, volume_id: str, actor: str, peer: str) -> None:
+        """Another node was asked to remove a volume that is held here."""
+        await self._volumes.remove_here(name, volume_id, actor=actor)
+
+    async def peer_take(
+        self, name: str, *, epoch: int, generation: str | None, actor: str, peer: str
+    ) -> VolumeView:
+        """Another node needs a volume whose holder is gone, and this one has the best copy."""
+        if generation is None:
+            return self._volume_views.listed(await self._takeover.take(name, epoch=epoch))
+        volume = await self._recovery.take(
+            name, epoch=epoch, generation=Generation.parse(generation), actor=actor
+        )
+        return self._volume_views.listed(volume)
+
+    async def peer_verify(self, name: str, *, peer: str) -> CheckView:
+        """Another node was asked to have all copies of a volume read."""
+        return await self._verification.here(name)
+
+    async def peer_lost_copy(self, name: str, *, epoch: int, peer: str) -> None:
+        """Another node has nothing of a volume that is held here, whatever the record says."""
+        await self._verification.lost(name, epoch=epoch, peer=peer)
+
+    async def peer_promise(
+        self, volumes: Mapping[str, int], *, seconds: float, peer: str
+    ) -> list[str]:
+        """Another node holds these volumes and has lost the store."""
+        return self._failsafe.promise(volumes, seconds=seconds, peer=peer)
+
+    async def peer_create(
+        self, name: str, options: Mapping[str, str], *, actor: str, peer: str
+    ) -> VolumeView:
+        """Another node was asked for a volume that shall be made here."""
+        spec = parse_options(options, default_driver=self._custody.default_driver)
+        if spec.nodes and self._custody.node not in spec.nodes:
+            raise InvalidInput(f"nodes={','.join(spec.nodes)} does not name {self._custody.node}")
+        volume = await self._volumes.create_here(name, spec, options, actor=actor)
+        return self._volume_views.listed(volume)
+
+    async def peer_move(
+        self, name: str, node: str, *, wait_seconds: float, actor: str, peer: str
+    ) -> AsyncIterator[MoveProgress]:
+        """Another node was asked to move a volume that is held here."""
+        volume = (await self._custody.fresh(name)).record
+        if volume.grant.node != self._custody.node:
+            raise Conflict(
+                f"volume {name} moved to node {volume.grant.node} meanwhile", remedy="ask again"
+            )
+        async for step in self._handovers.move(volume, node, wait_seconds=wait_seconds):
+            yield step
+
+    def peer_hook(self, service: str, *, moment: Moment, peer: str) -> AsyncIterator[HookView]:
+        """Another node moves a service whose container runs here."""
+        return self._services.hook_here(moment, service, peer=peer)
