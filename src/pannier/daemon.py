@@ -51,14 +51,18 @@ from pannier.holding.volumes import Volumes
 from pannier.host.activation import fd_named, inherited_fds, listening_socket
 from pannier.host.systemd import notify
 from pannier.node.barrier_admission import SyncGuard
+from pannier.node.cluster_wide import ClusterWide
 from pannier.node.docker_volumes import DockerUse
 from pannier.node.doctor import Doctor
 from pannier.node.facade import NodeService
 from pannier.node.free_space import keep_room
 from pannier.node.leaving import Leaving
 from pannier.node.membership import Membership
+from pannier.node.node_views import NodeViews
+from pannier.node.peer_service import PeerService
 from pannier.node.swarm_node import keep_swarm_node
 from pannier.node.upkeep import Upkeep
+from pannier.node.volume_views import VolumeViews
 from pannier.pki.authority import Authority
 from pannier.pki.credentials import Credentials
 from pannier.pki.identity import fingerprint
@@ -203,29 +207,51 @@ class Daemon:
             catalog=self.catalog,
             file=RUN_DIRECTORY / "hooks.json",
         )
+        volume_views = VolumeViews(
+            self.custody, self.handovers, self.replicator, backlog=self._backlog
+        )
+        node_views = NodeViews(self.custody)
+        cluster_wide = ClusterWide(
+            self.custody,
+            volumes,
+            self.handovers,
+            self.peers,
+            volume_views=volume_views,
+            node_views=node_views,
+        )
         self.services = Services(
             node=config.node,
             swarm=self.engine.swarm,
             catalog=self.catalog,
             hooks=self.hooks,
             peers=self.peers,
+            cluster=cluster_wide,
         )
+        recovery = Recovery(self.custody, self.peers, self.promises, takeover)
         self.service = NodeService(
             cluster=config.cluster,
             custody=self.custody,
+            cluster_wide=cluster_wide,
+            volume_views=volume_views,
+            node_views=node_views,
             volumes=volumes,
-            handovers=self.handovers,
             membership=self.membership,
             doctor=Doctor(self.custody, self._pool_problems),
-            docker=self.docker,
-            peers=self.peers,
-            replicator=self.replicator,
-            recovery=Recovery(self.custody, self.peers, self.promises, takeover),
+            recovery=recovery,
+            verification=self.verification,
+            services=self.services,
+        )
+        self.peer_service = PeerService(
+            custody=self.custody,
+            volume_views=volume_views,
+            node_views=node_views,
+            volumes=volumes,
+            handovers=self.handovers,
+            recovery=recovery,
             takeover=takeover,
             failsafe=self.failsafe,
             verification=self.verification,
             services=self.services,
-            backlog=self._backlog,
         )
         self.upkeep = Upkeep(self.custody, self.handovers, state=STATE_DIRECTORY)
         self.evacuation = Evacuation(
@@ -386,10 +412,10 @@ class Daemon:
 
     @asynccontextmanager
     async def _edges(self) -> AsyncIterator[None]:
-        local = build_application(self.service, peers=self.service, identify=identify_local)
+        local = build_application(self.service, peers=self.peer_service, identify=identify_local)
         remote = build_application(
             self.service,
-            peers=self.service,
+            peers=self.peer_service,
             identify=identify_tls(self.config.cluster, admit=self._admit),
         )
         transport = TransportServer(

@@ -48,12 +48,16 @@ from pannier.holding.recovery import Recovery
 from pannier.holding.takeover import Takeover
 from pannier.holding.volumes import Volumes
 from pannier.node.barrier_admission import RUNTIME, SyncGuard
+from pannier.node.cluster_wide import ClusterWide
 from pannier.node.docker_volumes import DockerUse
 from pannier.node.doctor import Doctor
 from pannier.node.facade import NodeService
 from pannier.node.leaving import Leaving
 from pannier.node.membership import Membership
+from pannier.node.node_views import NodeViews
+from pannier.node.peer_service import PeerService
 from pannier.node.upkeep import Upkeep
+from pannier.node.volume_views import VolumeViews
 from pannier.storage.base import Driver
 from pannier.swarm.hooks import Hooks
 from pannier.swarm.services import Services
@@ -228,36 +232,62 @@ class Run:
             store_address="memory",
         )
         self.leaving = Leaving(self.custody, self.durable, self.membership)
+        self._wire_services(peers)
+        self.upkeep = Upkeep(self.custody, self.handovers, state=machine.state)
+        self._claims: dict[str, tuple[int, asyncio.Task[Any]]] = {}
+
+    def _wire_services(self, peers: Peers) -> None:
+        machine = self.machine
+        recovery = Recovery(self.custody, peers, self.promises, self.takeover)
+        volume_views = VolumeViews(self.custody, self.handovers, self.replicator)
+        node_views = NodeViews(self.custody)
+        cluster_wide = ClusterWide(
+            self.custody,
+            self.volumes,
+            self.handovers,
+            peers,
+            volume_views=volume_views,
+            node_views=node_views,
+        )
+        services = Services(
+            node=self.name,
+            swarm=machine.engine.swarm,
+            catalog=self.catalog,
+            hooks=Hooks(
+                node=self.name,
+                engine=machine.engine,
+                catalog=self.catalog,
+                file=machine.state / "hooks.json",
+            ),
+            peers=peers,
+            cluster=cluster_wide,
+            clock=machine.clock,
+        )
         self.service = NodeService(
             cluster="c",
             custody=self.custody,
+            cluster_wide=cluster_wide,
+            volume_views=volume_views,
+            node_views=node_views,
             volumes=self.volumes,
-            handovers=self.handovers,
             membership=self.membership,
             doctor=self.doctor,
-            docker=self.docker,
-            peers=peers,
-            replicator=self.replicator,
-            recovery=Recovery(self.custody, peers, self.promises, self.takeover),
+            recovery=recovery,
+            verification=self.verification,
+            services=services,
+        )
+        self.peer_service = PeerService(
+            custody=self.custody,
+            volume_views=volume_views,
+            node_views=node_views,
+            volumes=self.volumes,
+            handovers=self.handovers,
+            recovery=recovery,
             takeover=self.takeover,
             failsafe=self.failsafe,
             verification=self.verification,
-            services=Services(
-                node=self.name,
-                swarm=machine.engine.swarm,
-                catalog=self.catalog,
-                hooks=Hooks(
-                    node=self.name,
-                    engine=machine.engine,
-                    catalog=self.catalog,
-                    file=machine.state / "hooks.json",
-                ),
-                peers=peers,
-                clock=now,
-            ),
+            services=services,
         )
-        self.upkeep = Upkeep(self.custody, self.handovers, state=machine.state)
-        self._claims: dict[str, tuple[int, asyncio.Task[Any]]] = {}
 
     async def start(self) -> None:
         """As the daemon starts."""
@@ -530,41 +560,45 @@ class PeerAt(Peer):
     async def peer_volume(self, name: str) -> VolumeView:
         me = self._run.name
         return await self._ask(
-            "volume", lambda run: run.service.peer_volume(name, peer=me), changes=False
+            "volume", lambda run: run.peer_service.peer_volume(name, peer=me), changes=False
         )
 
     async def peer_node(self) -> NodeView:
         me = self._run.name
-        return await self._ask("node", lambda run: run.service.peer_node(peer=me), changes=False)
+        return await self._ask(
+            "node", lambda run: run.peer_service.peer_node(peer=me), changes=False
+        )
 
     async def peer_handover(self, name: str, *, epoch: int) -> HandoverReply:
         me = self._run.name
         return await self._ask(
-            "handover", lambda run: run.service.peer_handover(name, epoch=epoch, peer=me)
+            "handover", lambda run: run.peer_service.peer_handover(name, epoch=epoch, peer=me)
         )
 
     async def peer_remove(self, name: str, *, volume_id: str, actor: str) -> None:
         me = self._run.name
         await self._ask(
             "remove",
-            lambda run: run.service.peer_remove(name, volume_id=volume_id, actor=actor, peer=me),
+            lambda run: run.peer_service.peer_remove(
+                name, volume_id=volume_id, actor=actor, peer=me
+            ),
         )
 
     async def peer_verify(self, name: str) -> CheckView:
         me = self._run.name
-        return await self._ask("verify", lambda run: run.service.peer_verify(name, peer=me))
+        return await self._ask("verify", lambda run: run.peer_service.peer_verify(name, peer=me))
 
     async def peer_lost_copy(self, name: str, *, epoch: int) -> None:
         me = self._run.name
         await self._ask(
-            "lost_copy", lambda run: run.service.peer_lost_copy(name, epoch=epoch, peer=me)
+            "lost_copy", lambda run: run.peer_service.peer_lost_copy(name, epoch=epoch, peer=me)
         )
 
     async def peer_promise(self, volumes: Mapping[str, int], *, seconds: float) -> list[str]:
         me = self._run.name
         return await self._ask(
             "promise",
-            lambda run: run.service.peer_promise(volumes, seconds=seconds, peer=me),
+            lambda run: run.peer_service.peer_promise(volumes, seconds=seconds, peer=me),
             changes=False,
         )
 
@@ -574,7 +608,7 @@ class PeerAt(Peer):
         me = self._run.name
         return await self._ask(
             "take",
-            lambda run: run.service.peer_take(
+            lambda run: run.peer_service.peer_take(
                 name, epoch=epoch, generation=generation, actor=actor, peer=me
             ),
         )
@@ -582,7 +616,7 @@ class PeerAt(Peer):
     async def peer_create(self, name: str, options: Mapping[str, str], *, actor: str) -> VolumeView:
         me = self._run.name
         return await self._ask(
-            "create", lambda run: run.service.peer_create(name, options, actor=actor, peer=me)
+            "create", lambda run: run.peer_service.peer_create(name, options, actor=actor, peer=me)
         )
 
     async def peer_move(
@@ -592,7 +626,7 @@ class PeerAt(Peer):
         heard: list[MoveProgress] = []
 
         async def there(run: Run) -> None:
-            steps = run.service.peer_move(
+            steps = run.peer_service.peer_move(
                 name, node, wait_seconds=wait_seconds, actor=actor, peer=me
             )
             async for step in steps:
