@@ -66,7 +66,7 @@ def _quiet() -> Iterator[None]:
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
     cluster = FakeCluster()
     application = build_application(
-        cluster, peers=cluster, identify=identify_local, keepalive_seconds=0.05
+        cluster.by, peers=cluster.by_node, identify=identify_local, keepalive_seconds=0.05
     )
     path = tmp_path_factory.mktemp("run") / "api.sock"
     loop, started, stop = asyncio.new_event_loop(), threading.Event(), asyncio.Event()

@@ -236,12 +236,12 @@ class ServiceWorld:
 
         class Peer:
             async def peer_hook(
-                self, service: str, *, moment: Moment
+                self, service: str, *, hook: Moment
             ) -> AsyncGenerator[HookView, None]:
                 hooks = world.hooks[node.name]
                 views = (
                     hooks.before(service, peer="a")
-                    if moment is Moment.BEFORE
+                    if hook is Moment.BEFORE
                     else hooks.after(service)
                 )
                 async for view in views:

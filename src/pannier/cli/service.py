@@ -9,14 +9,14 @@ from collections.abc import AsyncIterator
 import click
 
 from pannier.cli import output
-from pannier.cli.command import Group, output_options
+from pannier.cli.command import CommandGroup, output_options
 from pannier.cli.move import Line, describe
 from pannier.cli.parameters import read_duration
 from pannier.cli.session import Session, pass_session
 from pannier.contract.views import ServiceMoveProgress, ServiceView
 
 
-@click.group(cls=Group)
+@click.group(cls=CommandGroup)
 def service() -> None:
     """Swarm services with their volumes."""
 

@@ -7,7 +7,7 @@ import asyncio
 import click
 
 from pannier.cli import output
-from pannier.cli.command import Group, output_options
+from pannier.cli.command import CommandGroup, output_options
 from pannier.cli.move import follow_move
 from pannier.cli.parameters import read_duration, read_pairs
 from pannier.cli.session import Session, pass_session
@@ -15,7 +15,7 @@ from pannier.cli.status import UNHEALTHY
 from pannier.contract.views import CheckView, CopyView, EventView, TrashView, VolumeView
 
 
-@click.group(cls=Group)
+@click.group(cls=CommandGroup)
 def volume() -> None:
     """Volumes."""
 

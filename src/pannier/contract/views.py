@@ -110,6 +110,11 @@ class MoveProgress:
     error: str | None = None
     remedy: str | None = None
 
+    @property
+    def ended(self) -> bool:
+        """Whether nothing comes after it."""
+        return self.phase in ("done", "failed")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HookView:
@@ -160,6 +165,11 @@ class ServiceMoveProgress:
     volumes: list[MoveProgress] = field(default_factory=list)
     steps: list[StepView] = field(default_factory=list)
     pause_seconds: float | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing comes after it."""
+        return self.phase == "done"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -256,6 +266,29 @@ class TokenView:
     token: str
     expires_at: str
     uses: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JoinReply:
+    """What a new node needs: its certificate and the CA's (PEM), and the store's address."""
+
+    cluster: str
+    certificate: str
+    ca: str
+    store: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HandoverReply:
+    """A holder's answer to a node that wants the volume.
+
+    ``state`` is ``given`` (the store's record names the asking node now), ``copying`` (data is on
+    its way) or ``in_use`` (``in_use_by`` says by whom; the bulk is being copied meanwhile).
+    """
+
+    state: str
+    in_use_by: list[str]
+    sent_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,8 +18,7 @@ from collections.abc import AsyncIterator
 import structlog
 
 from pannier.agent.custody import Custody
-from pannier.contract.operations import HandoverReply
-from pannier.contract.views import MoveProgress
+from pannier.contract.views import HandoverReply, MoveProgress
 from pannier.core.errors import (
     Conflict,
     DeadlineExceeded,

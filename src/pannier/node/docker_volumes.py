@@ -10,7 +10,7 @@ from typing import Any
 import structlog
 
 from pannier.agent.custody import Custody, no_such_volume
-from pannier.contract.operations import DockerVolume
+from pannier.contract.docker_volumes import DockerVolume
 from pannier.contract.peers import Peers, holder_unreachable
 from pannier.core.errors import (
     Conflict,
@@ -56,15 +56,15 @@ class DockerUse:
         self._guard = guard
 
     async def create(self, name: str, options: Mapping[str, str]) -> None:
-        """See :class:`~pannier.contract.operations.DockerVolumes`."""
+        """See :class:`~pannier.contract.docker_volumes.DockerVolumes`."""
         await self._volumes.create(name, options, actor=f"docker on {self._custody.node}")
 
     async def remove(self, name: str) -> None:
-        """See :class:`~pannier.contract.operations.DockerVolumes`."""
+        """See :class:`~pannier.contract.docker_volumes.DockerVolumes`."""
         await self._volumes.remove(name, actor=f"docker on {self._custody.node}")
 
     async def mount(self, name: str, mount_id: str) -> Path:
-        """See :class:`~pannier.contract.operations.DockerVolumes`."""
+        """See :class:`~pannier.contract.docker_volumes.DockerVolumes`."""
         with self._custody.awaiting(name):
             return await self._mount(name, mount_id)
 
@@ -169,7 +169,7 @@ class DockerUse:
             await asyncio.sleep(WATCH_SECONDS)
 
     async def unmount(self, name: str, mount_id: str) -> None:
-        """See :class:`~pannier.contract.operations.DockerVolumes`.
+        """See :class:`~pannier.contract.docker_volumes.DockerVolumes`.
 
         The path stays mounted: the next Mount is often milliseconds away. Whoever else wants the
         volume asks for it, and /proc tells whether it is in use.
@@ -180,18 +180,18 @@ class DockerUse:
             self._custody.released(volume).set()
 
     async def abandon(self, name: str, mount_id: str) -> None:
-        """See :class:`~pannier.contract.operations.DockerVolumes`."""
+        """See :class:`~pannier.contract.docker_volumes.DockerVolumes`."""
         await self.unmount(name, mount_id)
 
     def get(self, name: str) -> DockerVolume:
-        """See :class:`~pannier.contract.operations.DockerVolumes`."""
+        """See :class:`~pannier.contract.docker_volumes.DockerVolumes`."""
         volume = self._custody.catalog.volume(name)
         if volume is None:
             raise no_such_volume(name)
         return self._describe(volume)
 
     def list(self) -> list[DockerVolume]:
-        """See :class:`~pannier.contract.operations.DockerVolumes`."""
+        """See :class:`~pannier.contract.docker_volumes.DockerVolumes`."""
         return [self._describe(volume) for volume in self._custody.catalog.volumes()]
 
     def _describe(self, volume: Volume) -> DockerVolume:

@@ -281,7 +281,7 @@ class Services:
             there = self._catalog.node(node)
             if there is None:
                 raise NodeNotFound(f"there is no node {node}", remedy="see pannier node ls")
-            here = self._peers.to(there).peer_hook(service, moment=moment)
+            here = self._peers.to(there).peer_hook(service, hook=moment)
         async with aclosing(here) as views:
             async for view in views:
                 yield view
