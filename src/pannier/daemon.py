@@ -105,7 +105,7 @@ class PeerDirectory:
                 node=node.name,
             )
             self._clients[key] = PeerClient(endpoint)
-        return self._clients[key]
+        return self._clients[key].calls
 
     async def close(self) -> None:
         """Close all connections."""
@@ -412,10 +412,12 @@ class Daemon:
 
     @asynccontextmanager
     async def _edges(self) -> AsyncIterator[None]:
-        local = build_application(self.service, peers=self.peer_service, identify=identify_local)
+        local = build_application(
+            self.service.by, peers=self.peer_service.by, identify=identify_local
+        )
         remote = build_application(
-            self.service,
-            peers=self.peer_service,
+            self.service.by,
+            peers=self.peer_service.by,
             identify=identify_tls(self.config.cluster, admit=self._admit),
         )
         transport = TransportServer(
