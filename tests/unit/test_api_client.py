@@ -23,6 +23,7 @@ from pannier.contract.bodies import JoinOrder
 from pannier.contract.operations import Operations
 from pannier.contract.peers import Peer
 from pannier.contract.views import EventView
+from pannier.contract.words import EventKind
 from pannier.core.errors import (
     Conflict,
     DeadlineExceeded,
@@ -168,7 +169,7 @@ async def test_events_follow_past_keepalives(client: Operations, cluster: FakeCl
     events = client.events(follow=True)
     waiting = asyncio.ensure_future(anext(events))
     await asyncio.sleep(0.1)  # several keepalives of 0.02 s
-    event = EventView(at="now", kind="node.down", subject="node2", node="node1")
+    event = EventView(at="now", kind=EventKind.NODE_DOWN, subject="node2", node="node1")
     await cluster.more_events.put(event)
     assert await waiting == event
     await cluster.more_events.put(None)

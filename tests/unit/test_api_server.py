@@ -16,6 +16,7 @@ from pannier.api.ndjson import LineReader
 from pannier.api.routes import ROUTES
 from pannier.api.server import BODY_LIMIT_BYTES, build_application
 from pannier.contract.views import EventView, MoveProgress
+from pannier.contract.words import EventKind, MovePhase
 from pannier.core.errors import PannierError, StoreUnavailable
 from pannier.testing.api import FakeCluster
 
@@ -234,7 +235,7 @@ class Scripted(FakeCluster):
             self.closed.set()
 
 
-COPYING = MoveProgress(phase="copying", volume="data", source="node1", target="node2")
+COPYING = MoveProgress(phase=MovePhase.COPYING, volume="data", source="node1", target="node2")
 
 
 @pytest.fixture
@@ -312,7 +313,7 @@ async def test_events_follow(client: Client, cluster: FakeCluster) -> None:
     await ask(client, "POST", "/v1/volumes", {"name": "data"})
     answer = await client.get("/v1/events?follow=true")
     assert json.loads(await answer.content.readline())["kind"] == "volume.created"
-    event = EventView(at="now", kind="node.down", subject="node2", node="node1")
+    event = EventView(at="now", kind=EventKind.NODE_DOWN, subject="node2", node="node1")
     await cluster.more_events.put(event)
     line = b"\n"
     while not line.strip():

@@ -16,6 +16,7 @@ from pannier.cli.move import Line
 from pannier.cli.parameters import read_duration, read_pairs
 from pannier.cli.session import Session, pass_session
 from pannier.contract.views import NodeView
+from pannier.contract.words import NodeState
 from pannier.core.errors import StorageError
 from pannier.stacks import checks, passwords, shipped, survey
 from pannier.stacks.compose import Compose, read
@@ -223,7 +224,7 @@ def _pannier_nodes(session: Session) -> list[NodeView]:
     async def ask(client: Operations) -> list[NodeView]:
         known = await client.nodes()
         return await asyncio.gather(
-            *(client.node(each.name) for each in known if each.state != "down")
+            *(client.node(each.name) for each in known if each.state is not NodeState.DOWN)
         )
 
     return session.ask(ask)

@@ -17,8 +17,10 @@ from pannier.contract.views import (
     EventView,
     FindingView,
     JoinReply,
+    LiveVolumeView,
     MoveProgress,
     NodeView,
+    RememberedVolumeView,
     ServiceMoveProgress,
     ServiceView,
     StatusView,
@@ -117,7 +119,7 @@ class Operations(Protocol):
         "One volume, with what only its holder knows",
         raises=_VOLUME,
     )
-    async def volume(self, name: str) -> VolumeView: ...
+    async def volume(self, name: str) -> LiveVolumeView | RememberedVolumeView: ...
 
     @cluster(
         "DELETE",

@@ -12,8 +12,10 @@ from pannier.contract.views import (
     CheckView,
     HandoverReply,
     HookView,
+    LiveVolumeView,
     MoveProgress,
     NodeView,
+    VolumeCopyView,
     VolumeView,
 )
 from pannier.core import errors
@@ -56,11 +58,11 @@ class Peer(Protocol):
     @peer(
         "GET",
         "/volumes/{volume}",
-        "Live facts that only the holder knows",
+        "What this node knows of a volume: as its holder, or as one that may have a copy",
         raises=(errors.VolumeNotFound, errors.NotHolder),
     )
-    async def peer_volume(self, name: str) -> VolumeView:
-        """Live facts that only the holder knows."""
+    async def peer_volume(self, name: str) -> LiveVolumeView | VolumeCopyView:
+        """Live facts of the holder; on any other node, whether it has a copy."""
         ...
 
     @peer(

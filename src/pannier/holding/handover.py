@@ -19,6 +19,7 @@ import structlog
 
 from pannier.agent.custody import Custody
 from pannier.contract.views import HandoverReply, MoveProgress
+from pannier.contract.words import HandoverState, MovePhase
 from pannier.core.errors import (
     Conflict,
     DeadlineExceeded,
@@ -67,7 +68,7 @@ class Handovers:
     def switching(self, volume: Volume) -> bool:
         """Whether the volume is just being given away: nothing may be made of it any more."""
         running = self._running.get(volume.id)
-        return running is not None and running.phase == "switching"
+        return running is not None and running.phase is MovePhase.SWITCHING
 
     async def asked(self, name: str, *, epoch: int, peer: str) -> HandoverReply:
         """``peer`` wants the volume: begin or go on, and say after some seconds how it stands.
@@ -81,7 +82,7 @@ class Handovers:
         if volume is None or volume.grant != Grant(self._custody.node, epoch):
             volume = (await self._custody.fresh(name)).record
         if volume.grant.node == peer:
-            return HandoverReply(state="given", in_use_by=[])
+            return HandoverReply(state=HandoverState.GIVEN, in_use_by=[])
         if volume.grant != Grant(self._custody.node, epoch):
             raise Stale(
                 f"volume {name} is held by node {volume.grant.node} (epoch {volume.grant.epoch})",
@@ -92,8 +93,10 @@ class Handovers:
         await asyncio.wait({running.task}, timeout=ANSWER_SECONDS)
         if running.task.done():
             running.task.result()
-            return HandoverReply(state="given", in_use_by=[], sent_bytes=running.sent_bytes)
-        state = "in_use" if running.in_use_by else "copying"
+            return HandoverReply(
+                state=HandoverState.GIVEN, in_use_by=[], sent_bytes=running.sent_bytes
+            )
+        state = HandoverState.IN_USE if running.in_use_by else HandoverState.COPYING
         return HandoverReply(
             state=state, in_use_by=running.in_use_by, sent_bytes=running.sent_bytes
         )
@@ -133,7 +136,7 @@ class Handovers:
             until = self._custody.clock() + INTEREST_SECONDS
             running.wanted_until = min(running.wanted_until, until)
         running.task.result()
-        running.phase = "done"
+        running.phase = MovePhase.DONE
         yield self._progress(running)
 
     def _progress(self, running: Moving) -> MoveProgress:
@@ -191,7 +194,7 @@ class Handovers:
                 async with custody.lock(volume):
                     if await custody.in_use(volume):
                         continue
-                    running.to("switching")
+                    running.to(MovePhase.SWITCHING)
                     await self._ahead.pause(volume)
                     await self._switch(running)
                     return

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from pannier.agent.custody import Custody
+from pannier.contract.words import MovePhase
 from pannier.copies.replicated import Progress
 from pannier.core.errors import VolumeInUse
 from pannier.core.generation import Generation
@@ -36,7 +37,7 @@ class Moving:
     target: Node
     started: float
     wanted_until: float
-    phase: str = "copying"
+    phase: MovePhase = MovePhase.COPYING
     round: int = 0
     sent_bytes: int = 0
     bytes_before: int | None = None
@@ -48,7 +49,7 @@ class Moving:
     task: asyncio.Task[None] | None = None
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def to(self, phase: str, in_use_by: list[str] | None = None) -> None:
+    def to(self, phase: MovePhase, in_use_by: list[str] | None = None) -> None:
         self.phase = phase
         self.in_use_by = in_use_by or []
         self.changed.set()
@@ -97,7 +98,8 @@ class Ahead:
                 )
             progress = await self._bring(running)
             if progress is not None:
-                running.to("waiting" if self._near(progress) else "copying", users)
+                near = self._near(progress)
+                running.to(MovePhase.WAITING if near else MovePhase.COPYING, users)
             elif can_copy and custody.clock() >= next_round:
                 running.to(running.phase, users)
                 began = custody.clock()
@@ -107,7 +109,7 @@ class Ahead:
                     continue
                 next_round = custody.clock() + max(IDLE_ROUND_SECONDS, 4 * took)
             if progress is None:
-                running.to("waiting", users)
+                running.to(MovePhase.WAITING, users)
             released = custody.released(volume)
             released.clear()
             try:

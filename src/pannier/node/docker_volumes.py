@@ -12,6 +12,7 @@ import structlog
 from pannier.agent.custody import Custody, no_such_volume
 from pannier.contract.docker_volumes import DockerVolume
 from pannier.contract.peers import Peers, holder_unreachable
+from pannier.contract.words import HolderState
 from pannier.core.errors import (
     Conflict,
     NotHolder,
@@ -195,9 +196,10 @@ class DockerUse:
         return [self._describe(volume) for volume in self._custody.catalog.volumes()]
 
     def _describe(self, volume: Volume) -> DockerVolume:
+        up = self._custody.catalog.is_up(volume.grant.node)
         status: dict[str, Any] = {
             "holder": volume.grant.node,
-            "holder_state": "up" if self._custody.catalog.is_up(volume.grant.node) else "down",
+            "holder_state": HolderState.UP if up else HolderState.DOWN,
             "epoch": volume.grant.epoch,
             "generation": str(volume.base) if volume.base else "none",
             "copies": volume.spec.copies,

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 from pannier.agent.custody import Custody
 from pannier.contract.views import FindingView
+from pannier.contract.words import Level
 from pannier.core.errors import EngineUnavailable, PannierError
 from pannier.core.ownership import LocalState, Lost, plan_cleanup, plan_serving
 from pannier.core.size import format_size
@@ -166,12 +167,12 @@ class Doctor:
 
 
 def _ok(subject: str, what: str) -> FindingView:
-    return FindingView(level="ok", subject=subject, what=what)
+    return FindingView(level=Level.OK, subject=subject, what=what)
 
 
 def _warning(subject: str, what: str, remedy: str) -> FindingView:
-    return FindingView(level="warning", subject=subject, what=what, remedy=remedy)
+    return FindingView(level=Level.WARNING, subject=subject, what=what, remedy=remedy)
 
 
 def _problem(subject: str, what: str, remedy: str) -> FindingView:
-    return FindingView(level="problem", subject=subject, what=what, remedy=remedy)
+    return FindingView(level=Level.PROBLEM, subject=subject, what=what, remedy=remedy)

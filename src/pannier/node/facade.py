@@ -14,8 +14,10 @@ from pannier.contract.views import (
     EventView,
     FindingView,
     JoinReply,
+    LiveVolumeView,
     MoveProgress,
     NodeView,
+    RememberedVolumeView,
     ServiceMoveProgress,
     ServiceView,
     StatusView,
@@ -23,6 +25,7 @@ from pannier.contract.views import (
     TrashView,
     VolumeView,
 )
+from pannier.contract.words import Level
 from pannier.copies.verification import Verification
 from pannier.core.errors import PannierError, Unavailable, VolumeNotFound
 from pannier.holding.recovery import Recovery
@@ -98,7 +101,7 @@ class NodeService:
             store_ok=sum(state == "ok" for state in store.values()) * 2 > len(store),
             nodes=await self.nodes(),
             volumes=len(self._catalog.volumes()),
-            problems=[f"{f.subject}: {f.what}" for f in findings if f.level == "problem"],
+            problems=[f"{f.subject}: {f.what}" for f in findings if f.level is Level.PROBLEM],
         )
 
     async def nodes(self) -> list[NodeView]:
@@ -131,7 +134,7 @@ class NodeService:
         """All volumes, from memory."""
         return [self._volume_views.listed(volume) for volume in self._catalog.volumes()]
 
-    async def volume(self, name: str) -> VolumeView:
+    async def volume(self, name: str) -> LiveVolumeView | RememberedVolumeView:
         """One volume, with what only its holder knows where that node answers."""
         return await self._cluster_wide.volume(name)
 
@@ -187,9 +190,9 @@ class NodeService:
             record = (await self._custody.fresh(name)).record
         except Unavailable:
             record, fresh = await self._volumes.find(name), False
-        view = await self._cluster_wide.from_holder(record)
+        live = await self._cluster_wide.from_holder(record)
         suspended = self._custody.suspended(record)
-        return explain(record, view, is_up=self._catalog.is_up, fresh=fresh, suspended=suspended)
+        return explain(record, live, is_up=self._catalog.is_up, fresh=fresh, suspended=suspended)
 
     # -- services, and the whole ----------------------------------------------------------------
 

@@ -11,8 +11,10 @@ from pannier.contract.views import (
     CheckView,
     HandoverReply,
     HookView,
+    LiveVolumeView,
     MoveProgress,
     NodeView,
+    VolumeCopyView,
     VolumeView,
 )
 from pannier.copies.verification import Verification
@@ -65,7 +67,7 @@ class PeerService:
         service._asking = node
         return service
 
-    async def peer_volume(self, name: str) -> VolumeView:
+    async def peer_volume(self, name: str) -> LiveVolumeView | VolumeCopyView:
         """Live facts: the holder's, or on any other node whether it has a copy."""
         volume = self._custody.catalog.volume(name)
         if volume is None:

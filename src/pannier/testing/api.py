@@ -12,6 +12,8 @@ from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Self
 
+from msgspec import structs
+
 from pannier.contract.bodies import JoinOrder
 from pannier.contract.operations import LOCAL
 from pannier.contract.views import (
@@ -21,15 +23,28 @@ from pannier.contract.views import (
     HandoverReply,
     HookView,
     JoinReply,
+    LiveVolumeView,
     MoveProgress,
     NodeView,
+    RememberedVolumeView,
     ServiceMoveProgress,
     ServiceView,
     StatusView,
     StepView,
     TokenView,
+    TransferView,
     TrashView,
     VolumeView,
+)
+from pannier.contract.words import (
+    CheckState,
+    EventKind,
+    HandoverState,
+    HolderState,
+    Level,
+    MovePhase,
+    NodeState,
+    ServicePhase,
 )
 from pannier.core.errors import (
     AlreadyExists,
@@ -64,6 +79,8 @@ class FakeCluster:
     Attributes:
         failing: operations that raise, by name.
         in_use: volume name to containers that use it; they never stop by themselves.
+        transfers: volume name to what its view shows as under way.
+        silent: nodes that do not answer.
         calls: what was asked, in order.
         more_events: what ``events(follow=True)`` yields after the past ones; None ends it.
         strict: whether volume options are read, or taken as they come.
@@ -75,6 +92,8 @@ class FakeCluster:
     removed: dict[str, VolumeView] = field(default_factory=dict)
     failing: dict[str, Exception] = field(default_factory=dict)
     in_use: dict[str, list[str]] = field(default_factory=dict)
+    transfers: dict[str, TransferView] = field(default_factory=dict)
+    silent: set[str] = field(default_factory=set)
     findings: list[FindingView] = field(default_factory=list)
     past: list[EventView] = field(default_factory=list)
     calls: list[NotedCall] = field(default_factory=list)
@@ -90,7 +109,7 @@ class FakeCluster:
             self.nodes_by_name[name] = NodeView(
                 name=name,
                 address=f"10.0.0.{number}",
-                state="up",
+                state=NodeState.UP,
                 drivers=["btrfs", "directory"],
                 version="0.1.0",
                 volumes=0,
@@ -137,7 +156,7 @@ class FakeCluster:
             )
         return self.nodes_by_name[name]
 
-    def _note(self, kind: str, subject: str, detail: str = "") -> None:
+    def _note(self, kind: EventKind, subject: str, detail: str = "") -> None:
         self.past.append(
             EventView(at=_THEN, kind=kind, subject=subject, node=self.here, detail=detail)
         )
@@ -167,7 +186,9 @@ class FakeCluster:
 
     async def drain_node(self, name: str, *, drained: bool) -> NodeView:
         self._change("drain_node", name)
-        self.nodes_by_name[name] = replace(self._node(name), state="drained" if drained else "up")
+        self.nodes_by_name[name] = replace(
+            self._node(name), state=NodeState.DRAINED if drained else NodeState.UP
+        )
         return self.nodes_by_name[name]
 
     async def recover_volume(self, name: str, *, accept_loss: bool) -> VolumeView:
@@ -178,11 +199,11 @@ class FakeCluster:
 
     async def verify_volume(self, name: str) -> list[CheckView]:
         self._begin("verify_volume")
-        return [CheckView(node=self._volume(name).holder, state="whole", generation="1.1")]
+        return [CheckView(node=self._volume(name).holder, state=CheckState.WHOLE, generation="1.1")]
 
     async def peer_verify(self, name: str) -> CheckView:
         self._change("peer_verify", name)
-        return CheckView(node="node1", state="whole", generation=self._volume(name).generation)
+        return CheckView(node="node1", state=CheckState.WHOLE, generation="1.1")
 
     async def peer_lost_copy(self, name: str, *, epoch: int) -> None:
         self._change("peer_lost_copy", name)
@@ -220,13 +241,27 @@ class FakeCluster:
         self._begin("volumes")
         return list(self.volumes_by_name.values())
 
-    async def volume(self, name: str) -> VolumeView:
+    async def volume(self, name: str) -> LiveVolumeView | RememberedVolumeView:
         self._begin("volume")
-        return replace(
-            self._volume(name),
-            in_use_by=self.in_use.get(name, []),
+        volume = self._volume(name)
+        if volume.holder in self.silent:
+            return RememberedVolumeView(**structs.asdict(volume), copies_on=[volume.holder])
+        return self._live(volume)
+
+    def _live(self, volume: VolumeView) -> LiveVolumeView:
+        name = volume.name
+        return LiveVolumeView(
+            **structs.asdict(volume),
             generation="1.1",
+            generations=["1.1"],
             used_bytes=4096,
+            in_use_by=self.in_use.get(name, []),
+            copies=[],
+            copies_on=[volume.holder],
+            mountpoint=f"/mounts/{name}",
+            transfer=self.transfers.get(name),
+            sync_calls=0,
+            sync_waiting_seconds=0.0,
         )
 
     async def create_volume(self, name: str, options: Mapping[str, str]) -> VolumeView:
@@ -239,13 +274,13 @@ class FakeCluster:
             name=name,
             id=f"id-{name}",
             holder=self.here,
-            holder_state="up",
+            holder_state=HolderState.UP,
             epoch=1,
             driver="btrfs",
             options=dict(options),
             created_at=_THEN,
         )
-        self._note("volume.created", name)
+        self._note(EventKind.VOLUME_CREATED, name)
         return self.volumes_by_name[name]
 
     async def remove_volume(self, name: str) -> TrashView:
@@ -255,7 +290,7 @@ class FakeCluster:
             users = ", ".join(self.in_use[name])
             raise VolumeInUse(f"volume {name} is used by {users}", remedy="stop it first")
         self.removed[name] = self.volumes_by_name.pop(name)
-        self._note("volume.removed", name)
+        self._note(EventKind.VOLUME_REMOVED, name)
         return _as_trash(volume)
 
     async def move_volume(
@@ -264,26 +299,30 @@ class FakeCluster:
         self._change("move_volume", name)
         volume = self._volume(name)
         self._node(node)
-        now = MoveProgress(phase="copying", volume=name, source=volume.holder, target=node, round=1)
+        now = MoveProgress(
+            phase=MovePhase.COPYING, volume=name, source=volume.holder, target=node, round=1
+        )
         yield now
         yield replace(now, round=2, sent_bytes=5 * 2**20)
         users = self.in_use.get(name, [])
         if users:
-            yield replace(now, phase="waiting", round=2, sent_bytes=5 * 2**20, in_use_by=users)
+            yield replace(
+                now, phase=MovePhase.WAITING, round=2, sent_bytes=5 * 2**20, in_use_by=users
+            )
             yield replace(
                 now,
-                phase="failed",
+                phase=MovePhase.FAILED,
                 code=VolumeInUse.code,
                 error=f"volume {name} is still used by {', '.join(users)} on {volume.holder}",
                 remedy="stop it, then move again: most of the data is there",
             )
             return
-        yield replace(now, phase="switching", round=3, sent_bytes=6 * 2**20)
-        self.volumes_by_name[name] = replace(volume, holder=node, epoch=volume.epoch + 1)
-        self._note("volume.moved", name, f"{volume.holder} to {node}")
+        yield replace(now, phase=MovePhase.SWITCHING, round=3, sent_bytes=6 * 2**20)
+        self.volumes_by_name[name] = structs.replace(volume, holder=node, epoch=volume.epoch + 1)
+        self._note(EventKind.VOLUME_MOVED, name, f"{volume.holder} to {node}")
         yield replace(
             now,
-            phase="done",
+            phase=MovePhase.DONE,
             round=3,
             sent_bytes=6 * 2**20,
             pause_seconds=0.21,
@@ -311,13 +350,13 @@ class FakeCluster:
             raise NotFound(f"the Swarm has no service {name}", remedy="see docker service ls")
         self._node(node)
         steps = [StepView(seconds=0.0, what=f"web runs on {self.here}")]
-        copy = MoveProgress(phase="copying", volume="data", source=self.here, target=node)
+        copy = MoveProgress(phase=MovePhase.COPYING, volume="data", source=self.here, target=node)
         first = ServiceMoveProgress(
-            phase="copying", service=name, source=self.here, target=node, steps=steps
+            phase=ServicePhase.COPYING, service=name, source=self.here, target=node, steps=steps
         )
         yield replace(first, volumes=[copy])
         steps.append(StepView(seconds=1.5, what=f"web runs on {node}"))
-        yield replace(first, phase="done", pause_seconds=0.4)
+        yield replace(first, phase=ServicePhase.DONE, pause_seconds=0.4)
 
     async def peer_hook(self, service: str, *, hook: Moment) -> AsyncGenerator[HookView, None]:
         self._change("peer_hook", service)
@@ -336,7 +375,7 @@ class FakeCluster:
         self._begin("explain_volume")
         volume = self._volume(name)
         return [
-            FindingView(level="ok", subject=f"volume {name}", what=f"held by {volume.holder}"),
+            FindingView(level=Level.OK, subject=f"volume {name}", what=f"held by {volume.holder}"),
         ]
 
     async def trash(self) -> list[TrashView]:
@@ -369,12 +408,12 @@ class FakeCluster:
 
     # What other nodes ask
 
-    async def peer_volume(self, name: str) -> VolumeView:
+    async def peer_volume(self, name: str) -> LiveVolumeView:
         self._change("peer_volume", name)
         volume = self._volume(name)
         if volume.holder != self.here:
             raise NotHolder(f"{self.here} does not hold volume {name}")
-        return await self.volume(name)
+        return self._live(volume)
 
     async def peer_node(self) -> NodeView:
         self._change("peer_node", "")
@@ -385,9 +424,9 @@ class FakeCluster:
         volume = self._volume(name)
         users = self.in_use.get(name, [])
         if users:
-            return HandoverReply(state="in_use", in_use_by=users, sent_bytes=1024)
-        self.volumes_by_name[name] = replace(volume, holder=self.peer, epoch=epoch + 1)
-        return HandoverReply(state="given", in_use_by=[])
+            return HandoverReply(state=HandoverState.IN_USE, in_use_by=users, sent_bytes=1024)
+        self.volumes_by_name[name] = structs.replace(volume, holder=self.peer, epoch=epoch + 1)
+        return HandoverReply(state=HandoverState.GIVEN, in_use_by=[])
 
     async def peer_remove(self, name: str, *, volume_id: str, actor: str) -> None:
         self._change("peer_remove", name, actor=actor)
