@@ -13,7 +13,7 @@ import typing
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Generic, Protocol, TypeVar, cast
+from typing import Any, Generic, Protocol, TypedDict, TypeVar, Unpack, cast
 from urllib.parse import quote
 
 from pannier.contract import bodies
@@ -169,16 +169,16 @@ class OperationTable(Generic[Side]):
     """All operations of one protocol."""
 
     def __init__(self, protocol: type[Side]) -> None:
-        self._protocol = protocol
-        self.rows: tuple[Operation, ...] = tuple(
-            _operation(function) for function in vars(protocol).values() if hasattr(function, _ROW)
-        )
+        functions = [each for each in vars(protocol).values() if hasattr(each, _ROW)]
+        self.rows: tuple[Operation, ...] = tuple(map(_operation, functions))
+        methods = {
+            row.name: _method(row, each) for row, each in zip(self.rows, functions, strict=True)
+        }
+        self._remote = type(f"Remote{protocol.__name__}", (_Remote,), methods)
 
     def stand_in(self, wire: Wire) -> Side:
         """An object with the protocol's methods, whose calls go over ``wire``."""
-        methods = {row.name: _method(row, getattr(self._protocol, row.name)) for row in self.rows}
-        kind = type(f"Remote{self._protocol.__name__}", (_Remote,), methods)
-        return cast("Side", kind(wire))
+        return cast("Side", self._remote(wire))
 
 
 class _Remote:
@@ -201,18 +201,33 @@ def _method(operation: Operation, function: Callable[..., Any]) -> Callable[...,
     return method
 
 
-def cluster(method: str, path: str, summary: str, **more: Any) -> Callable[[Method], Method]:
-    """An operation for users, nodes, and root on the local socket. ``more``: see Operation."""
+class _More(TypedDict, total=False):
+    """What a row may have besides method, path and summary: see Operation."""
+
+    status: int
+    body: type[bodies.Body]
+    flags: tuple[str, ...]
+    raises: tuple[type[PannierError], ...]
+    answer_seconds: float
+    cut_off: str
+
+
+def cluster(
+    method: str, path: str, summary: str, **more: Unpack[_More]
+) -> Callable[[Method], Method]:
+    """An operation for users, nodes, and root on the local socket."""
     return _row(method=method, path="/v1" + path, summary=summary, access=Access.CLUSTER, **more)
 
 
-def joining(method: str, path: str, summary: str, **more: Any) -> Callable[[Method], Method]:
-    """An operation for anybody, without a certificate. ``more``: see Operation."""
+def joining(
+    method: str, path: str, summary: str, **more: Unpack[_More]
+) -> Callable[[Method], Method]:
+    """An operation for anybody, without a certificate."""
     return _row(method=method, path="/v1" + path, summary=summary, access=Access.JOIN, **more)
 
 
-def peer(method: str, path: str, summary: str, **more: Any) -> Callable[[Method], Method]:
-    """An operation for nodes only. ``more``: see Operation."""
+def peer(method: str, path: str, summary: str, **more: Unpack[_More]) -> Callable[[Method], Method]:
+    """An operation for nodes only."""
     path = "/v1/peer" + path
     return _row(method=method, path=path, summary=summary, access=Access.PEER, **more)
 
