@@ -415,7 +415,6 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
     peer_service = PeerService(
         cluster=cluster,
         drivers=drivers,
-        lease=lease,
         volume_views=volume_views,
         node_views=node_views,
         volumes=volumes,

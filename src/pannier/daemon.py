@@ -71,7 +71,7 @@ class PeerDirectory:
                 node=node.name,
             )
             self._clients[key] = PeerClient(endpoint)
-        return self._clients[key]
+        return self._clients[key].calls
 
     async def close(self) -> None:
         """Close all connections."""
@@ -248,10 +248,12 @@ class Daemon:
     @asynccontextmanager
     async def _edges(self) -> AsyncIterator[None]:
         node = self.node
-        local = build_application(node.service, peers=node.peer_service, identify=identify_local)
+        local = build_application(
+            node.service.by, peers=node.peer_service.by, identify=identify_local
+        )
         remote = build_application(
-            node.service,
-            peers=node.peer_service,
+            node.service.by,
+            peers=node.peer_service.by,
             identify=identify_tls(self.config.cluster, admit=self._admit),
         )
         transport = TransportServer(

@@ -30,7 +30,7 @@ from pannier.config import (
     load_config,
     save_config,
 )
-from pannier.contract.operations import JoinRequest
+from pannier.contract.bodies import JoinOrder
 from pannier.core.errors import (
     AlreadyExists,
     Conflict,
@@ -191,7 +191,7 @@ async def _join(
     endpoint = TlsEndpoint(address=address, context=pinned.context, node=pinned.member.name)
     async with ApiClient(endpoint) as client:
         reply = await client.join(
-            JoinRequest(
+            JoinOrder(
                 token=token.text(),
                 name=name,
                 address=own_address,

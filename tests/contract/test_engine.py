@@ -23,7 +23,7 @@ from typing import Protocol
 import pytest
 
 from pannier.agent.usage import users_of
-from pannier.contract.operations import DockerVolume
+from pannier.contract.docker_volumes import DockerVolume
 from pannier.core.errors import Conflict, EngineUnavailable, Stale, VolumeInUse, VolumeNotFound
 from pannier.core.swarm import Availability, SwarmMember, SwarmNode, SwarmService
 from pannier.engine.base import Container, Engine, Executed

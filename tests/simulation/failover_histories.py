@@ -260,7 +260,7 @@ class History:
         try:
             async with asyncio.timeout(10.0):
                 await self._machine().ask(
-                    lambda run: run.service.recover_volume(NAME, accept_loss=accept, actor="me")
+                    lambda run: run.service.by("me").recover_volume(NAME, accept_loss=accept)
                 )
         except REFUSED as error:
             self.say(f"not recovered: {error}")

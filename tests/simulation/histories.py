@@ -166,9 +166,7 @@ class History:
         for drained in (True, False):
             await self._try(
                 asked.ask(
-                    lambda run, drained=drained: run.service.drain_node(
-                        name, drained=drained, actor="tester"
-                    )
+                    lambda run, drained=drained: run.service.drain_node(name, drained=drained)
                 ),
                 f"{'drain' if drained else 'undrain'} {name}",
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import os
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from math import inf
@@ -28,9 +28,8 @@ from virtual_time import OWNER, VirtualLoop
 from pannier.assembly import Outside, Settings, assemble
 from pannier.barrier.calls import Strategy
 from pannier.barrier.groups import Backlog
-from pannier.contract.operations import HandoverReply
-from pannier.contract.peers import Peer, Peers
-from pannier.contract.views import CheckView, MoveProgress, NodeView, VolumeView
+from pannier.contract.operation import Operation
+from pannier.contract.peers import PEER_OPERATIONS, Peer, Peers
 from pannier.core.errors import Conflict, OutcomeUnknown, PannierError, PeerUnavailable
 from pannier.core.generation import Generation, newest_common
 from pannier.core.node import Node
@@ -444,101 +443,43 @@ class PeersOf(Peers):
         self._run = run
 
     def to(self, node: Node) -> Peer:
-        return PeerAt(self._run, node.name)
+        return PEER_OPERATIONS.stand_in(PeerAt(self._run, node.name))
 
 
-class PeerAt(Peer):
-    """Another node, as this one calls it."""
+class PeerAt:
+    """Another node, as this one calls it: each operation is a numbered step."""
+
+    CHANGE_NOTHING = frozenset({"peer_volume", "peer_node", "peer_promise"})
 
     def __init__(self, run: Run, name: str) -> None:
         self._run = run
         self._name = name
 
-    async def _ask(
-        self, what: str, question: Callable[[Run], Coroutine[Any, Any, T]], *, changes: bool = True
+    async def ask(self, operation: Operation, values: Mapping[str, Any]) -> Any:
+        """See :class:`pannier.contract.operation.Wire`."""
+
+        async def there(run: Run) -> Any:
+            return await getattr(run.peer_service.by(self._run.name), operation.name)(**values)
+
+        return await self._call(operation, there)
+
+    async def stream(
+        self, operation: Operation, values: Mapping[str, Any]
+    ) -> AsyncGenerator[Any, None]:
+        """See :class:`pannier.contract.operation.Wire`; all of it is heard at its end."""
+
+        async def there(run: Run) -> list[Any]:
+            stream = getattr(run.peer_service.by(self._run.name), operation.name)(**values)
+            return [item async for item in stream]
+
+        for item in await self._call(operation, there):
+            yield item
+
+    async def _call(
+        self, operation: Operation, there: Callable[[Run], Coroutine[Any, Any, T]]
     ) -> T:
-        lost: PannierError = PeerUnavailable(f"{self._name} did not answer")
-        if changes:
-            lost = OutcomeUnknown(f"{self._name} did not answer; it may have done it")
-        return await self._run.world.call(
-            self._run, self._name, f"peer.{what}", question, lost=lost
-        )
-
-    async def peer_volume(self, name: str) -> VolumeView:
-        me = self._run.name
-        return await self._ask(
-            "volume", lambda run: run.peer_service.peer_volume(name, peer=me), changes=False
-        )
-
-    async def peer_node(self) -> NodeView:
-        me = self._run.name
-        return await self._ask(
-            "node", lambda run: run.peer_service.peer_node(peer=me), changes=False
-        )
-
-    async def peer_handover(self, name: str, *, epoch: int) -> HandoverReply:
-        me = self._run.name
-        return await self._ask(
-            "handover", lambda run: run.peer_service.peer_handover(name, epoch=epoch, peer=me)
-        )
-
-    async def peer_remove(self, name: str, *, volume_id: str, actor: str) -> None:
-        me = self._run.name
-        await self._ask(
-            "remove",
-            lambda run: run.peer_service.peer_remove(
-                name, volume_id=volume_id, actor=actor, peer=me
-            ),
-        )
-
-    async def peer_verify(self, name: str) -> CheckView:
-        me = self._run.name
-        return await self._ask("verify", lambda run: run.peer_service.peer_verify(name, peer=me))
-
-    async def peer_lost_copy(self, name: str, *, epoch: int) -> None:
-        me = self._run.name
-        await self._ask(
-            "lost_copy", lambda run: run.peer_service.peer_lost_copy(name, epoch=epoch, peer=me)
-        )
-
-    async def peer_promise(self, volumes: Mapping[str, int], *, seconds: float) -> list[str]:
-        me = self._run.name
-        return await self._ask(
-            "promise",
-            lambda run: run.peer_service.peer_promise(volumes, seconds=seconds, peer=me),
-            changes=False,
-        )
-
-    async def peer_take(
-        self, name: str, *, epoch: int, generation: str | None, actor: str
-    ) -> VolumeView:
-        me = self._run.name
-        return await self._ask(
-            "take",
-            lambda run: run.peer_service.peer_take(
-                name, epoch=epoch, generation=generation, actor=actor, peer=me
-            ),
-        )
-
-    async def peer_create(self, name: str, options: Mapping[str, str], *, actor: str) -> VolumeView:
-        me = self._run.name
-        return await self._ask(
-            "create", lambda run: run.peer_service.peer_create(name, options, actor=actor, peer=me)
-        )
-
-    async def peer_move(
-        self, name: str, node: str, *, wait_seconds: float, actor: str
-    ) -> AsyncIterator[MoveProgress]:
-        me = self._run.name
-        heard: list[MoveProgress] = []
-
-        async def there(run: Run) -> None:
-            steps = run.peer_service.peer_move(
-                name, node, wait_seconds=wait_seconds, actor=actor, peer=me
-            )
-            async for step in steps:
-                heard.append(step)
-
-        await self._ask("move", there)
-        for step in heard:
-            yield step
+        lost: PannierError = OutcomeUnknown(f"{self._name} did not answer; it may have done it")
+        if operation.name in self.CHANGE_NOTHING:
+            lost = PeerUnavailable(f"{self._name} did not answer")
+        label = operation.name.replace("peer_", "peer.", 1)
+        return await self._run.world.call(self._run, self._name, label, there, lost=lost)

@@ -160,7 +160,7 @@ class CopiesWorld(World):
         if accept:
             self.synced.pop(record.id, None)
         await machine.ask(
-            lambda run: run.service.recover_volume(name, accept_loss=accept, actor=ACTOR)
+            lambda run: run.service.by(ACTOR).recover_volume(name, accept_loss=accept)
         )
         found = self.record(name)
         assert found is not None

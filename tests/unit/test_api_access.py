@@ -18,8 +18,9 @@ from pannier.api.caller import (
     actor_of,
     describe_caller,
 )
-from pannier.api.routes import ALLOWED, ROUTES, Access, Route
+from pannier.api.routes import ALLOWED, ROUTES
 from pannier.api.server import build_application
+from pannier.contract.operation import Access, Operation
 from pannier.core.errors import Denied, InvalidInput
 from pannier.testing.api import FakeCluster, NotedCall
 
@@ -53,7 +54,7 @@ async def client() -> AsyncIterator[TestClient[web.Request, web.Application]]:
     def identify(request: web.Request) -> Caller:
         return CALLERS[request.headers["X-Test-Caller"]]
 
-    application = build_application(cluster, peers=cluster, identify=identify)
+    application = build_application(cluster.by, peers=cluster.by_node, identify=identify)
     async with TestClient(TestServer(application)) as client:
         client.cluster = cluster  # type: ignore[attr-defined]
         yield client
@@ -70,7 +71,7 @@ def test_table_is_total() -> None:
 
 
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.name)
-def test_kind_of_route_follows_from_its_path(route: Route) -> None:
+def test_kind_of_route_follows_from_its_path(route: Operation) -> None:
     """Nobody opens a route to more callers by mistake in one line of the table."""
     expected = Access.CLUSTER
     if route.path == "/v1/join":
@@ -83,7 +84,7 @@ def test_kind_of_route_follows_from_its_path(route: Route) -> None:
 @pytest.mark.parametrize("kind", CALLERS)
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.name)
 async def test_each_route_with_each_caller(
-    client: TestClient[web.Request, web.Application], route: Route, kind: str
+    client: TestClient[web.Request, web.Application], route: Operation, kind: str
 ) -> None:
     path = route.path.format_map(
         {"node": "node1", "volume": "data", "name_or_id": "data", "service": "web"}
@@ -145,7 +146,7 @@ async def test_identify_may_refuse() -> None:
         raise Denied("the certificate of node/node2 is not accepted any more")
 
     cluster = FakeCluster()
-    application = build_application(cluster, peers=cluster, identify=refuse)
+    application = build_application(cluster.by, peers=cluster.by_node, identify=refuse)
     async with TestClient(TestServer(application)) as client:
         answer = await client.get("/v1/peer/node")
         assert answer.status == 403

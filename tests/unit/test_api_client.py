@@ -16,11 +16,14 @@ from aiohttp import web
 from pannier.api import connection
 from pannier.api.caller import Caller, LocalCaller, NodeCaller
 from pannier.api.client import ApiClient, PeerClient
-from pannier.api.connection import TlsEndpoint, UnixEndpoint
+from pannier.api.connection import ApiConnection, TlsEndpoint, UnixEndpoint
 from pannier.api.listen import serve_unix
 from pannier.api.server import build_application
-from pannier.contract.operations import JoinRequest, Operations
+from pannier.contract.bodies import JoinOrder
+from pannier.contract.operations import Operations
+from pannier.contract.peers import Peer
 from pannier.contract.views import EventView
+from pannier.contract.words import EventKind
 from pannier.core.errors import (
     Conflict,
     DeadlineExceeded,
@@ -53,72 +56,67 @@ def cluster() -> FakeCluster:
 async def endpoint(cluster: FakeCluster, tmp_path: Path) -> AsyncIterator[UnixEndpoint]:
     path = tmp_path / "api.sock"
     application = build_application(
-        cluster, peers=cluster, identify=identify, keepalive_seconds=0.02
+        cluster.by, peers=cluster.by_node, identify=identify, keepalive_seconds=0.02
     )
     async with serve_unix(application, path=path):
         yield UnixEndpoint(path)
 
 
 @pytest.fixture
-async def client(endpoint: UnixEndpoint) -> AsyncIterator[ApiClient]:
+async def client(endpoint: UnixEndpoint) -> AsyncIterator[Operations]:
     async with ApiClient(endpoint) as client:
         yield client
 
 
 @pytest.fixture
-async def peer(endpoint: UnixEndpoint) -> AsyncIterator[PeerClient]:
+async def peer(endpoint: UnixEndpoint) -> AsyncIterator[Peer]:
     async with PeerClient(endpoint) as peer:
         yield peer
 
 
-async def test_services_and_their_hooks(client: ApiClient, peer: PeerClient) -> None:
-    operations: Operations = client
-    assert [service.name for service in await operations.services()] == ["web"]
-    steps = operations.move_service(
-        "web", "node2", now=True, stay=False, timeout_seconds=60, actor="x"
-    )
+async def test_services_and_their_hooks(client: Operations, peer: Peer) -> None:
+    assert [service.name for service in await client.services()] == ["web"]
+    steps = client.move_service("web", "node2", now=True, stay=False, timeout_seconds=60)
     assert [step.phase async for step in steps] == ["copying", "done"]
-    views = [view async for view in peer.peer_hook("web", moment=Moment.BEFORE)]
+    views = [view async for view in peer.peer_hook("web", hook=Moment.BEFORE)]
     assert [(view.hook, view.ended, view.abort) for view in views] == [
         ("pre-move", False, True),
         ("pre-move", True, True),
     ]
     with pytest.raises(NotFound, match="no container of service shop"):
-        async for _ in peer.peer_hook("shop", moment=Moment.AFTER):
+        async for _ in peer.peer_hook("shop", hook=Moment.AFTER):
             pass
 
 
-async def test_client_stands_in_for_the_use_cases(client: ApiClient, cluster: FakeCluster) -> None:
-    operations: Operations = client
-    volume = await operations.create_volume("data", {"size": "1G"}, actor="anna")
+async def test_client_stands_in_for_the_use_cases(client: Operations, cluster: FakeCluster) -> None:
+    volume = await client.create_volume("data", {"size": "1G"})
     assert volume == cluster.volumes_by_name["data"]
-    assert await operations.volumes() == [volume]
-    assert (await operations.volume("data")).used_bytes == 4096
+    assert await client.volumes() == [volume]
+    assert (await client.volume("data")).used_bytes == 4096
     phases = [
-        progress.phase
-        async for progress in operations.move_volume("data", "node2", wait_seconds=1, actor="x")
+        progress.phase async for progress in client.move_volume("data", "node2", wait_seconds=1)
     ]
     assert phases == ["copying", "copying", "switching", "done"]
-    assert [event.kind for event in await operations.history("data")] == [
+    assert [event.kind for event in await client.history("data")] == [
         "volume.created",
         "volume.moved",
     ]
-    trashed = await operations.remove_volume("data", actor="anna")
-    assert await operations.trash() == [trashed]
-    assert (await operations.restore_volume(trashed.id, actor="anna")).name == "data"
-    assert (await operations.status()).volumes == 1
-    assert await operations.nodes() == list(cluster.nodes_by_name.values())
-    assert (await operations.node("node2")).name == "node2"
-    assert (await operations.drain_node("node2", drained=True, actor="")).state == "drained"
-    await operations.remove_node("node3", lost=False, actor="anna")
-    token = await operations.create_token(ttl_seconds=60, uses=3, actor="anna")
-    request = JoinRequest(token=token.token, name="n4", address="::1", csr="x", version="1")
-    assert (await operations.join(request)).cluster == "test"
-    assert await operations.doctor() == []
-    assert len([event async for event in operations.events(follow=False)]) == 3
+    trashed = await client.remove_volume("data")
+    assert await client.trash() == [trashed]
+    assert (await client.restore_volume(trashed.id)).name == "data"
+    assert (await client.status()).volumes == 1
+    assert await client.nodes() == list(cluster.nodes_by_name.values())
+    assert (await client.node("node2")).name == "node2"
+    assert (await client.drain_node("node2", drained=True)).state == "drained"
+    await client.remove_node("node3", lost=False)
+    token = await client.create_token(ttl_seconds=60, uses=3)
+    request = JoinOrder(token=token.token, name="n4", address="::1", csr="x", version="1")
+    assert (await client.join(request)).cluster == "test"
+    assert await client.doctor() == []
+    assert len([event async for event in client.events(follow=False)]) == 3
 
 
-async def test_peer_client(peer: PeerClient, cluster: FakeCluster) -> None:
+async def test_peer_client(peer: Peer, cluster: FakeCluster) -> None:
     await peer.peer_create("data", {}, actor="anna")
     assert (await peer.peer_node()).name == "node1"
     assert (await peer.peer_volume("data")).generation == "1.1"
@@ -142,7 +140,7 @@ async def test_peer_client(peer: PeerClient, cluster: FakeCluster) -> None:
     ids=lambda error: error.code,
 )
 async def test_errors_come_back_as_their_class(
-    client: ApiClient, cluster: FakeCluster, error: PannierError
+    client: Operations, cluster: FakeCluster, error: PannierError
 ) -> None:
     cluster.failing["volume"] = error
     with pytest.raises(type(error)) as caught:
@@ -152,7 +150,7 @@ async def test_errors_come_back_as_their_class(
 
 
 async def test_failed_move_is_a_value_not_an_exception(
-    client: ApiClient, cluster: FakeCluster
+    client: Operations, cluster: FakeCluster
 ) -> None:
     await client.create_volume("data", {})
     cluster.in_use["data"] = ["web"]
@@ -161,17 +159,17 @@ async def test_failed_move_is_a_value_not_an_exception(
     assert lines[-1].code == "volume-in-use"
 
 
-async def test_names_cannot_escape_their_place_in_the_path(client: ApiClient) -> None:
+async def test_names_cannot_escape_their_place_in_the_path(client: Operations) -> None:
     for name in ("../status", "a/../../nodes", "a?follow=true", "a#b", "%2e%2e"):
         with pytest.raises((InvalidInput, VolumeNotFound)):
             await client.volume(name)
 
 
-async def test_events_follow_past_keepalives(client: ApiClient, cluster: FakeCluster) -> None:
+async def test_events_follow_past_keepalives(client: Operations, cluster: FakeCluster) -> None:
     events = client.events(follow=True)
     waiting = asyncio.ensure_future(anext(events))
     await asyncio.sleep(0.1)  # several keepalives of 0.02 s
-    event = EventView(at="now", kind="node.down", subject="node2", node="node1")
+    event = EventView(at="now", kind=EventKind.NODE_DOWN, subject="node2", node="node1")
     await cluster.more_events.put(event)
     assert await waiting == event
     await cluster.more_events.put(None)
@@ -186,9 +184,9 @@ async def test_socket_is_for_its_owner_only(endpoint: UnixEndpoint) -> None:
 
 
 async def test_second_server_is_refused_and_harms_nothing(
-    endpoint: UnixEndpoint, client: ApiClient, cluster: FakeCluster
+    endpoint: UnixEndpoint, client: Operations, cluster: FakeCluster
 ) -> None:
-    application = build_application(cluster, peers=cluster, identify=identify)
+    application = build_application(cluster.by, peers=cluster.by_node, identify=identify)
     with pytest.raises(Conflict, match="another daemon"):
         async with serve_unix(application, path=endpoint.path):
             pass
@@ -199,7 +197,7 @@ async def test_socket_of_a_dead_server_is_replaced(cluster: FakeCluster, tmp_pat
     path = tmp_path / "api.sock"
     dead = await asyncio.start_unix_server(lambda *_: None, path)
     dead.close()
-    application = build_application(cluster, peers=cluster, identify=identify)
+    application = build_application(cluster.by, peers=cluster.by_node, identify=identify)
     async with serve_unix(application, path=path), ApiClient(UnixEndpoint(path)) as client:
         assert (await client.status()).cluster == "test"
     assert not path.exists()
@@ -208,7 +206,7 @@ async def test_socket_of_a_dead_server_is_replaced(cluster: FakeCluster, tmp_pat
 async def test_what_is_no_socket_is_left_alone(cluster: FakeCluster, tmp_path: Path) -> None:
     path = tmp_path / "api.sock"
     path.write_text("precious")
-    application = build_application(cluster, peers=cluster, identify=identify)
+    application = build_application(cluster.by, peers=cluster.by_node, identify=identify)
     with pytest.raises(ForeignData):
         async with serve_unix(application, path=path):
             pass
@@ -290,7 +288,7 @@ async def test_read_that_gets_no_answer_changed_nothing(tmp_path: Path) -> None:
 
 async def test_time_limits(tmp_path: Path) -> None:
     path = tmp_path / "api.sock"
-    async with misbehaving(path, b"", hang=True), ApiClient(UnixEndpoint(path)) as client:
+    async with misbehaving(path, b"", hang=True), ApiConnection(UnixEndpoint(path)) as client:
         with pytest.raises(DeadlineExceeded):
             await client.ask("GET", "/v1/nodes", answer=list[str], timeout_seconds=0.05)
         with pytest.raises(OutcomeUnknown):

@@ -13,7 +13,7 @@ from pannier.api.client import ApiClient, PeerClient
 from pannier.api.connection import TlsEndpoint
 from pannier.api.listen import serve_tls
 from pannier.api.server import build_application
-from pannier.contract.operations import JoinRequest
+from pannier.contract.bodies import JoinOrder
 from pannier.core.errors import Denied, OutcomeUnknown, PeerUnavailable
 from pannier.pki.authority import Authority
 from pannier.pki.credentials import Credentials, new_request
@@ -70,7 +70,9 @@ def cluster() -> FakeCluster:
 
 @pytest.fixture
 async def port(certificates: Certificates, cluster: FakeCluster) -> AsyncIterator[int]:
-    application = build_application(cluster, peers=cluster, identify=identify_tls("test"))
+    application = build_application(
+        cluster.by, peers=cluster.by_node, identify=identify_tls("test")
+    )
     context = certificates.node("node1").server_context(client_certificate_required=False)
     async with serve_tls(application, context=context, host="127.0.0.1", port=0) as port:
         yield port
@@ -82,8 +84,8 @@ def endpoint(port: int, context: ssl.SSLContext, *, node: str | None = None) -> 
 
 async def test_user(certificates: Certificates, cluster: FakeCluster, port: int) -> None:
     context = certificates.user("anna").client_context()
-    async with ApiClient(endpoint(port, context)) as client:
-        await client.create_volume("data", {}, actor="somebody-else")
+    async with ApiClient(endpoint(port, context), actor="somebody-else") as client:
+        await client.create_volume("data", {})
     assert cluster.calls == [NotedCall("create_volume", "data", "anna")]
     async with PeerClient(endpoint(port, context)) as peer:
         with pytest.raises(Denied, match="for nodes only"):
@@ -94,8 +96,8 @@ async def test_node(certificates: Certificates, cluster: FakeCluster, port: int)
     context = certificates.node("node2").client_context()
     async with PeerClient(endpoint(port, context, node="node1")) as peer:
         await peer.peer_create("data", {}, actor="anna")
-    async with ApiClient(endpoint(port, context, node="node1")) as client:
-        await client.drain_node("node3", drained=True, actor="anna")
+    async with ApiClient(endpoint(port, context, node="node1"), actor="anna") as client:
+        await client.drain_node("node3", drained=True)
     assert NotedCall("peer_create", "data", "anna", "node2") in cluster.calls
     assert cluster.calls[-1] == NotedCall("drain_node", "node3", "anna")
 
@@ -106,7 +108,7 @@ async def test_without_a_certificate_only_joining_is_possible(
     async with ApiClient(endpoint(port, certificates.anonymous(), node="node1")) as client:
         with pytest.raises(Denied, match="needs a certificate"):
             await client.status()
-        request = JoinRequest(token="token-1", name="node4", address="::1", csr="x", version="1")
+        request = JoinOrder(token="token-1", name="node4", address="::1", csr="x", version="1")
         assert (await client.join(request)).cluster == "test"
 
 
@@ -125,7 +127,9 @@ async def test_certificate_of_another_ca_is_refused(
 
 async def test_right_issuer_wrong_cluster(certificates: Certificates, cluster: FakeCluster) -> None:
     """Two clusters may have been given one CA by mistake."""
-    application = build_application(cluster, peers=cluster, identify=identify_tls("other"))
+    application = build_application(
+        cluster.by, peers=cluster.by_node, identify=identify_tls("other")
+    )
     context = certificates.node("node1").server_context(client_certificate_required=False)
     async with serve_tls(application, context=context, host="127.0.0.1", port=0) as port:
         ours = certificates.user("anna").client_context()
@@ -146,7 +150,7 @@ async def test_certificates_can_be_refused_later(
         return caller == UserCaller("anna")
 
     identify = identify_tls("test", admit=admit)
-    application = build_application(cluster, peers=cluster, identify=identify)
+    application = build_application(cluster.by, peers=cluster.by_node, identify=identify)
     context = certificates.node("node1").server_context(client_certificate_required=False)
     async with serve_tls(application, context=context, host="127.0.0.1", port=0) as port:
         async with ApiClient(endpoint(port, certificates.user("anna").client_context())) as client:
@@ -173,7 +177,9 @@ async def test_an_address_that_looks_like_a_nodes_name_does_not_make_one(
 ) -> None:
     """Host names in certificates are what a joining machine wished for; identities are not."""
     liar = certificates.node("node9", addresses=("node1",))
-    application = build_application(cluster, peers=cluster, identify=identify_tls("test"))
+    application = build_application(
+        cluster.by, peers=cluster.by_node, identify=identify_tls("test")
+    )
     context = liar.server_context(client_certificate_required=False)
     async with serve_tls(application, context=context, host="127.0.0.1", port=0) as port:
         ours = certificates.node("node2").client_context()
@@ -185,7 +191,9 @@ async def test_an_address_that_looks_like_a_nodes_name_does_not_make_one(
 async def test_servers_of_the_cluster_that_are_no_nodes(
     certificates: Certificates, cluster: FakeCluster
 ) -> None:
-    application = build_application(cluster, peers=cluster, identify=identify_tls("test"))
+    application = build_application(
+        cluster.by, peers=cluster.by_node, identify=identify_tls("test")
+    )
     context = certificates.etcd("node1")
     async with serve_tls(application, context=context, host="127.0.0.1", port=0) as port:
         ours = certificates.node("node2").client_context()

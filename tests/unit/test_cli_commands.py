@@ -7,7 +7,7 @@ import json
 import logging
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from pannier.api.listen import serve_unix
 from pannier.api.server import build_application
 from pannier.cli.main import cli
 from pannier.contract.views import EventView, FindingView, TransferView
+from pannier.contract.words import EventKind, Level, MovePhase
 from pannier.core.errors import PoolFull, StoreUnavailable
 from pannier.testing.api import FakeCluster, NotedCall
 
@@ -66,7 +67,7 @@ def _quiet() -> Iterator[None]:
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
     cluster = FakeCluster()
     application = build_application(
-        cluster, peers=cluster, identify=identify_local, keepalive_seconds=0.05
+        cluster.by, peers=cluster.by_node, identify=identify_local, keepalive_seconds=0.05
     )
     path = tmp_path_factory.mktemp("run") / "api.sock"
     loop, started, stop = asyncio.new_event_loop(), threading.Event(), asyncio.Event()
@@ -167,16 +168,37 @@ def test_show(data: Shell) -> None:
     assert shown["holder"] == "node1 (up)"
     assert shown["in use by"] == "web, pid 17 (bash)"
     assert shown["used"] == "4K"
-    assert shown["copies on"] == "?"
+    assert shown["copies on"] == "node1"
+
+
+def test_show_has_the_same_fields_whether_the_holder_answers_or_not(data: Shell) -> None:
+    live = json.loads(data.ok("volume", "show", "data", "-o", "json"))
+    data.cluster.silent.add("node1")
+    remembered = json.loads(data.ok("volume", "show", "data", "-o", "json"))
+    data.cluster.silent.clear()
+    assert live.keys() == remembered.keys()
+    assert (live["facts"], remembered["facts"]) == ("live", "remembered")
+    assert live["in_use_by"] == []
+    assert remembered["in_use_by"] is None
+
+
+def test_show_while_the_holder_does_not_answer(data: Shell) -> None:
+    data.cluster.silent.add("node1")
+    lines = dict(line.split("  ", 1) for line in data.ok("volume", "show", "data").splitlines())
+    data.cluster.silent.clear()
+    shown = {label: text.strip() for label, text in lines.items()}
+    assert shown["in use by"] == "?"
+    assert shown["used"] == "-"
+    assert "mountpoint" not in shown
 
 
 def test_show_of_a_volume_that_moves(data: Shell) -> None:
-    volume = data.cluster.volumes_by_name["data"]
     transfer = TransferView(
-        target="node2", phase="copying", round=3, sent_bytes=2**30, started_at="10:00"
+        target="node2", phase=MovePhase.COPYING, round=3, sent_bytes=2**30, started_at="10:00"
     )
-    data.cluster.volumes_by_name["data"] = replace(volume, transfer=transfer)
+    data.cluster.transfers["data"] = transfer
     shown = data.ok("volume", "show", "data")
+    data.cluster.transfers.clear()
     assert "moving      to node2 since 10:00: copying, round 3, 1G sent" in shown
 
 
@@ -308,8 +330,8 @@ def test_status(data: Shell) -> None:
 
 def test_doctor(data: Shell) -> None:
     data.cluster.findings += [
-        FindingView(level="ok", subject="volume data", what="held by node1, idle"),
-        FindingView(level="warning", subject="clock", what="is off", remedy="set it"),
+        FindingView(level=Level.OK, subject="volume data", what="held by node1, idle"),
+        FindingView(level=Level.WARNING, subject="clock", what="is off", remedy="set it"),
     ]
     assert data.ok("doctor").splitlines()[2].split() == [
         "warning",
@@ -326,7 +348,7 @@ def test_doctor(data: Shell) -> None:
 
 
 def test_doctor_that_finds_a_problem_exits_with_10(shell: Shell) -> None:
-    shell.cluster.findings.append(FindingView(level="problem", subject="pool", what="is full"))
+    shell.cluster.findings.append(FindingView(level=Level.PROBLEM, subject="pool", what="is full"))
     assert shell.run("doctor").exit_code == 10
     result = shell.run("doctor", "-o", "json")
     assert (result.exit_code, json.loads(result.stdout)[0]["what"]) == (10, "is full")
@@ -339,7 +361,7 @@ def test_events(data: Shell) -> None:
 
 
 def test_events_follow(data: Shell) -> None:
-    event = EventView(at="now", kind="node.down", subject="node2", node="node1")
+    event = EventView(at="now", kind=EventKind.NODE_DOWN, subject="node2", node="node1")
     data.more_events(event, None)
     lines = data.json_lines("events", "-f", "-o", "json")
     assert [line["kind"] for line in lines] == ["volume.created", "node.down"]

@@ -47,7 +47,9 @@ def port(authority: Authority, cluster: FakeCluster, tmp_path: Path) -> Iterator
     ca = authority.certificate_pem
     node = Credentials.save(tmp_path / "node1", ca=ca, certificate=issued, key=request.key_pem)
     context = node.server_context(client_certificate_required=False)
-    application = build_application(cluster, peers=cluster, identify=identify_tls("test"))
+    application = build_application(
+        cluster.by, peers=cluster.by_node, identify=identify_tls("test")
+    )
     started, stop, found = threading.Event(), asyncio.Event(), []
     loop = asyncio.new_event_loop()
 

@@ -85,7 +85,7 @@ async def test_data_that_the_store_does_not_know_is_kept(world: World) -> None:
 
 
 async def drain(world: World, name: str) -> None:
-    await world.c.ask(lambda run: run.service.drain_node(name, drained=True, actor="t"))
+    await world.c.ask(lambda run: run.service.drain_node(name, drained=True))
 
 
 async def test_a_drained_node_gives_its_idle_volumes_away_and_the_used_when_they_become_idle(
@@ -253,6 +253,7 @@ async def test_events_tell_every_change_once_on_every_node(world: World) -> None
         "volume.restored",
         "node.down",
     ]
+    assert all(event.kind.known for event in heard)
     listening.cancel()
 
 

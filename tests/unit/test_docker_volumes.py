@@ -227,7 +227,7 @@ async def test_a_drained_node_keeps_what_its_docker_waits_for(tmp_path: Path) ->
     """Else the volume would be given away between its arrival and its mount, again and again."""
     async with World(tmp_path, with_upkeep=True) as world:
         await world.create(world.a, "vol")
-        await world.a.ask(lambda run: run.service.drain_node("b", drained=True, actor="t"))
+        await world.a.ask(lambda run: run.service.drain_node("b", drained=True))
         world.delay = lambda: 0.5
         await world.mount(world.b, "vol")
         assert world.record("vol").grant.node == "b"

@@ -11,7 +11,8 @@ import pytest
 
 from pannier.cluster.catalog import Catalog
 from pannier.cluster.registry import Registry
-from pannier.contract.operations import JoinReply, JoinRequest
+from pannier.contract.bodies import JoinOrder
+from pannier.contract.views import JoinReply
 from pannier.core.errors import AlreadyExists, Conflict, Denied, InvalidInput, NodeNotFound
 from pannier.core.volume import Grant, Volume, VolumeSpec
 from pannier.host.clock import machine_clock
@@ -46,9 +47,9 @@ async def token(membership: Membership, *, uses: int = 1, ttl_seconds: float = 6
     return (await membership.create_token(ttl_seconds=ttl_seconds, uses=uses)).token
 
 
-def request(token: str, name: str = "n2") -> JoinRequest:
+def request(token: str, name: str = "n2") -> JoinOrder:
     csr = new_request(name).csr_pem
-    return JoinRequest(token=token, name=name, address="10.0.0.2", csr=csr, version="1")
+    return JoinOrder(token=token, name=name, address="10.0.0.2", csr=csr, version="1")
 
 
 async def test_a_machine_with_a_token_becomes_a_node_with_its_own_certificate(

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from pannier.contract.operations import DockerVolume
+from pannier.contract.docker_volumes import DockerVolume
 from pannier.core.errors import InvalidInput, StoreUnavailable, VolumeInUse, VolumeNotFound
 from pannier.host.activation import unix_listener
 from pannier.plugin.endpoints import ENDPOINTS

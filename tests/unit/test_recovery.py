@@ -342,7 +342,7 @@ async def test_a_node_is_not_given_up_before_its_volumes_are_recovered(
     volume = await lost_holder(world)
 
     async def give_up() -> None:
-        await world.b.ask(lambda run: run.service.remove_node("a", lost=True, actor=ACTOR))
+        await world.b.ask(lambda run: run.service.remove_node("a", lost=True))
 
     with pytest.raises(Conflict, match="recover it first"):
         await give_up()

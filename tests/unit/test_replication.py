@@ -450,7 +450,7 @@ async def test_a_replica_is_replaced_when_its_node_left_the_cluster(world: Copie
     gone = volume.replicas[0]
     other = "c" if gone == "b" else "b"
     await world.down(world.machines[gone])
-    await world.a.ask(lambda run: run.service.remove_node(gone, lost=True, actor="tester"))
+    await world.a.ask(lambda run: run.service.remove_node(gone, lost=True))
     await world.until(lambda: world.current(world.machines[other], volume))
     assert world.now_record().replicas == (other,)
 
@@ -513,7 +513,7 @@ async def test_the_number_of_copies_is_restored_when_nodes_come_back(world: Copi
     other = world.c if gone == "b" else world.b
     await world.down(world.machines[gone])
     await world.down(other)
-    await world.a.ask(lambda run: run.service.remove_node(gone, lost=True, actor="tester"))
+    await world.a.ask(lambda run: run.service.remove_node(gone, lost=True))
     await asyncio.sleep(60)
     await other.start()
     await world.until(lambda: world.now_record().replicas == (other.name,))

@@ -14,11 +14,12 @@ from swarm_world import SwarmWorld, event_loop_policy, volume
 
 from pannier.contract.views import (
     HookView,
+    LiveVolumeView,
     MoveProgress,
     NodeView,
     ServiceMoveProgress,
-    VolumeView,
 )
+from pannier.contract.words import HolderState, MovePhase, NodeState
 from pannier.core.errors import (
     Conflict,
     EngineUnavailable,
@@ -208,31 +209,33 @@ class ServiceWorld:
 
     async def node(self, name: str) -> NodeView:
         return NodeView(
-            name=name, address="", state="up", drivers=["btrfs"], version="", volumes=0,
+            name=name, address="", state=NodeState.UP, drivers=["btrfs"], version="", volumes=0,
             joined_at="", pool_free_bytes=self.free_bytes,
         )  # fmt: skip
 
-    async def volume(self, name: str) -> VolumeView:
-        return VolumeView(
-            name=name, id=name, holder="a", holder_state="up", epoch=1, driver="btrfs", options={},
-            created_at="", used_bytes=6000, in_use_by=self.in_use_by,
+    async def volume(self, name: str) -> LiveVolumeView:
+        return LiveVolumeView(
+            name=name, id=name, holder="a", holder_state=HolderState.UP, epoch=1, driver="btrfs",
+            options={}, created_at="", generation="1.1", generations=["1.1"], used_bytes=6000,
+            in_use_by=self.in_use_by, copies=[], copies_on=["a"], mountpoint="", transfer=None,
+            sync_calls=0, sync_waiting_seconds=0.0,
         )  # fmt: skip
 
     async def move_volume(
         self, name: str, node: str, *, wait_seconds: float, actor: str
     ) -> AsyncIterator[MoveProgress]:
-        step = MoveProgress(phase="copying", volume=name, source="a", target=node)
+        step = MoveProgress(phase=MovePhase.COPYING, volume=name, source="a", target=node)
         ended = False
         try:
             yield step
             await asyncio.sleep(self.copy_seconds)
-            yield replace(step, phase="waiting")
+            yield replace(step, phase=MovePhase.WAITING)
             here = self.running()
             while here is not None and here.node == "id-a":
                 await asyncio.sleep(0.5)
                 here = self.running()
             ended = True
-            yield replace(step, phase="done")
+            yield replace(step, phase=MovePhase.DONE)
         finally:
             if not ended:
                 self.said.append(f"{name} is not wanted any more")
@@ -242,12 +245,12 @@ class ServiceWorld:
 
         class Peer:
             async def peer_hook(
-                self, service: str, *, moment: Moment
+                self, service: str, *, hook: Moment
             ) -> AsyncGenerator[HookView, None]:
                 hooks = world.hooks[node.name]
                 views = (
                     hooks.before(service, peer="a")
-                    if moment is Moment.BEFORE
+                    if hook is Moment.BEFORE
                     else hooks.after(service)
                 )
                 async for view in views:

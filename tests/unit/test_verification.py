@@ -201,8 +201,8 @@ async def test_times_that_cannot_be_noted_or_read_end_nothing(
 async def test_only_the_holder_at_that_epoch_listens(world: CopiesWorld) -> None:
     await world.synced_volume(world.a)
     with pytest.raises(Stale):
-        await world.a.ask(lambda run: run.peer_service.peer_lost_copy("vol", epoch=9, peer="b"))
+        await world.a.ask(lambda run: run.peer_service.by("b").peer_lost_copy("vol", epoch=9))
     with pytest.raises(NotHolder):
-        await world.b.ask(lambda run: run.peer_service.peer_lost_copy("vol", epoch=1, peer="c"))
-    await world.a.ask(lambda run: run.peer_service.peer_lost_copy("vol", epoch=1, peer="c"))
+        await world.b.ask(lambda run: run.peer_service.by("c").peer_lost_copy("vol", epoch=1))
+    await world.a.ask(lambda run: run.peer_service.by("c").peer_lost_copy("vol", epoch=1))
     assert world.now_record().in_sync == ("b",)

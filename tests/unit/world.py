@@ -413,7 +413,7 @@ class World:
         """``pannier volume move``, typed on ``machine``."""
 
         async def all_steps(run: Run) -> list[MoveProgress]:
-            steps = run.service.move_volume(name, node, wait_seconds=wait_seconds, actor=ACTOR)
+            steps = run.service.move_volume(name, node, wait_seconds=wait_seconds)
             return [step async for step in steps]
 
         return await machine.ask(all_steps)

@@ -18,6 +18,7 @@ import msgspec
 from pannier.api.caller import ACTOR_HEADER
 from pannier.api.ndjson import KEEPALIVE_SECONDS, LineReader
 from pannier.api.tls import ANY_NODE, WrongServer, check_nodes
+from pannier.contract.operation import API_HEADER, API_VERSION
 from pannier.contract.views import ErrorView
 from pannier.core.errors import (
     DeadlineExceeded,
@@ -84,13 +85,14 @@ class _Lost(Exception):
     """
 
 
-class Connection:
+class ApiConnection:
     """An HTTP session with one daemon. Use it as an async context manager."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
         self._session: aiohttp.ClientSession | None = None
         self._server_name: str | None = None
+        self._their_version = str(API_VERSION)
         match endpoint:
             case UnixEndpoint():
                 self._base = "http://pannierd"
@@ -188,7 +190,10 @@ class Connection:
         actor: str | None,
         timeout: aiohttp.ClientTimeout,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        headers = {"Accept": "application/json, application/x-ndjson"}
+        headers = {
+            "Accept": "application/json, application/x-ndjson",
+            API_HEADER: str(API_VERSION),
+        }
         if actor is not None:
             headers[ACTOR_HEADER] = actor
         if body is not None:
@@ -203,6 +208,7 @@ class Connection:
                 server_hostname=self._server_name,
                 allow_redirects=False,
             ) as response:
+                self._their_version = response.headers.get(API_HEADER, "1")
                 if response.status >= 300:
                     content = await response.read()
                     status = ValueError(f"HTTP status {response.status}")
@@ -280,8 +286,13 @@ class Connection:
     def _nonsense(self, reading: bool, error: Exception) -> PannierError:
         if not reading:
             return self._unknown(error)
+        told = ""
+        if self._their_version != str(API_VERSION):
+            told = (
+                f" (it speaks version {self._their_version[:20]} of the API, this is {API_VERSION})"
+            )
         return PeerUnavailable(
-            f"{self.endpoint} does not answer as a pannierd does: {error}",
+            f"{self.endpoint} does not answer as a pannierd does: {error}{told}",
             remedy="check the address, and that all nodes run the same version",
         )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from functools import cache
 from typing import Any
 
@@ -11,8 +10,15 @@ import msgspec
 import pannier
 from pannier.api import ndjson
 from pannier.api.caller import ACTOR_HEADER
-from pannier.api.routes import ROUTES, Access, Route
+from pannier.api.routes import DOCUMENT, ROUTES
 from pannier.contract import bodies
+from pannier.contract.operation import (
+    API_HEADER,
+    PATH_PARAMETERS,
+    VERSION_PATTERN,
+    Access,
+    Operation,
+)
 from pannier.contract.views import ErrorView
 from pannier.core import errors
 from pannier.core.errors import PannierError
@@ -25,12 +31,6 @@ _WORDS = {
     Access.JOIN: "For anybody, without a certificate.",
     Access.CLUSTER: "For users, nodes, and root on the local socket.",
     Access.PEER: "For nodes only; the asking node is the one that its certificate names.",
-}
-_PARAMETERS = {
-    "volume": ("a volume's name", bodies.VOLUME_PATTERN),
-    "name_or_id": ("name or id of a removed volume", bodies.VOLUME_PATTERN),
-    "service": ("a Swarm service's name", bodies.SERVICE_PATTERN),
-    "node": ("a node's name", bodies.NODE_PATTERN),
 }
 
 
@@ -62,12 +62,12 @@ def document() -> dict[str, Any]:
     }
 
 
-def _bare(route: Route) -> bool:
+def _bare(route: Operation) -> bool:
     """Whether the answer is free-form, which needs no component."""
-    return route.name == "openapi"
+    return route is DOCUMENT
 
 
-def _operation(route: Route) -> dict[str, Any]:
+def _operation(route: Operation) -> dict[str, Any]:
     operation: dict[str, Any] = {
         "operationId": route.name,
         "summary": route.summary,
@@ -90,13 +90,18 @@ def _schema(kind: Any) -> dict[str, Any]:
     return schema
 
 
-def _parameters(route: Route) -> list[dict[str, Any]]:
+def _parameters(route: Operation) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
-    for name in re.findall(r"\{(\w+)\}", route.path):
-        meaning, pattern = _PARAMETERS[name]
-        schema = {"type": "string", "pattern": pattern}
+    for name in route.in_path:
+        parameter = PATH_PARAMETERS[name]
         found.append(
-            {"name": name, "in": "path", "required": True, "description": meaning, "schema": schema}
+            {
+                "name": name,
+                "in": "path",
+                "required": True,
+                "description": parameter.meaning,
+                "schema": {"type": "string", "pattern": parameter.pattern},
+            }
         )
     for name in route.flags:
         schema_of_flag = {"type": "boolean", "default": False}
@@ -110,10 +115,19 @@ def _parameters(route: Route) -> list[dict[str, Any]]:
                 "schema": {"type": "string", "pattern": f"^{bodies.ACTOR_PATTERN}$"},
             }
         )
+    if route.access is Access.PEER:
+        found.append(
+            {
+                "name": API_HEADER,
+                "in": "header",
+                "description": "The version of the API that the asking node speaks; 1 without it.",
+                "schema": {"type": "string", "pattern": f"^{VERSION_PATTERN}$"},
+            }
+        )
     return found
 
 
-def _responses(route: Route) -> dict[str, Any]:
+def _responses(route: Operation) -> dict[str, Any]:
     responses: dict[str, Any] = {str(route.status): _success(route)}
     meanings: dict[int, list[str]] = {}
     for kind in _errors_of(route):
@@ -125,14 +139,14 @@ def _responses(route: Route) -> dict[str, Any]:
     return responses
 
 
-def _errors_of(route: Route) -> tuple[type[PannierError], ...]:
+def _errors_of(route: Operation) -> tuple[type[PannierError], ...]:
     common: tuple[type[PannierError], ...] = (errors.InvalidInput, errors.Denied, PannierError)
-    if route.name != "openapi":
+    if route is not DOCUMENT:
         common = (*common, *_ANYWHERE, errors.DeadlineExceeded)
     return (*common, *route.raises)
 
 
-def _success(route: Route) -> dict[str, Any]:
+def _success(route: Operation) -> dict[str, Any]:
     if route.answer is None:
         return {"description": "Done."}
     if route.stream:

@@ -2,51 +2,61 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, cast
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 import msgspec
 import structlog
 from aiohttp import web
 
-from pannier.api.caller import ACTOR_HEADER, Identify, actor_of, describe_caller
-from pannier.api.handlers import Call, Handler, handlers_for
+from pannier.api.caller import (
+    ACTOR_HEADER,
+    Caller,
+    Identify,
+    NodeCaller,
+    actor_of,
+    describe_caller,
+)
 from pannier.api.ndjson import KEEPALIVE_SECONDS, Streams
-from pannier.api.routes import ALLOWED, ROUTES, Access, Route
+from pannier.api.routes import ALLOWED, DOCUMENT, ROUTES
 from pannier.contract import bodies
-from pannier.contract.operations import Operations, PeerOperations
+from pannier.contract.operation import (
+    API_HEADER,
+    API_VERSION,
+    PATH_PARAMETERS,
+    VERSION_PATTERN,
+    Access,
+    Operation,
+)
+from pannier.contract.operations import OperationsBy
+from pannier.contract.peers import PeerBy
 from pannier.contract.views import ErrorView
 from pannier.core.errors import Denied, InvalidInput, NotFound, PannierError
-from pannier.core.node import check_node_name
-from pannier.core.swarm import check_service_name
-from pannier.core.volume import check_name
 
 BODY_LIMIT_BYTES = 64 * 1024
 """Far more than any request needs; a larger body is refused with 413."""
 
 _log = structlog.get_logger("pannier.api")
 _NOTES = web.RequestKey("notes", dict[str, str])
-_CHECKS: dict[str, Callable[[str], str]] = {
-    "volume": check_name,
-    "name_or_id": check_name,
-    "node": check_node_name,
-    "service": check_service_name,
-}
 _Handle = Callable[[web.Request], Awaitable[web.StreamResponse]]
+_Target = Callable[[Operation, Caller, str], object]
 
 
 def build_application(
-    operations: Operations,
+    operations: OperationsBy,
     *,
-    peers: PeerOperations,
+    peers: PeerBy,
     identify: Identify,
     keepalive_seconds: float = KEEPALIVE_SECONDS,
 ) -> web.Application:
     """The application for one socket; sockets with different ways to know callers need one each.
 
     Args:
+        operations: what an actor may ask for.
+        peers: what the node of that name may ask for.
         identify: who the caller is; may raise Denied.
         keepalive_seconds: a stream that has nothing to say sends a blank line this often.
     """
@@ -57,91 +67,124 @@ def build_application(
         streams.stop()
 
     application.on_shutdown.append(stop_streams)
-    handlers = handlers_for(operations, peers=peers)
-    for route in ROUTES:
-        handle = _handle(route, handlers[route.name], identify, streams)
-        application.router.add_route(route.method, route.path, handle)
+    application.on_response_prepare.append(_tell_version)
+
+    def target(operation: Operation, caller: Caller, actor: str) -> object:
+        if operation is DOCUMENT:
+            return _Document()
+        if operation.access is Access.PEER:
+            return peers(_node_name(caller))
+        return operations(actor)
+
+    for operation in ROUTES:
+        handle = _handle(operation, target, identify, streams)
+        application.router.add_route(operation.method, operation.path, handle)
     return application
 
 
-def _handle(route: Route, handler: Handler, identify: Identify, streams: Streams) -> _Handle:
+class _Document:
+    async def openapi(self) -> dict[str, Any]:
+        from pannier.api.openapi import document
+
+        return document()
+
+
+def _node_name(caller: Caller) -> str:
+    """The asking node: always the name in its certificate."""
+    if isinstance(caller, NodeCaller):
+        return caller.name
+    raise Denied("this route is for nodes only")
+
+
+async def _tell_version(request: web.Request, response: web.StreamResponse) -> None:
+    response.headers[API_HEADER] = str(API_VERSION)
+
+
+def _handle(operation: Operation, target: _Target, identify: Identify, streams: Streams) -> _Handle:
     async def handle(request: web.Request) -> web.StreamResponse:
-        call = await _read_call(request, route, identify)
-        if route.stream:
-            return await streams.send(request, cast("AsyncIterator[Any]", handler(call)))
-        answer = await cast("Awaitable[Any]", handler(call))
-        if route.answer is None:
-            return web.Response(status=route.status)
-        return _json(answer, status=route.status)
+        caller, actor = _admit(request, operation, identify)
+        path = {
+            name: PATH_PARAMETERS[name].check(text) for name, text in request.match_info.items()
+        }
+        request[_NOTES].update(path)
+        flags = _read_flags(request, operation)
+        body = await _read_body(request, operation)
+        called = operation.call(target(operation, caller, actor), path=path, flags=flags, body=body)
+        if operation.stream:
+            return await streams.send(request, called)
+        answer = await called
+        if operation.answer is None:
+            return web.Response(status=operation.status)
+        return _json(answer, status=operation.status)
 
     return handle
 
 
-async def _read_call(request: web.Request, route: Route, identify: Identify) -> Call:
+def _admit(request: web.Request, operation: Operation, identify: Identify) -> tuple[Caller, str]:
+    """The caller, and who is to be recorded as having asked.
+
+    Raises:
+        Denied: the caller may not use this operation.
+        InvalidInput: a header cannot be what it should.
+    """
     notes = request[_NOTES]
-    notes["operation"] = route.name
+    notes["operation"] = operation.name
     caller = identify(request)
     notes["caller"] = describe_caller(caller)
-    if type(caller) not in ALLOWED[route.access]:
-        raise _denial(route, describe_caller(caller))
+    if type(caller) not in ALLOWED[operation.access]:
+        raise _denial(operation, describe_caller(caller))
     actor = actor_of(caller, request.headers.get(ACTOR_HEADER))
     if actor != notes["caller"]:
         notes["actor"] = actor
-    path = {name: _CHECKS[name](text) for name, text in request.match_info.items()}
-    notes.update(path)
-    return Call(
-        caller=caller,
-        actor=actor,
-        path=path,
-        flags=_read_flags(request, route),
-        body=await _read_body(request, route),
-    )
+    version = request.headers.get(API_HEADER, str(API_VERSION))
+    if not re.fullmatch(VERSION_PATTERN, version):
+        raise InvalidInput(
+            f"the header {API_HEADER} cannot be a version", remedy=f"this node's is {API_VERSION}"
+        )
+    if version != str(API_VERSION):
+        notes["api"] = version
+    return caller, actor
 
 
-def _denial(route: Route, caller: str) -> Denied:
-    if route.access is Access.PEER:
+def _denial(operation: Operation, caller: str) -> Denied:
+    if operation.access is Access.PEER:
         return Denied(
-            f"{route.method} {route.path} is for nodes only, not for {caller}",
+            f"{operation.method} {operation.path} is for nodes only, not for {caller}",
             remedy="use the routes outside /v1/peer",
         )
     return Denied(
-        f"{route.method} {route.path} needs a certificate of this cluster",
+        f"{operation.method} {operation.path} needs a certificate of this cluster",
         remedy="show a user's or node's certificate, or use the local socket as root",
     )
 
 
-def _read_flags(request: web.Request, route: Route) -> dict[str, bool]:
+def _read_flags(request: web.Request, operation: Operation) -> dict[str, bool]:
     values = {"true": True, "false": False}
     for name, text in request.query.items():
-        if name not in route.flags:
-            known = ", ".join(route.flags)
+        if name not in operation.flags:
+            known = ", ".join(operation.flags)
             raise InvalidInput(
-                f"{route.method} {route.path} has no parameter {name[:40]!r}",
+                f"{operation.method} {operation.path} has no parameter {name[:40]!r}",
                 remedy=f"its parameters are: {known}" if known else "it takes none",
             )
         if text not in values or len(request.query.getall(name)) > 1:
             raise InvalidInput(f"{name}={text[:40]} is not allowed", remedy="use true or false")
-    return {name: values[request.query.get(name, "false")] for name in route.flags}
+    return {name: values[request.query.get(name, "false")] for name in operation.flags}
 
 
-async def _read_body(request: web.Request, route: Route) -> bodies.Body | None:
-    if route.body is None:
+async def _read_body(request: web.Request, operation: Operation) -> bodies.Body | None:
+    if operation.body is None:
         return None
     # The content type is not looked at: what matters is whether the bytes are the JSON we need.
     content = await request.read()
     try:
-        body = msgspec.json.decode(content, type=route.body)
+        body = msgspec.json.decode(content, type=operation.body)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise InvalidInput(
-            f"the body of {route.method} {route.path} cannot be accepted: {error}",
+            f"the body of {operation.method} {operation.path} cannot be accepted: {error}",
             remedy="send JSON as GET /v1/openapi.json describes it",
         ) from error
-    if isinstance(body, bodies.VolumeOrder | bodies.PeerVolumeOrder):
-        check_name(body.name)
-    if isinstance(body, bodies.JoinOrder):
-        check_node_name(body.name)
-    if isinstance(body, bodies.MoveOrder | bodies.PeerMoveOrder | bodies.ServiceMoveOrder):
-        check_node_name(body.node)
+    body.check()
     return body
 
 

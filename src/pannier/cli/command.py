@@ -38,7 +38,7 @@ class Command(click.Command):
                 formatter.write(f"{'':>{formatter.current_indent}}{example}\n")
 
 
-class Group(click.Group):
+class CommandGroup(click.Group):
     """A group of commands."""
 
     command_class = Command
@@ -71,7 +71,7 @@ class Lazy(click.Command):
         return command.make_context(info_name, args, parent, **extra)
 
 
-class Root(Group):
+class Root(CommandGroup):
     """The outermost group: no error leaves it other than as a sentence and an exit status."""
 
     def invoke(self, ctx: click.Context) -> Any:

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from pannier.cli import output
 from pannier.contract.views import MoveProgress
+from pannier.contract.words import MovePhase
 from pannier.core.errors import PannierError, from_code
 
 
@@ -24,9 +25,9 @@ async def follow_move(stream: AsyncIterator[MoveProgress], *, json: bool) -> Non
                 output.print_json_line(progress)
             else:
                 line.show(describe(progress), key=(progress.phase, tuple(progress.in_use_by)))
-            if progress.phase == "failed":
+            if progress.phase is MovePhase.FAILED:
                 raise _failure(progress)
-            if progress.phase == "done" and not json:
+            if progress.phase is MovePhase.DONE and not json:
                 line.clear()
                 output.print_line(describe(progress))
 
@@ -36,14 +37,14 @@ def describe(progress: MoveProgress) -> str:
     sent = f"round {progress.round}, {output.show_size(progress.sent_bytes)} sent"
     route = f"{progress.source} → {progress.target}"
     match progress.phase:
-        case "copying":
+        case MovePhase.COPYING:
             return f"copying {progress.volume}: {route}, {sent}"
-        case "waiting":
+        case MovePhase.WAITING:
             users = output.show_names(progress.in_use_by)
             return f"waiting for {users} on {progress.source} to stop; {sent}"
-        case "switching":
+        case MovePhase.SWITCHING:
             return f"switching {progress.volume}: {route}, {sent}"
-        case "done":
+        case MovePhase.DONE:
             facts = [f"moved: {route}"]
             if progress.pause_seconds is not None:
                 facts.append(f"pause {progress.pause_seconds:.2f} s")
@@ -85,7 +86,7 @@ class Line:
         """Show ``text``; without a terminal only if ``key`` has changed and it is not the end."""
         if self._live:
             self._show_live(output.printable(text))
-        elif key != self._key and key[0] not in ("done", "failed"):  # type: ignore[index]
+        elif key != self._key and key[0] not in (MovePhase.DONE, MovePhase.FAILED):  # type: ignore[index]
             output.print_hint(text)
         self._key = key
 

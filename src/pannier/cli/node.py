@@ -5,12 +5,12 @@ from __future__ import annotations
 import click
 
 from pannier.cli import output
-from pannier.cli.command import Group, output_options
+from pannier.cli.command import CommandGroup, output_options
 from pannier.cli.session import Session, pass_session
 from pannier.contract.views import NodeView
 
 
-@click.group(cls=Group)
+@click.group(cls=CommandGroup)
 def node() -> None:
     """The machines of the cluster."""
 

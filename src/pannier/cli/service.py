@@ -9,14 +9,15 @@ from collections.abc import AsyncIterator
 import click
 
 from pannier.cli import output
-from pannier.cli.command import Group, output_options
+from pannier.cli.command import CommandGroup, output_options
 from pannier.cli.move import Line, describe
 from pannier.cli.parameters import read_duration
 from pannier.cli.session import Session, pass_session
 from pannier.contract.views import ServiceMoveProgress, ServiceView
+from pannier.contract.words import ServicePhase
 
 
-@click.group(cls=Group)
+@click.group(cls=CommandGroup)
 def service() -> None:
     """Swarm services with their volumes."""
 
@@ -93,7 +94,7 @@ async def _follow(stream: AsyncIterator[ServiceMoveProgress], *, json: bool) -> 
                 line.clear()
                 output.print_line(f"{step.seconds:7.1f} s  {step.what}")
             shown = len(progress.steps)
-            if progress.phase == "done":
+            if progress.phase is ServicePhase.DONE:
                 line.clear()
                 output.print_line(_summary(progress))
             else:
@@ -101,7 +102,7 @@ async def _follow(stream: AsyncIterator[ServiceMoveProgress], *, json: bool) -> 
 
 
 def _state(progress: ServiceMoveProgress) -> str:
-    if progress.phase == "copying" and progress.volumes:
+    if progress.phase is ServicePhase.COPYING and progress.volumes:
         return "; ".join(describe(volume) for volume in progress.volumes)
     return f"{progress.phase}: {progress.service} → {progress.target}"
 

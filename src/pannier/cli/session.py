@@ -18,8 +18,8 @@ from pannier.core.node import API_PORT
 
 if TYPE_CHECKING:
     # The HTTP client takes longer to load than all the rest; `pannier --help` does without it.
-    from pannier.api.client import ApiClient
     from pannier.api.connection import Endpoint
+    from pannier.contract.operations import Operations
 
 DEFAULT_SOCKET = "/run/pannier/api.sock"
 Value = TypeVar("Value")
@@ -47,14 +47,14 @@ class Session:
         return self.format == "json"
 
     @asynccontextmanager
-    async def client(self) -> AsyncGenerator[ApiClient, None]:
+    async def client(self) -> AsyncGenerator[Operations, None]:
         """A client of the daemon that was chosen."""
         from pannier.api.client import ApiClient
 
         async with ApiClient(self._endpoint()) as client:
             yield client
 
-    def ask(self, question: Callable[[ApiClient], Awaitable[Value]]) -> Value:
+    def ask(self, question: Callable[[Operations], Awaitable[Value]]) -> Value:
         """Run ``question`` with a client and return its answer."""
 
         async def run() -> Value:

@@ -7,7 +7,7 @@ from typing import Any, Protocol, cast
 
 import click
 
-from pannier.cli.command import Command, Decorated, Group, output_options
+from pannier.cli.command import Command, CommandGroup, Decorated, output_options
 from pannier.cli.session import Session, pass_session
 from pannier.core.errors import InvalidInput
 
@@ -157,7 +157,7 @@ def join(session: Session, /, member: str, token: str, **machine: Any) -> None:
     session.hint("its daemon runs; see: pannier status")
 
 
-@click.group(cls=Group)
+@click.group(cls=CommandGroup)
 def runtime() -> None:
     """The container runtime that holds sync calls until every copy has what was written."""
 
@@ -186,7 +186,7 @@ def unregister(session: Session) -> None:
     session.show({"done": "unregister", "changed": changed}, line=line)
 
 
-@click.group(cls=Group)
+@click.group(cls=CommandGroup)
 def ca() -> None:
     """Certificates beyond those that 'init' and 'join' make."""
 

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 import click
 
 from pannier.cli import output
-from pannier.cli.command import Command, Group, output_options
+from pannier.cli.command import Command, CommandGroup, output_options
 from pannier.cli.move import Line
 from pannier.cli.parameters import read_duration, read_pairs
 from pannier.cli.session import Session, pass_session
 from pannier.contract.views import NodeView
+from pannier.contract.words import NodeState
 from pannier.core.errors import StorageError
 from pannier.stacks import checks, passwords, shipped, survey
 from pannier.stacks.compose import Compose, read
@@ -25,7 +26,7 @@ from pannier.stacks.passwords import Kept
 from pannier.stacks.progress import Progress
 
 if TYPE_CHECKING:
-    from pannier.api.client import ApiClient
+    from pannier.contract.operations import Operations
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +49,7 @@ class SecretView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServiceView:
+class StackServiceView:
     """A service of the stack and how many of its tasks run."""
 
     name: str
@@ -61,13 +62,13 @@ class DeployedView:
     """``pannier stack deploy``. ``services`` are as of the end of the wait."""
 
     stack: str
-    services: list[ServiceView]
+    services: list[StackServiceView]
     address: str
     secrets: list[SecretView]
     next: list[str]
 
 
-@click.group(cls=Group)
+@click.group(cls=CommandGroup)
 def stack() -> None:
     """Ready stacks for Docker Swarm: Jenkins, a registry, Postgres."""
 
@@ -203,7 +204,7 @@ def deploy_stack(
     view = DeployedView(
         stack=wanted,
         services=[
-            ServiceView(name=each.name, running=each.running, wanted=each.wanted)
+            StackServiceView(name=each.name, running=each.running, wanted=each.wanted)
             for each in services
         ],
         address=checks.open_at(compose, places),
@@ -220,10 +221,10 @@ def _pannier_nodes(session: Session) -> list[NodeView]:
     """Pannier's nodes with what each can do, as far as they answer."""
     import asyncio
 
-    async def ask(client: ApiClient) -> list[NodeView]:
+    async def ask(client: Operations) -> list[NodeView]:
         known = await client.nodes()
         return await asyncio.gather(
-            *(client.node(each.name) for each in known if each.state != "down")
+            *(client.node(each.name) for each in known if each.state is not NodeState.DOWN)
         )
 
     return session.ask(ask)

@@ -11,6 +11,7 @@ from pannier.cli.command import Command, output_options
 from pannier.cli.node import nodes_table
 from pannier.cli.session import Session, pass_session
 from pannier.contract.views import EventView, FindingView, StatusView
+from pannier.contract.words import Level
 
 UNHEALTHY = 10
 """Exit status of a doctor that has found a problem: none of the errors' own."""
@@ -60,12 +61,12 @@ def doctor(context: click.Context, session: Session, volume: str | None) -> None
             if volume is None:
                 return await client.doctor()
             found = await client.explain_volume(volume)
-            others = [f for f in await client.doctor() if f.level != "ok"]
+            others = [f for f in await client.doctor() if f.level is not Level.OK]
             return found + [f for f in others if volume in f.subject.split() and f not in found]
 
     findings = asyncio.run(examine())
     session.show(findings, table=_findings_table(findings))
-    if any(each.level == "problem" for each in findings):
+    if any(each.level is Level.PROBLEM for each in findings):
         context.exit(UNHEALTHY)
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import click
 
-from pannier.cli.command import Group, output_options
+from pannier.cli.command import CommandGroup, output_options
 from pannier.cli.parameters import read_duration
 from pannier.cli.session import Session, pass_session
 
 
-@click.group(cls=Group)
+@click.group(cls=CommandGroup)
 def token() -> None:
     """Tokens with which machines join the cluster."""
 

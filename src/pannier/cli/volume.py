@@ -7,15 +7,24 @@ import asyncio
 import click
 
 from pannier.cli import output
-from pannier.cli.command import Group, output_options
+from pannier.cli.command import CommandGroup, output_options
 from pannier.cli.move import follow_move
 from pannier.cli.parameters import read_duration, read_pairs
 from pannier.cli.session import Session, pass_session
 from pannier.cli.status import UNHEALTHY
-from pannier.contract.views import CheckView, CopyView, EventView, TrashView, VolumeView
+from pannier.contract.views import (
+    CheckView,
+    CopyView,
+    EventView,
+    LiveVolumeView,
+    RememberedVolumeView,
+    TrashView,
+    VolumeView,
+)
+from pannier.contract.words import CheckState
 
 
-@click.group(cls=Group)
+@click.group(cls=CommandGroup)
 def volume() -> None:
     """Volumes."""
 
@@ -140,7 +149,7 @@ def verify_volume(context: click.Context, session: Session, name: str) -> None:
     with output.waiting(f"reading every copy of {name}"):
         found = session.ask(lambda client: client.verify_volume(name))
     session.show(found, table=_checks_table(found))
-    if any(check.state in ("damaged", "unknown") for check in found):
+    if any(check.state in (CheckState.DAMAGED, CheckState.UNKNOWN) for check in found):
         context.exit(UNHEALTHY)
 
 
@@ -211,7 +220,7 @@ def _options(found: VolumeView) -> str:
     return " ".join(f"{key}={text}" for key, text in found.options.items() if key != "driver")
 
 
-def _details(found: VolumeView) -> list[tuple[str, str]]:
+def _details(found: LiveVolumeView | RememberedVolumeView) -> list[tuple[str, str]]:
     details = [
         ("name", found.name),
         ("id", found.id),

@@ -1,10 +1,14 @@
-"""What requests carry: read strictly, so that a misspelt field is an error and not a default."""
+"""What requests carry. People's are read strictly, so that a misspelt field is an error and not a default."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from msgspec import Meta, Struct
+
+from pannier.core.hooks import Moment
+from pannier.core.node import check_node_name
+from pannier.core.volume import check_name
 
 ACTOR_PATTERN = "[!-~]([ -~]{0,126}[!-~])?"
 """Printable ASCII, up to 128 characters; the names in certificates are fewer."""
@@ -19,25 +23,40 @@ Actor = Annotated[str, Meta(pattern=f"^{ACTOR_PATTERN}$")]
 WaitSeconds = Annotated[float, Meta(ge=0, le=DAY_SECONDS)]
 
 
-class Body(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Body(Struct, frozen=True, kw_only=True):
     """Base of all bodies."""
 
+    def check(self) -> None:
+        """What the types do not say.
 
-class NodeChange(Body, frozen=True, kw_only=True):
+        Raises:
+            InvalidInput: a name cannot be one.
+        """
+
+
+class PeopleBody(Body, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What people and their tools send: a field that is not known is an error."""
+
+
+class MachineBody(Body, frozen=True, kw_only=True):
+    """What nodes send: a newer one may say more than this one knows, which is ignored."""
+
+
+class NodeChange(PeopleBody, frozen=True, kw_only=True):
     """``drained``: true takes the node out of placement, false puts it back."""
 
     drained: bool
 
 
-class TokenOrder(Body, frozen=True, kw_only=True):
+class TokenOrder(PeopleBody, frozen=True, kw_only=True):
     """``ttl_seconds``: how long the token is good; ``uses``: for how many joins."""
 
     ttl_seconds: Annotated[float, Meta(gt=0, le=365 * DAY_SECONDS)] = 3600.0
     uses: Annotated[int, Meta(ge=1, le=1000)] = 1
 
 
-class JoinOrder(Body, frozen=True, kw_only=True):
-    """See :class:`~pannier.contract.operations.JoinRequest`."""
+class JoinOrder(MachineBody, frozen=True, kw_only=True):
+    """A machine asks to become a node. ``csr`` is PEM."""
 
     token: Annotated[str, Meta(min_length=1, max_length=1024)]
     name: NodeName
@@ -45,28 +64,40 @@ class JoinOrder(Body, frozen=True, kw_only=True):
     csr: Annotated[str, Meta(min_length=1, max_length=16_384)]
     version: Annotated[str, Meta(max_length=64)]
 
+    def check(self) -> None:
+        """See :class:`Body`."""
+        check_node_name(self.name)
 
-class VolumeOrder(Body, frozen=True, kw_only=True):
+
+class VolumeOrder(PeopleBody, frozen=True, kw_only=True):
     """``options`` are those of ``docker volume create -o``, as text."""
 
     name: VolumeName
     options: dict[str, str] = {}
 
+    def check(self) -> None:
+        """See :class:`Body`."""
+        check_name(self.name)
 
-class RecoverOrder(Body, frozen=True, kw_only=True):
+
+class RecoverOrder(PeopleBody, frozen=True, kw_only=True):
     """``accept_loss``: that what the lost holder wrote last is not in the volume any more."""
 
     accept_loss: bool = False
 
 
-class MoveOrder(Body, frozen=True, kw_only=True):
+class MoveOrder(PeopleBody, frozen=True, kw_only=True):
     """``wait_seconds``: how long to wait for the containers that use the volume to stop."""
 
     node: NodeName
     wait_seconds: WaitSeconds = 100.0
 
+    def check(self) -> None:
+        """See :class:`Body`."""
+        check_node_name(self.node)
 
-class ServiceMoveOrder(Body, frozen=True, kw_only=True):
+
+class ServiceMoveOrder(PeopleBody, frozen=True, kw_only=True):
     """``now``: without the pre-move hook. ``stay``: tie the service to the node for good.
 
     ``timeout_seconds``: how long the copying may take, and then the new container's start.
@@ -77,35 +108,43 @@ class ServiceMoveOrder(Body, frozen=True, kw_only=True):
     stay: bool = False
     timeout_seconds: Annotated[float, Meta(gt=0, le=DAY_SECONDS)] = 3600.0
 
+    def check(self) -> None:
+        """See :class:`Body`."""
+        check_node_name(self.node)
 
-class PeerHookOrder(Body, frozen=True, kw_only=True):
+
+class PeerHookOrder(MachineBody, frozen=True, kw_only=True):
     """Which hook of the service's container; what is run stands in that container's labels."""
 
-    hook: Literal["pre-move", "post-move"]
+    hook: Moment
 
 
-class HandoverOrder(Body, frozen=True, kw_only=True):
+class HandoverOrder(MachineBody, frozen=True, kw_only=True):
     """``epoch``: the one that the asking node has seen; a newer one makes the request stale."""
 
     epoch: Annotated[int, Meta(ge=0, le=2**62)]
 
 
-class PeerRemoval(Body, frozen=True, kw_only=True):
+class PeerRemoval(MachineBody, frozen=True, kw_only=True):
     """``volume_id`` guards against removing a newer volume of the same name."""
 
     volume_id: Annotated[str, Meta(min_length=1, max_length=128)]
     actor: Actor
 
 
-class PeerVolumeOrder(Body, frozen=True, kw_only=True):
+class PeerVolumeOrder(MachineBody, frozen=True, kw_only=True):
     """As :class:`VolumeOrder`, on behalf of ``actor``."""
 
     name: VolumeName
     options: dict[str, str] = {}
     actor: Actor
 
+    def check(self) -> None:
+        """See :class:`Body`."""
+        check_name(self.name)
 
-class PeerTakeOrder(Body, frozen=True, kw_only=True):
+
+class PeerTakeOrder(MachineBody, frozen=True, kw_only=True):
     """Become the holder after ``epoch``, beginning with ``generation``; without it, as an in-sync copy."""
 
     epoch: Annotated[int, Meta(ge=0, le=2**62)]
@@ -113,16 +152,20 @@ class PeerTakeOrder(Body, frozen=True, kw_only=True):
     actor: Actor
 
 
-class PeerPromiseOrder(Body, frozen=True, kw_only=True):
+class PeerPromiseOrder(MachineBody, frozen=True, kw_only=True):
     """Do not take these volumes (ids with their epochs) over for ``seconds``."""
 
     volumes: Annotated[dict[str, int], Meta(max_length=100_000)]
     seconds: Annotated[float, Meta(gt=0, le=60)]
 
 
-class PeerMoveOrder(Body, frozen=True, kw_only=True):
+class PeerMoveOrder(MachineBody, frozen=True, kw_only=True):
     """As :class:`MoveOrder`, on behalf of ``actor``."""
 
     node: NodeName
     wait_seconds: WaitSeconds
     actor: Actor
+
+    def check(self) -> None:
+        """See :class:`Body`."""
+        check_node_name(self.node)

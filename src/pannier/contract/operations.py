@@ -1,22 +1,26 @@
-"""What the edges (plugin, API) may ask of a node: the use cases, as protocols.
+"""What people and their tools may ask of a node: the table of these operations.
 
-Each method may raise any :class:`~pannier.core.errors.PannierError`; edges translate it, nothing else.
+Each method may raise any :class:`~pannier.core.errors.PannierError`; the edges translate it, nothing else. The
+node's own implementation, the client and the tests' stand-in have these methods; a row is all that the HTTP
+server, the client and the OpenAPI document need to know of one.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import AsyncGenerator, Callable, Mapping
+from typing import Protocol
 
+from pannier.contract import bodies
+from pannier.contract.operation import OperationTable, cluster, joining
 from pannier.contract.views import (
     CheckView,
     EventView,
     FindingView,
-    HookView,
+    JoinReply,
+    LiveVolumeView,
     MoveProgress,
     NodeView,
+    RememberedVolumeView,
     ServiceMoveProgress,
     ServiceView,
     StatusView,
@@ -24,184 +28,198 @@ from pannier.contract.views import (
     TrashView,
     VolumeView,
 )
-from pannier.core.hooks import Moment
+from pannier.core import errors
 
+VERIFY_SECONDS = 24 * 3600.0
+"""For how long a client waits for a verification. Terabytes are read at 100 MB/s at most: 8.6 TB a day."""
+DOCTOR_SECONDS = 60.0
+"""The doctor takes as long as the slowest part of the cluster that it asks."""
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DockerVolume:
-    """A volume as Docker's Get and List answer it."""
-
-    name: str
-    mountpoint: str
-    created_at: str
-    status: dict[str, Any]
-
-
-class DockerVolumes(Protocol):
-    """The Docker volume plugin's use cases on this node."""
-
-    async def create(self, name: str, options: Mapping[str, str]) -> None:
-        """Make the volume, or do nothing where it exists and ``options`` ask for nothing else."""
-        ...
-
-    async def remove(self, name: str) -> None:
-        """Move the volume to the trash; refused while it is in use anywhere."""
-        ...
-
-    async def mount(self, name: str, mount_id: str) -> Path:
-        """Make this node the holder (waiting for a hand-over), mount, and return the path."""
-        ...
-
-    async def unmount(self, name: str, mount_id: str) -> None:
-        """Forget a use. Repeated and unknown ids are no error."""
-        ...
-
-    async def abandon(self, name: str, mount_id: str) -> None:
-        """The engine hung up before it got the answer to its Mount: do not count that use."""
-        ...
-
-    def get(self, name: str) -> DockerVolume:
-        """From memory. Raises VolumeNotFound."""
-        ...
-
-    def list(self) -> list[DockerVolume]:
-        """From memory."""
-        ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JoinRequest:
-    """A machine asks to become a node. ``csr`` is PEM."""
-
-    token: str
-    name: str
-    address: str
-    csr: str
-    version: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JoinReply:
-    """What a new node needs: its certificate and the CA's (PEM), and the store's address."""
-
-    cluster: str
-    certificate: str
-    ca: str
-    store: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HandoverReply:
-    """A holder's answer to a node that wants the volume.
-
-    ``state`` is ``given`` (the store's record names the asking node now), ``copying`` (data is on
-    its way) or ``in_use`` (``in_use_by`` says by whom; the bulk is being copied meanwhile).
-    """
-
-    state: str
-    in_use_by: list[str]
-    sent_bytes: int = 0
+_VOLUME = (errors.VolumeNotFound,)
+_NODE = (errors.NodeNotFound,)
+_SWARM = (errors.Conflict, errors.EngineUnavailable)
+CREATE_ERRORS = (
+    errors.AlreadyExists,
+    errors.NodeNotFound,
+    errors.StorageError,
+    errors.PoolFull,
+)
+MOVE_ERRORS = (
+    errors.VolumeNotFound,
+    errors.NodeNotFound,
+    errors.Conflict,
+    errors.StorageError,
+)
 
 
 class Operations(Protocol):
-    """The API's use cases. ``actor`` is who asks: a user's name, or ``local`` on the unix socket."""
+    """Who asks is bound to the object: see :data:`OperationsBy`."""
 
+    @cluster("GET", "/status", "The cluster at a glance")
     async def status(self) -> StatusView: ...
+
+    @cluster("GET", "/nodes", "All nodes")
     async def nodes(self) -> list[NodeView]: ...
+
+    @cluster("GET", "/nodes/{node}", "One node", raises=_NODE)
     async def node(self, name: str) -> NodeView: ...
-    async def drain_node(self, name: str, *, drained: bool, actor: str) -> NodeView: ...
-    async def remove_node(self, name: str, *, lost: bool, actor: str) -> None: ...
-    async def create_token(self, *, ttl_seconds: float, uses: int, actor: str) -> TokenView: ...
-    async def join(self, request: JoinRequest) -> JoinReply: ...
 
+    @cluster(
+        "PATCH",
+        "/nodes/{node}",
+        "Take a node out of placement, or put it back",
+        body=bodies.NodeChange,
+        raises=_NODE,
+    )
+    async def drain_node(self, name: str, *, drained: bool) -> NodeView: ...
+
+    @cluster(
+        "DELETE",
+        "/nodes/{node}",
+        "Forget a node that holds no volumes; with lost, one that is down for ever with them",
+        flags=("lost",),
+        raises=(errors.NodeNotFound, errors.Conflict),
+    )
+    async def remove_node(self, name: str, *, lost: bool) -> None: ...
+
+    @cluster(
+        "POST",
+        "/tokens",
+        "Make a token with which machines may join",
+        status=201,
+        body=bodies.TokenOrder,
+    )
+    async def create_token(self, *, ttl_seconds: float, uses: int) -> TokenView: ...
+
+    @joining(
+        "POST",
+        "/join",
+        "Become a node; the only route that needs no certificate",
+        body=bodies.JoinOrder,
+        raises=(errors.Conflict,),
+    )
+    async def join(self, order: bodies.JoinOrder) -> JoinReply: ...
+
+    @cluster("GET", "/volumes", "All volumes")
     async def volumes(self) -> list[VolumeView]: ...
-    async def volume(self, name: str) -> VolumeView: ...
-    async def create_volume(
-        self, name: str, options: Mapping[str, str], *, actor: str
-    ) -> VolumeView: ...
-    async def remove_volume(self, name: str, *, actor: str) -> TrashView: ...
-    async def recover_volume(self, name: str, *, accept_loss: bool, actor: str) -> VolumeView: ...
-    async def verify_volume(self, name: str) -> list[CheckView]: ...
+
+    @cluster(
+        "POST",
+        "/volumes",
+        "Create a volume",
+        status=201,
+        body=bodies.VolumeOrder,
+        raises=CREATE_ERRORS,
+    )
+    async def create_volume(self, name: str, options: Mapping[str, str]) -> VolumeView: ...
+
+    @cluster(
+        "GET",
+        "/volumes/{volume}",
+        "One volume, with what only its holder knows",
+        raises=_VOLUME,
+    )
+    async def volume(self, name: str) -> LiveVolumeView | RememberedVolumeView: ...
+
+    @cluster(
+        "DELETE",
+        "/volumes/{volume}",
+        "Move a volume to the trash",
+        raises=(errors.VolumeNotFound, errors.VolumeInUse, errors.StorageError),
+    )
+    async def remove_volume(self, name: str) -> TrashView: ...
+
+    @cluster(
+        "POST",
+        "/volumes/{volume}/move",
+        "Move a volume to another node, and report progress",
+        body=bodies.MoveOrder,
+        raises=MOVE_ERRORS,
+        cut_off="see where it is: pannier volume show",
+    )
     def move_volume(
-        self, name: str, node: str, *, wait_seconds: float, actor: str
-    ) -> AsyncIterator[MoveProgress]: ...
-    async def services(self) -> list[ServiceView]: ...
-    def move_service(
-        self,
-        name: str,
-        node: str,
-        *,
-        now: bool,
-        stay: bool,
-        timeout_seconds: float,
-        actor: str,
-    ) -> AsyncIterator[ServiceMoveProgress]: ...
+        self, name: str, node: str, *, wait_seconds: float
+    ) -> AsyncGenerator[MoveProgress, None]: ...
+
+    @cluster(
+        "POST",
+        "/volumes/{volume}/recover",
+        "Give a lost holder's volume to the newest copy",
+        body=bodies.RecoverOrder,
+        raises=(*_VOLUME, errors.Conflict, errors.Unavailable),
+    )
+    async def recover_volume(self, name: str, *, accept_loss: bool) -> VolumeView: ...
+
+    @cluster(
+        "POST",
+        "/volumes/{volume}/verify",
+        "Read every copy of a volume to the last byte, and have damaged ones made anew",
+        raises=_VOLUME,
+        answer_seconds=VERIFY_SECONDS,
+    )
+    async def verify_volume(self, name: str) -> list[CheckView]: ...
+
+    @cluster(
+        "GET",
+        "/volumes/{volume}/history",
+        "What happened to a volume, oldest first",
+        raises=_VOLUME,
+    )
     async def history(self, name: str) -> list[EventView]: ...
-    async def trash(self) -> list[TrashView]: ...
-    async def restore_volume(self, name_or_id: str, *, actor: str) -> VolumeView: ...
-    async def doctor(self) -> list[FindingView]: ...
+
+    @cluster(
+        "GET",
+        "/volumes/{volume}/doctor",
+        "Who holds a volume, what will happen next, and the one safe command",
+        raises=_VOLUME,
+    )
     async def explain_volume(self, name: str) -> list[FindingView]: ...
-    def events(self, *, follow: bool) -> AsyncIterator[EventView]: ...
+
+    @cluster(
+        "GET",
+        "/services",
+        "The Swarm's services with volumes of Pannier; asked of a Swarm manager",
+        raises=_SWARM,
+    )
+    async def services(self) -> list[ServiceView]: ...
+
+    @cluster(
+        "POST",
+        "/services/{service}/move",
+        "Move a Swarm service with its volumes to another node, and report progress",
+        body=bodies.ServiceMoveOrder,
+        raises=(errors.NotFound, errors.PoolFull, errors.DeadlineExceeded, *MOVE_ERRORS, *_SWARM),
+        cut_off="the same command, given again, brings it to its end",
+    )
+    def move_service(
+        self, name: str, node: str, *, now: bool, stay: bool, timeout_seconds: float
+    ) -> AsyncGenerator[ServiceMoveProgress, None]: ...
+
+    @cluster("GET", "/trash", "Removed volumes")
+    async def trash(self) -> list[TrashView]: ...
+
+    @cluster(
+        "POST",
+        "/trash/{name_or_id}/restore",
+        "Bring a volume back from the trash",
+        raises=(errors.VolumeNotFound, errors.AlreadyExists, errors.StorageError),
+    )
+    async def restore_volume(self, name_or_id: str) -> VolumeView: ...
+
+    @cluster("GET", "/doctor", "Checks of everything", answer_seconds=DOCTOR_SECONDS)
+    async def doctor(self) -> list[FindingView]: ...
+
+    @cluster(
+        "GET",
+        "/events",
+        "What happened, and with follow=true what happens from now on",
+        flags=("follow",),
+    )
+    def events(self, *, follow: bool) -> AsyncGenerator[EventView, None]: ...
 
 
-class PeerOperations(Protocol):
-    """What other nodes may ask. ``peer`` is the name in the asking node's certificate."""
-
-    async def peer_volume(self, name: str, *, peer: str) -> VolumeView:
-        """Live facts that only the holder knows."""
-        ...
-
-    async def peer_node(self, *, peer: str) -> NodeView:
-        """Live facts of this node, its pool included."""
-        ...
-
-    async def peer_handover(self, name: str, *, epoch: int, peer: str) -> HandoverReply:
-        """``peer`` wants to become the holder after ``epoch``; answers within about 5 s."""
-        ...
-
-    async def peer_remove(self, name: str, *, volume_id: str, actor: str, peer: str) -> None:
-        """Move a volume that this node holds to the trash."""
-        ...
-
-    async def peer_take(
-        self, name: str, *, epoch: int, generation: str | None, actor: str, peer: str
-    ) -> VolumeView:
-        """Become the holder after ``epoch``, whose holder is lost.
-
-        Begins with ``generation``, by a person's decision; with None as a copy that is in sync.
-        """
-        ...
-
-    async def peer_verify(self, name: str, *, peer: str) -> CheckView:
-        """Read this node's copy to the last byte; may take hours."""
-        ...
-
-    async def peer_lost_copy(self, name: str, *, epoch: int, peer: str) -> None:
-        """``peer`` has nothing of a volume that is held here, at ``epoch``: send it all of it."""
-        ...
-
-    async def peer_promise(
-        self, volumes: Mapping[str, int], *, seconds: float, peer: str
-    ) -> list[str]:
-        """``peer`` holds these volumes (ids with epochs) and has lost the store: promise not to take
-        them over for so long. Returns the ids for which that is promised."""
-        ...
-
-    async def peer_create(
-        self, name: str, options: Mapping[str, str], *, actor: str, peer: str
-    ) -> VolumeView:
-        """Make a volume here, on behalf of a node that was asked to place it here."""
-        ...
-
-    def peer_move(
-        self, name: str, node: str, *, wait_seconds: float, actor: str, peer: str
-    ) -> AsyncIterator[MoveProgress]:
-        """Move a volume that this node holds to ``node``, reporting progress."""
-        ...
-
-    def peer_hook(self, service: str, *, moment: Moment, peer: str) -> AsyncIterator[HookView]:
-        """Run a hook of the service's container here, as that container's own labels give it.
-
-        After a pre-move hook, ``peer`` reads on for as long as it moves the service.
-        """
-        ...
+LOCAL = "local"
+"""The actor of requests on the unix socket, which only root may open."""
+OperationsBy = Callable[[str], Operations]
+"""The operations for an actor: a user's name, or LOCAL. It is recorded as having asked."""
+OPERATIONS: OperationTable[Operations] = OperationTable(Operations)  # type: ignore[type-abstract]

@@ -3,6 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
+
+from msgspec import Struct
+
+from pannier.contract.words import (
+    CheckState,
+    EventKind,
+    HandoverState,
+    HolderState,
+    Level,
+    MovePhase,
+    NodeState,
+    ServicePhase,
+)
+from pannier.core.hooks import Moment
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,57 +38,13 @@ class CopyView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckView:
-    """What a node found when it read its copy of a volume to the last byte.
-
-    ``state`` is ``whole``; ``made anew``: damaged, and sent again by the holder; ``damaged``: what the
-    holder itself has; ``nothing``; or ``unknown``, where the node did not answer.
-    """
+    """What a node found when it read its copy of a volume to the last byte."""
 
     node: str
-    state: str
+    state: CheckState
     generation: str | None = None
     error: str = ""
     remedy: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VolumeView:
-    """A volume as users see it.
-
-    Attributes:
-        holder_state: ``up`` or ``down``: whether the holder's lease is alive.
-        in_use_by: on the holder: containers (``name`` or a process) that use it; None when the
-            holder was not asked (lists) or did not answer.
-        copies_on: nodes that have a copy, the holder first; None as above.
-        copies: the other copies that the holder keeps up to date; None as above.
-        generations: all generations on the node that answered; None as above.
-        generation: newest generation on the holder; None as above.
-        used_bytes: None as above.
-        in_sync: nodes whose copies have everything that was acknowledged.
-        sync_calls: sync calls of containers that wait on the holder now.
-        sync_waiting_seconds: for how long the first of them has waited.
-        created_at: RFC 3339, UTC.
-    """
-
-    name: str
-    id: str
-    holder: str
-    holder_state: str
-    epoch: int
-    driver: str
-    options: dict[str, str]
-    created_at: str
-    generation: str | None = None
-    used_bytes: int | None = None
-    in_use_by: list[str] | None = None
-    copies_on: list[str] | None = None
-    copies: list[CopyView] | None = None
-    generations: list[str] | None = None
-    mountpoint: str | None = None
-    transfer: TransferView | None = None
-    in_sync: list[str] = field(default_factory=list)
-    sync_calls: int = 0
-    sync_waiting_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,22 +52,102 @@ class TransferView:
     """A hand-over or move that is under way."""
 
     target: str
-    phase: str
+    phase: MovePhase
     round: int
     sent_bytes: int
     started_at: str
+
+
+class VolumeView(Struct, frozen=True, kw_only=True, tag_field="facts", tag="listed"):
+    """A volume as every node remembers it; it is what lists show.
+
+    The views of one volume are one flat JSON object each; ``facts`` says which of them it is.
+
+    Attributes:
+        holder_state: whether the holder's lease is alive.
+        in_sync: nodes whose copies have everything that was acknowledged.
+        created_at: RFC 3339, UTC.
+    """
+
+    name: str
+    id: str
+    holder: str
+    holder_state: HolderState
+    epoch: int
+    driver: str
+    options: dict[str, str]
+    created_at: str
+    in_sync: list[str] = []
+
+
+class LiveVolumeView(VolumeView, frozen=True, kw_only=True, tag="live"):
+    """A volume with what only its holder knows.
+
+    Attributes:
+        generation: the newest one on the holder; None without any.
+        generations: all on the holder, oldest first.
+        in_use_by: containers (``name`` or a process) that use it.
+        copies: the other copies that the holder keeps up to date.
+        copies_on: nodes that were found to have a copy, the holder first.
+        mountpoint: on the holder.
+        transfer: the hand-over or move that is under way.
+        sync_calls: sync calls of containers that wait on the holder now.
+        sync_waiting_seconds: for how long the first of them has waited.
+    """
+
+    generation: str | None
+    generations: list[str]
+    used_bytes: int
+    in_use_by: list[str]
+    copies: list[CopyView]
+    copies_on: list[str]
+    mountpoint: str
+    transfer: TransferView | None
+    sync_calls: int
+    sync_waiting_seconds: float
+
+
+class RememberedVolumeView(VolumeView, frozen=True, kw_only=True, tag="remembered"):
+    """A volume whose holder did not answer, with the nodes that were found to have a copy.
+
+    The fields of a live view are there for the programs that read them, and empty.
+    """
+
+    copies_on: list[str]
+    generation: None = None
+    generations: None = None
+    used_bytes: None = None
+    in_use_by: None = None
+    copies: None = None
+    mountpoint: None = None
+    transfer: None = None
+    sync_calls: Literal[0] = 0
+    sync_waiting_seconds: Literal[0] = 0
+
+
+class VolumeCopyView(VolumeView, frozen=True, kw_only=True, tag="copy"):
+    """A volume as a node that does not hold it answers another node.
+
+    Attributes:
+        generations: all that it has, oldest first; without any it has no copy.
+        generation: the newest of them.
+        copies_on: that node, where it has a copy.
+    """
+
+    generation: str | None
+    generations: list[str]
+    copies_on: list[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MoveProgress:
     """One line of the stream that a move answers with.
 
-    ``phase`` is ``copying`` (in use; ``round`` and ``sent_bytes`` grow), ``waiting`` (all but the
-    last bytes are there; ``in_use_by`` says whom it waits for), ``switching`` (last delta and change
-    of holder), ``done`` (``pause_seconds`` is set) or ``failed`` (``error``, ``code``, ``remedy``).
+    Set only in some phases are ``in_use_by`` (waiting: for whom), ``pause_seconds`` (done), and
+    ``error``, ``code`` and ``remedy`` (failed).
     """
 
-    phase: str
+    phase: MovePhase
     volume: str
     source: str
     target: str
@@ -110,19 +161,23 @@ class MoveProgress:
     error: str | None = None
     remedy: str | None = None
 
+    @property
+    def ended(self) -> bool:
+        """Whether nothing comes after it."""
+        return self.phase in (MovePhase.DONE, MovePhase.FAILED)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HookView:
     """A hook in a container: that it has begun, or with ``ended`` what became of it.
 
     Attributes:
-        hook: ``pre-move`` or ``post-move``.
         failure: why it failed; empty where it did not.
         output: the last lines that it printed.
         abort: whether the move fails with it.
     """
 
-    hook: str
+    hook: Moment
     container: str
     ended: bool = False
     failure: str = ""
@@ -142,9 +197,6 @@ class StepView:
 class ServiceMoveProgress:
     """One line of the stream that a service's move answers with.
 
-    ``phase`` is ``copying`` (while the service runs), ``pre-move`` (the hook), ``switching`` (Swarm
-    has been told), ``starting`` (the old container has ended), ``post-move`` (the hook) or ``done``.
-
     Attributes:
         source: the node that the service ran on; None where it ran on none.
         volumes: how each volume's own move goes.
@@ -153,13 +205,18 @@ class ServiceMoveProgress:
             when it is healthy, where it has a health check. None where there was no old one.
     """
 
-    phase: str
+    phase: ServicePhase
     service: str
     source: str | None
     target: str
     volumes: list[MoveProgress] = field(default_factory=list)
     steps: list[StepView] = field(default_factory=list)
     pause_seconds: float | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing comes after it."""
+        return self.phase is ServicePhase.DONE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,7 +239,7 @@ class ServiceView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeView:
-    """A node as users see it. ``state`` is ``up``, ``down`` or ``drained``.
+    """A node as users see it.
 
     ``swarm`` is its engine's node id in Docker Swarm. ``sync_obstacle`` says why sync calls of its
     containers would not be held; empty where they are, None where the node or its engine was not asked.
@@ -191,7 +248,7 @@ class NodeView:
 
     name: str
     address: str
-    state: str
+    state: NodeState
     drivers: list[str]
     version: str
     volumes: int
@@ -219,10 +276,10 @@ class StatusView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventView:
-    """Something that happened. ``kind`` is such as ``volume.moved`` or ``node.down``."""
+    """Something that happened. ``at`` is RFC 3339, UTC."""
 
     at: str
-    kind: str
+    kind: EventKind
     subject: str
     node: str
     detail: str = ""
@@ -241,9 +298,9 @@ class TrashView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FindingView:
-    """One line of ``pannier doctor``. ``level`` is ``ok``, ``warning`` or ``problem``."""
+    """One line of ``pannier doctor``."""
 
-    level: str
+    level: Level
     subject: str
     what: str
     remedy: str = ""
@@ -256,6 +313,28 @@ class TokenView:
     token: str
     expires_at: str
     uses: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JoinReply:
+    """What a new node needs: its certificate and the CA's (PEM), and the store's address."""
+
+    cluster: str
+    certificate: str
+    ca: str
+    store: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HandoverReply:
+    """A holder's answer to a node that wants the volume.
+
+    ``in_use_by`` says by whom, where it is in use.
+    """
+
+    state: HandoverState
+    in_use_by: list[str]
+    sent_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

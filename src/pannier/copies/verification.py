@@ -22,6 +22,7 @@ from pannier.agent.drivers import Drivers
 from pannier.cluster.cluster import Cluster, no_such_volume
 from pannier.contract.peers import Peers
 from pannier.contract.views import CheckView
+from pannier.contract.words import CheckState
 from pannier.copies.acknowledging import Acknowledging
 from pannier.core.errors import Corrupt, PannierError
 from pannier.core.generation import Generation
@@ -109,7 +110,7 @@ class Verification:
         live = self._is_here(volume) and await self._is_live(volume)
         if newest is None and not live:
             self._unfinished.add(name)
-            return CheckView(node=me, state="nothing")
+            return CheckView(node=me, state=CheckState.NOTHING)
         found = None if live else newest
         try:
             async with self._reading:  # one at a time: the disk has others to serve
@@ -121,7 +122,7 @@ class Verification:
             return await self._damaged(volume, found, error)
         self._at[volume.id] = self._clock.unix()
         await self._save()
-        return CheckView(node=me, state="whole", generation=str(found) if found else None)
+        return CheckView(node=me, state=CheckState.WHOLE, generation=str(found) if found else None)
 
     async def _is_live(self, volume: Volume) -> bool:
         """Whether this node holds the volume, so that what counts is its tree as it is now."""
@@ -140,9 +141,9 @@ class Verification:
         if not is_holder:
             self._unfinished.add(volume.name)
             await self._attempt(self._finish, volume.name)
-            state, remedy = "made anew", error.remedy
+            state, remedy = CheckState.MADE_ANEW, error.remedy
         else:
-            state, remedy = "damaged", "it is the only copy; see `dmesg` on that node"
+            state, remedy = CheckState.DAMAGED, "it is the only copy; see `dmesg` on that node"
             if volume.in_sync:
                 remedy = f"pannier volume move {volume.name} {volume.in_sync[0]}"
         return CheckView(
@@ -178,11 +179,11 @@ class Verification:
         node = self._cluster.catalog.node(name)
         try:
             if node is None or not self._cluster.catalog.is_up(name):
-                return CheckView(node=name, state="unknown", error=f"node {name} is down")
+                return CheckView(node=name, state=CheckState.UNKNOWN, error=f"node {name} is down")
             return await self._peers.to(node).peer_verify(volume.name)
         except PannierError as error:
             return CheckView(
-                node=name, state="unknown", error=error.message, remedy=error.remedy or ""
+                node=name, state=CheckState.UNKNOWN, error=error.message, remedy=error.remedy or ""
             )
 
     async def lost(self, name: str, *, epoch: int, peer: str) -> None:

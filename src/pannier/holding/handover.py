@@ -20,8 +20,8 @@ from pannier.agent.custody import Custody
 from pannier.agent.drivers import Drivers
 from pannier.agent.use import Use
 from pannier.cluster.cluster import Cluster
-from pannier.contract.operations import HandoverReply
-from pannier.contract.views import MoveProgress
+from pannier.contract.views import HandoverReply, MoveProgress
+from pannier.contract.words import HandoverState, MovePhase
 from pannier.copies.switching import Switching
 from pannier.core.errors import (
     Conflict,
@@ -98,7 +98,7 @@ class Handovers:
         if volume is None or volume.grant != Grant(self._cluster.node, epoch):
             volume = (await self._cluster.fresh(name)).record
         if volume.grant.node == peer:
-            return HandoverReply(state="given", in_use_by=[])
+            return HandoverReply(state=HandoverState.GIVEN, in_use_by=[])
         if volume.grant != Grant(self._cluster.node, epoch):
             raise Stale(
                 f"volume {name} is held by node {volume.grant.node} (epoch {volume.grant.epoch})",
@@ -109,8 +109,10 @@ class Handovers:
         await asyncio.wait({running.task}, timeout=self._pace.answer)
         if running.task.done():
             running.task.result()
-            return HandoverReply(state="given", in_use_by=[], sent_bytes=running.sent_bytes)
-        state = "in_use" if running.in_use_by else "copying"
+            return HandoverReply(
+                state=HandoverState.GIVEN, in_use_by=[], sent_bytes=running.sent_bytes
+            )
+        state = HandoverState.IN_USE if running.in_use_by else HandoverState.COPYING
         return HandoverReply(
             state=state, in_use_by=running.in_use_by, sent_bytes=running.sent_bytes
         )
@@ -150,7 +152,7 @@ class Handovers:
             until = self._clock.now() + self._pace.interest
             running.wanted_until = min(running.wanted_until, until)
         running.task.result()
-        running.phase = "done"
+        running.phase = MovePhase.DONE
         yield self._progress(running)
 
     def _progress(self, running: Moving) -> MoveProgress:
@@ -209,7 +211,7 @@ class Handovers:
                 async with custody.lock(volume):
                     if await self._use.in_use(volume):
                         continue
-                    running.to("switching")
+                    running.to(MovePhase.SWITCHING)
                     self._switching.begin(volume)
                     await self._rounds.pause(volume)
                     await self._switch(running)

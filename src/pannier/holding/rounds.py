@@ -13,6 +13,7 @@ from typing import Protocol
 from pannier.agent.drivers import Drivers
 from pannier.agent.use import Use
 from pannier.cluster.cluster import Cluster
+from pannier.contract.words import MovePhase
 from pannier.copies.replicated import ReplicaProgress
 from pannier.core.errors import VolumeInUse
 from pannier.core.generation import Generation
@@ -33,7 +34,7 @@ class Moving:
     wanted_until: float
     started_at: float
     """By the wall clock, for people."""
-    phase: str = "copying"
+    phase: MovePhase = MovePhase.COPYING
     round: int = 0
     sent_bytes: int = 0
     bytes_before: int | None = None
@@ -44,7 +45,7 @@ class Moving:
     task: asyncio.Task[None] | None = None
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def to(self, phase: str, in_use_by: list[str] | None = None) -> None:
+    def to(self, phase: MovePhase, in_use_by: list[str] | None = None) -> None:
         self.phase = phase
         self.in_use_by = in_use_by or []
         self.changed.set()
@@ -106,7 +107,8 @@ class Rounds:
                 )
             progress = await self._bring(running)
             if progress is not None:
-                running.to("waiting" if self._near(progress) else "copying", users)
+                near = self._near(progress)
+                running.to(MovePhase.WAITING if near else MovePhase.COPYING, users)
             elif can_copy and self._clock.now() >= next_round:
                 running.to(running.phase, users)
                 began = self._clock.now()
@@ -116,7 +118,7 @@ class Rounds:
                     continue
                 next_round = self._clock.now() + max(self._pace.idle_round, 4 * took)
             if progress is None:
-                running.to("waiting", users)
+                running.to(MovePhase.WAITING, users)
             released = self._use.released(volume)
             released.clear()
             try:

@@ -6,10 +6,13 @@ import asyncio
 from collections.abc import AsyncGenerator
 from dataclasses import replace
 
+from msgspec import structs
+
 from pannier.agent.drivers import Drivers
 from pannier.cluster.cluster import Cluster
 from pannier.contract.peers import Peer, Peers, holder_unreachable
-from pannier.contract.views import MoveProgress, NodeView, VolumeView
+from pannier.contract.views import LiveVolumeView, MoveProgress, NodeView, RememberedVolumeView
+from pannier.contract.words import MovePhase
 from pannier.core.errors import Conflict, PannierError, PeerUnavailable
 from pannier.core.node import Node
 from pannier.core.pace import NodePace
@@ -62,29 +65,32 @@ class ClusterWide:
         # Without the store it does not know that its own lease is over.
         return replace(view, state=self._node_views.listed(node).state)
 
-    async def volume(self, name: str) -> VolumeView:
+    async def volume(self, name: str) -> LiveVolumeView | RememberedVolumeView:
         """One volume, with what only its holder knows where that node answers.
 
         Raises:
             VolumeNotFound: there is none of that name.
         """
         volume = await self._volumes.find(name)
-        view = await self.from_holder(volume)
+        live = await self.from_holder(volume)
         copies = [volume.grant.node]
         others = [n for n in self._catalog.nodes() if n.name != volume.grant.node]
         copies += [n.name for n in others if await self._has_copy(n, volume)]
-        return replace(view, copies_on=copies)
+        if live is None:
+            return self._volume_views.remembered(volume, copies_on=copies)
+        return structs.replace(live, copies_on=copies)
 
-    async def from_holder(self, volume: Volume) -> VolumeView:
-        """What the volume's holder says of it, or what is known here where it does not answer."""
+    async def from_holder(self, volume: Volume) -> LiveVolumeView | None:
+        """What the volume's holder says of it; None where it does not answer as the holder."""
         if volume.grant.node == self._cluster.node:
             return await self._volume_views.live(volume)
         try:
             peer = self._peer(volume.grant.node)
             async with asyncio.timeout(self._pace.listing):
-                return await peer.peer_volume(volume.name)
+                view = await peer.peer_volume(volume.name)
         except (PannierError, TimeoutError):
-            return self._volume_views.listed(volume)
+            return None
+        return view if isinstance(view, LiveVolumeView) else None
 
     async def _has_copy(self, node: Node, volume: Volume) -> bool:
         if node.name == self._cluster.node:
@@ -96,7 +102,7 @@ class ClusterWide:
                 view = await self._peers.to(node).peer_volume(volume.name)
         except (PannierError, TimeoutError):
             return False
-        return node.name in (view.copies_on or [])
+        return node.name in view.copies_on
 
     async def move_volume(
         self, name: str, node: str, *, wait_seconds: float, actor: str
@@ -113,7 +119,7 @@ class ClusterWide:
         target = self._node_views.known(node)
         if volume.grant.node == node:
             yield MoveProgress(
-                phase="done", volume=name, source=node, target=node, pause_seconds=0.0
+                phase=MovePhase.DONE, volume=name, source=node, target=node, pause_seconds=0.0
             )
             return
         if not self._catalog.is_up(target.name):

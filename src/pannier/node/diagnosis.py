@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from pannier.contract.views import CopyView, FindingView, VolumeView
+from pannier.contract.views import CopyView, FindingView, LiveVolumeView
+from pannier.contract.words import Level
 from pannier.core.volume import Volume
 from pannier.host.clock import rfc3339
 
@@ -14,7 +15,7 @@ LONG_WAIT_SECONDS = 10.0
 
 def explain(
     record: Volume,
-    view: VolumeView,
+    live: LiveVolumeView | None,
     *,
     is_up: Callable[[str], bool],
     fresh: bool,
@@ -25,7 +26,7 @@ def explain(
 
     Args:
         record: as the store has it, or as it is remembered.
-        view: what the holder says, or what is known of it where it does not answer.
+        live: what the holder says; None where it does not answer.
         is_up: whether a node's lease is alive.
         fresh: whether ``record`` was just read from the store.
         suspended: whether its containers stand still here.
@@ -35,27 +36,27 @@ def explain(
     if not fresh:
         findings.append(
             FindingView(
-                level="problem",
+                level=Level.PROBLEM,
                 subject=subject,
                 what="the store does not answer; what follows is what this node remembers",
                 remedy="see pannier status: moving, creating and taking over need the store",
             )
         )
-    findings.append(FindingView(level="ok", subject=subject, what=_held(record)))
+    findings.append(FindingView(level=Level.OK, subject=subject, what=_held(record)))
     if suspended:
         findings.append(standing_still(record, record.grant.node, doubt=doubt))
     if is_up(record.grant.node):
-        findings += _of_live_holder(subject, record, view)
+        findings += _of_live_holder(subject, record, live)
     else:
         findings.append(_of_lost_holder(subject, record, is_up))
-    findings += _of_copies(subject, record, view)
+    findings += _of_copies(subject, record, live)
     return findings
 
 
 def standing_still(record: Volume, node: str, *, doubt: float) -> FindingView:
     """What there is to say while a node's lease is in doubt (:mod:`pannier.agent.fencing`)."""
     return FindingView(
-        level="problem",
+        level=Level.PROBLEM,
         subject=f"volume {record.name}",
         what=f"its containers on {node} stand still: the node cannot prove that it holds the volume. They "
         f"go on when it can, and are ended when another node has taken the volume over, or after "
@@ -70,42 +71,45 @@ def _held(record: Volume) -> str:
     return f"held by node {record.grant.node}, epoch {record.grant.epoch}{when}"
 
 
-def _of_live_holder(subject: str, record: Volume, view: VolumeView) -> Iterator[FindingView]:
+def _of_live_holder(
+    subject: str, record: Volume, live: LiveVolumeView | None
+) -> Iterator[FindingView]:
     name, holder = record.name, record.grant.node
-    if view.transfer is not None:
+    if live is None:
         yield FindingView(
-            level="ok",
-            subject=subject,
-            what=f"on its way to node {view.transfer.target} ({view.transfer.phase}); until then "
-            f"{holder} holds it",
-        )
-    if view.in_use_by is None:
-        yield FindingView(
-            level="warning",
+            level=Level.WARNING,
             subject=subject,
             what=f"node {holder} is up and does not answer this node: a Mount elsewhere waits",
             remedy=f"see the network between the nodes, and journalctl -u pannierd on {holder}",
         )
-    elif view.in_use_by:
-        users = ", ".join(view.in_use_by)
+        return
+    if live.transfer is not None:
         yield FindingView(
-            level="ok",
+            level=Level.OK,
+            subject=subject,
+            what=f"on its way to node {live.transfer.target} ({live.transfer.phase}); until then "
+            f"{holder} holds it",
+        )
+    if live.in_use_by:
+        users = ", ".join(live.in_use_by)
+        yield FindingView(
+            level=Level.OK,
             subject=subject,
             what=f"used on {holder} by {users}; a Mount on another node waits up to 95 s for its end",
             remedy=f"to have it elsewhere: pannier volume move {name} NODE, then stop that",
         )
     else:
         yield FindingView(
-            level="ok",
+            level=Level.OK,
             subject=subject,
             what="not in use: the next Mount gets it, on whatever node",
         )
-    if view.sync_calls and view.sync_waiting_seconds > LONG_WAIT_SECONDS:
+    if live.sync_calls and live.sync_waiting_seconds > LONG_WAIT_SECONDS:
         yield FindingView(
-            level="problem",
+            level=Level.PROBLEM,
             subject=subject,
-            what=f"{view.sync_calls} sync calls of its containers wait, the first one for "
-            f"{view.sync_waiting_seconds:.0f} s: they return when its copies, or the store, answer",
+            what=f"{live.sync_calls} sync calls of its containers wait, the first one for "
+            f"{live.sync_waiting_seconds:.0f} s: they return when its copies, or the store, answer",
             remedy="see the copies below, and pannier status",
         )
 
@@ -115,7 +119,7 @@ def _of_lost_holder(subject: str, record: Volume, is_up: Callable[[str], bool]) 
     reachable = [node for node in record.in_sync if is_up(node)]
     if reachable:
         return FindingView(
-            level="warning",
+            level=Level.WARNING,
             subject=subject,
             what=f"node {holder} is down; the next Mount on any node makes {' or '.join(reachable)} "
             f"its holder, with everything that was acknowledged",
@@ -124,7 +128,7 @@ def _of_lost_holder(subject: str, record: Volume, is_up: Callable[[str], bool]) 
     if record.in_sync:
         nodes = ", ".join((holder, *record.in_sync))
         return FindingView(
-            level="problem",
+            level=Level.PROBLEM,
             subject=subject,
             what=f"node {holder} is down, and so is every node with all of it; a Mount is refused",
             remedy=f"start one of {nodes}",
@@ -132,31 +136,31 @@ def _of_lost_holder(subject: str, record: Volume, is_up: Callable[[str], bool]) 
     behind = [node for node in record.replicas if is_up(node)]
     if behind:
         return FindingView(
-            level="problem",
+            level=Level.PROBLEM,
             subject=subject,
             what=f"node {holder} is down, and alone had everything; {', '.join(behind)} lacks what "
             f"was written last. A Mount is refused",
             remedy=f"start {holder}; if it is lost for ever: pannier volume recover {name}",
         )
     return FindingView(
-        level="problem",
+        level=Level.PROBLEM,
         subject=subject,
         what=f"node {holder} is down and has the only copy that is known; a Mount is refused",
         remedy=f"start {holder} again",
     )
 
 
-def _of_copies(subject: str, record: Volume, view: VolumeView) -> Iterator[FindingView]:
-    known = {copy.node: copy for copy in view.copies or []}
+def _of_copies(subject: str, record: Volume, live: LiveVolumeView | None) -> Iterator[FindingView]:
+    known = {copy.node: copy for copy in (live.copies if live else [])}
     for node in record.replicas:
         copy = known.get(node, CopyView(node=node))
         if node in record.in_sync:
             yield FindingView(
-                level="ok", subject=subject, what=f"copy on {node}: in sync{_lag(copy)}"
+                level=Level.OK, subject=subject, what=f"copy on {node}: in sync{_lag(copy)}"
             )
         else:
             yield FindingView(
-                level="warning",
+                level=Level.WARNING,
                 subject=subject,
                 what=f"copy on {node}: not in sync{_lag(copy)}"
                 + (f": {copy.error}" if copy.error else ""),

@@ -15,8 +15,9 @@ from pannier.agent.drivers import Drivers
 from pannier.agent.mounts import Mounts
 from pannier.agent.use import Use
 from pannier.cluster.cluster import Cluster, no_such_volume
-from pannier.contract.operations import DockerVolume
+from pannier.contract.docker_volumes import DockerVolume
 from pannier.contract.peers import Peers, holder_unreachable
+from pannier.contract.words import HolderState
 from pannier.core.errors import (
     Conflict,
     NotHolder,
@@ -114,15 +115,15 @@ class DockerVolumes:
         )
 
     async def create(self, name: str, options: Mapping[str, str]) -> None:
-        """See :class:`~pannier.contract.operations.DockerVolumes`."""
+        """See :class:`~pannier.contract.docker_volumes.DockerVolumes`."""
         await self._volumes.create(name, options, actor=f"docker on {self._cluster.node}")
 
     async def remove(self, name: str) -> None:
-        """See :class:`~pannier.contract.operations.DockerVolumes`."""
+        """See :class:`~pannier.contract.docker_volumes.DockerVolumes`."""
         await self._volumes.remove(name, actor=f"docker on {self._cluster.node}")
 
     async def mount(self, name: str, mount_id: str) -> Path:
-        """See :class:`~pannier.contract.operations.DockerVolumes`."""
+        """See :class:`~pannier.contract.docker_volumes.DockerVolumes`."""
         with self._use.awaiting(name):
             return await self._mount(name, mount_id)
 
@@ -277,7 +278,7 @@ class DockerVolumes:
             await asyncio.sleep(self._pace.mount_look)
 
     async def unmount(self, name: str, mount_id: str) -> None:
-        """See :class:`~pannier.contract.operations.DockerVolumes`.
+        """See :class:`~pannier.contract.docker_volumes.DockerVolumes`.
 
         The path stays mounted: the next Mount is often milliseconds away. Whoever else wants the
         volume asks for it, and /proc tells whether it is in use.
@@ -288,24 +289,25 @@ class DockerVolumes:
             self._use.released(volume).set()
 
     async def abandon(self, name: str, mount_id: str) -> None:
-        """See :class:`~pannier.contract.operations.DockerVolumes`."""
+        """See :class:`~pannier.contract.docker_volumes.DockerVolumes`."""
         await self.unmount(name, mount_id)
 
     def get(self, name: str) -> DockerVolume:
-        """See :class:`~pannier.contract.operations.DockerVolumes`."""
+        """See :class:`~pannier.contract.docker_volumes.DockerVolumes`."""
         volume = self._cluster.catalog.volume(name)
         if volume is None:
             raise no_such_volume(name)
         return self._describe(volume)
 
     def list(self) -> list[DockerVolume]:
-        """See :class:`~pannier.contract.operations.DockerVolumes`."""
+        """See :class:`~pannier.contract.docker_volumes.DockerVolumes`."""
         return [self._describe(volume) for volume in self._cluster.catalog.volumes()]
 
     def _describe(self, volume: Volume) -> DockerVolume:
+        up = self._cluster.catalog.is_up(volume.grant.node)
         status: dict[str, Any] = {
             "holder": volume.grant.node,
-            "holder_state": "up" if self._cluster.catalog.is_up(volume.grant.node) else "down",
+            "holder_state": HolderState.UP if up else HolderState.DOWN,
             "epoch": volume.grant.epoch,
             "generation": str(volume.base) if volume.base else "none",
             "copies": volume.spec.copies,

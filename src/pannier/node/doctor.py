@@ -9,6 +9,7 @@ from pannier.agent.mounts import Mounts
 from pannier.agent.use import Use
 from pannier.cluster.cluster import Cluster
 from pannier.contract.views import FindingView
+from pannier.contract.words import Level
 from pannier.core.errors import EngineUnavailable, PannierError
 from pannier.core.ownership import LocalState, Lost, plan_cleanup, plan_serving
 from pannier.core.size import format_size
@@ -191,12 +192,12 @@ class Doctor:
 
 
 def _ok(subject: str, what: str) -> FindingView:
-    return FindingView(level="ok", subject=subject, what=what)
+    return FindingView(level=Level.OK, subject=subject, what=what)
 
 
 def _warning(subject: str, what: str, remedy: str) -> FindingView:
-    return FindingView(level="warning", subject=subject, what=what, remedy=remedy)
+    return FindingView(level=Level.WARNING, subject=subject, what=what, remedy=remedy)
 
 
 def _problem(subject: str, what: str, remedy: str) -> FindingView:
-    return FindingView(level="problem", subject=subject, what=what, remedy=remedy)
+    return FindingView(level=Level.PROBLEM, subject=subject, what=what, remedy=remedy)

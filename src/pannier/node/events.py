@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 
 from pannier.cluster.catalog import Catalog, Changed
 from pannier.contract.views import EventView
+from pannier.contract.words import EventKind
 from pannier.core.node import Node
 from pannier.core.volume import HistoryEntry, Volume
 from pannier.host.clock import rfc3339
@@ -45,7 +46,7 @@ async def changes(catalog: Catalog) -> AsyncIterator[EventView]:
 def _from_entry(volume: Volume, entry: HistoryEntry) -> EventView:
     return EventView(
         at=rfc3339(entry.at),
-        kind=f"volume.{entry.what}",
+        kind=EventKind(f"volume.{entry.what}"),
         subject=volume.name,
         node=entry.node,
         detail=entry.detail,
@@ -63,15 +64,15 @@ def _from_change(change: Changed) -> list[EventView]:
         case Changed("trash", _, None, Volume() as after):
             return [_from_entry(after, entry) for entry in after.history[-1:]]
         case Changed("nodes", name, None, Node()):
-            return [EventView(at=now, kind="node.joined", subject=name, node=name)]
+            return [EventView(at=now, kind=EventKind.NODE_JOINED, subject=name, node=name)]
         case Changed("nodes", name, Node(), None):
-            return [EventView(at=now, kind="node.left", subject=name, node=name)]
+            return [EventView(at=now, kind=EventKind.NODE_LEFT, subject=name, node=name)]
         case Changed("nodes", name, Node() as before, Node() as after):
             if before.drained != after.drained:
-                kind = "node.drained" if after.drained else "node.undrained"
+                kind = EventKind.NODE_DRAINED if after.drained else EventKind.NODE_UNDRAINED
                 return [EventView(at=now, kind=kind, subject=name, node=name)]
         case Changed("alive", name) if change.present:
-            return [EventView(at=now, kind="node.up", subject=name, node=name)]
+            return [EventView(at=now, kind=EventKind.NODE_UP, subject=name, node=name)]
         case Changed("alive", name):
-            return [EventView(at=now, kind="node.down", subject=name, node=name)]
+            return [EventView(at=now, kind=EventKind.NODE_DOWN, subject=name, node=name)]
     return []

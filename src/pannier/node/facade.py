@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+import copy
+from collections.abc import AsyncGenerator, Mapping
 
 from pannier import __version__
 from pannier.agent.use import Use
 from pannier.cluster.cluster import Cluster
-from pannier.contract.operations import JoinReply, JoinRequest
+from pannier.contract.bodies import JoinOrder
+from pannier.contract.operations import LOCAL, Operations
 from pannier.contract.views import (
     CheckView,
     EventView,
     FindingView,
+    JoinReply,
+    LiveVolumeView,
     MoveProgress,
     NodeView,
+    RememberedVolumeView,
     ServiceMoveProgress,
     ServiceView,
     StatusView,
@@ -21,6 +26,7 @@ from pannier.contract.views import (
     TrashView,
     VolumeView,
 )
+from pannier.contract.words import Level
 from pannier.copies.verification import Verification
 from pannier.core.errors import PannierError, Unavailable, VolumeNotFound
 from pannier.holding.recovery import Recovery
@@ -71,6 +77,13 @@ class NodeService:
         self._services = services
         self._doubt = doubt
         self._catalog = self._cluster.catalog
+        self._actor = LOCAL
+
+    def by(self, actor: str) -> Operations:
+        """The same, for ``actor``, who is recorded as having asked; without this it is LOCAL."""
+        service = copy.copy(self)
+        service._actor = actor
+        return service
 
     # -- nodes ----------------------------------------------------------------------------------
 
@@ -89,7 +102,7 @@ class NodeService:
             store_ok=sum(state == "ok" for state in store.values()) * 2 > len(store),
             nodes=await self.nodes(),
             volumes=len(self._catalog.volumes()),
-            problems=[f"{f.subject}: {f.what}" for f in findings if f.level == "problem"],
+            problems=[f"{f.subject}: {f.what}" for f in findings if f.level is Level.PROBLEM],
         )
 
     async def nodes(self) -> list[NodeView]:
@@ -100,21 +113,21 @@ class NodeService:
         """One node, with its pool's figures where it answers."""
         return await self._cluster_wide.node(name)
 
-    async def drain_node(self, name: str, *, drained: bool, actor: str) -> NodeView:
+    async def drain_node(self, name: str, *, drained: bool) -> NodeView:
         """Let a node give its volumes away as they become idle, and get no new ones; or undo it."""
         return self._node_views.listed(await self._membership.drain(name, drained=drained))
 
-    async def remove_node(self, name: str, *, lost: bool, actor: str) -> None:
+    async def remove_node(self, name: str, *, lost: bool) -> None:
         """Take a node out of the cluster; refused while it holds a volume and is not lost."""
-        await self._membership.remove(name, lost=lost, actor=actor)
+        await self._membership.remove(name, lost=lost, actor=self._actor)
 
-    async def create_token(self, *, ttl_seconds: float, uses: int, actor: str) -> TokenView:
+    async def create_token(self, *, ttl_seconds: float, uses: int) -> TokenView:
         """A token with which machines may join."""
         return await self._membership.create_token(ttl_seconds=ttl_seconds, uses=uses)
 
-    async def join(self, request: JoinRequest) -> JoinReply:
+    async def join(self, order: JoinOrder) -> JoinReply:
         """Admit a machine that has a token."""
-        return await self._membership.join(request)
+        return await self._membership.join(order)
 
     # -- volumes --------------------------------------------------------------------------------
 
@@ -122,34 +135,36 @@ class NodeService:
         """All volumes, from memory."""
         return [self._volume_views.listed(volume) for volume in self._catalog.volumes()]
 
-    async def volume(self, name: str) -> VolumeView:
+    async def volume(self, name: str) -> LiveVolumeView | RememberedVolumeView:
         """One volume, with what only its holder knows where that node answers."""
         return await self._cluster_wide.volume(name)
 
-    async def create_volume(
-        self, name: str, options: Mapping[str, str], *, actor: str
-    ) -> VolumeView:
+    async def create_volume(self, name: str, options: Mapping[str, str]) -> VolumeView:
         """Make a volume."""
-        return self._volume_views.listed(await self._volumes.create(name, options, actor=actor))
+        return self._volume_views.listed(
+            await self._volumes.create(name, options, actor=self._actor)
+        )
 
-    async def recover_volume(self, name: str, *, accept_loss: bool, actor: str) -> VolumeView:
+    async def recover_volume(self, name: str, *, accept_loss: bool) -> VolumeView:
         """Give a lost holder's volume to the newest copy."""
-        volume = await self._recovery.recover(name, accept_loss=accept_loss, actor=actor)
+        volume = await self._recovery.recover(name, accept_loss=accept_loss, actor=self._actor)
         return self._volume_views.listed(volume)
 
     async def verify_volume(self, name: str) -> list[CheckView]:
         """Have every copy of a volume read to the last byte."""
         return await self._verification.everywhere(name)
 
-    async def remove_volume(self, name: str, *, actor: str) -> TrashView:
+    async def remove_volume(self, name: str) -> TrashView:
         """Move a volume to the trash."""
-        return self._volume_views.trashed(await self._volumes.remove(name, actor=actor))
+        return self._volume_views.trashed(await self._volumes.remove(name, actor=self._actor))
 
     def move_volume(
-        self, name: str, node: str, *, wait_seconds: float, actor: str
-    ) -> AsyncIterator[MoveProgress]:
+        self, name: str, node: str, *, wait_seconds: float
+    ) -> AsyncGenerator[MoveProgress, None]:
         """Make ``node`` the holder, wherever the volume is now; progress as it goes."""
-        return self._cluster_wide.move_volume(name, node, wait_seconds=wait_seconds, actor=actor)
+        return self._cluster_wide.move_volume(
+            name, node, wait_seconds=wait_seconds, actor=self._actor
+        )
 
     async def history(self, name: str) -> list[EventView]:
         """What happened to a volume, oldest first; the trashed one of that name where no other is."""
@@ -165,9 +180,9 @@ class NodeService:
         """Removed volumes that can be restored."""
         return [self._volume_views.trashed(volume) for volume in await self._volumes.trash()]
 
-    async def restore_volume(self, name_or_id: str, *, actor: str) -> VolumeView:
+    async def restore_volume(self, name_or_id: str) -> VolumeView:
         """Bring a volume back from the trash."""
-        return self._volume_views.listed(await self._volumes.restore(name_or_id, actor=actor))
+        return self._volume_views.listed(await self._volumes.restore(name_or_id, actor=self._actor))
 
     async def explain_volume(self, name: str) -> list[FindingView]:
         """Who holds a volume, what will happen next, and the one safe command."""
@@ -176,11 +191,11 @@ class NodeService:
             record = (await self._cluster.fresh(name)).record
         except Unavailable:
             record, fresh = await self._volumes.find(name), False
-        view = await self._cluster_wide.from_holder(record)
+        live = await self._cluster_wide.from_holder(record)
         suspended = self._use.suspended(record)
         return explain(
             record,
-            view,
+            live,
             is_up=self._catalog.is_up,
             fresh=fresh,
             suspended=suspended,
@@ -201,17 +216,16 @@ class NodeService:
         now: bool,
         stay: bool,
         timeout_seconds: float,
-        actor: str,
-    ) -> AsyncIterator[ServiceMoveProgress]:
+    ) -> AsyncGenerator[ServiceMoveProgress, None]:
         """Move a Swarm service with its volumes; progress as it goes."""
-        wish = Wish(now=now, stay=stay, timeout_seconds=timeout_seconds, actor=actor)
+        wish = Wish(now=now, stay=stay, timeout_seconds=timeout_seconds, actor=self._actor)
         return self._services.move(name, node, wish=wish)
 
     async def doctor(self) -> list[FindingView]:
         """What is wrong and what to do."""
         return await self._doctor.examine()
 
-    async def events(self, *, follow: bool) -> AsyncIterator[EventView]:
+    async def events(self, *, follow: bool) -> AsyncGenerator[EventView, None]:
         """What happened; with ``follow`` everything from now on too, without end."""
         for event in recent(self._catalog):
             yield event

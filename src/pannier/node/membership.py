@@ -9,8 +9,8 @@ import structlog
 
 from pannier.cluster.catalog import Catalog
 from pannier.cluster.registry import Registry, Versioned, decode, encode
-from pannier.contract.operations import JoinReply, JoinRequest
-from pannier.contract.views import TokenView
+from pannier.contract.bodies import JoinOrder
+from pannier.contract.views import JoinReply, TokenView
 from pannier.core.errors import AlreadyExists, Conflict, Denied, NodeNotFound, Stale
 from pannier.core.node import Node, check_node_name
 from pannier.core.volume import HistoryEntry
@@ -67,7 +67,7 @@ class Membership:
         await self._registry.store.commit(Change(_token_key(token.id), encode(record), ABSENT))
         return TokenView(token=token.text(), expires_at=rfc3339(record.expires_at), uses=uses)
 
-    async def join(self, request: JoinRequest) -> JoinReply:
+    async def join(self, request: JoinOrder) -> JoinReply:
         """Admit a machine: use its token, reserve its name, issue its certificate.
 
         Raises:

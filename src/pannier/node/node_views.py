@@ -10,6 +10,7 @@ from pannier.agent.drivers import Drivers
 from pannier.agent.lease import Lease
 from pannier.cluster.cluster import Cluster
 from pannier.contract.views import NodeView
+from pannier.contract.words import NodeState
 from pannier.core.errors import EngineUnavailable, NodeNotFound
 from pannier.core.node import Node
 from pannier.core.pace import NodePace
@@ -55,17 +56,21 @@ class NodeViews:
 
     def listed(self, node: Node) -> NodeView:
         """One node, from memory."""
-        up = self._catalog.is_up(node.name)
         return NodeView(
             name=node.name,
             address=node.address,
-            state="down" if not up else "drained" if node.drained else "up",
+            state=self._state(node),
             drivers=list(node.drivers),
             version=node.version,
             volumes=sum(v.grant.node == node.name for v in self._catalog.volumes()),
             joined_at=rfc3339(node.joined_at),
             swarm=node.swarm,
         )
+
+    def _state(self, node: Node) -> NodeState:
+        if not self._catalog.is_up(node.name):
+            return NodeState.DOWN
+        return NodeState.DRAINED if node.drained else NodeState.UP
 
     async def here(self) -> NodeView:
         """This node with its pool's figures, and what its engine can do.

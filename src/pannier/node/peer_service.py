@@ -1,14 +1,23 @@
-"""What this node does for other nodes: :class:`~pannier.contract.operations.PeerOperations`."""
+"""What this node does for other nodes: :class:`~pannier.contract.peers.Peer`."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+import copy
+from collections.abc import AsyncGenerator, Mapping
 
 from pannier.agent.drivers import Drivers
-from pannier.agent.lease import Lease
 from pannier.cluster.cluster import Cluster, no_such_volume
-from pannier.contract.operations import HandoverReply
-from pannier.contract.views import CheckView, HookView, MoveProgress, NodeView, VolumeView
+from pannier.contract.peers import Peer
+from pannier.contract.views import (
+    CheckView,
+    HandoverReply,
+    HookView,
+    LiveVolumeView,
+    MoveProgress,
+    NodeView,
+    VolumeCopyView,
+    VolumeView,
+)
 from pannier.copies.verification import Verification
 from pannier.core.errors import Conflict, InvalidInput
 from pannier.core.generation import Generation
@@ -25,14 +34,13 @@ from pannier.swarm.services import Services
 
 
 class PeerService:
-    """Answers the other nodes."""
+    """Answers the other nodes, each through :meth:`by`."""
 
     def __init__(
         self,
         *,
         cluster: Cluster,
         drivers: Drivers,
-        lease: Lease,
         volume_views: VolumeViews,
         node_views: NodeViews,
         volumes: Volumes,
@@ -45,7 +53,6 @@ class PeerService:
     ) -> None:
         self._cluster = cluster
         self._drivers = drivers
-        self._lease = lease
         self._volume_views = volume_views
         self._node_views = node_views
         self._volumes = volumes
@@ -55,8 +62,15 @@ class PeerService:
         self._promising = promising
         self._verification = verification
         self._services = services
+        self._asking = ""  # No node has this name: what only a node may ask is refused.
 
-    async def peer_volume(self, name: str, *, peer: str) -> VolumeView:
+    def by(self, node: str) -> Peer:
+        """This node, as the node of that name may call it."""
+        service = copy.copy(self)
+        service._asking = node
+        return service
+
+    async def peer_volume(self, name: str) -> LiveVolumeView | VolumeCopyView:
         """Live facts: the holder's, or on any other node whether it has a copy."""
         volume = self._cluster.catalog.volume(name)
         if volume is None:
@@ -65,20 +79,20 @@ class PeerService:
             return await self._volume_views.live(volume)
         return await self._volume_views.copy(volume)
 
-    async def peer_node(self, *, peer: str) -> NodeView:
+    async def peer_node(self) -> NodeView:
         """This node with its pool's figures, and what its engine can do."""
         return await self._node_views.here()
 
-    async def peer_handover(self, name: str, *, epoch: int, peer: str) -> HandoverReply:
+    async def peer_handover(self, name: str, *, epoch: int) -> HandoverReply:
         """Another node wants the volume."""
-        return await self._handovers.asked(name, epoch=epoch, peer=peer)
+        return await self._handovers.asked(name, epoch=epoch, peer=self._asking)
 
-    async def peer_remove(self, name: str, *, volume_id: str, actor: str, peer: str) -> None:
+    async def peer_remove(self, name: str, *, volume_id: str, actor: str) -> None:
         """Another node was asked to remove a volume that is held here."""
         await self._volumes.remove_here(name, volume_id, actor=actor)
 
     async def peer_take(
-        self, name: str, *, epoch: int, generation: str | None, actor: str, peer: str
+        self, name: str, *, epoch: int, generation: str | None, actor: str
     ) -> VolumeView:
         """Another node needs a volume whose holder is gone, and this one has the best copy."""
         if generation is None:
@@ -88,23 +102,19 @@ class PeerService:
         )
         return self._volume_views.listed(volume)
 
-    async def peer_verify(self, name: str, *, peer: str) -> CheckView:
+    async def peer_verify(self, name: str) -> CheckView:
         """Another node was asked to have all copies of a volume read."""
         return await self._verification.here(name)
 
-    async def peer_lost_copy(self, name: str, *, epoch: int, peer: str) -> None:
+    async def peer_lost_copy(self, name: str, *, epoch: int) -> None:
         """Another node has nothing of a volume that is held here, whatever the record says."""
-        await self._verification.lost(name, epoch=epoch, peer=peer)
+        await self._verification.lost(name, epoch=epoch, peer=self._asking)
 
-    async def peer_promise(
-        self, volumes: Mapping[str, int], *, seconds: float, peer: str
-    ) -> list[str]:
+    async def peer_promise(self, volumes: Mapping[str, int], *, seconds: float) -> list[str]:
         """Another node holds these volumes and has lost the store."""
-        return self._promising.promise(volumes, seconds=seconds, peer=peer)
+        return self._promising.promise(volumes, seconds=seconds, peer=self._asking)
 
-    async def peer_create(
-        self, name: str, options: Mapping[str, str], *, actor: str, peer: str
-    ) -> VolumeView:
+    async def peer_create(self, name: str, options: Mapping[str, str], *, actor: str) -> VolumeView:
         """Another node was asked for a volume that shall be made here."""
         spec = parse_options(options, default_driver=self._drivers.default)
         if spec.nodes and self._cluster.node not in spec.nodes:
@@ -113,8 +123,8 @@ class PeerService:
         return self._volume_views.listed(volume)
 
     async def peer_move(
-        self, name: str, node: str, *, wait_seconds: float, actor: str, peer: str
-    ) -> AsyncIterator[MoveProgress]:
+        self, name: str, node: str, *, wait_seconds: float, actor: str
+    ) -> AsyncGenerator[MoveProgress, None]:
         """Another node was asked to move a volume that is held here."""
         volume = (await self._cluster.fresh(name)).record
         if volume.grant.node != self._cluster.node:
@@ -124,6 +134,6 @@ class PeerService:
         async for step in self._handovers.move(volume, node, wait_seconds=wait_seconds):
             yield step
 
-    def peer_hook(self, service: str, *, moment: Moment, peer: str) -> AsyncIterator[HookView]:
+    def peer_hook(self, service: str, *, hook: Moment) -> AsyncGenerator[HookView, None]:
         """Another node moves a service whose container runs here."""
-        return self._services.hook_here(moment, service, peer=peer)
+        return self._services.hook_here(hook, service, peer=self._asking)

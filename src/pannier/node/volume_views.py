@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from typing import Any
 
 from pannier.agent.drivers import Drivers
 from pannier.agent.mounts import Mounts
 from pannier.agent.use import Use
 from pannier.barrier.groups import Backlog
 from pannier.cluster.cluster import Cluster
-from pannier.contract.views import CopyView, TransferView, TrashView, VolumeView
+from pannier.contract.views import (
+    CopyView,
+    LiveVolumeView,
+    RememberedVolumeView,
+    TransferView,
+    TrashView,
+    VolumeCopyView,
+    VolumeView,
+)
+from pannier.contract.words import HolderState
 from pannier.copies.replication import Replicator
 from pannier.core.options import describe_spec
 from pannier.core.pace import NodePace
 from pannier.core.volume import Volume
 from pannier.holding.handover import Handovers
 from pannier.host.clock import Clock, rfc3339
-
-"""Of a volume, how many sync calls wait here, and for how many seconds the first."""
 
 
 class VolumeViews:
@@ -49,27 +56,22 @@ class VolumeViews:
 
     def listed(self, volume: Volume) -> VolumeView:
         """One volume, from memory."""
-        return VolumeView(
-            name=volume.name,
-            id=volume.id,
-            holder=volume.grant.node,
-            holder_state="up" if self._cluster.catalog.is_up(volume.grant.node) else "down",
-            epoch=volume.grant.epoch,
-            driver=volume.spec.driver,
-            options=describe_spec(volume.spec),
-            in_sync=list(volume.in_sync),
-            created_at=rfc3339(volume.created_at),
-        )
+        return VolumeView(**self._facts(volume))
 
-    async def live(self, volume: Volume) -> VolumeView:
+    def remembered(self, volume: Volume, *, copies_on: list[str]) -> RememberedVolumeView:
+        """A volume whose holder does not answer."""
+        return RememberedVolumeView(**self._facts(volume), copies_on=copies_on)
+
+    async def live(self, volume: Volume) -> LiveVolumeView:
         """A volume that this node holds, with what only the holder knows."""
         generations = await self.generations(volume)
         backlog = self._backlog(volume.name)
-        return replace(
-            self.listed(volume),
+        return LiveVolumeView(
+            **self._facts(volume),
             generation=generations[-1] if generations else None,
             generations=generations,
             copies=self._copies(volume),
+            copies_on=[self._cluster.node],
             used_bytes=await self._drivers.of(volume).used_bytes(volume.id),
             in_use_by=await self._use.users(volume),
             mountpoint=str(self._mounts.path(volume.name)),
@@ -78,15 +80,30 @@ class VolumeViews:
             sync_waiting_seconds=round(backlog.oldest_seconds, 3),
         )
 
-    async def copy(self, volume: Volume) -> VolumeView:
+    async def copy(self, volume: Volume) -> VolumeCopyView:
         """A volume that another node holds, with whether a copy is here."""
         generations = await self.generations(volume)
-        return replace(
-            self.listed(volume),
+        return VolumeCopyView(
+            **self._facts(volume),
             generation=generations[-1] if generations else None,
             generations=generations,
             copies_on=[self._cluster.node] if generations else [],
         )
+
+    def _facts(self, volume: Volume) -> dict[str, Any]:
+        """The fields that all views of a volume have."""
+        up = self._cluster.catalog.is_up(volume.grant.node)
+        return {
+            "name": volume.name,
+            "id": volume.id,
+            "holder": volume.grant.node,
+            "holder_state": HolderState.UP if up else HolderState.DOWN,
+            "epoch": volume.grant.epoch,
+            "driver": volume.spec.driver,
+            "options": describe_spec(volume.spec),
+            "in_sync": list(volume.in_sync),
+            "created_at": rfc3339(volume.created_at),
+        }
 
     async def generations(self, volume: Volume) -> list[str]:
         """All generations on this node, oldest first; empty also while its pool is away."""

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pannier.contract.operations import DockerVolumes
+from pannier.contract.docker_volumes import DockerVolumes
 from pannier.plugin.wire import CreateBody, MountBody, NameBody, NoBody, describe
 
 Answer = dict[str, Any]

@@ -23,7 +23,7 @@ from typing import Any
 import structlog
 from aiohttp import web
 
-from pannier.contract.operations import DockerVolumes
+from pannier.contract.docker_volumes import DockerVolumes
 from pannier.core.errors import (
     DeadlineExceeded,
     InvalidInput,

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from pannier.contract.operations import DockerVolume
+from pannier.contract.docker_volumes import DockerVolume
 from pannier.core.errors import InvalidInput
 
 CONTENT_TYPE = "application/vnd.docker.plugins.v1.1+json"

@@ -12,6 +12,7 @@ import structlog
 from pannier.cluster.catalog import Catalog, Changed
 from pannier.cluster.cluster import Cluster
 from pannier.contract.views import FindingView
+from pannier.contract.words import Level
 from pannier.core.constraints import matches
 from pannier.core.errors import Conflict, OutcomeUnknown, PannierError, Stale
 from pannier.core.node import Node
@@ -182,7 +183,7 @@ def excluded(
         return None
     shown = ", ".join(sorted(node.hostname for node in nodes))
     return FindingView(
-        level="warning",
+        level=Level.WARNING,
         subject=f"service {service.name}",
         what=f"its constraints ({', '.join(service.constraints)}) exclude every node that has a copy of "
         f"volume {volume.name} ({shown}): wherever it starts, all data must come over first",

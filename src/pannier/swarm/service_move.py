@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import structlog
 
 from pannier.contract.views import HookView, MoveProgress, ServiceMoveProgress, StepView
+from pannier.contract.words import MovePhase, ServicePhase
 from pannier.core.constraints import matches
 from pannier.core.errors import (
     Conflict,
@@ -36,7 +37,7 @@ from pannier.swarm.service_plan import Plan, Surroundings, Wish
 
 log = structlog.get_logger(__name__)
 
-NEAR = frozenset({"waiting", "switching", "done"})
+NEAR = frozenset({MovePhase.WAITING, MovePhase.SWITCHING, MovePhase.DONE})
 """Phases of a volume's move in which only a rest is left."""
 FAILURES = 3
 """So many tasks may fail on the target before the move has failed; Swarm goes on trying."""
@@ -54,7 +55,7 @@ class Relocation:
     plan: Plan
     wish: Wish
     around: Surroundings
-    phase: str = "copying"
+    phase: ServicePhase = ServicePhase.COPYING
     committed: bool = False
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     _began: float = 0.0
@@ -99,9 +100,9 @@ class Relocation:
             await self._finish()
         finally:
             await self._end()
-        self._to("done")
+        self._to(ServicePhase.DONE)
 
-    def _to(self, phase: str) -> None:
+    def _to(self, phase: ServicePhase) -> None:
         self.phase = phase
         self.changed.set()
 
@@ -194,7 +195,7 @@ class Relocation:
         async with aclosing(views):
             async for view in views:
                 if not view.ended:
-                    self._to("pre-move")
+                    self._to(ServicePhase.PRE_MOVE)
                     self._step(f"{view.hook} hook in {view.container} on {source}")
                 self._prepared = view
         if self._prepared is not None and not self.committed:
@@ -251,7 +252,7 @@ class Relocation:
         )
 
     async def _tell(self, plan: Plan, wanted: Placement) -> None:
-        self._to("switching")
+        self._to(ServicePhase.SWITCHING)
         self.committed = True
         try:
             await self.around.swarm.update_service(
@@ -296,8 +297,8 @@ class Relocation:
 
     def _report(self, arrival: Arrival, *, now: float) -> None:
         """Say what has happened since the last look."""
-        if arrival.ended_at is not None and self.phase == "switching":
-            self._to("starting")
+        if arrival.ended_at is not None and self.phase is ServicePhase.SWITCHING:
+            self._to(ServicePhase.STARTING)
             if self.plan.source not in (None, self.target):
                 self._step(f"the container on {self.plan.source} has ended")
         if arrival.running:
@@ -366,7 +367,7 @@ class Relocation:
                         self._step(_ended(view))
                         failed = view if view.failure and view.abort else None
                     else:
-                        self._to("post-move")
+                        self._to(ServicePhase.POST_MOVE)
                         self._step(f"{view.hook} hook in {view.container} on {self.target}")
         except PannierError as error:
             self._step(f"the post-move hook could not be run: {error}")

@@ -14,12 +14,14 @@ from pannier.cluster.catalog import Catalog
 from pannier.contract.peers import Peers, holder_unreachable
 from pannier.contract.views import (
     HookView,
+    LiveVolumeView,
     MoveProgress,
     NodeView,
+    RememberedVolumeView,
     ServiceMoveProgress,
     ServiceView,
-    VolumeView,
 )
+from pannier.contract.words import ServicePhase
 from pannier.core.errors import Conflict, NodeNotFound, VolumeInUse
 from pannier.core.hooks import Moment, read_hooks
 from pannier.core.pace import SwarmPace
@@ -47,11 +49,14 @@ log = structlog.get_logger(__name__)
 STARTING = "a container that is being started"
 
 
+_Shown = LiveVolumeView | RememberedVolumeView
+
+
 class Cluster(Protocol):
     """What a service's move asks of volumes and nodes, wherever they are."""
 
     async def node(self, name: str) -> NodeView: ...
-    async def volume(self, name: str) -> VolumeView: ...
+    async def volume(self, name: str) -> _Shown: ...
     def move_volume(
         self, name: str, node: str, *, wait_seconds: float, actor: str
     ) -> AsyncIterator[MoveProgress]: ...
@@ -244,7 +249,7 @@ class Services:
         check_room(plan.target, used, free_bytes=room.pool_free_bytes)
         return plan
 
-    async def _check_others(self, service: SwarmService, volume: Volume, view: VolumeView) -> None:
+    async def _check_others(self, service: SwarmService, volume: Volume, view: _Shown) -> None:
         """A volume is given away when nobody uses it: another container would keep it where it is."""
         others = _others(service, view)
         if others:  # a process that is just ending is not known as its container's any more
@@ -282,7 +287,7 @@ class Services:
             there = self._catalog.node(node)
             if there is None:
                 raise NodeNotFound(f"there is no node {node}", remedy="see pannier node ls")
-            here = self._peers.to(there).peer_hook(service, moment=moment)
+            here = self._peers.to(there).peer_hook(service, hook=moment)
         async with aclosing(here) as views:
             async for view in views:
                 yield view
@@ -353,7 +358,7 @@ def _is_there(plan: Plan, wish: Wish) -> bool:
 
 def _there(plan: Plan) -> ServiceMoveProgress:
     return ServiceMoveProgress(
-        phase="done",
+        phase=ServicePhase.DONE,
         service=plan.service.name,
         source=plan.source,
         target=plan.target.node.name,
@@ -361,7 +366,7 @@ def _there(plan: Plan) -> ServiceMoveProgress:
     )
 
 
-def _others(service: SwarmService, view: VolumeView) -> set[str]:
+def _others(service: SwarmService, view: _Shown) -> set[str]:
     """Who uses a volume besides the service."""
     mine = f"(service {service.name})"
     return {user for user in view.in_use_by or [] if mine not in user and user != STARTING}

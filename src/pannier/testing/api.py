@@ -7,24 +7,44 @@ call that has an actor or a peer.
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Self
 
-from pannier.contract.operations import HandoverReply, JoinReply, JoinRequest
+from msgspec import structs
+
+from pannier.contract.bodies import JoinOrder
+from pannier.contract.operations import LOCAL
 from pannier.contract.views import (
     CheckView,
     EventView,
     FindingView,
+    HandoverReply,
     HookView,
+    JoinReply,
+    LiveVolumeView,
     MoveProgress,
     NodeView,
+    RememberedVolumeView,
     ServiceMoveProgress,
     ServiceView,
     StatusView,
     StepView,
     TokenView,
+    TransferView,
     TrashView,
     VolumeView,
+)
+from pannier.contract.words import (
+    CheckState,
+    EventKind,
+    HandoverState,
+    HolderState,
+    Level,
+    MovePhase,
+    NodeState,
+    ServicePhase,
 )
 from pannier.core.errors import (
     AlreadyExists,
@@ -59,6 +79,8 @@ class FakeCluster:
     Attributes:
         failing: operations that raise, by name.
         in_use: volume name to containers that use it; they never stop by themselves.
+        transfers: volume name to what its view shows as under way.
+        silent: nodes that do not answer.
         calls: what was asked, in order.
         more_events: what ``events(follow=True)`` yields after the past ones; None ends it.
         strict: whether volume options are read, or taken as they come.
@@ -70,12 +92,16 @@ class FakeCluster:
     removed: dict[str, VolumeView] = field(default_factory=dict)
     failing: dict[str, Exception] = field(default_factory=dict)
     in_use: dict[str, list[str]] = field(default_factory=dict)
+    transfers: dict[str, TransferView] = field(default_factory=dict)
+    silent: set[str] = field(default_factory=set)
     findings: list[FindingView] = field(default_factory=list)
     past: list[EventView] = field(default_factory=list)
     calls: list[NotedCall] = field(default_factory=list)
     more_events: asyncio.Queue[EventView | None] = field(default_factory=asyncio.Queue)
-    tokens: int = 0
+    tokens: list[str] = field(default_factory=list)
     strict: bool = True
+    actor: str = LOCAL
+    peer: str = ""
 
     def __post_init__(self) -> None:
         for number in (1, 2, 3):
@@ -83,7 +109,7 @@ class FakeCluster:
             self.nodes_by_name[name] = NodeView(
                 name=name,
                 address=f"10.0.0.{number}",
-                state="up",
+                state=NodeState.UP,
                 drivers=["btrfs", "directory"],
                 version="0.1.0",
                 volumes=0,
@@ -92,11 +118,29 @@ class FakeCluster:
                 pool_free_bytes=75 * 2**30,
             )
 
-    def _begin(self, operation: str, subject: str = "", actor: str = "", peer: str = "") -> None:
-        if actor or peer:
-            self.calls.append(NotedCall(operation, subject, actor, peer))
+    def by(self, actor: str) -> Self:
+        """The same cluster, asked by a user or tool."""
+        asked = copy.copy(self)
+        asked.actor, asked.peer = actor, ""
+        return asked
+
+    def by_node(self, name: str) -> Self:
+        """The same cluster, asked by another node."""
+        asked = copy.copy(self)
+        asked.actor, asked.peer = "", name
+        return asked
+
+    def _begin(self, operation: str) -> None:
+        """It is asked for something that changes nothing."""
         if operation in self.failing:
             raise self.failing[operation]
+
+    def _change(self, operation: str, subject: str, *, actor: str | None = None) -> None:
+        """It is asked for a change, or by a node, which is noted in any case."""
+        self.calls.append(
+            NotedCall(operation, subject, self.actor if actor is None else actor, self.peer)
+        )
+        self._begin(operation)
 
     def _volume(self, name: str) -> VolumeView:
         if name not in self.volumes_by_name:
@@ -112,7 +156,7 @@ class FakeCluster:
             )
         return self.nodes_by_name[name]
 
-    def _note(self, kind: str, subject: str, detail: str = "") -> None:
+    def _note(self, kind: EventKind, subject: str, detail: str = "") -> None:
         self.past.append(
             EventView(at=_THEN, kind=kind, subject=subject, node=self.here, detail=detail)
         )
@@ -140,56 +184,56 @@ class FakeCluster:
         self._begin("node")
         return self._node(name)
 
-    async def drain_node(self, name: str, *, drained: bool, actor: str) -> NodeView:
-        self._begin("drain_node", name, actor)
-        self.nodes_by_name[name] = replace(self._node(name), state="drained" if drained else "up")
+    async def drain_node(self, name: str, *, drained: bool) -> NodeView:
+        self._change("drain_node", name)
+        self.nodes_by_name[name] = replace(
+            self._node(name), state=NodeState.DRAINED if drained else NodeState.UP
+        )
         return self.nodes_by_name[name]
 
-    async def recover_volume(self, name: str, *, accept_loss: bool, actor: str) -> VolumeView:
-        self._begin("recover_volume", name, actor)
+    async def recover_volume(self, name: str, *, accept_loss: bool) -> VolumeView:
+        self._change("recover_volume", name)
         if not accept_loss:
             raise Conflict(f"volume {name} would lose writes", remedy="use --accept-loss")
         return self._volume(name)
 
     async def verify_volume(self, name: str) -> list[CheckView]:
-        self._begin("verify_volume", name)
-        return [CheckView(node=self._volume(name).holder, state="whole", generation="1.1")]
+        self._begin("verify_volume")
+        return [CheckView(node=self._volume(name).holder, state=CheckState.WHOLE, generation="1.1")]
 
-    async def peer_verify(self, name: str, *, peer: str) -> CheckView:
-        self._begin("peer_verify", name, peer, peer)
-        return CheckView(node="node1", state="whole", generation=self._volume(name).generation)
+    async def peer_verify(self, name: str) -> CheckView:
+        self._change("peer_verify", name)
+        return CheckView(node="node1", state=CheckState.WHOLE, generation="1.1")
 
-    async def peer_lost_copy(self, name: str, *, epoch: int, peer: str) -> None:
-        self._begin("peer_lost_copy", name, peer, peer)
+    async def peer_lost_copy(self, name: str, *, epoch: int) -> None:
+        self._change("peer_lost_copy", name)
         self._volume(name)
 
-    async def peer_promise(
-        self, volumes: Mapping[str, int], *, seconds: float, peer: str
-    ) -> list[str]:
-        self._begin("peer_promise", ",".join(volumes), peer, peer)
+    async def peer_promise(self, volumes: Mapping[str, int], *, seconds: float) -> list[str]:
+        self._change("peer_promise", ",".join(volumes))
         return list(volumes)
 
     async def peer_take(
-        self, name: str, *, epoch: int, generation: str | None, actor: str, peer: str
+        self, name: str, *, epoch: int, generation: str | None, actor: str
     ) -> VolumeView:
-        self._begin("peer_take", name, actor, peer)
+        self._change("peer_take", name, actor=actor)
         return self._volume(name)
 
-    async def remove_node(self, name: str, *, lost: bool, actor: str) -> None:
-        self._begin("remove_node", name, actor)
+    async def remove_node(self, name: str, *, lost: bool) -> None:
+        self._change("remove_node", name)
         self._node(name)
         if not lost and any(v.holder == name for v in self.volumes_by_name.values()):
             raise Conflict(f"node {name} holds volumes", remedy="move them first")
         del self.nodes_by_name[name]
 
-    async def create_token(self, *, ttl_seconds: float, uses: int, actor: str) -> TokenView:
-        self._begin("create_token", f"{ttl_seconds:g}s", actor)
-        self.tokens += 1
-        return TokenView(token=f"token-{self.tokens}", expires_at=_THEN, uses=uses)
+    async def create_token(self, *, ttl_seconds: float, uses: int) -> TokenView:
+        self._change("create_token", f"{ttl_seconds:g}s")
+        self.tokens.append(f"token-{len(self.tokens) + 1}")
+        return TokenView(token=self.tokens[-1], expires_at=_THEN, uses=uses)
 
-    async def join(self, request: JoinRequest) -> JoinReply:
+    async def join(self, order: JoinOrder) -> JoinReply:
         self._begin("join")
-        if not request.token.startswith("token-"):
+        if not order.token.startswith("token-"):
             raise Denied("the token is not accepted", remedy="make a new one: pannier token create")
         return JoinReply(cluster="test", certificate="PEM", ca="PEM", store="sqlite")
 
@@ -197,19 +241,31 @@ class FakeCluster:
         self._begin("volumes")
         return list(self.volumes_by_name.values())
 
-    async def volume(self, name: str) -> VolumeView:
+    async def volume(self, name: str) -> LiveVolumeView | RememberedVolumeView:
         self._begin("volume")
-        return replace(
-            self._volume(name),
-            in_use_by=self.in_use.get(name, []),
+        volume = self._volume(name)
+        if volume.holder in self.silent:
+            return RememberedVolumeView(**structs.asdict(volume), copies_on=[volume.holder])
+        return self._live(volume)
+
+    def _live(self, volume: VolumeView) -> LiveVolumeView:
+        name = volume.name
+        return LiveVolumeView(
+            **structs.asdict(volume),
             generation="1.1",
+            generations=["1.1"],
             used_bytes=4096,
+            in_use_by=self.in_use.get(name, []),
+            copies=[],
+            copies_on=[volume.holder],
+            mountpoint=f"/mounts/{name}",
+            transfer=self.transfers.get(name),
+            sync_calls=0,
+            sync_waiting_seconds=0.0,
         )
 
-    async def create_volume(
-        self, name: str, options: Mapping[str, str], *, actor: str
-    ) -> VolumeView:
-        self._begin("create_volume", name, actor)
+    async def create_volume(self, name: str, options: Mapping[str, str]) -> VolumeView:
+        self._change("create_volume", name)
         if self.strict:
             parse_options(options)
         if name in self.volumes_by_name:
@@ -218,51 +274,55 @@ class FakeCluster:
             name=name,
             id=f"id-{name}",
             holder=self.here,
-            holder_state="up",
+            holder_state=HolderState.UP,
             epoch=1,
             driver="btrfs",
             options=dict(options),
             created_at=_THEN,
         )
-        self._note("volume.created", name)
+        self._note(EventKind.VOLUME_CREATED, name)
         return self.volumes_by_name[name]
 
-    async def remove_volume(self, name: str, *, actor: str) -> TrashView:
-        self._begin("remove_volume", name, actor)
+    async def remove_volume(self, name: str) -> TrashView:
+        self._change("remove_volume", name)
         volume = self._volume(name)
         if self.in_use.get(name):
             users = ", ".join(self.in_use[name])
             raise VolumeInUse(f"volume {name} is used by {users}", remedy="stop it first")
         self.removed[name] = self.volumes_by_name.pop(name)
-        self._note("volume.removed", name)
+        self._note(EventKind.VOLUME_REMOVED, name)
         return _as_trash(volume)
 
     async def move_volume(
-        self, name: str, node: str, *, wait_seconds: float, actor: str
+        self, name: str, node: str, *, wait_seconds: float
     ) -> AsyncGenerator[MoveProgress, None]:
-        self._begin("move_volume", name, actor)
+        self._change("move_volume", name)
         volume = self._volume(name)
         self._node(node)
-        now = MoveProgress(phase="copying", volume=name, source=volume.holder, target=node, round=1)
+        now = MoveProgress(
+            phase=MovePhase.COPYING, volume=name, source=volume.holder, target=node, round=1
+        )
         yield now
         yield replace(now, round=2, sent_bytes=5 * 2**20)
         users = self.in_use.get(name, [])
         if users:
-            yield replace(now, phase="waiting", round=2, sent_bytes=5 * 2**20, in_use_by=users)
+            yield replace(
+                now, phase=MovePhase.WAITING, round=2, sent_bytes=5 * 2**20, in_use_by=users
+            )
             yield replace(
                 now,
-                phase="failed",
+                phase=MovePhase.FAILED,
                 code=VolumeInUse.code,
                 error=f"volume {name} is still used by {', '.join(users)} on {volume.holder}",
                 remedy="stop it, then move again: most of the data is there",
             )
             return
-        yield replace(now, phase="switching", round=3, sent_bytes=6 * 2**20)
-        self.volumes_by_name[name] = replace(volume, holder=node, epoch=volume.epoch + 1)
-        self._note("volume.moved", name, f"{volume.holder} to {node}")
+        yield replace(now, phase=MovePhase.SWITCHING, round=3, sent_bytes=6 * 2**20)
+        self.volumes_by_name[name] = structs.replace(volume, holder=node, epoch=volume.epoch + 1)
+        self._note(EventKind.VOLUME_MOVED, name, f"{volume.holder} to {node}")
         yield replace(
             now,
-            phase="done",
+            phase=MovePhase.DONE,
             round=3,
             sent_bytes=6 * 2**20,
             pause_seconds=0.21,
@@ -284,28 +344,25 @@ class FakeCluster:
         now: bool,
         stay: bool,
         timeout_seconds: float,
-        actor: str,
     ) -> AsyncGenerator[ServiceMoveProgress, None]:
-        self._begin("move_service", name, actor)
+        self._change("move_service", name)
         if name != "web":
             raise NotFound(f"the Swarm has no service {name}", remedy="see docker service ls")
         self._node(node)
         steps = [StepView(seconds=0.0, what=f"web runs on {self.here}")]
-        copy = MoveProgress(phase="copying", volume="data", source=self.here, target=node)
+        copy = MoveProgress(phase=MovePhase.COPYING, volume="data", source=self.here, target=node)
         first = ServiceMoveProgress(
-            phase="copying", service=name, source=self.here, target=node, steps=steps
+            phase=ServicePhase.COPYING, service=name, source=self.here, target=node, steps=steps
         )
         yield replace(first, volumes=[copy])
         steps.append(StepView(seconds=1.5, what=f"web runs on {node}"))
-        yield replace(first, phase="done", pause_seconds=0.4)
+        yield replace(first, phase=ServicePhase.DONE, pause_seconds=0.4)
 
-    async def peer_hook(
-        self, service: str, *, moment: Moment, peer: str
-    ) -> AsyncGenerator[HookView, None]:
-        self._begin("peer_hook", service, peer=peer)
+    async def peer_hook(self, service: str, *, hook: Moment) -> AsyncGenerator[HookView, None]:
+        self._change("peer_hook", service)
         if service != "web":
             raise NotFound(f"no container of service {service} runs on node {self.here}")
-        began = HookView(hook=moment, container="web.1", abort=moment is Moment.BEFORE)
+        began = HookView(hook=hook, container="web.1", abort=hook is Moment.BEFORE)
         yield began
         yield replace(began, ended=True, output=["done"])
 
@@ -318,15 +375,15 @@ class FakeCluster:
         self._begin("explain_volume")
         volume = self._volume(name)
         return [
-            FindingView(level="ok", subject=f"volume {name}", what=f"held by {volume.holder}"),
+            FindingView(level=Level.OK, subject=f"volume {name}", what=f"held by {volume.holder}"),
         ]
 
     async def trash(self) -> list[TrashView]:
         self._begin("trash")
         return [_as_trash(volume) for volume in self.removed.values()]
 
-    async def restore_volume(self, name_or_id: str, *, actor: str) -> VolumeView:
-        self._begin("restore_volume", name_or_id, actor)
+    async def restore_volume(self, name_or_id: str) -> VolumeView:
+        self._change("restore_volume", name_or_id)
         for name, volume in self.removed.items():
             if name_or_id in (name, volume.id):
                 if name in self.volumes_by_name:
@@ -351,43 +408,42 @@ class FakeCluster:
 
     # What other nodes ask
 
-    async def peer_volume(self, name: str, *, peer: str) -> VolumeView:
-        self._begin("peer_volume", name, peer=peer)
+    async def peer_volume(self, name: str) -> LiveVolumeView:
+        self._change("peer_volume", name)
         volume = self._volume(name)
         if volume.holder != self.here:
             raise NotHolder(f"{self.here} does not hold volume {name}")
-        return await self.volume(name)
+        return self._live(volume)
 
-    async def peer_node(self, *, peer: str) -> NodeView:
-        self._begin("peer_node", peer=peer)
+    async def peer_node(self) -> NodeView:
+        self._change("peer_node", "")
         return self._node(self.here)
 
-    async def peer_handover(self, name: str, *, epoch: int, peer: str) -> HandoverReply:
-        self._begin("peer_handover", name, peer=peer)
+    async def peer_handover(self, name: str, *, epoch: int) -> HandoverReply:
+        self._change("peer_handover", name)
         volume = self._volume(name)
         users = self.in_use.get(name, [])
         if users:
-            return HandoverReply(state="in_use", in_use_by=users, sent_bytes=1024)
-        self.volumes_by_name[name] = replace(volume, holder=peer, epoch=epoch + 1)
-        return HandoverReply(state="given", in_use_by=[])
+            return HandoverReply(state=HandoverState.IN_USE, in_use_by=users, sent_bytes=1024)
+        self.volumes_by_name[name] = structs.replace(volume, holder=self.peer, epoch=epoch + 1)
+        return HandoverReply(state=HandoverState.GIVEN, in_use_by=[])
 
-    async def peer_remove(self, name: str, *, volume_id: str, actor: str, peer: str) -> None:
-        self._begin("peer_remove", name, actor, peer)
+    async def peer_remove(self, name: str, *, volume_id: str, actor: str) -> None:
+        self._change("peer_remove", name, actor=actor)
         if self._volume(name).id != volume_id:
             raise VolumeNotFound(f"volume {name} is another one now")
-        await self.remove_volume(name, actor=actor)
+        await self.by(actor).remove_volume(name)
 
-    async def peer_create(
-        self, name: str, options: Mapping[str, str], *, actor: str, peer: str
-    ) -> VolumeView:
-        self._begin("peer_create", name, actor, peer)
-        return await self.create_volume(name, options, actor=actor)
+    async def peer_create(self, name: str, options: Mapping[str, str], *, actor: str) -> VolumeView:
+        self._change("peer_create", name, actor=actor)
+        return await self.by(actor).create_volume(name, options)
 
     async def peer_move(
-        self, name: str, node: str, *, wait_seconds: float, actor: str, peer: str
+        self, name: str, node: str, *, wait_seconds: float, actor: str
     ) -> AsyncGenerator[MoveProgress, None]:
-        self._begin("peer_move", name, actor, peer)
-        async for progress in self.move_volume(name, node, wait_seconds=wait_seconds, actor=actor):
+        self._change("peer_move", name, actor=actor)
+        steps = self.by(actor).move_volume(name, node, wait_seconds=wait_seconds)
+        async for progress in steps:
             yield progress
 
 

@@ -1,0 +1,127 @@
+"""The states, phases and kinds that views name. In JSON they are these words."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any, Self
+
+
+class Word(StrEnum):
+    """Base of all of them. A newer node may say a word that is not here: it is kept as it is.
+
+    Such a word is equal to none of the others, and ``known`` is false.
+    """
+
+    @classmethod
+    def _missing_(cls, value: object) -> Self | None:
+        if not isinstance(value, str):
+            return None
+        word = str.__new__(cls, value)
+        word._name_, word._value_ = "", value
+        return word
+
+    @property
+    def known(self) -> bool:
+        """Whether this version has the word."""
+        return bool(self._name_)
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> Self:
+        return self
+
+
+class NodeState(Word):
+    """Of a node, as the lists show it."""
+
+    UP = "up"
+    DOWN = "down"
+    DRAINED = "drained"
+    """Up, and kept out of placement."""
+
+
+class HolderState(Word):
+    """Whether the lease of a volume's holder is alive."""
+
+    UP = "up"
+    DOWN = "down"
+
+
+class MovePhase(Word):
+    """Of a volume's move."""
+
+    COPYING = "copying"
+    """The volume is in use; rounds and bytes grow."""
+    WAITING = "waiting"
+    """All but the last bytes are there; it waits for those who use the volume."""
+    SWITCHING = "switching"
+    """The last delta, and the change of the holder."""
+    DONE = "done"
+    FAILED = "failed"
+
+
+class ServicePhase(Word):
+    """Of a Swarm service's move."""
+
+    COPYING = "copying"
+    """The service runs."""
+    PRE_MOVE = "pre-move"
+    """Its hook runs."""
+    SWITCHING = "switching"
+    """Swarm has been told."""
+    STARTING = "starting"
+    """The old container has ended."""
+    POST_MOVE = "post-move"
+    """Its hook runs."""
+    DONE = "done"
+
+
+class HandoverState(Word):
+    """A holder's answer to a node that wants the volume."""
+
+    GIVEN = "given"
+    """The store's record names the asking node now."""
+    COPYING = "copying"
+    """Data is on its way."""
+    IN_USE = "in_use"
+    """The bulk is being copied meanwhile."""
+
+
+class CheckState(Word):
+    """What was found of a copy that was read to the last byte."""
+
+    WHOLE = "whole"
+    MADE_ANEW = "made anew"
+    """It was damaged; the holder sends it again."""
+    DAMAGED = "damaged"
+    """It is what the holder itself has."""
+    NOTHING = "nothing"
+    UNKNOWN = "unknown"
+    """The node did not answer."""
+
+
+class Level(Word):
+    """How bad a finding is."""
+
+    OK = "ok"
+    WARNING = "warning"
+    PROBLEM = "problem"
+
+
+class EventKind(Word):
+    """What happened. Those of volumes are their histories' entries with ``volume.`` before them."""
+
+    VOLUME_CREATED = "volume.created"
+    VOLUME_MOVED = "volume.moved"
+    VOLUME_TAKEN_OVER = "volume.taken over"
+    VOLUME_RECOVERED = "volume.recovered"
+    VOLUME_REMOVED = "volume.removed"
+    VOLUME_RESTORED = "volume.restored"
+    VOLUME_LOST = "volume.lost"
+    NODE_JOINED = "node.joined"
+    NODE_LEFT = "node.left"
+    NODE_DRAINED = "node.drained"
+    NODE_UNDRAINED = "node.undrained"
+    NODE_UP = "node.up"
+    NODE_DOWN = "node.down"
