@@ -18,13 +18,15 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import msgspec
 import structlog
 
 from pannier.agent.usage import User
+from pannier.core.errors import PannierError
+from pannier.core.record import Record
+from pannier.host.records import encode, read_file
 
 log = structlog.get_logger(__name__)
 
@@ -64,12 +66,18 @@ class _Group:
         return Path(self.file).read_text().strip() == self.thawed
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrozenGroups(Record):
+    """The file of :class:`CgroupFreezer`: by volume id, the files that freeze groups."""
+
+    groups: dict[str, list[str]] = field(default_factory=dict)
+
+
 class CgroupFreezer(Freezer):
     """The freezer of this node's kernel.
 
     Args:
-        file: where frozen groups are kept (JSON: by volume id, the files that freeze them). One that
-            cannot be read counts as empty.
+        file: where frozen groups are kept. One that cannot be read counts as empty.
         root: where control groups are mounted.
         proc: the process file system.
     """
@@ -81,7 +89,8 @@ class CgroupFreezer(Freezer):
         self._proc = proc
         self._v1 = root / "freezer"
         self._v2 = next((at for at in (root, root / "unified") if _is_v2(at)), None)
-        self._frozen = self._load()
+        self._saved = self._load()
+        self._frozen = self._saved.groups
         self._lock = threading.Lock()
 
     def freeze(self, volume_id: str, users: Sequence[User]) -> list[User]:
@@ -151,18 +160,18 @@ class CgroupFreezer(Freezer):
             files.append(group.file)
             self._save()
 
-    def _load(self) -> dict[str, list[str]]:
+    def _load(self) -> FrozenGroups:
+        remedy = "what stands still must be let go by hand: see pannier doctor"
         try:
-            return msgspec.json.decode(self._file.read_bytes(), type=dict[str, list[str]])
-        except FileNotFoundError:
-            return {}
-        except (OSError, msgspec.MsgspecError) as error:
-            log.warning("frozen containers not readable", path=str(self._file), error=str(error))
-            return {}
+            saved = read_file(self._file, FrozenGroups, remedy=remedy)
+        except PannierError as error:
+            log.warning("frozen containers not readable", error=str(error))
+            saved = None
+        return saved or FrozenGroups()
 
     def _save(self) -> None:
         new = self._file.with_name(f"{self._file.name}.new")
-        new.write_bytes(msgspec.json.encode(self._frozen))
+        new.write_bytes(encode(replace(self._saved, groups=self._frozen)))
         new.replace(self._file)
 
 

@@ -9,18 +9,29 @@ and not the node's boot, as the containers do.
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import msgspec
 import structlog
+
+from pannier.core.errors import PannierError
+from pannier.core.record import Record
+from pannier.host.records import encode, read_file
 
 _log = structlog.get_logger(__name__)
 
 DEFAULT_PATH = Path("/run/pannier/mounts.json")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MountHints(Record):
+    """The file of :class:`MountIds`: by volume and id CLOCK_BOOTTIME in seconds."""
+
+    ids: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
 class MountIds:
-    """The hints, kept in the file at ``path`` (JSON: volume, id, CLOCK_BOOTTIME in seconds).
+    """The hints, kept in the file at ``path``.
 
     A file that cannot be read counts as empty, and one that cannot be written is kept in memory;
     both are logged. Losing hints costs caution for a moment, not data.
@@ -28,7 +39,8 @@ class MountIds:
 
     def __init__(self, path: Path = DEFAULT_PATH) -> None:
         self._path = path
-        self._ids = self._load()
+        self._saved = self._load()
+        self._ids = self._saved.ids
 
     def add(self, name: str, mount_id: str, at_boottime: float) -> None:
         """Docker has been given ``name`` under ``mount_id``; a repeated id takes the new time.
@@ -61,28 +73,20 @@ class MountIds:
         """Volumes that have hints."""
         return frozenset(self._ids)
 
-    def _load(self) -> dict[str, dict[str, float]]:
+    def _load(self) -> MountHints:
         try:
-            raw = self._path.read_bytes()
-        except FileNotFoundError:
-            return {}
-        except OSError as error:
-            _log.warning("mount ids not readable", path=str(self._path), error=str(error))
-            return {}
-        try:
-            return msgspec.json.decode(raw, type=dict[str, dict[str, float]])
-        except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
-            _log.warning(
-                "mount ids corrupt, starting empty", path=str(self._path), error=str(error)
-            )
-            return {}
+            saved = read_file(self._path, MountHints, remedy="the hints of this boot are lost")
+        except PannierError as error:
+            _log.warning("mount ids not readable, starting empty", error=str(error))
+            saved = None
+        return saved or MountHints()
 
     def _save(self) -> None:
         draft = self._path.with_name(self._path.name + ".new")
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             # No fsync: after a power cut the ids mean nothing.
-            draft.write_bytes(msgspec.json.encode(self._ids))
+            draft.write_bytes(encode(replace(self._saved, ids=self._ids)))
             os.replace(draft, self._path)
         except OSError as error:
             _log.warning("mount ids not written", path=str(self._path), error=str(error))

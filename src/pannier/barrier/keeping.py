@@ -12,11 +12,13 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
 import structlog
 
 from pannier.agent.mounts import Location
 from pannier.barrier.pending import Pending
+from pannier.core.errors import PannierError
+from pannier.core.record import Record
+from pannier.host.records import encode, read_file
 from pannier.host.systemd import notify
 
 log = structlog.get_logger(__name__)
@@ -25,8 +27,8 @@ _PREFIX = "listener-"
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
-    """Where a listener comes from.
+class Origin(Record):
+    """Where a listener comes from, and the file that says so.
 
     Attributes:
         container: the container's id.
@@ -63,14 +65,15 @@ class Keeping:
     def describe(self, name: str, origin: Origin) -> None:
         """Write down what the listener is about."""
         draft = self._file(name, "draft")
-        draft.write_bytes(msgspec.json.encode(origin))
+        draft.write_bytes(encode(origin))
         draft.rename(self._file(name, "json"))
 
     def recall(self, name: str) -> Origin | None:
-        """What was written down; None where the daemon was killed before that."""
+        """What was written down; None where the daemon was killed before that, or it is damaged."""
         try:
-            return msgspec.json.decode(self._file(name, "json").read_bytes(), type=Origin)
-        except (FileNotFoundError, msgspec.MsgspecError):
+            return read_file(self._file(name, "json"), Origin, remedy="all held volumes count")
+        except PannierError as error:
+            log.warning("barrier.origin-unreadable", listener=name, error=str(error))
             return None
 
     def pending(self, name: str) -> Pending:

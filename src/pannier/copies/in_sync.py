@@ -13,8 +13,9 @@ from dataclasses import replace
 import structlog
 
 from pannier.agent.custody import Custody
+from pannier.cluster.registry import Versioned
 from pannier.copies.replicated import Circle, Held
-from pannier.core.errors import NotHolder, Stale, StoreUnavailable, Unavailable
+from pannier.core.errors import NotHolder, StoreUnavailable, Unavailable
 from pannier.core.volume import Volume
 
 log = structlog.get_logger(__name__)
@@ -49,11 +50,13 @@ class InSync:
 
     async def _change(self, held: Held, *, add: frozenset[str], drop: frozenset[str]) -> None:
         custody, volume, circle = self._custody, held.volume, held.circle
-        while True:
+
+        async def read() -> Versioned[Volume]:
             if held.ended:
                 raise Unavailable(f"volume {volume.name} is not replicated at the moment")
-            fresh = await custody.fresh(volume.name)
-            record = fresh.record
+            return await custody.fresh(volume.name)
+
+        def decide(record: Volume) -> Volume | None:
             if (record.id, record.grant) != (volume.id, volume.grant):
                 raise NotHolder(
                     f"volume {volume.name} is held by node {record.grant.node} "
@@ -66,20 +69,20 @@ class InSync:
                 if (name in record.in_sync or name in add) and name not in drop
             )
             if wanted == record.in_sync and not circle.unsettled:
-                circle.required = frozenset(wanted)
-                return
-            changed: Volume = replace(record, in_sync=wanted)
+                return None
+            return replace(record, in_sync=wanted)
+
+        async def write(record: Volume, former: Versioned[Volume]) -> int:
             before = circle.unsettled, circle.required
             circle.unsettled = True  # until there is an answer
-            circle.required |= frozenset(wanted) | frozenset(record.in_sync)
+            circle.required |= frozenset(record.in_sync) | frozenset(former.record.in_sync)
             try:
-                revision = await custody.registry.replace_volume(changed, expect=fresh.revision)
-            except Stale:
-                continue
+                return await custody.registry.replace_volume(record, expect=former.revision)
             except StoreUnavailable:  # certainly not done
                 circle.unsettled, circle.required = before
                 raise
-            circle.unsettled = False
-            circle.required = frozenset(wanted)
-            custody.catalog.remember(changed, revision=revision)
-            return
+
+        found = await custody.registry.change(read, decide, write=write)
+        circle.unsettled = False
+        circle.required = frozenset(found.record.in_sync)
+        custody.catalog.remember(found.record, revision=found.revision)

@@ -14,9 +14,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import msgspec
 import structlog
 
 from pannier.agent.custody import Custody, no_such_volume
@@ -25,8 +25,10 @@ from pannier.contract.views import CheckView
 from pannier.copies.acknowledging import Durable
 from pannier.core.errors import Corrupt, PannierError
 from pannier.core.generation import Generation
+from pannier.core.record import Record
 from pannier.core.volume import Volume
 from pannier.host.files import write_file
+from pannier.host.records import encode, read_file
 from pannier.storage.base import CheckedDriver
 
 log = structlog.get_logger(__name__)
@@ -37,6 +39,13 @@ TURN_SECONDS = 60.0
 FINISH_SECONDS = 5.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verified(Record):
+    """The file of :class:`Verification`: Unix time of the last one by volume id."""
+
+    at: dict[str, float] = field(default_factory=dict)
+
+
 class Verification:
     """Verifies this node's copies."""
 
@@ -45,15 +54,16 @@ class Verification:
         self._peers = peers
         self._durable = durable
         self._file = state / "verified.json"
-        self._at: dict[str, float] = {}
-        self._saved: dict[str, float] = {}
+        self._saved = Verified()
         self._unfinished: set[str] = set()
         self._reading = asyncio.Lock()
         self._saving = asyncio.Lock()
         try:
-            self._at = msgspec.json.decode(self._file.read_bytes(), type=dict[str, float])
-        except (OSError, msgspec.DecodeError):
-            pass  # all count as verified just now
+            remedy = "all copies count as verified just now"
+            self._saved = read_file(self._file, Verified, remedy=remedy) or Verified()
+        except PannierError as error:
+            log.warning("copy.verification-not-known", error=str(error))
+        self._at = dict(self._saved.at)
 
     async def run(self) -> None:
         """For ever: run as a task."""
@@ -195,11 +205,11 @@ class Verification:
         async with self._saving:
             known = {v.id for v in self._mine()}
             self._at = {volume_id: at for volume_id, at in self._at.items() if volume_id in known}
-            if self._at == self._saved:
+            if self._at == self._saved.at:
                 return
-            saved = dict(self._at)
+            saved = replace(self._saved, at=dict(self._at))
             try:
-                await asyncio.to_thread(write_file, self._file, msgspec.json.encode(saved))
+                await asyncio.to_thread(write_file, self._file, encode(saved))
             except OSError as error:
                 log.warning("copy.verification-not-noted", error=str(error))
             else:

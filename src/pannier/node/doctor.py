@@ -116,6 +116,16 @@ class Doctor:
                 yield _ok(subject, f"{name}: {free}")
 
     async def _volumes(self) -> AsyncIterator[FindingView]:
+        for key, why in sorted(self._custody.catalog.damaged.items()):
+            yield _problem(f"record {key}", why, "it is left out until then")
+        for volume in self._custody.catalog.volumes():
+            if volume.is_newer:
+                yield _warning(
+                    f"volume {volume.name}",
+                    f"a newer version of Pannier wrote its record: node {self._custody.node} can "
+                    "neither serve nor change it",
+                    "install that version on this node",
+                )
         known = {volume.id for volume in self._custody.catalog.volumes()}
         known |= {volume.id for volume in self._custody.catalog.trashed()}
         for volume in self._custody.catalog.volumes():

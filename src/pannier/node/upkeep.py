@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import msgspec
 import structlog
 
 from pannier.agent.custody import Custody
 from pannier.copies.replication import candidates_of
 from pannier.core.errors import PannierError
 from pannier.core.placement import fit
+from pannier.core.record import Record
 from pannier.core.volume import Volume
 from pannier.holding.handover import Handovers
+from pannier.host.records import encode, read_file
 
 log = structlog.get_logger(__name__)
 
@@ -22,6 +24,13 @@ TRASH_SECONDS = 24 * 3600.0
 TURN_SECONDS = 60.0
 DRAIN_SECONDS = 5.0
 """How often a drained node looks for volumes that became idle: somebody waits for it to be empty."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrashTimes(Record):
+    """The file of :class:`TrashClock`: seconds by volume id."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
 class TrashClock:
@@ -33,19 +42,22 @@ class TrashClock:
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        self._seconds: dict[str, float] = {}
+        self._times = TrashTimes()
         try:
-            self._seconds = msgspec.json.decode(file.read_bytes(), type=dict[str, float])
-        except (FileNotFoundError, msgspec.DecodeError):
-            pass
+            remedy = "removed volumes are kept for their whole time again"
+            self._times = read_file(file, TrashTimes, remedy=remedy) or self._times
+        except PannierError as error:
+            log.warning("upkeep.trash-unreadable", error=str(error))
 
     def turn(self, present: set[str], seconds: float) -> set[str]:
         """Count ``seconds`` for each volume id present; returns those whose time is over."""
-        self._seconds = {one: self._seconds.get(one, 0.0) + seconds for one in present}
+        known = self._times.seconds
+        counted = {one: known.get(one, 0.0) + seconds for one in present}
+        self._times = replace(self._times, seconds=counted)
         temporary = self._file.with_suffix(".new")
-        temporary.write_bytes(msgspec.json.encode(self._seconds))
+        temporary.write_bytes(encode(self._times))
         temporary.replace(self._file)
-        return {one for one, counted in self._seconds.items() if counted >= TRASH_SECONDS}
+        return {one for one, time in counted.items() if time >= TRASH_SECONDS}
 
 
 class Upkeep:
@@ -76,10 +88,11 @@ class Upkeep:
         mine = {
             found.record.id: found
             for found in await self._custody.registry.trash()
-            if found.record.grant.node == self._custody.node
+            if found.record.grant.node == self._custody.node and not found.record.is_newer
         }
         for volume_id in self._clock.turn(set(mine), TURN_SECONDS):
-            await self._custody.registry.purge_volume(volume_id, expect=mine[volume_id].revision)
+            found = mine[volume_id]
+            await self._custody.registry.purge_volume(found.record, expect=found.revision)
             log.info("volume.purged", id=volume_id)
 
     async def _free_purged(self) -> None:

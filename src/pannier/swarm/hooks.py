@@ -13,17 +13,18 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncGenerator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import msgspec
 import structlog
 
 from pannier.cluster.catalog import Catalog
 from pannier.contract.views import HookView
 from pannier.core.errors import Conflict, EngineUnavailable, NotFound, PannierError
 from pannier.core.hooks import Hook, Moment, read_hooks
+from pannier.core.record import Record
 from pannier.engine.base import Container, Engine, Executed
+from pannier.host.records import encode, read_file
 
 log = structlog.get_logger(__name__)
 
@@ -36,11 +37,18 @@ NOTICE_SECONDS = 20.0
 """Within so long a stream's end is noticed on its far side."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BegunHooks(Record):
+    """The file of :class:`Hooks`: ids of containers whose pre-move hook was begun."""
+
+    containers: tuple[str, ...] = ()
+
+
 class Hooks:
     """The hooks of this node's containers.
 
     Args:
-        file: where containers are kept whose pre-move hook was begun (JSON: ids).
+        file: where containers are kept whose pre-move hook was begun.
     """
 
     def __init__(self, *, node: str, engine: Engine, catalog: Catalog, file: Path) -> None:
@@ -48,7 +56,8 @@ class Hooks:
         self._engine = engine
         self._catalog = catalog
         self._file = file
-        self._begun = self._load()
+        self._saved = self._load()
+        self._begun = set(self._saved.containers)
         self._held: set[str] = set()
         self._left: asyncio.Queue[str] = asyncio.Queue()
         for container in self._begun:
@@ -164,19 +173,19 @@ class Hooks:
         draft = self._file.with_name(self._file.name + ".new")
         try:
             # No fsync: containers do not outlast a power cut.
-            draft.write_bytes(msgspec.json.encode(sorted(self._begun)))
+            draft.write_bytes(encode(replace(self._saved, containers=tuple(sorted(self._begun)))))
             os.replace(draft, self._file)
         except OSError as error:
             log.warning("hooks.not-noted", path=str(self._file), error=str(error))
 
-    def _load(self) -> set[str]:
+    def _load(self) -> BegunHooks:
+        remedy = "a container that was made quiet for a move may need its post-move hook by hand"
         try:
-            return msgspec.json.decode(self._file.read_bytes(), type=set[str])
-        except FileNotFoundError:
-            return set()
-        except (OSError, msgspec.MsgspecError, UnicodeError) as error:
-            log.warning("hooks.not-readable", path=str(self._file), error=str(error))
-            return set()
+            saved = read_file(self._file, BegunHooks, remedy=remedy)
+        except PannierError as error:
+            log.warning("hooks.not-readable", error=str(error))
+            saved = None
+        return saved or BegunHooks()
 
 
 def _failure(hook: Hook, done: Executed) -> str:
