@@ -53,7 +53,7 @@ class Pending:
         magic, format = self._memory[: len(_MAGIC)], self._memory[len(_MAGIC)]
         if magic == _MAGIC and format > _FORMAT:
             raise newer_format(str(path), format, known=_FORMAT)
-        if magic == bytes(len(_MAGIC)) and not any(self._memory):
+        if self._memory[:] == bytes(_BYTES):
             self._memory[: len(_MAGIC) + 1] = _MAGIC + bytes((_FORMAT,))
         elif magic != _MAGIC:
             raise Corrupt(
