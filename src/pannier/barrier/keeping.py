@@ -77,8 +77,16 @@ class Keeping:
             return None
 
     def pending(self, name: str) -> Pending:
-        """The listener's unanswered calls."""
-        return Pending(self._file(name, "ids"))
+        """The listener's unanswered calls; none of them where the file is damaged or of a newer
+        format: then they hang, and say nothing that is not true.
+        """
+        file = self._file(name, "ids")
+        try:
+            return Pending(file)
+        except PannierError as error:
+            log.error("barrier.calls-lost", listener=name, error=str(error))
+            file.unlink()
+            return Pending(file)
 
     def forget(self, name: str) -> None:
         """Let systemd close the descriptor, and remove the files."""

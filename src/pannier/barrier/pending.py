@@ -58,8 +58,7 @@ class Pending:
         elif magic != _MAGIC:
             raise Corrupt(
                 f"{path} is no list of sync calls that wait",
-                remedy="remove it and start pannierd; containers whose sync calls then hang must be "
-                "restarted",
+                remedy="restart the containers whose sync calls hang",
             )
 
     @property

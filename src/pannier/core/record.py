@@ -7,7 +7,8 @@ version may therefore
 - write a higher ``format``, where an older node must not act on the record without knowing more: it
   shows the record, and refuses to serve or change it (:class:`Record`).
 
-A field never changes its name, its type or its meaning. What describes a part alone, such as one grant
+A field never changes its name, its type or its meaning; a new value of an enumeration needs a higher
+format. What describes a part alone, such as one grant
 or one line of history, goes with that part; what shall outlive it belongs in the record itself.
 """
 
