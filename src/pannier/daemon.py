@@ -131,6 +131,7 @@ class Daemon:
 
     def _outside(self) -> Outside[Barrier]:
         mounts = MountTable(self.paths.mounts)
+        files = HostFiles(state=self.paths.state, run=self.paths.run)
         return Outside(
             store=self.store,
             drivers={name: self._driver(name) for name in self.config.drivers},
@@ -140,8 +141,8 @@ class Daemon:
             mounts=mounts,
             users_of=users_of,
             kill=os.kill,
-            freezer=CgroupFreezer(self.paths.run / "frozen.json"),
-            files=HostFiles(state=self.paths.state, run=self.paths.run),
+            freezer=CgroupFreezer(files.until_boot("frozen.json")),
+            files=files,
             clock=self.clock,
             sync_calls=self._make_barrier,
             configured_runtime=default_runtime,

@@ -51,7 +51,6 @@ from pannier.pki.token import Token
 from pannier.storage.btrfs.pool import create_pool
 from pannier.storage.directory.root import create_directory
 from pannier.store.address import open_store
-from pannier.store.base import ABSENT
 
 AUTHORITY_DIRECTORY = CONFIG_DIRECTORY / "ca"
 POOL_MOUNTPOINT = STATE_DIRECTORY / "pool"
@@ -154,7 +153,10 @@ async def _found(config: Config, credentials: Credentials) -> None:
                 remedy="use an empty store, or join that cluster instead",
             )
         found = await registry.node(config.node)
-        await registry.put_node(node, expect=found.revision if found else ABSENT)
+        if found is None:
+            await registry.put_node(node)
+        else:
+            await registry.put_node(found.record.started_as(node), expect=found.revision)
 
 
 def join(

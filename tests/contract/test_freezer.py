@@ -14,6 +14,7 @@ import pytest
 
 from pannier.agent.freezing import CgroupFreezer
 from pannier.agent.usage import User
+from pannier.host.state_files import UnsyncedFile
 
 CONTAINER = f"{os.getpid():064x}"
 ROOT = Path("/sys/fs/cgroup")
@@ -160,7 +161,7 @@ def person(counting: Counting) -> Person:
 
 
 def freezer(root: Path, tmp_path: Path) -> CgroupFreezer:
-    return CgroupFreezer(tmp_path / "frozen.json", root=root)
+    return CgroupFreezer(UnsyncedFile(tmp_path / "frozen.json"), root=root)
 
 
 def test_a_container_stands_still_and_goes_on(

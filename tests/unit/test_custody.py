@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 from world import Fault, Run, World, event_loop_policy
 
+from pannier.cluster.registry import volume_key
 from pannier.contract.views import EventView, FindingView
-from pannier.core.errors import Corrupt, Denied, Stale, VolumeNotFound
+from pannier.core.errors import Corrupt, Denied, NewerFormat, Stale, VolumeNotFound
 from pannier.core.generation import Generation
 from pannier.core.pace import NodePace, Pace
 from pannier.storage.base import RootAttributes
+from pannier.store.base import ABSENT, Change
 from pannier.transport.base import Offer
 
 __all__ = ["event_loop_policy"]
@@ -170,6 +172,48 @@ async def test_missing_data_is_an_error_for_mount_move_and_remove_and_never_an_e
         ("problem", "its data is not on this node's disk")
     ]
     world.violations.clear()  # of the tree that this test took away
+
+
+# -- newer versions and damage ------------------------------------------------------------------------
+
+
+async def test_a_volume_of_a_newer_format_is_listed_and_left_alone(world: World) -> None:
+    """As on a node that got its older version back."""
+    found = world.data.get(volume_key("vol"))
+    assert found is not None
+    newer = found.value.replace(b'"format":1', b'"format":2')
+    world.data.commit((Change(found.key, newer, found.revision),))
+    await asyncio.sleep(1)
+    with pytest.raises(NewerFormat, match="volume vol"):
+        await world.mount(world.a, "vol")
+    with pytest.raises(NewerFormat, match="volumes/vol"):
+        await world.remove(world.a, "vol")
+    with pytest.raises(NewerFormat, match="volumes/vol"):
+        await world.move(world.a, "vol", "b")
+    assert [volume.name for volume in world.b.up.catalog.volumes()] == ["vol"]
+    [first, *_] = await findings(world, "a", "volume vol")
+    assert (first.level, "newer version" in first.what) == ("warning", True)
+    unchanged = world.data.get(volume_key("vol"))
+    assert unchanged is not None
+    assert unchanged.value == newer
+
+
+async def test_what_a_newer_version_removed_is_not_purged(world: World) -> None:
+    await world.remove(world.a, "vol")
+    [found] = world.data.list("trash/")
+    newer = found.value.replace(b'"format":1', b'"format":2')
+    world.data.commit((Change(found.key, newer, found.revision),))
+    await asyncio.sleep(2 * DAY)
+    assert has_data(world, "a")
+    assert world.data.list("trash/")
+
+
+async def test_doctor_names_a_damaged_record(world: World) -> None:
+    world.data.commit((Change("nodes/bad", b"{", ABSENT),))
+    await asyncio.sleep(1)
+    [found] = await findings(world, "a", "record nodes/bad")
+    assert (found.level, "cannot be read" in found.what) == ("problem", True)
+    assert [volume.name for volume in world.a.up.catalog.volumes()] == ["vol"]
 
 
 # -- doctor ---------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from pannier.agent.promises import Refusal
 from pannier.core.errors import OutcomeUnknown, PannierError, Stale, StorageError
 from pannier.core.pace import Pace
 from pannier.core.volume import Grant, Volume
+from pannier.store.base import ABSENT, Change
 
 USUAL = Pace()
 """The times that the daemon uses."""
@@ -241,7 +242,9 @@ async def test_a_second_attempt_that_fails_for_certain_says_nothing_of_the_first
     volume, taker = await begun(world, Fault.LATE)
     world.mend_store()
     world.cut_store("a")
-    world._put("alive/a", "a")  # as if it had just come back, and had not proven anything yet
+    world.data.commit(
+        (Change("alive/a", b"boot", ABSENT),)
+    )  # as if it had just come back, and had not proven anything yet
     with pytest.raises(PannierError, match="is up"):
         await taker.ask(lambda run: run.takeover.take("vol", epoch=1))
     assert says_nothing_good(taker, volume)

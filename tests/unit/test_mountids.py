@@ -54,7 +54,18 @@ def test_unknown_ids_and_volumes_are_no_error(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"{", b"[]", b'{"v": ["one"]}', b'{"v": {"one": "x"}}', b"\xff", b"[" * 99999]
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'{"format": 1, "ids": {"v": ["one"]}}',
+        b'{"format": 1, "ids": {"v": {"one": "x"}}}',
+        b'{"ids": {}}',
+        b'{"format": 2, "ids": {}}',
+        b"\xff",
+        b"[" * 99999,
+    ],
 )
 def test_a_corrupt_file_counts_as_empty_and_is_logged(path: Path, content: bytes) -> None:
     path.parent.mkdir()

@@ -206,7 +206,7 @@ class World:
     def _token(self, size: int) -> str:
         return self.random.randbytes(size).hex()
 
-    def _put(self, key: str, record: object) -> None:
+    def _put(self, key: str, record: Node) -> None:
         found = self.data.get(key)
         self.data.commit((Change(key, encode(record), found.revision if found else ABSENT),))
 

@@ -77,8 +77,10 @@ class Custody:
         have taken over.
 
         Raises:
-            NotHolder: another node holds it; Corrupt: its data is not here; StoreUnavailable.
+            NotHolder: another node holds it; Corrupt: its data is not here; StoreUnavailable;
+            NewerFormat: only a newer version can serve it.
         """
+        volume.check_format(f"the record of volume {volume.name}")
         plan = plan_serving(volume, await self._local(volume), node=self._cluster.node)
         driver = self._drivers.of(volume)
         if self._taken_perhaps(volume):

@@ -22,14 +22,17 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import msgspec
 import structlog
 
 from pannier.agent.cgroup import V1, V2, Cgroup
 from pannier.agent.usage import User
-from pannier.host.files import write_file
+from pannier.core.errors import PannierError
+from pannier.core.record import Record
+from pannier.host.records import encode, read_file
+from pannier.host.state_files import StateFile
 
 log = structlog.get_logger(__name__)
 
@@ -63,24 +66,31 @@ class Freezer(ABC):
         """Whether anything was frozen for this volume and not thawed since."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrozenGroups(Record):
+    """The file of :class:`CgroupFreezer`: by volume id, the files that freeze groups."""
+
+    groups: dict[str, list[str]] = field(default_factory=dict)
+
+
 class CgroupFreezer(Freezer):
     """The freezer of this node's kernel.
 
     Args:
-        file: where frozen groups are kept (JSON: by volume id, the files that freeze them). One that
-            cannot be read counts as empty.
+        file: where frozen groups are kept. One that cannot be read counts as empty.
         root: where control groups are mounted.
         proc: the process file system.
     """
 
     def __init__(
-        self, file: Path, *, root: Path = Path("/sys/fs/cgroup"), proc: Path = Path("/proc")
+        self, file: StateFile, *, root: Path = Path("/sys/fs/cgroup"), proc: Path = Path("/proc")
     ) -> None:
         self._file = file
         self._proc = proc
         self._v1 = root / "freezer"
         self._v2 = next((at for at in (root, root / "unified") if _is_v2(at)), None)
-        self._frozen = self._load()
+        self._saved = self._load()
+        self._frozen = self._saved.groups
         self._lock = threading.Lock()
 
     def freeze(self, volume_id: str, users: Sequence[User]) -> list[User]:
@@ -204,17 +214,17 @@ class CgroupFreezer(Freezer):
             self._save(frozen)
             self._frozen = frozen
 
-    def _load(self) -> dict[str, list[str]]:
+    def _load(self) -> FrozenGroups:
+        remedy = "what stands still must be let go by hand: see pannier doctor"
         try:
-            return msgspec.json.decode(self._file.read_bytes(), type=dict[str, list[str]])
-        except FileNotFoundError:
-            return {}
-        except (OSError, msgspec.MsgspecError) as error:
-            log.warning("frozen containers not readable", path=str(self._file), error=str(error))
-            return {}
+            saved = read_file(self._file, FrozenGroups, remedy=remedy)
+        except PannierError as error:
+            log.warning("frozen containers not readable", error=str(error))
+            saved = None
+        return saved or FrozenGroups()
 
     def _save(self, frozen: dict[str, list[str]]) -> None:
-        write_file(self._file, msgspec.json.encode(frozen), durable=False)
+        self._file.write(encode(replace(self._saved, groups=frozen)))
 
 
 def _let_go(group: Cgroup) -> None:

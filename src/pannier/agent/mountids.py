@@ -8,16 +8,26 @@ and not the node's boot, as the containers do.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import msgspec
 import structlog
 
+from pannier.core.errors import PannierError
+from pannier.core.record import Record
+from pannier.host.records import encode, read_file
 from pannier.host.state_files import StateFile
 
 _log = structlog.get_logger(__name__)
 
 DEFAULT_PATH = Path("/run/pannier/mounts.json")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MountHints(Record):
+    """The file of :class:`MountIds`: by volume and id CLOCK_BOOTTIME in seconds."""
+
+    ids: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 class MountIds:
@@ -29,7 +39,8 @@ class MountIds:
 
     def __init__(self, file: StateFile) -> None:
         self._file = file
-        self._ids = self._load()
+        self._saved = self._load()
+        self._ids = self._saved.ids
 
     def add(self, name: str, mount_id: str, at_boottime: float) -> None:
         """Docker has been given ``name`` under ``mount_id``; a repeated id takes the new time.
@@ -62,24 +73,16 @@ class MountIds:
         """Volumes that have hints."""
         return frozenset(self._ids)
 
-    def _load(self) -> dict[str, dict[str, float]]:
+    def _load(self) -> MountHints:
         try:
-            raw = self._file.read()
-        except OSError as error:
-            _log.warning("mount ids not readable", path=str(self._file.path), error=str(error))
-            return {}
-        if raw is None:
-            return {}
-        try:
-            return msgspec.json.decode(raw, type=dict[str, dict[str, float]])
-        except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
-            _log.warning(
-                "mount ids corrupt, starting empty", path=str(self._file.path), error=str(error)
-            )
-            return {}
+            saved = read_file(self._file, MountHints, remedy="the hints of this boot are lost")
+        except PannierError as error:
+            _log.warning("mount ids not readable, starting empty", error=str(error))
+            saved = None
+        return saved or MountHints()
 
     def _save(self) -> None:
         try:
-            self._file.write(msgspec.json.encode(self._ids))
+            self._file.write(encode(replace(self._saved, ids=self._ids)))
         except OSError as error:
             _log.warning("mount ids not written", path=str(self._file.path), error=str(error))

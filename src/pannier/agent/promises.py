@@ -15,20 +15,29 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-
-import msgspec
+from dataclasses import dataclass, field, replace
 
 from pannier.core.errors import OutcomeUnknown, PannierError, StorageError
+from pannier.core.record import Part, Record
 from pannier.core.volume import Volume
 from pannier.host.clock import Clock
+from pannier.host.records import encode, read_file
 from pannier.host.state_files import StateFile
 
 
-class Refusal(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Refusal(Part):
     """A takeover was begun: ``epoch`` is what it would end, ``revision`` the record's before it."""
 
     epoch: int
     revision: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Takeovers(Record):
+    """The file of :class:`Promises`: the takeovers that were begun, by volume id."""
+
+    begun: dict[str, Refusal] = field(default_factory=dict)
 
 
 class Promises:
@@ -46,7 +55,8 @@ class Promises:
         self._longest = longest
         self._not_before = clock.now() + longest
         self._until: dict[str, float] = {}
-        self._refused = self._load()
+        self._saved = self._load()
+        self._refused = dict(self._saved.begun)
         self._saving = asyncio.Lock()
 
     def promise(self, volume_id: str, *, epoch: int, seconds: float) -> bool:
@@ -106,24 +116,18 @@ class Promises:
         found = self._refused.get(volume_id)
         return found is not None and found.epoch >= epoch
 
-    def _load(self) -> dict[str, Refusal]:
+    def _load(self) -> Takeovers:
         """What is on disk.
 
         Raises:
             StorageError: it cannot be read; without it nothing may be confirmed.
         """
-        try:
-            content = self._file.read()
-            return msgspec.json.decode(content, type=dict[str, Refusal]) if content else {}
-        except (OSError, msgspec.MsgspecError) as error:
-            raise StorageError(
-                f"{self._file.path} cannot be read: {error}",
-                remedy="remove it only while this node reaches the store and no volume is taken over",
-            ) from error
+        remedy = "remove it only while this node reaches the store and no volume is taken over"
+        return read_file(self._file, Takeovers, remedy=remedy) or Takeovers()
 
     async def _save(self) -> None:
         async with self._saving:  # an older content must not come after a newer one
-            content = msgspec.json.encode(self._refused)
+            content = encode(replace(self._saved, begun=self._refused))
             try:
                 await asyncio.to_thread(self._file.write, content)
             except OSError as error:

@@ -12,12 +12,14 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
 import structlog
 
 from pannier.barrier.pending import Pending
-from pannier.host.files import write_file
+from pannier.core.errors import PannierError
+from pannier.core.record import Record
 from pannier.host.mountinfo import Location
+from pannier.host.records import encode, read_file
+from pannier.host.state_files import UnsyncedFile
 from pannier.host.systemd import notify
 
 log = structlog.get_logger(__name__)
@@ -26,8 +28,8 @@ _PREFIX = "listener-"
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
-    """Where a listener comes from.
+class Origin(Record):
+    """Where a listener comes from, and the file that says so.
 
     Attributes:
         container: the container's id.
@@ -63,18 +65,30 @@ class Keeping:
 
     def describe(self, name: str, origin: Origin) -> None:
         """Write down what the listener is about."""
-        write_file(self._file(name, "json"), msgspec.json.encode(origin), durable=False)
+        self._origin(name).write(encode(origin))
 
     def recall(self, name: str) -> Origin | None:
-        """What was written down; None where the daemon was killed before that."""
+        """What was written down; None where the daemon was killed before that, or it is damaged."""
         try:
-            return msgspec.json.decode(self._file(name, "json").read_bytes(), type=Origin)
-        except (FileNotFoundError, msgspec.MsgspecError):
+            return read_file(self._origin(name), Origin, remedy="all held volumes count")
+        except PannierError as error:
+            log.warning("barrier.origin-unreadable", listener=name, error=str(error))
             return None
 
+    def _origin(self, name: str) -> UnsyncedFile:
+        return UnsyncedFile(self._file(name, "json"))
+
     def pending(self, name: str) -> Pending:
-        """The listener's unanswered calls."""
-        return Pending(self._file(name, "ids"))
+        """The listener's unanswered calls; none of them where the file is damaged or of a newer
+        format: then they hang, and say nothing that is not true.
+        """
+        file = self._file(name, "ids")
+        try:
+            return Pending(file)
+        except PannierError as error:
+            log.error("barrier.calls-lost", listener=name, error=str(error))
+            file.unlink()
+            return Pending(file)
 
     def forget(self, name: str) -> None:
         """Let systemd close the descriptor, and remove the files."""

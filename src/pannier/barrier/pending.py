@@ -11,26 +11,55 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from pannier.core.errors import Corrupt
+from pannier.core.record import newer_format
+
 _SLOTS = 4096
 _BYTES = 8 * _SLOTS
+_MAGIC = b"pannier"
+_FORMAT = 1
+_LAST, _FIRST = 1, 2
 
 
 class Pending:
     """One listener's file: 4096 unsigned 64-bit numbers, 0 for none.
 
-    The first is the id that was received last, the others are what waits.
+    The first has the bytes of "pannier" and the format, the second is the id that was received last,
+    the others are what waits.
     """
 
     def __init__(self, path: Path) -> None:
-        """Open the file at ``path``, or make it."""
+        """Open the file at ``path``, or make it.
+
+        Raises:
+            NewerFormat, Corrupt: it is not such a file; what waits cannot be answered.
+        """
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             os.ftruncate(fd, _BYTES)
             self._memory = mmap.mmap(fd, _BYTES)
         finally:
             os.close(fd)
+        try:
+            self._check_format(path)
+        except BaseException:
+            self._memory.close()
+            raise
         self._slots = memoryview(self._memory).cast("Q")
-        self._free = [slot for slot in range(_SLOTS - 1, 0, -1) if not self._slots[slot]]
+        free = (slot for slot in range(_SLOTS - 1, _FIRST - 1, -1) if not self._slots[slot])
+        self._free = list(free)
+
+    def _check_format(self, path: Path) -> None:
+        magic, format = self._memory[: len(_MAGIC)], self._memory[len(_MAGIC)]
+        if magic == _MAGIC and format > _FORMAT:
+            raise newer_format(str(path), format, known=_FORMAT)
+        if self._memory[:] == bytes(_BYTES):
+            self._memory[: len(_MAGIC) + 1] = _MAGIC + bytes((_FORMAT,))
+        elif magic != _MAGIC:
+            raise Corrupt(
+                f"{path} is no list of sync calls that wait",
+                remedy="restart the containers whose sync calls hang",
+            )
 
     @property
     def full(self) -> bool:
@@ -40,12 +69,12 @@ class Pending:
     @property
     def last(self) -> int:
         """The id that was received last; 0 for none."""
-        return self._slots[0]
+        return self._slots[_LAST]
 
     def add(self, ident: int) -> int:
         """Store an id; returns the slot, for :meth:`clear`."""
         slot = self._free.pop()
-        self._slots[0] = ident
+        self._slots[_LAST] = ident
         self._slots[slot] = ident
         return slot
 
@@ -56,7 +85,7 @@ class Pending:
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         """All that is stored: slot and id."""
-        return ((slot, self._slots[slot]) for slot in range(1, _SLOTS) if self._slots[slot])
+        return ((slot, self._slots[slot]) for slot in range(_FIRST, _SLOTS) if self._slots[slot])
 
     def close(self) -> None:
         """Let go of the memory; the file stays."""

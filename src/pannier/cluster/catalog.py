@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-import msgspec
 import structlog
 
 from pannier.cluster.registry import CLUSTER_KEY, ClusterRecord, decode
-from pannier.core.errors import Corrupt
+from pannier.core.errors import PannierError
 from pannier.core.node import Node
+from pannier.core.record import Record
 from pannier.core.volume import Volume
+from pannier.host.records import encode, read_file
 from pannier.host.state_files import StateFile
 from pannier.store.base import Deleted, Entry, Put, Store, Synced
 
@@ -38,12 +39,13 @@ class Changed:
     present: bool
 
 
-class _Saved(msgspec.Struct):
-    """The copy on disk."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SavedCatalog(Record):
+    """The copy on disk, with records of newer formats as they are."""
 
-    volumes: list[Volume] = msgspec.field(default_factory=list)
-    nodes: list[Node] = msgspec.field(default_factory=list)
     boot_id: str | None = None
+    volumes: tuple[Volume, ...] = ()
+    nodes: tuple[Node, ...] = ()
 
 
 @dataclass(slots=True)
@@ -80,6 +82,9 @@ class Catalog:
         self._boot_id = boot_id
         self._same_boot = False
         self._known = _Known()
+        self._saved = SavedCatalog()
+        """The copy on disk as it was loaded."""
+        self._damaged: dict[str, str] = {}
         self._revisions: dict[str, int] = {}
         self._ahead: set[str] = set()
         """Keys remembered from reads that the watch may not have reached yet."""
@@ -91,21 +96,25 @@ class Catalog:
     def load(self) -> None:
         """Read the copy on disk; without a readable one the catalog starts empty."""
         try:
-            content = self._file.read()
-            if content is None:
-                return
-            saved = msgspec.json.decode(content, type=_Saved)
-        except (OSError, msgspec.DecodeError) as error:
+            saved = read_file(self._file, SavedCatalog, remedy="it is made anew from the store")
+        except PannierError as error:
             log.warning("catalog.unreadable", file=str(self._file.path), error=str(error))
             return
+        if saved is None:
+            return
+        self._saved = saved
         self._same_boot = saved.boot_id == self._boot_id
         self._known.volumes = {volume.name: volume for volume in saved.volumes}
         self._known.nodes = {node.name: node for node in saved.nodes}
 
     def _save(self) -> None:
-        volumes, nodes = list(self._known.volumes.values()), list(self._known.nodes.values())
-        saved = _Saved(volumes, nodes, self._boot_id)
-        self._file.write(msgspec.json.encode(saved))
+        saved = replace(
+            self._saved,
+            boot_id=self._boot_id,
+            volumes=tuple(self._known.volumes.values()),
+            nodes=tuple(self._known.nodes.values()),
+        )
+        self._file.write(encode(saved))
 
     @property
     def cluster(self) -> str | None:
@@ -150,6 +159,11 @@ class Catalog:
         """Removed volumes that can be restored, as last heard."""
         return list(self._known.trash.values())
 
+    @property
+    def damaged(self) -> dict[str, str]:
+        """Why an entry of the store cannot be read, by key; what was known before is still shown."""
+        return dict(self._damaged)
+
     def listen(self, listener: Callable[[Changed], None]) -> Callable[[], None]:
         """Call ``listener`` at each change from now on. Returns the call that ends it."""
         self._listeners.append(listener)
@@ -166,11 +180,15 @@ class Catalog:
         self._apply(f"volumes/{name}", None, 0)
 
     async def follow(self, store: Store) -> None:
-        """Keep fresh for ever: run as a task. A record that cannot be read is logged and left out."""
+        """Keep fresh for ever: run as a task.
+
+        A record that cannot be read is logged, told by :attr:`damaged`, and left out. One of a newer
+        format is taken in, since it is only shown: see :mod:`pannier.core.record`.
+        """
         async for event in store.watch(""):
             match event:
                 case Put(entry) if entry.key == CLUSTER_KEY:
-                    self._cluster_heard = decode(entry, ClusterRecord).id
+                    self._cluster_heard = self._cluster_of(entry)
                 case Deleted(key) if key == CLUSTER_KEY:
                     self._cluster_heard = None
                 case Put(entry) if self._cluster in (None, self._cluster_heard) or (
@@ -179,6 +197,7 @@ class Catalog:
                     self._take(entry)
                 case Deleted(key) if self._cluster in (None, self._cluster_heard):
                     self._ahead.discard(key)
+                    self._damaged.pop(key, None)
                     self._apply(key, None, 0)
                 case Synced(keys):
                     if CLUSTER_KEY not in keys:
@@ -192,6 +211,7 @@ class Catalog:
         # What was just made may be newer than this list; the next one decides.
         for key in self._keys() - keys - self._ahead:
             self._apply(key, None, 0)
+        self._damaged = {key: why for key, why in self._damaged.items() if key in keys}
         self._ahead.clear()
         self.synced.set()
         self._dirty.set()
@@ -207,6 +227,14 @@ class Catalog:
                 log.warning("catalog.not-saved", file=str(self._file.path), error=str(error))
             await asyncio.sleep(0.5)
 
+    def _cluster_of(self, entry: Entry) -> str:
+        """The id in the cluster's record; of one that cannot be read an id that is nobody's."""
+        try:
+            return decode(entry, ClusterRecord).id
+        except PannierError as error:
+            log.error("catalog.unreadable", key=entry.key, error=str(error))
+            return ""
+
     def _keys(self) -> set[str]:
         return {f"{kind}/{name}" for kind in _KINDS for name in getattr(self._known, kind)}
 
@@ -216,10 +244,12 @@ class Catalog:
         if kind not in _KINDS:
             return
         try:
-            record = decode(entry, record_type) if record_type else None
-        except Corrupt as error:
-            log.error("catalog.corrupt", key=entry.key, error=str(error))
+            record = decode(entry, record_type, shown=True) if record_type else None
+        except PannierError as error:
+            log.error("catalog.unreadable", key=entry.key, error=str(error))
+            self._damaged[entry.key] = str(error)
             return
+        self._damaged.pop(entry.key, None)
         if entry.key in self._ahead and entry.revision >= self._revisions.get(entry.key, 0):
             self._ahead.discard(entry.key)
         self._apply(entry.key, record, entry.revision, present=True)

@@ -7,30 +7,45 @@
     alive/NAME         the node's boot id; lives as long as the node's lease
     volumes/NAME       Volume
     trash/ID           Volume with removed_at
-    purged/ID          nothing: the volume's data may be deleted wherever it is
+    purged/ID          Purged: the volume's data may be deleted wherever it is
     tokens/ID          TokenRecord
     evacuated/NODE     Evacuated: what was done to the node in Docker Swarm
+
+Nodes of several versions read and write them: see :mod:`pannier.core.record`. What decides is read
+with :meth:`Registry.volume` and the like, which refuse a record that only a newer version can act on;
+lists for people show such a record too. Writing one is refused always.
 """
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-import msgspec
+import structlog
 
-from pannier.core.errors import Corrupt
+from pannier.core.errors import PannierError, Stale
 from pannier.core.evacuation import Evacuated
 from pannier.core.node import Node
+from pannier.core.record import Record
 from pannier.core.volume import Volume
+from pannier.host.records import RecordType
+from pannier.host.records import decode as decode_json
+from pannier.host.records import encode as encode_json
+from pannier.pki.token import TokenRecord
 from pannier.store.base import ABSENT, Change, Entry, Store
 
-Record = TypeVar("Record")
+log = structlog.get_logger(__name__)
+
+Kept = TypeVar("Kept")
 CLUSTER_KEY = "cluster"
+TRIES = 20
+"""A change that lost its race is decided again so often; each loser means a winner, so that many in
+a row mean that something is wrong."""
 
 
 @dataclass(frozen=True, slots=True)
-class ClusterRecord:
+class ClusterRecord(Record):
     """The cluster's identity."""
 
     id: str
@@ -38,31 +53,41 @@ class ClusterRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class Versioned(Generic[Record]):
+class Purged(Record):
+    """The mark of a purged volume; its key says all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Versioned(Generic[Kept]):
     """A record and the revision at which it was read."""
 
-    record: Record
+    record: Kept
     revision: int
 
 
-def encode(record: object) -> bytes:
-    """A record as the store keeps it."""
-    return msgspec.json.encode(record)
-
-
-def decode(entry: Entry, kind: type[Record]) -> Record:
-    """The record of an entry.
+def encode(record: Record) -> bytes:
+    """A record as the store keeps it.
 
     Raises:
-        Corrupt: the entry is not such a record.
+        NewerFormat: this version knows too little about the record to change it.
     """
-    try:
-        return msgspec.json.decode(entry.value, type=kind)
-    except (msgspec.DecodeError, msgspec.ValidationError) as error:
-        raise Corrupt(
-            f"the store's entry {entry.key} cannot be read: {error}",
-            remedy="was it written by a newer version? Run the same version on all nodes",
-        ) from error
+    record.check_format(f"the {type(record).__name__} record that is to be written")
+    return encode_json(record)
+
+
+def decode(entry: Entry, kind: type[RecordType], *, shown: bool = False) -> RecordType:
+    """The record of an entry; with ``shown`` also one of a newer format, on which nobody acts.
+
+    Raises:
+        NewerFormat: only a newer version can act on it; Corrupt: the entry is not such a record.
+    """
+    return decode_json(
+        entry.value,
+        kind,
+        what=f"the store's entry {entry.key}",
+        remedy="restore the store from a snapshot; the volumes' data is on the nodes",
+        shown=shown,
+    )
 
 
 def volume_key(name: str) -> str:
@@ -73,22 +98,91 @@ def trash_key(volume_id: str) -> str:
     return f"trash/{volume_id}"
 
 
+def _key(record: Volume | Node | TokenRecord) -> str:
+    match record:
+        case Volume():
+            return volume_key(record.name)
+        case Node():
+            return f"nodes/{record.name}"
+        case TokenRecord():
+            return f"tokens/{record.id}"
+
+
+Changing = TypeVar("Changing", Volume, Node, TokenRecord)
+
+
 class Registry:
     """Typed reads and compare-and-swap changes of the store's records.
 
-    All methods may raise StoreUnavailable; those that change may raise Stale (somebody was faster;
-    nothing was changed) and OutcomeUnknown.
+    All methods may raise StoreUnavailable; those that read may raise Corrupt and NewerFormat; those
+    that change may raise Stale (somebody was faster; nothing was changed) and OutcomeUnknown.
     """
 
     def __init__(self, store: Store) -> None:
         self.store = store
 
-    async def _read(self, key: str, kind: type[Record]) -> Versioned[Record] | None:
+    async def _read(self, key: str, kind: type[RecordType]) -> Versioned[RecordType] | None:
         entry = await self.store.get(key)
         return Versioned(decode(entry, kind), entry.revision) if entry else None
 
-    async def _all(self, prefix: str, kind: type[Record]) -> list[Record]:
-        return [decode(entry, kind) for entry in await self.store.list(prefix)]
+    async def _all(
+        self, prefix: str, kind: type[RecordType], *, skip_damaged: bool = False
+    ) -> list[Versioned[RecordType]]:
+        found = []
+        for entry in await self.store.list(prefix):
+            try:
+                found.append(Versioned(decode(entry, kind, shown=True), entry.revision))
+            except PannierError as error:
+                if not skip_damaged:
+                    raise
+                log.error("registry.unreadable", key=entry.key, error=str(error))
+        return found
+
+    async def change(
+        self,
+        read: Callable[[], Awaitable[Versioned[Changing]]],
+        decide: Callable[[Changing], Changing | None],
+        *,
+        write: Callable[[Changing, Versioned[Changing]], Awaitable[int]] | None = None,
+    ) -> Versioned[Changing]:
+        """Change a record as it is now, and again as it is then where somebody was faster.
+
+        Args:
+            read: the newest committed record.
+            decide: the record to write, a pure function of the one that was read; None leaves that
+                one as it is. The same record is written anew, which voids a change of it that may
+                still be on its way.
+            write: writes the decided record if the one that was read is still the newest, and returns
+                the new revision; for those who must know when that is done.
+
+        Returns:
+            The record as it is now.
+
+        Raises:
+            Stale: lost every race, and nothing was changed; StoreUnavailable: nothing was changed;
+            OutcomeUnknown: it may have been, or may be yet; and what ``read`` and ``decide`` raise.
+        """
+        for _ in range(TRIES):
+            found = await read()
+            record = decide(found.record)
+            if record is None:
+                return found
+            try:
+                if write is not None:
+                    revision = await write(record, found)
+                else:
+                    revision = await self._put(record, found.revision)
+            except Stale:
+                continue
+            return Versioned(record, revision)
+        raise Stale(f"{_key(found.record)} keeps changing in the store", remedy="try again")
+
+    async def _put(self, record: Volume | Node | TokenRecord, expect: int) -> int:
+        used_up = isinstance(record, TokenRecord) and not record.uses_left
+        value = None if used_up else encode(record)
+        return await self.store.commit(Change(_key(record), value, expect))
+
+    # -- the cluster ----------------------------------------------------------------------------
 
     async def cluster(self) -> ClusterRecord | None:
         """The cluster's identity, None in an empty store."""
@@ -99,21 +193,31 @@ class Registry:
         """Write the identity of a new cluster; Stale where there is one already."""
         await self.store.commit(Change(CLUSTER_KEY, encode(cluster), ABSENT))
 
+    async def token(self, token_id: str) -> Versioned[TokenRecord] | None:
+        """A join token's record."""
+        return await self._read(f"tokens/{token_id}", TokenRecord)
+
+    async def add_token(self, token: TokenRecord) -> None:
+        """A new join token. The change that leaves it no uses removes its record."""
+        await self._put(token, ABSENT)
+
+    # -- volumes --------------------------------------------------------------------------------
+
     async def volume(self, name: str) -> Versioned[Volume] | None:
         """A volume's newest committed record."""
         return await self._read(volume_key(name), Volume)
 
     async def volumes(self) -> list[Volume]:
-        """All volumes outside the trash."""
-        return await self._all("volumes/", Volume)
+        """All volumes outside the trash; Corrupt where one is damaged."""
+        return [found.record for found in await self._all("volumes/", Volume)]
 
     async def add_volume(self, volume: Volume) -> int:
         """A new volume; Stale where the name is taken. Returns the record's revision."""
-        return await self.store.commit(Change(volume_key(volume.name), encode(volume), ABSENT))
+        return await self._put(volume, ABSENT)
 
     async def replace_volume(self, volume: Volume, *, expect: int) -> int:
         """Change a volume's record. Returns its new revision."""
-        return await self.store.commit(Change(volume_key(volume.name), encode(volume), expect))
+        return await self._put(volume, expect)
 
     async def take_volume(self, volume: Volume, *, expect: int, former: str) -> int:
         """Change a volume's record while its former holder's lease is gone, else Stale.
@@ -149,11 +253,13 @@ class Registry:
         )
 
     async def trash(self) -> list[Versioned[Volume]]:
-        """All removed volumes that are still there."""
-        return [
-            Versioned(decode(entry, Volume), entry.revision)
-            for entry in await self.store.list("trash/")
-        ]
+        """All removed volumes that are still there, without those whose record is damaged."""
+        return await self._all("trash/", Volume, skip_damaged=True)
+
+    async def every_volume(self) -> list[Volume]:
+        """All volumes, the removed ones too; Corrupt where one is damaged."""
+        removed = await self._all("trash/", Volume)
+        return [*await self.volumes(), *(found.record for found in removed)]
 
     async def restore_volume(self, volume: Volume, *, expect: int) -> int:
         """Take a volume out of the trash; Stale where its name was taken meanwhile."""
@@ -162,33 +268,36 @@ class Registry:
             Change(volume_key(volume.name), encode(volume), ABSENT),
         )
 
-    async def purge_volume(self, volume_id: str, *, expect: int) -> None:
+    async def purge_volume(self, volume: Volume, *, expect: int) -> None:
         """Give a trashed volume up: from now on every node deletes what it has of it."""
+        volume.check_format(f"the record of volume {volume.name} in the trash")
         await self.store.commit(
-            Change(trash_key(volume_id), None, expect), Change(f"purged/{volume_id}", b"", ABSENT)
+            Change(trash_key(volume.id), None, expect),
+            Change(f"purged/{volume.id}", encode(Purged()), ABSENT),
         )
 
     async def known_ids(self) -> frozenset[str]:
         """Ids of all volumes, trashed and purged ones included."""
-        volumes = [*await self.volumes(), *(found.record for found in await self.trash())]
-        return frozenset(volume.id for volume in volumes) | await self.purged()
+        return frozenset(volume.id for volume in await self.every_volume()) | await self.purged()
 
     async def purged(self) -> frozenset[str]:
         """Ids of volumes whose data may be deleted. Absence from all lists is never a reason."""
         entries = await self.store.list("purged/")
         return frozenset(entry.key.removeprefix("purged/") for entry in entries)
 
+    # -- nodes ----------------------------------------------------------------------------------
+
     async def node(self, name: str) -> Versioned[Node] | None:
         """A node's record."""
         return await self._read(f"nodes/{name}", Node)
 
     async def nodes(self) -> list[Node]:
-        """All nodes."""
-        return await self._all("nodes/", Node)
+        """All nodes; Corrupt where one's record is damaged."""
+        return [found.record for found in await self._all("nodes/", Node)]
 
     async def put_node(self, node: Node, *, expect: int = ABSENT) -> int:
         """Add or change a node's record."""
-        return await self.store.commit(Change(f"nodes/{node.name}", encode(node), expect))
+        return await self._put(node, expect)
 
     async def remove_node(self, name: str, *, expect: int) -> None:
         """Remove a node's record."""

@@ -13,9 +13,10 @@ from dataclasses import replace
 import structlog
 
 from pannier.cluster.cluster import Cluster
+from pannier.cluster.registry import Versioned
 from pannier.copies.replicated import Replicated
 from pannier.core.acknowledging import in_sync_after
-from pannier.core.errors import NotHolder, Stale, StoreUnavailable, Unavailable
+from pannier.core.errors import NotHolder, StoreUnavailable, Unavailable
 from pannier.core.volume import Volume
 
 log = structlog.get_logger(__name__)
@@ -51,11 +52,13 @@ class InSync:
         self, replicated: Replicated, *, add: frozenset[str], drop: frozenset[str]
     ) -> None:
         volume, circle = replicated.volume, replicated.circle
-        while True:
+
+        async def read() -> Versioned[Volume]:
             if replicated.ended:
                 raise Unavailable(f"volume {volume.name} is not replicated at the moment")
-            fresh = await self._cluster.fresh(volume.name)
-            record = fresh.record
+            return await self._cluster.fresh(volume.name)
+
+        def decide(record: Volume) -> Volume | None:
             if (record.id, record.grant) != (volume.id, volume.grant):
                 raise NotHolder(
                     f"volume {volume.name} is held by node {record.grant.node} "
@@ -64,22 +67,20 @@ class InSync:
                 )
             wanted = in_sync_after(record, add=add, drop=drop)
             if wanted == record.in_sync and not circle.unsettled:
-                circle.required = frozenset(wanted)
-                return
-            changed: Volume = replace(record, in_sync=wanted)
+                return None
+            return replace(record, in_sync=wanted)
+
+        async def write(record: Volume, former: Versioned[Volume]) -> int:
             before = circle.unsettled, circle.required
             circle.unsettled = True  # until there is an answer
-            circle.required |= frozenset(wanted) | frozenset(record.in_sync)
+            circle.required |= frozenset(record.in_sync) | frozenset(former.record.in_sync)
             try:
-                revision = await self._cluster.registry.replace_volume(
-                    changed, expect=fresh.revision
-                )
-            except Stale:
-                continue
+                return await self._cluster.registry.replace_volume(record, expect=former.revision)
             except StoreUnavailable:  # certainly not done
                 circle.unsettled, circle.required = before
                 raise
-            circle.unsettled = False
-            circle.required = frozenset(wanted)
-            self._cluster.catalog.remember(changed, revision=revision)
-            return
+
+        found = await self._cluster.registry.change(read, decide, write=write)
+        circle.unsettled = False
+        circle.required = frozenset(found.record.in_sync)
+        self._cluster.catalog.remember(found.record, revision=found.revision)

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
 
-import msgspec
 import structlog
 
 from pannier.agent.custody import Custody
@@ -27,12 +27,21 @@ from pannier.copies.acknowledging import Acknowledging
 from pannier.core.errors import Corrupt, PannierError
 from pannier.core.generation import Generation
 from pannier.core.pace import CopiesPace
+from pannier.core.record import Record
 from pannier.core.volume import Volume
 from pannier.host.clock import Clock
+from pannier.host.records import encode, read_file
 from pannier.host.state_files import StateFile
 from pannier.storage.base import CheckedDriver
 
 log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verified(Record):
+    """The file of :class:`Verification`: Unix time of the last one by volume id."""
+
+    at: dict[str, float] = field(default_factory=dict)
 
 
 class Verification:
@@ -58,17 +67,16 @@ class Verification:
         self._file = file
         self._clock = clock
         self._pace = pace
-        self._at: dict[str, float] = {}
-        self._saved: dict[str, float] = {}
+        self._saved = Verified()
         self._unfinished: set[str] = set()
         self._reading = asyncio.Lock()
         self._saving = asyncio.Lock()
         try:
-            content = file.read()
-            if content is not None:
-                self._at = msgspec.json.decode(content, type=dict[str, float])
-        except (OSError, msgspec.DecodeError) as error:  # all count as verified just now
-            log.warning("copy.verification-not-readable", path=str(file.path), error=str(error))
+            remedy = "all copies count as verified just now"
+            self._saved = read_file(file, Verified, remedy=remedy) or Verified()
+        except PannierError as error:
+            log.warning("copy.verification-not-known", error=str(error))
+        self._at = dict(self._saved.at)
 
     async def run(self) -> None:
         """For ever: run as a task."""
@@ -210,11 +218,11 @@ class Verification:
         async with self._saving:
             known = {v.id for v in self._mine()}
             self._at = {volume_id: at for volume_id, at in self._at.items() if volume_id in known}
-            if self._at == self._saved:
+            if self._at == self._saved.at:
                 return
-            saved = dict(self._at)
+            saved = replace(self._saved, at=dict(self._at))
             try:
-                await asyncio.to_thread(self._file.write, msgspec.json.encode(saved))
+                await asyncio.to_thread(self._file.write, encode(saved))
             except OSError as error:
                 log.warning("copy.verification-not-noted", error=str(error))
             else:

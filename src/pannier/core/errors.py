@@ -25,6 +25,7 @@
          +- DiskFailed              disk-failed
          +- PoolFull                pool-full                507
          +- ForeignData             foreign-data             409
+         +- NewerFormat             newer-format             409
          +- Corrupt                 corrupt
 
 Every error says what happened and, in ``remedy``, what to do next. ``code`` is an API: scripts and
@@ -202,6 +203,13 @@ class ForeignData(StorageError):
     """The device or file holds something that is not ours; it was not touched."""
 
     code = "foreign-data"
+    http_status = 409
+
+
+class NewerFormat(StorageError):
+    """A newer version wrote this, and this one cannot act on it; nothing was changed."""
+
+    code = "newer-format"
     http_status = 409
 
 

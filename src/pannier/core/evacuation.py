@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from pannier.core.record import Record
 from pannier.core.swarm import VOLUME_LABEL_PREFIX, Availability, SwarmNode
 
 STEADY_SECONDS = 15.0
@@ -45,7 +46,7 @@ class Phase(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Evacuated:
+class Evacuated(Record):
     """The store's record of what was done to a node in Swarm.
 
     Attributes:

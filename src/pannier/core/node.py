@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pannier.core.errors import InvalidInput
+from pannier.core.record import Record
 
 _NAME = re.compile(r"[a-zA-Z0-9](?:[a-zA-Z0-9.-]{0,61}[a-zA-Z0-9])?", re.ASCII)
 API_PORT = 7400
@@ -13,7 +14,7 @@ TRANSPORT_PORT = 7401
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Node:
+class Node(Record):
     """The store's record of a node.
 
     Attributes:
@@ -38,6 +39,19 @@ class Node:
     swarm: str | None = None
     stopping: bool = False
     room: int = 10
+
+    def started_as(self, now: Node) -> Node:
+        """This record with what the node's start has set anew; the rest stays as it was."""
+        return replace(
+            self,
+            address=now.address,
+            drivers=now.drivers,
+            version=now.version,
+            certificate=now.certificate,
+            api_port=now.api_port,
+            transport_port=now.transport_port,
+            stopping=False,
+        )
 
 
 def check_node_name(name: str) -> str:

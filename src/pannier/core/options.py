@@ -202,7 +202,9 @@ def describe_spec(spec: VolumeSpec) -> dict[str, str]:
     shown: dict[str, str] = {}
     for item in fields(VolumeSpec):
         value = getattr(spec, item.name)
-        if value == getattr(default, item.name) and item.name != "driver":
+        if item.name == "unknown" or (
+            value == getattr(default, item.name) and item.name != "driver"
+        ):
             continue
         match item.name:
             case "size":

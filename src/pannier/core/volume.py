@@ -8,6 +8,7 @@ from enum import StrEnum
 
 from pannier.core.errors import InvalidInput
 from pannier.core.generation import Generation
+from pannier.core.record import Part, Record
 
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{1,127}", re.ASCII)
 HISTORY_LIMIT = 50
@@ -44,7 +45,7 @@ def check_name(name: str) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class VolumeSpec:
+class VolumeSpec(Part):
     """What the user asked for. Field order is the order of the documentation.
 
     Attributes:
@@ -73,7 +74,7 @@ class VolumeSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class Grant:
+class Grant(Part):
     """The record that makes ``node`` the holder."""
 
     node: str
@@ -81,7 +82,7 @@ class Grant:
 
 
 @dataclass(frozen=True, slots=True)
-class Beginning:
+class Beginning(Part):
     """The generation with which an epoch began."""
 
     epoch: int
@@ -89,7 +90,7 @@ class Beginning:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HistoryEntry:
+class HistoryEntry(Part):
     """One change in a volume's life. ``at`` is Unix time, for people only; nothing decides by it."""
 
     at: float
@@ -100,7 +101,7 @@ class HistoryEntry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Volume:
+class Volume(Record):
     """The store's record of a volume, changed only by compare-and-swap.
 
     Attributes:

@@ -141,6 +141,16 @@ class Doctor:
                 yield _ok(subject, f"{driver.name}: {free}")
 
     async def _volumes(self) -> AsyncIterator[FindingView]:
+        for key, why in sorted(self._cluster.catalog.damaged.items()):
+            yield _problem(f"record {key}", why, "it is left out until then")
+        for volume in self._cluster.catalog.volumes():
+            if volume.is_newer:
+                yield _warning(
+                    f"volume {volume.name}",
+                    f"a newer version of Pannier wrote its record: node {self._cluster.node} can "
+                    "neither serve nor change it",
+                    "install that version on this node",
+                )
         known = {volume.id for volume in self._cluster.catalog.volumes()}
         known |= {volume.id for volume in self._cluster.catalog.trashed()}
         for volume in self._cluster.catalog.volumes():

@@ -8,7 +8,7 @@ from dataclasses import replace
 import structlog
 
 from pannier.cluster.catalog import Catalog
-from pannier.cluster.registry import Registry, Versioned, decode, encode
+from pannier.cluster.registry import Registry, Versioned
 from pannier.contract.bodies import JoinOrder
 from pannier.contract.views import JoinReply, TokenView
 from pannier.core.errors import AlreadyExists, Conflict, Denied, NodeNotFound, Stale
@@ -18,12 +18,8 @@ from pannier.host.clock import Clock, rfc3339
 from pannier.pki.authority import Authority
 from pannier.pki.identity import fingerprint
 from pannier.pki.token import Token, TokenRecord, new_token, redeem
-from pannier.store.base import ABSENT, Change
 
 log = structlog.get_logger(__name__)
-
-TRIES = 5
-"""A compare-and-swap that lost its race is decided again so often; each loser means a winner."""
 
 
 class Membership:
@@ -64,7 +60,7 @@ class Membership:
             uses=uses,
             ca_fingerprint=self._authority().fingerprint,
         )
-        await self._registry.store.commit(Change(_token_key(token.id), encode(record), ABSENT))
+        await self._registry.add_token(record)
         return TokenView(token=token.text(), expires_at=rfc3339(record.expires_at), uses=uses)
 
     async def join(self, request: JoinOrder) -> JoinReply:
@@ -118,19 +114,18 @@ class Membership:
             )
 
     async def _redeem(self, token: Token) -> None:
-        for _ in range(TRIES):
-            key = _token_key(token.id)
-            entry = await self._registry.store.get(key)
-            record = decode(entry, TokenRecord) if entry else None
+        async def read() -> Versioned[TokenRecord]:
+            found = await self._registry.token(token.id)
+            if found is None:
+                redeem(None, secret=token.secret, now=self._clock.unix())
+            assert found is not None  # an unknown token was refused
+            return found
+
+        def use(record: TokenRecord) -> TokenRecord:
             left = redeem(record, secret=token.secret, now=self._clock.unix())
-            assert entry is not None  # an unknown token was refused
-            try:
-                value = encode(left) if left else None
-                await self._registry.store.commit(Change(key, value, entry.revision))
-            except Stale:
-                continue
-            return
-        raise Denied("the join token is used by too many machines at once", remedy="try again")
+            return left or replace(record, uses_left=0)
+
+        await self._registry.change(read, use)
 
     async def drain(self, name: str, *, drained: bool) -> Node:
         """Mark a node as to be emptied, or take the mark away."""
@@ -154,17 +149,12 @@ class Membership:
         await self._change(self._node, lambda node: replace(node, stopping=True))
 
     async def _change(self, name: str, change: Callable[[Node], Node]) -> Node:
-        for _ in range(TRIES):
-            found = await self._node_record(name)
-            node = change(found.record)
-            if node == found.record:
-                return node
-            try:
-                await self._registry.put_node(node, expect=found.revision)
-            except Stale:
-                continue
-            return node
-        raise Stale(f"node {name}'s record keeps changing", remedy="try again")
+        def decide(node: Node) -> Node | None:
+            changed = change(node)
+            return None if changed == node else changed
+
+        found = await self._registry.change(lambda: self._node_record(name), decide)
+        return found.record
 
     async def remove(self, name: str, *, lost: bool = False, actor: str = "local") -> None:
         """Take a node out of the cluster; its certificate is not accepted any more.
@@ -179,13 +169,11 @@ class Membership:
         found = await self._node_record(name)
         if lost:
             await self._give_up_volumes(name, actor=actor)
-        held = [v.name for v in await self._registry.volumes() if v.grant.node == name]
-        if not lost:
-            held += [
-                f"{item.record.name} (in the trash)"
-                for item in await self._registry.trash()
-                if item.record.grant.node == name
-            ]
+        held = [
+            volume.name if volume.removed_at is None else f"{volume.name} (in the trash)"
+            for volume in await self._registry.every_volume()
+            if volume.grant.node == name and (volume.removed_at is None or not lost)
+        ]
         if held:
             raise Conflict(
                 f"node {name} holds {', '.join(held)}, and nobody else has that data",
@@ -237,29 +225,18 @@ class Membership:
         Raises:
             Denied: this node was removed from the cluster.
         """
-        for _ in range(TRIES):
-            found = await self._registry.node(mine.name)
-            if found is None or found.record.certificate != mine.certificate:
-                raise Denied(
-                    f"node {mine.name} was removed from the cluster",
-                    remedy="join it again with a new token after moving /etc/pannier away",
-                )
-            record = found.record
-            node = replace(
-                mine,
-                joined_at=record.joined_at,
-                drained=record.drained,
-                swarm=record.swarm,
-                room=record.room,
+
+        def decide(node: Node) -> Node | None:
+            started = node.started_as(mine)
+            return None if started == node else started
+
+        await self._registry.change(lambda: self._own_record(mine), decide)
+
+    async def _own_record(self, mine: Node) -> Versioned[Node]:
+        found = await self._registry.node(mine.name)
+        if found is None or found.record.certificate != mine.certificate:
+            raise Denied(
+                f"node {mine.name} was removed from the cluster",
+                remedy="join it again with a new token after moving /etc/pannier away",
             )
-            if node == found.record:
-                return
-            try:
-                await self._registry.put_node(node, expect=found.revision)
-            except Stale:
-                continue
-            return
-
-
-def _token_key(token_id: str) -> str:
-    return f"tokens/{token_id}"
+        return found

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
 
-import msgspec
 import structlog
 
 from pannier.agent.drivers import Drivers
@@ -15,11 +15,20 @@ from pannier.copies.replication import candidates_of
 from pannier.core.errors import PannierError
 from pannier.core.pace import NodePace
 from pannier.core.placement import place_moved
+from pannier.core.record import Record
 from pannier.core.volume import Volume
 from pannier.holding.handover import Handovers
+from pannier.host.records import encode, read_file
 from pannier.host.state_files import StateFile
 
 log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrashTimes(Record):
+    """The file of :class:`TrashClock`: seconds by volume id."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
 class TrashClock:
@@ -32,19 +41,20 @@ class TrashClock:
     def __init__(self, file: StateFile, *, keep_seconds: float) -> None:
         self._file = file
         self._keep_seconds = keep_seconds
-        self._seconds: dict[str, float] = {}
+        self._times = TrashTimes()
         try:
-            content = file.read()
-            if content is not None:
-                self._seconds = msgspec.json.decode(content, type=dict[str, float])
-        except (OSError, msgspec.DecodeError) as error:  # each begins its time anew
-            log.warning("trash.times-not-readable", path=str(file.path), error=str(error))
+            remedy = "removed volumes are kept for their whole time again"
+            self._times = read_file(file, TrashTimes, remedy=remedy) or self._times
+        except PannierError as error:
+            log.warning("upkeep.trash-unreadable", error=str(error))
 
     def turn(self, present: set[str], seconds: float) -> set[str]:
         """Count ``seconds`` for each volume id present; returns those whose time is over."""
-        self._seconds = {one: self._seconds.get(one, 0.0) + seconds for one in present}
-        self._file.write(msgspec.json.encode(self._seconds))
-        return {one for one, counted in self._seconds.items() if counted >= self._keep_seconds}
+        known = self._times.seconds
+        counted = {one: known.get(one, 0.0) + seconds for one in present}
+        self._times = replace(self._times, seconds=counted)
+        self._file.write(encode(self._times))
+        return {one for one, time in counted.items() if time >= self._keep_seconds}
 
 
 class Upkeep:
@@ -87,10 +97,11 @@ class Upkeep:
         mine = {
             found.record.id: found
             for found in await self._cluster.registry.trash()
-            if found.record.grant.node == self._cluster.node
+            if found.record.grant.node == self._cluster.node and not found.record.is_newer
         }
-        for volume_id in self._trash.turn(set(mine), self._pace.turn):
-            await self._cluster.registry.purge_volume(volume_id, expect=mine[volume_id].revision)
+        for volume_id in await asyncio.to_thread(self._trash.turn, set(mine), self._pace.turn):
+            found = mine[volume_id]
+            await self._cluster.registry.purge_volume(found.record, expect=found.revision)
             log.info("volume.purged", id=volume_id)
 
     async def _free_purged(self) -> None:

@@ -14,6 +14,7 @@ import secrets
 from dataclasses import dataclass, field, replace
 
 from pannier.core.errors import Denied, InvalidInput
+from pannier.core.record import Record
 
 ID_BYTES = 5
 SECRET_BYTES = 20
@@ -53,7 +54,7 @@ class Token:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TokenRecord:
+class TokenRecord(Record):
     """What the store keeps of a token.
 
     Attributes:

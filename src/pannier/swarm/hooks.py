@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-import msgspec
 import structlog
 
 from pannier.cluster.catalog import Catalog
@@ -22,7 +21,9 @@ from pannier.contract.views import HookView
 from pannier.core.errors import Conflict, EngineUnavailable, NotFound, PannierError
 from pannier.core.hooks import Hook, Moment, read_hooks
 from pannier.core.pace import SwarmPace
+from pannier.core.record import Record
 from pannier.engine.base import Container, Engine, Executed
+from pannier.host.records import encode, read_file
 from pannier.host.state_files import StateFile
 
 log = structlog.get_logger(__name__)
@@ -31,11 +32,18 @@ ATTEMPTS = 30
 OUTPUT_LINES = 20
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BegunHooks(Record):
+    """The file of :class:`Hooks`: ids of containers whose pre-move hook was begun."""
+
+    containers: tuple[str, ...] = ()
+
+
 class Hooks:
     """The hooks of this node's containers.
 
     Args:
-        file: where containers are kept whose pre-move hook was begun (JSON: ids).
+        file: where containers are kept whose pre-move hook was begun.
     """
 
     def __init__(
@@ -52,7 +60,8 @@ class Hooks:
         self._catalog = catalog
         self._file = file
         self._pace = pace
-        self._begun = self._load()
+        self._saved = self._load()
+        self._begun = set(self._saved.containers)
         self._held: set[str] = set()
         self._left: asyncio.Queue[str] = asyncio.Queue()
         for container in self._begun:
@@ -166,17 +175,18 @@ class Hooks:
         else:
             self._begun.discard(container)
         try:
-            self._file.write(msgspec.json.encode(sorted(self._begun)))
+            self._file.write(encode(replace(self._saved, containers=tuple(sorted(self._begun)))))
         except OSError as error:
             log.warning("hooks.not-noted", path=str(self._file.path), error=str(error))
 
-    def _load(self) -> set[str]:
+    def _load(self) -> BegunHooks:
+        remedy = "a container that was made quiet for a move may need its post-move hook by hand"
         try:
-            content = self._file.read()
-            return msgspec.json.decode(content, type=set[str]) if content is not None else set()
-        except (OSError, msgspec.MsgspecError, UnicodeError) as error:
-            log.warning("hooks.not-readable", path=str(self._file.path), error=str(error))
-            return set()
+            saved = read_file(self._file, BegunHooks, remedy=remedy)
+        except PannierError as error:
+            log.warning("hooks.not-readable", error=str(error))
+            saved = None
+        return saved or BegunHooks()
 
 
 def _failure(hook: Hook, done: Executed) -> str:

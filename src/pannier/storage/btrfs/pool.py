@@ -27,6 +27,7 @@ from pannier.core.errors import (
     PoolMissing,
     StorageError,
 )
+from pannier.core.record import newer_format
 from pannier.core.size import format_size
 from pannier.host.files import draft_of, sync_directory, write_file
 from pannier.host.mountinfo import Mount, mount_at
@@ -162,7 +163,8 @@ def verify_pool(mountpoint: Path) -> Pool:
     """Read the marker of a mounted pool; blocks.
 
     Raises:
-        PoolMissing: nothing is mounted there; ForeignData: what is mounted there is not a pool.
+        PoolMissing: nothing is mounted there; ForeignData: what is mounted there is not a pool;
+        NewerFormat: it was made by a newer version.
     """
     mount = mount_at(mountpoint)
     if mount is None:
@@ -184,8 +186,10 @@ def _read_marker(mountpoint: Path, *, mount: Mount) -> str:
         version, pool = marker["format"], marker["pool"]
     except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
         raise _not_a_pool(mountpoint, "a btrfs without our marker file") from error
-    if version != _FORMAT_VERSION:
-        raise _not_a_pool(mountpoint, f"a pool of format {version}, made by a newer pannier")
+    if type(version) is not int or version < 1:
+        raise _not_a_pool(mountpoint, "a btrfs without our marker file")
+    if version > _FORMAT_VERSION:
+        raise newer_format(f"the pool at {mountpoint}", version, known=_FORMAT_VERSION)
     return str(pool)
 
 

@@ -17,6 +17,9 @@ rename is the whole step, and power may fail before or after it.
 ``origin`` in a tree's directory names a generation that it once was, so that a seal without a change
 gives that one again; ``base`` names the generation whose files a received one shares by hard links,
 which must be gone before anyone writes.
+
+These files have no format of their own: the marker in ROOT (:mod:`pannier.storage.directory.root`) has
+it for all of them.
 """
 
 from __future__ import annotations

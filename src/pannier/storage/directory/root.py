@@ -6,19 +6,21 @@ import json
 import os
 from pathlib import Path
 
-from pannier.core.errors import ForeignData, PoolMissing
+from pannier.core.errors import Corrupt, ForeignData, PoolMissing
+from pannier.core.record import newer_format
 from pannier.host.files import draft_of, sync_directory, write_file
 from pannier.storage.blocking import in_thread, told_as_storage_error
 
 MARKER = ".pannier-directory"
-_FORMAT = {"format": 1}
+_FORMAT = 1
 
 
 async def create_directory(root: Path) -> None:
     """Make ``root`` a place for volumes; one that is already is left as it is.
 
     Raises:
-        ForeignData: it is a file, or a directory with something in it.
+        ForeignData: it is a file, or a directory with something in it; NewerFormat: it was made by a
+        newer version.
     """
     await in_thread(_create_directory, root)
 
@@ -30,12 +32,13 @@ def _create_directory(root: Path) -> None:
         except (FileExistsError, NotADirectoryError) as error:
             raise _foreign(root, "a file") from error
         if (root / MARKER).exists():
+            _check_marker(root)
             return
         if set(os.listdir(root)) - {
             draft_of(root / MARKER).name
         }:  # our own, of a crash in the next line
             raise _foreign(root, "a directory with other files in it")
-        write_file(root / MARKER, json.dumps(_FORMAT).encode() + b"\n")
+        write_file(root / MARKER, json.dumps({"format": _FORMAT}).encode() + b"\n")
         sync_directory(root.parent)
 
 
@@ -44,9 +47,10 @@ def verify_directory(root: Path) -> None:
 
     Raises:
         PoolMissing: it is not there, or empty as a mount point without its mount is.
-        ForeignData: it is something else.
+        ForeignData: it is something else; NewerFormat: it was made by a newer version.
     """
     if (root / MARKER).exists():
+        _check_marker(root)
         return
     if root.exists() and not root.is_dir():
         raise _foreign(root, "a file")
@@ -55,6 +59,25 @@ def verify_directory(root: Path) -> None:
     raise PoolMissing(
         f"the directory {root} is not there, or what should be mounted there is not",
         remedy="mount it, then restart pannierd; on a new node run `pannier init`",
+    )
+
+
+def _check_marker(root: Path) -> None:
+    """The marker has the format of all that the driver keeps under ``root``."""
+    try:
+        format = json.loads((root / MARKER).read_text())["format"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _unreadable(root) from error
+    if type(format) is not int:
+        raise _unreadable(root)
+    if format > _FORMAT:
+        raise newer_format(f"the directory {root}", format, known=_FORMAT)
+
+
+def _unreadable(root: Path) -> Corrupt:
+    return Corrupt(
+        f"{root / MARKER} cannot be read; nothing was touched",
+        remedy=f"if the volumes under {root} are whole, write {json.dumps({'format': _FORMAT})} into it",
     )
 
 

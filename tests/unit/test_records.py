@@ -1,0 +1,310 @@
+"""Records outlive versions: golden files of each, fields of later versions, newer formats, damage.
+
+A golden file is never changed: it is what some node has on its disk. A new format gets a new file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+import pkgutil
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from pannier.storage.mounts import Mount
+
+import pannier
+from pannier.agent.freezing import FrozenGroups
+from pannier.agent.mountids import MountHints, MountIds
+from pannier.agent.mounts import Location
+from pannier.agent.promises import Promises, Refusal, Takeovers
+from pannier.barrier.keeping import Keeping, Origin
+from pannier.barrier.pending import Pending
+from pannier.cluster.catalog import Catalog, SavedCatalog
+from pannier.cluster.registry import ClusterRecord, Purged
+from pannier.copies.verification import Verified
+from pannier.core.errors import Corrupt, ForeignData, NewerFormat, StorageError
+from pannier.core.evacuation import Evacuated, Phase
+from pannier.core.generation import Generation
+from pannier.core.node import Node
+from pannier.core.record import Part, Record
+from pannier.core.swarm import Availability
+from pannier.core.volume import Beginning, Durability, Grant, HistoryEntry, Volume, VolumeSpec
+from pannier.host.records import decode, encode, read_file
+from pannier.node.upkeep import TrashTimes
+from pannier.pki.token import TokenRecord
+from pannier.storage.btrfs import pool
+from pannier.storage.directory import root as directory
+from pannier.storage.directory.layout import DirectoryHome
+from pannier.storage.tree.manifest import DIRECTORY, FILE
+from pannier.storage.tree.walk import Stamp
+from pannier.swarm.hooks import BegunHooks
+
+GOLDEN = Path(__file__).parent / "golden" / "records"
+
+VOLUME = Volume(
+    name="web",
+    id="web.0a1b2c3d",
+    spec=VolumeSpec(
+        size=10737418240,
+        copies=3,
+        durability=Durability.FSYNC,
+        interval=5.0,
+        min_copies=2,
+        driver="btrfs",
+        nodes=("n1", "n2"),
+        uid=33,
+        gid=33,
+        mode=0o750,
+        labels={"team": "web"},
+    ),
+    grant=Grant("n1", 3),
+    replicas=("n2", "n3"),
+    in_sync=("n2",),
+    base=Generation(2, 17),
+    lineage=(Beginning(2, Generation(1, 4)), Beginning(3, Generation(2, 17))),
+    created_at=1767225600.5,
+    history=(
+        HistoryEntry(at=1767225600.5, what="created", node="n2", epoch=1, detail="by root"),
+        HistoryEntry(at=1767225700.0, what="moved", node="n1", epoch=3),
+    ),
+)
+NODE = Node(
+    name="n1",
+    address="192.0.2.1",
+    drivers=("btrfs", "directory"),
+    version="0.1.0",
+    joined_at=1767225600.0,
+    certificate="ab" * 32,
+    api_port=7400,
+    transport_port=7401,
+    drained=True,
+    swarm="x1",
+    stopping=False,
+    room=7,
+)
+RECORDS: dict[str, Record] = {
+    "cluster": ClusterRecord("c0ffee", 1767225600.0),
+    "node": NODE,
+    "volume": VOLUME,
+    "trash": replace(VOLUME, removed_at=1767229200.0),
+    "purged": Purged(),
+    "token": TokenRecord(
+        id="abcdefgh", secret_hash="cd" * 32, expires_at=1767229200.0, uses_left=2
+    ),
+    "evacuated": Evacuated(
+        node="n1", swarm="x1", former=Availability.ACTIVE, phase=Phase.DRAINED, times=2
+    ),
+    "catalog": SavedCatalog(boot_id="b00t", volumes=(VOLUME,), nodes=(NODE,)),
+    "mounts": MountHints(ids={"web": {"5f": 12.25}}),
+    "takeovers": Takeovers(begun={"web.0a1b2c3d": Refusal(3, 71)}),
+    "frozen": FrozenGroups(groups={"web.0a1b2c3d": ["/sys/fs/cgroup/docker/5f/cgroup.freeze"]}),
+    "hooks": BegunHooks(containers=("5f", "6a")),
+    "listener": Origin("5f", 4711, {"web": Location("0:42", "/live-3"), "db": None}),
+    "verified": Verified(at={"web.0a1b2c3d": 1767225600.0}),
+    "trash-times": TrashTimes(seconds={"web.0a1b2c3d": 120.0}),
+}
+
+
+def golden(name: str) -> bytes:
+    return (GOLDEN / f"{name}.json").read_bytes().rstrip(b"\n")
+
+
+def read(raw: bytes, kind: type[Any], *, shown: bool = False) -> Any:
+    return decode(raw, kind, what="the record", remedy="mend it", shown=shown)
+
+
+def with_later_fields(record: Any, plain: Any) -> Any:
+    """The JSON of a record with a field of a later version in each of its parts."""
+    if isinstance(record, Part):
+        known = {name: with_later_fields(getattr(record, name), plain[name]) for name in plain}
+        return {**known, "later": {"size": 12345678901234567890123, "of": [None, "a"]}}
+    if isinstance(record, tuple):
+        return [with_later_fields(*pair) for pair in zip(record, plain, strict=True)]
+    if isinstance(record, dict):
+        return {key: with_later_fields(item, plain[key]) for key, item in record.items()}
+    return plain
+
+
+# -- each record ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_a_golden_file_is_read_and_written_as_it_is(name: str) -> None:
+    record = RECORDS[name]
+    assert read(golden(name), type(record)) == record
+    assert encode(record) == golden(name)
+    assert json.loads(golden(name))["format"] == 1
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_fields_of_a_later_version_survive_at_every_level(name: str) -> None:
+    record = RECORDS[name]
+    later = with_later_fields(record, json.loads(golden(name)))
+    found = read(json.dumps(later).encode(), type(record))
+    assert found == record, "they make no difference here"
+    assert json.loads(encode(replace(found, format=1))) == later
+    assert json.loads(encode(read(encode(found), type(record)))) == later
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_a_newer_format_is_refused_clearly(name: str) -> None:
+    kind = type(RECORDS[name])
+    newer = golden(name).replace(b'"format":1', b'"format":2')
+    with pytest.raises(NewerFormat, match=r"the record was written by a newer version.*format 2"):
+        read(newer, kind)
+    assert read(newer, kind, shown=True).is_newer
+
+
+def test_a_newer_format_is_told_also_where_nothing_else_can_be_read() -> None:
+    """Not even for a list: what it has of this version's fields may mean something else."""
+    with pytest.raises(NewerFormat, match="format 3"):
+        read(b'{"format":3,"name":{}}', Volume, shown=True)
+
+
+@pytest.mark.parametrize("raw", [b"", b"{", b"[]", b"null", b"\xff", b"[" * 99999, b"{}"])
+@pytest.mark.parametrize("name", RECORDS)
+def test_a_damaged_record_is_named_and_what_to_do(name: str, raw: bytes) -> None:
+    with pytest.raises(Corrupt, match=r"the record cannot be read.*mend it"):
+        read(raw, type(RECORDS[name]))
+
+
+def test_every_record_has_a_golden_file() -> None:
+    for module in pkgutil.walk_packages(pannier.__path__, "pannier."):
+        if not module.name.startswith(("pannier.lab", "pannier.cli.__main__", "pannier.runtime")):
+            importlib.import_module(module.name)
+    kinds = {kind.__qualname__ for kind in Record.__subclasses__()}
+    assert kinds == {type(record).__qualname__ for record in RECORDS.values()}
+
+
+# -- files ----------------------------------------------------------------------------------------------
+
+
+def test_a_file_that_is_not_there_is_no_error_and_one_that_cannot_be_read_is_named(
+    tmp_path: Path,
+) -> None:
+    assert read_file(tmp_path / "none", TrashTimes, remedy="") is None
+    with pytest.raises(StorageError, match=str(tmp_path)):
+        read_file(tmp_path, TrashTimes, remedy="")
+
+
+def test_what_this_version_writes_keeps_what_a_later_one_wrote_into_the_file(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "mounts.json"
+    file.write_text('{"format":1,"ids":{"web":{"5f":1.0}},"later":[1]}')
+    MountIds(file).add("db", "6a", 2.0)
+    assert json.loads(file.read_text()) == {
+        "format": 1,
+        "ids": {"web": {"5f": 1.0}, "db": {"6a": 2.0}},
+        "later": [1],
+    }
+
+
+@pytest.mark.parametrize("raw", ["{", '{"format":2,"begun":{}}', '{"web.1":{"epoch":1}}'])
+def test_takeovers_that_cannot_be_read_stop_the_start(tmp_path: Path, raw: str) -> None:
+    """Without them something could be confirmed that is lost afterwards."""
+    file = tmp_path / "takeovers.json"
+    file.write_text(raw)
+    with pytest.raises(StorageError, match=str(file)):
+        Promises(file=file)
+
+
+def test_a_memory_of_a_newer_format_is_an_empty_memory(tmp_path: Path) -> None:
+    (tmp_path / "c").write_bytes(golden("catalog").replace(b'"format":1', b'"format":2', 1))
+    catalog = Catalog(file=tmp_path / "c")
+    catalog.load()
+    assert catalog.volumes() == []
+
+
+def test_the_memory_on_disk_keeps_records_of_newer_formats(tmp_path: Path) -> None:
+    saved = replace(VOLUME, format=2, unknown={"later": msgspec.Raw(b"[1]")})
+    (tmp_path / "c").write_bytes(encode(SavedCatalog(volumes=(saved,))))
+    catalog = Catalog(file=tmp_path / "c")
+    catalog.load()
+    catalog._save()
+    again = read((tmp_path / "c").read_bytes(), SavedCatalog)
+    assert again.volumes[0].is_newer
+    assert encode(again.volumes[0]) == encode(saved)
+
+
+def test_a_listener_whose_file_is_damaged_counts_as_unknown(tmp_path: Path) -> None:
+    keeping = Keeping(tmp_path)
+    (tmp_path / "listener-1.json").write_text("{")
+    assert keeping.recall("listener-1") is None
+    (tmp_path / "listener-1.json").write_bytes(golden("listener"))
+    assert keeping.recall("listener-1") == RECORDS["listener"]
+
+
+# -- files that are no JSON ---------------------------------------------------------------------------
+
+
+def test_waiting_sync_calls_are_found_again(tmp_path: Path) -> None:
+    file = tmp_path / "listener-1.ids"
+    shutil.copy(GOLDEN / "listener.ids", file)
+    pending = Pending(file)
+    assert (pending.last, list(pending)) == (9, [(2, 7), (4, 9)])
+    pending.close()
+    assert file.read_bytes().rstrip(b"\0") == (GOLDEN / "listener.ids").read_bytes().rstrip(b"\0")
+    again = Pending(tmp_path / "new")
+    slots = [again.add(ident) for ident in (7, 8, 9)]
+    again.clear(slots[1])
+    again.close()
+    assert (tmp_path / "new").read_bytes() == file.read_bytes()
+
+
+def test_waiting_sync_calls_of_another_format_are_refused(tmp_path: Path) -> None:
+    raw = (GOLDEN / "listener.ids").read_bytes()
+    file = tmp_path / "listener-1.ids"
+    file.write_bytes(raw[:7] + b"\2" + raw[8:])
+    with pytest.raises(NewerFormat, match=r"listener-1.ids"):
+        Pending(file)
+    file.write_bytes(b"\7" + raw[1:])
+    with pytest.raises(Corrupt, match=r"listener-1.ids"):
+        Pending(file)
+    lost = Keeping(tmp_path).pending("listener-1")  # they hang; the daemon starts all the same
+    assert list(lost) == []
+    lost.close()
+
+
+def test_the_markers_of_pool_and_directory(tmp_path: Path) -> None:
+    mount = Mount("btrfs", "/dev/loop0")
+    (tmp_path / pool.MARKER).write_bytes((GOLDEN / "pool.json").read_bytes())
+    assert pool._read_marker(tmp_path, mount=mount) == "5f0c3c1e-7a53-4b8e-9d55-0d7f3c6d8a11"
+    (tmp_path / pool.MARKER).write_text('{"format": 2, "pool": "x"}')
+    with pytest.raises(NewerFormat, match="the pool at"):
+        pool._read_marker(tmp_path, mount=mount)
+    (tmp_path / pool.MARKER).write_text('{"format": "1", "pool": "x"}')
+    with pytest.raises(ForeignData):
+        pool._read_marker(tmp_path, mount=mount)
+
+    root = tmp_path / "volumes"
+    asyncio.run(directory.create_directory(root))
+    assert (root / directory.MARKER).read_bytes() == (GOLDEN / "directory.json").read_bytes()
+    directory.verify_directory(root)
+    (root / directory.MARKER).write_text('{"format": 2}')
+    with pytest.raises(NewerFormat, match="the directory"):
+        directory.verify_directory(root)
+    (root / directory.MARKER).write_text("{")
+    with pytest.raises(Corrupt, match="cannot be read"):
+        directory.verify_directory(root)
+
+
+def test_a_home_of_the_directory_driver_is_understood() -> None:
+    """Its files have no format of their own; the marker has it for them."""
+    home = DirectoryHome.of("web.0a1b2c3d", volumes=GOLDEN / "directory")
+    assert home.epochs() == (3,)
+    assert home.sealed_as(3) == Generation(3, 2)
+    assert home.described() == (Generation(3, 2),)
+    entries = home.manifest(Generation(3, 2)).entries
+    assert {path: entry.kind for path, entry in entries.items()} == {
+        "": DIRECTORY,
+        "index.html": FILE,
+    }
+    assert entries["index.html"].size == 5
+    assert home.stamps() == {"index.html": (Stamp(1, 5, 3, 4), "ab" * 32)}
