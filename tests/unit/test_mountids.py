@@ -15,7 +15,7 @@ from pannier.host.state_files import UnsyncedFile
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    return tmp_path / "run" / "mounts.json"
+    return tmp_path / "mounts.json"
 
 
 def test_keeps_ids_with_their_age(path: Path) -> None:
@@ -68,7 +68,6 @@ def test_unknown_ids_and_volumes_are_no_error(path: Path) -> None:
     ],
 )
 def test_a_corrupt_file_counts_as_empty_and_is_logged(path: Path, content: bytes) -> None:
-    path.parent.mkdir()
     path.write_bytes(content)
     with capture_logs() as lines:
         ids = MountIds(UnsyncedFile(path))

@@ -16,6 +16,7 @@ from pannier.core.errors import Corrupt, NewerFormat, OutcomeUnknown, Stale, Sto
 from pannier.core.generation import Generation
 from pannier.core.node import Node
 from pannier.core.volume import Grant, HistoryEntry, Volume, VolumeSpec
+from pannier.host.state_files import UnsyncedFile
 from pannier.node.membership import Membership
 from pannier.pki.authority import Authority
 from pannier.store.base import ABSENT, Change, Entry, Put, Synced
@@ -33,7 +34,9 @@ class World:
     def __init__(self, store: MemoryStore, data: MemoryData, directory: Path) -> None:
         self.store, self.data = store, data
         self.registry = Registry(store)
-        self.catalog = Catalog(file=directory / "catalog")
+        self.catalog = Catalog(
+            file=UnsyncedFile(directory / "catalog"), cluster=None, boot_id="b"
+        )
         self.membership = Membership(
             node="n1",
             registry=self.registry,
@@ -251,7 +254,7 @@ async def test_a_damaged_record_is_told_until_it_is_mended(world: World) -> None
 
 
 async def test_a_damaged_cluster_record_makes_the_store_a_strange_one(tmp_path: Path) -> None:
-    catalog = Catalog(file=tmp_path / "c", cluster="ours")
+    catalog = Catalog(file=UnsyncedFile(tmp_path / "c"), cluster="ours", boot_id="b")
     ours = Put(Entry("cluster", encode(ClusterRecord("ours", 0.0)), 1))
     there = Put(Entry("volumes/web", encode(VOLUME), 2))
     await follow(catalog, ours, there, Synced(frozenset({"cluster", "volumes/web"})))

@@ -511,7 +511,7 @@ async def test_a_hook_s_node_undoes_it_when_its_daemon_was_killed(tmp_path: Path
         await asyncio.sleep(1)
         assert world.executed() == ["a c-t1 quiet", "a c-t1 loud"]
         running.cancel()
-        assert (tmp_path / "a.json").read_text() == "[]"
+        assert (tmp_path / "a.json").read_text() == '{"format":1,"containers":[]}'
         await views.aclose()
 
 

@@ -182,7 +182,7 @@ async def test_times_that_cannot_be_noted_or_read_end_nothing(
     volume = await world.synced_volume(world.a)
     damage(world.b, volume)
 
-    def full(path: Path, content: bytes) -> None:
+    def full(path: Path, content: bytes, **how: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("pannier.host.state_files.write_file", full)

@@ -9,7 +9,6 @@ and not the node's boot, as the containers do.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import structlog
 
@@ -20,7 +19,6 @@ from pannier.host.state_files import StateFile
 
 _log = structlog.get_logger(__name__)
 
-DEFAULT_PATH = Path("/run/pannier/mounts.json")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
