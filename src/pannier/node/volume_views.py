@@ -6,12 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 from pannier.agent.custody import Custody
-from pannier.contract.views import (
-    CopyView,
+from pannier.contract.views import CopyView, TransferView, TrashView
+from pannier.contract.volumes import (
     LiveVolumeView,
     RememberedVolumeView,
-    TransferView,
-    TrashView,
     VolumeCopyView,
     VolumeView,
 )
