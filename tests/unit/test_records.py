@@ -16,12 +16,10 @@ from typing import Any
 
 import msgspec
 import pytest
-from pannier.storage.mounts import Mount
 
 import pannier
 from pannier.agent.freezing import FrozenGroups
 from pannier.agent.mountids import MountHints, MountIds
-from pannier.agent.mounts import Location
 from pannier.agent.promises import Promises, Refusal, Takeovers
 from pannier.barrier.keeping import Keeping, Origin
 from pannier.barrier.pending import Pending
@@ -35,7 +33,10 @@ from pannier.core.node import Node
 from pannier.core.record import Part, Record
 from pannier.core.swarm import Availability
 from pannier.core.volume import Beginning, Durability, Grant, HistoryEntry, Volume, VolumeSpec
+from pannier.host.clock import machine_clock
+from pannier.host.mountinfo import Location, Mount
 from pannier.host.records import decode, encode, read_file
+from pannier.host.state_files import UnsyncedFile
 from pannier.node.upkeep import TrashTimes
 from pannier.pki.token import TokenRecord
 from pannier.storage.btrfs import pool
@@ -188,9 +189,9 @@ def test_every_record_has_a_golden_file() -> None:
 def test_a_file_that_is_not_there_is_no_error_and_one_that_cannot_be_read_is_named(
     tmp_path: Path,
 ) -> None:
-    assert read_file(tmp_path / "none", TrashTimes, remedy="") is None
+    assert read_file(UnsyncedFile(tmp_path / "none"), TrashTimes, remedy="") is None
     with pytest.raises(StorageError, match=str(tmp_path)):
-        read_file(tmp_path, TrashTimes, remedy="")
+        read_file(UnsyncedFile(tmp_path), TrashTimes, remedy="")
 
 
 def test_what_this_version_writes_keeps_what_a_later_one_wrote_into_the_file(
@@ -198,7 +199,7 @@ def test_what_this_version_writes_keeps_what_a_later_one_wrote_into_the_file(
 ) -> None:
     file = tmp_path / "mounts.json"
     file.write_text('{"format":1,"ids":{"web":{"5f":1.0}},"later":[1]}')
-    MountIds(file).add("db", "6a", 2.0)
+    MountIds(UnsyncedFile(file)).add("db", "6a", 2.0)
     assert json.loads(file.read_text()) == {
         "format": 1,
         "ids": {"web": {"5f": 1.0}, "db": {"6a": 2.0}},
@@ -212,12 +213,12 @@ def test_takeovers_that_cannot_be_read_stop_the_start(tmp_path: Path, raw: str) 
     file = tmp_path / "takeovers.json"
     file.write_text(raw)
     with pytest.raises(StorageError, match=str(file)):
-        Promises(file=file)
+        Promises(file=UnsyncedFile(file), clock=machine_clock(), longest=10.0)
 
 
 def test_a_memory_of_a_newer_format_is_an_empty_memory(tmp_path: Path) -> None:
     (tmp_path / "c").write_bytes(golden("catalog").replace(b'"format":1', b'"format":2', 1))
-    catalog = Catalog(file=tmp_path / "c")
+    catalog = Catalog(file=UnsyncedFile(tmp_path / "c"), cluster=None, boot_id="b")
     catalog.load()
     assert catalog.volumes() == []
 
@@ -225,7 +226,7 @@ def test_a_memory_of_a_newer_format_is_an_empty_memory(tmp_path: Path) -> None:
 def test_the_memory_on_disk_keeps_records_of_newer_formats(tmp_path: Path) -> None:
     saved = replace(VOLUME, format=2, unknown={"later": msgspec.Raw(b"[1]")})
     (tmp_path / "c").write_bytes(encode(SavedCatalog(volumes=(saved,))))
-    catalog = Catalog(file=tmp_path / "c")
+    catalog = Catalog(file=UnsyncedFile(tmp_path / "c"), cluster=None, boot_id="b")
     catalog.load()
     catalog._save()
     again = read((tmp_path / "c").read_bytes(), SavedCatalog)

@@ -34,9 +34,7 @@ class World:
     def __init__(self, store: MemoryStore, data: MemoryData, directory: Path) -> None:
         self.store, self.data = store, data
         self.registry = Registry(store)
-        self.catalog = Catalog(
-            file=UnsyncedFile(directory / "catalog"), cluster=None, boot_id="b"
-        )
+        self.catalog = Catalog(file=UnsyncedFile(directory / "catalog"), cluster=None, boot_id="b")
         self.membership = Membership(
             node="n1",
             registry=self.registry,

@@ -12,13 +12,8 @@ from typing import Any
 import pytest
 from swarm_world import SwarmWorld, event_loop_policy, volume
 
-from pannier.contract.views import (
-    HookView,
-    LiveVolumeView,
-    MoveProgress,
-    NodeView,
-    ServiceMoveProgress,
-)
+from pannier.contract.views import HookView, MoveProgress, NodeView, ServiceMoveProgress
+from pannier.contract.volumes import LiveVolumeView
 from pannier.contract.words import HolderState, MovePhase, NodeState
 from pannier.core.errors import (
     Conflict,

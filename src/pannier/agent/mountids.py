@@ -20,7 +20,6 @@ from pannier.host.state_files import StateFile
 _log = structlog.get_logger(__name__)
 
 
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MountHints(Record):
     """The file of :class:`MountIds`: by volume and id CLOCK_BOOTTIME in seconds."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,16 +13,11 @@ from pannier.cli.move import follow_move
 from pannier.cli.parameters import read_duration, read_pairs
 from pannier.cli.session import Session, pass_session
 from pannier.cli.status import UNHEALTHY
-from pannier.contract.views import (
-    CheckView,
-    CopyView,
-    EventView,
-    LiveVolumeView,
-    RememberedVolumeView,
-    TrashView,
-    VolumeView,
-)
+from pannier.contract.views import CheckView, CopyView, EventView, TrashView
 from pannier.contract.words import CheckState
+
+if TYPE_CHECKING:
+    from pannier.contract.volumes import LiveVolumeView, RememberedVolumeView, VolumeView
 
 
 @click.group(cls=CommandGroup)

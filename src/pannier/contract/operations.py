@@ -17,17 +17,15 @@ from pannier.contract.views import (
     EventView,
     FindingView,
     JoinReply,
-    LiveVolumeView,
     MoveProgress,
     NodeView,
-    RememberedVolumeView,
     ServiceMoveProgress,
     ServiceView,
     StatusView,
     TokenView,
     TrashView,
-    VolumeView,
 )
+from pannier.contract.volumes import LiveVolumeView, RememberedVolumeView, VolumeView
 from pannier.core import errors
 
 VERIFY_SECONDS = 24 * 3600.0

@@ -8,16 +8,8 @@ from typing import Protocol
 from pannier.contract import bodies
 from pannier.contract.operation import OperationTable, peer
 from pannier.contract.operations import CREATE_ERRORS, MOVE_ERRORS, VERIFY_SECONDS
-from pannier.contract.views import (
-    CheckView,
-    HandoverReply,
-    HookView,
-    LiveVolumeView,
-    MoveProgress,
-    NodeView,
-    VolumeCopyView,
-    VolumeView,
-)
+from pannier.contract.views import CheckView, HandoverReply, HookView, MoveProgress, NodeView
+from pannier.contract.volumes import LiveVolumeView, VolumeCopyView, VolumeView
 from pannier.core import errors
 from pannier.core.errors import PannierError, PeerUnavailable
 from pannier.core.hooks import Moment

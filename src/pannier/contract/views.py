@@ -1,17 +1,16 @@
-"""What the API answers and the CLI shows: plain values, encoded as JSON with these names."""
+"""What the API answers and the CLI shows: plain values, encoded as JSON with these names.
+
+Those of volumes are in :mod:`~pannier.contract.volumes`.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
-
-from msgspec import Struct
 
 from pannier.contract.words import (
     CheckState,
     EventKind,
     HandoverState,
-    HolderState,
     Level,
     MovePhase,
     NodeState,
@@ -56,87 +55,6 @@ class TransferView:
     round: int
     sent_bytes: int
     started_at: str
-
-
-class VolumeView(Struct, frozen=True, kw_only=True, tag_field="facts", tag="listed"):
-    """A volume as every node remembers it; it is what lists show.
-
-    The views of one volume are one flat JSON object each; ``facts`` says which of them it is.
-
-    Attributes:
-        holder_state: whether the holder's lease is alive.
-        in_sync: nodes whose copies have everything that was acknowledged.
-        created_at: RFC 3339, UTC.
-    """
-
-    name: str
-    id: str
-    holder: str
-    holder_state: HolderState
-    epoch: int
-    driver: str
-    options: dict[str, str]
-    created_at: str
-    in_sync: list[str] = []
-
-
-class LiveVolumeView(VolumeView, frozen=True, kw_only=True, tag="live"):
-    """A volume with what only its holder knows.
-
-    Attributes:
-        generation: the newest one on the holder; None without any.
-        generations: all on the holder, oldest first.
-        in_use_by: containers (``name`` or a process) that use it.
-        copies: the other copies that the holder keeps up to date.
-        copies_on: nodes that were found to have a copy, the holder first.
-        mountpoint: on the holder.
-        transfer: the hand-over or move that is under way.
-        sync_calls: sync calls of containers that wait on the holder now.
-        sync_waiting_seconds: for how long the first of them has waited.
-    """
-
-    generation: str | None
-    generations: list[str]
-    used_bytes: int
-    in_use_by: list[str]
-    copies: list[CopyView]
-    copies_on: list[str]
-    mountpoint: str
-    transfer: TransferView | None
-    sync_calls: int
-    sync_waiting_seconds: float
-
-
-class RememberedVolumeView(VolumeView, frozen=True, kw_only=True, tag="remembered"):
-    """A volume whose holder did not answer, with the nodes that were found to have a copy.
-
-    The fields of a live view are there for the programs that read them, and empty.
-    """
-
-    copies_on: list[str]
-    generation: None = None
-    generations: None = None
-    used_bytes: None = None
-    in_use_by: None = None
-    copies: None = None
-    mountpoint: None = None
-    transfer: None = None
-    sync_calls: Literal[0] = 0
-    sync_waiting_seconds: Literal[0] = 0
-
-
-class VolumeCopyView(VolumeView, frozen=True, kw_only=True, tag="copy"):
-    """A volume as a node that does not hold it answers another node.
-
-    Attributes:
-        generations: all that it has, oldest first; without any it has no copy.
-        generation: the newest of them.
-        copies_on: that node, where it has a copy.
-    """
-
-    generation: str | None
-    generations: list[str]
-    copies_on: list[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,8 @@ from msgspec import structs
 from pannier.agent.drivers import Drivers
 from pannier.cluster.cluster import Cluster
 from pannier.contract.peers import Peer, Peers, holder_unreachable
-from pannier.contract.views import LiveVolumeView, MoveProgress, NodeView, RememberedVolumeView
+from pannier.contract.views import MoveProgress, NodeView
+from pannier.contract.volumes import LiveVolumeView, RememberedVolumeView
 from pannier.contract.words import MovePhase
 from pannier.core.errors import Conflict, PannierError, PeerUnavailable
 from pannier.core.node import Node

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from pannier.contract.views import CopyView, FindingView, LiveVolumeView
+from pannier.contract.views import CopyView, FindingView
+from pannier.contract.volumes import LiveVolumeView
 from pannier.contract.words import Level
 from pannier.core.volume import Volume
 from pannier.host.clock import rfc3339

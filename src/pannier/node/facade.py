@@ -15,17 +15,15 @@ from pannier.contract.views import (
     EventView,
     FindingView,
     JoinReply,
-    LiveVolumeView,
     MoveProgress,
     NodeView,
-    RememberedVolumeView,
     ServiceMoveProgress,
     ServiceView,
     StatusView,
     TokenView,
     TrashView,
-    VolumeView,
 )
+from pannier.contract.volumes import LiveVolumeView, RememberedVolumeView, VolumeView
 from pannier.contract.words import Level
 from pannier.copies.verification import Verification
 from pannier.core.errors import PannierError, Unavailable, VolumeNotFound

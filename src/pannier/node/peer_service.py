@@ -8,16 +8,8 @@ from collections.abc import AsyncGenerator, Mapping
 from pannier.agent.drivers import Drivers
 from pannier.cluster.cluster import Cluster, no_such_volume
 from pannier.contract.peers import Peer
-from pannier.contract.views import (
-    CheckView,
-    HandoverReply,
-    HookView,
-    LiveVolumeView,
-    MoveProgress,
-    NodeView,
-    VolumeCopyView,
-    VolumeView,
-)
+from pannier.contract.views import CheckView, HandoverReply, HookView, MoveProgress, NodeView
+from pannier.contract.volumes import LiveVolumeView, VolumeCopyView, VolumeView
 from pannier.copies.verification import Verification
 from pannier.core.errors import Conflict, InvalidInput
 from pannier.core.generation import Generation

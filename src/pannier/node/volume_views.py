@@ -10,12 +10,10 @@ from pannier.agent.mounts import Mounts
 from pannier.agent.use import Use
 from pannier.barrier.groups import Backlog
 from pannier.cluster.cluster import Cluster
-from pannier.contract.views import (
-    CopyView,
+from pannier.contract.views import CopyView, TransferView, TrashView
+from pannier.contract.volumes import (
     LiveVolumeView,
     RememberedVolumeView,
-    TransferView,
-    TrashView,
     VolumeCopyView,
     VolumeView,
 )

@@ -14,13 +14,12 @@ from pannier.cluster.catalog import Catalog
 from pannier.contract.peers import Peers, holder_unreachable
 from pannier.contract.views import (
     HookView,
-    LiveVolumeView,
     MoveProgress,
     NodeView,
-    RememberedVolumeView,
     ServiceMoveProgress,
     ServiceView,
 )
+from pannier.contract.volumes import LiveVolumeView, RememberedVolumeView
 from pannier.contract.words import ServicePhase
 from pannier.core.errors import Conflict, NodeNotFound, VolumeInUse
 from pannier.core.hooks import Moment, read_hooks

@@ -23,10 +23,8 @@ from pannier.contract.views import (
     HandoverReply,
     HookView,
     JoinReply,
-    LiveVolumeView,
     MoveProgress,
     NodeView,
-    RememberedVolumeView,
     ServiceMoveProgress,
     ServiceView,
     StatusView,
@@ -34,8 +32,8 @@ from pannier.contract.views import (
     TokenView,
     TransferView,
     TrashView,
-    VolumeView,
 )
+from pannier.contract.volumes import LiveVolumeView, RememberedVolumeView, VolumeView
 from pannier.contract.words import (
     CheckState,
     EventKind,
