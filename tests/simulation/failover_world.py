@@ -39,7 +39,7 @@ from stepping import Fault, PowerCut, SteppedStore, pause
 from world import World, _volume
 
 from pannier.agent.mountids import MountIds
-from pannier.agent.promises import Promises, Refusal
+from pannier.agent.promises import Promises, Refusal, Takeovers
 from pannier.cluster.catalog import Catalog
 from pannier.core.errors import OutcomeUnknown, PannierError, PeerUnavailable, StoreUnavailable
 from pannier.core.generation import Generation
@@ -91,8 +91,8 @@ class KeptPromises(Promises):
         self._kept = kept
         super().__init__(clock=machine.clock)
 
-    def _load(self) -> dict[str, Refusal]:
-        return dict(self._kept)
+    def _load(self) -> Takeovers:
+        return Takeovers(begun=dict(self._kept))
 
     async def _save(self) -> None:
         await asyncio.sleep(0)
