@@ -225,8 +225,8 @@ async def test_a_listener_of_which_nothing_is_known_holds_all_volumes(world: Wor
 async def test_more_calls_than_can_be_remembered_wait_in_the_kernel(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pending, "_SLOTS", 4)
-    monkeypatch.setattr(pending, "_BYTES", 32)
+    monkeypatch.setattr(pending, "_SLOTS", 5)
+    monkeypatch.setattr(pending, "_BYTES", 40)
     async with world.running() as barrier:
         caller = await world.caller()
         for _ in range(5):

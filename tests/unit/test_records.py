@@ -274,7 +274,7 @@ def test_waiting_sync_calls_of_another_format_are_refused(tmp_path: Path) -> Non
 
 
 def test_the_markers_of_pool_and_directory(tmp_path: Path) -> None:
-    mount = Mount("btrfs", "/dev/loop0")
+    mount = Mount(1, 0, "0:42", "/", str(tmp_path), "btrfs", "/dev/loop0", "")
     (tmp_path / pool.MARKER).write_bytes((GOLDEN / "pool.json").read_bytes())
     assert pool._read_marker(tmp_path, mount=mount) == "5f0c3c1e-7a53-4b8e-9d55-0d7f3c6d8a11"
     (tmp_path / pool.MARKER).write_text('{"format": 2, "pool": "x"}')
