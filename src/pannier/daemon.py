@@ -49,6 +49,7 @@ from pannier.holding.recovery import Recovery
 from pannier.holding.takeover import Takeover
 from pannier.holding.volumes import Volumes
 from pannier.host.activation import fd_named, inherited_fds, listening_socket
+from pannier.host.files import keep_private
 from pannier.host.systemd import notify
 from pannier.node.barrier_admission import SyncGuard
 from pannier.node.docker_volumes import DockerUse
@@ -147,6 +148,7 @@ class Daemon:
 
     def __init__(self, config: Config) -> None:
         self.config = config
+        keep_private(STATE_DIRECTORY)
         self.credentials = Credentials.load(CONFIG_DIRECTORY)
         self.store = open_store(config.store, tls=self.credentials.client_context())
         self.catalog = Catalog(
@@ -164,7 +166,7 @@ class Daemon:
             registry=registry,
             catalog=self.catalog,
             drivers=self.drivers,
-            mounts=MountTable(STATE_DIRECTORY / "mounts"),
+            mounts=MountTable(STATE_DIRECTORY / "mounts", pool=STATE_DIRECTORY / "pool"),
             mount_ids=MountIds(RUN_DIRECTORY / "mounts.json"),
             engine=self.engine,
             lease=self.lease,

@@ -52,6 +52,7 @@ class VolumeView:
         in_sync: nodes whose copies have everything that was acknowledged.
         sync_calls: sync calls of containers that wait on the holder now.
         sync_waiting_seconds: for how long the first of them has waited.
+        quarantine: why the node that answered cannot give its data to containers; empty where it can.
         created_at: RFC 3339, UTC.
     """
 
@@ -74,6 +75,7 @@ class VolumeView:
     in_sync: list[str] = field(default_factory=list)
     sync_calls: int = 0
     sync_waiting_seconds: float = 0.0
+    quarantine: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -38,3 +38,9 @@ def write_file(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
     draft.rename(path)
     sync_directory(path.parent)
+
+
+def keep_private(directory: Path) -> None:
+    """Let nobody but the directory's owner in, also where it was made with other permissions."""
+    if directory.stat().st_mode & 0o7777 != 0o700:
+        directory.chmod(0o700)

@@ -11,6 +11,7 @@ from pannier.core.ownership import LocalState, Lost, plan_cleanup, plan_serving
 from pannier.core.size import format_size
 from pannier.core.volume import Volume
 from pannier.node.diagnosis import standing_still
+from pannier.node.quarantine import quarantine_findings, quarantine_of
 from pannier.swarm.labels import excluded_services
 
 SCARCE_SHARE = 0.10
@@ -33,6 +34,7 @@ class Doctor:
             self._hidden,
             self._services,
             self._pool,
+            self._quarantined,
             self._volumes,
         ):
             try:
@@ -115,11 +117,17 @@ class Doctor:
             else:
                 yield _ok(subject, f"{name}: {free}")
 
+    async def _quarantined(self) -> AsyncIterator[FindingView]:
+        async for finding in quarantine_findings(self._custody):
+            yield finding
+
     async def _volumes(self) -> AsyncIterator[FindingView]:
         known = {volume.id for volume in self._custody.catalog.volumes()}
         known |= {volume.id for volume in self._custody.catalog.trashed()}
         for volume in self._custody.catalog.volumes():
             if volume.spec.driver in self._custody.drivers:
+                if await quarantine_of(self._custody, volume):
+                    continue  # said already
                 async for finding in self._volume(volume):
                     yield finding
         for name, driver in self._custody.drivers.items():

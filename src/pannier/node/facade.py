@@ -58,6 +58,7 @@ from pannier.node.docker_volumes import DockerUse
 from pannier.node.doctor import Doctor
 from pannier.node.events import changes, history_of, recent
 from pannier.node.membership import Membership
+from pannier.node.quarantine import quarantine_of
 from pannier.node.upkeep import TRASH_SECONDS
 from pannier.swarm.service_plan import Wish
 from pannier.swarm.services import Services
@@ -273,7 +274,8 @@ class NodeService:
 
     async def _live_view(self, volume: Volume) -> VolumeView:
         custody = self._custody
-        generations = await self._generations_here(volume)
+        quarantine = await quarantine_of(custody, volume)
+        generations = [] if quarantine else await self._generations_here(volume)
         running = self._handovers.of(volume)
         calls, waiting = self._backlog(volume.name)
         transfer = None
@@ -289,6 +291,7 @@ class NodeService:
             self._volume_view(volume),
             generation=generations[-1] if generations else None,
             generations=generations,
+            quarantine=quarantine,
             copies=self._copies(volume),
             used_bytes=await custody.driver(volume).used_bytes(volume.id),
             in_use_by=await custody.users(volume),

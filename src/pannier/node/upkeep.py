@@ -79,15 +79,23 @@ class Upkeep:
             if found.record.grant.node == self._custody.node
         }
         for volume_id in self._clock.turn(set(mine), TURN_SECONDS):
-            await self._custody.registry.purge_volume(volume_id, expect=mine[volume_id].revision)
-            log.info("volume.purged", id=volume_id)
+            expect = mine[volume_id].revision
+            try:
+                await self._custody.registry.purge_volume(volume_id, expect=expect)
+                log.info("volume.purged", id=volume_id)
+            except PannierError as error:  # one that cannot go does not keep the others here
+                log.warning("volume.not-purged", id=volume_id, error=str(error))
 
     async def _free_purged(self) -> None:
         purged = await self._custody.registry.purged()
         for driver in self._custody.drivers.values():
+            await driver.quarantined()  # tries them again, the rest of removed ones too
             for volume_id in set(await driver.volumes()) & purged:
-                await driver.delete(volume_id)
-                log.info("volume.freed", id=volume_id, node=self._custody.node)
+                try:
+                    await driver.delete(volume_id)
+                    log.info("volume.freed", id=volume_id, node=self._custody.node)
+                except PannierError as error:
+                    log.warning("volume.not-freed", id=volume_id, error=str(error))
 
     async def _clear_if_drained(self) -> None:
         catalog, node = self._custody.catalog, self._custody.node
