@@ -332,7 +332,7 @@ async def test_a_kernel_without_simple_quotas_has_no_limits_and_works(
     assert not pool.quotas
     driver = BtrfsDriver(mountpoint)
     await driver.open()
-    await driver.create("volume", epoch=1, root=RootAttributes(), size_bytes=1 << 20)
+    await driver.create("v", epoch=1, root=RootAttributes(), size_bytes=1 << 20)
     data = driver.data_path("v", 1)
     with (data / "f").open("wb", buffering=0) as late:
         late.write(os.urandom(10 << 20))
