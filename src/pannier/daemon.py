@@ -36,6 +36,7 @@ from pannier.engine.configuration import default_runtime
 from pannier.engine.docker import DockerEngine
 from pannier.host.activation import fd_named, inherited_fds, listening_socket
 from pannier.host.clock import machine_clock
+from pannier.host.files import keep_private
 from pannier.host.state_files import HostFiles
 from pannier.host.systemd import notify
 from pannier.pki.authority import Authority
@@ -118,6 +119,7 @@ class Daemon:
     def __init__(self, config: Config, *, paths: Paths) -> None:
         self.config = config
         self.paths = paths
+        keep_private(paths.state)
         self.credentials = Credentials.load(paths.config)
         self.store = open_store(config.store, tls=self.credentials.client_context())
         self.peers = PeerDirectory(self.credentials)
@@ -130,7 +132,7 @@ class Daemon:
         self.inherited = inherited_fds(os.environ, pid=os.getpid())
 
     def _outside(self) -> Outside[Barrier]:
-        mounts = MountTable(self.paths.mounts)
+        mounts = MountTable(self.paths.mounts, pool=self.paths.pool)
         files = HostFiles(state=self.paths.state, run=self.paths.run)
         return Outside(
             store=self.store,

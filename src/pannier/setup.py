@@ -42,7 +42,7 @@ from pannier.core.errors import (
 from pannier.core.node import API_PORT, Node, check_node_name
 from pannier.core.size import parse_size
 from pannier.engine.configuration import register_runtime, unregister_runtime
-from pannier.host.files import write_file
+from pannier.host.files import keep_private, write_file
 from pannier.host.process import Failing, run
 from pannier.pki.authority import Authority
 from pannier.pki.credentials import Credentials, new_request
@@ -251,7 +251,8 @@ def _own_address(towards: str = "192.0.2.1") -> str:
 
 async def _prepare_storage(wish: Storage) -> str | None:
     """Make the pool, or find the one that is there. Returns its device or file."""
-    STATE_DIRECTORY.mkdir(mode=0o711, parents=True, exist_ok=True)
+    STATE_DIRECTORY.mkdir(mode=0o700, parents=True, exist_ok=True)
+    keep_private(STATE_DIRECTORY)
     if wish.driver == "directory":
         if wish.pool or wish.pool_size or wish.force_format:
             raise InvalidInput(

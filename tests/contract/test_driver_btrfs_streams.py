@@ -36,6 +36,7 @@ from test_driver_kit import (
 
 from pannier.core.errors import Corrupt, StorageError
 from pannier.core.generation import Generation
+from pannier.host.process import run
 from pannier.storage.base import LocalCopy
 from pannier.storage.btrfs import ioctl
 from pannier.storage.btrfs import stream as btrfs_stream
@@ -393,11 +394,22 @@ async def test_no_workbench_remains_on_a_holder_or_without_a_generation(
 
 def command(kind: int, **attributes: bytes) -> bytes:
     numbers = {"uuid": 1, "ctransid": 2, "size": 4, "mode": 5, "path": 15, "to": 16, "link": 17}
-    numbers |= {"offset": 18, "data": 19, "name": 13, "value": 14}
+    numbers |= {"offset": 18, "data": 19, "name": 13, "value": 14, "rdev": 8}
     body = b"".join(
         struct.pack("<HH", numbers[name], len(value)) + value for name, value in attributes.items()
     )
-    return struct.pack("<IHI", len(body), kind, 0) + body
+    header = struct.pack("<IH", len(body), kind)
+    return header + struct.pack("<I", crc32c(header + bytes(4) + body)) + body
+
+
+def crc32c(data: bytes) -> int:
+    """As the kernel's, begun with 0: `btrfs receive` looks at it."""
+    crc = 0
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+    return crc
 
 
 def stream_of(*commands: bytes) -> bytes:
@@ -421,6 +433,8 @@ MKFILE, MKDIR, SYMLINK, RENAME, LINK, UNLINK, SET_XATTR, WRITE, TRUNCATE, CHMOD 
     17,
     18,
 )
+MKNOD = 5
+LARGE = HEADER.pack(b"pannier1", 0, bytes(32))
 DATA = command(MKDIR, path=b"data")
 ZERO = struct.pack("<Q", 0)
 
@@ -464,6 +478,85 @@ async def test_no_stream_reaches_anything_outside_of_its_tree(
     assert stat.S_IMODE((place / "victim").stat().st_mode) == 0o600
     assert not os.listxattr(place / "victim")
     assert not Path("/tmp/pannier-escaped").exists()
+    assert await nodes.b.inspect(nodes.volume) == LocalCopy()
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[tuple[Path, int]]:
+    """The file behind a block device, and the device's number."""
+    backing = tmp_path / "disk"
+    backing.write_bytes(bytes(1 << 20))
+    argv = ["losetup", "--find", "--show", str(backing)]
+    device = subprocess.run(argv, check=True, capture_output=True, text=True).stdout.strip()
+    yield backing, os.stat(device).st_rdev
+    subprocess.run(["losetup", "--detach", device], check=True)
+
+
+@pytest.mark.parametrize("small", [True, False])
+@pytest.mark.parametrize(
+    "through",
+    [
+        command(WRITE, path=b"data/node", offset=ZERO, data=b"changed"),
+        command(TRUNCATE, path=b"data/node", size=ZERO),
+    ],
+)
+async def test_no_stream_writes_through_a_device_node_that_it_made(
+    nodes: Nodes, disk: tuple[Path, int], through: bytes, small: bool
+) -> None:
+    backing, number = disk
+    await nodes.create()
+    node = command(
+        MKNOD,
+        path=b"data/node",
+        mode=struct.pack("<Q", stat.S_IFBLK | 0o600),
+        rdev=struct.pack("<Q", number),
+    )
+    stream = stream_of(DATA, node, through)
+    # Without the pool's own guard: the stream is refused whatever the mount allows.
+    pool = home_of(nodes.b, nodes.volume).parent.parent
+    if small:
+        await run(["mount", "-o", "remount,bind,dev", str(pool)], timeout_s=10)
+    try:
+        with pytest.raises(Corrupt):
+            await write_stream(
+                nodes.b,
+                nodes.volume,
+                Generation(1, 1),
+                in_envelope(stream) if small else LARGE + stream,
+            )
+    finally:
+        await nodes.b.open()
+    os.sync()
+    assert backing.read_bytes() == bytes(1 << 20)
+
+
+async def test_a_large_stream_follows_no_link_out_of_its_tree(nodes: Nodes, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    await nodes.create()
+    door = command(SYMLINK, path=b"data/door", link=os.fsencode(tmp_path))
+    write = command(WRITE, path=b"data/door/victim", offset=ZERO, data=b"changed")
+    with pytest.raises(Corrupt):
+        await write_stream(
+            nodes.b, nodes.volume, Generation(1, 1), LARGE + stream_of(DATA, door, write)
+        )
+    assert victim.read_text() == "precious"
+
+
+@pytest.mark.parametrize("small", [True, False])
+async def test_a_tree_whose_data_is_a_link_is_none(
+    nodes: Nodes, tmp_path: Path, small: bool
+) -> None:
+    """A container would be given what it points to on this host."""
+    await nodes.create()
+    stream = stream_of(command(SYMLINK, path=b"data", link=os.fsencode(tmp_path)))
+    with pytest.raises(Corrupt):
+        await write_stream(
+            nodes.b,
+            nodes.volume,
+            Generation(1, 1),
+            in_envelope(stream) if small else LARGE + stream,
+        )
     assert await nodes.b.inspect(nodes.volume) == LocalCopy()
 
 

@@ -5,13 +5,18 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import shlex
+import shutil
+import stat
 import struct
+import tempfile
 import zlib
 from pathlib import Path
 
 import pytest
 from test_driver_kit import workplace as workplace
 
+from pannier.agent.mounts import MountTable
 from pannier.core.errors import DiskFailed, ForeignData, InvalidInput, PoolMissing, StorageError
 from pannier.host.files import draft_of
 from pannier.host.mountinfo import mount_at
@@ -383,3 +388,64 @@ async def test_a_directory_without_its_marker_is_not_taken(tmp_path: Path) -> No
     for _ in range(2):
         await create_directory(root)
         await DirectoryDriver(root).open()
+
+
+def mount_flags(place: Path) -> int:
+    return os.statvfs(place).f_flag & (os.ST_NODEV | os.ST_NOSUID | os.ST_NOATIME)
+
+
+async def test_no_device_and_no_setuid_program_works_on_the_pools_own_mount(
+    tmp_path: Path, mountpoint: Path
+) -> None:
+    """Also on a pool that an earlier version has mounted, and left open to all."""
+    image = tmp_path / "pool.img"
+    await create_pool(image, mountpoint=mountpoint, size_bytes=SIZE_BYTES)
+    wanted = os.ST_NODEV | os.ST_NOSUID | os.ST_NOATIME
+    assert mount_flags(mountpoint) == wanted
+    for source in (image, None):
+        await run(["mount", "-o", "remount,bind,dev,suid", str(mountpoint)], timeout_s=10)
+        mountpoint.chmod(0o755)
+        driver = BtrfsDriver(mountpoint, source=source)
+        await driver.open()
+        assert mount_flags(mountpoint) == wanted
+        assert mountpoint.stat().st_mode & 0o777 == 0o700
+
+
+async def test_containers_get_a_volume_in_which_devices_and_setuid_programs_work(
+    tmp_path: Path, mountpoint: Path
+) -> None:
+    await create_pool(tmp_path / "pool.img", mountpoint=mountpoint, size_bytes=SIZE_BYTES)
+    driver = BtrfsDriver(mountpoint)
+    await driver.open()
+    await driver.create("volume", epoch=1, root=RootAttributes(), size_bytes=None)
+    table = MountTable(tmp_path / "mounts", pool=mountpoint)
+    seen = table.mount("volume", driver.data_path("volume", 1))
+    try:
+        assert mount_flags(seen) == os.ST_NOATIME
+        os.mknod(seen / "null", stat.S_IFCHR | 0o666, os.makedev(1, 3))
+        (seen / "null").write_bytes(b"swallowed")
+        shutil.copy("/usr/bin/id", seen / "id")
+        (seen / "id").chmod(0o4755)
+        namespace = ["unshare", "--mount", "--propagation", "slave", "--"]
+        copied = ["mount", "--bind", str(seen), "/mnt"]  # as an engine's own namespace sees it
+        user = ["setpriv", "--reuid", "65534", "--clear-groups", "/mnt/id", "-u"]
+        script = f"{shlex.join(copied)} && {shlex.join(user)}"
+        done = await run([*namespace, "sh", "-c", script], timeout_s=10)
+        assert done.stdout.strip() == "0"
+    finally:
+        table.unmount("volume")
+        table.remove("volume")
+
+
+async def test_other_users_of_the_host_do_not_get_at_a_volume() -> None:
+    """Nor where the directory was made by an earlier version."""
+    other = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"]
+    with tempfile.TemporaryDirectory(dir="/tmp") as place:
+        mounts = Path(place) / "mounts"
+        look = [*other, "ls", "-d", str(mounts / "v")]
+        (mounts / "v").mkdir(parents=True)
+        Path(place).chmod(0o711)
+        mounts.chmod(0o755)
+        assert not (await run(look, timeout_s=10, check=False)).status
+        MountTable(mounts)
+        assert (await run(look, timeout_s=10, check=False)).status

@@ -6,12 +6,12 @@ import asyncio
 import contextlib
 import os
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from pannier.core.errors import Corrupt, PannierError
+from pannier.core.errors import Corrupt, PannierError, StorageError
 from pannier.core.generation import Generation
 from pannier.core.node import Node
 from pannier.pki.authority import Authority
@@ -99,6 +99,9 @@ class MemoryDriver(Driver):
     def content(self, volume: str, generation: str) -> bytes | None:
         """A generation's bytes; None where it is not here."""
         return self.copies.get(volume, {}).get(Generation.parse(generation))
+
+    async def quarantined(self) -> Mapping[str, StorageError]:
+        return {}
 
     async def inspect(self, volume: str) -> LocalCopy:
         return LocalCopy(generations=tuple(sorted(self.copies.get(volume, {}))))

@@ -137,6 +137,9 @@ class SnapshotDriver(CheckedDriver):
         homes = self.disk.homes
         return tuple(sorted(name for name, home in homes.items() if home.live or home.generations))
 
+    async def quarantined(self) -> Mapping[str, StorageError]:
+        return {}
+
     async def inspect(self, volume: str) -> LocalCopy:
         home = self._home(volume)
         live = (LiveTree(epoch, sealed=home.live[epoch].sealed) for epoch in sorted(home.live))

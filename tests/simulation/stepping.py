@@ -7,7 +7,7 @@ them, or with the answer to it lost.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from enum import Enum
@@ -17,7 +17,7 @@ from typing import Protocol, TypeVar
 from pannier.agent.freezing import Freezer
 from pannier.agent.mounts import Mounts
 from pannier.agent.usage import User
-from pannier.core.errors import Conflict, OutcomeUnknown, VolumeInUse
+from pannier.core.errors import Conflict, OutcomeUnknown, StorageError, VolumeInUse
 from pannier.core.generation import Generation
 from pannier.storage.base import Capacity, CheckedDriver, LocalCopy, RootAttributes
 from pannier.store.base import Change, Entry, Store, WatchEvent
@@ -93,6 +93,9 @@ class SteppedDriver(CheckedDriver):
 
     async def volumes(self) -> tuple[str, ...]:
         return await stepped(self._life, "driver.volumes", self._inner.volumes)
+
+    async def quarantined(self) -> Mapping[str, StorageError]:
+        return await self._inner.quarantined()
 
     async def inspect(self, volume: str) -> LocalCopy:
         return await stepped(self._life, "driver.inspect", lambda: self._inner.inspect(volume))

@@ -23,11 +23,12 @@ from typing import Protocol
 
 from pannier.core.errors import Conflict, StorageError, VolumeInUse
 from pannier.core.volume import check_name
+from pannier.host.files import keep_private
+from pannier.host.mountflags import bind
 from pannier.host.mountinfo import Mount, below, locate, own_mounts, visible_at
 
 DEFAULT_ROOT = Path("/var/lib/pannier/mounts")
 
-_MS_BIND = 0x1000
 _MNT_DETACH = 0x2
 _UMOUNT_NOFOLLOW = 0x8
 _LONG = struct.Struct("l")
@@ -37,13 +38,6 @@ _FS_IMMUTABLE_FL = 0x10
 _UNSUPPORTED = (errno.ENOTTY, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.EPERM)
 
 _libc = ctypes.CDLL(None, use_errno=True)
-_libc.mount.argtypes = (
-    ctypes.c_char_p,
-    ctypes.c_char_p,
-    ctypes.c_char_p,
-    ctypes.c_ulong,
-    ctypes.c_void_p,
-)
 _libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
 
 
@@ -82,11 +76,18 @@ class MountTable(Mounts):
 
     All methods are short system calls, may be repeated, and may be called from several threads:
     the thread of a call whose task was cancelled goes on beside the next one.
+
+    Args:
+        root: for root alone, however it was made: what is mounted here may have setuid programs.
+        pool: where the pool is mounted. Device nodes and setuid programs in it work for containers,
+            though not on the pool's own mount; elsewhere the flags stay as the administrator set them.
     """
 
-    def __init__(self, root: Path = DEFAULT_ROOT) -> None:
-        root.mkdir(mode=0o755, parents=True, exist_ok=True)
+    def __init__(self, root: Path = DEFAULT_ROOT, *, pool: Path | None = None) -> None:
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        keep_private(root)
         self._root = root.resolve()
+        self._pool = pool.resolve() if pool is not None else None
         self._unguarded: set[str] = set()
         self._lock = threading.RLock()
 
@@ -202,8 +203,9 @@ class MountTable(Mounts):
             self._unguarded.discard(name)
 
     def _check_source(self, name: str, source: Path) -> Path:
+        linked = source.is_symlink()  # what it points to is not the volume
         source = source.resolve()
-        if not source.is_dir():
+        if linked or not source.is_dir():
             raise StorageError(
                 f"volume {name}: {source} is not a directory",
                 remedy="see pannier doctor for the state of the pool",
@@ -226,12 +228,14 @@ class MountTable(Mounts):
             ) from error
 
     def _bind(self, name: str, source: Path, target: Path) -> None:
-        if _libc.mount(os.fsencode(source), os.fsencode(target), None, _MS_BIND, None) != 0:
+        in_pool = self._pool is not None and source.is_relative_to(self._pool)
+        try:
+            bind(source, target, allow_devices_and_setuid=in_pool)
+        except OSError as error:
             raise StorageError(
-                f"volume {name}: mounting {source} at {target} failed:"
-                f" {os.strerror(ctypes.get_errno())}",
+                f"volume {name}: mounting {source} at {target} failed: {error.strerror}",
                 remedy="pannierd needs CAP_SYS_ADMIN and the node's own mount namespace",
-            )
+            ) from error
         if not self.is_mounted(name, source):
             raise StorageError(
                 f"volume {name}: {target} does not show {source} although it was mounted",

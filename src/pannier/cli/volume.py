@@ -223,6 +223,7 @@ def _details(found: LiveVolumeView | RememberedVolumeView) -> list[tuple[str, st
         ("holder", f"{found.holder} ({found.holder_state})"),
         ("epoch", str(found.epoch)),
         ("generation", found.generation or "-"),
+        *([("quarantined", found.quarantine)] if found.quarantine else []),
         ("in use by", output.show_names(found.in_use_by)),
         *(("copy", _copy_line(copy)) for copy in found.copies or []),
         *(

@@ -48,6 +48,7 @@ class LiveVolumeView(VolumeView, frozen=True, kw_only=True, tag="live"):
         transfer: the hand-over or move that is under way.
         sync_calls: sync calls of containers that wait on the holder now.
         sync_waiting_seconds: for how long the first of them has waited.
+        quarantine: why the holder cannot give its data to containers; empty where it can.
     """
 
     generation: str | None
@@ -60,6 +61,7 @@ class LiveVolumeView(VolumeView, frozen=True, kw_only=True, tag="live"):
     transfer: TransferView | None
     sync_calls: int
     sync_waiting_seconds: float
+    quarantine: str = ""
 
 
 class RememberedVolumeView(VolumeView, frozen=True, kw_only=True, tag="remembered"):
@@ -78,6 +80,7 @@ class RememberedVolumeView(VolumeView, frozen=True, kw_only=True, tag="remembere
     transfer: None = None
     sync_calls: Literal[0] = 0
     sync_waiting_seconds: Literal[0] = 0
+    quarantine: Literal[""] = ""
 
 
 class VolumeCopyView(VolumeView, frozen=True, kw_only=True, tag="copy"):

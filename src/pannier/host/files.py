@@ -129,3 +129,9 @@ def _is_at(path: Path, fd: int) -> bool:
     with suppress(FileNotFoundError):
         return os.path.samestat(os.lstat(path), os.fstat(fd))
     return False
+
+
+def keep_private(directory: Path) -> None:
+    """Let nobody but the directory's owner in, also where it was made with other permissions."""
+    if directory.stat().st_mode & 0o7777 != 0o700:
+        directory.chmod(0o700)

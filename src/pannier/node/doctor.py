@@ -16,6 +16,7 @@ from pannier.core.size import format_size
 from pannier.core.volume import Volume
 from pannier.engine.base import Engine
 from pannier.node.diagnosis import standing_still
+from pannier.node.quarantine import quarantine_findings, quarantine_of
 from pannier.swarm.labels import excluded_services
 
 SCARCE_SHARE = 0.10
@@ -53,6 +54,7 @@ class Doctor:
             self._hidden,
             self._services,
             self._pool,
+            self._quarantined,
             self._volumes,
         ):
             try:
@@ -140,6 +142,10 @@ class Doctor:
             else:
                 yield _ok(subject, f"{driver.name}: {free}")
 
+    async def _quarantined(self) -> AsyncIterator[FindingView]:
+        async for finding in quarantine_findings(self._drivers, self._cluster.catalog.volumes()):
+            yield finding
+
     async def _volumes(self) -> AsyncIterator[FindingView]:
         for key, why in sorted(self._cluster.catalog.damaged.items()):
             yield _problem(f"record {key}", why, "it is left out until then")
@@ -155,6 +161,8 @@ class Doctor:
         known |= {volume.id for volume in self._cluster.catalog.trashed()}
         for volume in self._cluster.catalog.volumes():
             if volume.spec.driver in self._drivers:
+                if await quarantine_of(self._drivers, volume):
+                    continue  # said already
                 async for finding in self._volume(volume):
                     yield finding
         for driver in self._drivers:

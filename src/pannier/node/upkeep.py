@@ -101,15 +101,22 @@ class Upkeep:
         }
         for volume_id in await asyncio.to_thread(self._trash.turn, set(mine), self._pace.turn):
             found = mine[volume_id]
-            await self._cluster.registry.purge_volume(found.record, expect=found.revision)
-            log.info("volume.purged", id=volume_id)
+            try:
+                await self._cluster.registry.purge_volume(found.record, expect=found.revision)
+                log.info("volume.purged", id=volume_id)
+            except PannierError as error:  # one that cannot go does not keep the others here
+                log.warning("volume.not-purged", id=volume_id, error=str(error))
 
     async def _free_purged(self) -> None:
         purged = await self._cluster.registry.purged()
         for driver in self._drivers:
+            await driver.quarantined()  # tries them again, the rest of removed ones too
             for volume_id in set(await driver.volumes()) & purged:
-                await driver.delete(volume_id)
-                log.info("volume.freed", id=volume_id, node=self._cluster.node)
+                try:
+                    await driver.delete(volume_id)
+                    log.info("volume.freed", id=volume_id, node=self._cluster.node)
+                except PannierError as error:
+                    log.warning("volume.not-freed", id=volume_id, error=str(error))
 
     async def _clear_if_drained(self) -> None:
         catalog, node = self._cluster.catalog, self._cluster.node

@@ -24,6 +24,7 @@ from pannier.core.pace import NodePace
 from pannier.core.volume import Volume
 from pannier.holding.handover import Handovers
 from pannier.host.clock import Clock, rfc3339
+from pannier.node.quarantine import quarantine_of
 
 
 class VolumeViews:
@@ -62,12 +63,14 @@ class VolumeViews:
 
     async def live(self, volume: Volume) -> LiveVolumeView:
         """A volume that this node holds, with what only the holder knows."""
-        generations = await self.generations(volume)
+        quarantine = await quarantine_of(self._drivers, volume)
+        generations = [] if quarantine else await self.generations(volume)
         backlog = self._backlog(volume.name)
         return LiveVolumeView(
             **self._facts(volume),
             generation=generations[-1] if generations else None,
             generations=generations,
+            quarantine=quarantine,
             copies=self._copies(volume),
             copies_on=[self._cluster.node],
             used_bytes=await self._drivers.of(volume).used_bytes(volume.id),

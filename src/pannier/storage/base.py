@@ -13,11 +13,13 @@ begun; what a crash left half done is removed by :meth:`Driver.open`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from pannier.core.errors import StorageError
 from pannier.core.generation import Generation
 
 
@@ -74,6 +76,8 @@ class Driver(Protocol):
     async def open(self) -> None:
         """Make the pool usable and remove what a crash left half done. Never formats anything.
 
+        A volume for which that fails is :meth:`quarantined`; the others are there.
+
         Raises:
             PoolMissing: the pool is not there; ForeignData: something else is in its place.
         """
@@ -87,8 +91,21 @@ class Driver(Protocol):
         """Ids of all volumes of which this node has anything."""
         ...
 
+    async def quarantined(self) -> Mapping[str, StorageError]:
+        """Volumes that cannot be tidied up, read or removed here, by their ids, each with the reason.
+
+        Each is tried again first: a quarantine ends by itself. While it lasts, :meth:`inspect`,
+        :meth:`create`, :meth:`promote` and :meth:`receive` of the volume raise the reason; what uses
+        it already goes on. Of a volume that is only to be removed, nothing is refused.
+        """
+        ...
+
     async def inspect(self, volume: str) -> LocalCopy:
-        """What is here of ``volume``; an empty LocalCopy where nothing is."""
+        """What is here of ``volume``; an empty LocalCopy where nothing is.
+
+        Raises:
+            StorageError: it cannot be read, or is quarantined.
+        """
         ...
 
     async def create(

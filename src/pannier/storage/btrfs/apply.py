@@ -11,8 +11,8 @@ A stream is a header and commands; each has a length, a kind, a checksum and att
     u32 length, u16 kind, u32 crc32c, then `length` bytes of: u16 attribute, u16 size, bytes
 
 all little endian. The checksums are not looked at here: see :mod:`pannier.storage.btrfs.stream`.
-Paths are opened component by component and never through a symbolic link, so that no stream
-reaches anything outside of its tree.
+Paths are opened component by component and never through a symbolic link, and only regular files
+are opened, so that no stream reaches anything outside of its tree, nor a device.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from typing import Any
 
 from pannier.core.errors import Corrupt
 from pannier.storage.btrfs import ioctl
+from pannier.storage.regular import opened_regular
 
 _MAGIC = b"btrfs-stream\0"
 _STREAM_HEADER = struct.Struct("<13sI")
@@ -41,7 +42,6 @@ _TIME = struct.Struct("<qI")
 _CLONE_RANGE = 1 << 30 | 32 << 16 | 0x94 << 8 | 13
 
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
-_FILE = os.O_NOFOLLOW | os.O_NONBLOCK  # the name of a fifo must not make us wait
 _MISFITS = frozenset({errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY})
 _MISFITS |= {errno.ELOOP, errno.EINVAL, errno.ENODATA, errno.ENXIO, errno.EXDEV, errno.EOPNOTSUPP}
 """What the kernel says where a stream does not fit the tree that it is applied to."""
@@ -263,7 +263,7 @@ class _Applier:
             case _Kind.WRITE | _Kind.CLONE | _Kind.TRUNCATE:
                 with (
                     _at(self._tree, path) as (place, name),
-                    _opened(name, _FILE | os.O_WRONLY, place=place) as file,
+                    opened_regular(name, os.O_WRONLY, place=place) as file,
                 ):
                     self._change(file, command)
             case _Kind.RENAME:
@@ -304,7 +304,7 @@ class _Applier:
         )
         with (
             _at(root, command[_Attribute.CLONE_PATH]) as (place, name),
-            _opened(name, _FILE | os.O_RDONLY, place=place) as source,
+            opened_regular(name, place=place) as source,
         ):
             fcntl.ioctl(file, _CLONE_RANGE, struct.pack("<qQQQ", source, start, size, offset))
 
@@ -312,7 +312,8 @@ class _Applier:
         """A command on a name or an inode. Permissions and owners follow by commands of their own."""
         match command.kind:
             case _Kind.MKFILE:
-                os.close(os.open(name, _FILE | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=place))
+                flags = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+                os.close(os.open(name, flags, 0o600, dir_fd=place))
             case _Kind.MKDIR:
                 os.mkdir(name, 0o700, dir_fd=place)
             case _Kind.MKNOD | _Kind.MKFIFO | _Kind.MKSOCK:

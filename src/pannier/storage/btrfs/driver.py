@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
@@ -38,9 +38,10 @@ from pannier.storage.blocking import in_thread, told_as_storage_error
 from pannier.storage.btrfs import ioctl, pool
 from pannier.storage.btrfs.check import verify
 from pannier.storage.btrfs.intake import receive
-from pannier.storage.btrfs.layout import Home, destroy_home, existing_tree, sweep, sweep_groups
+from pannier.storage.btrfs.layout import Home, existing_tree, sweep_groups, tidy
 from pannier.storage.btrfs.stream import send_stream
 from pannier.storage.disk_check import check_disk
+from pannier.storage.quarantine import Quarantine
 from pannier.storage.tree.size import allocated_bytes
 
 _DELETIONS_BETWEEN_SWEEPS = 64
@@ -61,6 +62,7 @@ class BtrfsDriver:
         self._mountpoint = mountpoint
         self._source = source
         self._volumes = mountpoint / "volumes"
+        self._quarantine = Quarantine(self._volumes, tidy)
         self._quotas = False
         self._changing: set[str] = set()
         """Volumes of which the last snapshot was something new."""
@@ -77,7 +79,7 @@ class BtrfsDriver:
         if self._source is not None:
             found = await pool.open_pool(self._source, mountpoint=self._mountpoint)
         else:
-            found = await in_thread(pool.verify_pool, self._mountpoint)
+            found = await in_thread(pool.take_pool, self._mountpoint)
         self._quotas = found.quotas
         await in_thread(self._open)
 
@@ -85,7 +87,8 @@ class BtrfsDriver:
         pool.check(self._mountpoint)
         with told_as_storage_error("clean up the pool"):
             self._volumes.mkdir(mode=0o700, exist_ok=True)
-            sweep(self._volumes)
+            self._quarantine.sweep()
+            check_disk(self._mountpoint)  # a failed one would look like so many bad volumes
             if self._quotas:
                 self._idle_groups = sweep_groups(self._volumes, seen=self._idle_groups)
 
@@ -102,17 +105,25 @@ class BtrfsDriver:
         with told_as_storage_error("list the volumes"):
             names = sorted(name for name in os.listdir(self._volumes) if not name.startswith("."))
             homes = ((name, self._home(name)) for name in names)
-            return tuple(
-                name
-                for name, home in homes
-                if home.epochs() or home.generations() or home.has_quarantined
-            )
+            return tuple(name for name, home in homes if self._has_anything(home))
+
+    def _has_anything(self, home: Home) -> bool:
+        try:
+            return bool(home.epochs() or home.generations() or home.has_quarantined)
+        except (OSError, ValueError) as error:
+            self._quarantine.add(home.volume, error)
+            return True
+
+    async def quarantined(self) -> Mapping[str, StorageError]:
+        """See :meth:`Driver.quarantined`."""
+        return await in_thread(self._quarantine.reasons)
 
     async def inspect(self, volume: str) -> LocalCopy:
         """See :meth:`Driver.inspect`."""
         return await in_thread(self._inspect, self._home(volume))
 
     def _inspect(self, home: Home) -> LocalCopy:
+        self._quarantine.check(home.volume)
         with told_as_storage_error(f"read what is here of volume {home.volume}"):
             live = []
             for epoch in home.epochs():
@@ -127,6 +138,7 @@ class BtrfsDriver:
         await in_thread(self._create, self._home(volume), epoch, root, size_bytes)
 
     def _create(self, home: Home, epoch: int, root: RootAttributes, size_bytes: int | None) -> None:
+        self._quarantine.check(home.volume)
         live = home.live(epoch)
         with told_as_storage_error(f"create volume {home.volume}"):
             if not live.exists():
@@ -241,6 +253,7 @@ class BtrfsDriver:
     def _promote(
         self, home: Home, generation: Generation, epoch: int, size_bytes: int | None
     ) -> None:
+        self._quarantine.check(home.volume)
         with told_as_storage_error(f"make generation {generation} of {home.volume} writable"):
             live = home.live(epoch)
             if not live.exists():
@@ -281,6 +294,7 @@ class BtrfsDriver:
         self, volume: str, generation: Generation, *, base: Generation | None
     ) -> AsyncIterator[int]:
         """See :meth:`Driver.receive`."""
+        await in_thread(self._quarantine.check, volume)
         async with receive(
             self._home(volume), generation, base=base, quotas=self._quotas
         ) as writer:
@@ -301,6 +315,7 @@ class BtrfsDriver:
 
     async def verify(self, volume: str, generation: Generation | None) -> None:
         """See :meth:`CheckedDriver.verify`. btrfs has a checksum of every block."""
+        await in_thread(self._quarantine.check, volume)
         await verify(self._home(volume), generation)
 
     async def quarantine(self, volume: str) -> None:
@@ -319,8 +334,9 @@ class BtrfsDriver:
 
     def _delete(self, home: Home) -> None:
         with told_as_storage_error(f"delete volume {home.volume}"):
-            if home.path.exists():
-                destroy_home(home.path)
+            doomed = home.doom()
+            if doomed.exists():
+                self._quarantine.remove(doomed.name)
                 ioctl.sync_filesystem(self._volumes)
         self._walked.pop(home.volume, None)
         self._changing.discard(home.volume)

@@ -15,6 +15,7 @@ from pannier.storage.btrfs import ioctl
 from pannier.storage.btrfs.apply import apply
 from pannier.storage.btrfs.layout import Home, existing_tree, is_whole
 from pannier.storage.btrfs.stream import receive_stream
+from pannier.storage.regular import is_real_directory
 from pannier.storage.streams import swallow_stream
 
 
@@ -68,7 +69,7 @@ class _Intake:
             try:
                 work = home.prepare_workbench(parent)
                 origin = apply(stream, into=work, base=parent)
-                if not (work / "data").is_dir():
+                if not is_real_directory(work / "data"):
                     raise Corrupt(
                         f"the stream of {self._what} was of something else", remedy="send it again"
                     )
@@ -99,7 +100,11 @@ class _Intake:
             if os.listdir(incoming) != ["tree"] or not ioctl.is_subvolume(tree):
                 raise Corrupt(f"the stream of {what} was of something else", remedy="send it again")
             found = ioctl.subvolume_info(tree)
-            if not found.read_only or not found.received_uuid or not (tree / "data").is_dir():
+            if (
+                not found.read_only
+                or not found.received_uuid
+                or not is_real_directory(tree / "data")
+            ):
                 raise Corrupt(f"the stream of {what} was not complete", remedy="send it again")
             expected = ioctl.subvolume_info(parent).uuid if parent is not None else ""
             if found.parent_uuid != expected:

@@ -36,6 +36,19 @@ class Home:
         check_id(volume)
         return cls(volume, volumes / volume)
 
+    def doom(self) -> Path:
+        """Take the home's name away, so that removing it can be finished by whoever finds the rest.
+
+        Returns:
+            The rest, which need not exist.
+        """
+        doomed = self.path.with_name(f"{DOOMED}{self.path.name}")
+        if self.path.exists():
+            if doomed.exists():  # an earlier life of the same volume, not yet gone
+                destroy_home(doomed)
+            self.path.rename(doomed)
+        return doomed
+
     def live(self, epoch: int) -> Path:
         """The subvolume of a live tree."""
         return self.path / f"{_LIVE}{epoch}"
@@ -240,20 +253,14 @@ def existing_tree(home: Home, generation: Generation) -> Path:
 
 
 def destroy_home(home: Path) -> None:
-    """Remove a home and all in it. It is renamed first, so that :func:`sweep` can finish this."""
-    doomed = home
-    if not home.name.startswith(DOOMED):
-        doomed = home.with_name(f"{DOOMED}{home.name}")
-        if doomed.exists():  # an earlier life of the same volume, not yet gone
-            destroy_home(doomed)
-        home.rename(doomed)
-    parts = (doomed / name for name in ("generations", "incoming", _QUARANTINE))
-    for place in (doomed, *(child for part in parts for child in _children(part))):
+    """Remove a home that has lost its name, or never got it, and all in it."""
+    parts = (home / name for name in ("generations", "incoming", _QUARANTINE))
+    for place in (home, *(child for part in parts for child in _children(part))):
         for child in _children(place):
             if ioctl.is_subvolume(child):
                 ioctl.destroy_subvolume(child)
-    group = ioctl.group_of(ioctl.subvolume_info(doomed).id)
-    ioctl.destroy_subvolume(doomed)
+    group = ioctl.group_of(ioctl.subvolume_info(home).id)
+    ioctl.destroy_subvolume(home)
     with suppress(
         OSError
     ):  # it may be charged until the cleaner is done; an idle group is harmless
@@ -280,19 +287,26 @@ def sweep_groups(path: Path, *, seen: set[int]) -> set[int]:
     return idle - seen
 
 
-def sweep(volumes: Path) -> None:
-    """Remove what a crash left half done."""
-    for entry in _children(volumes):
-        if entry.name.startswith((DRAFT, DOOMED)):
+def tidy(entry: Path) -> None:
+    """Remove what a crash left half done of one volume, and see that the rest can be read.
+
+    Raises:
+        OSError, ValueError: one of both fails.
+    """
+    if entry.name.startswith((DRAFT, DOOMED)):
+        if entry.exists():
             destroy_home(entry)
-    for entry in _children(volumes):
-        home = Home(entry.name, entry)
-        for leftover in _children(entry / "incoming"):
-            _remove_with_subvolumes(leftover)
-        for child in _children(entry):
-            if child.name.startswith(DRAFT):
-                ioctl.destroy_subvolume(child)
-        home.forget_old_numbers()
+        return
+    home = Home(entry.name, entry)
+    for leftover in _children(entry / "incoming"):
+        _remove_with_subvolumes(leftover)
+    for child in _children(entry):
+        if child.name.startswith(DRAFT):
+            ioctl.destroy_subvolume(child)
+    home.forget_old_numbers()
+    home.generations()
+    for epoch in home.epochs():
+        ioctl.is_read_only(home.live(epoch))
 
 
 def _remove_with_subvolumes(path: Path) -> None:

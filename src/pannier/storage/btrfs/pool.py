@@ -29,8 +29,10 @@ from pannier.core.errors import (
 )
 from pannier.core.record import newer_format
 from pannier.core.size import format_size
-from pannier.host.files import draft_of, sync_directory, write_file
+from pannier.host.files import draft_of, keep_private, sync_directory, write_file
+from pannier.host.mountflags import forbid_devices_and_setuid
 from pannier.host.mountinfo import Mount, mount_at
+from pannier.storage.blocking import told_as_storage_error
 from pannier.storage.btrfs import ioctl, loop
 from pannier.storage.commands import run
 from pannier.storage.disk_check import check_disk
@@ -114,7 +116,7 @@ async def open_pool(source: Path, *, mountpoint: Path) -> Pool:
         if not _is_labelled_ours(found):
             raise _not_a_pool(source, describe(found) or "no file system")
         await _mount(source, mountpoint=mountpoint)
-    return await asyncio.to_thread(verify_pool, mountpoint)
+    return await asyncio.to_thread(take_pool, mountpoint)
 
 
 async def close_pool(mountpoint: Path) -> bool:
@@ -157,6 +159,23 @@ def check(mountpoint: Path) -> None:
     """
     verify_pool(mountpoint)
     check_disk(mountpoint)
+
+
+def take_pool(mountpoint: Path) -> Pool:
+    """Make a mounted pool safe to use, however it was mounted; blocks.
+
+    On this mount no device node and no setuid program works: containers have mounts of their own, on
+    which they do. Nobody but root gets to what is in it.
+
+    Raises:
+        As :func:`verify_pool`.
+    """
+    found = verify_pool(mountpoint)
+    with told_as_storage_error(f"close the pool {mountpoint} to others"):
+        forbid_devices_and_setuid(mountpoint)
+        with contextlib.suppress(OSError):  # read-only: said by check_disk
+            keep_private(mountpoint)
+    return found
 
 
 def verify_pool(mountpoint: Path) -> Pool:
@@ -282,7 +301,16 @@ async def _mount(source: Path, *, mountpoint: Path) -> None:
     device = None if await asyncio.to_thread(_is_device, source) else await loop.attach(source)
     try:
         await run(
-            ["mount", "-t", "btrfs", "-o", "noatime", "--", str(device or source), str(mountpoint)],
+            [
+                "mount",
+                "-t",
+                "btrfs",
+                "-o",
+                "noatime,nodev,nosuid",
+                "--",
+                str(device or source),
+                str(mountpoint),
+            ],
             timeout_s=_COMMAND_S,
         )
     except StorageError as error:

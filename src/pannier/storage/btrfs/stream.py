@@ -159,7 +159,7 @@ async def _take(reader: int, whole: threading.Event, intake: Intake) -> _Receivi
         if into is None:
             return None
         return _Receiving(
-            await start(["btrfs", "receive", "-q", "-e", str(into)], stdin=reader), into=into
+            await start(["btrfs", "receive", "-q", "-e", "-C", str(into)], stdin=reader), into=into
         )
     finally:
         os.close(reader)

@@ -15,18 +15,19 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from pannier.core.errors import Corrupt, StorageError
 from pannier.core.generation import Generation
-from pannier.host.files import DRAFT, sync_directory, sync_filesystem_of, write_file
+from pannier.host.files import DRAFT, keep_private, sync_directory, sync_filesystem_of, write_file
 from pannier.storage.base import Capacity, LiveTree, LocalCopy, RootAttributes
 from pannier.storage.blocking import in_thread, told_as_storage_error
-from pannier.storage.directory.layout import DirectoryHome, sweep
+from pannier.storage.directory.layout import DirectoryHome, tidy
 from pannier.storage.directory.root import verify_directory
 from pannier.storage.disk_check import check_disk
+from pannier.storage.quarantine import Quarantine
 from pannier.storage.streams import feeding, reading, swallow_stream
 from pannier.storage.tree.manifest import Manifest, difference
 from pannier.storage.tree.size import allocated_bytes
@@ -50,6 +51,7 @@ class DirectoryDriver:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._volumes = root / "volumes"
+        self._quarantine = Quarantine(self._volumes, tidy)
         self._used: dict[str, tuple[float, int]] = {}
         self._measuring: dict[str, asyncio.Task[int]] = {}
 
@@ -60,8 +62,10 @@ class DirectoryDriver:
     def _open(self) -> None:
         verify_directory(self._root)
         with told_as_storage_error("clean up the volumes"):
+            keep_private(self._root)
             self._volumes.mkdir(mode=0o700, exist_ok=True)
-            sweep(self._volumes)
+            self._quarantine.sweep()
+            check_disk(self._root)  # a failed one would look like so many bad volumes
 
     async def close(self) -> None:
         """See :meth:`Driver.close`."""
@@ -78,13 +82,25 @@ class DirectoryDriver:
         with told_as_storage_error("list the volumes"):
             names = sorted(name for name in os.listdir(self._volumes) if not name.startswith("."))
             homes = ((name, self._home(name)) for name in names)
-            return tuple(name for name, home in homes if home.epochs() or home.generations())
+            return tuple(name for name, home in homes if self._has_anything(home))
+
+    def _has_anything(self, home: DirectoryHome) -> bool:
+        try:
+            return bool(home.epochs() or home.generations())
+        except (OSError, ValueError, Corrupt) as error:
+            self._quarantine.add(home.volume, error)
+            return True
+
+    async def quarantined(self) -> Mapping[str, StorageError]:
+        """See :meth:`Driver.quarantined`."""
+        return await in_thread(self._quarantine.reasons)
 
     async def inspect(self, volume: str) -> LocalCopy:
         """See :meth:`Driver.inspect`."""
         return await in_thread(self._inspect, self._home(volume))
 
     def _inspect(self, home: DirectoryHome) -> LocalCopy:
+        self._quarantine.check(home.volume)
         with told_as_storage_error(f"read what is here of volume {home.volume}"):
             live = (LiveTree(e, sealed=home.sealed_as(e) is not None) for e in home.epochs())
             generations = home.generations()
@@ -98,6 +114,7 @@ class DirectoryDriver:
         await in_thread(self._create, self._home(volume), epoch, root)
 
     def _create(self, home: DirectoryHome, epoch: int, root: RootAttributes) -> None:
+        self._quarantine.check(home.volume)
         live = home.live(epoch)
         with told_as_storage_error(f"create volume {home.volume}"):
             if live.exists():
@@ -163,6 +180,7 @@ class DirectoryDriver:
         await in_thread(self._promote, self._home(volume), generation, epoch)
 
     def _promote(self, home: DirectoryHome, generation: Generation, epoch: int) -> None:
+        self._quarantine.check(home.volume)
         with told_as_storage_error(f"make generation {generation} of {home.volume} writable"):
             if home.live(epoch).exists():
                 return
@@ -217,6 +235,7 @@ class DirectoryDriver:
     ) -> AsyncIterator[int]:
         """See :meth:`Driver.receive`. Once it is here, the base's tree is gone."""
         home = self._home(volume)
+        await in_thread(self._quarantine.check, volume)
         if await in_thread(home.locate, generation) is not None:
             async with swallow_stream() as writer:
                 yield writer
@@ -301,7 +320,7 @@ class DirectoryDriver:
 
     def _delete(self, home: DirectoryHome) -> None:
         with told_as_storage_error(f"delete volume {home.volume}"):
-            home.destroy()
+            self._quarantine.remove(home.doom_all().name)
         self._used.pop(home.volume, None)
 
     async def used_bytes(self, volume: str) -> int:

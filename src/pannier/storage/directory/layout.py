@@ -151,14 +151,18 @@ class DirectoryHome:
             sync_directory(path.parent)
             remove_tree(doomed)
 
-    def destroy(self) -> None:
-        """Remove the home and all in it."""
+    def doom_all(self) -> Path:
+        """Take the home's name away, so that removing it can be finished by whoever finds the rest.
+
+        Returns:
+            The rest, which need not exist.
+        """
+        doomed = self.path.with_name(f"{DOOMED}{self.path.name}")
         if self.path.exists():
-            doomed = self.path.with_name(f"{DOOMED}{self.path.name}")
             remove_tree(doomed)
             self.path.rename(doomed)
             sync_directory(doomed.parent)
-            remove_tree(doomed)
+        return doomed
 
     def manifest(self, generation: Generation) -> Manifest:
         """Read a generation's manifest.
@@ -208,24 +212,27 @@ class DirectoryHome:
         write_file(self.path / "stamps", zlib.compress(json.dumps(rows).encode(), 1))
 
 
-def sweep(volumes: Path) -> None:
-    """Remove what a crash left half done."""
-    for name in _names(volumes):
-        if name.startswith("."):
-            remove_tree(volumes / name)
-            continue
-        home = DirectoryHome(name, volumes / name)
-        for child in _names(home.path):
-            if child.startswith((DRAFT, DOOMED)):
-                remove_tree(home.path / child)
-        for child in _names(home.path / "incoming"):
-            remove_tree(home.path / "incoming" / child)
-        for child in _names(home.path / "manifests"):
-            if child.startswith(DRAFT):
-                (home.path / "manifests" / child).unlink()
-        for generation in home.generations():
-            if home.generation(generation).is_dir():
-                home.settle(generation)
+def tidy(entry: Path) -> None:
+    """Remove what a crash left half done of one volume, and see that the rest can be read.
+
+    Raises:
+        OSError, ValueError, Corrupt: one of both fails.
+    """
+    if entry.name.startswith("."):
+        remove_tree(entry)
+        return
+    home = DirectoryHome(entry.name, entry)
+    for child in _names(home.path):
+        if child.startswith((DRAFT, DOOMED)):
+            remove_tree(home.path / child)
+    for child in _names(home.path / "incoming"):
+        remove_tree(home.path / "incoming" / child)
+    for child in _names(home.path / "manifests"):
+        if child.startswith(DRAFT):
+            (home.path / "manifests" / child).unlink()
+    for generation in home.generations():
+        if home.generation(generation).is_dir():
+            home.settle(generation)
 
 
 def _names(path: Path) -> list[str]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
 from pannier.core.errors import Corrupt
+from pannier.storage.regular import opened_regular
 from pannier.storage.tree.manifest import (
     DIRECTORY,
     FILE,
@@ -151,7 +153,8 @@ def set_attributes(where: str, entry: TreeEntry) -> None:
 
 def _check_base(where: str, entry: TreeEntry) -> None:
     found = os.lstat(where)
-    if (found.st_size, found.st_mtime_ns) != (entry.size, entry.mtime_ns):
+    same = (found.st_size, found.st_mtime_ns) == (entry.size, entry.mtime_ns)
+    if not same or not stat.S_ISREG(found.st_mode):
         raise Corrupt(
             f"{entry.path!r} in this node's copy is no longer what it was", remedy="send it whole"
         )
@@ -159,16 +162,16 @@ def _check_base(where: str, entry: TreeEntry) -> None:
 
 def _copy(source: str, target: str) -> None:
     """Copy a file; where the file system can, its extents are shared and nothing is copied."""
-    with open(source, "rb") as old, open(target, "xb") as new:
-        for start, end in data_ranges(old.fileno()):
+    with opened_regular(source) as old, open(target, "xb") as new:
+        for start, end in data_ranges(old):
             position = start
             while position < end:
                 count = min(end - position, _COPY_BYTES)
-                done = os.copy_file_range(old.fileno(), new.fileno(), count, position, position)
+                done = os.copy_file_range(old, new.fileno(), count, position, position)
                 if not done:
                     break
                 position += done
-        os.ftruncate(new.fileno(), os.fstat(old.fileno()).st_size)
+        os.ftruncate(new.fileno(), os.fstat(old).st_size)
 
 
 def data_ranges(fd: int) -> Iterator[tuple[int, int]]:

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from pannier.core.errors import Corrupt, StorageError
+from pannier.storage.regular import opened_regular
 from pannier.storage.tree.build import Builder, data_ranges, hash_zeros
 from pannier.storage.tree.manifest import (
     EMPTY,
@@ -93,19 +94,19 @@ def _send_file(fd: int, root: Path, entry: TreeEntry) -> None:
     position = 0
     with (
         open_directory(root, parent) as directory,
-        open(place(directory, name), "rb", buffering=0) as file,
+        opened_regular(place(directory, name)) as file,
     ):
-        for start, end in data_ranges(file.fileno()):
+        for start, end in data_ranges(file):
             hash_zeros(sha256, start - position)
             position = start
             while position < end:
-                data = os.pread(file.fileno(), min(_DATA_BYTES, end - position), position)
+                data = os.pread(file, min(_DATA_BYTES, end - position), position)
                 if not data:
                     break
                 sha256.update(data)
                 _write(fd, _DATA, _OFFSET.pack(position) + data)
                 position += len(data)
-        hash_zeros(sha256, os.fstat(file.fileno()).st_size - position)
+        hash_zeros(sha256, os.fstat(file).st_size - position)
     if sha256.hexdigest() != entry.sha256:
         raise StorageError(
             f"{entry.path!r} was changed after the volume was sealed",

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from pannier.storage.regular import opened_regular
 from pannier.storage.tree.manifest import (
     BLOCK,
     CHARACTER,
@@ -130,8 +131,8 @@ class ManifestHasher:
 def hash_file(where: str) -> str:
     """SHA-256 of a file's content."""
     sha256 = hashlib.sha256()
-    with open(where, "rb", buffering=0) as content:
-        while chunk := content.read(_CHUNK_BYTES):
+    with opened_regular(where) as content:
+        while chunk := os.read(content, _CHUNK_BYTES):
             sha256.update(chunk)
     return sha256.hexdigest()
 

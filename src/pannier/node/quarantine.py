@@ -1,0 +1,39 @@
+"""What there is to say of volumes that this node's drivers have quarantined."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable
+
+from pannier.agent.drivers import Drivers
+from pannier.contract.views import FindingView
+from pannier.contract.words import Level
+from pannier.core.errors import PannierError
+from pannier.core.volume import Volume
+
+
+async def quarantine_of(drivers: Drivers, volume: Volume) -> str:
+    """Why this node cannot give a volume to containers, and what to do; empty where it can."""
+    driver = drivers.get(volume.spec.driver)
+    if driver is None or volume.id not in await driver.quarantined():
+        return ""
+    try:
+        await driver.inspect(volume.id)
+    except PannierError as error:
+        return f"{error.message}: {error.remedy}"
+    return ""  # only what was removed of it here, at an earlier time, cannot go
+
+
+async def quarantine_findings(
+    drivers: Drivers, volumes: Iterable[Volume]
+) -> AsyncIterator[FindingView]:
+    """One finding for each of them, and for each rest of a removed volume that cannot go."""
+    names = {volume.id: volume.name for volume in volumes}
+    for driver in drivers:
+        for volume_id, reason in sorted((await driver.quarantined()).items()):
+            known = names.get(volume_id)
+            yield FindingView(
+                level=Level.PROBLEM if known else Level.WARNING,
+                subject=f"volume {known}" if known else f"data {volume_id}",
+                what=reason.message,
+                remedy=reason.remedy,
+            )
