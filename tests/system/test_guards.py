@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 from cluster_world import MOUNTS, PLUGIN_SOCKET, World, check_sequence
-from demo import story
+from demo import looks, story
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(400)]
 
@@ -140,6 +140,12 @@ def test_f55_a_pool_that_was_replaced_is_an_error(single: World) -> None:
     assert single.container("node1", name, "cat", "/data/note") == "kept\n"
 
 
+def listed(world: World, node: str) -> list[str]:
+    """The volumes that an engine knows."""
+    found = looks.engine(world.lab, node).get("/volumes")["Volumes"] or []
+    return [str(each["Name"]) for each in found]
+
+
 # -- Docker never hangs on Pannier ------------------------------------------------------------------
 
 
@@ -148,9 +154,7 @@ def test_f37_a_node_that_is_all_alone_uses_its_volumes(three: World) -> None:
     name = three.create("node1")
     away = three.create("node2")
     three.container("node1", name, "sh", "-c", "echo kept >/data/note")
-    story.wait_until(
-        "node1 knows both", lambda: away in three.run("node1", "docker", "volume", "ls")
-    )
+    story.wait_until("node1 knows both", lambda: away in listed(three, "node1"))
     with three.cut("node1"):
         assert {name, away} <= set(three.run("node1", "docker", "volume", "ls", "-q").split())
         shown = json.loads(three.run("node1", "docker", "volume", "inspect", name))
@@ -168,17 +172,20 @@ def test_f37_many_volumes_are_listed_without_the_store(three: World, count: int)
     create = ["/opt/pannier/venv/bin/python3", "-", "create", prefix, str(count)]
     three.run("node1", *create, input=CREATE_MANY)
 
-    def listed(node: str) -> int:
+    def known(node: str) -> int:
+        return sum(name.startswith(prefix) for name in listed(three, node))
+
+    def printed(node: str) -> int:
         return three.run(node, "docker", "volume", "ls", "-q").count(prefix)
 
     for node in three.nodes:
-        story.wait_until(f"{node} has heard of all", lambda n=node: listed(n) == count)
+        story.wait_until(f"{node} has heard of all", lambda n=node: known(n) == count)
     three.on_all(lambda node: three.run(node, "systemctl", "stop", "etcd"))
-    assert three.on_all(listed) == [count] * 3
+    assert three.on_all(printed) == [count] * 3
     shown = json.loads(three.run("node3", "docker", "volume", "inspect", f"{prefix}-{count - 1}"))
     assert shown[0]["Status"]["holder"] == "node1"
     three.on_all(lambda node: three.run(node, "systemctl", "restart", "pannierd"))
-    assert three.on_all(listed) == [count] * 3
+    assert three.on_all(printed) == [count] * 3
     three.on_all(lambda node: three.run(node, "systemctl", "--no-block", "start", "etcd"))
     three.wait_until_all_up()
     remove = [word.replace("create", "remove") for word in create]
@@ -243,7 +250,7 @@ def test_f34_dockerd_is_killed_while_a_container_uses_its_volume(three: World) -
     name = three.create("node1")
     writer = three.writer("node1", name, "--restart", "always")
     three.kill("node1", "docker")
-    story.wait_until("docker answers", lambda: three.attempt("node1", "docker", "ps").status == 0)
+    story.wait_until("docker answers", looks.engine(three.lab, "node1").answers)
     before = story.wait_until("it runs", lambda: three.acknowledged("node1", writer))
     story.wait_until("it writes on", lambda: three.acknowledged("node1", writer) > before)
     three.stop("node1", writer)
@@ -258,7 +265,7 @@ def test_f31_an_unmount_that_is_lost_does_not_keep_the_volume(three: World) -> N
     three.run("node1", "docker", "kill", writer)
     story.wait_until(
         "the container has stopped",
-        lambda: three.run("node1", "docker", "ps", "-q", "--filter", f"name={writer}") == "",
+        lambda: not three.is_running("node1", writer),
     )
     three.start_pannier("node1")
     check_sequence(three.log("node2", name))
@@ -339,7 +346,7 @@ def test_f35_docker_starts_before_pannierd_can_answer(single: World) -> None:
     story.wait_until(
         "it writes on",
         lambda: (
-            single.attempt("node1", "docker", "ps").status == 0
+            looks.engine(single.lab, "node1").answers()
             and single.acknowledged("node1", writer) > before
         ),
     )

@@ -7,11 +7,10 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from cluster_world import IMAGE, MOUNTS, World
+from cluster_world import MOUNTS, World
 from demo import story
-from laboratory import laboratory
 
-from pannier.lab import Lab, cluster
+from pannier.lab import Lab
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 
@@ -26,17 +25,6 @@ rm -rf /var/lib/pannier/* /etc/pannier/* /root/*.img
 wipefs -aq {DEVICE}
 dd if=/dev/zero of={DEVICE} bs=1M count=8 conv=notrunc,fsync status=none
 """
-
-
-@pytest.fixture(scope="module")
-def blank_lab() -> Iterator[Lab]:
-    """Two machines, of which only the first belongs to a cluster."""
-    with laboratory("b", nodes=2, cluster_kind="none") as lab:
-        lab.build_busybox(IMAGE)
-        first = lab.machines()[:1]
-        cluster.start_etcd(lab, lab.machines())
-        cluster.start_pannier(lab, first, store=f"etcd://{first[0].node.address}:2379")
-        yield lab
 
 
 @pytest.fixture
@@ -62,7 +50,7 @@ def forget(world: World) -> None:
 
 
 def token(world: World, *options: str) -> str:
-    made: str = world.json("node1", "token", "create", *options)["token"]
+    made: str = world.printed("node1", "token", "create", *options)["token"]
     return made
 
 

@@ -89,5 +89,5 @@ def test_compose_finds_its_volume_on_every_node(three: World) -> None:
 def test_one_node_needs_no_etcd(single: World) -> None:
     story.one_node(single.lab)
     node = single.nodes[0]
-    assert single.json(node, "status")["store_ok"] is True
+    assert single.printed(node, "status")["store_ok"] is True
     assert single.json(node, "volume", "show", "notes")["holder"] == node
