@@ -1,7 +1,7 @@
 """Labs for the system tests: real machines with systemd, Docker, Swarm, etcd and btrfs.
 
 The tests of one lab follow each other, and the lab goes when the last of them has ended. With
-pytest-xdist each lab is a group: as many labs stand at a time as there are workers.
+pytest-xdist a worker gets all the tests of a lab: as many labs stand at a time as there are workers.
 """
 
 from __future__ import annotations
@@ -16,41 +16,48 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2]))  # the demo's steps are tests, too
 
 from cluster_world import World, journal
-from laboratory import WISHES, lab_of, open_labs, take_down, world_on
+from laboratory import WISHES, lab_of, open_labs, take_down, wish_of, world_on
+from xdist.scheduler import LoadScopeScheduling
 
 from pannier.lab import Lab
 
 
+def _module(nodeid: str) -> str:
+    """The name of a test's module, without its beginning."""
+    return Path(nodeid.partition("::")[0]).stem.removeprefix("test_")
+
+
 def _wish_of(item: pytest.Item) -> str:
-    """What lab a test uses; the module's name for tests that make their own."""
-    used = [wish for wish in WISHES if wish in getattr(item, "fixturenames", ())]
-    assert len(used) < 2, f"{item.nodeid} uses {' and '.join(used)}"
-    return used[0] if used else _module(item)
-
-
-def _module(item: pytest.Item) -> str:
-    return item.path.stem.removeprefix("test_")
+    return wish_of(_module(item.nodeid))
 
 
 def _place(item: pytest.Item) -> tuple[int, int]:
     """Where in a run a test stands: by its lab, then by its module."""
-    wish = _wish_of(item)
+    module, wish = _module(item.nodeid), _wish_of(item)
     if wish not in WISHES:
         return len(WISHES), 0
-    modules = WISHES[wish].modules
-    module = _module(item)
-    return list(WISHES).index(wish), modules.index(module) if module in modules else 0
+    return list(WISHES).index(wish), WISHES[wish].modules.index(module)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The tests of a lab follow each other, on one worker."""
-    ours = [item for item in items if Path(__file__).parent in item.path.parents]
-    for item in ours:
-        item.add_marker(pytest.mark.xdist_group(_wish_of(item)))
-    places = [number for number, item in enumerate(items) if item in set(ours)]
-    for number, item in zip(places, sorted(ours, key=_place), strict=True):
+    """The tests of a lab follow each other."""
+    here = Path(__file__).parent
+    ours = [number for number, item in enumerate(items) if here in item.path.parents]
+    for number, item in zip(ours, sorted((items[each] for each in ours), key=_place), strict=True):
         items[number] = item
+
+
+class Lanes(LoadScopeScheduling):
+    """Gives each worker one lab's tests after another's, in the order of the wishes."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return wish_of(_module(nodeid))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Lanes:
+    config.option.loadscopereorder = False
+    return Lanes(config, log)
 
 
 @pytest.hookimpl(wrapper=True)

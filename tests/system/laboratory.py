@@ -69,20 +69,32 @@ CUTTABLE = {**THREE, "disks": "cuttable"}
 WISHES = {
     "three_lab": Wish(
         "s", THREE, image.load,
-        ("bad_input", "cluster", "story", "service_move", "move", "guards"),
+        modules=("bad_input", "cluster", "story", "service_move", "move", "guards"),
     ),
-    "fault_lab": Wish("f", CUTTABLE),
-    "power_lab": Wish("p", CUTTABLE, _power, ("copies", "power", "failover")),
-    "jenkins_lab": Wish("j", CUTTABLE, _jenkins),
-    "bare_lab": Wish("y", {"nodes": 4, "release": "mixed", "bare": True}, _nothing),
-    "swarm_lab": Wish("e", {"nodes": 4, "release": "mixed"}),
+    "fault_lab": Wish(
+        "f", CUTTABLE,
+        modules=("daemons", "network", "replicas", "nodes", "disks", "swarm"),
+    ),
+    "power_lab": Wish("p", CUTTABLE, _power, modules=("copies", "power", "failover")),
+    "jenkins_lab": Wish("j", CUTTABLE, _jenkins, modules=("jenkins",)),
+    "bare_lab": Wish(
+        "y", {"nodes": 4, "release": "mixed", "bare": True}, _nothing, modules=("deploy",)
+    ),
+    "swarm_lab": Wish("e", {"nodes": 4, "release": "mixed"}, modules=("evacuation",)),
     "barrier_lab": Wish(
-        "b", {"nodes": 2, "release": "mixed", "cluster_kind": "none"}, _barrier
+        "b", {"nodes": 2, "release": "mixed", "cluster_kind": "none"}, _barrier,
+        modules=("barrier",),
     ),
-    "blank_lab": Wish("n", {"nodes": 2, "cluster_kind": "none"}, _joinable),
-    "single_lab": Wish("o", {"nodes": 1, "store": "sqlite"}),
-    "directory_lab": Wish("d", {"nodes": 2, "driver": "directory"}),
+    "blank_lab": Wish("n", {"nodes": 2, "cluster_kind": "none"}, _joinable, modules=("join",)),
+    "single_lab": Wish("o", {"nodes": 1, "store": "sqlite"}, modules=("single",)),
+    "directory_lab": Wish("d", {"nodes": 2, "driver": "directory"}, modules=("directory",)),
 }  # fmt: skip
+
+
+def wish_of(module: str) -> str:
+    """What lab the tests of a module use; the module's own name where they make their own."""
+    return next((wish for wish, each in WISHES.items() if module in each.modules), module)
+
 
 _up: dict[str, Lab] = {}
 """The labs of this process that stand now, by what wished for them."""
