@@ -16,6 +16,7 @@ from pannier.lab.engine import Engine
 from pannier.lab.machine import Machine
 
 API_SOCKET = "run/pannier/api.sock"
+PLUGIN_SOCKET = "run/docker/plugins/pannier.sock"
 _FRAME_HEAD = 8
 """Bytes before each piece of a container's output: the stream, three zeros, the piece's length."""
 
@@ -39,6 +40,11 @@ def _root(machine: Machine) -> Path:
 def daemon(lab: Lab, node: str) -> Engine:
     """The API of a machine's ``pannierd``, on the socket that is root's."""
     return Engine(root(lab, node) / API_SOCKET, what=f"pannierd on {node}")
+
+
+def plugin(lab: Lab, node: str) -> Engine:
+    """The volume plugin of a machine's ``pannierd``, as its engine sees it."""
+    return Engine(root(lab, node) / PLUGIN_SOCKET, what=f"the plugin on {node}")
 
 
 def engine(lab: Lab, node: str) -> Engine:

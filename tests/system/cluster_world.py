@@ -8,12 +8,13 @@ import json
 import os
 import shlex
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+import pytest
 from demo import looks, story
 
 from pannier.lab import Lab, LabError
@@ -122,6 +123,13 @@ class World:
         """
         return looks.ask(self.lab, node, *words)
 
+    def plugin(self, node: str, verb: str, body: str) -> dict[str, str]:
+        """What the plugin answers to ``body`` as it stands."""
+        path = f"/VolumeDriver.{verb}"
+        _, said = looks.plugin(self.lab, node).exchange("POST", path, body.encode(), timeout=20)
+        answer: dict[str, str] = json.loads(said)
+        return answer
+
     def printed(self, node: str, *command: str) -> Any:
         """What ``pannier ... -o json`` prints."""
         return json.loads(self.run(node, "pannier", *command, "-o", "json"))
@@ -149,9 +157,29 @@ class World:
     def create(self, node: str, word: str = "v", **options: str) -> str:
         """A new volume on ``node``."""
         name = self.name(word)
-        given = [part for key, text in options.items() for part in ("-o", f"{key}={text}")]
-        self.run(node, "pannier", "volume", "create", name, *given)
+        body = {"name": name, "options": options}
+        looks.daemon(self.lab, node).post("/v1/volumes", body, timeout=60)
         return name
+
+    def volumes_known(self) -> set[str]:
+        """The names of all volumes that any node knows."""
+        listed = self.on_all(lambda node: self.json(node, "volume", "ls"))
+        return {str(view["name"]) for views in listed for view in views}
+
+    def check_not_created(
+        self, name: str, options: Mapping[str, str], *, says: Sequence[str]
+    ) -> None:
+        """What people and what Docker ask for is refused, each with all of ``says``; nothing is made."""
+        daemon = looks.daemon(self.lab, self.nodes[0])
+        with pytest.raises(LabError) as caught:
+            daemon.post("/v1/volumes", {"name": name, "options": dict(options)})
+        told = f"{caught.value} {caught.value.remedy}"
+        body = json.dumps({"Name": name, "Opts": dict(options)})
+        answer = self.plugin(self.nodes[0], "Create", body)
+        for words in says:
+            assert words in told
+            assert words in answer["Err"]
+        assert name not in self.volumes_known()
 
     def filled(self, node: str, *, mebibytes: int = 1, files: int = 100, **options: str) -> str:
         """A new volume with bulk that does not compress and a tree of small files."""

@@ -349,11 +349,7 @@ def test_what_cannot_be_is_refused_in_plain_words(
 ) -> None:
     world = World(power_lab)
     name = world.name()
-    given = [part for key, text in options.items() for part in ("-o", f"{key}={text}")]
-    world.refused("node1", "pannier", "volume", "create", name, *given, says=says, status=2)
-    docker = [part for key, text in options.items() for part in ("-o", f"{key}={text}")]
-    world.refused("node1", "docker", "volume", "create", "-d", "pannier", *docker, name, says=says)
-    world.refused("node1", "pannier", "volume", "show", name, says=["there is no volume"], status=3)
+    world.check_not_created(name, options, says=says)
 
 
 def test_people_see_how_far_the_copies_are(cuttable: World) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from cluster_world import MOUNTS, PLUGIN_SOCKET, World, check_sequence
+from cluster_world import MOUNTS, World, check_sequence
 from demo import looks, story
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(400)]
@@ -193,12 +193,7 @@ def test_f33_mounts_and_unmounts_that_do_not_match(three: World) -> None:
     name = three.create("node1")
 
     def call(verb: str, mount_id: str) -> dict[str, str]:
-        body = json.dumps({"Name": name, "ID": mount_id})
-        curl = ["curl", "-sS", "--max-time", "20", "--unix-socket", PLUGIN_SOCKET, "-d", body]
-        answer: dict[str, str] = json.loads(
-            three.run("node1", *curl, f"http://plugin/VolumeDriver.{verb}")
-        )
-        return answer
+        return three.plugin("node1", verb, json.dumps({"Name": name, "ID": mount_id}))
 
     for _ in range(2):
         assert call("Mount", "a" * 64) == {"Mountpoint": f"{MOUNTS}/{name}", "Err": ""}

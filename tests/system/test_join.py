@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 from cluster_world import MOUNTS, World
@@ -28,14 +28,12 @@ dd if=/dev/zero of={DEVICE} bs=1M count=8 conv=notrunc,fsync status=none
 
 
 @pytest.fixture
-def blank(blank_lab: Lab) -> Iterator[World]:
-    """The second machine is as new."""
+def blank(blank_lab: Lab) -> World:
+    """The second machine is as new, whatever the test before has left."""
     world = World(blank_lab)
     world.sh("node2", RESET)
     forget(world)
-    yield world
-    world.sh("node2", RESET)
-    forget(world)
+    return world
 
 
 def forget(world: World) -> None:

@@ -43,7 +43,7 @@ class Engine:
     def answers(self) -> bool:
         """Whether the engine is there."""
         try:
-            return bool(self._ask("GET", "/_ping", None, timeout=2)[0] == 200)
+            return bool(self.exchange("GET", "/_ping", timeout=2)[0] == 200)
         except OSError:
             return False
 
@@ -73,25 +73,32 @@ class Engine:
         return json.loads(data) if data.strip() else None
 
     def _answer(self, method: str, path: str, body: object, timeout: float) -> tuple[int, bytes]:
+        payload = None if body is None else json.dumps(body).encode()
         try:
-            return self._ask(method, path, body, timeout=timeout)
+            return self.exchange(method, path, payload, timeout=timeout)
         except (OSError, http.client.HTTPException) as error:
             raise LabError(f"{self.what} at {self.socket}: {error}") from error
 
     def _refusal(self, status: int, data: bytes) -> LabError:
-        said = data.decode(errors="replace")
+        said, remedy = data.decode(errors="replace"), ""
         try:
             answer = json.loads(data)
         except ValueError:
             answer = None
         if isinstance(answer, dict):
-            said = str(answer.get("message", ""))
-        return LabError(f"{self.what} at {self.socket} answers {status}: {said}")
+            said, remedy = str(answer.get("message", "")), str(answer.get("remedy", ""))
+        return LabError(f"{self.what} at {self.socket} answers {status}: {said}", remedy=remedy)
 
-    def _ask(self, method: str, path: str, body: object, *, timeout: float) -> tuple[int, bytes]:
+    def exchange(
+        self, method: str, path: str, payload: bytes | None = None, *, timeout: float = 30
+    ) -> tuple[int, bytes]:
+        """The status and the content of an answer, whatever they are.
+
+        Raises:
+            OSError: nobody answers.
+        """
         connection = _Connection(self.socket, timeout)
         try:
-            payload = None if body is None else json.dumps(body).encode()
             headers = {"Content-Type": "application/json"} if payload else {}
             connection.request(method, path, payload, headers)
             response = connection.getresponse()
