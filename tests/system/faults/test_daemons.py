@@ -61,6 +61,7 @@ def test_f34_dockerd_is_killed_under_a_writer(faults: Faults) -> None:
     )  # fmt: skip
 
 
+@pytest.mark.exclusive
 def test_f36_pannierd_stands_still_longer_than_its_lease(faults: Faults) -> None:
     """As if the node had died: a copy takes over, and the old container is ended afterwards."""
     log, old = faults.writing()
