@@ -16,7 +16,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2]))  # the demo's steps are tests, too
 
 from cluster_world import World, journal
-from laboratory import WISHES, lab_of, open_labs, take_down, wish_of, world_on
+from laboratory import WISHES, have, lab_of, open_labs, take_down, wish_of, world_on
 from xdist.scheduler import LoadScopeScheduling
 
 from pannier.lab import Lab
@@ -58,6 +58,14 @@ class Lanes(LoadScopeScheduling):
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Lanes:
     config.option.loadscopereorder = False
     return Lanes(config, log)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Bring up a lab before its first test, whose time it is not."""
+    if _wish_of(item) in WISHES:
+        have(_wish_of(item))
+    return (yield)
 
 
 @pytest.hookimpl(wrapper=True)

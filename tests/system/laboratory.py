@@ -98,17 +98,30 @@ def wish_of(module: str) -> str:
 
 _up: dict[str, Lab] = {}
 """The labs of this process that stand now, by what wished for them."""
+_failed: dict[str, Exception] = {}
+"""Why a lab did not come up: its tests fail, and do not try again."""
 
 
-def lab_of(wish: str) -> Lab:
-    """The lab of a wish; it is brought up where it does not stand.
+def have(wish: str) -> None:
+    """Bring up the lab of a wish, if it does not stand; :func:`lab_of` tells what went wrong.
 
     For development the environment may name one that stands and stays, for instance
     ``PANNIER_THREE_LAB``. It must be what the wish asks for, and prepared.
     """
-    if wish not in _up:
-        name = os.environ.get(f"PANNIER_{wish.upper()}")
+    if wish in _up or wish in _failed:
+        return
+    name = os.environ.get(f"PANNIER_{wish.upper()}")
+    try:
         _up[wish] = Lab(name) if name else _bring_up(WISHES[wish])
+    except Exception as error:
+        _failed[wish] = error
+
+
+def lab_of(wish: str) -> Lab:
+    """The lab of a wish, which stands."""
+    have(wish)
+    if wish in _failed:
+        raise _failed[wish]
     return _up[wish]
 
 
