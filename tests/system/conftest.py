@@ -55,6 +55,7 @@ class Lanes(LoadScopeScheduling):
         return wish_of(_module(nodeid))
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Lanes:
     config.option.loadscopereorder = False
     return Lanes(config, log)
