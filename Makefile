@@ -31,9 +31,9 @@ imports: venv
 unit: venv
 	$(PYTEST) -n 2 tests/unit tests/property tests/simulation
 
-# Each module on one worker: its servers are started once.
+# Each module on one worker: its servers are started once. In their order: one of the first is the longest.
 contract: setup venv
-	$(PYTEST) -n 2 --dist loadfile tests/contract
+	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder tests/contract
 
 system: setup venv
 	$(PYTEST) -n $(LANES) -m 'not faults and not exclusive' tests/system
