@@ -1,15 +1,20 @@
 # Two commands matter: `make demo` shows the main job, `make test` passes the tests.
 # Both install what they need on a fresh Debian 12 machine, as root.
 PY := .venv/bin/python
-PYTEST := .venv/bin/pytest
+PYTEST := .venv/bin/pytest -q --durations 25 --durations-min 1
 
-.PHONY: demo test quick lint types imports unit contract system faults bench docs setup venv clean
+# How many labs of the system tests stand at a time; each wants a core and 4 GiB.
+LANES ?= 2
+export LANES
+
+.PHONY: demo test quick lint types imports unit contract system exclusive faults bench docs setup venv clean
 
 # QUICK=1 plays the main job only: no Ansible, no Jenkins.
 demo: setup venv
 	$(PY) -m demo $(if $(QUICK),--quick)
 
-test: setup venv lint types imports quick contract system
+test: setup venv
+	tools/stages lint types imports unit contract system exclusive
 
 quick: unit
 
@@ -24,18 +29,23 @@ imports: venv
 	.venv/bin/lint-imports
 
 unit: venv
-	$(PYTEST) -q -n 2 tests/unit tests/property tests/simulation
+	$(PYTEST) -n 2 tests/unit tests/property tests/simulation
 
+# Each module on one worker: its servers are started once. In their order: one of the first is the longest.
 contract: setup venv
-	$(PYTEST) -q tests/contract
+	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder tests/contract
 
 system: setup venv
-	$(PYTEST) -q tests/system
+	$(PYTEST) -n $(LANES) -m 'not faults and not exclusive' tests/system
+
+# What judges times has the machine for itself.
+exclusive: setup venv
+	$(PYTEST) -m 'exclusive and not faults' tests/system
 
 # Also measures, and writes what it measured to docs/faults.md.
 faults: setup venv
 	mkdir -p dist
-	PANNIER_FAULT_NOTES=$(CURDIR)/dist/faults.json $(PYTEST) -q -m 'faults or system' tests/system
+	PANNIER_FAULT_NOTES=$(CURDIR)/dist/faults.json $(PYTEST) -m 'faults or system' tests/system
 	tools/fault_table dist/faults.json >docs/faults.md
 
 bench: setup venv

@@ -56,8 +56,7 @@ jenkins:x:{USER_ID}:{USER_ID}::/var/jenkins_home:/bin/sh
 
 def load(lab: Lab) -> None:
     """Put controller, agent, door and registry into every machine of ``lab``."""
-    files = packages.kept(lab, "hudson", recipe=[Path(__file__), _START], make=_make)
-    lab.load_image(files, tag=DOOR)
+    lab.load_image(files(lab.report), tag=DOOR)
     hudson = STACKS / "jenkins/hudson"
     build(
         lab,
@@ -70,6 +69,11 @@ def load(lab: Lab) -> None:
     build(lab, AGENT, hudson / "agent.Dockerfile", STACKS / "jenkins/agent/agent.sh")
     debian = STACKS / "registry/debian"
     build(lab, REGISTRY, debian / "Dockerfile", debian / "config.yml")
+
+
+def files(report: packages.Report) -> Path:
+    """The images' root folder, made if it is not in the lab's cache."""
+    return packages.kept("hudson", recipe=[Path(__file__), _START], make=_make, report=report)
 
 
 def build(lab: Lab, tag: str, dockerfile: Path, *files: Path) -> None:

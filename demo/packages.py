@@ -7,11 +7,11 @@ is kept as a folder in the lab's cache.
 from __future__ import annotations
 
 import hashlib
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pannier.lab import Lab
 from pannier.lab.mirror import download_environment, mirror
 from pannier.lab.paths import cache_root
 from pannier.lab.process import run
@@ -19,9 +19,15 @@ from pannier.lab.state import locked
 
 _RELEASE = "bookworm"
 
+Report = Callable[[str], object]
 
-def kept(lab: Lab, name: str, *, recipe: Sequence[Path], make: Callable[[Path], Path]) -> Path:
+
+def kept(
+    name: str, *, recipe: Sequence[Path], make: Callable[[Path], Path], report: Report
+) -> Path:
     """A folder of the lab's cache, made if it is not there.
+
+    Only one process at a time makes it; the others wait and then find the work done.
 
     Args:
         recipe: files whose change makes another folder of it.
@@ -30,11 +36,12 @@ def kept(lab: Lab, name: str, *, recipe: Sequence[Path], make: Callable[[Path], 
     cache = cache_root()
     parts = b"".join(path.read_bytes() for path in (Path(__file__), *recipe))
     target = cache / f"{name}-{_RELEASE}-{hashlib.sha256(parts).hexdigest()[:12]}"
-    # The lab's own lock: whoever holds it clears the cache of drafts that nobody finished.
-    with locked(cache / ".lock", waiting=lab.report):
+    with locked(cache / f".{name}.lock", waiting=report):
+        for garbage in cache.glob(f"draft-{name}-*"):
+            shutil.rmtree(garbage, ignore_errors=True)
         if not target.exists():
-            lab.report(f"making an image of {name} from packages (once; about a minute)")
-            with tempfile.TemporaryDirectory(dir=cache, prefix="draft-") as draft:
+            report(f"making an image of {name} from packages (once; about a minute)")
+            with tempfile.TemporaryDirectory(dir=cache, prefix=f"draft-{name}-") as draft:
                 files = make(Path(draft))
                 # Not before its content is on the disk may the name be there.
                 run(["sync", "--file-system", draft])

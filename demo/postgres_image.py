@@ -28,9 +28,13 @@ tar -c --dereference --exclude=15/{contrib,man} \
 
 def load(lab: Lab) -> None:
     """Put the image into every machine of ``lab``."""
-    files = packages.kept(lab, "postgres", recipe=[Path(__file__)], make=_make)
-    lab.load_image(files, tag=_FILES_TAG)
+    lab.load_image(files(lab.report), tag=_FILES_TAG)
     image.build(lab, TAG, _HERE)
+
+
+def files(report: packages.Report) -> Path:
+    """The image's root folder, made if it is not in the lab's cache."""
+    return packages.kept("postgres", recipe=[Path(__file__)], make=_make, report=report)
 
 
 def _make(draft: Path) -> Path:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pannier.lab import Lab
+from demo import looks
+from pannier.lab import Lab, LabError
 
 HERE = Path(__file__).parent
 MOUNTS = "/var/lib/pannier/mounts"
@@ -60,9 +61,7 @@ def running_task(lab: Lab, service: str, *, not_on: str | None = None) -> Task |
     for node in lab.nodes:
         if node.name == not_on or node.state != "running":
             continue
-        filters = ["--filter", f"label=com.docker.swarm.service.name={service}"]
-        found = output(lab, node.name, "docker", "ps", "--quiet", "--no-trunc", *filters).split()
-        if found:
+        if found := looks.containers_of(lab, node.name, service):
             return Task(node.name, found[0])
     return None
 
@@ -82,10 +81,7 @@ def without(lines: str, *names: str) -> list[str]:
 
 def volume(lab: Lab, name: str, *, node: str | None = None) -> dict[str, Any]:
     """What ``pannier volume show`` says."""
-    asked = node or lab.nodes[0].name
-    shown: dict[str, Any] = json.loads(
-        output(lab, asked, "pannier", "volume", "show", name, "-o", "json")
-    )
+    shown: dict[str, Any] = looks.ask(lab, node or lab.nodes[0].name, "volume", "show", name)
     return shown
 
 
@@ -103,8 +99,11 @@ def deploy_stack(lab: Lab) -> Task:
 
 
 def _is_filled(lab: Lab, task: Task) -> bool:
-    command = ["docker", "exec", task.container, "test", "-s", "/home/keeper/log"]
-    return lab.run(task.node, command, check=False).returncode == 0
+    try:
+        log = looks.inside(lab, task.node, task.container, "/home/keeper/log")
+    except LabError:
+        return False
+    return bool(looks.text(log))
 
 
 def check_seed(lab: Lab, task: Task) -> list[str]:
@@ -146,9 +145,8 @@ def set_availability(lab: Lab, node: str, availability: str, *, asked: str) -> N
 
 
 def _has_started_on(lab: Lab, task: Task) -> bool:
-    log = f"{MOUNTS}/{HOME}/log"
-    found = lab.run(task.node, ["tail", "-n", "5", log], check=False)
-    return found.returncode == 0 and "started on" in found.stdout
+    log = looks.text(looks.root(lab, task.node) / MOUNTS.lstrip("/") / HOME / "log")
+    return any("started on" in line for line in log.splitlines()[-5:])
 
 
 def move_pinned(lab: Lab, task: Task, target: str) -> tuple[Task, dict[str, Any]]:
@@ -185,8 +183,8 @@ def _settled(lab: Lab, node: str) -> Task | None:
 
 
 def _phase(lab: Lab, node: str, log: str, phase: str) -> dict[str, Any] | None:
-    lines = lab.run(node, ["cat", log], check=False).stdout.splitlines()
-    steps = [json.loads(line) for line in lines if line.startswith("{")]
+    lines = looks.text(looks.root(lab, node) / log.lstrip("/")).splitlines(keepends=True)
+    steps = [json.loads(line) for line in lines if line.startswith("{") and line.endswith("\n")]
     for step in steps:
         expect("message" not in step, f"the move failed: {step}")
     return next((step for step in reversed(steps) if step.get("phase") == phase), None)
@@ -218,9 +216,8 @@ def _compose(lab: Lab, node: str) -> list[str]:
 
 
 def _more_visits(lab: Lab, node: str, known: list[str]) -> list[str] | None:
-    found = lab.run(node, ["cat", f"{MOUNTS}/notes/visits"], check=False)
-    visits = str(found.stdout).split()
-    return visits if found.returncode == 0 and len(visits) > len(known) else None
+    visits = looks.text(looks.root(lab, node) / MOUNTS.lstrip("/") / "notes/visits").split()
+    return visits if len(visits) > len(known) else None
 
 
 def one_node(lab: Lab) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -282,13 +284,19 @@ class FaultyLink:
         raise ConnectionResetError  # One side closed: so does the other.
 
 
+_FIRST_PORT = 20_000
+_PORTS_PER_WORKER = 1_000
+"""Below those that the kernel chooses (from 32768 on), so that nobody is given one of them meanwhile."""
+_worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+_numbers = itertools.count(os.getpid())  # another run on this host is likely to be elsewhere
+
+
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [int(each.getsockname()[1]) for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
+    """Ports that nobody listens on, and that no other worker of this run is given."""
+    found: list[int] = []
+    while len(found) < count:
+        port = _FIRST_PORT + _worker * _PORTS_PER_WORKER + next(_numbers) % _PORTS_PER_WORKER
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            found.append(port)
+    return found

@@ -729,7 +729,7 @@ async def test_a_container_is_seen_as_a_user(docker: DockerRig, tmp_path: Path) 
 async def test_a_command_that_ends_early_leaves_no_process(docker: DockerRig, end: str) -> None:
     container = await docker.run("one", volume=None)
     ps = "cat /proc/[0-9]*/cmdline | busybox tr '\\0' ' '"
-    limit = 0.5 if end == "time limit" else 1000
+    limit = 3.0 if end == "time limit" else 1000  # it is seen before, on a busy machine too
     work = asyncio.create_task(
         docker.engine.execute(container, "sleep 77 & sleep 78; true", timeout_seconds=limit)
     )

@@ -451,10 +451,12 @@ async def test_stopped_member_in_use_is_left_by_calls_and_watches(
         watching(store, "w/") as watcher,
     ):
         stopped.stop()
-        await create_in_spite_of_faults(store, "w/a")
-        await watcher.until_present("w/a")
-        assert (await store.health())[stopped.endpoint] != "ok"
-        stopped.go_on()
+        try:
+            await create_in_spite_of_faults(store, "w/a")
+            await watcher.until_present("w/a")
+            assert (await store.health())[stopped.endpoint] != "ok"
+        finally:
+            stopped.go_on()
         await create_in_spite_of_faults(store, "w/b")
         await watcher.until_present("w/a", "w/b")
         assert watcher.values("w/a") == [b"v"]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster_world import DEADLINE_SECONDS, IMAGE, Outcome
-from demo import story
+from demo import looks, story
 
 from pannier.lab import Lab
 
@@ -141,20 +141,28 @@ class Box:
 
     # -- the barrier -----------------------------------------------------------------------------
 
+    def path(self, inside: str) -> Path:
+        """A path of the machine's, as the host sees it."""
+        return looks.root(self.lab, self.node) / inside.lstrip("/")
+
     def tell(self, word: str, text: str = "") -> None:
         """Say a word to the strategy."""
-        self.put(f"{WORDS}/{word}", text)
+        self.path(f"{WORDS}/{word}").write_text(text)
 
     def take_back(self, word: str) -> None:
-        self.sh(f"rm -f {WORDS}/{word}")
+        self.path(f"{WORDS}/{word}").unlink(missing_ok=True)
 
     def groups(self) -> list[str]:
         """A line for each group that was made durable."""
-        return self.attempt("cat", f"{WORDS}/groups").out.splitlines()
+        return looks.text(self.path(f"{WORDS}/groups")).splitlines()
+
+    def listeners(self) -> list[str]:
+        """What the runtime has left for the daemon."""
+        return [each.name for each in self.path("/run/pannier/barrier/listeners").iterdir()]
 
     def state(self, volume: str = "one") -> dict[str, Any]:
         """What the barrier says of a volume."""
-        return dict(json.loads(self.sh(f"cat {WORDS}/state")).get(volume, {}))
+        return dict(json.loads(self.path(f"{WORDS}/state").read_text()).get(volume, {}))
 
     def stored(self) -> int:
         """How many descriptors systemd keeps."""

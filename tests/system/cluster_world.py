@@ -8,13 +8,14 @@ import json
 import os
 import shlex
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from demo import story
+import pytest
+from demo import looks, story
 
 from pannier.lab import Lab, LabError
 
@@ -27,7 +28,7 @@ DEADLINE_SECONDS = 150.0
 _numbers = itertools.count(1)
 T = TypeVar("T")
 
-_SWARM_LINE = "{{.Hostname}} {{.Status}} {{.Availability}} {{.ManagerStatus}}"
+_SERVICES = ("pannierd.socket", "pannierd.service", "docker.socket", "docker.service", "etcd")
 _HEAL = """
 systemctl --no-block start pannierd.socket docker.socket
 systemctl kill --kill-who=main -s CONT pannierd.service 2>/dev/null
@@ -114,9 +115,28 @@ class World:
             assert words in outcome.text, f"{words!r} is not in: {shown}"
         return outcome
 
-    def json(self, node: str, *command: str) -> Any:
+    def json(self, node: str, *words: str) -> Any:
+        """What ``pannier WORDS... -o json`` shows, asked of the daemon itself: quick enough to wait by.
+
+        Raises:
+            LabError: the daemon does not answer or says no.
+        """
+        return looks.ask(self.lab, node, *words)
+
+    def plugin(self, node: str, verb: str, body: str) -> dict[str, str]:
+        """What the plugin answers to ``body`` as it stands."""
+        path = f"/VolumeDriver.{verb}"
+        _, said = looks.plugin(self.lab, node).exchange("POST", path, body.encode(), timeout=20)
+        answer: dict[str, str] = json.loads(said)
+        return answer
+
+    def printed(self, node: str, *command: str) -> Any:
         """What ``pannier ... -o json`` prints."""
         return json.loads(self.run(node, "pannier", *command, "-o", "json"))
+
+    def is_running(self, node: str, container: str) -> bool:
+        """Whether the engine says that a container runs."""
+        return looks.is_running(self.lab, node, container)
 
     def start(self, work: Callable[..., T], *args: Any, **kwargs: Any) -> Future[T]:
         """Let something go on beside the test."""
@@ -137,9 +157,29 @@ class World:
     def create(self, node: str, word: str = "v", **options: str) -> str:
         """A new volume on ``node``."""
         name = self.name(word)
-        given = [part for key, text in options.items() for part in ("-o", f"{key}={text}")]
-        self.run(node, "pannier", "volume", "create", name, *given)
+        body = {"name": name, "options": options}
+        looks.daemon(self.lab, node).post("/v1/volumes", body, timeout=60)
         return name
+
+    def volumes_known(self) -> set[str]:
+        """The names of all volumes that any node knows."""
+        listed = self.on_all(lambda node: self.json(node, "volume", "ls"))
+        return {str(view["name"]) for views in listed for view in views}
+
+    def check_not_created(
+        self, name: str, options: Mapping[str, str], *, says: Sequence[str]
+    ) -> None:
+        """What people and what Docker ask for is refused, each with all of ``says``; nothing is made."""
+        daemon = looks.daemon(self.lab, self.nodes[0])
+        with pytest.raises(LabError) as caught:
+            daemon.post("/v1/volumes", {"name": name, "options": dict(options)})
+        told = f"{caught.value} {caught.value.remedy}"
+        body = json.dumps({"Name": name, "Opts": dict(options)})
+        answer = self.plugin(self.nodes[0], "Create", body)
+        for words in says:
+            assert words in told
+            assert words in answer["Err"]
+        assert name not in self.volumes_known()
 
     def filled(self, node: str, *, mebibytes: int = 1, files: int = 100, **options: str) -> str:
         """A new volume with bulk that does not compress and a tree of small files."""
@@ -210,8 +250,8 @@ class World:
 
     def acknowledged(self, node: str, writer: str) -> int:
         """The last number that the writer was told is on disk."""
-        said = self.run(node, "docker", "logs", "--tail", "1", writer).split()
-        return int(said[-1]) if said else 0
+        said = looks.last_line(self.lab, node, writer)
+        return int(said) if said else 0
 
     def stop(self, node: str, container: str) -> None:
         """Stop and remove a container in good order."""
@@ -241,10 +281,9 @@ class World:
     def wait_for_pannier(self, node: str) -> None:
         """Wait until the daemon on ``node`` answers."""
 
-        def answers() -> bool:
-            return self.attempt(node, "pannier", "node", "ls").status == 0
-
-        story.wait_until(f"pannierd on {node} answers", answers, seconds=60)
+        story.wait_until(
+            f"pannierd on {node} answers", lambda: not self._not_answering(node), seconds=60
+        )
 
     def wait_until_all_up(self) -> None:
         """Wait until every node sees every node up, and all engines answer."""
@@ -260,24 +299,38 @@ class World:
         except story.StoryError as error:
             raise story.StoryError(f"{error}: {missing}") from None
 
+    def _not_answering(self, node: str) -> str:
+        """Why the daemon on ``node`` gives no answer; empty where it gives one."""
+        try:
+            self.json(node, "node", "ls")
+        except LabError as error:
+            return str(error)
+        return ""
+
     def _not_up(self, node: str) -> str:
         """What one node does not see up; empty where it sees every node up."""
-        seen = self.attempt(node, "pannier", "node", "ls", "-o", "json")
-        if seen.status:
-            return f"{node} says: {seen.text}"
-        states = {view["name"]: view["state"] for view in json.loads(seen.out)}
+        try:
+            seen = self.json(node, "node", "ls")
+        except LabError as error:
+            return f"{node} says: {error}"
+        states = {view["name"]: view["state"] for view in seen}
         down = {name: states.get(name) for name in self.nodes if states.get(name) != "up"}
         return f"{node} sees {down}" if down else ""
 
     def _swarm_lacks(self) -> str:
         """What keeps the Swarm, if there is one, from being whole: a leader, and all nodes ready."""
-        info = ["docker", "info", "--format", "{{.Swarm.LocalNodeState}}"]
-        if self.attempt(self.nodes[0], *info).out.strip() != "active":
-            return ""
-        seen = self.attempt(self.nodes[0], "docker", "node", "ls", "--format", _SWARM_LINE)
-        if seen.status == 0 and seen.out.count(" Ready ") == len(self.nodes):
-            return ""
-        return f"the Swarm: {seen.text}"
+        try:
+            engine = looks.engine(self.lab, self.nodes[0])
+            if engine.get("/info")["Swarm"]["LocalNodeState"] != "active":
+                return ""
+            states = {
+                node["Description"]["Hostname"]: node["Status"]["State"]
+                for node in engine.get("/nodes")
+            }
+        except LabError as error:
+            return f"the Swarm: {error}"
+        ready = list(states.values()).count("ready") == len(self.nodes)
+        return "" if ready else f"the Swarm: {states}"
 
     @contextmanager
     def cut(self, *nodes: str) -> Iterator[None]:
@@ -301,12 +354,39 @@ class World:
                 self.lab.resume(node.name)
             elif node.state == "crashed":
                 self.lab.boot(node.name)
-        self.on_all(lambda node: self.attempt(node, "sh", "-c", _HEAL))
+        self.on_all(self._heal)
         self.wait_until_all_up()
-        if self.volumes:
-            script = "for v; do pannier volume rm $v; done; exit 0"
-            self.attempt(self.nodes[0], "sh", "-c", script, "sh", *self.volumes)
+        for name in self.volumes:
+            with suppress(LabError):
+                looks.daemon(self.lab, self.nodes[0]).delete(f"/v1/volumes/{name}")
         self._pool.shutdown(cancel_futures=True)
+
+    def _heal(self, node: str) -> None:
+        """Bring a machine in order, if one look at it does not show that it is."""
+        if not self._in_order(node):
+            self.attempt(node, "sh", "-c", _HEAL)
+
+    def _in_order(self, node: str) -> bool:
+        """Whether every service runs and answers, and there is no container and no Swarm service."""
+        try:
+            looks.ask(self.lab, node, "node", "ls", timeout=3)
+            engine = looks.engine(self.lab, node)
+            left = engine.get("/containers/json?all=true", timeout=3)
+            manages = engine.get("/info", timeout=3)["Swarm"]["ControlAvailable"]
+            left += engine.get("/services", timeout=3) if manages else []
+        except LabError:
+            return False
+        if left:
+            return False
+        shown = self.attempt(node, "systemctl", "is-active", *_SERVICES).out.split()
+        return set(shown[:4]) == {"active"} and (
+            shown[4:] == ["active"] or not self._has_etcd(node)
+        )
+
+    def _has_etcd(self, node: str) -> bool:
+        """Whether the machine starts etcd when it boots."""
+        wants = "etc/systemd/system/multi-user.target.wants/etcd.service"
+        return (looks.root(self.lab, node) / wants).is_symlink()
 
 
 class Move:
@@ -322,7 +402,11 @@ class Move:
 
     def steps(self) -> list[dict[str, Any]]:
         """What it has said up to now."""
-        lines = self._world.attempt(self._at, "cat", self._log).out.splitlines()
+        try:
+            log = looks.root(self._world.lab, self._at) / self._log.lstrip("/")
+        except LabError:
+            return []
+        lines = looks.text(log).splitlines()
         return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
 
     def wait_for(self, phase: str, *, sent: int = 0) -> None:

@@ -15,7 +15,6 @@ import java_image
 import pytest
 from barrier_world import MOUNTS, Box
 from cluster_world import IMAGE
-from laboratory import laboratory
 
 from pannier.lab import Lab
 
@@ -30,24 +29,9 @@ HELD_SECONDS = 0.4
 EVERY = ("fsync", "fdatasync", "sync", "syncfs", "directory", "msync", "i386")
 
 
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    """Two nodes, Debian 12 and 13; for development PANNIER_BARRIER_LAB names one that stays."""
-    name = os.environ.get("PANNIER_BARRIER_LAB")
-    if name and Lab(name).exists:
-        yield Lab(name)
-        return
-    with laboratory("b", nodes=2, release="mixed", cluster_kind="none") as lab:
-        lab.build_busybox(IMAGE)
-        java_image.load(lab)
-        for node in lab.nodes:
-            Box(lab, node.name).set_up()
-        yield lab
-
-
 @pytest.fixture(params=["node1", "node2"], ids=["docker20", "docker26"])
-def box(lab: Lab, request: pytest.FixtureRequest) -> Iterator[Box]:
-    box = Box(lab, request.param)
+def box(barrier_lab: Lab, request: pytest.FixtureRequest) -> Iterator[Box]:
+    box = Box(barrier_lab, request.param)
     box.clean()
     yield box
     box.clean()
@@ -226,7 +210,7 @@ def test_a_container_that_ended_meanwhile_is_forgotten(box: Box) -> None:
     box.sh(f"docker kill {name}")
     box.kill()
     box.wait_until("systemd keeps nothing", lambda: box.stored() == 0)
-    box.wait_until("no file is left", lambda: not box.sh("ls /run/pannier/barrier/listeners"))
+    box.wait_until("no file is left", lambda: not box.listeners())
     nothing = {"containers": [], "calls": 0, "oldest": 0.0}
     box.wait_until("the daemon knows of nothing", lambda: box.state() == nothing)
 
@@ -235,7 +219,7 @@ def test_ended_containers_leave_nothing(box: Box) -> None:
     for _ in range(3):
         box.call("fsync")
     box.wait_until("systemd keeps nothing", lambda: box.stored() == 0)
-    assert box.sh("ls /run/pannier/barrier/listeners") == ""
+    assert box.listeners() == []
 
 
 # -- mounts ----------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from cluster_world import World
-from demo import story
+from demo import looks, story
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(400)]
 
@@ -21,7 +21,7 @@ def find(items: list[dict[str, Any]], **wanted: str) -> dict[str, Any]:
 
 def test_status_shows_the_cluster_at_a_glance(three: World) -> None:
     for node in three.nodes:
-        status = three.json(node, "status")
+        status = three.printed(node, "status")
         assert status["node"] == node
         assert status["store_ok"] is True
         assert [each["name"] for each in status["nodes"]] == three.nodes
@@ -38,7 +38,7 @@ def test_everything_can_be_read_as_json(three: World) -> None:
         ["volume", "show", name], ["volume", "history", name], ["volume", "trash"],
         ["token", "create", "--ttl", "1m"],
     ):  # fmt: skip
-        assert three.json("node1", *command) is not None, command
+        assert three.printed("node1", *command) is not None, command
     events = three.run("node1", "pannier", "events", "-o", "json").splitlines()
     assert [e["kind"] for e in map(json.loads, events) if e["subject"] == name] == [
         "volume.created",
@@ -50,9 +50,9 @@ def test_everything_can_be_read_as_json(three: World) -> None:
     assert json.loads(made)["holder"] == "node1"
     failed = three.attempt("node1", "pannier", "volume", "show", "nothing-such", "-o", "json")
     assert json.loads(failed.err)["code"] == "volume-not-found"
-    removed = three.json("node1", "volume", "rm", name)
+    removed = three.printed("node1", "volume", "rm", name)
     assert removed["name"] == name
-    assert three.json("node1", "volume", "restore", name)["holder"] == "node1"
+    assert three.printed("node1", "volume", "restore", name)["holder"] == "node1"
 
 
 def test_a_volume_tells_its_history(three: World) -> None:
@@ -60,7 +60,7 @@ def test_a_volume_tells_its_history(three: World) -> None:
     three.move(name, "node2")
     three.run("node2", "pannier", "volume", "rm", name)
     three.run("node3", "pannier", "volume", "restore", name)
-    told = three.json("node3", "volume", "history", name)
+    told = three.printed("node3", "volume", "history", name)
     assert [(entry["kind"], entry["node"]) for entry in told] == [
         ("volume.created", "node1"),
         ("volume.moved", "node2"),
@@ -79,7 +79,7 @@ def test_events_are_shown_as_they_happen(three: World) -> None:
     seen: list[str] = []
 
     def heard(name: str, kind: str) -> bool:
-        lines = three.run("node3", "cat", log).splitlines()
+        lines = looks.text(looks.root(three.lab, "node3") / log.lstrip("/")).splitlines()
         events = [json.loads(line) for line in lines if line.endswith("}")]
         seen[:] = [event["kind"] for event in events if event["subject"] == name]
         return kind in seen
@@ -106,7 +106,7 @@ def test_f87_doctor_names_a_node_that_is_down_and_what_it_holds(three: World) ->
     assert finding["level"] == "problem"
     assert name in finding["what"]
     assert "start it" in finding["remedy"]
-    assert "node3" in " ".join(three.json("node1", "status")["problems"])
+    assert "node3" in " ".join(three.printed("node1", "status")["problems"])
     says = [f"volume {name} is held by node node3", "does not answer", "start node node3"]
     three.refused("node1", "pannier", "volume", "move", name, "node1", says=says, status=6)
     three.refused("node1", "pannier", "volume", "rm", name, says=says, status=6)
@@ -124,7 +124,7 @@ def test_f06_volumes_leave_a_drained_node(three: World) -> None:
     sleeper = three.sleeper("node3", used)
     three.run("node1", "pannier", "node", "drain", "node3")
     try:
-        assert three.json("node1", "node", "show", "node3")["state"] == "drained"
+        assert three.printed("node1", "node", "show", "node3")["state"] == "drained"
         story.wait_until("the idle one leaves", lambda: three.holder(idle) != "node3", seconds=100)
         assert three.manifest(three.holder(idle), idle) == before
         assert three.holder(used) == "node3"
@@ -132,7 +132,7 @@ def test_f06_volumes_leave_a_drained_node(three: World) -> None:
         story.wait_until("the other follows", lambda: three.holder(used) != "node3", seconds=130)
     finally:
         three.run("node1", "pannier", "node", "drain", "node3", "--undo")
-    assert three.json("node1", "node", "show", "node3")["state"] == "up"
+    assert three.printed("node1", "node", "show", "node3")["state"] == "up"
 
 
 def test_a_node_that_holds_something_is_not_removed(three: World) -> None:

@@ -17,6 +17,8 @@ import pytest
 from cluster_world import World, check_sequence
 from demo import story
 
+from pannier.lab import Lab
+
 pytestmark = [pytest.mark.system, pytest.mark.timeout(400)]
 
 IMAGE = "localhost:5000/busybox:1"
@@ -187,12 +189,9 @@ def test_f20_a_holder_that_is_cut_off_ends_its_containers_and_a_copy_goes_on(
     old = writer(world, "node1", name)
     replica = replica_of(world, name, at="node1")
     story.wait_until("in sync", lambda: copies(world, name, at="node1")[replica]["in_sync"])
-    running = ["docker", "inspect", "-f", "{{.State.Running}}", old]
     with world.cut("node1"):
         new = writer(world, replica, name)
-        story.wait_until(
-            "the old container ends", lambda: world.run("node1", *running).strip() == "false"
-        )
+        story.wait_until("the old container ends", lambda: not world.is_running("node1", old))
         sure = world.acknowledged("node1", old)
         story.wait_until("more lines", lambda: world.acknowledged(replica, new) > sure + 20)
     ended = world.run("node1", "docker", "inspect", "-f", "{{.State.ExitCode}}", old)
@@ -263,7 +262,7 @@ def test_f66_a_copy_is_made_elsewhere_when_its_node_is_given_up(cuttable: World)
         assert world.manifest("node2", name) == before
     finally:
         world.lab.boot("node3")
-        token = world.json("node1", "token", "create")["token"]
+        token = world.printed("node1", "token", "create")["token"]
         first, third = world.lab.nodes[0], world.lab.nodes[2]
         world.sh("node3", "mkdir -p /root/old && rm -rf /root/old/* && mv /etc/pannier/* /root/old")
         join = ["pannier", "join", first.address, "--token", token, "--address", third.address]
@@ -346,15 +345,11 @@ def test_f43_f63_the_first_copy_of_much_data_is_made_while_it_is_written(cuttabl
     ],
 )
 def test_what_cannot_be_is_refused_in_plain_words(
-    cuttable_lab: Any, options: dict[str, str], says: list[str]
+    power_lab: Lab, options: dict[str, str], says: list[str]
 ) -> None:
-    world = World(cuttable_lab)
+    world = World(power_lab)
     name = world.name()
-    given = [part for key, text in options.items() for part in ("-o", f"{key}={text}")]
-    world.refused("node1", "pannier", "volume", "create", name, *given, says=says, status=2)
-    docker = [part for key, text in options.items() for part in ("-o", f"{key}={text}")]
-    world.refused("node1", "docker", "volume", "create", "-d", "pannier", *docker, name, says=says)
-    world.refused("node1", "pannier", "volume", "show", name, says=["there is no volume"], status=3)
+    world.check_not_created(name, options, says=says)
 
 
 def test_people_see_how_far_the_copies_are(cuttable: World) -> None:

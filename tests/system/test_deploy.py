@@ -10,12 +10,11 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from laboratory import laboratory
 
 from pannier.deploy.run import collection, environment
 from pannier.lab import Lab
@@ -129,13 +128,12 @@ def changes(said: str) -> dict[str, int]:
 
 
 @pytest.fixture(scope="module")
-def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bare]:
+def bare(bare_lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Bare:
     """Four machines with sshd and Python, Debian 12 and 13 in turn."""
     folder = tmp_path_factory.mktemp("deploy")
     wheelhouse = [str(ROOT / "tools/wheelhouse"), str(folder / "wheelhouse")]
     subprocess.run(wheelhouse, check=True, timeout=120)
-    with laboratory("y", nodes=4, release="mixed", bare=True) as lab:
-        yield Bare(lab, folder)
+    return Bare(bare_lab, folder)
 
 
 FIRST = ("node1", "node2", "node3")

@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from cluster_world import IMAGE, World
+from cluster_world import World
 from demo import story
-from laboratory import laboratory, world_on
+from laboratory import world_on
+
+from pannier.lab import Lab
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")
-def plain() -> Iterator[World]:
+def plain(directory_lab: Lab) -> Iterator[World]:
     """Two nodes whose volumes are plain directories."""
-    with laboratory("d", nodes=2, driver="directory") as lab:
-        lab.build_busybox(IMAGE)
-        with world_on(lab) as world:
-            yield world
+    with world_on(directory_lab) as world:
+        yield world
 
 
 def test_a_volume_goes_to_another_node_and_back_with_every_byte(plain: World) -> None:

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import pytest
 from cluster_world import IMAGE, World
-from demo import story
-from laboratory import laboratory, world_on
+from demo import looks, story
+from laboratory import world_on
 
 from pannier.lab import Lab, LabError
 
@@ -33,14 +33,6 @@ class SwarmView:
     availability: str
     labels: dict[str, str]
     leader: bool
-
-
-@pytest.fixture(scope="module")
-def swarm_lab() -> Iterator[Lab]:
-    """Three managers and a worker."""
-    with laboratory("e", nodes=4, release="mixed") as lab:
-        lab.build_busybox(IMAGE)
-        yield lab
 
 
 @pytest.fixture
@@ -75,7 +67,7 @@ def etcdctl(lab: Lab, *words: str) -> str:
 
 def view(world: World, node: str, *, at: str) -> SwarmView:
     """A Swarm node; LabError while the Swarm has no leader."""
-    found = json.loads(world.run(at, "docker", "node", "inspect", node))[0]
+    found = looks.engine(world.lab, at).get(f"/nodes/{node}")
     return SwarmView(
         id=found["ID"],
         state=found["Status"]["State"],
@@ -136,7 +128,11 @@ def only(world: World, node: str, *, at: str) -> Iterator[None]:
 def labelled(world: World, volume: str, *, at: str = "node1") -> set[str]:
     """The nodes that have the volume's label."""
     label = f"pannier.volume.{volume}"
-    return {name for name in world.nodes if view(world, name, at=at).labels.get(label) == "copy"}
+    return {
+        node["Description"]["Hostname"]
+        for node in looks.engine(world.lab, at).get("/nodes")
+        if (node["Spec"]["Labels"] or {}).get(label) == "copy"
+    }
 
 
 def volume_with_copies(world: World, node: str) -> str:

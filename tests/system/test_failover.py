@@ -6,15 +6,14 @@ Power is cut for real: the lost node's disks forget what was not flushed. The st
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 
 import pytest
-from cluster_world import IMAGE, World
-from demo import failover, postgres_image, story
+from cluster_world import World
+from demo import failover, story
 from demo.failover import DATABASE, DRAFTS, LEDGER, VOLUMES, Cast
 from demo.ledger import Line, check_whole, read
-from laboratory import laboratory, world_on
+from laboratory import world_on
 
 from pannier.lab import Lab
 
@@ -22,19 +21,6 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
 POOL = "/var/lib/pannier/pool/volumes"
 COUNT = "n=$(cat /data/n || echo 0); echo $((n + 1)) >/data/n && sync /data/n && cat /data/n"
-
-
-@pytest.fixture(scope="module")
-def power_lab() -> Iterator[Lab]:
-    """Three nodes with disks that can lose power; for development PANNIER_POWER_LAB names one."""
-    name = os.environ.get("PANNIER_POWER_LAB")
-    if name and Lab(name).exists:
-        yield Lab(name)
-        return
-    with laboratory("p", nodes=3, release="mixed", disks="cuttable") as lab:
-        lab.build_busybox(IMAGE)
-        postgres_image.load(lab)
-        yield lab
 
 
 @pytest.fixture
@@ -168,9 +154,8 @@ def test_f20_a_holder_that_lives_and_is_not_heard_acknowledges_nothing_more(
         begin(cast.victim)
         lines_elsewhere(world, cast)
         end(cast.victim)
-        running = ["docker", "inspect", "-f", "{{.State.Running}}", task.container]
         story.wait_until(
-            "the old container ends", lambda: "true" not in world.attempt(cast.victim, *running).out
+            "the old container ends", lambda: not world.is_running(cast.victim, task.container)
         )
         acknowledged = said()
     world.wait_until_all_up()

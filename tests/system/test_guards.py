@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
-from cluster_world import MOUNTS, PLUGIN_SOCKET, World, check_sequence
-from demo import story
+from cluster_world import MOUNTS, World, check_sequence
+from demo import looks, story
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(400)]
 
@@ -58,86 +56,10 @@ def test_an_unknown_volume_is_made_only_where_the_store_can_be_asked(three: Worl
     three.refused("node2", "pannier", "volume", "show", name, says=["there is no volume"], status=3)
 
 
-def test_f32_a_volume_whose_data_is_gone_is_an_error(single: World) -> None:
-    """As after a lost pool: never an empty directory instead."""
-    name = single.create("node1")
-    single.container("node1", name, "sh", "-c", "echo kept >/data/note")
-    shown = single.json("node1", "volume", "show", name)
-    single.stop_pannier("node1")
-    single.sh(
-        "node1",
-        f"umount {MOUNTS}/{name}; mv {POOL_VOLUMES}/{shown['id']} /var/lib/pannier/pool/away",
-    )
-    single.start_pannier("node1")
-    single.refused(
-        "node1", *single.docker_run(name, "--rm"), "ls", "/data",
-        says=[name, "not on its disk", "an empty directory is never given"],
-    )  # fmt: skip
-    single.refused("node1", "pannier", "doctor", says=[name], status=10)
-    single.sh("node1", f"mv /var/lib/pannier/pool/away {POOL_VOLUMES}/{shown['id']}")
-    assert single.container("node1", name, "cat", "/data/note") == "kept\n"
-
-
-POOL_VOLUMES = "/var/lib/pannier/pool/volumes"
-
-
-@contextmanager
-def pool_at(world: World, place: str, *, make: str = "true") -> Iterator[None]:
-    """The node's configuration names another place for its pool, and the pool is not mounted."""
-    settings = "/etc/pannier/pannierd.toml"
-    world.stop_pannier("node1")
-    world.sh(
-        "node1",
-        f"umount {MOUNTS}/* 2>/dev/null || :; umount /var/lib/pannier/pool; {make}; "
-        f"cp {settings} /root/settings; sed -i 's,/dev/pannier-pool,{place},' {settings}",
-    )
-    world.start_pannier("node1")
-    try:
-        yield
-    finally:
-        world.stop_pannier("node1")
-        world.sh("node1", f"mv /root/settings {settings}")
-        world.start_pannier("node1")
-
-
-def test_f54_a_pool_that_is_not_there_is_an_error_and_comes_back(single: World) -> None:
-    name = single.create("node1")
-    single.container("node1", name, "sh", "-c", "echo kept >/data/note")
-    read = [*single.docker_run(name, "--rm"), "cat", "/data/note"]
-    with pool_at(single, "/dev/pannier-gone"):
-        single.lab.flush()
-        single.lab.crash("node1")
-        single.lab.boot("node1")
-        single.wait_for_pannier("node1")
-        assert single.attempt("node1", "docker", "ps").status == 0
-        assert name in single.run("node1", "docker", "volume", "ls")
-        says = ["/dev/pannier-gone is not there", "attach the device"]
-        single.refused("node1", *read, says=says)
-        create = ["pannier", "volume", "create", single.name()]
-        single.refused("node1", *create, says=says, status=7)
-        single.refused("node1", "docker", "volume", "create", "-d", "pannier", "new", says=says)
-        single.refused("node1", "pannier", "doctor", says=says[:1], status=10)
-        assert single.json("node1", "node", "show", "node1")["pool_total_bytes"] is None
-        single.run("node1", "ln", "-s", "/dev/pannier-pool", "/dev/pannier-gone")
-        story.wait_until(
-            "the pool is opened", lambda: single.attempt("node1", *read).out == "kept\n"
-        )
-        single.run("node1", "rm", "/dev/pannier-gone")
-
-
-def test_f55_a_pool_that_was_replaced_is_an_error(single: World) -> None:
-    """Another, empty file system in its place is neither used nor formatted."""
-    name = single.create("node1")
-    single.container("node1", name, "sh", "-c", "echo kept >/data/note")
-    other = "/root/other.img"
-    make = f"truncate -s 200M {other}; mkfs.ext4 -q -F -L precious {other}"
-    with pool_at(single, other, make=make):
-        before = single.run("node1", "sha256sum", other)
-        says = [f'{other} is not a Pannier pool but ext4 "precious"', "not touched"]
-        single.refused("node1", *single.docker_run(name, "--rm"), "ls", "/data", says=says)
-        single.refused("node1", "pannier", "volume", "create", single.name(), says=says, status=7)
-        assert single.run("node1", "sha256sum", other) == before
-    assert single.container("node1", name, "cat", "/data/note") == "kept\n"
+def listed(world: World, node: str) -> list[str]:
+    """The volumes that an engine knows."""
+    found = looks.engine(world.lab, node).get("/volumes")["Volumes"] or []
+    return [str(each["Name"]) for each in found]
 
 
 # -- Docker never hangs on Pannier ------------------------------------------------------------------
@@ -148,9 +70,7 @@ def test_f37_a_node_that_is_all_alone_uses_its_volumes(three: World) -> None:
     name = three.create("node1")
     away = three.create("node2")
     three.container("node1", name, "sh", "-c", "echo kept >/data/note")
-    story.wait_until(
-        "node1 knows both", lambda: away in three.run("node1", "docker", "volume", "ls")
-    )
+    story.wait_until("node1 knows both", lambda: away in listed(three, "node1"))
     with three.cut("node1"):
         assert {name, away} <= set(three.run("node1", "docker", "volume", "ls", "-q").split())
         shown = json.loads(three.run("node1", "docker", "volume", "inspect", name))
@@ -168,17 +88,20 @@ def test_f37_many_volumes_are_listed_without_the_store(three: World, count: int)
     create = ["/opt/pannier/venv/bin/python3", "-", "create", prefix, str(count)]
     three.run("node1", *create, input=CREATE_MANY)
 
-    def listed(node: str) -> int:
+    def known(node: str) -> int:
+        return sum(name.startswith(prefix) for name in listed(three, node))
+
+    def printed(node: str) -> int:
         return three.run(node, "docker", "volume", "ls", "-q").count(prefix)
 
     for node in three.nodes:
-        story.wait_until(f"{node} has heard of all", lambda n=node: listed(n) == count)
+        story.wait_until(f"{node} has heard of all", lambda n=node: known(n) == count)
     three.on_all(lambda node: three.run(node, "systemctl", "stop", "etcd"))
-    assert three.on_all(listed) == [count] * 3
+    assert three.on_all(printed) == [count] * 3
     shown = json.loads(three.run("node3", "docker", "volume", "inspect", f"{prefix}-{count - 1}"))
     assert shown[0]["Status"]["holder"] == "node1"
     three.on_all(lambda node: three.run(node, "systemctl", "restart", "pannierd"))
-    assert three.on_all(listed) == [count] * 3
+    assert three.on_all(printed) == [count] * 3
     three.on_all(lambda node: three.run(node, "systemctl", "--no-block", "start", "etcd"))
     three.wait_until_all_up()
     remove = [word.replace("create", "remove") for word in create]
@@ -243,7 +166,7 @@ def test_f34_dockerd_is_killed_while_a_container_uses_its_volume(three: World) -
     name = three.create("node1")
     writer = three.writer("node1", name, "--restart", "always")
     three.kill("node1", "docker")
-    story.wait_until("docker answers", lambda: three.attempt("node1", "docker", "ps").status == 0)
+    story.wait_until("docker answers", looks.engine(three.lab, "node1").answers)
     before = story.wait_until("it runs", lambda: three.acknowledged("node1", writer))
     story.wait_until("it writes on", lambda: three.acknowledged("node1", writer) > before)
     three.stop("node1", writer)
@@ -258,7 +181,7 @@ def test_f31_an_unmount_that_is_lost_does_not_keep_the_volume(three: World) -> N
     three.run("node1", "docker", "kill", writer)
     story.wait_until(
         "the container has stopped",
-        lambda: three.run("node1", "docker", "ps", "-q", "--filter", f"name={writer}") == "",
+        lambda: not three.is_running("node1", writer),
     )
     three.start_pannier("node1")
     check_sequence(three.log("node2", name))
@@ -270,12 +193,7 @@ def test_f33_mounts_and_unmounts_that_do_not_match(three: World) -> None:
     name = three.create("node1")
 
     def call(verb: str, mount_id: str) -> dict[str, str]:
-        body = json.dumps({"Name": name, "ID": mount_id})
-        curl = ["curl", "-sS", "--max-time", "20", "--unix-socket", PLUGIN_SOCKET, "-d", body]
-        answer: dict[str, str] = json.loads(
-            three.run("node1", *curl, f"http://plugin/VolumeDriver.{verb}")
-        )
-        return answer
+        return three.plugin("node1", verb, json.dumps({"Name": name, "ID": mount_id}))
 
     for _ in range(2):
         assert call("Mount", "a" * 64) == {"Mountpoint": f"{MOUNTS}/{name}", "Err": ""}
@@ -300,51 +218,6 @@ def test_f33_docker_cp_is_a_use_and_leaves_none(three: World) -> None:
     assert three.run("node1", "cat", "/root/copied") == "kept\n"
     three.run("node1", "docker", "rm", name)
     assert three.container("node2", name, "cat", "/data/again") == "kept\n"
-
-
-def test_f12_a_boot_brings_everything_back(single: World) -> None:
-    """restart=always gets its volume, whatever starts first."""
-    name = single.create("node1")
-    writer = single.writer("node1", name, "--restart", "always")
-    single.lab.flush()
-    before = single.acknowledged("node1", writer)
-    single.lab.crash("node1")
-    single.lab.boot("node1")
-    single.wait_for_pannier("node1")
-    story.wait_until("it writes on", lambda: single.acknowledged("node1", writer) > before + 5)
-    assert single.json("node1", "volume", "show", name)["in_use_by"] == [f"container {writer}"]
-    single.stop("node1", writer)
-    check_sequence(single.log("node1", name))
-
-
-def waiting_connections(world: World) -> int:
-    """How many callers of the plugin's socket have not been let in yet."""
-    shown = world.run("node1", "ss", "--no-header", "--unix", "--listening", "src", PLUGIN_SOCKET)
-    return int(shown.split()[2])
-
-
-def test_f35_docker_starts_before_pannierd_can_answer(single: World) -> None:
-    """The socket is there first: Docker waits, and the container gets its volume."""
-    name = single.create("node1")
-    writer = single.writer("node1", name, "--restart", "always")
-    single.run("node1", "systemctl", "stop", "docker.service", "docker.socket")
-    before = len(single.run("node1", "cat", f"{MOUNTS}/{name}/log").splitlines())
-    single.run("node1", "systemctl", "kill", "--kill-who=main", "-s", "STOP", "pannierd")
-    single.run("node1", "systemctl", "start", "--no-block", "docker.service")
-    story.wait_until(
-        "Docker waits for its volumes",
-        lambda: waiting_connections(single) > 0,
-    )
-    single.run("node1", "systemctl", "kill", "--kill-who=main", "-s", "CONT", "pannierd")
-    story.wait_until(
-        "it writes on",
-        lambda: (
-            single.attempt("node1", "docker", "ps").status == 0
-            and single.acknowledged("node1", writer) > before
-        ),
-    )
-    single.stop("node1", writer)
-    check_sequence(single.log("node1", name))
 
 
 # -- nothing is deleted silently --------------------------------------------------------------------

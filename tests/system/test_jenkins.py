@@ -7,7 +7,6 @@ never calls fsync, so for it the bound of the loss counts, not its absence.
 from __future__ import annotations
 
 import json
-import os
 import re
 import time
 import urllib.request
@@ -19,7 +18,7 @@ import pytest
 from cluster_world import IMAGE, World
 from demo import jenkins_image, story
 from demo.jenkins import CONTROLLER, HOME, SLOW, Stack, deploy
-from laboratory import laboratory, world_on
+from laboratory import world_on
 
 from pannier.lab import Lab
 
@@ -44,19 +43,6 @@ def timed(what: str) -> Iterator[None]:
     began = time.monotonic()
     yield
     print(f"{time.monotonic() - began:5.1f} s  {what}")
-
-
-@pytest.fixture(scope="module")
-def jenkins_lab() -> Iterator[Lab]:
-    """Three nodes that can lose power, with images; for development PANNIER_JENKINS_LAB names one."""
-    name = os.environ.get("PANNIER_JENKINS_LAB")
-    if name:
-        yield Lab(name)
-        return
-    with laboratory("j", nodes=3, release="mixed", disks="cuttable") as lab:
-        lab.build_busybox(IMAGE)
-        jenkins_image.load(lab)
-        yield lab
 
 
 @pytest.fixture(scope="module")

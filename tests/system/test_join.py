@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
-from cluster_world import IMAGE, MOUNTS, World
+from cluster_world import MOUNTS, World
 from demo import story
-from laboratory import laboratory
 
-from pannier.lab import Lab, cluster
+from pannier.lab import Lab
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 
@@ -28,26 +27,13 @@ dd if=/dev/zero of={DEVICE} bs=1M count=8 conv=notrunc,fsync status=none
 """
 
 
-@pytest.fixture(scope="module")
-def blank_lab() -> Iterator[Lab]:
-    """Two machines, of which only the first belongs to a cluster."""
-    with laboratory("b", nodes=2, cluster_kind="none") as lab:
-        lab.build_busybox(IMAGE)
-        first = lab.machines()[:1]
-        cluster.start_etcd(lab.machines())
-        cluster.start_pannier(first, store=f"etcd://{first[0].node.address}:2379")
-        yield lab
-
-
 @pytest.fixture
-def blank(blank_lab: Lab) -> Iterator[World]:
-    """The second machine is as new."""
+def blank(blank_lab: Lab) -> World:
+    """The second machine is as new, whatever the test before has left."""
     world = World(blank_lab)
     world.sh("node2", RESET)
     forget(world)
-    yield world
-    world.sh("node2", RESET)
-    forget(world)
+    return world
 
 
 def forget(world: World) -> None:
@@ -62,7 +48,7 @@ def forget(world: World) -> None:
 
 
 def token(world: World, *options: str) -> str:
-    made: str = world.json("node1", "token", "create", *options)["token"]
+    made: str = world.printed("node1", "token", "create", *options)["token"]
     return made
 
 

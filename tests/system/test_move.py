@@ -44,7 +44,7 @@ def test_f70_pannierd_is_killed_while_the_volume_is_in_use(
     move.wait_for(phase, sent=MEBIBYTE if phase == "copying" else 0)
     three.kill(victim, "pannierd")
     three.wait_for_pannier(victim)
-    assert three.run("node1", "docker", "inspect", "-f", "{{.State.Running}}", sleeper) == "true\n"
+    assert three.is_running("node1", sleeper)
     three.stop("node1", sleeper)
     outcome = move.outcome()
     assert outcome.status in (0, 4, 6), outcome.text
@@ -116,8 +116,7 @@ def test_f20_f27_a_cable_is_pulled_during_the_copy(three: World, victim: str) ->
             f"{seen_down} sees {victim} down",
             lambda: three.json(seen_down, "node", "show", victim)["state"] == "down",
         )
-        running = ["docker", "inspect", "-f", "{{.State.Running}}", sleeper]
-        assert three.run("node1", *running) == "true\n"
+        assert three.is_running("node1", sleeper)
     three.wait_until_all_up()
     three.stop("node1", sleeper)
     outcome = move.outcome()

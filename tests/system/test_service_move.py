@@ -14,7 +14,9 @@ from typing import Any
 
 import pytest
 from cluster_world import IMAGE, Outcome, World, check_sequence
-from demo import story
+from demo import looks, story
+
+from pannier.lab import LabError
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(400)]
 
@@ -85,7 +87,10 @@ class Service:
 
     def told(self, task: story.Task) -> int:
         """The last number that the container was told is on disk."""
-        said = self.world.attempt(task.node, "docker", "exec", task.container, "cat", "/told").out
+        try:
+            said = looks.text(looks.inside(self.world.lab, task.node, task.container, "/told"))
+        except LabError:
+            return 0
         return int(said) if said.strip() else 0
 
     def inside(self, script: str) -> str:
@@ -99,8 +104,13 @@ class Service:
     def hook_was_run(self, word: str) -> bool:
         """Whether this hook has begun; the container may just be another one."""
         task = self.task()
-        read = ["docker", "exec", task.container, "cat", "/home/hooks"] if task else []
-        return task is not None and word in self.world.attempt(task.node, *read).out
+        if task is None:
+            return False
+        try:
+            hooks = looks.inside(self.world.lab, task.node, task.container, "/home/hooks")
+        except LabError:
+            return False
+        return word in looks.text(hooks)
 
     def command(self, node: str, *flags: str) -> list[str]:
         return ["pannier", "service", "move", self.name, node, *flags]
@@ -118,9 +128,7 @@ class Service:
 
     def spec(self) -> dict[str, Any]:
         """Its constraints and its own labels, as Swarm has them."""
-        form = "{{json .Spec}}"
-        shown = self.world.run(ASKED, "docker", "service", "inspect", "-f", form, self.name)
-        spec = json.loads(shown)
+        spec = looks.engine(self.world.lab, ASKED).get(f"/services/{self.name}")["Spec"]
         return {
             "constraints": spec["TaskTemplate"]["Placement"]["Constraints"],
             "labels": spec["Labels"],
@@ -231,8 +239,10 @@ def test_what_is_in_the_way_is_told_before_anything_happens(service: Service) ->
     refused(SECOND, [f"its constraint node.hostname!={SECOND} excludes it"])
     service.update("--constraint-rm", f"node.hostname!={SECOND}")
     world.run(SECOND, "systemctl", "stop", "docker.socket", "docker.service")
-    shown = ["docker", "node", "inspect", "-f", "{{.Status.State}}", SECOND]
-    story.wait_until("it is down", lambda: world.run(ASKED, *shown).strip() == "down")
+    manager = looks.engine(world.lab, ASKED)
+    story.wait_until(
+        "it is down", lambda: manager.get(f"/nodes/{SECOND}")["Status"]["State"] == "down"
+    )
     refused(SECOND, [f"node {SECOND} is down in the Swarm"])
     world.run(SECOND, "systemctl", "start", "docker.socket", "docker.service")
     world.wait_until_all_up()

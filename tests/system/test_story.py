@@ -84,10 +84,3 @@ def test_compose_finds_its_volume_on_every_node(three: World) -> None:
     """Both versions of compose, as they come with Debian 12 and 13."""
     visits = story.compose_everywhere(three.lab)
     assert len(visits) == len(three.nodes)
-
-
-def test_one_node_needs_no_etcd(single: World) -> None:
-    story.one_node(single.lab)
-    node = single.nodes[0]
-    assert single.json(node, "status")["store_ok"] is True
-    assert single.json(node, "volume", "show", "notes")["holder"] == node

@@ -1,4 +1,7 @@
-"""A machine's Docker engine, asked through its socket on the host: no process per question."""
+"""A machine's Docker engine, asked through its socket on the host: no process per question.
+
+Its daemon's API is JSON over HTTP on a socket as well, and is asked in the same way.
+"""
 
 from __future__ import annotations
 
@@ -27,18 +30,20 @@ class _Connection(http.client.HTTPConnection):
 
 @dataclass(frozen=True, slots=True)
 class MachineEngine:
-    """A Docker engine.
+    """A Docker engine, or another server that answers as one does.
 
     Attributes:
-        socket: its unix socket on the host.
+        socket: its unix socket, as the host sees it.
+        what: what to call it in an error.
     """
 
     socket: Path
+    what: str = "Docker engine"
 
     def answers(self) -> bool:
         """Whether the engine is there."""
         try:
-            return bool(self._ask("GET", "/_ping", None, timeout=2)[0] == 200)
+            return bool(self.exchange("GET", "/_ping", timeout=2)[0] == 200)
         except OSError:
             return False
 
@@ -50,21 +55,50 @@ class MachineEngine:
         """The decoded JSON answer to a POST, None if there is none."""
         return self._request("POST", path, body, timeout)
 
-    def _request(self, method: str, path: str, body: object, timeout: float) -> Any:
-        try:
-            status, data = self._ask(method, path, body, timeout=timeout)
-        except (OSError, http.client.HTTPException) as error:
-            raise LabError(f"Docker engine at {self.socket}: {error}") from error
-        answer = json.loads(data) if data.strip() else None
-        if status >= 400:
-            said = answer.get("message", "") if isinstance(answer, dict) else data.decode()
-            raise LabError(f"Docker engine at {self.socket} answers {status}: {said}")
-        return answer
+    def delete(self, path: str, *, timeout: float = 60) -> Any:
+        """The decoded JSON answer to a DELETE, None if there is none."""
+        return self._request("DELETE", path, None, timeout)
 
-    def _ask(self, method: str, path: str, body: object, *, timeout: float) -> tuple[int, bytes]:
+    def read(self, path: str, *, timeout: float = 30) -> bytes:
+        """The answer to a GET as it stands."""
+        status, data = self._answer("GET", path, None, timeout)
+        if status >= 400:
+            raise self._refusal(status, data)
+        return data
+
+    def _request(self, method: str, path: str, body: object, timeout: float) -> Any:
+        status, data = self._answer(method, path, body, timeout)
+        if status >= 400:
+            raise self._refusal(status, data)
+        return json.loads(data) if data.strip() else None
+
+    def _answer(self, method: str, path: str, body: object, timeout: float) -> tuple[int, bytes]:
+        payload = None if body is None else json.dumps(body).encode()
+        try:
+            return self.exchange(method, path, payload, timeout=timeout)
+        except (OSError, http.client.HTTPException) as error:
+            raise LabError(f"{self.what} at {self.socket}: {error}") from error
+
+    def _refusal(self, status: int, data: bytes) -> LabError:
+        said, remedy = data.decode(errors="replace"), ""
+        try:
+            answer = json.loads(data)
+        except ValueError:
+            answer = None
+        if isinstance(answer, dict):
+            said, remedy = str(answer.get("message", "")), str(answer.get("remedy", ""))
+        return LabError(f"{self.what} at {self.socket} answers {status}: {said}", remedy=remedy)
+
+    def exchange(
+        self, method: str, path: str, payload: bytes | None = None, *, timeout: float = 30
+    ) -> tuple[int, bytes]:
+        """The status and the content of an answer, whatever they are.
+
+        Raises:
+            OSError: nobody answers.
+        """
         connection = _Connection(self.socket, timeout)
         try:
-            payload = None if body is None else json.dumps(body).encode()
             headers = {"Content-Type": "application/json"} if payload else {}
             connection.request(method, path, payload, headers)
             response = connection.getresponse()

@@ -116,31 +116,31 @@ class Lab:
                     remedy=f"remove it with `pannier lab down --name {self.name}` or choose a --name",
                 )
             releases = _releases(nodes, release)
-            layers = {
-                each: rootfs.build(each, bare=bare, report=self.report) for each in set(releases)
-            }
-            subnet = network.free_subnet(self.name)
-            planned = tuple(
-                OrderedNode(
-                    name=f"node{index}",
-                    index=index,
-                    address=network.node_address(subnet, index),
-                    release=each,
-                    layers=layers[each],
+            layers = rootfs.build_all(releases, bare=bare, report=self.report)
+            with network.choosing_subnet():
+                subnet = network.free_subnet(self.name)
+                planned = tuple(
+                    OrderedNode(
+                        name=f"node{index}",
+                        index=index,
+                        address=network.node_address(subnet, index),
+                        release=each,
+                        layers=layers[each],
+                    )
+                    for index, each in enumerate(releases, 1)
                 )
-                for index, each in enumerate(releases, 1)
-            )
-            wish = LabState(
-                name=self.name,
-                subnet=subnet,
-                disks=disks,
-                store=store,
-                driver=driver,
-                cgroups=cgroups,
-                bare=bare,
-                nodes=planned,
-            )
-            state.save(wish)
+                wish = LabState(
+                    name=self.name,
+                    subnet=subnet,
+                    disks=disks,
+                    store=store,
+                    driver=driver,
+                    cgroups=cgroups,
+                    bare=bare,
+                    nodes=planned,
+                )
+                state.save(wish)
+                network.Network(self.names, subnet).create()
             self._make(wish, disk_size)
             if not bare and cluster_kind != "none":
                 cluster.bring_up(
@@ -346,7 +346,6 @@ class Lab:
         self.report(f"booting {len(wish.nodes)} machines")
         self.names.data.mkdir(parents=True)
         seed.create_ssh_key(self.names)
-        network.Network(self.names, wish.subnet).create()
         if wish.bare:
             mirror.offer(self.names, wish.subnet)
         machines = [Machine(node, wish) for node in wish.nodes]

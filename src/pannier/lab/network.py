@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from pannier.lab.errors import LabError
 from pannier.lab.mounts import unmount_below
-from pannier.lab.paths import DEFAULT_NAME, Names
+from pannier.lab.paths import DEFAULT_NAME, Names, run_root
 from pannier.lab.process import run
+from pannier.lab.state import locked
 
 _INTERFACES = Path("/sys/class/net")
 
@@ -25,8 +28,18 @@ def host_address(subnet: str) -> str:
     return str(ipaddress.IPv4Network(subnet)[1])
 
 
+@contextlib.contextmanager
+def choosing_subnet() -> Iterator[None]:
+    """Let no other lab of this host choose a subnet: from the choice until the bridge has it."""
+    with locked(run_root() / ".subnet.lock"):
+        yield
+
+
 def free_subnet(name: str) -> str:
     """A /24 of 10.89.0.0/16 that this host does not use; the same for the same name if it can be.
+
+    Another lab may choose the same one until this lab's bridge is there: see
+    :func:`choosing_subnet`.
 
     Raises:
         LabError: all of them are in use.

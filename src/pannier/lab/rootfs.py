@@ -11,7 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -71,14 +72,24 @@ chroot "$DRAFT/root" /opt/pannier/venv/bin/python -m compileall -q "$PACKAGE"
 """
 
 
+def build_all(
+    releases: Iterable[Release], *, bare: bool, report: Report
+) -> dict[Release, tuple[str, ...]]:
+    """Make what is not in the cache yet, the releases side by side; returns the layers of each."""
+    wanted = sorted(set(releases))
+    with ThreadPoolExecutor(max_workers=len(wanted)) as pool:
+        built = pool.map(lambda each: build(each, bare=bare, report=report), wanted)
+        return dict(zip(wanted, built, strict=True))
+
+
 def build(release: Release, *, bare: bool, report: Report) -> tuple[str, ...]:
     """Make what is not in the cache yet and return the layers, topmost first.
 
-    Only one process builds at a time; the others wait and then find the work done.
+    Only one process at a time builds for a release; the others wait and then find the work done.
     """
     root = cache_root()
-    with locked(root / ".lock", waiting=report):
-        for garbage in root.glob("draft-*"):
+    with locked(root / f".{release}.lock", waiting=report):
+        for garbage in root.glob(f"draft-*-{release}*"):
             _remove(garbage)
         layers = [_base(root, release, bare, report)]
         if not bare:
@@ -97,7 +108,7 @@ def _base(root: Path, release: Release, bare: bool, report: Report) -> Path:
     if layer.exists():
         return layer
     report(f"building {release} from packages (once; about a minute)")
-    with _draft(root, layer) as draft:
+    with _draft(root, layer.name, layer) as draft:
         target = draft / "upper"
         options = ["--variant=minbase", f"--include={','.join(packages)}"]
         run(
@@ -141,7 +152,7 @@ def _deps(root: Path, release: Release, base: Path, report: Report) -> Path:
     if layer.exists():
         return layer
     report("installing Pannier's dependencies")
-    with _draft(root, layer) as draft:
+    with _draft(root, layer.name, layer) as draft:
         environment = {
             **download_environment(),
             "BELOW": str(base),
@@ -156,7 +167,7 @@ def _deps(root: Path, release: Release, base: Path, report: Report) -> Path:
 
 
 def _app(root: Path, release: Release, base: Path, deps: Path, report: Report) -> Path:
-    with _draft(root, None) as draft:
+    with _draft(root, f"app-{release}") as draft:
         upper = draft / "upper"
         packages = next((deps / "opt/pannier/venv/lib").glob("python3.*")) / "site-packages"
         inside = Path("/") / packages.relative_to(deps)
@@ -189,9 +200,9 @@ def _forget_older(layer: Path) -> None:
 
 
 @contextmanager
-def _draft(root: Path, layer: Path | None) -> Iterator[Path]:
-    """A folder to build in; its ``upper`` becomes the layer if all goes well."""
-    draft = root / f"draft-{layer.name if layer else 'app'}"
+def _draft(root: Path, name: str, layer: Path | None = None) -> Iterator[Path]:
+    """A folder to build in; its ``upper`` becomes the layer, if one is given and all goes well."""
+    draft = root / f"draft-{name}"
     for name in ("upper", "work", "root"):
         (draft / name).mkdir(parents=True)
     try:

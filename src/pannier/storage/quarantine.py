@@ -16,8 +16,9 @@ from pathlib import Path
 import structlog
 
 from pannier.core.errors import PannierError, StorageError
+from pannier.host.files import DRAFT
 from pannier.storage.blocking import storage_error
-from pannier.storage.naming import DOOMED, DRAFT
+from pannier.storage.naming import DOOMED
 
 log = structlog.get_logger(__name__)
 

@@ -7,7 +7,6 @@ it was told to be on disk is known exactly, whatever became of the machine, its 
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,8 @@ from typing import IO, Any
 from cluster_world import World
 from demo import story
 from notes import Note, Notes
+
+from pannier.lab import LabError
 
 LEASE_SECONDS = 4.0
 PROMISE_SECONDS = 10.0
@@ -154,10 +155,10 @@ class Log:
 
     def is_in_sync(self, nodes: Sequence[str], *, at: str) -> bool:
         """Whether exactly these nodes could take the volume over, as ``at`` says."""
-        shown = self.world.attempt(at, "pannier", "volume", "show", self.volume, "-o", "json")
-        if shown.status:
+        try:
+            view = self.world.json(at, "volume", "show", self.volume)
+        except LabError:
             return False
-        view = json.loads(shown.out)
         return sorted(view["in_sync"]) == sorted(nodes)
 
     def wait_in_sync(self, nodes: Sequence[str], *, at: str, seconds: float = 90.0) -> None:
@@ -326,10 +327,7 @@ class Faults:
         story.wait_until(f"{seen_by} sees {node} down", down)
 
     def is_running(self, writer: Writer) -> bool:
-        shown = self.world.attempt(
-            writer.node, "docker", "inspect", "-f", "{{.State.Running}}", writer.container
-        )
-        return shown.out.strip() == "true"
+        return self.world.is_running(writer.node, writer.container)
 
 
 def wait_until(what: str, look: Callable[[], Any], *, seconds: float = 90.0) -> Any:

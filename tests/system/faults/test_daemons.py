@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from demo import looks
 from fault_world import LEASE_SECONDS, PATIENCE_SECONDS, Faults, uptime, wait_until
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
@@ -51,7 +52,7 @@ def test_f34_dockerd_is_killed_under_a_writer(faults: Faults) -> None:
     log, writer = faults.writing("--restart", "always")
     killed_at = uptime()
     faults.world.kill("node1", "docker")
-    wait_until("Docker answers", lambda: faults.world.attempt("node1", "docker", "ps").status == 0)
+    wait_until("Docker answers", looks.engine(faults.world.lab, "node1").answers)
     writer.goes_on()
     log.stop(writer)
     faults.finish(
@@ -60,6 +61,7 @@ def test_f34_dockerd_is_killed_under_a_writer(faults: Faults) -> None:
     )  # fmt: skip
 
 
+@pytest.mark.exclusive
 def test_f36_pannierd_stands_still_longer_than_its_lease(faults: Faults) -> None:
     """As if the node had died: a copy takes over, and the old container is ended afterwards."""
     log, old = faults.writing()

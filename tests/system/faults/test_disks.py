@@ -138,13 +138,17 @@ def test_f58_a_copys_bytes_change_on_its_disk(faults: Faults) -> None:
     log.wait_in_sync(log.replicas, at="node1")
     world.run(replica, "/opt/pannier/venv/bin/python3", "-", f"{POOL}/{volume_id}", input=CORRUPT)
     writer.goes_on()
-    found = {check["node"]: check for check in world.json("node1", "volume", "verify", log.volume)}
+    found = {
+        check["node"]: check for check in world.printed("node1", "volume", "verify", log.volume)
+    }
     assert found["node1"]["state"] == "whole"
     assert found[replica]["state"] == "made anew"
     assert "victim" in found[replica]["error"]
     writer.goes_on()
     log.wait_in_sync(log.replicas, at="node1")
-    found = {check["node"]: check for check in world.json("node1", "volume", "verify", log.volume)}
+    found = {
+        check["node"]: check for check in world.printed("node1", "volume", "verify", log.volume)
+    }
     assert {check["state"] for check in found.values()} == {"whole"}
     log.stop(writer)
     told = log.check(log.read("node1"))
@@ -297,7 +301,7 @@ def test_f57_a_copys_generations_are_deleted_by_hand(faults: Faults, which: str)
     world.sh(replica, f"btrfs subvolume delete $({some})")
     writer.goes_on(records=20)
     log.wait_in_sync(log.replicas, at="node1")
-    found = {check["state"] for check in world.json("node1", "volume", "verify", log.volume)}
+    found = {check["state"] for check in world.printed("node1", "volume", "verify", log.volume)}
     assert found <= {"whole", "made anew"}
     log.stop(writer)
     faults.finish(

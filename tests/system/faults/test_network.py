@@ -22,6 +22,7 @@ STORE = f"-p tcp -m multiport --dports {STORE_PORTS}"
 FROM_STORE = f"-p tcp -m multiport --sports {STORE_PORTS}"
 
 
+@pytest.mark.exclusive
 def test_f20_f24_f26_the_holder_is_isolated_longer_than_its_lease(faults: Faults) -> None:
     """Nothing is acknowledged on its side once another node may go on; what was written there is kept."""
     log, old = faults.writing()
@@ -45,6 +46,7 @@ def test_f20_f24_f26_the_holder_is_isolated_longer_than_its_lease(faults: Faults
     )  # fmt: skip
 
 
+@pytest.mark.exclusive
 def test_f20_the_holder_is_isolated_for_less_than_its_lease(faults: Faults) -> None:
     """Its container goes on as if nothing had been; nobody takes over."""
     log, writer = faults.writing()
@@ -106,6 +108,7 @@ def test_f21_the_holder_reaches_the_store_but_not_its_copy(faults: Faults) -> No
     )  # fmt: skip
 
 
+@pytest.mark.exclusive
 def test_f22_the_holder_reaches_its_copy_but_not_the_store(faults: Faults) -> None:
     """It goes on by the copy's promise, and a container that is started there waits in vain."""
     log, writer = faults.writing()

@@ -20,6 +20,7 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 TAKEOVER_AND_ELECTION_SECONDS = TAKEOVER_SECONDS + LEASE_SECONDS + 2
 
 
+@pytest.mark.exclusive
 def test_f01_f02_f26_the_holder_loses_power_and_comes_back_with_stale_data(faults: Faults) -> None:
     """What it wrote and never synced is a stray, told on both sides, and merged nowhere."""
     log, old = faults.writing()
@@ -86,6 +87,7 @@ def test_f03_each_other_node_loses_power_under_a_writer(faults: Faults) -> None:
     assert pause < PATIENCE_SECONDS + LEASE_SECONDS + 2
 
 
+@pytest.mark.exclusive
 def test_f08_the_holder_stands_still_until_a_copy_has_taken_over(faults: Faults) -> None:
     """Thawed, it acknowledges nothing any more: its container is ended."""
     log, old = faults.writing()

@@ -100,6 +100,7 @@ def test_f65_f04_all_nodes_lose_power_at_once(faults: Faults) -> None:
     )  # fmt: skip
 
 
+@pytest.mark.exclusive
 def test_f67_two_nodes_want_a_dead_holders_volume(faults: Faults) -> None:
     """Exactly one gets it; the other waits until that one's container has ended."""
     log, _ = faults.writing(copies="3")
