@@ -133,8 +133,9 @@ def test_a_synced_line_is_there_after_the_node_was_cut_off(world: World) -> None
     name = world.create("node1", copies="2", nodes="node1,node2")
     failover.wait_for_copy(world.lab, name, on="node2", asked="node1")
     writer = world.writer("node1", name)
+    container = world.run("node1", "docker", "inspect", "-f", "{{.Id}}", writer).strip()
     with cut_off(world, "node1"):
-        story.wait_until("it stands still", lambda: writer in world.sh("node1", FROZEN))
+        story.wait_until("it stands still", lambda: container in world.sh("node1", FROZEN))
     before = world.acknowledged("node1", writer)
     story.wait_until("it goes on", lambda: world.acknowledged("node1", writer) > before)
     said = world.acknowledged("node1", writer)

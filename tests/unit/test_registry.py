@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pannier.host.clock import machine_clock
+
 import json
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
@@ -41,6 +43,7 @@ class World:
             catalog=self.catalog,
             authority=lambda: Authority.create(directory / "ca", cluster="c0ffee"),
             store_address="etcd://a:2379",
+            clock=machine_clock(),
         )
 
     def write(self, key: str, value: dict[str, Any] | bytes) -> int:
