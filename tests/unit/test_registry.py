@@ -172,7 +172,7 @@ async def test_a_nodes_record_keeps_what_a_newer_version_wrote_into_it(world: Wo
     """Also where the node starts with an older version than before."""
     world.write("nodes/n1", later(NODE, zone="a"))
     await world.membership.drain("n1", drained=True)
-    await world.membership.report_room(3)
+    await world.membership.report_free_space(3)
     await world.membership.announce_stop()
     await world.membership.introduce(replace(NODE, drivers=("btrfs",), version="0.9"))
     kept = world.read("nodes/n1")
