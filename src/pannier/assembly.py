@@ -46,7 +46,7 @@ from pannier.host.clock import Clock
 from pannier.host.state_files import StateFiles
 from pannier.node.barrier_admission import BarrierAdmission, Marks
 from pannier.node.cluster_wide import ClusterWide
-from pannier.node.docker_volumes import DockerVolumes
+from pannier.node.docker_volumes import VolumesForDocker
 from pannier.node.doctor import Doctor
 from pannier.node.facade import NodeService
 from pannier.node.free_space import keep_free_space
@@ -168,7 +168,7 @@ class LocalNode(Generic[Calls]):
     promising: Promising
     recovery: Recovery
     volumes: Volumes
-    docker: DockerVolumes
+    docker: VolumesForDocker
     hooks: Hooks
     services: Services
     membership: Membership
@@ -334,7 +334,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
     admission = BarrierAdmission(
         engine=engine, marks=sync_calls, configured=outside.configured_runtime, pace=pace.node
     )
-    docker = DockerVolumes(
+    docker = VolumesForDocker(
         cluster=cluster,
         custody=custody,
         drivers=drivers,

@@ -14,11 +14,11 @@ from collection import ROOT, plugin
 
 from pannier.cli.main import cli
 from pannier.deploy import run as runner
-from pannier.deploy.run import Deployment, collection, environment
+from pannier.deploy.run import PlaybookRun, collection, environment
 
 
 def test_the_words_for_ansible() -> None:
-    deployment = Deployment(
+    deployment = PlaybookRun(
         inventory=Path("hosts.yml"),
         limit="node1,node2",
         check=True,

@@ -8,13 +8,13 @@ from itertools import product
 import pytest
 
 from pannier.core.mounting import (
-    AskHolder,
+    AskForVolume,
     GiveUp,
-    Limits,
     LookAgain,
+    MountHere,
+    MountLimits,
     Occupied,
     Ready,
-    Serve,
     State,
     Step,
     TakeOver,
@@ -27,7 +27,7 @@ from pannier.core.mounting import (
 )
 from pannier.core.volume import Grant, Volume, VolumeSpec
 
-LIMITS = Limits(budget=95.0, silence=20.0, retry=0.5)
+LIMITS = MountLimits(budget=95.0, silence=20.0, retry=0.5)
 RECORD = Volume(name="vol", id="vol.1", spec=VolumeSpec(), grant=Grant("a", 1), created_at=0.0)
 EARLY, AT_LIMIT, LATE = 0.0, 20.0, 20.001
 IN_TIME, AT_BUDGET, OVER = 1.0, 95.0, 95.001
@@ -46,23 +46,23 @@ RETRY, AT_ONCE, LOOK = Wait(0.5), Wait(0.0), LookAgain(0.5)
 HERE, ELSEWHERE = "a", "b"
 READY: dict[tuple[str, int, bool, bool, bool], Step] = {
     # on, copies, driver, disk, takeover possible
-    (HERE, 1, True, True, False): Serve(),
-    (HERE, 1, True, True, True): Serve(),
-    (HERE, 1, True, False, False): Serve(),  # what has only this copy may still be read
-    (HERE, 1, True, False, True): Serve(),
+    (HERE, 1, True, True, False): MountHere(),
+    (HERE, 1, True, True, True): MountHere(),
+    (HERE, 1, True, False, False): MountHere(),  # what has only this copy may still be read
+    (HERE, 1, True, False, True): MountHere(),
     (HERE, 1, False, True, False): NO_DRIVER,
     (HERE, 1, False, True, True): NO_DRIVER,
     (HERE, 1, False, False, False): NO_DRIVER,
     (HERE, 1, False, False, True): NO_DRIVER,
-    (HERE, 2, True, True, False): Serve(),
-    (HERE, 2, True, True, True): Serve(),
+    (HERE, 2, True, True, False): MountHere(),
+    (HERE, 2, True, True, True): MountHere(),
     (HERE, 2, True, False, False): DISK_FAILED,
     (HERE, 2, True, False, True): DISK_FAILED,
     (HERE, 2, False, True, False): NO_DRIVER,
     (HERE, 2, False, True, True): NO_DRIVER,
     (HERE, 2, False, False, False): NO_DRIVER,
     (HERE, 2, False, False, True): NO_DRIVER,
-    (ELSEWHERE, 1, True, True, False): AskHolder(),
+    (ELSEWHERE, 1, True, True, False): AskForVolume(),
     (ELSEWHERE, 1, True, True, True): TakeOver(),
     (ELSEWHERE, 1, True, False, False): DISK_FAILED,
     (ELSEWHERE, 1, True, False, True): DISK_FAILED,
@@ -70,7 +70,7 @@ READY: dict[tuple[str, int, bool, bool, bool], Step] = {
     (ELSEWHERE, 1, False, True, True): NO_DRIVER,
     (ELSEWHERE, 1, False, False, False): NO_DRIVER,
     (ELSEWHERE, 1, False, False, True): NO_DRIVER,
-    (ELSEWHERE, 2, True, True, False): AskHolder(),
+    (ELSEWHERE, 2, True, True, False): AskForVolume(),
     (ELSEWHERE, 2, True, True, True): TakeOver(),
     (ELSEWHERE, 2, True, False, False): DISK_FAILED,
     (ELSEWHERE, 2, True, False, True): DISK_FAILED,
@@ -190,5 +190,5 @@ def test_the_tables_of_waiting_are_whole() -> None:
     ],
 )
 def test_the_limits_are_the_callers(state: State) -> None:
-    assert next_step(state, Limits(budget=3.0, silence=1.0, retry=7.0)) == LookAgain(7.0)
-    assert next_step(state, Limits(budget=2.0, silence=1.0, retry=7.0)) == TIME_OVER
+    assert next_step(state, MountLimits(budget=3.0, silence=1.0, retry=7.0)) == LookAgain(7.0)
+    assert next_step(state, MountLimits(budget=2.0, silence=1.0, retry=7.0)) == TIME_OVER

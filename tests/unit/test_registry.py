@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pannier.host.clock import machine_clock
-
 import json
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
@@ -18,6 +16,7 @@ from pannier.core.errors import Corrupt, NewerFormat, OutcomeUnknown, Stale, Sto
 from pannier.core.generation import Generation
 from pannier.core.node import Node
 from pannier.core.volume import Grant, HistoryEntry, Volume, VolumeSpec
+from pannier.host.clock import machine_clock
 from pannier.host.state_files import UnsyncedFile
 from pannier.node.membership import Membership
 from pannier.pki.authority import Authority

@@ -12,7 +12,7 @@ from pannier.core.constraints import matches
 from pannier.core.errors import Conflict, InvalidInput, NodeNotFound, NotFound, PoolFull
 from pannier.core.hooks import Hook, Moment, read_hooks
 from pannier.core.node import Node
-from pannier.core.service_arrival import Arrival
+from pannier.core.service_arrival import ServiceArrival
 from pannier.core.service_move import (
     ASIDE,
     TIED,
@@ -333,7 +333,7 @@ def task(name: str, on: str, state: str, *, wanted: bool = True, message: str = 
 
 
 def test_an_arrival_from_the_old_container_s_end_to_the_new_one_s_run() -> None:
-    arrival = Arrival(known=frozenset({"old", "older"}), target="id-b")
+    arrival = ServiceArrival(known=frozenset({"old", "older"}), target="id-b")
     older, old = task("older", "b", "failed"), task("old", "a", "running", wanted=False)
     arrival.look([older, old, task("new", "b", "preparing")], now=1.0)
     assert (arrival.ended_at, arrival.running) == (None, False)
@@ -347,7 +347,7 @@ def test_an_arrival_from_the_old_container_s_end_to_the_new_one_s_run() -> None:
 
 
 def test_an_arrival_that_an_earlier_move_has_begun() -> None:
-    arrival = Arrival(known=frozenset(), target="id-b")
+    arrival = ServiceArrival(known=frozenset(), target="id-b")
     arrival.look([task("old", "a", "running", wanted=False), task("n", "b", "ready")], now=1.0)
     assert arrival.ended_at is None
     arrival.look([task("old", "a", "complete", wanted=False), task("n", "b", "running")], now=2.0)
@@ -355,7 +355,7 @@ def test_an_arrival_that_an_earlier_move_has_begun() -> None:
 
 
 def test_tasks_that_fail_or_find_no_node_are_told() -> None:
-    arrival = Arrival(known=frozenset({"old"}), target="id-b")
+    arrival = ServiceArrival(known=frozenset({"old"}), target="id-b")
     arrival.look([task("n", "", "pending", message="no suitable node")], now=1.0)
     assert (arrival.pending, arrival.message) == (True, "no suitable node")
     failed = [task(f"n{i}", "b", "rejected", wanted=False, message="no image") for i in range(3)]

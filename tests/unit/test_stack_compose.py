@@ -10,7 +10,7 @@ import pytest
 from pannier.core.errors import Conflict, InvalidInput, NotFound
 from pannier.core.swarm import Availability, SwarmNode
 from pannier.stacks import shipped
-from pannier.stacks.checks import Place, Publication, open_at, problems, refusal
+from pannier.stacks.checks import Publication, StackPlace, open_at, problems, refusal
 from pannier.stacks.compose import Compose, Port, Service, read
 from pannier.stacks.progress import read_progress
 
@@ -103,14 +103,14 @@ def place(
     availability: Availability = Availability.ACTIVE,
     role: str = "worker",
     address: str = "10.0.0.1",
-) -> Place:
+) -> StackPlace:
     node = SwarmNode(
         id=name, hostname=name, state=state, availability=availability, role=role, version=1
     )
-    return Place(node=node, address=address, has_plugin=plugin, sync_obstacle=obstacle)
+    return StackPlace(node=node, address=address, has_plugin=plugin, sync_obstacle=obstacle)
 
 
-def told(*places: Place, taken: tuple[Publication, ...] = (), **given: str) -> list[str]:
+def told(*places: StackPlace, taken: tuple[Publication, ...] = (), **given: str) -> list[str]:
     found = problems(parse(**given), stack="blog", places=places, taken=taken)
     return [each.what for each in found]
 

@@ -15,10 +15,10 @@ from pannier.core.acknowledging import (
     Confirmations,
     Decision,
     Leave,
-    Limits,
     Reason,
     Refuse,
     Replica,
+    SyncLimits,
     WaitFor,
     decide,
     in_sync_after,
@@ -31,7 +31,7 @@ from pannier.core.generation import Generation
 from pannier.core.lease import Standing
 from pannier.core.volume import Durability, Grant, Volume, VolumeSpec
 
-LIMITS = Limits(patience=5.0, lag_intervals=10, lag_seconds=10.0)
+LIMITS = SyncLimits(patience=5.0, lag_intervals=10, lag_seconds=10.0)
 OLD, WANTED, NEWER = Generation(1, 3), Generation(1, 4), Generation(1, 5)
 RECORD = Volume(
     name="vol",

@@ -9,7 +9,7 @@ import click
 from pannier.cli.command import INTERRUPTED, Command, output_options
 from pannier.cli.parameters import read_pairs
 from pannier.cli.session import Session, pass_session
-from pannier.deploy.run import Deployment, run
+from pannier.deploy.run import PlaybookRun, run
 
 FAILED = 1
 _ANSIBLES_INTERRUPTED = 99
@@ -83,7 +83,7 @@ def deploy(
     if wheelhouse:
         variables = {"pannier_wheelhouse": wheelhouse, **variables}
     status = run(
-        Deployment(
+        PlaybookRun(
             inventory=inventory,
             playbook=playbook,
             limit=limit,

@@ -26,10 +26,10 @@ from pannier.core.acknowledging import (
     Claim,
     Confirmations,
     Leave,
-    Limits,
     Reason,
     Refuse,
     Replica,
+    SyncLimits,
     WaitFor,
     decide,
     left_behind,
@@ -65,7 +65,7 @@ class Acknowledging:
         self._replicator = replicator
         self._clock = clock
         self._pace = pace
-        self._limits = Limits(
+        self._limits = SyncLimits(
             patience=pace.patience, lag_intervals=pace.lag_intervals, lag_seconds=pace.lag
         )
         self._in_sync = InSync(cluster=cluster)

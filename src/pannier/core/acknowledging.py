@@ -17,7 +17,7 @@ from pannier.core.volume import Volume
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class SyncLimits:
     """How long copies may take.
 
     Attributes:
@@ -144,7 +144,7 @@ class Refuse:
 Decision = Acknowledge | WaitFor | Leave | Refuse
 
 
-def decide(claim: Claim, call: Confirmations, limits: Limits) -> Decision:
+def decide(claim: Claim, call: Confirmations, limits: SyncLimits) -> Decision:
     """Whether a sync call may return. The patience itself is still within the time allowed."""
     if call.paused:
         return Refuse(Reason.PAUSED, claim.rivals)
@@ -190,7 +190,7 @@ def unconfirmed(could_take: frozenset[str], call: Confirmations) -> frozenset[st
     )
 
 
-def _is_silent(replica: Replica | None, call: Confirmations, limits: Limits) -> bool:
+def _is_silent(replica: Replica | None, call: Confirmations, limits: SyncLimits) -> bool:
     """Whether one that has not confirmed is no longer waited for."""
     if replica is None or not replica.up or replica.failed:
         return True
@@ -217,7 +217,7 @@ def in_sync_after(
 
 
 def left_behind(
-    could_take: Iterable[str], lags: Mapping[str, float], *, interval: float, limits: Limits
+    could_take: Iterable[str], lags: Mapping[str, float], *, interval: float, limits: SyncLimits
 ) -> frozenset[str]:
     """Those whose newest state is too old for them to count.
 

@@ -2,7 +2,7 @@
 
 Nothing here acts, and nothing looks at a clock. A Mount that has to wait is in one of four states::
 
-    Ready ----> Serve, TakeOver, AskHolder      the record and this node allow a try
+    Ready ----> MountHere, TakeOver, AskForVolume      the record and this node allow a try
       ^            |
       |            | no success
       |            v
@@ -21,7 +21,7 @@ from pannier.core.volume import Volume
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class MountLimits:
     """How long a Mount waits.
 
     Attributes:
@@ -93,7 +93,7 @@ State = Ready | Occupied | Unreachable | Unready
 
 
 @dataclass(frozen=True, slots=True)
-class Serve:
+class MountHere:
     """This node holds the volume: mount it."""
 
 
@@ -103,7 +103,7 @@ class TakeOver:
 
 
 @dataclass(frozen=True, slots=True)
-class AskHolder:
+class AskForVolume:
     """Ask the holder to give the volume away."""
 
 
@@ -138,11 +138,11 @@ class GiveUp:
     why: Why
 
 
-Attempt = Serve | TakeOver | AskHolder
+Attempt = MountHere | TakeOver | AskForVolume
 Step = Attempt | Wait | LookAgain | GiveUp
 
 
-def next_step(state: State, limits: Limits) -> Step:
+def next_step(state: State, limits: MountLimits) -> Step:
     """What a Mount in this state does next. A limit itself is still within the time allowed."""
     match state:
         case Ready():
@@ -175,9 +175,9 @@ def _try(state: Ready) -> Step:
     if not state.disk and needs_disk(state.record, node=state.node):
         return GiveUp(Why.DISK_FAILED)
     if state.record.grant.node == state.node:
-        return Serve()
-    return TakeOver() if state.takeover_possible else AskHolder()
+        return MountHere()
+    return TakeOver() if state.takeover_possible else AskForVolume()
 
 
-def _look_again(waited: float, limits: Limits) -> Step:
+def _look_again(waited: float, limits: MountLimits) -> Step:
     return GiveUp(Why.TIME_OVER) if waited > limits.budget else LookAgain(limits.retry)

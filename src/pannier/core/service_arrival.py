@@ -9,7 +9,7 @@ from pannier.core.swarm import SwarmTask
 
 
 @dataclass(slots=True)
-class Arrival:
+class ServiceArrival:
     """The old and the new container, as seen up to now; times are of our clock, in seconds.
 
     Attributes:

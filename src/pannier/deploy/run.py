@@ -35,7 +35,7 @@ SETTINGS = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Deployment:
+class PlaybookRun:
     """One run.
 
     Attributes:
@@ -70,7 +70,7 @@ class Deployment:
         return words + ["-" + "v" * self.verbosity] * bool(self.verbosity)
 
 
-def run(deployment: Deployment) -> int:
+def run(deployment: PlaybookRun) -> int:
     """Run the playbook and return Ansible's exit status; it prints for itself.
 
     Raises:

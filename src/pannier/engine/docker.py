@@ -46,7 +46,7 @@ class _Config(msgspec.Struct, frozen=True, rename="pascal"):
     labels: dict[str, str] | None = None
 
 
-class _State(msgspec.Struct, frozen=True, rename="pascal"):
+class _ContainerState(msgspec.Struct, frozen=True, rename="pascal"):
     running: bool = False
 
 
@@ -56,7 +56,7 @@ class _Inspected(msgspec.Struct, frozen=True, rename="pascal"):
     id: str
     name: str
     config: _Config
-    state: _State
+    state: _ContainerState
 
 
 class _Plugins(msgspec.Struct, frozen=True, rename="pascal"):

@@ -28,13 +28,13 @@ from pannier.core.errors import (
     Unavailable,
 )
 from pannier.core.mounting import (
-    AskHolder,
+    AskForVolume,
     GiveUp,
-    Limits,
     LookAgain,
+    MountHere,
+    MountLimits,
     Occupied,
     Ready,
-    Serve,
     State,
     TakeOver,
     Unreachable,
@@ -81,7 +81,7 @@ class _Waiting:
         return now - self.began, now - self.silent_since
 
 
-class DockerVolumes:
+class VolumesForDocker:
     """What the Docker engine of this node asks for."""
 
     def __init__(
@@ -110,7 +110,7 @@ class DockerVolumes:
         self._admission = admission
         self._clock = clock
         self._pace = pace
-        self._limits = Limits(
+        self._limits = MountLimits(
             budget=pace.mount_budget, silence=pace.mount_silence, retry=pace.mount_retry
         )
 
@@ -135,9 +135,9 @@ class DockerVolumes:
         while True:
             found: Path | Volume | State
             match next_step(state, self._limits):
-                case Serve():
+                case MountHere():
                     found = await self._try_here(volume, mount_id, waiting)
-                case TakeOver() | AskHolder() as attempt:
+                case TakeOver() | AskForVolume() as attempt:
                     found = await self._try_elsewhere(attempt, volume, waiting)
                 case Wait(seconds):
                     await asyncio.sleep(seconds)
@@ -187,7 +187,7 @@ class DockerVolumes:
             return Unready(waited=waited, silent=silent, here=True)
 
     async def _try_elsewhere(
-        self, attempt: TakeOver | AskHolder, volume: Volume, waiting: _Waiting
+        self, attempt: TakeOver | AskForVolume, volume: Volume, waiting: _Waiting
     ) -> Volume | Occupied | Unreachable | Unready:
         """Have the volume come here: the new record, or what was heard instead."""
         now = self._clock.now
@@ -195,7 +195,7 @@ class DockerVolumes:
             match attempt:
                 case TakeOver():
                     return await self._takeover.arrange(volume)
-                case AskHolder():
+                case AskForVolume():
                     users = await self._ask_while_up(volume)
                     return waiting.heard(f"used by {', '.join(users)}" if users else "", now=now())
                 case _:

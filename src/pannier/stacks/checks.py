@@ -12,7 +12,7 @@ from pannier.stacks.compose import Compose, Port, Service
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class StackPlace:
     """A node of the Swarm.
 
     Attributes:
@@ -51,7 +51,7 @@ class Problem:
 
 
 def problems(
-    compose: Compose, *, stack: str, places: Sequence[Place], taken: Iterable[Publication]
+    compose: Compose, *, stack: str, places: Sequence[StackPlace], taken: Iterable[Publication]
 ) -> list[Problem]:
     """Everything that is in the way of deploying ``compose`` under the name ``stack``.
 
@@ -72,7 +72,7 @@ def refusal(stack: str, found: Sequence[Problem]) -> Conflict:
     )
 
 
-def _nodes(service: Service, places: Sequence[Place], *, fsync: bool) -> Iterator[Problem]:
+def _nodes(service: Service, places: Sequence[StackPlace], *, fsync: bool) -> Iterator[Problem]:
     wanted = " and ".join(service.constraints)
     fitting = [place for place in places if matches(place.node, service.constraints)]
     working = [place for place in fitting if place.takes_tasks]
@@ -119,11 +119,11 @@ def _ports(compose: Compose, stack: str, taken: Iterable[Publication]) -> Iterat
         )
 
 
-def _names(places: Iterable[Place]) -> str:
+def _names(places: Iterable[StackPlace]) -> str:
     return ", ".join(sorted(place.node.hostname for place in places))
 
 
-def open_at(compose: Compose, places: Sequence[Place]) -> str:
+def open_at(compose: Compose, places: Sequence[StackPlace]) -> str:
     """The address to open, on the first node that takes tasks; empty where the stack has none."""
     host = next((place.address for place in places if place.takes_tasks and place.address), "NODE")
     return compose.address.replace("NODE", f"[{host}]" if ":" in host else host)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pannier.core.errors import Conflict, DeadlineExceeded, NotFound
-from pannier.stacks.docker import Docker, Refused
+from pannier.stacks.docker import Docker, DockerRefused
 from pannier.stacks.progress import Progress, read_progress
 
 DEPLOY_SECONDS = 300.0
@@ -53,7 +53,7 @@ def deploy(docker: Docker, wish: Deployment) -> None:
             variables=wish.variables,
             seconds=DEPLOY_SECONDS,
         )
-    except Refused as error:
+    except DockerRefused as error:
         remedy = "what was deployed before stays; mend it, then do the same again"
         if "only updates to Labels are allowed" in error.message:
             remedy = (
@@ -74,7 +74,7 @@ def look(docker: Docker, stack: str) -> list[Progress]:
     try:
         services = docker.json_lines("stack", "services", stack)
         tasks = docker.json_lines("stack", "ps", "--no-trunc", stack)
-    except Refused as error:
+    except DockerRefused as error:
         if "nothing found in stack" not in error.message.lower():
             raise
         services, tasks = [], []

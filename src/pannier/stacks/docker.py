@@ -21,14 +21,14 @@ ANSWER_SECONDS = 30.0
 """Managers answer from memory, but not while they elect a leader."""
 
 
-class Refused(Conflict):
+class DockerRefused(Conflict):
     """Docker's command line ended with an error; the message is what it said."""
 
 
 class Docker:
     """The command ``docker`` of this machine. Calls block; they are made by a person's command.
 
-    All methods raise Refused where the command says no, and Unavailable where there is none or it
+    All methods raise DockerRefused where the command says no, and Unavailable where there is none or it
     does not answer.
     """
 
@@ -91,7 +91,7 @@ class Docker:
         for name in names:
             try:
                 found += self.json(kind, "inspect", name)
-            except Refused as error:
+            except DockerRefused as error:
                 if "no such" not in error.message.lower():
                     raise
         return found
@@ -101,4 +101,4 @@ def _error(said: str) -> PannierError:
     last = " ".join(said.splitlines()[-3:]).removeprefix("Error response from daemon: ")
     if "Cannot connect to the Docker daemon" in last:
         return EngineUnavailable(last, remedy="see systemctl status docker")
-    return Refused(last or "docker ended with an error and without a word")
+    return DockerRefused(last or "docker ended with an error and without a word")

@@ -17,7 +17,7 @@ from pathlib import Path
 from pannier.core.errors import Conflict
 from pannier.host.files import write_file
 from pannier.stacks.compose import OURS
-from pannier.stacks.docker import Docker, Refused
+from pannier.stacks.docker import Docker, DockerRefused
 
 DIRECTORY = Path("/etc/pannier/secrets")
 LABEL = "pannier.kept"
@@ -84,7 +84,7 @@ def _make(docker: Docker, name: str, directory: Path) -> None:
     value = _kept_value(file)
     try:
         docker.text("secret", "create", "--label", f"{LABEL}={where}", name, "-", input=value)
-    except Refused as error:
+    except DockerRefused as error:
         if "already exists" not in error.message and "AlreadyExists" not in error.message:
             raise
         if _labels(docker, [name]).get(name) != where:  # somebody else made it just now

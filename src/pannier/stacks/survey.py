@@ -9,9 +9,9 @@ from typing import Any
 from pannier.contract.views import NodeView
 from pannier.core.errors import Conflict, Unavailable
 from pannier.core.swarm import Availability, SwarmNode
-from pannier.stacks.checks import Place, Publication
+from pannier.stacks.checks import Publication, StackPlace
 from pannier.stacks.compose import Port
-from pannier.stacks.docker import Docker, Refused
+from pannier.stacks.docker import Docker, DockerRefused
 
 STACK_LABEL = "com.docker.stack.namespace"
 _PLUGIN = ("Volume", "pannier")
@@ -26,7 +26,7 @@ def require_manager(docker: Docker) -> None:
     """
     try:
         docker.text("stack", "deploy", "--help")
-    except Refused as error:
+    except DockerRefused as error:
         raise Unavailable(
             f"the command docker of this machine cannot deploy stacks: {error.message}",
             remedy="install Docker's own: docker-cli (Debian), or docker-ce-cli",
@@ -46,7 +46,7 @@ def require_manager(docker: Docker) -> None:
         )
 
 
-def places(docker: Docker, nodes: Iterable[NodeView]) -> list[Place]:
+def places(docker: Docker, nodes: Iterable[NodeView]) -> list[StackPlace]:
     """The Swarm's nodes, each with what Pannier knows of it.
 
     Args:
@@ -71,7 +71,7 @@ def published(docker: Docker) -> list[Publication]:
     return found
 
 
-def _place(found: dict[str, Any], obstacle: str | None) -> Place:
+def _place(found: dict[str, Any], obstacle: str | None) -> StackPlace:
     spec, description = found["Spec"], found.get("Description") or {}
     engine, platform = description.get("Engine") or {}, description.get("Platform") or {}
     plugins = {(each.get("Type"), each.get("Name")) for each in engine.get("Plugins") or ()}
@@ -90,7 +90,7 @@ def _place(found: dict[str, Any], obstacle: str | None) -> Place:
         os=platform.get("OS", ""),
         arch=platform.get("Architecture", ""),
     )
-    return Place(
+    return StackPlace(
         node=node,
         address=address if address not in ("0.0.0.0", "127.0.0.1") else "",
         has_plugin=_PLUGIN in plugins,

@@ -29,7 +29,7 @@ from pannier.core.errors import (
     Unavailable,
 )
 from pannier.core.hooks import Moment
-from pannier.core.service_arrival import Arrival
+from pannier.core.service_arrival import ServiceArrival
 from pannier.core.service_move import Placement, is_tied, tied, untied
 from pannier.core.size import format_size
 from pannier.core.swarm import SwarmService, SwarmTask
@@ -267,7 +267,7 @@ class Relocation:
     async def _arrive(self, known: frozenset[str]) -> None:
         """Wait until the new container runs, and is healthy where it has a health check."""
         here = self.plan.target.swarm.id
-        arrival = Arrival(known=known, target=here)
+        arrival = ServiceArrival(known=known, target=here)
         silent_since = pending_since = self.around.clock.now()
         deadline = silent_since + self.wish.timeout_seconds
         while True:
@@ -295,7 +295,7 @@ class Relocation:
                 raise self._not_up(arrival.message)
             await asyncio.sleep(self.around.pace.move_poll)
 
-    def _report(self, arrival: Arrival, *, now: float) -> None:
+    def _report(self, arrival: ServiceArrival, *, now: float) -> None:
         """Say what has happened since the last look."""
         if arrival.ended_at is not None and self.phase is ServicePhase.SWITCHING:
             self._to(ServicePhase.STARTING)

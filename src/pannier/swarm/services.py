@@ -51,7 +51,7 @@ STARTING = "a container that is being started"
 _Shown = LiveVolumeView | RememberedVolumeView
 
 
-class Cluster(Protocol):
+class VolumesAnywhere(Protocol):
     """What a service's move asks of volumes and nodes, wherever they are."""
 
     async def node(self, name: str) -> NodeView: ...
@@ -77,7 +77,7 @@ class Services:
         catalog: Catalog,
         hooks: Hooks,
         peers: Peers,
-        cluster: Cluster,
+        cluster: VolumesAnywhere,
         clock: Clock,
         pace: SwarmPace,
     ) -> None:
