@@ -71,6 +71,8 @@ class Disk:
         self.homes: dict[str, Home] = {}
         self.failed = False
         """Nothing can be read or written any more."""
+        self.spoilt: dict[str, StorageError] = {}
+        """Volumes of which something can be neither tidied nor removed, and why."""
 
     def write(self, volume: str, epoch: int, file: str, value: bytes) -> None:
         """What a container does; OSError where the tree is sealed or gone."""
@@ -138,9 +140,11 @@ class SnapshotDriver(CheckedDriver):
         return tuple(sorted(name for name, home in homes.items() if home.live or home.generations))
 
     async def quarantined(self) -> Mapping[str, StorageError]:
-        return {}
+        return dict(self.disk.spoilt)
 
     async def inspect(self, volume: str) -> LocalCopy:
+        if volume in self.disk.spoilt:
+            raise self.disk.spoilt[volume]
         home = self._home(volume)
         live = (LiveTree(epoch, sealed=home.live[epoch].sealed) for epoch in sorted(home.live))
         return LocalCopy(live=tuple(live), generations=self._listed(home))
@@ -273,6 +277,8 @@ class SnapshotDriver(CheckedDriver):
         self._home(volume).quarantined.clear()
 
     async def delete(self, volume: str) -> None:
+        if volume in self.disk.spoilt:
+            raise self.disk.spoilt[volume]
         home = self.disk.homes.pop(volume, Home())
         for epoch in home.live:
             self._hide(volume, epoch)
