@@ -54,7 +54,7 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tr
         store: ``etcd://HOST:PORT,...`` or ``sqlite:/FILE``.
         drivers: storage drivers, the default one first.
         pool: block device or sparse file of the btrfs pool.
-        lease_seconds: so long after its last sign of life a node's volumes may be taken over by
+        lease_seconds: time after a node's last sign of life until its volumes may be taken over by
             others. Shorter finds a loss sooner, longer bears a slower store; see docs/guarantees.md.
         evacuate: whether this node, where its engine is a Swarm manager, drains lost nodes in Swarm.
         api_port, transport_port: TCP ports, the same on all nodes unless the node's record says so.

@@ -20,7 +20,7 @@ _WORDS = {V1: ("FROZEN", "THAWED"), V2: ("1", "0")}
 _OWN = {V1: "freezer.self_freezing", V2: V2}
 """The files that tell what a group itself was told: "0" where it may go on, if its parents may."""
 _MOVES = 100
-"""So many times is looked for processes to be moved: those that are not frozen yet may have children."""
+"""Looks for processes to be moved: those that are not frozen yet may have children meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)

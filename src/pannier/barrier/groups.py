@@ -29,9 +29,10 @@ LONGEST_PAUSE_SECONDS = 2.0
 """Between two tries of a group that could not be made durable; each pause is twice the last."""
 GATHER_SECONDS = 0.01
 GATHER_PART = 0.25
-"""So long after a group's end, and for no larger part of its own time, the next waits for its callers."""
+"""The longest time that a group waits, after the end of the last one, for that one's callers to come back.
+It is also bounded by a part of the last group's own time."""
 _LOOKS = 3
-"""So often, before a group, it is asked whether a volume with restarted calls is unchanged."""
+"""How many times before a group it is asked whether a volume with restarted calls is unchanged."""
 
 
 @dataclass(slots=True, eq=False)

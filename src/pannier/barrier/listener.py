@@ -18,7 +18,7 @@ from pannier.barrier.reach import Reach
 from pannier.host.clock import Clock
 
 _AT_ONCE = 64
-"""So many calls are taken before other work of the event loop has its turn."""
+"""Calls that are taken in a row before other work of the event loop has its turn."""
 _PROBED = 1024
 _LAPSED_SECONDS = 60.0
 """A restarted call comes at once after its signal's handler; one that did not is forgotten."""

@@ -197,7 +197,7 @@ class Acknowledging:
         return "; ".join(filter(None, said)) or "no answer"
 
     async def _heard(self, replicated: Replicated, seconds: float) -> None:
-        """Wait for a replica's next answer, for so long at most."""
+        """Wait for a replica's next answer, for ``seconds`` at most."""
         try:
             await asyncio.wait_for(replicated.answered.wait(), seconds)
         except TimeoutError:

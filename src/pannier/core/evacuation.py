@@ -28,10 +28,10 @@ from pannier.core.record import Record
 from pannier.core.swarm import VOLUME_LABEL_PREFIX, Availability, SwarmNode
 
 STEADY_SECONDS = 15.0
-"""So long a node's lease must be back without a break before it gets tasks again, the first time."""
+"""How long a node's lease must be back without a break before it gets tasks again, the first time."""
 LONGEST_STEADY_SECONDS = 900.0
 CALM_SECONDS = 900.0
-"""After so long without a break a node's earlier evacuations are forgotten."""
+"""Time without a break after which a node's earlier evacuations are forgotten."""
 QUIET_SECONDS = 1.0
 """Swarm's time to end the tasks of a node that lost its labels, before the node is drained."""
 
@@ -68,7 +68,7 @@ class Evacuated(Record):
 
     @property
     def steady_seconds(self) -> float:
-        """So long it must be up without a break before it is given back: each time twice as long."""
+        """How long it must be up without a break before it is given back: each time twice as long."""
         doublings = min(self.times - 1, 10)
         return min(STEADY_SECONDS * float(2**doublings), LONGEST_STEADY_SECONDS)
 

@@ -15,7 +15,7 @@ from pannier.engine.base import Executed
 from pannier.engine.connection import EngineConnection
 
 OUTPUT_BYTES = 16 * 1024
-"""So much of the end of a command's output is kept."""
+"""The end of a command's output that is kept."""
 END_SECONDS = 5.0
 _POLL_SECONDS = 0.05
 _HEADER_BYTES = 8

@@ -60,7 +60,7 @@ class LastGeneration:
         return True
 
     async def reached(self, *, seconds: float) -> tuple[str, ...]:
-        """The nodes that have it, after waiting so long at most."""
+        """The nodes that have it after at most ``seconds``."""
         if self._sending:
             await asyncio.wait(self._sending.values(), timeout=seconds)
         return tuple(name for name, task in self._sending.items() if task.done() and task.result())

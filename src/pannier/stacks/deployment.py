@@ -15,7 +15,7 @@ DEPLOY_SECONDS = 300.0
 """Registries may be asked for the images' digests."""
 _LOOK_SECONDS = 1.0
 _STEADY_LOOKS = 3
-"""So often in a row all must run: a task that ends at once has run, too."""
+"""Looks in a row at which all must run: a task that ends at once has run, too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -40,7 +40,7 @@ log = structlog.get_logger(__name__)
 NEAR = frozenset({MovePhase.WAITING, MovePhase.SWITCHING, MovePhase.DONE})
 """Phases of a volume's move in which only a rest is left."""
 FAILURES = 3
-"""So many tasks may fail on the target before the move has failed; Swarm goes on trying."""
+"""Tasks that may fail on the target before the move has failed; Swarm goes on trying."""
 
 
 @dataclass(slots=True)

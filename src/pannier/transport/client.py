@@ -28,7 +28,7 @@ from pannier.transport.pipes import prepare_pipe
 
 _PROGRESS_SECONDS = 0.25
 _HASTY_BYTES = 256 * 1024
-"""So much of a stream is passed on piece by piece: most differences are small, and somebody waits."""
+"""The beginning of a stream that is passed on piece by piece: most differences are small, and somebody waits."""
 _PATIENCE_SECONDS = 0.01
 _NAP_SECONDS = 0.0005
 
