@@ -477,15 +477,15 @@ async def world_until(what: Callable[[], bool], seconds: float) -> None:
         await asyncio.sleep(0.1)
 
 
-_decoded: dict[tuple[bytes, type[Any]], Any] = {}
+_decoded: dict[tuple[Any, ...], Any] = {}
 
 
-def _decode(entry: Entry, kind: type[Any]) -> Any:
-    key = (entry.value, kind)
+def _decode(entry: Entry, kind: type[Any], **how: Any) -> Any:
+    key = (entry.value, kind, *how.values())
     if key not in _decoded:
         if len(_decoded) > 1000:
             _decoded.clear()
-        _decoded[key] = decode(entry, kind)
+        _decoded[key] = decode(entry, kind, **how)
     return _decoded[key]
 
 

@@ -140,6 +140,7 @@ def test_a_synced_line_is_there_after_the_node_was_cut_off(world: World) -> None
     story.wait_until("it goes on", lambda: world.acknowledged("node1", writer) > before)
     said = world.acknowledged("node1", writer)
     world.stop("node1", writer)
+    world.wait_until_all_up()
     world.move(name, "node2")
     lines = world.log("node2", name)
     check_sequence(lines)

@@ -182,6 +182,7 @@ class World:
         while not all(
             m.up.catalog.is_up(name) for m in self.machines.values() for name in self.machines
         ):
+            assert not self.violations, "\n".join(self.violations[:3])
             await asyncio.sleep(0.1)
         self.steps.clear()
         return self
