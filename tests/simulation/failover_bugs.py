@@ -26,7 +26,7 @@ from pannier.agent.custody import Custody
 from pannier.agent.drivers import Drivers
 from pannier.agent.fencing import Fencing
 from pannier.agent.lease import Lease
-from pannier.agent.promises import Promises
+from pannier.agent.promises import Promises, Takeovers
 from pannier.cluster.registry import Registry, encode
 from pannier.copies.acknowledging import Acknowledging
 from pannier.copies.in_sync import InSync
@@ -263,7 +263,7 @@ def _forget_promises_at_a_restart(patch: pytest.MonkeyPatch) -> None:
 
 @bug(takeover_that_hangs)
 def _forget_a_takeover_that_was_begun_at_a_restart(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Promises, "_load", lambda self: {})
+    patch.setattr(Promises, "_load", lambda self: Takeovers())
 
 
 @bug(takeover_that_hangs)
