@@ -145,7 +145,7 @@ class History:
             if machine.run is None or not machine.run.serving:
                 machine.crash()  # it was just about to start
                 await machine.start()
-            for mount_id in tuple(machine.up.custody.mount_ids.ages(NAME, 0.0)):
+            for mount_id in tuple(machine.up.use._mount_ids.ages(NAME, 0.0)):
                 await world.unmount(machine, NAME, mount_id)
         await asyncio.sleep(WELL_SECONDS)
         machine = self.random.choice(tuple(world.machines.values()))
