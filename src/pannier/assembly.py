@@ -173,6 +173,7 @@ class LocalNode(Generic[Calls]):
     services: Services
     membership: Membership
     leaving: Leaving
+    upkeep: Upkeep
     service: NodeService
     peer_service: PeerService
     after_handover: Callable[[Start], AfterHandover]
@@ -480,6 +481,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         services=services,
         membership=membership,
         leaving=leaving,
+        upkeep=upkeep,
         service=service,
         peer_service=peer_service,
         after_handover=lambda start: AfterHandover(

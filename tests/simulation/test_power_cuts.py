@@ -36,6 +36,8 @@ class Scenario:
     act: Callable[[World], Awaitable[object]]
     holder: str
     gone: bool = False
+    erased: bool = False
+    """No node keeps any of its data."""
 
 
 async def _nothing(world: World) -> None:
@@ -110,10 +112,9 @@ async def _restore(world: World) -> None:
 
 async def _purge(world: World) -> None:
     for machine in world.machines.values():
-        await machine.ask(lambda run: run.upkeep._empty_trash())
+        await machine.ask(lambda run: run.upkeep.empty_trash())
     for machine in world.machines.values():
-        await machine.ask(lambda run: run.upkeep._free_purged())
-    assert not any(machine.disk.homes for machine in world.machines.values())
+        await machine.ask(lambda run: run.upkeep.free_purged())
 
 
 def _in_trash(world: World) -> bool:
@@ -129,7 +130,7 @@ SCENARIOS = (
     Scenario("move-while-used", _in_use, _move_while_used, "b"),
     Scenario("remove", _with_data, _remove, "a", gone=True),
     Scenario("restore", _removed, _restore, "a"),
-    Scenario("purge", _removed, _purge, "a", gone=True),
+    Scenario("purge", _removed, _purge, "a", gone=True, erased=True),
 )
 CUTS = (Fault.CUT_BEFORE, Fault.CUT_AFTER)
 LOSSES = (Fault.LOSE_REQUEST, Fault.LOSE_ANSWER)
@@ -195,6 +196,8 @@ class Play:
         """Where it should be, and of use on every node."""
         if self.scenario.gone:
             assert world.record("vol") is None
+            if self.scenario.erased:
+                assert not any(machine.disk.homes for machine in world.machines.values())
             return
         record = world.record("vol")
         assert record is not None

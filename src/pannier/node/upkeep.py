@@ -84,7 +84,7 @@ class Upkeep:
                 await self._attempt(self._clear_if_drained)
                 await asyncio.sleep(self._pace.drain)
             # At the turn's end: a daemon that keeps crashing must not count a turn at each start.
-            for step in (self._empty_trash, self._free_purged):
+            for step in (self.empty_trash, self.free_purged):
                 await self._attempt(step)
 
     async def _attempt(self, step: Callable[[], Awaitable[None]]) -> None:
@@ -93,7 +93,8 @@ class Upkeep:
         except Exception as error:  # whatever it is, the next turn tries again
             log.warning("upkeep.failed", step=step.__name__, error=str(error))
 
-    async def _empty_trash(self) -> None:
+    async def empty_trash(self) -> None:
+        """Purge what has been in the trash long enough; once each turn, which it counts."""
         mine = {
             found.record.id: found
             for found in await self._cluster.registry.trash()
@@ -107,7 +108,8 @@ class Upkeep:
             except PannierError as error:  # one that cannot go does not keep the others here
                 log.warning("volume.not-purged", id=volume_id, error=str(error))
 
-    async def _free_purged(self) -> None:
+    async def free_purged(self) -> None:
+        """Delete what was purged from this node's pools."""
         purged = await self._cluster.registry.purged()
         for driver in self._drivers:
             await driver.quarantined()  # tries them again, the rest of removed ones too
