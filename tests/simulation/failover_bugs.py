@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from math import inf
@@ -40,6 +39,7 @@ from pannier.core.lease import Standing, Terms
 from pannier.core.ownership import Cleanup, LocalState, plan_cleanup
 from pannier.core.volume import Volume
 from pannier.holding.takeover import Takeover
+from pannier.host.clock import Clock
 from pannier.storage.base import Driver
 from pannier.store.base import Change
 from pannier.transport.base import Offer
@@ -148,8 +148,8 @@ def _believe_a_memory_without_rivals(patch: pytest.MonkeyPatch) -> None:
 def _count_the_lease_by_the_wall_clock(patch: pytest.MonkeyPatch) -> None:
     real = Lease.__init__
 
-    def init(self: Lease, *args: Any, **named: Any) -> None:
-        real(self, *args, **{**named, "clock": lambda: time.time()})
+    def init(self: Lease, *args: Any, clock: Clock, **named: Any) -> None:
+        real(self, *args, clock=replace(clock, now=clock.unix), **named)
 
     patch.setattr(Lease, "__init__", init)
 
@@ -161,7 +161,7 @@ def _count_the_lease_from_the_answer_and_to_its_end(patch: pytest.MonkeyPatch) -
     async def renew(self: Lease) -> None:
         await real(self)
         if self._lease is not None:
-            self._until = self._clock() + self.terms.ttl
+            self._until = self._clock.now() + self.terms.ttl
 
     patch.setattr(Lease, "_renew", renew)
     patch.setattr(Terms, "margin", property(lambda self: 0.0))

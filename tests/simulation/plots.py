@@ -69,9 +69,8 @@ async def takeover_that_hangs(history: History) -> None:
         with history.lost(*links), used(history, rival):
             if paused:
                 history.freeze(holder)
-            await asyncio.sleep(world.terms.ttl + 0.5)
             world.hang_takeover(rival.name, history.random.choice((3.0, 6.0)))
-            await asyncio.sleep(0.6)
+            await _hung(history, world.terms.ttl + 2.0)
             if history.random.random() < 0.7:
                 world.lost_ways.update(((rival.name, "store"), ("store", rival.name)))
                 if history.random.random() < 0.6 and rival.run is not None:
@@ -81,6 +80,15 @@ async def takeover_that_hangs(history: History) -> None:
         with used(history, holder):
             await asyncio.sleep(5.0)
     world.lost_ways.difference_update(((rival.name, "store"), ("store", rival.name)))
+
+
+async def _hung(history: History, seconds: float) -> bool:
+    """Wait, for so long at most, until the change that is to hang was asked for."""
+    for _ in range(round(seconds / 0.02)):
+        if not history.world.hanging:
+            return True
+        await asyncio.sleep(0.02)
+    return False
 
 
 async def join_that_hangs(history: History) -> None:
@@ -93,11 +101,7 @@ async def join_that_hangs(history: History) -> None:
     if not await _out_of_sync(history, holder, rival):
         return
     world.hang_next_commit(holder.name, history.random.choice((1.5, 4.0)))
-    try:
-        async with asyncio.timeout(4.0):
-            while world.hanging and holder.run is not None:
-                await asyncio.sleep(0.02)
-    except TimeoutError:
+    if not await _hung(history, 4.0):
         return
     with used(history, holder), history.lost((holder.name, rival.name)):
         if holder.run is not None:
