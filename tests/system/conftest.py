@@ -27,7 +27,7 @@ def _module(nodeid: str) -> str:
     return Path(nodeid.partition("::")[0]).stem.removeprefix("test_")
 
 
-def _wish_of(item: pytest.Item) -> str:
+def _wish_of(item: pytest.Item | pytest.Module) -> str:
     return wish_of(_module(item.nodeid))
 
 
@@ -97,6 +97,7 @@ def _lab(wish: str) -> Any:
 
 
 three_lab = _lab("three_lab")
+guard_lab = _lab("guard_lab")
 single_lab = _lab("single_lab")
 power_lab = _lab("power_lab")
 fault_lab = _lab("fault_lab")
@@ -110,16 +111,16 @@ bare_lab = _lab("bare_lab")
 
 
 @pytest.fixture
-def three(three_lab: Lab) -> Iterator[World]:
-    """The three nodes for one test."""
-    with world_on(three_lab) as world:
+def three(request: pytest.FixtureRequest) -> Iterator[World]:
+    """Three nodes for one test: those of its module's lab."""
+    with world_on(lab_of(_wish_of(request.node))) as world:
         yield world
 
 
 @pytest.fixture(scope="module")
-def calm(three_lab: Lab) -> Iterator[World]:
-    """The three nodes for tests that do no harm: they are put in order once, at the end."""
-    with world_on(three_lab) as world:
+def calm(request: pytest.FixtureRequest) -> Iterator[World]:
+    """Three nodes for tests that do no harm: they are put in order once, at the end."""
+    with world_on(lab_of(_wish_of(request.node))) as world:
         yield world
 
 

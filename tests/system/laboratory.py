@@ -69,13 +69,13 @@ CUTTABLE = {**THREE, "disks": "cuttable"}
 WISHES = {
     "three_lab": Wish(
         "s", THREE, image.load,
-        modules=("bad_input", "cluster", "story", "service_move", "move", "guards",
-                 "standing_still"),
+        modules=("bad_input", "cluster", "story", "service_move", "move"),
     ),
     "fault_lab": Wish(
         "f", CUTTABLE,
         modules=("daemons", "network", "replicas", "nodes", "disks", "swarm"),
     ),
+    "guard_lab": Wish("u", THREE, image.load, modules=("guards", "standing_still")),
     "power_lab": Wish("p", CUTTABLE, _power, modules=("copies", "power", "failover")),
     "jenkins_lab": Wish("j", CUTTABLE, _jenkins, modules=("jenkins",)),
     "bare_lab": Wish(

@@ -27,8 +27,8 @@ __all__ = [
 
 
 @pytest.fixture
-def world(three_lab: Lab) -> Iterator[World]:
-    with world_on(three_lab) as world:
+def world(guard_lab: Lab) -> Iterator[World]:
+    with world_on(guard_lab) as world:
         yield world
 
 
