@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import socket
@@ -13,6 +14,8 @@ import pytest
 from barrier_kernel_world import World, new_world, until
 
 from pannier.barrier import kernel, pending, syncwrites
+from pannier.barrier.keeping import Keeping
+from pannier.barrier.pending import Pending
 from pannier.barrier.reach import Reach
 
 pytestmark = [
@@ -257,6 +260,21 @@ async def test_a_bad_hand_over_is_refused_and_leaves_nothing(world: World, text:
         await caller.sync(world.file())
         assert await caller.outcome() == "ok"
         assert barrier.containers("one") == {"c"}
+
+
+async def test_a_listener_that_cannot_be_remembered_fails_its_calls(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(self: Keeping, name: str) -> Pending:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Keeping, "pending", no_room)
+    async with world.running() as barrier:
+        caller = await world.caller()
+        await until(lambda: not world.systemd.listen())
+        await caller.sync(world.file())
+        assert await caller.outcome() == str(errno.ENOSYS)
+        assert not barrier.containers("one")
 
 
 # -- files that are written through ----------------------------------------------------------------

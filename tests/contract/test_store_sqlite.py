@@ -10,10 +10,18 @@ from pathlib import Path
 import pytest
 from watcher import watching
 
-from pannier.core.errors import Corrupt, ForeignData, Stale, StorageError, StoreUnavailable
-from pannier.store import sqlite_file
+from pannier.core.errors import (
+    Corrupt,
+    ForeignData,
+    OutcomeUnknown,
+    Stale,
+    StorageError,
+    StoreUnavailable,
+)
+from pannier.store import sqlite, sqlite_file
 from pannier.store.base import ABSENT, Change, Entry
 from pannier.store.sqlite import SqliteStore
+from pannier.store.sqlite_file import SqliteFile
 
 
 class HandClock:
@@ -162,3 +170,34 @@ async def test_watch_ends_with_its_session(file: Path) -> None:
         await anext(watch)
     with pytest.raises(RuntimeError, match="session"):
         await anext(watch)
+
+
+async def test_watch_waits_while_the_file_cannot_be_read(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "_WATCH_RETRY_SECONDS", 0.01)
+    left = 3
+
+    def failing(self: SqliteFile) -> float | None:
+        nonlocal left
+        left -= 1
+        if left >= 0:
+            raise OutcomeUnknown("the disk is full", remedy="free some room")
+        return real(self)
+
+    real = SqliteFile.expire_due
+    async with SqliteStore(file).session() as store:
+        monkeypatch.setattr(SqliteFile, "expire_due", failing)
+        async with watching(store, "") as watcher:
+            await store.commit(Change("a", b"1", ABSENT))
+            await watcher.until(lambda: "a" in watcher.present)
+    assert left < 0
+
+
+async def test_lease_that_was_revoked_with_an_unknown_outcome_is_gone(file: Path) -> None:
+    async with SqliteStore(file).session() as store:
+        lease = await store.grant_lease(10)
+        now = store._open()  # what the revocation had done when its answer was lost
+        await now.run(lambda: now.file._db.execute("DELETE FROM leases"))
+        with pytest.raises(Stale):
+            await store.renew_lease(lease)

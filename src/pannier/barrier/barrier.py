@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -138,8 +139,15 @@ class Barrier:
             return
         volumes = self.held() if arrival.volumes is None else arrival.volumes
         origin = Origin(arrival.container, arrival.pid, self._places(volumes))
-        self._keeping.describe(names[0], origin)
-        self._listen(names[0], fd, origin)
+        try:
+            self._keeping.describe(names[0], origin)
+            self._listen(names[0], fd, origin)
+        except (
+            OSError
+        ) as error:  # such as a full tmpfs: a closed listener fails the calls, none hangs
+            log.error("barrier.no-listener", error=str(error), container=arrival.container)
+            os.close(fd)
+            self._keeping.forget(names[0])
 
     def _listen(self, name: str, fd: int, origin: Origin) -> None:
         listener = Listener(

@@ -30,6 +30,8 @@ _log = structlog.get_logger(__name__)
 
 _LONGEST_SLEEP_SECONDS: Final = 5.0
 """Between looks at the leases: the loop's clock stands still in suspend, theirs does not."""
+_WATCH_RETRY_SECONDS: Final = 1.0
+"""Between two tries to begin a watch while the file cannot be used."""
 
 
 def boottime() -> float:
@@ -81,7 +83,7 @@ class SqliteStore(Store):
     async def watch(self, prefix: str) -> AsyncGenerator[WatchEvent, None]:
         now = self._open()
         with now.feed.subscribe(prefix) as subscription:
-            present, revision = await now.run(lambda: now.file.list(prefix))
+            present, revision = await self._first_list(now, prefix)
             for event in as_events(present):
                 yield event
             while True:
@@ -89,6 +91,14 @@ class SqliteStore(Store):
                     yield await subscription.next(after=revision)
                 except Interrupted as error:
                     raise RuntimeError("the store's session ended during a watch") from error
+
+    async def _first_list(self, now: _Open, prefix: str) -> tuple[tuple[Entry, ...], int]:
+        while True:
+            try:
+                return await now.run(lambda: now.file.list(prefix))
+            except PannierError as error:  # such as a full disk: a watch waits
+                _log.warning("store.watch-waits", file=str(self._path), error=str(error))
+                await asyncio.sleep(_WATCH_RETRY_SECONDS)
 
     async def grant_lease(self, ttl_seconds: float) -> str:
         now = self._open()

@@ -141,10 +141,13 @@ class SqliteFile:
         if lease not in self._deadlines:
             raise lease_gone(lease)
         with self._translated():
-            (ttl_seconds,) = self._db.execute(
+            row = self._db.execute(
                 "SELECT ttl_seconds FROM leases WHERE id = ?", (lease,)
             ).fetchone()
-        self._deadlines[lease] = self._clock() + ttl_seconds
+        if row is None:  # a revocation with an unknown outcome did happen
+            del self._deadlines[lease]
+            raise lease_gone(lease)
+        self._deadlines[lease] = self._clock() + row[0]
 
     def revoke(self, lease: str) -> None:
         """End the lease, if it is there, and delete its keys."""
