@@ -33,7 +33,7 @@ unit: venv
 
 # Each module on one worker: its servers are started once. In their order: one of the first is the longest.
 contract: setup venv
-	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder tests/contract
+	$(PYTEST) -n 3 --dist loadfile --no-loadscope-reorder tests/contract
 
 system: setup venv
 	$(PYTEST) -n $(LANES) -m 'not faults and not exclusive' tests/system

@@ -12,7 +12,7 @@ import failover_histories
 import pytest
 import structlog
 
-HISTORIES = int(os.environ.get("PANNIER_HISTORIES", "4000"))
+HISTORIES = int(os.environ.get("PANNIER_HISTORIES", "2500"))
 """Each of the deliberate bugs shows within some hundreds."""
 AT_ONCE = 50
 

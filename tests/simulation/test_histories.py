@@ -9,7 +9,7 @@ from pathlib import Path
 import histories
 import pytest
 
-HISTORIES = 320
+HISTORIES = 160
 BATCH = 40
 
 

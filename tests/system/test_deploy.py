@@ -176,7 +176,14 @@ def test_a_run_that_only_looks_changes_nothing_on_fresh_hosts(bare: Bare) -> Non
         assert bare.sh(node, "command -v dockerd pannier etcd || echo nothing") == "nothing\n"
 
 
-@pytest.mark.parametrize("play", ["Docker and Pannier", "The cluster's memory", "The cluster"])
+@pytest.mark.parametrize(
+    "play",
+    [
+        "Docker and Pannier",
+        pytest.param("The cluster's memory", marks=pytest.mark.faults),
+        pytest.param("The cluster", marks=pytest.mark.faults),
+    ],
+)
 def test_a_run_may_be_killed_in_any_play(bare: Bare, play: str) -> None:
     """Each goes on after the one before; the next test is the one that comes to the end."""
     bare.kill_during(play, hosts=FIRST)
@@ -233,7 +240,11 @@ def test_a_host_that_the_inventory_gained_is_added(bare: Bare) -> None:
     others = [node.address for node in bare.lab.nodes if node.name != "node4"]
     opened = bare.sh("node4", "ufw status")
     assert all(opened.count(address) == 2 for address in others), opened
-    again = changes(bare.deploy("--limit", "node1,node4", hosts=everyone))
+
+
+@pytest.mark.faults
+def test_a_run_for_some_hosts_changes_nothing_again(bare: Bare) -> None:
+    again = changes(bare.deploy("--limit", "node1,node4", hosts=(*FIRST, "node4")))
     assert again == {"node1": 0, "node4": 0}
 
 
@@ -269,6 +280,7 @@ def test_f86_pannier_is_not_taken_off_where_a_volume_would_be_lost(bare: Bare) -
     assert not any(changes(said).values())
 
 
+@pytest.mark.faults
 def test_pannier_is_taken_off_and_brought_back_with_everything(bare: Bare) -> None:
     """One who names the volumes gets his way; the data stays, and so does the node's identity."""
     told = bare.sh("node3", "docker exec $(docker ps -q) /bin/cat /data/log")

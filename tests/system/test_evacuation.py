@@ -178,7 +178,7 @@ def availability(world: World, node: str) -> str:
     return view(world, node, at=manager_beside(node)).availability
 
 
-@pytest.mark.parametrize("role", ["worker", "leader"])
+@pytest.mark.parametrize("role", ["worker", pytest.param("leader", marks=pytest.mark.faults)])
 def test_a_service_that_is_bound_to_copies_does_not_wait_for_swarm(swarm: World, role: str) -> None:
     """The node gets tasks again when it is steadily back, and its label with them."""
     victim = WORKER if role == "worker" else leader(swarm)

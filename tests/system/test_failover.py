@@ -68,7 +68,13 @@ def wait_until_down(world: World, *nodes: str, seen_by: str) -> None:
 # -- services ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("leads", [False, True], ids=["follower", "swarm-leader"])
+@pytest.mark.parametrize(
+    "leads",
+    [
+        pytest.param(False, id="follower"),
+        pytest.param(True, id="swarm-leader", marks=pytest.mark.faults),
+    ],
+)
 def test_f01_nothing_that_was_acknowledged_is_lost_with_a_node(world: World, leads: bool) -> None:
     """A ledger and a Postgres under load: both are back elsewhere, whole, without a person's help."""
     first = leader(world)
@@ -166,6 +172,7 @@ def test_f20_a_holder_that_lives_and_is_not_heard_acknowledges_nothing_more(
 # -- plain containers -------------------------------------------------------------------------------
 
 
+@pytest.mark.faults
 def test_a_mount_waits_for_no_person_and_is_refused_where_no_copy_in_sync_answers(
     world: World,
 ) -> None:

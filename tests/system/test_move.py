@@ -200,6 +200,7 @@ def test_f44_a_mount_elsewhere_waits_for_the_container_to_stop(three: World) -> 
     assert three.holder(name) == "node2"
 
 
+@pytest.mark.faults
 def test_f22_a_holder_that_is_cut_off_keeps_its_volume(three: World) -> None:
     """Its container writes on; nobody else gets the volume; nothing has to be repaired."""
     name = three.create("node1")

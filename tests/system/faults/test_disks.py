@@ -56,6 +56,7 @@ def test_f50_the_copys_disk_fails(faults: Faults) -> None:
     assert pause < PATIENCE_SECONDS + LEASE_SECONDS
 
 
+@pytest.mark.faults
 def test_f52_the_copys_pool_is_full(faults: Faults) -> None:
     """The copy leaves what counts, and joins by itself when there is room again."""
     log, writer = faults.writing()
@@ -78,6 +79,7 @@ def test_f52_the_copys_pool_is_full(faults: Faults) -> None:
     )  # fmt: skip
 
 
+@pytest.mark.faults
 def test_f52_the_holders_pool_is_full(faults: Faults) -> None:
     """The container is told; nothing that was acknowledged is lost, and it goes on with room."""
     log, writer = faults.writing()

@@ -15,7 +15,14 @@ from fault_world import (
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 
 
-@pytest.mark.parametrize("fault", ["source", "target", "power"])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param("source", marks=pytest.mark.faults),
+        pytest.param("target", marks=pytest.mark.faults),
+        "power",
+    ],
+)
 def test_f60_f59_a_copy_that_catches_up_is_interrupted(faults: Faults, fault: str) -> None:
     """By the end of either daemon, or of the copy's machine: it is made all the same, and whole."""
     log, writer = faults.writing()
@@ -123,6 +130,7 @@ def test_f67_two_nodes_want_a_dead_holders_volume(faults: Faults) -> None:
     )  # fmt: skip
 
 
+@pytest.mark.faults
 def test_f70_the_target_of_a_move_loses_power_under_a_writer(faults: Faults) -> None:
     """The container never notices, and the move succeeds when it is repeated."""
     log, writer = faults.writing()
