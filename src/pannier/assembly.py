@@ -1,7 +1,7 @@
-"""A node, put together from its parts. The daemon and the simulation both do it here.
+"""A node, put together from its parts, for the daemon and the simulation alike.
 
-What is simulated is what ships: only the ports in :class:`Outside` differ. No part is completed after
-its construction, and none has a default for what could lose data.
+The simulation runs the code that ships: only the ports in :class:`Outside` differ. Every part is
+complete when it is constructed, and no setting that could lose data has a default.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ from pannier.transport.base import Sender
 
 
 class SyncCalls(Marks, Protocol):
-    """The barrier, as the rest of the node knows it."""
+    """The barrier, as the rest of the node knows it. ``waiting`` raises nothing."""
 
     def waiting(self, volume: str) -> Backlog:
         """What waits for this volume now."""
@@ -87,11 +87,11 @@ class Outside(Generic[Calls]):
         drivers: those that this node is meant to have, by name, not opened yet; the default one first.
         engine: the container engine beside this node.
         peers: the other nodes' APIs.
-        sender: the way of generations to other nodes.
+        sender: sends generations to other nodes.
         mounts: the paths that Docker is given.
         users_of: who uses a directory, as the kernel sees it.
         kill: sends a signal to a process.
-        freezer: has containers stand still.
+        freezer: freezes containers.
         files: where the node keeps what it must not forget.
         clock: this machine's.
         sync_calls: makes the barrier, given how a volume is made durable.
@@ -122,13 +122,13 @@ class Settings:
     """What a node is told about itself.
 
     Attributes:
-        cluster: the cluster's id; None believes any store.
+        cluster: the cluster's id; None accepts any store.
         me: the record with which the node introduces itself.
         boot_id: of the machine's present boot.
         terms: how long its lease lasts.
         store_address: told to machines that join.
         evacuate: whether nodes that are lost are drained in Swarm.
-        pace: how often everything looks, and how long it waits.
+        pace: how often each part checks what it watches, and how long it waits.
     """
 
     cluster: str | None
@@ -150,7 +150,7 @@ class Work:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalNode(Generic[Calls]):
-    """One node's parts. The order of starting: ``first``, then what the edges need, then ``then``."""
+    """One node's parts. ``first`` is started before the API and the transport, ``then`` after them."""
 
     cluster: Cluster
     drivers: Drivers
@@ -195,10 +195,10 @@ Start = Callable[[Coroutine[Any, Any, None], str], None]
 
 
 def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
-    """Put a node together. Nothing runs yet, and nothing outside was asked but its own small files.
+    """Put a node together. Nothing runs yet; of what is outside, only its own small files are read.
 
     Raises:
-        StorageError: what it must not forget cannot be read.
+        StorageError: one of these files cannot be read.
     """
     clock, pace, files, node = outside.clock, settings.pace, outside.files, settings.me.name
     engine, peers, mounts, sender = outside.engine, outside.peers, outside.mounts, outside.sender
@@ -209,7 +209,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
     )
     cluster = Cluster(node=node, registry=registry, catalog=catalog)
 
-    # The agent: what is here, who uses it, and for how long this node may.
+    # The agent: what is here, who uses it, and for how long this node may hold it.
     lease = Lease(
         outside.store, node=node, boot_id=settings.boot_id, terms=settings.terms, clock=clock
     )
@@ -491,7 +491,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
             Work("catalog", partial(catalog.follow, outside.store)),
             Work("catalog-copy", catalog.keep_saved),
             Work("drivers", drivers.keep_open),
-            Work("fencing", fencing.run),  # without the store, too
+            Work("fencing", fencing.run),  # also while the store cannot be reached
         ),
         then=(
             Work("introduction", partial(keep_introduced, membership, settings.me, pace=pace.node)),

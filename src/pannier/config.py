@@ -22,8 +22,8 @@ class Paths:
 
     Attributes:
         config: settings, certificates and keys.
-        state: what outlasts a boot; volumes' bytes among it.
-        run: a tmpfs; what outlasts the daemon.
+        state: what survives a reboot, such as the volumes' data.
+        run: on a tmpfs: what survives the daemon's end, but not a reboot.
     """
 
     config: Path
@@ -55,9 +55,10 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tr
         drivers: storage drivers, the default one first.
         pool: block device or sparse file of the btrfs pool.
         lease_seconds: time after a node's last sign of life until its volumes may be taken over by
-            others. Shorter finds a loss sooner, longer bears a slower store; see docs/guarantees.md.
+            others. A shorter time notices a lost node sooner, a longer one tolerates a slower store;
+            see docs/guarantees.md.
         evacuate: whether this node, where its engine is a Swarm manager, drains lost nodes in Swarm.
-        api_port, transport_port: TCP ports, the same on all nodes unless the node's record says so.
+        api_port, transport_port: this node's TCP ports; its record tells them to the other nodes.
     """
 
     node: str
@@ -76,7 +77,7 @@ def load_config(directory: Path = CONFIG_DIRECTORY) -> Config:
     """Read the configuration.
 
     Raises:
-        InvalidInput: it is missing, or something in it cannot be.
+        InvalidInput: it is missing, cannot be read, or has an invalid setting.
     """
     file = directory / "pannierd.toml"
     try:

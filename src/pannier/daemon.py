@@ -230,7 +230,7 @@ class Daemon:
             await server.stop()
 
     async def _hold_sync_calls(self) -> None:
-        """Serve containers' sync calls, those first that an earlier run has left waiting."""
+        """Serve containers' sync calls; first those that an earlier run has left waiting."""
         self.node.sync_calls.restore((item.name, item.fd) for item in self.inherited)
         fd = fd_named(self.inherited, "barrier")
         if fd is None:
@@ -241,7 +241,9 @@ class Daemon:
             await self.node.sync_calls.run(listening_socket(fd))
 
     async def _wait_for_memory(self) -> None:
-        """Answer Docker only when we know the volumes: from the store, or else from the last time."""
+        """Let Docker's calls through when we know the volumes: from the store or, if it does not answer
+        in time, from the copy that an earlier run saved.
+        """
         try:
             await asyncio.wait_for(self.catalog.synced.wait(), self.pace.node.memory)
         except TimeoutError:

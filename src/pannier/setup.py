@@ -1,7 +1,7 @@
 """Making a machine a node: ``pannier init``, ``pannier join`` and ``pannier ca``.
 
-What a failed try has made is found again and used. The configuration is written last, after the units
-were enabled: without it they do nothing, and with it they start at the next boot at the latest.
+A repeated try finds and uses what a failed one has made. The configuration is written last, after the
+units were enabled: without it they do nothing, and with it they start at the next boot at the latest.
 """
 
 from __future__ import annotations
@@ -60,12 +60,12 @@ UNIT_DIRECTORY = Path("/etc/systemd/system")
 RUNTIME = Path("/usr/local/bin/pannier-runtime")
 START_SECONDS = 30.0
 POOL_SHARE = 0.8
-"""A sparse pool may grow to this share of what is free when it is made."""
+"""The size of a sparse pool where none was given, as a share of what is free when it is made."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Storage:
-    """What a person asked for as this machine's storage. Paths and sizes as typed."""
+    """What a person asked for as this machine's storage. Paths and sizes are as typed."""
 
     driver: str
     pool: str | None
@@ -87,7 +87,16 @@ def init(
     """Make a new cluster with this machine as its first node.
 
     Raises:
-        Conflict: it belongs to a cluster already; and whatever store, pool or systemd report.
+        Denied: the caller is not root, or the files of the CA do not belong together or are too open.
+        Conflict: the machine or the store belongs to a cluster already, the machine is not run by
+            systemd, another pool is mounted, or Docker has another default runtime.
+        InvalidInput: a name, address, size or Docker's configuration file cannot be accepted.
+        NotFound: the CA's key is missing.
+        StorageError: the pool, the directory or the store's file cannot be made or used.
+        ProgramFailed: systemd or a program that makes the pool fails.
+        Unavailable: the store does not answer, or the daemon does not after its start.
+        Stale, OutcomeUnknown: the first records may not have been written.
+        OSError: a file cannot be written.
     """
     _check_machine()
     name = check_node_name(name or socket.gethostname())
@@ -174,7 +183,18 @@ def join(
     """Make this machine a node of the cluster that ``address`` belongs to.
 
     Raises:
-        Denied: the token, or somebody else answers there; AlreadyExists: the name is taken.
+        Denied: the caller is not root, the token is not accepted, or another cluster answers.
+        AlreadyExists: the name is taken.
+        Conflict: the machine belongs to a cluster already or is not run by systemd, the member cannot
+            let it in, another pool is mounted, or Docker has another default runtime.
+        InvalidInput: a name, address, size, the token's form or Docker's configuration file cannot be
+            accepted.
+        StorageError: the pool or the directory cannot be made or used.
+        ProgramFailed: systemd or a program that makes the pool fails.
+        Unavailable: nobody answers at ``address``, the cluster's store does not answer, or the daemon
+            does not after its start.
+        Stale, OutcomeUnknown: the node's record may not have been written.
+        OSError: a file cannot be written.
     """
     _check_machine()
     name = check_node_name(name or socket.gethostname())
@@ -221,7 +241,7 @@ async def _join(
 
 
 def _check_machine() -> None:
-    """Refuse, before anything is made, where the daemon could not be started afterwards."""
+    """Refuse a machine on which the daemon could not be started, before anything is made."""
     if os.geteuid() != 0:
         raise Denied("only root can make this machine a node", remedy="run it with sudo")
     if not Path("/run/systemd/system").is_dir():
@@ -309,11 +329,14 @@ def install_runtime(target: Path = RUNTIME) -> None:
 
 
 def runtime_register() -> bool:
-    """Install pannier-runtime and make it Docker's default runtime; whether that changed anything.
+    """Install pannier-runtime and make it Docker's default runtime.
+
+    Returns whether Docker's configuration was changed.
 
     Raises:
-        As :func:`~pannier.engine.configuration.register_runtime`; ProgramFailed: Docker does not
-        reload.
+        InvalidInput, Conflict: as :func:`~pannier.engine.configuration.register_runtime`.
+        ProgramFailed: Docker does not reload.
+        OSError: a file cannot be written.
     """
     install_runtime()
     changed = register_runtime(str(RUNTIME))
@@ -322,14 +345,20 @@ def runtime_register() -> bool:
 
 
 def runtime_unregister() -> bool:
-    """Let Docker use plain runc again; whether that changed anything."""
+    """Let Docker use plain runc again. Returns whether Docker's configuration was changed.
+
+    Raises:
+        InvalidInput: Docker's configuration file cannot be read as JSON.
+        ProgramFailed: Docker does not reload.
+        OSError: the file cannot be written.
+    """
     changed = unregister_runtime()
     asyncio.run(_reload_engine())
     return changed
 
 
 def refresh() -> None:
-    """Bring units, runtime and Docker's configuration of a node to this version's; for a deployment.
+    """Bring a node's units, runtime and Docker configuration up to this version; for a deployment.
 
     The daemon is not restarted. May be repeated.
     """
@@ -354,7 +383,7 @@ async def _reload_engine() -> None:
 
 async def _start_daemon() -> None:
     """Start the units, and wait until the daemon answers."""
-    # A daemon that still runs, as on a node that was removed and joins again, is of another time.
+    # An old daemon may still run, such as on a node that was removed and joins again.
     await _systemctl("stop", *UNITS)
     await _systemctl("start", *UNITS)
     deadline = time.monotonic() + START_SECONDS
@@ -374,10 +403,12 @@ async def _start_daemon() -> None:
 
 
 def ca_create(*, directory: str) -> None:
-    """Make a new cluster's CA, before ``init``: for an etcd that shall use its certificates.
+    """Make a new cluster's CA, before ``init``: for an etcd that is to use its certificates.
 
     Raises:
         AlreadyExists: there is one.
+        Denied: a key from an earlier try is too open, or damaged.
+        OSError: a file cannot be written.
     """
     Authority.create(Path(directory), cluster=secrets.token_hex(6))
 
@@ -389,6 +420,10 @@ def ca_issue_etcd(
 
     Raises:
         AlreadyExists: there is such a file.
+        NotFound: there is no CA in ``ca_directory``.
+        Denied: its files do not belong together or are too open.
+        InvalidInput: the name or an address cannot be accepted.
+        OSError: a file cannot be read or written.
     """
     authority = Authority.load(Path(ca_directory))
     request = new_request(name)
@@ -404,6 +439,10 @@ def ca_issue_user(*, name: str, out_directory: str, ca_directory: str) -> None:
 
     Raises:
         AlreadyExists: there is such a file.
+        NotFound: there is no CA in ``ca_directory``.
+        Denied: its files do not belong together or are too open.
+        InvalidInput: the name cannot be accepted.
+        OSError: a file cannot be read or written.
     """
     authority = Authority.load(Path(ca_directory))
     request = new_request(name)

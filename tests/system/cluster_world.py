@@ -48,7 +48,7 @@ n=0
 while :; do
   n=$((n + 1))
   echo "$(hostname) $n" >>/data/log && sync /data/log && echo $n || exit 1
-  sleep 0.05
+  sleep 0.1
 done
 """
 

@@ -307,6 +307,7 @@ def test_f06_a_drained_node_loses_its_service_and_the_volume_keeps_two_copies(
         check_whole(read(world.run(task.node, "cat", f"{story.MOUNTS}/{name}/log")), at_least=sure)
 
 
+@pytest.mark.faults
 def test_f43_f63_the_first_copy_of_much_data_is_made_while_it_is_written(cuttable: World) -> None:
     world = cuttable
     name = world.create("node1", copies="2", interval="1s")

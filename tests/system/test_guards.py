@@ -173,6 +173,7 @@ def test_f34_dockerd_is_killed_while_a_container_uses_its_volume(three: World) -
     check_sequence(three.log("node2", name))
 
 
+@pytest.mark.faults
 def test_f31_an_unmount_that_is_lost_does_not_keep_the_volume(three: World) -> None:
     """pannierd is away while the container stops; all the same the volume moves afterwards."""
     name = three.create("node1")

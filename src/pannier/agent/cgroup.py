@@ -1,8 +1,8 @@
 """One control group of the kernel: freezing it, and moving processes in and out.
 
-Both forms are known: the ``freezer`` controller of control groups version 1, and ``cgroup.freeze`` of
-version 2. In both a group that is frozen stays so whatever becomes of the groups around it, and a
-process that is moved from one frozen group into another makes no step in between.
+Both versions of control groups are supported: the ``freezer`` controller of version 1, and
+``cgroup.freeze`` of version 2. In both, a frozen group stays frozen whatever happens to the groups
+around it, and a process that is moved from one frozen group to another does not run in between.
 """
 
 from __future__ import annotations
@@ -15,19 +15,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 V1, V2 = "freezer.state", "cgroup.freeze"
-"""The files that freeze a group and let it go on."""
+"""The files that freeze and thaw a group."""
 _WORDS = {V1: ("FROZEN", "THAWED"), V2: ("1", "0")}
 _OWN = {V1: "freezer.self_freezing", V2: V2}
-"""The files that tell what a group itself was told: "0" where it may go on, if its parents may."""
+"""The files that show whether a group was frozen itself: "0" if not. Its parents may still be frozen."""
 _MOVES = 100
-"""Looks for processes to be moved: those that are not frozen yet may have children meanwhile."""
+"""How often a group is searched for processes to move: those not frozen yet may fork meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cgroup:
     """A control group that can be frozen; it need not exist.
 
-    Each method but :meth:`children`, :meth:`processes` and :meth:`is_empty` raises OSError where the kernel refuses.
+    Each method except :meth:`children`, :meth:`processes` and :meth:`is_empty` raises OSError if the
+    kernel refuses.
 
     Attributes:
         folder: where it is mounted.
@@ -68,18 +69,18 @@ class Cgroup:
         return (self.folder / _OWN[self.form]).read_text().strip() == "0"
 
     def freeze(self) -> None:
-        """Let all in it stand still."""
+        """Freeze all processes in it."""
         Path(self.file).write_text(_WORDS[self.form][0])
 
     def thaw(self) -> None:
-        """Let all in it go on, but what is in a group that is frozen itself."""
+        """Let all in it go on, except what is in a group below that is frozen itself."""
         Path(self.file).write_text(_WORDS[self.form][1])
 
     def processes(self) -> list[int]:
         """The processes right in it; none where it is gone.
 
-        Those that this process cannot name, since they are outside of its namespace, read as "0":
-        that would name itself, if it was written.
+        Processes outside of our pid namespace read as "0" and are left out: written to the file, "0"
+        would mean this process itself.
         """
         with suppress(OSError):
             pids = map(int, (self.folder / "cgroup.procs").read_text().split())
@@ -98,7 +99,7 @@ class Cgroup:
             return
 
     def take_all(self, source: Cgroup) -> None:
-        """Move all that is right in ``source`` here, and what is born there meanwhile."""
+        """Move all processes right in ``source`` here, those that are forked meanwhile included."""
         for _ in range(_MOVES):
             pids = source.processes()
             if not pids:
@@ -108,9 +109,9 @@ class Cgroup:
         raise OSError(errno.EBUSY, "new processes are born all the time", str(source.folder))
 
     def let_die(self) -> None:
-        """Let those end that were killed: a frozen group of version 1 would keep them until it is thawed.
+        """Let killed processes end: a frozen group of version 1 would keep them until it is thawed.
 
-        They end in the group outside the container's. They make no step of their own any more.
+        They are moved to the group around the container's, and end there without running any more.
         """
         if self.form == V1:
             for pid in self.processes():

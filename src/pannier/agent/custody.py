@@ -72,9 +72,8 @@ class Custody:
     async def serve(self, volume: Volume) -> Path:
         """Make the volume writable and mounted here, and return the path for Docker.
 
-        The caller has the lock. Only the writable tree of a holder is served on a remembered
-        record; everything else is decided on a fresh one, and so is a volume that another node may
-        have taken over.
+        The caller has the lock. A remembered record is enough only for a holder's writable tree. A
+        fresh record is read in every other case, and if another node may have taken the volume over.
 
         Raises:
             NotHolder: another node holds it; Corrupt: its data is not here; StoreUnavailable;
@@ -101,7 +100,7 @@ class Custody:
         return await asyncio.to_thread(self._mounts.mount, volume.name, source)
 
     def _taken_perhaps(self, volume: Volume) -> bool:
-        """While this node was off, or without a lease, others may have taken what has copies."""
+        """Whether another node may have taken the volume over, while this one was off or had no lease."""
         if volume.spec.copies == 1:
             return False
         return not self._cluster.catalog.trusted or not self._lease.holds(volume)
@@ -109,8 +108,8 @@ class Custody:
     async def prove(self, volume: Volume) -> Volume:
         """Make sure that this node holds a volume, and that nobody is just taking it over.
 
-        The caller has the lock. The record is read, and written anew: a takeover that was sent while
-        this node had no lease was made for the earlier revision and is void from then on.
+        The caller has the lock. The record is read and written anew. A takeover that was sent while
+        this node had no lease expects the earlier revision, so it fails from then on.
 
         Raises:
             As :meth:`take_up`.
@@ -126,7 +125,7 @@ class Custody:
             return found.record
 
     async def prove_all(self) -> None:
-        """Prove whatever this lease says nothing about yet, for ever: run as a task."""
+        """Prove each volume that the present lease does not cover yet, for ever: run as a task."""
         while True:
             for volume in self._cluster.catalog.volumes():
                 mine = (
@@ -144,11 +143,11 @@ class Custody:
             log.info("volume.not-proven", volume=volume.name, error=str(error))
 
     async def take_up(self, volume: Volume) -> Versioned[Volume]:
-        """Have the live tree of a volume that this node holds, as a fresh record says.
+        """Make sure, by a fresh record, that this node holds a volume and has its live tree.
 
-        The caller has the lock. A tree that is sealed stays so, and may be unsealed from now on: a
-        change of the record that was sent without an answer could still be on its way to the
-        store. It was made for the record's present revision, so writing the record anew voids it.
+        The caller has the lock. A sealed tree is not unsealed here, but the caller may unseal it
+        afterwards: a change of the record that had no answer may still be on its way to the store.
+        It expects the record's present revision, so the record is written anew to make it fail.
 
         Raises:
             NotHolder: another node holds it; Corrupt: its data is not here; StoreUnavailable;
@@ -202,9 +201,10 @@ class Custody:
     ) -> None:
         """Remove what this node no longer needs of the volume. The caller has the lock.
 
-        Decided on a fresh record; nothing is done where the store does not answer. ``needed`` tells
-        which generations other copies have as their newest, and is asked after the disk: what they
-        get later is newer than all of that. None where this is not known; a holder then keeps all.
+        Decided by a fresh record; nothing is removed if the store does not answer. ``needed`` returns
+        the generations that other copies may have as their newest. It is called after the disk was
+        read: what the copies get later is newer than all that. None if this is not known; a holder
+        then keeps all generations as long as the volume has replicas.
         """
         record = (await self._cluster.fresh(volume.name)).record
         if record.id != volume.id or record.spec.driver not in self._drivers:
@@ -222,15 +222,15 @@ class Custody:
             await driver.delete_generation(record.id, generation)
 
     async def _depose_strays(self, volume: Volume) -> None:
-        """Containers may have gone on with a tree while this daemon did not run."""
+        """Stop containers that went on with a former tree while this daemon did not run."""
         if volume.grant.node != self._cluster.node:
             await self._end_former(volume)
 
     async def _end_former(self, volume: Volume) -> None:
         """Stop all use of trees of earlier epochs that this node did not give away.
 
-        Before the volume is served here again: who has gone on with such a tree must not take
-        a sync call of the volume as it is now for one of its own.
+        This comes before the volume is served here again: a sync call of a process that still uses
+        such a tree must not be acknowledged as one of the present volume.
         """
         for epoch, sealed in (await self._local(volume)).sealed.items():
             if not sealed and epoch < volume.grant.epoch:
@@ -242,9 +242,9 @@ class Custody:
         await asyncio.to_thread(self._mounts.unmount, volume.name)
 
     async def fence(self, volume: Volume) -> None:
-        """End all use of a volume that another node may take over by now; what is here is kept.
+        """End all use of a volume that another node may have taken over; the data here is kept.
 
-        Does not wait for the lock before it has ended the use: whoever has it may wait for the store.
+        The use is ended before the lock is taken: whoever has the lock may be waiting for the store.
         """
         log.warning("volume.fenced", volume=volume.name, epoch=volume.grant.epoch)
         await self._use.end(volume)
@@ -259,7 +259,7 @@ class Custody:
             except StorageError as error:
                 if not self._lease.withheld:
                     raise
-                # On a disk that takes no writes there is nothing to be sealed against them.
+                # A disk that takes no writes needs no seal against them.
                 log.warning("volume.not-sealed", volume=volume.name, error=str(error))
 
     async def depose_if_live(self, volume: Volume, *, successor: str) -> None:

@@ -17,8 +17,9 @@ log = structlog.get_logger(__name__)
 class Disks:
     """Watches over the disks of this node's volumes.
 
-    What runs here is ended when the lease is over, without the doubt of a node that is cut off: a disk
-    does not come back by itself. What no other node could take over goes on, and hears of the disk.
+    When the lease is over, containers here are ended at once. A node that is only cut off freezes them
+    first (:attr:`AgentPace.doubt`), but a failed disk does not come back by itself. Containers whose
+    volumes no other node could take over go on, and get the disk's errors.
     """
 
     def __init__(

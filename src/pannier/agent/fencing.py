@@ -1,14 +1,14 @@
 """Ending the use of volumes that this node can no longer prove it holds.
 
 When the lease may have run out, and not every node that could take a volume over has promised to
-leave it alone, another node may begin with it at any moment. What runs here must not go on: its
-containers stand still from then on. Mostly nobody has begun, and the lease is renewed moments later, as
-when the store elects a new leader: then they go on as if nothing had been.
+leave it alone, another node may take it over at any moment. So the volume's containers here are
+frozen. Usually no other node takes over, and the lease is renewed moments later, as when the store
+elects a new leader. Then the containers are thawed and go on.
 
-Where another node took over, or this is still not known after :data:`self._pace.doubt`, or at once where
-the lease is not to be renewed (:mod:`pannier.agent.disks`), they are killed, the volume is unmounted,
-and its tree sealed, so that nothing is lost of it. Where the volume turns out to be held here still, it
-is unsealed at its next Mount.
+The containers are killed if another node took over, or if this is still unknown after
+:attr:`AgentPace.doubt`, or at once if the lease is not to be renewed (:mod:`pannier.agent.disks`). The
+volume is then unmounted and its tree sealed, so that nothing of it is lost. If this node turns out to
+hold the volume still, the tree is unsealed at the next Mount.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Fencing:
     """Watches over every volume that is held here and that another node could take over.
 
     Args:
-        rivals: the nodes that could.
+        rivals: the nodes that could take a volume over, by its name.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Fencing:
         elif key in self._fenced or self._clock.now() < self._time_to_prove(volume, key):
             return
         if key not in self._tasks:
-            # Not one after the other: one whose lock somebody has must not delay the next.
+            # Each in a task of its own: a volume whose lock is taken must not delay the next one.
             task = asyncio.create_task(self._settle(volume, key), name=f"fence {volume.name}")
             self._tasks[key] = task
             task.add_done_callback(lambda _: self._tasks.pop(key))
@@ -91,7 +91,7 @@ class Fencing:
         return self._lease.covers(volume, self._rivals(volume.name))
 
     async def _settle(self, volume: Volume, key: tuple[str, int]) -> None:
-        """Have its users stand still until it is known whether they may go on, or for long enough."""
+        """Freeze the users until it is known whether they may go on; fence the volume if they may not."""
         doubted_until = self._clock.now() + self._pace.doubt
         pause, due_at = self._pace.fence_look, self._clock.now()
         try:
@@ -100,13 +100,13 @@ class Fencing:
                 if known is None or (known.id, known.grant.node) != (volume.id, self._cluster.node):
                     break
                 if known.grant != volume.grant:
-                    return  # it was given back: who serves it anew has ended what used it before
+                    return  # it was given away and back: its former users were ended before it is served
                 if self._covered(known):
                     await self._use.resume(known)
                     return
                 if self._clock.now() >= due_at or self._use.starting(known):
                     await self._use.suspend(known)
-                    # Looking for users costs time, and hundreds of volumes may be in doubt at once.
+                    # Looking for users takes time, and hundreds of volumes may be in doubt at once.
                     pause = min(2 * pause, self._pace.doubt_pause_limit)
                     due_at = self._clock.now() + pause
                 else:
@@ -119,9 +119,11 @@ class Fencing:
             self._fenced.discard(key)
 
     def _time_to_prove(self, volume: Volume, key: tuple[str, int]) -> float:
-        """Until when it may stay unproven: the time of one lease, for what an earlier run held, and for
-        what was just created here or given to this node. Of that nothing is served yet, and ending
-        its use could meet the first Mount half way.
+        """Until when a volume may stay unproven before it is fenced.
+
+        For what an earlier run of the daemon held, this is the time of one lease after the start. A
+        volume that was just created here or given to this node has as long from when it was first
+        seen: nothing of it is served yet, and fencing could interrupt its first Mount.
         """
         if self._lease.ever_proven(volume):
             return self._not_before

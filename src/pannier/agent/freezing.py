@@ -1,17 +1,17 @@
-"""Containers stand still while it is not known whether this node still holds their volume.
+"""Freezing containers while it is not known whether this node still holds their volume.
 
-The kernel's freezer does it, for a control group as a whole: from the moment it is told, none of the
-group's threads runs an instruction of its own, and a thread inside a system call stops at its end. That is as good
-as SIGKILL for whoever is about to take the volume over, and, unlike it, can be taken back.
+The kernel's freezer freezes a control group as a whole: from that moment none of the group's threads
+runs an instruction of its own, and a thread inside a system call stops when the call ends. For a node
+that takes the volume over this is as good as SIGKILL, but it can be undone.
 
-A container's own group is its engine's, too: who unpauses a container thaws it. So what is in it is
-moved into a group of ours inside of it, which is frozen by itself, and back again in the end; groups
-that the container has made are frozen where they are. The container's group is frozen as well: then
-an engine begins no further process in it, and refuses to pause it. One that a person had paused
-before is not thawed in the end.
+The engine uses the container's own group, too: whoever unpauses a container thaws that group. So its
+processes are moved into a group of ours inside it, which is frozen by itself, and are moved back in the
+end. Groups that the container has made are frozen where they are. The container's own group is frozen
+as well: then the engine starts no further process in it, and refuses to pause it. A container that a
+person had paused before is not thawed in the end.
 
-Which groups are frozen here is kept in a file on tmpfs, written first: a daemon that is started again
-knows which ones to let go on, and leaves alone those that a person has paused.
+The frozen groups are listed in a file on tmpfs, which is written before a group is frozen. A daemon that
+is started again thus knows which groups to thaw, and leaves alone those that a person has paused.
 """
 
 from __future__ import annotations
@@ -41,25 +41,26 @@ _HOLD = "pannier-hold"
 
 
 class Freezer(ABC):
-    """Makes containers stand still, and lets them go on."""
+    """Freezes and thaws containers."""
 
     @abstractmethod
     def freeze(self, volume_id: str, users: Sequence[User]) -> list[User]:
-        """Freeze the containers of ``users``, so that nobody else can let them go on. Repeatable.
+        """Freeze the containers of ``users``, so that nobody else can thaw them. Repeatable.
 
-        Returns those users that this is not possible for.
+        Returns the users that cannot be frozen.
         """
 
     @abstractmethod
     def keep(self, volume_id: str) -> None:
-        """See to it that what was frozen for this volume stands still, with all that came into it
-        since, and that what was killed can end: to be called often. It costs less than
-        :meth:`freeze`, which needs to know the users.
+        """Keep frozen what was frozen for this volume, and freeze what was added to it since.
+
+        Killed processes can then end. To be called often: it costs less than :meth:`freeze`, which
+        needs to know the users.
         """
 
     @abstractmethod
     def thaw(self, volume_id: str) -> None:
-        """Let go on what was frozen for this volume, and for no other one. Repeatable."""
+        """Thaw what was frozen for this volume, unless another one needs it frozen, too. Repeatable."""
 
     @abstractmethod
     def holds(self, volume_id: str) -> bool:
@@ -68,7 +69,7 @@ class Freezer(ABC):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrozenGroups(Record):
-    """The file of :class:`CgroupFreezer`: by volume id, the files that freeze groups."""
+    """The file of :class:`CgroupFreezer`: by volume id, the files that freeze its groups."""
 
     groups: dict[str, list[str]] = field(default_factory=dict)
 
@@ -106,14 +107,13 @@ class CgroupFreezer(Freezer):
             groups = [Cgroup.of(file) for file in files]
             for group in [group.parent for group in groups if group.folder.name == _HOLD]:
                 try:
-                    if (
-                        group.is_empty()
-                    ):  # its engine takes what is frozen for paused, not for ended
+                    # The engine takes a frozen container for paused, even if its processes have ended.
+                    if group.is_empty():
                         below = [file for file in files if Path(file).is_relative_to(group.folder)]
                         self._release(volume_id, below)
                     else:
                         self._hold(volume_id, group)
-                except OSError as error:  # it is seen by its users, and they are killed
+                except OSError as error:  # the next freeze finds its users, and they are killed
                     log.warning("container.not-kept", group=str(group.folder), error=str(error))
 
     def thaw(self, volume_id: str) -> None:
@@ -126,7 +126,7 @@ class CgroupFreezer(Freezer):
         return volume_id in self._frozen
 
     def _release(self, volume_id: str, files: Sequence[str]) -> None:
-        """Thaw some of what was frozen for a volume, unless it was for another one as well."""
+        """Thaw some of what was frozen for a volume, unless another one needs it frozen, too."""
         if not files:
             return
         left = [file for file in self._frozen[volume_id] if file not in files]
@@ -145,7 +145,7 @@ class CgroupFreezer(Freezer):
             log.warning("frozen containers not written", error=str(error))
 
     def _freeze(self, volume_id: str, user: User, done: set[Cgroup]) -> bool:
-        """Whether the user's container stands still now; the groups in ``done`` do."""
+        """Whether the user's container is frozen now; the groups in ``done`` are."""
         try:
             group = self._group_of(user)
             if group is None:
@@ -175,7 +175,7 @@ class CgroupFreezer(Freezer):
         hold.let_die()
 
     def _stop(self, volume_id: str, group: Cgroup, *, and_know: Cgroup | None = None) -> None:
-        """Freeze one group, unless somebody else has; ``and_know`` is to be thawed in the end, too."""
+        """Freeze one group, unless somebody else has; ``and_know`` is noted too, to be thawed in the end."""
         ours = group.is_thawed() or group.file in self._all()
         new = [group] if ours else []
         self._remember(volume_id, [*new, and_know] if and_know else new)
@@ -199,7 +199,7 @@ class CgroupFreezer(Freezer):
         return None
 
     def _paths(self, pid: int) -> dict[str, str]:
-        """A process's control groups: by controller in version 1, and by nothing in version 2."""
+        """A process's control groups by controller; that of version 2 under an empty name."""
         found = {}
         for line in (self._proc / str(pid) / "cgroup").read_text().splitlines():
             _, controllers, path = line.split(":", 2)
@@ -228,7 +228,7 @@ class CgroupFreezer(Freezer):
 
 
 def _let_go(group: Cgroup) -> None:
-    """Thaw a group. Ours is emptied into the container's own and removed."""
+    """Thaw a group. A group of ours is emptied into the container's own and removed instead."""
     if group.folder.name != _HOLD:
         group.thaw()
         return

@@ -1,8 +1,8 @@
-"""This node's lease in the store, and how long each volume may be believed to be held.
+"""This node's lease in the store, and how long this node may act as the holder of each volume.
 
 Others see from ``alive/NODE`` that this node is up, and take nothing over while it is there. A lease
-that ran out and was granted anew begins another *term*: what this node believed before counts for
-nothing then, until each volume's record was read and written anew (:meth:`Lease.proven`).
+that ran out and was granted anew begins another *term*: this node then holds nothing by that lease
+until each volume's record was read and written anew (:meth:`Lease.proven`).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Lease:
         self._proven: dict[str, tuple[int, int]] = {}
         self._promises: dict[str, dict[str, float]] = {}
         self.withheld = ""
-        """Why the lease is not renewed, if it is not to be: the node cannot do what it stands for."""
+        """Why the lease is deliberately not renewed, such as a failed disk; empty while it is."""
 
     @property
     def term(self) -> int:
@@ -54,12 +54,12 @@ class Lease:
 
     @property
     def until(self) -> float:
-        """The end of the lease, as this node may count it."""
+        """The end of the lease for this node, which is earlier than the store's."""
         return self._until
 
     @property
     def in_danger(self) -> bool:
-        """Whether a renewal is overdue, so that the lease may soon be over against our will."""
+        """Whether a renewal that is wanted is overdue: the lease may soon run out."""
         overdue = self._term > 0 and self._until - self._clock.now() < self.terms.ttl * 0.4
         return overdue and not self.withheld
 
@@ -68,12 +68,12 @@ class Lease:
         self._proven[volume.id] = (volume.grant.epoch, term)
 
     def needs_proof(self, volume: Volume) -> bool:
-        """Whether the lease as it is now says nothing about the volume yet."""
+        """Whether the volume was not proven in the present term yet: see :meth:`proven`."""
         return self._proven.get(volume.id) != (volume.grant.epoch, self._term)
 
     def _was_proven(self, volume: Volume) -> bool:
-        """Whether this run has read the volume's record. What an earlier one remembered may not name
-        all rivals, and only this node changes who they are."""
+        """Whether this run has read the volume's record. One remembered from an earlier run may lack
+        rivals. Once it is read, all are known: only the holder changes who they are."""
         return self._proven.get(volume.id, (0, 0))[0] == volume.grant.epoch
 
     def promised(self, volume: Volume, promises: dict[str, float]) -> None:
@@ -81,7 +81,7 @@ class Lease:
         self._promises.setdefault(volume.id, {}).update(promises)
 
     def standing(self, volume: Volume) -> Standing:
-        """What this node can show now for its belief that it holds the volume."""
+        """What proves now that this node holds the volume."""
         return Standing(
             now=self._clock.now(),
             read=volume.spec.copies == 1 or self._was_proven(volume),
@@ -97,8 +97,10 @@ class Lease:
         return self.standing(volume).holds(volume.in_sync if rivals is None else rivals)
 
     def covers(self, volume: Volume, rivals: frozenset[str]) -> bool:
-        """Whether what uses the volume may go on: also to the end of a lease that the store ended
-        before its time, so that there is time to prove that nobody took the volume over.
+        """Whether the volume's users may go on.
+
+        If the store ended the lease early, they may until its regular end. This leaves time to prove
+        that nobody took the volume over.
         """
         left = self._ended_early_until if self._was_proven(volume) else -inf
         return self.holds(volume, rivals) or self._clock.now() < left
@@ -129,7 +131,7 @@ class Lease:
         asked_at = self._clock.now()
         if self._lease is not None:
             try:
-                async with asyncio.timeout(self.terms.ttl / 6):  # another member is asked in time
+                async with asyncio.timeout(self.terms.ttl / 6):  # in time to ask another member
                     await self._store.renew_lease(self._lease)
             except Stale:
                 self._lease = None
@@ -145,7 +147,7 @@ class Lease:
                 Change(self._key, self._value, current.revision if current else ABSENT, lease)
             )
         except Stale:
-            await self._store.revoke_lease(lease)  # an older lease ended between; the next turn
+            await self._store.revoke_lease(lease)  # an older lease ended meanwhile; try next turn
             return
         self._lease = lease
         self._until = self.terms.trusted_until(asked_at)

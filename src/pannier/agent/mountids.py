@@ -22,7 +22,7 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MountHints(Record):
-    """The file of :class:`MountIds`: by volume and id CLOCK_BOOTTIME in seconds."""
+    """The file of :class:`MountIds`: by volume and mount id, CLOCK_BOOTTIME in seconds."""
 
     ids: dict[str, dict[str, float]] = field(default_factory=dict)
 

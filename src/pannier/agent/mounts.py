@@ -42,7 +42,11 @@ _libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
 
 
 class Mounts(Protocol):
-    """What Docker is given: a path for each volume, at which its tree is seen or nothing."""
+    """What Docker is given: a path for each volume, which shows its tree or nothing.
+
+    Every method with a ``name`` raises InvalidInput for one that cannot name a volume. ``Raises:``
+    lists what a method raises beyond that.
+    """
 
     @property
     def root(self) -> Path:
@@ -55,19 +59,40 @@ class Mounts(Protocol):
         ...
 
     def path(self, name: str) -> Path:
-        """Where the volume is, or would be, seen."""
+        """Where the volume is shown, or would be."""
         ...
 
     def mount(self, name: str, source: Path) -> Path:
-        """Show ``source``; Conflict where another directory is shown."""
+        """Show ``source`` at the volume's path, and return the path.
+
+        Raises:
+            Conflict: another directory is shown there.
+            StorageError: ``source`` is no directory, or the kernel refused.
+        """
         ...
 
     def replace(self, name: str, source: Path) -> Path:
-        """Show ``source`` instead of whatever is shown and, as the caller saw, not used."""
+        """Show ``source`` instead of whatever is shown, and return the path.
+
+        The caller has made sure that nothing uses what is shown.
+
+        Raises:
+            VolumeInUse: a process on the node itself uses it. Containers do not count here.
+            Conflict: another program mounted something there meanwhile.
+            StorageError: as :meth:`mount`.
+        """
         ...
 
     def unmount(self, name: str, *, detach: bool = False) -> None:
-        """Show nothing; VolumeInUse where a process of this node uses what is shown."""
+        """Show nothing.
+
+        Args:
+            detach: also if processes use what is shown; they keep it.
+
+        Raises:
+            VolumeInUse: a process on the node itself uses it. Containers do not count here.
+            StorageError: the kernel refused for another reason.
+        """
         ...
 
 
@@ -78,9 +103,9 @@ class MountTable(Mounts):
     the thread of a call whose task was cancelled goes on beside the next one.
 
     Args:
-        root: for root alone, however it was made: what is mounted here may have setuid programs.
-        pool: where the pool is mounted. Device nodes and setuid programs in it work for containers,
-            though not on the pool's own mount; elsewhere the flags stay as the administrator set them.
+        root: is made accessible to root alone, even if it exists: volumes may have setuid programs.
+        pool: where the pool is mounted. Bind mounts of its directories allow device nodes and setuid
+            programs; the pool's own mount does not. Other sources keep the administrator's flags.
     """
 
     def __init__(self, root: Path = DEFAULT_ROOT, *, pool: Path | None = None) -> None:
@@ -125,7 +150,7 @@ class MountTable(Mounts):
         return top is not None and top.location == locate(source.resolve(), mounts)
 
     def mount(self, name: str, source: Path) -> Path:
-        """Mount ``source`` and return the path; nothing is done where it is mounted already.
+        """Mount ``source`` and return the path; does nothing if it is mounted already.
 
         Raises:
             StorageError: ``source`` is no directory, or the kernel refused.
@@ -156,6 +181,7 @@ class MountTable(Mounts):
 
         Raises:
             VolumeInUse: a process on the node itself uses the old mount.
+            Conflict: another program mounted something there meanwhile.
             StorageError: as :meth:`mount`.
         """
         source = self._check_source(name, source)
@@ -213,7 +239,7 @@ class MountTable(Mounts):
         return source
 
     def _guard(self, name: str, target: Path) -> None:
-        """Make the directory and see that nothing can be written into it while it is bare."""
+        """Make the directory, so that nothing can be written into it while nothing is mounted there."""
         try:
             target.mkdir(mode=0o700, exist_ok=True)
             if _set_immutable(target, True):
@@ -250,7 +276,7 @@ def _check_unmount(name: str, target: Path, number: int) -> None:
             f"volume {name}: {target} cannot be unmounted, a process on this node uses it",
             remedy=f"find it with: fuser -vm {target}",
         )
-    if number != errno.EINVAL:  # EINVAL: somebody else was quicker; the caller looks again
+    if number != errno.EINVAL:  # EINVAL: another program unmounted it first; the caller looks again
         raise StorageError(
             f"volume {name}: unmounting {target} failed: {os.strerror(number)}",
             remedy="look at the kernel's messages (dmesg)",

@@ -1,13 +1,13 @@
 """What this node has promised others about their volumes.
 
-To a holder that cannot reach the store: not to take its volume over for some time. And from the
-moment at which it begins a takeover itself: to confirm, and to promise, nothing more for the old
-epoch, since what the holder acknowledged then would not be in what the new epoch begins with.
+First, a holder that cannot reach the store is promised that its volume is not taken over for some
+time. Second, a node that begins a takeover confirms and promises nothing more for the old epoch: what
+the holder acknowledged by such a confirmation would be missing in the new epoch.
 
 The first is kept in memory: after a start nothing is taken over for as long as an earlier run could
 have promised. The second is on disk before the store is asked for the change, since the change may
-happen long after this run has ended, or have happened without this node's remembering it: it ends
-only when the store's record shows that it did not happen and cannot any more.
+happen long after this run has ended, or may have happened unknown to this node. It ends only when the
+store's record shows that the change did not happen and cannot happen any more.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ class Promises:
     """Times are seconds since boot.
 
     Args:
-        file: where the takeovers that were begun outlast this run, and a power cut.
+        file: keeps the takeovers that were begun, also after this run or a power cut.
         longest: how long a promise lasts at most, in seconds. After a start nothing is taken over for
-            as long, since an earlier run may have promised it.
+            that long, since an earlier run may have promised it.
     """
 
     def __init__(self, *, file: StateFile, clock: Clock, longest: float) -> None:
@@ -60,7 +60,7 @@ class Promises:
         self._saving = asyncio.Lock()
 
     def promise(self, volume_id: str, *, epoch: int, seconds: float) -> bool:
-        """Promise not to take the volume over from its holder at ``epoch``; False where it is too late."""
+        """Promise not to take the volume over from its holder at ``epoch``; False if it is too late."""
         if self.refuses(volume_id, epoch=epoch):
             return False
         until = self._clock.now() + min(seconds, self._longest)
@@ -74,14 +74,14 @@ class Promises:
 
     @asynccontextmanager
     async def taking(self, volume: Volume, *, revision: int) -> AsyncIterator[None]:
-        """Nothing of the volume's present epoch, or an earlier one, is confirmed from here on, while
-        the block tries to change the record that was read at ``revision``.
+        """Confirm nothing of the volume's present epoch, or an earlier one, from here on, while the
+        block tries to change the record that was read at ``revision``.
 
-        That ends with an error which says that nothing was changed. It stays with every other
-        outcome: with success, with OutcomeUnknown, and where the block was cancelled.
+        This ends if the block raises an error that says that nothing was changed. It stays after
+        every other outcome: success, OutcomeUnknown, or a cancelled block.
 
         Raises:
-            StorageError: it cannot be written down; the block was not entered.
+            StorageError: this cannot be written to disk; the block was not entered.
         """
         before = self._refused.get(volume.id)
         self._refused[volume.id] = Refusal(volume.grant.epoch, revision)
@@ -91,7 +91,7 @@ class Promises:
         except OutcomeUnknown:
             raise
         except PannierError:
-            if before != self._refused.get(volume.id):  # else an earlier change is on its way, too
+            if before != self._refused.get(volume.id):  # if not, an earlier try may be on its way
                 await self._restore(volume.id, before)
             raise
 
@@ -103,9 +103,13 @@ class Promises:
         await self._save()
 
     async def settle(self, volume: Volume, *, revision: int) -> None:
-        """The store's record was just read: a takeover from that epoch that was begun at another
-        revision did not happen, and cannot any more. (One from a later epoch was undone: an older
-        store was restored.)
+        """Confirm again, if a record just read from the store shows that the takeover did not happen.
+
+        A takeover from the record's epoch that was begun at another revision did not happen, and
+        cannot any more. One from a later epoch was undone, since an older store was restored.
+
+        Raises:
+            StorageError: this cannot be written to disk.
         """
         found = self._refused.get(volume.id)
         if found is not None and found.epoch >= volume.grant.epoch and found.revision != revision:
@@ -126,7 +130,7 @@ class Promises:
         return read_file(self._file, Takeovers, remedy=remedy) or Takeovers()
 
     async def _save(self) -> None:
-        async with self._saving:  # an older content must not come after a newer one
+        async with self._saving:  # older content must not overwrite newer
             content = encode(replace(self._saved, begun=self._refused))
             try:
                 await asyncio.to_thread(self._file.write, content)

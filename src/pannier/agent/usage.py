@@ -72,8 +72,8 @@ def users_of(
 ) -> list[User]:
     """Processes that use any of the directories ``paths``, by rising pid.
 
-    Reads each mount namespace once, and /proc only: a hanging file system does not stop it. About
-    10 ms for 300 processes; not for the event loop all the same.
+    Reads each mount namespace once, and only /proc, so that a hanging file system does not block it.
+    Takes about 10 ms for 300 processes, which is too long for the event loop.
 
     Args:
         paths: where the data is; it need not be mounted anywhere, nor even be there.
@@ -287,7 +287,7 @@ def _describe(proc: Path, pid: int) -> User | None:
         command = command or _read_text(f"{proc}/{pid}/comm").strip()
     except OSError:
         return None
-    # Of nested containers the outer one, which is the one that our engine knows.
+    # Of nested containers the outer one: that is the one our engine knows.
     container = _CONTAINER.search(groups)
     printable = "".join(c if c.isprintable() else "?" for c in command[:_COMMAND_LENGTH])
     return User(pid, container[0] if container else None, printable)

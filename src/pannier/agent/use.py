@@ -1,4 +1,4 @@
-"""Whether a volume is in use on this node, by whom, and the end of that."""
+"""Whether a volume is in use on this node and by whom, and ending that use."""
 
 from __future__ import annotations
 
@@ -29,11 +29,17 @@ log = structlog.get_logger(__name__)
 class UsersOf(Protocol):
     """Who uses any of some directories now; see :func:`pannier.agent.usage.users_of`."""
 
-    def __call__(self, paths: Sequence[Path], *, mount_root: Path) -> list[User]: ...
+    def __call__(self, paths: Sequence[Path], *, mount_root: Path) -> list[User]:
+        """Processes that use any of ``paths``.
+
+        Raises:
+            StorageError: a path lies under no mount.
+        """
+        ...
 
 
 class Use:
-    """Who uses the volumes of this node: the truth is in /proc, and Docker's mount ids are hints."""
+    """Who uses the volumes of this node. /proc tells it; Docker's mount ids are only hints."""
 
     def __init__(
         self,
@@ -78,7 +84,7 @@ class Use:
             self._awaited[name] -= 1
 
     def awaited(self, volume: Volume) -> bool:
-        """Whether a Mount waits for the volume: this node shall not give it away by itself."""
+        """Whether a Mount waits for the volume: then this node must not give it away by itself."""
         return self._awaited[volume.name] > 0
 
     def begins(self, volume: Volume, mount_id: str) -> None:
@@ -90,7 +96,7 @@ class Use:
         self._mount_ids.discard(name, mount_id)
 
     def forget(self, volume: Volume) -> None:
-        """What Docker said of a volume does not count any more: it is gone."""
+        """Drop Docker's hints about a volume that is gone."""
         self._mount_ids.forget(volume.name)
 
     def released(self, volume: Volume) -> asyncio.Event:
@@ -117,9 +123,9 @@ class Use:
         return self.starting(volume) or bool(await self.processes(volume))
 
     def starting(self, volume: Volume) -> bool:
-        """Whether a container may be about to use the volume that no process shows yet."""
+        """Whether a container may be about to use the volume although no process shows it yet."""
         if self.awaited(volume):
-            return True  # of two nodes that want it at once, one gets it: not both in turn
+            return True  # if two nodes want it at once, it must not go back and forth between them
         ages = self._mount_ids.ages(volume.name, self._clock.now())
         return any(age < self._pace.starting for age in ages.values())
 
@@ -144,14 +150,14 @@ class Use:
     # -- standing still, and the end ------------------------------------------------------------
 
     def suspended(self, volume: Volume) -> bool:
-        """Whether containers that use the volume were made to stand still, by this run or an earlier."""
+        """Whether containers that use the volume were frozen, by this run or an earlier one."""
         return self._freezer.holds(volume.id)
 
     async def suspend(self, volume: Volume) -> None:
-        """Let nothing that uses a volume go on: another node may take it over by now, or may not.
+        """Stop all users of a volume that another node may have taken over.
 
-        Containers stand still, and processes outside of any are killed. Those that begin meanwhile
-        are met by the next call.
+        Containers are frozen, and processes outside of containers are killed. Users that start
+        meanwhile are found by the next call.
         """
         users = [user for user in await self.processes(volume) if user.pid]
         if users and not self.suspended(volume):
@@ -159,18 +165,18 @@ class Use:
         self._kill(volume, await asyncio.to_thread(self._freezer.freeze, volume.id, users))
 
     async def keep_suspended(self, volume: Volume) -> None:
-        """See to it that nobody lets go on what was suspended; costs little."""
+        """Keep suspended what was, even if somebody thaws it; costs little."""
         if self.suspended(volume):
             await asyncio.to_thread(self._freezer.keep, volume.id)
 
     async def resume(self, volume: Volume) -> None:
-        """What was suspended goes on: this node is known to hold the volume."""
+        """Let go on what was suspended: this node is known to hold the volume."""
         if self.suspended(volume):
             log.info("volume.resumed", volume=volume.name, epoch=volume.grant.epoch)
         await asyncio.to_thread(self._freezer.thaw, volume.id)
 
     async def end(self, volume: Volume) -> None:
-        """Unmount and kill; again until nobody is left, since processes are born meanwhile."""
+        """Unmount, and kill until nobody is left, since new processes may start meanwhile."""
         await asyncio.to_thread(self._mounts.unmount, volume.name, detach=True)
         self._mount_ids.forget(volume.name)
         for _ in range(self._pace.end_tries):
@@ -178,7 +184,7 @@ class Use:
             if not users:
                 break
             self._kill(volume, users)
-            # What is frozen ends at once, or when it is let go on: it makes no step of its own any more.
+            # A killed process that is frozen may end only when it is thawed; it does not run any more.
             await asyncio.to_thread(self._freezer.thaw, volume.id)
             await asyncio.sleep(self._pace.end_pause)
         else:

@@ -131,8 +131,8 @@ def actor_of(caller: Caller, claimed: str | None) -> str:
     """Who is to be recorded as having asked.
 
     Args:
-        claimed: the request's actor header. Only a node is believed, as it passes on the request
-            of a user whom it has identified itself; from anybody else the header is ignored.
+        claimed: the request's actor header. It counts only from a node, which passes on the request
+            of a user whom it has identified itself; from anybody else it is ignored.
 
     Raises:
         InvalidInput: a node's header cannot be a name.

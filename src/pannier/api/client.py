@@ -1,4 +1,4 @@
-"""Clients: the operations of another daemon, as methods. What is sent stands in the contract's tables."""
+"""Clients: the operations of another daemon, as methods. The contract's tables say what is sent."""
 
 from __future__ import annotations
 

@@ -33,7 +33,8 @@ from pannier.core.node import API_PORT
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 20.0
 CHANGE_SECONDS = 60.0
-"""Docker's own calls answer within 50 s; this leaves the server the time to say why not."""
+"""Longer than the 50 s that the daemon takes at most for most of Docker's calls, so that it has the
+time to answer why one failed."""
 SILENCE_SECONDS = 6 * KEEPALIVE_SECONDS
 ANSWER_LIMIT_BYTES = 64 * 2**20
 
@@ -58,8 +59,8 @@ class TlsEndpoint:
 
     Attributes:
         address: IP address or host name.
-        context: has the cluster's CA and, but for joining, our certificate. It becomes one for
-            nodes only (:func:`~pannier.api.tls.check_nodes`): do not use it for etcd as well.
+        context: has the cluster's CA and, except for joining, our certificate. It is changed to
+            accept nodes only (:func:`~pannier.api.tls.check_nodes`): do not use it for etcd as well.
         node: whom the server's certificate must name; None accepts any node of the cluster.
     """
 
@@ -133,6 +134,7 @@ class ApiConnection:
 
         Raises:
             PannierError: what the server reported, as its own class.
+            Denied: a certificate was not accepted, on either side, or the local socket is root's.
             PeerUnavailable: it could not be reached, or a reading request broke off: nothing happened.
             OutcomeUnknown: a changing request was sent and no answer came.
             DeadlineExceeded: a reading request took too long.
@@ -164,7 +166,7 @@ class ApiConnection:
             PannierError: as :meth:`ask`; also one that the server reports in mid-stream.
         """
         reading = method == "GET"
-        # No total: a stream lasts as long as it lasts. A server that lives sends blank lines.
+        # No limit for the whole: a stream may take any time. A live server sends blank lines.
         timeout = aiohttp.ClientTimeout(
             total=None, sock_connect=CONNECT_SECONDS, sock_read=SILENCE_SECONDS
         )
@@ -319,7 +321,7 @@ def _reported(content: bytes) -> PannierError | None:
 def _tls_error(error: BaseException | None) -> ssl.SSLError | None:
     """The failed handshake or the server's refusal of our certificate behind ``error``, if any."""
     while error is not None:
-        # aiohttp's own errors are of ssl's classes too, but without their contents: those are inside.
+        # aiohttp's own errors are of ssl's classes too, but lack their fields: the original is inside.
         wrapped = (getattr(error, "certificate_error", None), getattr(error, "os_error", None))
         for candidate in (*wrapped, error):
             if isinstance(candidate, ssl.SSLError) and not isinstance(

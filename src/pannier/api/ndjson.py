@@ -15,8 +15,8 @@ from pannier.core.errors import PannierError, Unavailable
 
 CONTENT_TYPE = "application/x-ndjson"
 KEEPALIVE_SECONDS = 5.0
-"""Without anything to say for so long, a blank line is sent. A client gives up after several of
-these, and the server notices with them that its client has gone."""
+"""A stream that was silent for this long sends a blank line. A client gives up when several of them
+fail to come, and the server notices by sending them that its client has gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +44,9 @@ class Streams:
     async def send(self, request: web.Request, source: AsyncIterator[Any]) -> web.StreamResponse:
         """Answer ``request`` with what ``source`` yields.
 
-        A source that fails before its first value makes an ordinary error; later, the stream's last
-        line is an ErrorView. When the client goes away, the source is closed: work that must
-        outlive its watcher runs elsewhere.
+        If the source fails before its first value, the answer is an ordinary error; if it fails later,
+        the stream's last line is an ErrorView. When the client goes away, the source is closed: work
+        that must go on without a client runs elsewhere.
 
         Raises:
             Exception: what the source raised before its first value.

@@ -1,4 +1,4 @@
-"""All that the server answers, and to whom: the operations of the contract, and the document of them."""
+"""All routes of the server and who may use them: the contract's operations, and the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ALLOWED: Mapping[Access, frozenset[type[Caller]]] = {
     Access.CLUSTER: frozenset({NodeCaller, UserCaller, LocalCaller}),
     Access.PEER: frozenset({NodeCaller}),
 }
-"""Who may do what: the whole of it. A caller that is not in a row's set is refused."""
+"""Who may do what; there is no other rule. A caller that is not in a row's set is refused."""
 
 DOCUMENT = Operation(
     name="openapi",

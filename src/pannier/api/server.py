@@ -52,7 +52,7 @@ def build_application(
     identify: Identify,
     keepalive_seconds: float = KEEPALIVE_SECONDS,
 ) -> web.Application:
-    """The application for one socket; sockets with different ways to know callers need one each.
+    """The application for one socket; sockets that identify callers differently need one each.
 
     Args:
         operations: what an actor may ask for.
@@ -125,7 +125,7 @@ def _admit(request: web.Request, operation: Operation, identify: Identify) -> tu
 
     Raises:
         Denied: the caller may not use this operation.
-        InvalidInput: a header cannot be what it should.
+        InvalidInput: a header has an invalid value.
     """
     notes = request[_NOTES]
     notes["operation"] = operation.name
@@ -210,7 +210,7 @@ async def _answer_errors(request: web.Request, handler: _Handle) -> web.StreamRe
         notes["code"] = error.code
         response = _json(_describe_error(error), status=error.http_status)
     except Exception as error:
-        # Nobody foresaw it, so nothing about it may reach the caller: it is logged instead.
+        # Unforeseen: its text may reveal anything, so it goes to the log and not to the caller.
         response = _json(_describe_error(error), status=500)
     write = _log.debug if request.method == "GET" and response.status < 500 else _log.info
     write(

@@ -7,13 +7,13 @@ import ssl
 from pannier.core.errors import PannierError
 
 ANY_NODE = "any-node.pannier.invalid"
-"""As the server's name: every node of the cluster will do."""
+"""As the server's name: any node of the cluster is accepted."""
 
 
 class WrongServer(ssl.SSLCertVerificationError):
-    """The server's certificate is the cluster's, and not that of the node that was meant.
+    """The server's certificate is not that of the wanted node, or of any node.
 
-    An error of TLS, because asyncio ends a handshake in good order for no other kind.
+    A subclass of an ssl error, because asyncio ends a failed handshake cleanly for no other kind.
     """
 
 

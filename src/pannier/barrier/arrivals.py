@@ -1,6 +1,7 @@
 """The socket on which a container runtime hands over a seccomp listener (runtime-spec, "seccomp").
 
-One connection for each: a JSON text, the container process state, with descriptors beside it.
+Each listener comes over a connection of its own: a JSON text (the container process state), with the
+descriptors attached.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class _State(msgspec.Struct):
 
 
 class _Message(msgspec.Struct):
-    """ContainerProcessState, as far as it matters."""
+    """The fields of ContainerProcessState that are used here."""
 
     fds: list[str]
     pid: int
@@ -45,7 +46,7 @@ class Arrival:
 
     Attributes:
         pid: the process, as this pid namespace numbers it.
-        volumes: the names that ``pannier-runtime`` gave; None where it was not that which did.
+        volumes: the names that ``pannier-runtime`` put into the metadata; None where there are none.
     """
 
     container: str
@@ -58,13 +59,13 @@ async def receive(connection: socket.socket, store: Callable[[int], None]) -> tu
 
     Args:
         connection: non-blocking; stays open.
-        store: called with the listener as soon as it is here, before anything is waited for.
+        store: called with the listener's descriptor as soon as it arrives, before the rest is read.
 
     Returns:
         the arrival, and the listener's descriptor, which the caller now owns.
 
     Raises:
-        InvalidInput: it is not as the specification says; all descriptors were closed.
+        InvalidInput: it does not follow the specification; all descriptors were closed.
     """
     fds: list[int] = []
     text = b""

@@ -46,7 +46,7 @@ class Barrier:
 
         Args:
             mount_root: the directory with the mount points that Docker is given.
-            directory: on tmpfs: what must survive this process, but no boot.
+            directory: on tmpfs, for what must survive this process but not a reboot.
         """
         self._mount_root = mount_root
         self._marks = directory / "held"
@@ -61,7 +61,7 @@ class Barrier:
     # -- marks -----------------------------------------------------------------------------------
 
     def hold(self, volume: str) -> None:
-        """Have new containers with this volume get the barrier; before Docker may mount it."""
+        """Give new containers with this volume the barrier. Called before Docker may mount it."""
         (self._marks / volume).touch()
 
     def release(self, volume: str) -> None:
@@ -92,8 +92,8 @@ class Barrier:
         """Take up the listeners that systemd has kept; called once, before :meth:`run`.
 
         Args:
-            descriptors: name and number of all that systemd handed down; what is not a listener is
-                left alone.
+            descriptors: name and number of each that systemd handed down; those that are not
+                listeners are left alone.
         """
         kept = [(name, fd) for name, fd in descriptors if is_listener(name)]
         self._keeping.sweep({name for name, _fd in kept})
@@ -104,8 +104,10 @@ class Barrier:
             log.info("barrier.restored", listeners=len(kept))
 
     async def run(self, server: socket.socket) -> NoReturn:
-        """Take new listeners from ``server`` for ever: run as a task. Ending it ends no container:
-        what waits does so until the next process takes it up.
+        """Take new listeners from ``server`` for ever; run as a task.
+
+        Ending the task ends no container: calls that wait go on waiting until the next process of the
+        daemon takes them up.
         """
         loop = asyncio.get_running_loop()
         server.setblocking(False)

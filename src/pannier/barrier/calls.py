@@ -17,8 +17,8 @@ class SyncCall:
             0 where it is not known: a call from before the daemon's restart.
         name: of the system call; ``unknown`` from before a restart.
         fd: the descriptor that it is about; None for sync and msync.
-        arrival: when the caller first asked, in seconds of CLOCK_BOOTTIME. Earlier than when this
-            call came in where a signal interrupted it and the kernel restarted it.
+        arrival: when the call first came in, in seconds of CLOCK_BOOTTIME. For a call that a signal
+            interrupted and the kernel restarted, this is the time before the interruption.
     """
 
     container: str
@@ -36,24 +36,32 @@ class Strategy(Protocol):
 
     async def make_durable(self, volume: str, calls: Sequence[SyncCall]) -> None:
         """Return when all that was written to the volume before this call is on every copy that
-        counts, and this node may still say so.
+        counts, and this node is still entitled to confirm that.
+
+        After an error the sync calls keep waiting, and the barrier calls this method again.
 
         Args:
             calls: those that wait for it; some may have ended meanwhile.
 
         Raises:
-            PannierError: it cannot be said now. The calls keep waiting, and it is asked again.
+            NotHolder: this node does not hold the volume, or is just giving it away.
+            Unavailable: it cannot be confirmed now, such as for want of the store or of other copies.
+            VolumeNotFound: the volume is gone.
+            Stale, OutcomeUnknown: the record of the copies that count may not have been changed.
+            StorageError: this node's storage fails.
         """
         ...
 
     async def unchanged(self, volume: str) -> bool:
-        """Whether nothing was written since the last ``make_durable`` that returned, and this node
-        may still say so.
+        """Whether nothing was written since the last ``make_durable`` that returned, while this node
+        is still entitled to confirm that.
 
-        Only a caller that is interrupted again and again depends on it: where that takes longer
-        than half the time between two of its signals, it does not get on.
+        Only callers that are interrupted again and again depend on it. Such a caller makes no progress
+        if this method takes longer than half the time between two of its signals.
 
         Raises:
-            PannierError: it cannot be said now.
+            NotHolder: this node does not hold the volume, or is just giving it away.
+            Unavailable: this node cannot prove now that it still holds the volume.
+            StorageError: this node's storage fails.
         """
         ...

@@ -1,12 +1,13 @@
-"""Group commit: the calls that wait for a volume are made good together, one group at a time.
+"""Group commit: the calls that wait for a volume are made durable together, one group at a time.
 
-All calls that wait when a group begins are in it; those that come later form the next. Writers whom
-one group lets go often call again at once: the next group waits some milliseconds for as many as the
-last one had. Else the fastest would have a group of its own each time, and all others wait for two.
+All calls that wait when a group begins are in it; those that come later form the next. Writers that
+one group releases often call again at once, so the next group waits some milliseconds for as many
+calls as the last one had. Without that pause, the fastest writer would have a group of its own each
+time, and all others would wait for two groups.
 
 A signal withdraws a waiting call, and the kernel restarts it as a new one. A caller with a fast timer
-might so never see the end of a group. Its call keeps the time of its first arrival, and is let go
-when a group that began after that time is done and nothing was written since.
+might therefore never see the end of a group. So its call keeps the time of its first arrival, and is
+released once a group that began after that time is done and nothing was written since.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ log = structlog.get_logger(__name__)
 
 FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 2.0
-"""Between two tries of a group that could not be made durable; each pause is twice the last."""
+"""Pauses between tries to make a group durable: the first, and the longest; doubled each time."""
 GATHER_SECONDS = 0.01
 GATHER_PART = 0.25
-"""The longest time that a group waits, after the end of the last one, for that one's callers to come back.
-It is also bounded by a part of the last group's own time."""
+"""How long after the end of one group the next one waits for the same callers: ``GATHER_SECONDS``, but
+no longer than this part of the time that the last group took."""
 _LOOKS = 3
-"""How many times before a group it is asked whether a volume with restarted calls is unchanged."""
+"""How often, before each group, ``unchanged`` is asked in order to release restarted calls."""
 
 
 @dataclass(slots=True, eq=False)
@@ -42,8 +43,8 @@ class Waiting:
     Attributes:
         volumes: names; changed by the groups, and empty as soon as the call is answered.
         is_there: whether its thread still waits.
-        answer: let it go on.
-        lapse: told instead of ``answer`` when its thread was found to wait no longer.
+        answer: lets the call go on.
+        lapse: called instead of ``answer`` when the thread no longer waits.
     """
 
     call: SyncCall
@@ -55,14 +56,14 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """How many calls wait for a volume, and since how many seconds the first of them does."""
+    """How many calls wait for a volume, and for how many seconds the oldest of them has waited."""
 
     calls: int
     oldest_seconds: float
 
 
 class Groups:
-    """The calls that wait, by volume. For one event loop; nothing here is safe between threads."""
+    """The calls that wait, by volume. For one event loop; not thread-safe."""
 
     def __init__(self, strategy: Strategy, *, clock: Clock) -> None:
         self._strategy = strategy
@@ -113,8 +114,8 @@ class _Queue:
         self._volume = volume
         self._strategy = strategy
         self._now = now
-        self._begun = -math.inf  # when the last group that is done began
-        self._let_go = 0  # how many calls it had
+        self._begun = -math.inf  # when the last completed group began
+        self._let_go = 0  # how many calls that group had
         self._gather_until = -math.inf
         self._came = asyncio.Event()
 
@@ -137,7 +138,7 @@ class _Queue:
             self.task = None
 
     async def _gather(self) -> None:
-        """Wait a moment for those whom the last group let go."""
+        """Wait a moment for the callers that the last group released."""
         while len(self.waiting) < self._let_go:
             left = self._gather_until - self._now()
             if left <= 0:
@@ -156,7 +157,7 @@ class _Queue:
             begun = self._now()
             try:
                 await self._strategy.make_durable(self._volume, [each.call for each in group])
-            except Exception as error:  # also our own mistakes: an answer would be a lie
+            except Exception as error:  # bugs too: an answer would claim what was not done
                 failure = self._complain(error, failure, len(group))
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
@@ -178,10 +179,12 @@ class _Queue:
         return list(self.waiting)
 
     async def _release_restarted(self) -> None:
-        """Let go the restarted calls whose data a group has covered, if that is still so.
+        """Release the restarted calls whose data an earlier group made durable, if nothing was
+        written since.
 
-        A call may be withdrawn during the look, and its successor come too late for that look. The
-        next look then begins with a call that has most of its time before it.
+        A call may be withdrawn while ``unchanged`` runs, and its successor then comes too late for that
+        answer. The next try begins soon after the successor came, with most of the time left until
+        the caller's next signal.
         """
         for _ in range(_LOOKS):
             covered = [each for each in self.waiting if each.call.arrival < self._begun]
@@ -198,7 +201,7 @@ class _Queue:
 
     def _release(self, waiting: Waiting) -> None:
         if waiting not in self.waiting:
-            return  # it was withdrawn, or somebody was quicker
+            return  # it was withdrawn, or released already
         self.discard(waiting)
         waiting.volumes.discard(self._volume)
         if not waiting.volumes:

@@ -29,7 +29,7 @@ _PREFIX = "listener-"
 
 @dataclass(frozen=True, slots=True)
 class Origin(Record):
-    """Where a listener comes from, and the file that says so.
+    """Where a listener comes from; kept in a file beside the descriptor.
 
     Attributes:
         container: the container's id.
@@ -79,8 +79,10 @@ class Keeping:
         return UnsyncedFile(self._file(name, "json"))
 
     def pending(self, name: str) -> Pending:
-        """The listener's unanswered calls; none of them where the file is damaged or of a newer
-        format: then they hang, and say nothing that is not true.
+        """The listener's unanswered calls.
+
+        A file that is damaged or of a newer format is replaced by an empty one. Its calls then hang,
+        but none is answered wrongly.
         """
         file = self._file(name, "ids")
         try:

@@ -34,7 +34,7 @@ class Notification:
     Attributes:
         ident: the kernel's cookie for it.
         tid: the calling thread, in this process's pid namespace; 0 where that does not show it.
-        name: of the call; ``unknown`` for one that this module has no number of.
+        name: of the call; ``unknown`` where this module's table does not have its number.
         arguments: six registers, as unsigned 64 bit.
     """
 

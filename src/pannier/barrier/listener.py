@@ -18,10 +18,11 @@ from pannier.barrier.reach import Reach
 from pannier.host.clock import Clock
 
 _AT_ONCE = 64
-"""Calls that are taken in a row before other work of the event loop has its turn."""
+"""How many calls are taken in a row before the event loop's other work has its turn."""
 _PROBED = 1024
+"""How many ids after the last stored one are looked up after a restart of the daemon."""
 _LAPSED_SECONDS = 60.0
-"""A restarted call comes at once after its signal's handler; one that did not is forgotten."""
+"""How long an interrupted call is remembered; the kernel restarts it right after its signal's handler."""
 
 _Key = tuple[str, tuple[int, ...]]
 
@@ -46,9 +47,9 @@ class Listener:
 
         Args:
             name: under which it is kept.
-            synchronous: told the thread and descriptor of a sync call on a file of a held volume
-                that writes through.
-            ended: told when the last process with the filter is gone; the descriptor is closed.
+            synchronous: called with the thread and descriptor of a sync call on a held volume's file
+                that is open with O_SYNC or O_DSYNC.
+            ended: called when the last process with the filter is gone; ``fd`` is closed by then.
         """
         self.fd = fd
         self.origin = origin
@@ -110,8 +111,8 @@ class Listener:
     def _wait(self, call: Notification, slot: int, first: float, volumes: set[str]) -> None:
         """Let a call wait for ``volumes``, or go on at once where there are none.
 
-        What /proc said of the thread was true of this call if it can be answered: then the thread
-        has waited all the time.
+        What was read from /proc is true of this call if the call can still be answered: the thread
+        has then waited all the time.
         """
         if not volumes:
             kernel.let_continue(self.fd, call.ident)
@@ -131,11 +132,11 @@ class Listener:
         self._groups.add(waiting)
 
     def _restore(self) -> None:
-        """Let the calls that an earlier process received wait for all volumes: it is not known
-        what they were, for the kernel does not say it again.
+        """Let the calls that an earlier process received wait for all volumes: the kernel does not
+        say again what they were.
 
-        The kernel counts ids up. So a process that was killed between taking a call and storing its
-        id is made up for by asking for the next ids.
+        A process may have been killed after it took a call and before it stored its id. The kernel
+        counts ids up, so such calls are found by asking for the ids after the last stored one.
         """
         for slot, ident in self._pending:
             if not kernel.is_waiting(self.fd, ident):
@@ -161,7 +162,7 @@ class Listener:
         self._resume()
 
     def _forget(self, ident: int) -> None:
-        """A signal ended the call; remember it, in case that the kernel restarts it."""
+        """A signal ended the call; remember it, in case the kernel restarts it."""
         waiting, slot = self._waiting.pop(ident)
         self._groups.discard(waiting)
         self._pending.clear(slot)
@@ -192,6 +193,6 @@ class Listener:
 
 
 def _key(call: Notification) -> _Key:
-    """What is the same in a restarted call; other registers may hold anything."""
+    """What stays the same when a call is restarted. Registers that it does not use may hold anything."""
     relevant = {"msync": 3, "sync": 0}.get(call.name, 1)
     return call.name, call.arguments[:relevant]

@@ -1,7 +1,7 @@
 """The ids of calls that were received and not yet answered, where a killed daemon's successor finds them.
 
-The kernel hands each notification out once. The ids are stored in shared memory of a file on tmpfs:
-no system call for each, and whatever was stored is there after a SIGKILL.
+The kernel hands each notification out once. The ids are stored in a file on tmpfs that is mapped into
+memory: storing one takes no system call, and what was stored is still there after a SIGKILL.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ class Pending:
     """One listener's file: 4096 unsigned 64-bit numbers, 0 for none.
 
     The first has the bytes of "pannier" and the format, the second is the id that was received last,
-    the others are what waits.
+    the others are the ids of the calls that wait.
     """
 
     def __init__(self, path: Path) -> None:
         """Open the file at ``path``, or make it.
 
         Raises:
-            NewerFormat, Corrupt: it is not such a file; what waits cannot be answered.
+            NewerFormat, Corrupt: it is not such a file; the calls that wait cannot be answered.
         """
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -79,7 +79,7 @@ class Pending:
         return slot
 
     def clear(self, slot: int) -> None:
-        """The call was answered, or nobody waits for it."""
+        """Free a slot whose call was answered, or is waited for no longer."""
         self._slots[slot] = 0
         self._free.append(slot)
 

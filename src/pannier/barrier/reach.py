@@ -1,8 +1,8 @@
 """Which volumes a sync call concerns: decided from /proc alone, so a hanging file system is no risk.
 
 A descriptor's mount is in ``fdinfo``, and the mount's device and directory in ``mountinfo`` of the
-same thread. Both are read anew for each call: numbers of mounts and devices are used again, and a
-privileged container mounts at will. In doubt, a call concerns all the container's held volumes.
+same thread. Both are read anew for each call: ids of mounts and devices are reused, and a privileged
+container mounts at will. In doubt, a call concerns all the container's held volumes.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class Reached:
     """What a call is about.
 
     Attributes:
-        volumes: names of the held volumes whose data it may ask for.
-        synchronous: the descriptor writes through (O_SYNC or O_DSYNC).
+        volumes: names of the held volumes whose data the call may sync.
+        synchronous: the descriptor is open with O_SYNC or O_DSYNC.
     """
 
     volumes: frozenset[str]
@@ -51,7 +51,8 @@ class Reach:
     def of(self, call: Notification) -> Reached:
         """The volumes that ``call`` waits for; none if it may go on at once.
 
-        The caller then makes sure that the thread still waits, or what was read may be of another.
+        The caller must then check that the thread still waits: otherwise what was read may belong to
+        another thread.
         """
         everything = Reached(frozenset(self.places))
         if call.name == "msync":
@@ -70,7 +71,7 @@ class Reach:
 
         Raises:
             FileNotFoundError: no such thread or descriptor.
-            OSError, ValueError: /proc cannot be read, or reads otherwise than expected.
+            OSError, ValueError: /proc cannot be read, or has an unexpected form.
         """
         fields = _fdinfo(tid, fd)
         synchronous = bool(int(fields[b"flags:"], 8) & O_DSYNC)
@@ -80,7 +81,7 @@ class Reach:
     def _of_mount(self, tid: int, fd: int, mount: Mount | None) -> frozenset[str]:
         everything = frozenset(self.places)
         if mount is None:
-            # From another mount namespace, or from none, as pipes and sockets are.
+            # From another mount namespace, or from none, such as a pipe or socket.
             opened = os.readlink(f"/proc/{tid}/fd/{fd}")
             return frozenset() if opened.startswith(_NO_FILE) else everything
         found = {
@@ -90,12 +91,13 @@ class Reach:
             return frozenset(found)
         if mount.fstype in _IN_MEMORY or self._is_the_hosts(mount.device):
             return frozenset()
-        return everything  # such as an overlay, made inside, whose upper directory is in a volume
+        return everything  # such as an overlay made inside, with its upper directory in a volume
 
     def _is_the_hosts(self, device: str) -> bool:
-        """Whether we see the device too, so that it is none that was made out of a volume inside.
+        """Whether this process sees the device too, outside of Pannier's mount points.
 
-        What a container mounts in a volume may reach us by propagation, and does not count.
+        If so, it was not made from a file in a volume inside the container. Mount points below
+        ``mount_root`` do not count: what a container mounts in a volume may reach us by propagation.
         """
         return any(
             mount.device == device and not below(mount.point, self.mount_root)

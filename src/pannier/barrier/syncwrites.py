@@ -1,6 +1,6 @@
-"""Files that are written through (O_SYNC, O_DSYNC): such a write is no sync call and is not held.
+"""Files that are open with O_SYNC or O_DSYNC: a write to one is no sync call and is not held.
 
-Nothing can be done about it but to say so: once for each container.
+All that can be done is to warn of it, once for each container.
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ log = structlog.get_logger(__name__)
 
 
 def find(spaces: Mapping[int, Reach], *, proc: Path = Path("/proc")) -> dict[int, tuple[int, int]]:
-    """Look for files of held volumes that are open for writing through.
+    """Look for files of held volumes that are open with O_SYNC or O_DSYNC.
 
     Reads the descriptors of every process in these containers: some 10 us each.
 
     Args:
-        spaces: a process of each container, by whose mount namespace the others are found.
+        spaces: by the pid of one process of each container; the container's other processes are those
+            in the same mount namespace.
 
     Returns:
-        for the containers that have one, by the key in ``spaces``: process and descriptor.
+        For each container with such a file, by its key in ``spaces``: one process and descriptor.
     """
     wanted = {space: pid for pid in spaces if (space := _namespace(proc, pid))}
     found: dict[int, tuple[int, int]] = {}
@@ -44,7 +45,7 @@ def find(spaces: Mapping[int, Reach], *, proc: Path = Path("/proc")) -> dict[int
 
 
 def warn(container: str, volumes: Collection[str], pid: int, fd: int) -> None:
-    """Say it."""
+    """Log that a container has such a file open."""
     try:
         path = os.readlink(f"/proc/{pid}/fd/{fd}")
     except OSError:

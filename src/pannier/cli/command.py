@@ -34,7 +34,7 @@ class Command(click.Command):
         """Write the examples."""
         with formatter.section("Examples"):
             for example in self.examples:
-                # Not folded: people copy it.
+                # Not wrapped: people copy it.
                 formatter.write(f"{'':>{formatter.current_indent}}{example}\n")
 
 
@@ -63,7 +63,7 @@ class Lazy(click.Command):
         try:
             command: click.Command = getattr(import_module(self._module), self._attribute)
         except Exception as error:
-            # Whatever is wrong with that module is not to break the others.
+            # An error in that module must not break the other commands.
             raise PannierError(
                 f"'pannier {self.name}' cannot be loaded: {type(error).__name__}: {error}",
                 remedy="install the package again, with all its parts",
@@ -72,7 +72,7 @@ class Lazy(click.Command):
 
 
 class Root(CommandGroup):
-    """The outermost group: no error leaves it other than as a sentence and an exit status."""
+    """The outermost group: it turns every error into a sentence and an exit status."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; every failure ends here."""
@@ -151,7 +151,7 @@ def _usage(error: click.ClickException) -> ErrorView:
 
 
 def _forget_stdout() -> None:
-    """Nobody reads any more; what Python flushes at its end must go somewhere."""
+    """Point stdout at /dev/null: its reader is gone, and Python still flushes it at exit."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, sys.stdout.fileno())
     os.close(null)

@@ -64,7 +64,7 @@ def _failure(progress: MoveProgress) -> PannierError:
 
 
 class Line:
-    """One line on stderr that changes in place; where nobody watches, one line per new phase."""
+    """One line on stderr that changes in place; without a terminal, one line per new phase."""
 
     def __init__(self, *, live: bool) -> None:
         self._live = live

@@ -15,7 +15,7 @@ from pannier.core.size import format_size
 
 NOTHING = "-"
 _PIPE_COLUMNS = 10_000
-"""Width where nobody looks: no row is ever that long, so none is folded."""
+"""Columns of a table that does not go to a terminal: more than any row has, so none is folded."""
 
 
 @dataclass(frozen=True, slots=True)

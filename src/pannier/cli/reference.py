@@ -119,7 +119,7 @@ def _statuses() -> str:
     pending = [PannierError]
     while pending:
         kind = pending.pop(0)
-        # Only the core's: what else is loaded depends on who runs this.
+        # Only the core's classes: which others are loaded depends on who runs this.
         pending += [each for each in kind.__subclasses__() if each.__module__ == kind.__module__]
         meanings.setdefault(kind.exit_status, []).append(f"`{kind.code}`")
     rows = ["| status | codes of the errors |", "|---|---|", "| 0 | none: it was done |"]

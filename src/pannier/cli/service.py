@@ -83,7 +83,7 @@ def move_service(
 
 
 async def _follow(stream: AsyncIterator[ServiceMoveProgress], *, json: bool) -> None:
-    """Show what has happened, line by line, and below it how the volumes get on."""
+    """Show what has happened, line by line, and below it how far the volumes' copies are."""
     shown = 0
     with Line(live=not json and sys.stderr.isatty()) as line:
         async for progress in stream:

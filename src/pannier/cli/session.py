@@ -33,7 +33,8 @@ class Session:
         format: ``table`` or ``json``.
         socket: the local daemon's.
         host: ``https://ADDRESS[:PORT]`` of a daemon elsewhere, instead of the socket.
-        certificates: directory with ``ca.crt`` and ``user.crt``, ``user.key`` (or ``node.``).
+        certificates: directory with ``ca.crt``, ``user.crt`` and ``user.key`` (or ``node.crt`` and
+            ``node.key``).
     """
 
     format: str = "table"

@@ -16,7 +16,11 @@ CA_DIRECTORY = "/etc/pannier/ca"
 
 
 class Setup(Protocol):
-    """What the service offers for it; imported when used, since it brings everything along."""
+    """The functions of :mod:`pannier.setup` that the commands use; imported when used, as it is large.
+
+    Each method raises what the function of its name lists there. All of them may raise OSError, where
+    a file cannot be read or written.
+    """
 
     def init(
         self,
@@ -29,7 +33,14 @@ class Setup(Protocol):
         driver: str,
         force_format: str | None,
         runtime: bool,
-    ) -> None: ...
+    ) -> None:
+        """Make a new cluster with this machine as its first node.
+
+        Raises:
+            Denied, Conflict, InvalidInput, NotFound, StorageError, ProgramFailed, Unavailable, Stale,
+                OutcomeUnknown: see :func:`pannier.setup.init`.
+        """
+        ...
 
     def join(
         self,
@@ -43,19 +54,60 @@ class Setup(Protocol):
         driver: str,
         force_format: str | None,
         runtime: bool,
-    ) -> None: ...
+    ) -> None:
+        """Make this machine a node of the cluster that ``address`` belongs to.
 
-    def runtime_register(self) -> bool: ...
+        Raises:
+            Denied, AlreadyExists, Conflict, InvalidInput, StorageError, ProgramFailed, Unavailable,
+                Stale, OutcomeUnknown: see :func:`pannier.setup.join`.
+        """
+        ...
 
-    def runtime_unregister(self) -> bool: ...
+    def runtime_register(self) -> bool:
+        """Make pannier-runtime Docker's default runtime; returns whether that changed anything.
 
-    def ca_create(self, *, directory: str) -> None: ...
+        Raises:
+            InvalidInput: Docker's configuration file cannot be read as JSON.
+            Conflict: it names another default runtime.
+            ProgramFailed: Docker does not reload.
+        """
+        ...
+
+    def runtime_unregister(self) -> bool:
+        """Let Docker use plain runc again; returns whether that changed anything.
+
+        Raises:
+            InvalidInput: Docker's configuration file cannot be read as JSON.
+            ProgramFailed: Docker does not reload.
+        """
+        ...
+
+    def ca_create(self, *, directory: str) -> None:
+        """Make a new cluster's CA.
+
+        Raises:
+            AlreadyExists: there is one.
+            Denied: a key from an earlier try is too open, or damaged.
+        """
+        ...
 
     def ca_issue_etcd(
         self, *, name: str, addresses: tuple[str, ...], out_directory: str, ca_directory: str
-    ) -> None: ...
+    ) -> None:
+        """Write the files of an etcd member.
 
-    def ca_issue_user(self, *, name: str, out_directory: str, ca_directory: str) -> None: ...
+        Raises:
+            AlreadyExists, NotFound, Denied, InvalidInput: see :func:`pannier.setup.ca_issue_etcd`.
+        """
+        ...
+
+    def ca_issue_user(self, *, name: str, out_directory: str, ca_directory: str) -> None:
+        """Write the files of a user.
+
+        Raises:
+            AlreadyExists, NotFound, Denied, InvalidInput: see :func:`pannier.setup.ca_issue_user`.
+        """
+        ...
 
 
 def _setup() -> Setup:

@@ -1,4 +1,4 @@
-"""What this node remembers of the cluster, so that Docker is answered at once, store or no store.
+"""What this node remembers of the cluster, so that Docker is answered at once, even without the store.
 
 A watch of the store keeps it fresh; a copy on disk bridges a restart without the store. Decisions
 that could lose data are made on fresh reads (:mod:`pannier.cluster.registry`), never on this.
@@ -28,8 +28,8 @@ log = structlog.get_logger(__name__)
 class Changed:
     """One difference between what was known and what is.
 
-    ``kind`` is ``volumes``, ``nodes``, ``alive`` or ``trash``; ``present`` says whether the thing is
-    there now, and is all there is to say of ``alive``.
+    ``kind`` is ``volumes``, ``nodes``, ``alive`` or ``trash``. ``present`` says whether the thing is
+    there now; ``alive`` has nothing else.
     """
 
     kind: str
@@ -90,7 +90,7 @@ class Catalog:
         """Keys remembered from reads that the watch may not have reached yet."""
         self._listeners: list[Callable[[Changed], None]] = []
         self.synced = asyncio.Event()
-        """Set once the store was heard since the start."""
+        """Set once all records of the store have been read since the start."""
         self._dirty = asyncio.Event()
 
     def load(self) -> None:
@@ -118,15 +118,15 @@ class Catalog:
 
     @property
     def cluster(self) -> str | None:
-        """The id of our cluster, if it matters."""
+        """The id of our cluster; None where any is accepted."""
         return self._cluster
 
     @property
     def trusted(self) -> bool:
         """Whether what is remembered is from the store, or from this very boot.
 
-        Since a boot, or since the store was heard, nobody took a volume from this node while it was
-        off without its noticing.
+        In both cases no other node can have taken a volume from this one while it was off, without
+        this one noticing.
         """
         return self._same_boot or self.synced.is_set()
 
@@ -182,8 +182,8 @@ class Catalog:
     async def follow(self, store: Store) -> None:
         """Keep fresh for ever: run as a task.
 
-        A record that cannot be read is logged, told by :attr:`damaged`, and left out. One of a newer
-        format is taken in, since it is only shown: see :mod:`pannier.core.record`.
+        A record that cannot be read is logged and listed in :attr:`damaged`; what was known before stays.
+        One of a newer format is taken in, since it is only shown: see :mod:`pannier.core.record`.
         """
         async for event in store.watch(""):
             match event:
@@ -208,7 +208,7 @@ class Catalog:
                         log.error("store.not-ours", heard=self._cluster_heard, ours=self._cluster)
 
     def _forget_all_but(self, keys: frozenset[str]) -> None:
-        # What was just made may be newer than this list; the next one decides.
+        # A record that was made just now may be newer than this list; the next list decides.
         for key in self._keys() - keys - self._ahead:
             self._apply(key, None, 0)
         self._damaged = {key: why for key, why in self._damaged.items() if key in keys}
@@ -228,7 +228,7 @@ class Catalog:
             await asyncio.sleep(0.5)
 
     def _cluster_of(self, entry: Entry) -> str:
-        """The id in the cluster's record; of one that cannot be read an id that is nobody's."""
+        """The id in the cluster's record; empty, which is no cluster's id, if it cannot be read."""
         try:
             return decode(entry, ClusterRecord).id
         except PannierError as error:
@@ -263,7 +263,7 @@ class Catalog:
         if present is None:
             present = record is not None
         if present and key in self._ahead and revision < self._revisions.get(key, 0):
-            return  # the watch has not come to what was remembered from a newer read
+            return  # the watch is behind a newer record that was read or written here
         known: dict[str, Volume | Node | None] = getattr(self._known, kind)
         before, was = known.get(name), name in known
         if present:

@@ -11,9 +11,9 @@
     tokens/ID          TokenRecord
     evacuated/NODE     Evacuated: what was done to the node in Docker Swarm
 
-Nodes of several versions read and write them: see :mod:`pannier.core.record`. What decides is read
-with :meth:`Registry.volume` and the like, which refuse a record that only a newer version can act on;
-lists for people show such a record too. Writing one is refused always.
+Nodes of several versions read and write them: see :mod:`pannier.core.record`. Decisions are made on
+what :meth:`Registry.volume` and the like read; they refuse a record that only a newer version can act
+on. Lists for people show such a record too. Writing one is always refused.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ log = structlog.get_logger(__name__)
 Kept = TypeVar("Kept")
 CLUSTER_KEY = "cluster"
 TRIES = 20
-"""A change that lost its race is decided again so often; each loser means a winner, so that many in
-a row mean that something is wrong."""
+"""How often a change is tried that loses its race. Another change wins each time, so losing this many in
+a row means that something is wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class ClusterRecord(Record):
 
 @dataclass(frozen=True, slots=True)
 class Purged(Record):
-    """The mark of a purged volume; its key says all."""
+    """The mark of a purged volume, whose id is in the key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,15 +145,15 @@ class Registry:
         *,
         write: Callable[[Changing, Versioned[Changing]], Awaitable[int]] | None = None,
     ) -> Versioned[Changing]:
-        """Change a record as it is now, and again as it is then where somebody was faster.
+        """Change a record. If somebody else changes it first, read it and decide again.
 
         Args:
             read: the newest committed record.
             decide: the record to write, a pure function of the one that was read; None leaves that
-                one as it is. The same record is written anew, which voids a change of it that may
-                still be on its way.
+                one as it is. If it is the same record, it is written anew: a change that may still be on
+                its way fails then.
             write: writes the decided record if the one that was read is still the newest, and returns
-                the new revision; for those who must know when that is done.
+                the new revision; for callers that must act right before and after it.
 
         Returns:
             The record as it is now.
@@ -220,9 +220,10 @@ class Registry:
         return await self._put(volume, expect)
 
     async def take_volume(self, volume: Volume, *, expect: int, former: str) -> int:
-        """Change a volume's record while its former holder's lease is gone, else Stale.
+        """Change a volume's record if its former holder's lease is gone, else Stale.
 
-        Deleting an absent key is how the store is asked to check that it is absent.
+        The lease's key is deleted if it is absent: so the store checks, in the same transaction, that
+        it is.
         """
         return await self.store.commit(
             Change(volume_key(volume.name), encode(volume), expect),
@@ -281,7 +282,7 @@ class Registry:
         return frozenset(volume.id for volume in await self.every_volume()) | await self.purged()
 
     async def purged(self) -> frozenset[str]:
-        """Ids of volumes whose data may be deleted. Absence from all lists is never a reason."""
+        """Ids of volumes whose data may be deleted. That an id is in no list is never a reason to delete."""
         entries = await self.store.list("purged/")
         return frozenset(entry.key.removeprefix("purged/") for entry in entries)
 

@@ -11,7 +11,7 @@ from pannier.core.node import check_node_name
 from pannier.core.volume import check_name
 
 ACTOR_PATTERN = "[!-~]([ -~]{0,126}[!-~])?"
-"""Printable ASCII, up to 128 characters; the names in certificates are fewer."""
+"""Printable ASCII, up to 128 characters; the names in certificates are shorter and have fewer characters."""
 DAY_SECONDS = 86_400
 VOLUME_PATTERN = r"^[a-zA-Z0-9][a-zA-Z0-9_.-]{1,127}$"
 SERVICE_PATTERN = r"^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}$"
@@ -30,7 +30,7 @@ class Body(Struct, frozen=True, kw_only=True):
         """What the types do not say.
 
         Raises:
-            InvalidInput: a name cannot be one.
+            InvalidInput: a name is not valid.
         """
 
 
@@ -81,7 +81,7 @@ class VolumeOrder(PeopleBody, frozen=True, kw_only=True):
 
 
 class RecoverOrder(PeopleBody, frozen=True, kw_only=True):
-    """``accept_loss``: that what the lost holder wrote last is not in the volume any more."""
+    """``accept_loss``: accept that the volume loses what the lost holder wrote last."""
 
     accept_loss: bool = False
 
@@ -114,7 +114,7 @@ class ServiceMoveOrder(PeopleBody, frozen=True, kw_only=True):
 
 
 class PeerHookOrder(MachineBody, frozen=True, kw_only=True):
-    """Which hook of the service's container; what is run stands in that container's labels."""
+    """Which hook of the service's container; the command is in that container's labels."""
 
     hook: Moment
 
@@ -145,7 +145,7 @@ class PeerVolumeOrder(MachineBody, frozen=True, kw_only=True):
 
 
 class PeerTakeOrder(MachineBody, frozen=True, kw_only=True):
-    """Become the holder after ``epoch``, beginning with ``generation``; without it, as an in-sync copy."""
+    """Become the holder after ``epoch``, beginning with ``generation``; without it, from a copy in sync."""
 
     epoch: Annotated[int, Meta(ge=0, le=2**62)]
     generation: Annotated[str, Meta(pattern=r"^[0-9]{1,18}\.[0-9]{1,18}$")] | None = None

@@ -1,6 +1,7 @@
 """What the Docker volume plugin may ask of a node.
 
-Each method may raise any :class:`~pannier.core.errors.PannierError`; the plugin translates it, nothing else.
+The plugin passes on the text of any :class:`~pannier.core.errors.PannierError`; other exceptions are internal
+errors.
 """
 
 from __future__ import annotations
@@ -22,18 +23,60 @@ class DockerVolume:
 
 
 class DockerVolumes(Protocol):
-    """The Docker volume plugin's use cases on this node."""
+    """The Docker volume plugin's use cases on this node.
+
+    A method that must ask another node also raises what that node answers, and the errors of every
+    :class:`~pannier.contract.peers.Peer`. A method without ``Raises:`` raises nothing.
+    """
 
     async def create(self, name: str, options: Mapping[str, str]) -> None:
-        """Make the volume, or do nothing where it exists and ``options`` ask for nothing else."""
+        """Make the volume, or do nothing where it exists and ``options`` ask for nothing else.
+
+        Raises:
+            InvalidInput: the name or an option is not valid.
+            AlreadyExists: the volume exists, and its options are others.
+            Conflict: no node can take the volume or one of its copies, or a node has data of a volume
+                of this name that the store does not know; NotHolder where it has no such driver.
+            StoreUnavailable: it was not made: the store does not answer, or is not this cluster's.
+            OutcomeUnknown: it may have been made.
+            StorageError: the node's pool is missing, full or damaged, or the store's record is.
+        """
         ...
 
     async def remove(self, name: str) -> None:
-        """Move the volume to the trash; refused while it is in use anywhere."""
+        """Move the volume to the trash; refused while it is in use anywhere.
+
+        Raises:
+            VolumeNotFound: there is no such volume.
+            VolumeInUse: a container or a process uses it.
+            Stale: it was changed meanwhile.
+            Conflict: it is on its way to another node, or its holder has left the cluster.
+            PeerUnavailable: its holder does not answer.
+            StoreUnavailable: it was not removed.
+            OutcomeUnknown: it may have been removed.
+            StorageError: the holder's pool is missing or damaged, or the store's record is.
+        """
         ...
 
     async def mount(self, name: str, mount_id: str) -> Path:
-        """Make this node the holder (waiting for a hand-over), mount, and return the path."""
+        """Make this node the holder (waiting for a hand-over), mount, and return the path.
+
+        Raises:
+            VolumeNotFound: there is no such volume.
+            NotHolder: this node has no driver for it.
+            Conflict: it asks for durability=fsync, and this node's engine cannot hold sync calls; or
+                something else is mounted at its path.
+            VolumeInUse: a process on this node uses what is mounted at its path.
+            InvalidInput: Docker's configuration file cannot be read while the engine does not answer.
+            DeadlineExceeded: it is still in use elsewhere, or on its way, at the end of the wait.
+            PeerUnavailable: its holder does not answer, and no copy can take over.
+            Unavailable: what is needed was not available for too long; StoreUnavailable also where
+                the volume is not known here.
+            OutcomeUnknown: the store was asked for a change and did not answer.
+            StorageError: this node's pool or disk, the volume's data or its record cannot be used.
+            OSError: pannier-runtime cannot be told of it.
+            PannierError: what else ended the hand-over or the takeover.
+        """
         ...
 
     async def unmount(self, name: str, mount_id: str) -> None:
@@ -45,9 +88,13 @@ class DockerVolumes(Protocol):
         ...
 
     def get(self, name: str) -> DockerVolume:
-        """From memory. Raises VolumeNotFound."""
+        """One volume, from memory.
+
+        Raises:
+            VolumeNotFound: it is not known here.
+        """
         ...
 
     def list(self) -> list[DockerVolume]:
-        """From memory."""
+        """All volumes, from memory."""
         ...

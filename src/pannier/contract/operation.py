@@ -23,10 +23,10 @@ from pannier.core.swarm import check_service_name
 from pannier.core.volume import check_name
 
 API_VERSION = 1
-"""Rises when a field changes its meaning or goes. Fields and words that are added do not raise it: a node
-ignores the fields that it does not know, and keeps the words."""
+"""Rises when a field changes its meaning or is removed. Added fields and words do not raise it: a node
+ignores fields that it does not know, and keeps such words as they are."""
 API_HEADER = "X-Pannier-Api"
-"""Carries the sender's API_VERSION, in requests and in answers; without it, it is 1."""
+"""Carries the sender's API_VERSION, in requests and in answers. Without this header it is 1."""
 VERSION_PATTERN = "[1-9][0-9]{0,8}"
 
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -81,8 +81,9 @@ class Operation:
         flags: the arguments that are boolean query parameters; absent means false.
         stream: the answer is one JSON value per line, with blank lines to show life.
         raises: the errors to expect besides those that every operation may answer.
-        answer_seconds: for how long a client waits for the answer; None: as the method demands.
-        cut_off: of a stream whose last value has ``ended``: what to do where that did not come.
+        answer_seconds: how long a client waits for the answer; None: as long as usual for ``method``.
+        cut_off: what a user is told to do if the stream stops before a value that has ``ended``. None
+            for a stream that may stop anywhere.
     """
 
     name: str
@@ -123,7 +124,7 @@ class Operation:
         return f"{path}?{query}" if query else path
 
     def body_of(self, values: Mapping[str, Any]) -> bodies.Body | None:
-        """The body of a call with these arguments; it is not checked here but where it is read."""
+        """The body of a call with these arguments. It is checked by whoever reads it, not here."""
         if self.body is None:
             return None
         if self.whole_body is not None:
@@ -154,14 +155,26 @@ class Operation:
 
 
 class Wire(Protocol):
-    """Carries calls to the other side."""
+    """Carries calls to the other side.
+
+    Raises:
+        PannierError: both methods: what the other side raised, as its own class.
+        PeerUnavailable: both: it cannot be reached, or a reading call broke off. Nothing was changed.
+        Denied: both: one side does not accept the other's certificate, or the socket is root's.
+        OutcomeUnknown: both: a changing call was sent and no answer came; it may have been done.
+        DeadlineExceeded: both: a reading call was not answered in time.
+    """
 
     def ask(self, operation: Operation, values: Mapping[str, Any]) -> Awaitable[Any]:
         """Call an operation that is no stream, with these arguments by their names."""
         ...
 
     def stream(self, operation: Operation, values: Mapping[str, Any]) -> AsyncGenerator[Any, None]:
-        """Call a stream, with these arguments by their names."""
+        """Call a stream, with these arguments by their names.
+
+        Raises:
+            OutcomeUnknown: also if the stream stops before its last value; see ``cut_off``.
+        """
         ...
 
 

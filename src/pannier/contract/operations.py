@@ -1,8 +1,8 @@
 """What people and their tools may ask of a node: the table of these operations.
 
-Each method may raise any :class:`~pannier.core.errors.PannierError`; the edges translate it, nothing else. The
-node's own implementation, the client and the tests' stand-in have these methods; a row is all that the HTTP
-server, the client and the OpenAPI document need to know of one.
+The edges translate any :class:`~pannier.core.errors.PannierError`; others are internal errors. The node's own
+implementation, the client and the tests' stand-in have these methods; a row is all that the HTTP server, the
+client and the OpenAPI document need to know of one.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from pannier.contract.volumes import LiveVolumeView, RememberedVolumeView, Volum
 from pannier.core import errors
 
 VERIFY_SECONDS = 24 * 3600.0
-"""For how long a client waits for a verification. Terabytes are read at 100 MB/s at most: 8.6 TB a day."""
+"""How long a client waits for a verification: a day, in which 8.6 TB are read at 100 MB/s."""
 DOCTOR_SECONDS = 60.0
-"""The doctor takes as long as the slowest part of the cluster that it asks."""
+"""How long a client waits for the doctor, which takes as long as the slowest part that it asks."""
 
 _VOLUME = (errors.VolumeNotFound,)
 _NODE = (errors.NodeNotFound,)
@@ -51,7 +51,19 @@ MOVE_ERRORS = (
 
 
 class Operations(Protocol):
-    """Who asks is bound to the object: see :data:`OperationsBy`."""
+    """What may be asked. Who asks is bound to the object: see :data:`OperationsBy`.
+
+    Every method may raise the errors listed here; ``Raises:`` of a method adds what is particular to it.
+    A method that must ask another node passes on what that node raises.
+
+    Raises:
+        InvalidInput: an argument is not valid.
+        StoreUnavailable: the store does not answer; nothing was changed.
+        OutcomeUnknown: a change was sent and no answer came; it may have been made.
+        Corrupt, NewerFormat: a record in the store is damaged, or only a newer version can act on it.
+        PeerUnavailable: the node that is asked, or another one that it needs, cannot be reached.
+        Denied, DeadlineExceeded: from a client: a certificate is not accepted, or no answer in time.
+    """
 
     @cluster("GET", "/status", "The cluster at a glance")
     async def status(self) -> StatusView: ...
@@ -60,7 +72,14 @@ class Operations(Protocol):
     async def nodes(self) -> list[NodeView]: ...
 
     @cluster("GET", "/nodes/{node}", "One node", raises=_NODE)
-    async def node(self, name: str) -> NodeView: ...
+    async def node(self, name: str) -> NodeView:
+        """One node, with its pool's figures if it answers.
+
+        Raises:
+            NodeNotFound: there is none of that name.
+            StorageError: it is the node that is asked, and its pool cannot be read.
+        """
+        ...
 
     @cluster(
         "PATCH",
@@ -69,7 +88,14 @@ class Operations(Protocol):
         body=bodies.NodeChange,
         raises=_NODE,
     )
-    async def drain_node(self, name: str, *, drained: bool) -> NodeView: ...
+    async def drain_node(self, name: str, *, drained: bool) -> NodeView:
+        """Let a node give its volumes away as they become idle, and get no new ones; or undo that.
+
+        Raises:
+            NodeNotFound: there is none of that name.
+            Stale: its record keeps changing; nothing was changed.
+        """
+        ...
 
     @cluster(
         "DELETE",
@@ -78,7 +104,16 @@ class Operations(Protocol):
         flags=("lost",),
         raises=(errors.NodeNotFound, errors.Conflict),
     )
-    async def remove_node(self, name: str, *, lost: bool) -> None: ...
+    async def remove_node(self, name: str, *, lost: bool) -> None:
+        """Take a node out of the cluster.
+
+        Raises:
+            NodeNotFound: there is none of that name.
+            Conflict: it holds volumes, or it is the node that is asked; or it is called lost, but it is
+                up or one of its volumes has copies.
+            Stale: its record, or that of a volume, was changed meanwhile; ask again.
+        """
+        ...
 
     @cluster(
         "POST",
@@ -87,7 +122,13 @@ class Operations(Protocol):
         status=201,
         body=bodies.TokenOrder,
     )
-    async def create_token(self, *, ttl_seconds: float, uses: int) -> TokenView: ...
+    async def create_token(self, *, ttl_seconds: float, uses: int) -> TokenView:
+        """Make a join token.
+
+        Raises:
+            Conflict: the CA is on another node, or the store is for one node only.
+        """
+        ...
 
     @joining(
         "POST",
@@ -96,7 +137,15 @@ class Operations(Protocol):
         body=bodies.JoinOrder,
         raises=(errors.Conflict,),
     )
-    async def join(self, order: bodies.JoinOrder) -> JoinReply: ...
+    async def join(self, order: bodies.JoinOrder) -> JoinReply:
+        """Admit a machine that has a token.
+
+        Raises:
+            Denied: the token is unknown, expired or used up.
+            AlreadyExists: there is a node of that name.
+            Conflict: the CA is on another node, or the store is for one node only.
+        """
+        ...
 
     @cluster("GET", "/volumes", "All volumes")
     async def volumes(self) -> list[VolumeView]: ...
@@ -109,7 +158,16 @@ class Operations(Protocol):
         body=bodies.VolumeOrder,
         raises=CREATE_ERRORS,
     )
-    async def create_volume(self, name: str, options: Mapping[str, str]) -> VolumeView: ...
+    async def create_volume(self, name: str, options: Mapping[str, str]) -> VolumeView:
+        """Make a volume.
+
+        Raises:
+            AlreadyExists: it exists, and its options are others.
+            Conflict: no node can take the volume or one of its copies, or a node has data of a volume
+                of this name that the store does not know; NotHolder where it has no such driver.
+            StorageError: the node's pool is missing, full (PoolFull) or damaged.
+        """
+        ...
 
     @cluster(
         "GET",
@@ -117,7 +175,15 @@ class Operations(Protocol):
         "One volume, with what only its holder knows",
         raises=_VOLUME,
     )
-    async def volume(self, name: str) -> LiveVolumeView | RememberedVolumeView: ...
+    async def volume(self, name: str) -> LiveVolumeView | RememberedVolumeView:
+        """One volume, with what only its holder knows if that node answers.
+
+        Raises:
+            VolumeNotFound: there is none of that name.
+            NotHolder: the node that is asked holds it, and has no driver for it.
+            StorageError: its data on the node that is asked cannot be read.
+        """
+        ...
 
     @cluster(
         "DELETE",
@@ -125,7 +191,17 @@ class Operations(Protocol):
         "Move a volume to the trash",
         raises=(errors.VolumeNotFound, errors.VolumeInUse, errors.StorageError),
     )
-    async def remove_volume(self, name: str) -> TrashView: ...
+    async def remove_volume(self, name: str) -> TrashView:
+        """Move a volume to the trash.
+
+        Raises:
+            VolumeNotFound: there is none of that name.
+            VolumeInUse: a container or a process uses it.
+            Stale: it was changed meanwhile.
+            Conflict: it is on its way to another node, or its holder has left the cluster.
+            StorageError: the holder's pool is missing or damaged.
+        """
+        ...
 
     @cluster(
         "POST",
@@ -137,7 +213,20 @@ class Operations(Protocol):
     )
     def move_volume(
         self, name: str, node: str, *, wait_seconds: float
-    ) -> AsyncGenerator[MoveProgress, None]: ...
+    ) -> AsyncGenerator[MoveProgress, None]:
+        """Make ``node`` the holder, wherever the volume is now; progress as it goes.
+
+        Raises:
+            VolumeNotFound: there is no such volume.
+            NodeNotFound: there is no such node.
+            VolumeInUse: its users did not stop within ``wait_seconds``.
+            Stale: it was changed meanwhile.
+            Conflict: the target is down or has no driver for it, or it is on its way to another node.
+            Unavailable: the holder's disk has failed.
+            StorageError: the holder's or the target's pool is missing, full or damaged.
+            OutcomeUnknown: also if a client's stream stops before its last value.
+        """
+        ...
 
     @cluster(
         "POST",
@@ -146,7 +235,17 @@ class Operations(Protocol):
         body=bodies.RecoverOrder,
         raises=(*_VOLUME, errors.Conflict, errors.Unavailable),
     )
-    async def recover_volume(self, name: str, *, accept_loss: bool) -> VolumeView: ...
+    async def recover_volume(self, name: str, *, accept_loss: bool) -> VolumeView:
+        """Give a lost holder's volume to the newest copy.
+
+        Raises:
+            VolumeNotFound: there is none of that name.
+            Conflict: the holder is up, or the newest copy lacks writes and ``accept_loss`` is false.
+            Stale: it was changed meanwhile, or the holder is back.
+            Unavailable: no node that answers has a copy, or one has promised the holder to wait.
+            StorageError: the copy's pool is missing or damaged.
+        """
+        ...
 
     @cluster(
         "POST",
@@ -155,7 +254,14 @@ class Operations(Protocol):
         raises=_VOLUME,
         answer_seconds=VERIFY_SECONDS,
     )
-    async def verify_volume(self, name: str) -> list[CheckView]: ...
+    async def verify_volume(self, name: str) -> list[CheckView]:
+        """Have every copy of a volume read to the last byte. What other nodes raise is in the answer.
+
+        Raises:
+            VolumeNotFound: there is none of that name.
+            StorageError: the copy on the node that is asked cannot be read.
+        """
+        ...
 
     @cluster(
         "GET",
@@ -163,7 +269,13 @@ class Operations(Protocol):
         "What happened to a volume, oldest first",
         raises=_VOLUME,
     )
-    async def history(self, name: str) -> list[EventView]: ...
+    async def history(self, name: str) -> list[EventView]:
+        """What happened to a volume, or to a removed one if no present one has that name.
+
+        Raises:
+            VolumeNotFound: there is none of that name, in the trash either.
+        """
+        ...
 
     @cluster(
         "GET",
@@ -171,7 +283,15 @@ class Operations(Protocol):
         "Who holds a volume, what will happen next, and the one safe command",
         raises=_VOLUME,
     )
-    async def explain_volume(self, name: str) -> list[FindingView]: ...
+    async def explain_volume(self, name: str) -> list[FindingView]:
+        """Who holds a volume, what will happen next, and the one safe command.
+
+        Raises:
+            VolumeNotFound: there is none of that name.
+            NotHolder: the node that is asked holds it, and has no driver for it.
+            StorageError: its data on the node that is asked cannot be read.
+        """
+        ...
 
     @cluster(
         "GET",
@@ -179,7 +299,14 @@ class Operations(Protocol):
         "The Swarm's services with volumes of Pannier; asked of a Swarm manager",
         raises=_SWARM,
     )
-    async def services(self) -> list[ServiceView]: ...
+    async def services(self) -> list[ServiceView]:
+        """The Swarm's services with volumes of ours.
+
+        Raises:
+            Conflict: the node that is asked is no Swarm manager.
+            EngineUnavailable: its engine does not answer, or the Swarm has no leader.
+        """
+        ...
 
     @cluster(
         "POST",
@@ -191,7 +318,25 @@ class Operations(Protocol):
     )
     def move_service(
         self, name: str, node: str, *, now: bool, stay: bool, timeout_seconds: float
-    ) -> AsyncGenerator[ServiceMoveProgress, None]: ...
+    ) -> AsyncGenerator[ServiceMoveProgress, None]:
+        """Move a Swarm service with its volumes; progress as it goes.
+
+        Raises:
+            NotFound: the Swarm has no such service, or no container of it runs for its hook.
+            NodeNotFound: there is no such node.
+            VolumeInUse: another container uses one of its volumes.
+            PoolFull: the target has no room for its volumes.
+            Conflict: the node that is asked is no Swarm manager; the service is on its way elsewhere,
+                or something else is in the way; its hook failed; or the move was given up.
+            DeadlineExceeded: its volumes were not copied within ``timeout_seconds``; nothing was changed.
+            Unavailable: it was moved and does not run; or the old container's node lost sight of the
+                move, and nothing was changed.
+            EngineUnavailable: the engine does not answer, or the Swarm has no leader.
+            Stale: somebody keeps changing the service; nothing was changed.
+            PannierError: what ended the move of one of its volumes; see :meth:`move_volume`.
+            OutcomeUnknown: also if a client's stream stops before its last value.
+        """
+        ...
 
     @cluster("GET", "/trash", "Removed volumes")
     async def trash(self) -> list[TrashView]: ...
@@ -202,7 +347,14 @@ class Operations(Protocol):
         "Bring a volume back from the trash",
         raises=(errors.VolumeNotFound, errors.AlreadyExists, errors.StorageError),
     )
-    async def restore_volume(self, name_or_id: str) -> VolumeView: ...
+    async def restore_volume(self, name_or_id: str) -> VolumeView:
+        """Bring a volume back from the trash.
+
+        Raises:
+            VolumeNotFound: nothing of that name or id is in the trash.
+            Stale: another volume has its name now, or it was restored or purged meanwhile.
+        """
+        ...
 
     @cluster("GET", "/doctor", "Checks of everything", answer_seconds=DOCTOR_SECONDS)
     async def doctor(self) -> list[FindingView]: ...

@@ -19,7 +19,7 @@ from pannier.core.volume import Volume
 HANDOVER_SECONDS = 15.0
 """For how long a client waits for a hand-over's answer; the holder answers within about 5 s."""
 PROMISE_ANSWER_SECONDS = 2.0
-"""And for a promise: the holder that asks for it asks all copies at once, and again after that."""
+"""How long a client waits for a promise: the holder asks all copies at once, and asks again after that."""
 
 _VOLUME = (errors.VolumeNotFound,)
 
@@ -27,12 +27,26 @@ _VOLUME = (errors.VolumeNotFound,)
 class Peer(Protocol):
     """A node, as another one calls it; who asks is bound to the object: see :data:`PeerBy`.
 
-    Each method may raise PeerUnavailable, and every error that the called node raised.
+    Every method may raise the errors listed here; ``Raises:`` of a method adds what is particular to it.
+
+    Raises:
+        PeerUnavailable: the called node cannot be reached; nothing was changed.
+        Denied: one node does not accept the other's certificate.
+        DeadlineExceeded: it was only asked for facts, and did not answer in time.
+        OutcomeUnknown: it was asked for a change and did not answer, or the store did not answer it; the
+            change may have been made.
+        StoreUnavailable: it needs the store, which does not answer.
+        Corrupt, NewerFormat: a record in the store is damaged, or only a newer version can act on it.
     """
 
     @peer("GET", "/node", "Live facts of this node")
     async def peer_node(self) -> NodeView:
-        """Live facts of this node, its pool included."""
+        """Live facts of this node, its pool included.
+
+        Raises:
+            NodeNotFound: the called node does not find itself in the cluster, or not any more.
+            StorageError: its pool cannot be read.
+        """
         ...
 
     @peer(
@@ -44,7 +58,15 @@ class Peer(Protocol):
         raises=CREATE_ERRORS,
     )
     async def peer_create(self, name: str, options: Mapping[str, str], *, actor: str) -> VolumeView:
-        """Make a volume here, on behalf of a node that was asked to place it here."""
+        """Make a volume here, on behalf of a node that was asked to place it here.
+
+        Raises:
+            InvalidInput: an option is not valid here.
+            AlreadyExists: the volume exists, and its options are others.
+            Conflict: there are too few nodes for its copies, or this node has data of a volume of this
+                name that the store does not know; NotHolder where it has no such driver.
+            StorageError: its pool is missing, full (PoolFull) or damaged.
+        """
         ...
 
     @peer(
@@ -54,7 +76,13 @@ class Peer(Protocol):
         raises=(errors.VolumeNotFound, errors.NotHolder),
     )
     async def peer_volume(self, name: str) -> LiveVolumeView | VolumeCopyView:
-        """Live facts of the holder; on any other node, whether it has a copy."""
+        """Live facts of the holder; on any other node, whether it has a copy.
+
+        Raises:
+            VolumeNotFound: this node does not know it.
+            NotHolder: this node holds it, and has no driver for it.
+            StorageError: its data here cannot be read.
+        """
         ...
 
     @peer(
@@ -66,7 +94,17 @@ class Peer(Protocol):
         answer_seconds=HANDOVER_SECONDS,
     )
     async def peer_handover(self, name: str, *, epoch: int) -> HandoverReply:
-        """The asking node wants to become the holder after ``epoch``; answers within about 5 s."""
+        """The asking node wants to become the holder after ``epoch``; answers within about 5 s.
+
+        Raises:
+            VolumeNotFound: there is no such volume.
+            Stale: it is not held here, or not at ``epoch``; or it was changed while it was copied.
+            Conflict: it is on its way to a third node, or the asking node has no driver for it.
+            NodeNotFound: the asking node is not known here.
+            VolumeInUse: its users did not stop while anybody wanted it.
+            Unavailable: this node's disk has failed: a copy in sync takes over.
+            PannierError: what else ended the hand-over, such as StorageError or PeerUnavailable.
+        """
         ...
 
     @peer(
@@ -77,7 +115,15 @@ class Peer(Protocol):
         raises=(errors.VolumeNotFound, errors.VolumeInUse, errors.Stale, errors.StorageError),
     )
     async def peer_remove(self, name: str, *, volume_id: str, actor: str) -> None:
-        """Move a volume that this node holds to the trash."""
+        """Move a volume that this node holds to the trash.
+
+        Raises:
+            VolumeNotFound: there is no such volume.
+            VolumeInUse: a container or a process uses it.
+            Stale: it is another volume, is not held here, or was changed meanwhile.
+            Conflict: it is on its way to another node.
+            StorageError: this node's pool is missing or damaged.
+        """
         ...
 
     @peer(
@@ -93,6 +139,16 @@ class Peer(Protocol):
         """Become the holder after ``epoch``, whose holder is lost.
 
         Begins with ``generation``, by a person's decision; with None as a copy that is in sync.
+
+        Raises:
+            VolumeNotFound: there is no such volume.
+            Stale: it was changed since, or the holder is back.
+            Conflict: the holder is up; or this copy is not in sync, or its newest generation is not
+                ``generation``.
+            NotFound: the record counts this copy as in sync, and nothing is here.
+            NotHolder: this node has no driver for it.
+            Unavailable: this node has promised the holder to wait.
+            StorageError: this node's pool is missing or damaged.
         """
         ...
 
@@ -104,7 +160,12 @@ class Peer(Protocol):
         answer_seconds=VERIFY_SECONDS,
     )
     async def peer_verify(self, name: str) -> CheckView:
-        """Read this node's copy to the last byte; may take hours."""
+        """Read this node's copy to the last byte; may take hours.
+
+        Raises:
+            VolumeNotFound: this node does not know it.
+            StorageError: the copy cannot be read. Damage that was found is in the answer.
+        """
         ...
 
     @peer(
@@ -115,7 +176,12 @@ class Peer(Protocol):
         raises=(*_VOLUME, errors.Stale, errors.NotHolder, errors.Unavailable),
     )
     async def peer_lost_copy(self, name: str, *, epoch: int) -> None:
-        """The asking node has nothing of a volume that is held here, at ``epoch``: send it all."""
+        """The asking node has nothing of a volume that is held here, at ``epoch``: send it all.
+
+        Raises:
+            NotHolder, Stale: it is not held here, or not at ``epoch``.
+            Unavailable, OutcomeUnknown: the copy may still count as in sync; it is sent everything anyway.
+        """
         ...
 
     @peer(
@@ -127,8 +193,11 @@ class Peer(Protocol):
         answer_seconds=PROMISE_ANSWER_SECONDS,
     )
     async def peer_promise(self, volumes: Mapping[str, int], *, seconds: float) -> list[str]:
-        """The asking node holds these volumes (ids with epochs) and has lost the store: promise not
-        to take them over for so long. Returns the ids for which that is promised."""
+        """Promise not to take these volumes (ids with epochs) over for ``seconds``.
+
+        The asking node holds them and has lost the store. Returns the ids for which this is promised;
+        the called node itself raises nothing.
+        """
         ...
 
     @peer(
@@ -142,7 +211,19 @@ class Peer(Protocol):
     def peer_move(
         self, name: str, node: str, *, wait_seconds: float, actor: str
     ) -> AsyncGenerator[MoveProgress, None]:
-        """Move a volume that this node holds to ``node``, reporting progress."""
+        """Move a volume that this node holds to ``node``, reporting progress.
+
+        Raises:
+            VolumeNotFound: there is no such volume.
+            NodeNotFound: there is no such node.
+            VolumeInUse: its users did not stop within ``wait_seconds``.
+            Conflict: it is held elsewhere, or is on its way to a third node; or the target has no driver
+                for it; Stale where it was changed meanwhile.
+            Unavailable: this node's disk has failed.
+            PeerUnavailable: also if the target cannot be reached.
+            StorageError: this node's or the target's pool is missing, full or damaged.
+            OutcomeUnknown: also if the stream stops before its last value.
+        """
         ...
 
     @peer(
@@ -156,6 +237,12 @@ class Peer(Protocol):
         """Run a hook of the service's container here, as that container's own labels give it.
 
         After a pre-move hook, the asking node reads on for as long as it moves the service.
+
+        Raises:
+            NotFound: no container of the service runs here.
+            Conflict: the service is being moved already.
+            InvalidInput: the container's labels ask for a hook that cannot be read.
+            EngineUnavailable: the engine does not answer.
         """
         ...
 
@@ -166,10 +253,14 @@ PEER_OPERATIONS: OperationTable[Peer] = OperationTable(Peer)  # type: ignore[typ
 
 
 class Peers(Protocol):
-    """How to reach them."""
+    """How to reach the other nodes."""
 
     def to(self, node: Node) -> Peer:
-        """The peer at a node's address; no connection is made yet."""
+        """The peer at a node's address; no connection is made yet.
+
+        Raises:
+            OSError: this node's certificate or key cannot be read.
+        """
         ...
 
 

@@ -23,9 +23,9 @@ from pannier.core.hooks import Moment
 class CopyView:
     """Another node's copy, as the holder knows it.
 
-    ``lag_seconds`` is the age of what it has: at most the interval, and the time of one transfer, while
-    all goes well; also while nothing is written. None where this is not known yet. ``in_sync``: it may take
-    over, and sync calls wait for it. ``error`` says why it is behind.
+    ``lag_seconds`` is the age of its data; None where this is not known yet. While all goes well, it is at
+    most the volume's interval plus the time of one transfer, even if nothing is written. ``in_sync``: it
+    may take over, and sync calls wait for it. ``error`` says why it is behind.
     """
 
     node: str
@@ -61,8 +61,8 @@ class TransferView:
 class MoveProgress:
     """One line of the stream that a move answers with.
 
-    Set only in some phases are ``in_use_by`` (waiting: for whom), ``pause_seconds`` (done), and
-    ``error``, ``code`` and ``remedy`` (failed).
+    Some fields are set only in some phases: ``in_use_by`` (waiting: for whom), ``pause_seconds`` (done),
+    and ``error``, ``code`` and ``remedy`` (failed).
     """
 
     phase: MovePhase
@@ -87,12 +87,12 @@ class MoveProgress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HookView:
-    """A hook in a container: that it has begun, or with ``ended`` what became of it.
+    """A hook in a container: it has begun, or with ``ended`` it has ended.
 
     Attributes:
         failure: why it failed; empty where it did not.
         output: the last lines that it printed.
-        abort: whether the move fails with it.
+        abort: whether the move fails if the hook does.
     """
 
     hook: Moment
@@ -105,7 +105,7 @@ class HookView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepView:
-    """Something that a service's move has done, so many seconds after its begin."""
+    """Something that a service's move has done, ``seconds`` after its start."""
 
     seconds: float
     what: str
@@ -119,8 +119,8 @@ class ServiceMoveProgress:
         source: the node that the service ran on; None where it ran on none.
         volumes: how each volume's own move goes.
         steps: all that has happened up to now.
-        pause_seconds: from the old container's end until Swarm calls the new one running, which it is
-            when it is healthy, where it has a health check. None where there was no old one.
+        pause_seconds: from the old container's end until Swarm calls the new one running; with a
+            health check, that is when it is healthy. None where no container on another node ended.
     """
 
     phase: ServicePhase
@@ -143,9 +143,9 @@ class ServiceView:
 
     Attributes:
         nodes: where it runs.
-        volumes: those of its volumes that there are.
+        volumes: those of its volumes that exist.
         copies_on: nodes from which it could start with all of them, without a transfer.
-        tied_to: the constraint that a move has added, and that nobody has taken back.
+        tied_to: the constraint that a move has added and that is still there; None without one.
     """
 
     name: str

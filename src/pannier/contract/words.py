@@ -95,7 +95,7 @@ class CheckState(Word):
     MADE_ANEW = "made anew"
     """It was damaged; the holder sends it again."""
     DAMAGED = "damaged"
-    """It is what the holder itself has."""
+    """The holder's own data is damaged."""
     NOTHING = "nothing"
     UNKNOWN = "unknown"
     """The node did not answer."""

@@ -1,10 +1,10 @@
-"""Making what was written good on every copy that counts, and deciding which copies count.
+"""Making writes durable on every copy that counts, and deciding which copies count.
 
-What a sync call waits for: a generation with all that was written before it, confirmed by every node
-that could take the volume over. A replica that does not confirm in time leaves that circle first, by
-the store; where the store cannot be asked either, the call waits. A replica that has caught up joins
-it again, between two groups of sync calls. A holder whose own disk fails lets nobody leave: it is
-itself the one that does not count any more.
+A sync call waits for a generation with all that was written before the call, until every node that
+could take the volume over has confirmed it. A replica that does not confirm in time is first removed
+from the record's copies in sync; while the store cannot be reached, the call waits. A replica that has
+caught up joins again, between two groups of sync calls. A holder whose own disk has failed lets no
+replica leave: then its own copy is the one that does not count any more.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ log = structlog.get_logger(__name__)
 
 
 class Acknowledging:
-    """The generation path to durable sync calls, for the volumes that this node holds."""
+    """Makes sync calls durable by generations, for the volumes that this node holds."""
 
     def __init__(
         self,
@@ -71,11 +71,11 @@ class Acknowledging:
         self._in_sync = InSync(cluster=cluster)
 
     async def make_durable(self, volume: str, calls: Sequence[object] = ()) -> None:
-        """See :class:`pannier.barrier.calls.Strategy`: what is written reaches all that count.
+        """See :class:`pannier.barrier.calls.Strategy`: what was written reaches all copies that count.
 
         Raises:
             NotHolder: the volume is not held here, or just being given away.
-            Unavailable: it cannot be said now; asked again later it may.
+            Unavailable: it cannot be confirmed now; a later try may succeed.
         """
         replicated = self._replicator.replicated(volume)
         async with replicated.group:
@@ -93,11 +93,11 @@ class Acknowledging:
             return same
 
     async def lost(self, name: str, *, epoch: int, node: str) -> None:
-        """A replica has nothing any more: it gets everything, and does not count until it has it.
+        """A replica has lost its copy: send it everything, and do not count it until it has that.
 
         Raises:
             NotHolder, Stale: the volume is not held here, or not at ``epoch``.
-            StoreUnavailable, OutcomeUnknown: it counts still; all is sent to it all the same.
+            StoreUnavailable, OutcomeUnknown: it still counts; everything is sent to it anyway.
         """
         replicated = self._replicator.replicated(name)
         if replicated.volume.grant.epoch != epoch:
@@ -127,7 +127,7 @@ class Acknowledging:
         )
 
     def _replica(self, replicated: Replicated, node: str, *, failures: int) -> Replica:
-        """``failures`` are those up to now that do not count."""
+        """How far a replica is. Its first ``failures`` failed tries are not counted as failed."""
         progress = replicated.progress[node]
         return Replica(
             up=self._cluster.catalog.is_up(node),
@@ -138,7 +138,7 @@ class Acknowledging:
         )
 
     async def _confirmed_by_all(self, replicated: Replicated, generation: Generation) -> None:
-        """Wait until it may be acknowledged; those who do not confirm leave."""
+        """Wait until sync calls may be acknowledged; replicas that do not confirm leave."""
         before = {node: progress.failures for node, progress in replicated.progress.items()}
         began = self._clock.now()
         while True:
@@ -186,8 +186,8 @@ class Acknowledging:
                 assert_never(reason)
 
     async def _let_leave(self, replicated: Replicated, nodes: frozenset[str]) -> None:
-        """Go on without these, unless it is this node's own disk that failed: then they are all there
-        is, and shall take over.
+        """Go on without these nodes, unless this node's own disk has failed: then theirs are the only
+        good copies, and they must be able to take over.
         """
         await self._drivers.of(replicated.volume).check_disk(by_writing=True)
         await self._in_sync.leave(replicated, nodes, why=self._why(replicated, nodes))
@@ -226,9 +226,8 @@ class Acknowledging:
             limits=self._limits,
         )
         if late:
-            await self._cluster.fresh(
-                replicated.volume.name
-            )  # a store that hangs shall hold up nobody
+            # Read before the group is locked: a store that hangs must not hold up sync calls.
+            await self._cluster.fresh(replicated.volume.name)
             async with replicated.group:
                 await self._let_leave(replicated, late)
         known = self._cluster.catalog.volume(replicated.volume.name)
@@ -240,7 +239,7 @@ class Acknowledging:
         if replicated.lag_seconds(node, self._clock.now()) > max(
             2 * replicated.volume.spec.interval, 2.0
         ):
-            return  # it is far behind: sync calls shall not wait for that
+            return  # it is far behind: sync calls must not wait for it
         await self._cluster.fresh(replicated.volume.name)  # nor for a store that hangs
         async with replicated.group:
             generation = await self._replicator.make(replicated)

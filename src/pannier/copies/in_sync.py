@@ -1,9 +1,10 @@
 """Which copies count: the record's ``in_sync``, changed by compare-and-swap.
 
-A write is acknowledged when every node that may take the volume over has it; who may, the record
-says. So a node that does not answer must leave the record before anything is acknowledged without
-it, and one that comes back must have everything before it joins. Where a change had no answer, both
-the old and the new state may be the record's: then all that either names are waited for.
+A write is acknowledged when every node that may take the volume over has it, and the record says
+which nodes may. So a node that does not answer must leave the record before anything is acknowledged
+without it, and a node that comes back must have everything before it joins. If a change of the record
+had no answer, the record may be in the old or in the new state: then sync calls wait for the nodes
+that either state names.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class InSync:
         """From now on these nodes do not count, and cannot take over.
 
         Raises:
-            StoreUnavailable, OutcomeUnknown: they count still; NotHolder.
+            StoreUnavailable, OutcomeUnknown: they still count; NotHolder.
         """
         await self._change(replicated, add=frozenset(), drop=nodes)
         log.warning(

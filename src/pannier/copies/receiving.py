@@ -18,9 +18,10 @@ from pannier.transport.base import Offer
 log = structlog.get_logger(__name__)
 
 KEPT_GENERATIONS = 3
+"""How many generations a replica keeps before older ones are tidied away at the next offer."""
 KEPT_DURING_MOVE = 30
-"""On a node without a copy of its own. A move sends one each two seconds, and its last one must not
-wait for the deletion of the first, whose cached pages take a second for some gigabytes."""
+"""The same on a node that is no replica. A move sends a generation every two seconds, and the last one
+must not wait while older ones are deleted: with some gigabytes of cached pages that takes a second."""
 
 
 class Reception:
@@ -55,7 +56,7 @@ class Reception:
         driver = self._drivers.of(volume)
         kept = KEPT_GENERATIONS if self._cluster.node in volume.replicas else KEPT_DURING_MOVE
         if len((await driver.inspect(volume.id)).generations) > kept:
-            # Not at each offer, and never its condition: copies are kept up without the store too.
+            # Not at each offer, and an offer does not depend on it: copies are kept up without the store too.
             with suppress(Unavailable):
                 async with self._custody.lock(volume):
                     await self._custody.tidy(volume)
@@ -89,7 +90,7 @@ def _not_the_holder(volume: Volume, offer: Offer, peer: str) -> Stale:
 
 
 def _fits(volume: Volume, offer: Offer, peer: str) -> bool:
-    """Also that the generation is of no later epoch: the newest copy must never be an invention."""
+    """Whether ``peer`` may send this by the record. A generation of a later epoch cannot be genuine."""
     return (
         volume.id == offer.volume_id
         and volume.grant == Grant(peer, offer.epoch)

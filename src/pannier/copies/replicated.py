@@ -15,12 +15,12 @@ class ReplicaProgress:
 
     generation: Generation | None = None
     current_at: float | None = None
-    """When it last was known to have everything up to ``generation``, made at that time."""
+    """It is known to have everything that was written before this time."""
     error: str = ""
     failures: int = 0
     """Attempts that failed since the beginning."""
     sending: Generation | None = None
-    """On its way, or given up without an answer: it may be there."""
+    """On its way, or given up without an answer: the replica may have it."""
     sent_bytes: int = 0
     """Since the beginning, broken transfers included."""
     absent_since: float | None = None
@@ -32,15 +32,15 @@ class ReplicaProgress:
 
 @dataclass(slots=True)
 class Circle:
-    """Who may take a volume over from this node. It is one and the same for as long as this node
-    holds the volume, however often replication ends and begins again meanwhile."""
+    """Who may take a volume over from this node. The same object serves for as long as this node holds
+    the volume, even if replication ends and begins again."""
 
     required: frozenset[str]
-    """Every node that the record may name as in sync, whatever became of changes without an answer."""
+    """Every node that the record may name as in sync, whether or not unanswered changes happened."""
     unsettled: bool = True
-    """A change of the record may be on its way yet: it voids that to write the record anew."""
+    """A change of the record may still be on its way. Writing the record anew makes it fail."""
     group: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """Taken to make a generation, and to make sync calls good or change who counts."""
+    """Taken to make a generation, to make sync calls durable, or to change who counts."""
 
 
 @dataclass(slots=True)
@@ -53,18 +53,18 @@ class Replicated:
     ended: bool = False
     newest: Generation | None = None
     acknowledged: Generation | None = None
-    """The last one that sync calls were made good with."""
+    """The last one that made sync calls durable."""
     made_at: float = 0.0
     found: frozenset[Generation] | None = None
-    """What was here at the beginning: any of it may be what a replica that is not heard yet has."""
+    """What was here at the beginning. A replica that has not answered yet may have any of these."""
     made: set[Generation] = field(default_factory=set)
-    """What was made since, and may be here still."""
+    """What was made since then, and may still be here."""
     trouble: str = ""
     """Why no generation can be made."""
     written: asyncio.Condition = field(default_factory=asyncio.Condition)
-    """Told of each new generation."""
+    """Notified of each new generation."""
     answered: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set at the next answer of any replica, good or bad; then there is another one."""
+    """Set at the next answer of any replica, good or bad; then a new event takes its place."""
     progress: dict[str, ReplicaProgress] = field(default_factory=dict)
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
@@ -74,12 +74,12 @@ class Replicated:
         return self.circle.group
 
     def end(self) -> None:
-        """Nothing is sent any more; whoever waits for an answer need not."""
+        """Mark the replication as ended, and wake whoever waits for an answer."""
         self.ended = True
         self._note_answer()
 
     async def note_made(self, generation: Generation, *, at: float) -> None:
-        """A generation was made of what was written before ``at``; the same one again if nothing was."""
+        """A generation was made of what was written before ``at``; the last one again if nothing was."""
         async with self.written:
             if generation != self.newest and generation not in (self.found or ()):
                 self.made.add(generation)
@@ -93,7 +93,7 @@ class Replicated:
             self.written.notify_all()
 
     async def note_lost(self, node: str) -> None:
-        """A replica has nothing any more: everything is sent to it anew."""
+        """A replica has lost its copy: everything is sent to it anew."""
         async with self.written:
             progress = self.progress[node]
             progress.generation = progress.current_at = progress.sending = None
@@ -111,7 +111,7 @@ class Replicated:
         answered.set()
 
     def note_failed(self, node: str, error: str, *, arrived: bool | None) -> None:
-        """A replica did not confirm; ``arrived`` is None where it may have it all the same."""
+        """A replica did not confirm; ``arrived`` is None if it may have the generation anyway."""
         progress = self.progress[node]
         progress.error = error
         progress.failures += 1
@@ -125,7 +125,7 @@ class Replicated:
         return now - (self.since if at is None else at)
 
     def needed(self) -> frozenset[Generation]:
-        """What a replica may have as its newest."""
+        """The generations that a replica may have as its newest."""
         known = {p.generation for p in self.progress.values()}
         maybe = (self.found or frozenset()) if None in known else frozenset()
         known |= {p.sending for p in self.progress.values()} | maybe

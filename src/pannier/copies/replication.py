@@ -5,9 +5,9 @@ when something was written. One task for each of its replicas sends the newest t
 or absent replica delays nobody, and on its return gets the difference to the best generation that
 both have. What a sync call needs at once (:mod:`pannier.copies.acknowledging`) goes the same way.
 
-For that the holder keeps what a replica may have as its newest: the last one that it confirmed, and
-the one that was under way when its node fell silent. That one is sent again first, since it may have
-arrived without our hearing of it, and the replica then keeps no older one.
+For that the holder keeps the generations that a replica may have as its newest: the last one that it
+confirmed, and the one that was on its way when the replica stopped answering. The latter is sent again
+first: it may have arrived although its confirmation did not, and the replica then keeps no older one.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Replicator:
         """Prepare; :meth:`run` works.
 
         Args:
-            moving: whether the volume is just being given away, so that nothing may be made of it.
+            switching: volumes that are just being given away; no generation of them may be made.
         """
         self._cluster = cluster
         self._custody = custody
@@ -107,10 +107,10 @@ class Replicator:
         return replicated.progress if replicated else {}
 
     async def bring(self, volume: Volume, node: str) -> ReplicaProgress | None:
-        """Send what is made of a volume to ``node`` as well, and soon; returns how far that is.
+        """Send a volume's generations to ``node`` as well, and make one now if the newest is old.
 
-        None where the volume is not replicated from here. A node that is no replica of it gets
-        nothing any more once this ends (:meth:`pause`).
+        Returns how far ``node`` is; None if the volume is not replicated from here. A node that is no
+        replica gets nothing more once replication ends (:meth:`pause`).
         """
         try:
             replicated = self.replicated(volume.name)
@@ -134,9 +134,9 @@ class Replicator:
         return replicated.progress[node]
 
     async def pause(self, volume: Volume) -> None:
-        """End this volume's sending now: it is given away. Where it is not, it starts again.
+        """End a volume's replication: it is given away. If it stays after all, replication starts again.
 
-        Nor is who counts changed from then on: the hand-over must find the record that it read.
+        Who counts is not changed from then on either: the hand-over must find the record that it read.
         """
         replicated = self._replicated.get(volume.id)
         if replicated is not None:
@@ -168,7 +168,7 @@ class Replicator:
         candidates = cache(lambda: candidates_of(self._cluster))
         for volume in mine.values():
             if volume in self._switching:
-                continue  # since a moment ago
+                continue  # its switch has begun meanwhile
             if volume.id not in self._replicated:
                 self._start(volume)
             else:
@@ -201,7 +201,7 @@ class Replicator:
         await asyncio.gather(*replicated.tasks, return_exceptions=True)
 
     async def _make_all(self, replicated: Replicated) -> None:
-        """Make generations while the volume is written."""
+        """Make generations while the volume is writable."""
         volume = replicated.volume
         driver = self._drivers.of(volume)
         while True:
@@ -227,7 +227,7 @@ class Replicator:
         return generation
 
     def _not_made(self, replicated: Replicated, error: PannierError) -> None:
-        """Say it once, in the log and of each copy that is not behind for a reason of its own."""
+        """Report the error once in the log, and for each copy that has no other error of its own."""
         if replicated.trouble != error.message:
             log.warning(
                 "replication.no-generation", volume=replicated.volume.name, error=str(error)
@@ -238,7 +238,7 @@ class Replicator:
         replicated.trouble = error.message
 
     async def _tidy_all(self, replicated: Replicated) -> None:
-        """Delete what no copy needs, again and again, where it has come to more than that."""
+        """Delete generations that no copy needs, again and again, whenever there are more than a few."""
         volume = replicated.volume
         driver = self._drivers.of(volume)
         while True:
@@ -254,15 +254,14 @@ class Replicator:
                 log.warning("replication.not-tidied", volume=volume.name, error=str(error))
 
     async def _tidy(self, replicated: Replicated) -> None:
-        """As the record says; without the store, only what was made since the beginning.
+        """Tidy up by the record; without the store, only what was made since the beginning.
 
-        That goes on for as long as the store is away, and nothing else may fill the disk meanwhile.
+        Generations are made while the store is away, too, and must not fill the disk meanwhile.
         """
         volume = replicated.volume
         try:
-            await self._cluster.fresh(
-                volume.name
-            )  # a store that hangs must not do so under the lock
+            # Read before the lock is taken: a store that hangs must not hang under the lock.
+            await self._cluster.fresh(volume.name)
             async with self._custody.lock(volume):
                 await self._custody.tidy(volume, needed=replicated.needed)
         except Unavailable:
@@ -299,7 +298,7 @@ class Replicator:
                         node=node,
                         error=str(error),
                     )
-                # It may be there where no answer came, or where only its confirmation was refused.
+                # It may have arrived if no answer came, or if only its confirmation was refused.
                 arrived = None if isinstance(error, PeerUnavailable | Stale) else False
                 replicated.note_failed(node, error.message, arrived=arrived)
                 await self._pause(node, pause)
@@ -309,7 +308,7 @@ class Replicator:
                 replicated.note_confirmed(node, at=sending_made_at)
 
     async def _pause(self, node: str, seconds: float) -> None:
-        """Wait before the next attempt; not longer than until the node is back."""
+        """Wait before the next attempt, but no longer once the node is back."""
         was_up = self._cluster.catalog.is_up(node)
         until = self._clock.now() + seconds
         while (left := until - self._clock.now()) > 0:
@@ -341,7 +340,7 @@ class Replicator:
     ) -> None:
         """Replace replicas that left the cluster, are drained, or stay away.
 
-        ``candidates`` are counted only where they are needed: that takes a look at every volume.
+        ``candidates`` is called only if needed: it looks at every volume.
         """
         catalog, now = self._cluster.catalog, self._clock.now()
         gone = set()
@@ -363,15 +362,13 @@ class Replicator:
         lock = self._custody.lock(volume)
         if wanted == volume.replicas or lock.locked():
             return
-        async with (
-            lock,
-            replicated.group,
-        ):  # a hand-over that comes to its switch must find what it read
+        # Both locks: a hand-over that comes to its switch must find the record that it read.
+        async with lock, replicated.group:
             if volume not in self._switching:
                 await self._replace(volume, wanted)
 
     async def _replace(self, volume: Volume, wanted: tuple[str, ...]) -> None:
-        """Change the record, if it still is what it was; else :meth:`_reconcile` looks again."""
+        """Change the record if it is unchanged; otherwise :meth:`_reconcile` looks again."""
         with contextlib.suppress(PannierError):
             fresh = await self._cluster.fresh(volume.name)
             record = fresh.record

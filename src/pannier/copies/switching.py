@@ -6,7 +6,7 @@ from pannier.core.volume import Volume
 
 
 class Switching:
-    """The volumes whose hand-over has come to its switch: nothing may be made of them any more."""
+    """The volumes whose hand-over has come to its switch: no generation of them may be made any more."""
 
     def __init__(self) -> None:
         self._ids: set[str] = set()

@@ -1,12 +1,13 @@
 """Finding copies that are not what was written, and having them made anew.
 
-A disk may give back other bytes than it was given. Nobody notices in a copy that nobody reads, until
-it is the only one. So each node reads its copies to the last byte now and then, and when a person
-asks. A copy that is damaged is put into quarantine, and its holder, told that nothing is here any
-more, lets it leave those in sync and sends everything anew. The quarantine is emptied after that.
+A disk may give back other bytes than it was given. In a copy that nobody reads, this goes unnoticed
+until it is the only copy. So each node reads its copies to the last byte now and then, and when a
+person asks. A damaged copy is put into quarantine, and the holder is told that this node has nothing
+any more. The holder lets it leave those in sync and sends everything anew. The quarantine is emptied
+after that.
 
-That the record names a node as in sync which has nothing says the same after a crash between these
-steps, or where somebody else removed the copy: so it is looked for, too.
+After a crash between these steps, or if somebody else removed the copy, the record names a node as in
+sync that has nothing. So each node looks for this, too, and tells the holder.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verified(Record):
-    """The file of :class:`Verification`: Unix time of the last one by volume id."""
+    """The file of :class:`Verification`: by volume id, the Unix time of the last verification."""
 
     at: dict[str, float] = field(default_factory=dict)
 
@@ -133,7 +134,7 @@ class Verification:
         return CheckView(node=me, state=CheckState.WHOLE, generation=str(found) if found else None)
 
     async def _is_live(self, volume: Volume) -> bool:
-        """Whether this node holds the volume, so that what counts is its tree as it is now."""
+        """Whether this node holds the volume and has its live tree: then that is verified."""
         copy = await self._driver(volume).inspect(volume.id)
         return volume.grant.node == self._cluster.node and any(
             tree.epoch == volume.grant.epoch for tree in copy.live
@@ -163,7 +164,7 @@ class Verification:
         )
 
     async def _finish(self, name: str) -> None:
-        """Tell the holder if nothing is here; delete what is in quarantine once all came anew."""
+        """Tell the holder if nothing is here; empty the quarantine once the copy is in sync again."""
         volume, me = self._cluster.catalog.volume(name), self._cluster.node
         if volume is None or not self._is_here(volume) or volume.grant.node == me:
             self._unfinished.discard(name)
@@ -195,7 +196,7 @@ class Verification:
             )
 
     async def lost(self, name: str, *, epoch: int, peer: str) -> None:
-        """``peer`` has nothing of a volume that is held here: it gets all of it.
+        """``peer`` has lost its copy of a volume that is held here: send it everything.
 
         Raises:
             NotHolder, Stale: not held here, or not at ``epoch``; Unavailable, OutcomeUnknown: ask again.
@@ -214,7 +215,7 @@ class Verification:
         return driver
 
     async def _save(self) -> None:
-        """Where it cannot be written, a copy is read again sooner than it must be."""
+        """Save the times. If that fails, a copy may be read again sooner than necessary."""
         async with self._saving:
             known = {v.id for v in self._mine()}
             self._at = {volume_id: at for volume_id, at in self._at.items() if volume_id in known}

@@ -1,4 +1,4 @@
-"""Who may acknowledge a sync call, and which copies count: total decisions over what is known.
+"""Who may acknowledge a sync call, and which copies count: decisions from what is known.
 
 The argument is in docs/adr/0001-who-may-acknowledge.md: the holder acknowledges what every node that
 could take the volume over has confirmed, and a node that does not confirm must leave the record first.
@@ -22,8 +22,8 @@ class SyncLimits:
 
     Attributes:
         patience: seconds that a sync call waits for a replica whose lease is alive.
-        lag_intervals, lag_seconds: a copy whose newest state is older than so many of the volume's
-            intervals, and than so many seconds, does not count any more.
+        lag_intervals, lag_seconds: a copy whose newest state is older than this many of the volume's
+            intervals, and than this many seconds, does not count any more.
     """
 
     patience: float
@@ -41,8 +41,8 @@ class Claim:
     Attributes:
         volume: the record with which it serves and replicates the volume.
         known: the newest record that it has read; None where it knows of none any more.
-        required: every node that the record may name as in sync. While a change of the record is
-            without an answer, that is what either state names.
+        required: every node that the record may name as in sync. While a change of the record has no
+            answer, these are the nodes of both states.
         standing: what its lease and the others' promises prove now.
     """
 
@@ -66,7 +66,7 @@ class Replica:
         confirmed: the newest generation that it has on its disk, by its own word.
         sending: what is on its way to it, or was given up without an answer.
         error: the last try did not succeed.
-        failed: a try failed since the call that waits began to wait.
+        failed: a try failed since the sync call began to wait.
     """
 
     up: bool
@@ -86,7 +86,7 @@ class Confirmations:
 
     Attributes:
         generation: what was made after the call began; it has all that the call covers.
-        replicas: by name. One that is missing gets nothing from here.
+        replicas: by name. Nothing is sent to one that is missing.
         waited: seconds since it was made.
         paused: nothing is sent any more: the volume is being given away.
     """
@@ -107,7 +107,7 @@ class Acknowledge:
 
 @dataclass(frozen=True, slots=True)
 class WaitFor:
-    """These have not confirmed yet, and may within so many seconds."""
+    """These have not confirmed yet, and have this many seconds left."""
 
     nodes: frozenset[str]
     seconds: float
@@ -145,7 +145,7 @@ Decision = Acknowledge | WaitFor | Leave | Refuse
 
 
 def decide(claim: Claim, call: Confirmations, limits: SyncLimits) -> Decision:
-    """Whether a sync call may return. The patience itself is still within the time allowed."""
+    """Whether a sync call may return. After exactly the patience, a replica is still waited for."""
     if call.paused:
         return Refuse(Reason.PAUSED, claim.rivals)
     pending = unconfirmed(claim.rivals, call)
@@ -160,7 +160,7 @@ def decide(claim: Claim, call: Confirmations, limits: SyncLimits) -> Decision:
 
 
 def refusal(claim: Claim) -> Refuse | None:
-    """Why a node must acknowledge nothing, whatever was confirmed; None where nothing is in the way."""
+    """Why a node must not acknowledge anything, whatever was confirmed; None if it may."""
     volume, could_take = claim.volume, claim.rivals
     if not _is_same(volume, claim.known):
         return Refuse(Reason.NOT_HELD, could_take)
@@ -208,7 +208,7 @@ def _is_same(volume: Volume, known: Volume | None) -> bool:
 def in_sync_after(
     record: Volume, *, add: frozenset[str] = frozenset(), drop: frozenset[str] = frozenset()
 ) -> tuple[str, ...]:
-    """The record's ``in_sync`` with and without these; never one that is no replica."""
+    """The record's ``in_sync`` with some nodes added and some dropped; only replicas are added."""
     return tuple(
         name
         for name in record.replicas
@@ -231,10 +231,9 @@ def left_behind(
 
 
 def may_join(node: str, replica: Replica, *, known: Volume | None) -> bool:
-    """Whether a replica that does not count may be given a chance to.
+    """Whether a replica that does not count may try to.
 
-    A node that *may* count already, but is not in the record, did perhaps not succeed in joining: it
-    may try again.
+    A node whose joining had no answer may count already without being in the record: it may try again.
     """
     joined = known is not None and node in known.in_sync
     return not joined and replica.up and replica.confirmed is not None and not replica.error

@@ -1,8 +1,8 @@
 """Swarm's placement constraints, as its scheduler evaluates them.
 
-A constraint is ``KEY==VALUE`` or ``KEY!=VALUE``, blanks around both allowed. Keys are compared
-without regard to case, but for a label's own name; values always without. A node that lacks a label
-has the empty value: it matches ``!=`` and no ``==``.
+A constraint is ``KEY==VALUE`` or ``KEY!=VALUE``, with optional blanks around both. Values are compared
+without regard to case, and so are keys, except for a label's own name. A node that lacks a label has
+the empty value for it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def matches(node: SwarmNode, constraints: Iterable[str]) -> bool:
     """Whether Swarm may place a task with these constraints on the node, as far as they go.
 
     A constraint that we cannot read, or about something that we do not know of the node, counts as
-    met: who warns by this must not cry wolf.
+    met, so that nobody is warned without need.
     """
     return all(_met(node, constraint) for constraint in constraints)
 

@@ -3,7 +3,7 @@
 ::
 
     PannierError                    code              exit  HTTP
-     +- InvalidInput                invalid-input        2   400   the caller typed something that cannot be
+     +- InvalidInput                invalid-input        2   400   the caller's input cannot be accepted
      +- NotFound                    not-found            3   404
      |   +- VolumeNotFound          volume-not-found
      |   +- NodeNotFound            node-not-found
@@ -50,7 +50,7 @@ class PannierError(Exception):
         self.remedy = remedy
 
     def __str__(self) -> str:
-        """The message and, after a semicolon's pause, the remedy: one line for Docker's own errors."""
+        """The message and the remedy, joined by a semicolon: one line for Docker's own errors."""
         return f"{self.message}; {self.remedy}" if self.remedy else self.message
 
 
@@ -187,7 +187,7 @@ class PoolMissing(StorageError):
 
 
 class DiskFailed(StorageError):
-    """What keeps this node's volumes takes no writes any more."""
+    """The disk with this node's volumes takes no writes any more."""
 
     code = "disk-failed"
 
@@ -220,7 +220,7 @@ class Corrupt(StorageError):
 
 
 def _tree(root: type[PannierError]) -> dict[str, type[PannierError]]:
-    """By code; a class without a code of its own is only of use where it is raised."""
+    """Error classes by code. A class without a code of its own comes back as the class above it."""
     found: dict[str, type[PannierError]] = {}
     for child in root.__subclasses__():
         found.update(_tree(child))

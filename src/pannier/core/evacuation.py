@@ -1,8 +1,8 @@
 """When a lost node's tasks are moved away by Swarm, and when the node is given back to it.
 
-An evacuation is remembered in the store, one record for each node (:class:`Evacuated`), and done in
-Swarm. Two memories cannot be changed in one step, so the record goes through phases; any manager may
-do any step, again, and at the same time as the others::
+An evacuation is recorded in the store, one record for each node (:class:`Evacuated`), and done in
+Swarm. The two cannot be changed in one step, so the record goes through phases. Any manager may do any
+step, repeat it, and do it at the same time as others::
 
               its lease is lost             Swarm drains it          its lease is steady again
     (none) -------------------> DRAINING -------------------> DRAINED -------------------------+
@@ -12,10 +12,10 @@ do any step, again, and at the same time as the others::
                         ^                                                                      |
                         +-------------------- Swarm has it as it was --------------------------+
 
-Why a step that comes late does no harm: whoever changes a node in Swarm has read the node first and
-the record after it, and Swarm refuses to change a node that was changed since it was read. So each
-phase that another manager might still be acting on is left by a change of the record *and then* one
-of the node, even where there is nothing to change in it: what was decided before fails then.
+A step that comes late does no harm. A manager that changes a node in Swarm has read the node first and
+the record after it, and Swarm refuses to change a node that was changed since it was read. So a phase
+on which another manager may still be acting is left in two steps: the record is changed, *and then*
+the node, even if nothing in it has to change. Changes that were decided before then fail.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from pannier.core.record import Record
 from pannier.core.swarm import VOLUME_LABEL_PREFIX, Availability, SwarmNode
 
 STEADY_SECONDS = 15.0
-"""How long a node's lease must be back without a break before it gets tasks again, the first time."""
+"""How long a node's lease must be back without a break before the node gets tasks again, at first."""
 LONGEST_STEADY_SECONDS = 900.0
 CALM_SECONDS = 900.0
 """Time without a break after which a node's earlier evacuations are forgotten."""
 QUIET_SECONDS = 1.0
-"""Swarm's time to end the tasks of a node that lost its labels, before the node is drained."""
+"""How long Swarm has to end the tasks of a node that lost its labels, before the node is drained."""
 
 
 class Phase(StrEnum):
@@ -101,7 +101,7 @@ class Subject:
         return self.steady_seconds is None and not self.stopping and not self.removed
 
     def steady_for(self, seconds: float) -> bool:
-        """Whether its lease is there and has been for so long, or nobody waits for it any more."""
+        """Whether its lease has been there for ``seconds``, or the node is removed."""
         if self.removed:
             return True
         return self.steady_seconds is not None and self.steady_seconds >= seconds
@@ -118,8 +118,8 @@ class Remember:
 class Strip:
     """Take the volumes' labels off the node in Swarm.
 
-    Tasks that are constrained to them end at that, in Swarm's books, and start elsewhere. The tasks
-    of a node that is only drained start elsewhere when Swarm itself believes that the node is down.
+    Swarm then counts tasks that are constrained to the labels as ended, and starts them elsewhere. The
+    tasks of a node that is only drained start elsewhere only once Swarm itself finds the node down.
     """
 
     record: Evacuated
@@ -136,8 +136,8 @@ class Drain:
 
 @dataclass(frozen=True, slots=True)
 class Restore:
-    """Give the node its former availability if it is drained, else change nothing of it but its
-    version; then write that it has returned.
+    """Give the node its former availability if it is drained, otherwise change only its version; then
+    write that it has returned.
     """
 
     record: Evacuated
@@ -161,10 +161,10 @@ def plan(subjects: Sequence[Subject], swarm: Sequence[SwarmNode]) -> list[Step]:
         subjects: the nodes of the cluster that are in the Swarm or have a record.
         swarm: all nodes of the Swarm.
 
-    A lost node is evacuated at once, but for: one that a person has drained; one that Swarm calls
-    down, since it has moved the tasks by then; and any, where half of the Swarm's nodes or more are
-    lost or kept empty by us, or no other node could take tasks. So many losses at once are more likely our
-    own, and the rest may not bear all the work.
+    A lost node is evacuated at once, except for a node that a person has drained, and one that Swarm
+    calls down, since Swarm has moved its tasks by then. No evacuation begins while half of the Swarm's
+    nodes or more are lost or kept empty by us, or no other node could take tasks. So many losses at
+    once are more likely an error of our own view, and the rest may not bear all the work.
     """
     may_begin = _may_begin(subjects, swarm)
     steps = (_step(subject, may_begin=may_begin) for subject in subjects)
@@ -172,7 +172,7 @@ def plan(subjects: Sequence[Subject], swarm: Sequence[SwarmNode]) -> list[Step]:
 
 
 def seconds_until_due(subjects: Sequence[Subject]) -> float:
-    """After how long time alone may make a step due; a change of anything may make one due earlier."""
+    """Seconds until a step may be due if nothing changes; any change may make one due earlier."""
     waits = [CALM_SECONDS]
     for subject in subjects:
         record = subject.record

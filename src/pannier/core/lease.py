@@ -1,10 +1,10 @@
 """How long a node may believe that it holds a volume: arithmetic of leases and promises.
 
-All times are seconds on the node's own clock that only ever passes (CLOCK_BOOTTIME). A span that
-somebody else counts is counted here from *before* we asked, and ends a margin early: so a node
-stops before anybody else may begin, as long as no clock runs wrong by more than the margin.
+All times are seconds on the node's own clock that never jumps (CLOCK_BOOTTIME). A time that the store
+or another node measures is counted here from *before* we asked, and ends a margin early. So a node
+stops before another one may begin, as long as no clock is off by more than the margin.
 
-See docs/guarantees.md for the sum of it.
+See docs/guarantees.md for the whole calculation.
 """
 
 from __future__ import annotations
@@ -38,13 +38,15 @@ class Terms:
 
     @property
     def margin(self) -> float:
-        """What the node stops earlier: for clocks that run unevenly, and to end its containers."""
+        """Seconds by which the node stops earlier: for uneven clocks, and to end its containers."""
         return self.ttl / 4
 
     @property
     def renewal(self) -> float:
-        """Seconds between renewals: two may be lost. An election of the store's leader, hardly ever 2 s
-        with etcd's settings, must not end what a node holds; and each renewal is work for idle nodes.
+        """Seconds between renewals; two in a row may be lost.
+
+        Short enough that an election of the store's leader does not end what a node holds: with etcd's
+        settings it hardly ever takes 2 s. Not shorter, since each renewal is work for idle nodes.
         """
         return self.ttl / 5
 
@@ -65,7 +67,7 @@ def held_until(
 
     Args:
         rivals: every node that could take the volume over.
-        lease_until: the end of its lease, if it knows since that lease's beginning that it holds.
+        lease_until: the end of its lease; -inf if the record was not read and written in that lease.
         promises: by node, until when that one has promised to leave the volume alone.
     """
     ends = [promises.get(name, -inf) for name in rivals]
@@ -76,14 +78,14 @@ def held_until(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Standing:
-    """What a node can show at one moment for its belief that it holds a volume.
+    """What proves at one moment that a node holds a volume.
 
     Attributes:
         now: that moment.
-        read: this run of the daemon has read the record, so that it knows every rival. What an
-            earlier run remembered may lack one. True where there are no copies to take over with.
-        lease_until: the end of its lease; -inf where the record was not read and written anew since
-            that lease began.
+        read: this run of the daemon has read the record, so that it knows every rival. A record that
+            an earlier run remembered may lack one. True if there is no other copy to take over.
+        lease_until: the end of its lease; -inf if the record was not read and written anew since that
+            lease began.
         promises: by node, until when that one has promised to leave the volume alone.
     """
 

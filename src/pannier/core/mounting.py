@@ -1,4 +1,4 @@
-"""What a Mount does next: one total decision over what is known at that moment.
+"""What a Mount does next, decided from what is known at that moment.
 
 Nothing here acts, and nothing looks at a clock. A Mount that has to wait is in one of four states::
 
@@ -6,7 +6,7 @@ Nothing here acts, and nothing looks at a clock. A Mount that has to wait is in 
       ^            |
       |            | no success
       |            v
-      +---- Occupied, Unreachable, Unready      what the try came to
+      +---- Occupied, Unreachable, Unready      how the try ended
 
 From the lower states it looks again, or tries again, or gives up with an error that Docker is told.
 """
@@ -46,7 +46,7 @@ class Ready:
         record: the newest record that is known.
         node: the node on which the Mount waits.
         driver: this node has the volume's driver.
-        disk: what keeps this node's volumes takes writes. Only asked where :func:`needs_disk`.
+        disk: this node's disk takes writes. Checked only if :func:`needs_disk` says so.
         takeover_possible: the holder is gone, and a copy in sync may go on.
     """
 
@@ -71,7 +71,7 @@ class Unreachable:
 
     waited: float
     silent: float
-    """Seconds since the first of the tries in a row that had no answer; this may be that one."""
+    """Seconds since the first of the latest tries in a row without an answer, this one included."""
     takeover_possible: bool
 
 
@@ -109,14 +109,14 @@ class AskForVolume:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Try again with the same record after so many seconds; 0 means at once."""
+    """Try again with the same record after this many seconds; 0 means at once."""
 
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class LookAgain:
-    """Read the record again. Where its holder is the same, wait for so many seconds at most."""
+    """Read the record again. If the holder is the same, wait for this many seconds at most."""
 
     seconds: float
 
@@ -143,7 +143,7 @@ Step = Attempt | Wait | LookAgain | GiveUp
 
 
 def next_step(state: State, limits: MountLimits) -> Step:
-    """What a Mount in this state does next. A limit itself is still within the time allowed."""
+    """What a Mount in this state does next. It gives up only when a limit is exceeded."""
     match state:
         case Ready():
             return _try(state)
@@ -164,7 +164,8 @@ def next_step(state: State, limits: MountLimits) -> Step:
 def needs_disk(record: Volume, *, node: str) -> bool:
     """Whether ``node`` must be able to write before it tries to have the volume.
 
-    A node that could not keep it must not ask for it. What has only this copy may still be read.
+    A node that could not keep it must not ask for it. A volume whose only copy is here may still be
+    read.
     """
     return record.grant.node != node or record.spec.copies > 1
 

@@ -41,7 +41,7 @@ class Node(Record):
     room: int = 10
 
     def started_as(self, now: Node) -> Node:
-        """This record with what the node's start has set anew; the rest stays as it was."""
+        """This record with the fields that a start of the node sets anew; the rest stays as it was."""
         return replace(
             self,
             address=now.address,

@@ -149,7 +149,7 @@ def parse_options(options: Mapping[str, str], *, default_driver: str = "btrfs") 
 
 
 def _check_together(spec: VolumeSpec, *, given: frozenset[str]) -> None:
-    """Refuse what is possible one by one and not together."""
+    """Refuse options that are valid by themselves but not together."""
     if spec.copies == 1 and spec.durability is not Durability.NONE:
         raise InvalidInput(
             f"durability={spec.durability} needs a second copy",

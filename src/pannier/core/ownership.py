@@ -1,4 +1,4 @@
-"""What a node has to do to serve a volume: one total decision over its record and local copy.
+"""What a node has to do to serve a volume, decided from its record and the local copy.
 
 Nothing here acts. The same table answers Mount, start-up and clean-up, so that they cannot differ.
 """
@@ -21,8 +21,8 @@ class AskHolder:
 
 @dataclass(frozen=True, slots=True)
 class Serve:
-    """The live tree of the present epoch is here and writable. The only answer that a remembered
-    record may give: a holder's tree stays writable until the holder itself has given it away."""
+    """The live tree of the present epoch is here and writable. This is the only plan to follow by a
+    remembered record: a holder's tree stays writable until the holder itself has given it away."""
 
     epoch: int
 
@@ -81,8 +81,8 @@ class Cleanup:
     Attributes:
         drop: epochs of sealed live trees: all they hold is in a generation.
         delete: generations that nobody needs.
-        strays: epochs of which there is what no other node has and the volume did not grow out of:
-            a tree that was never sealed, or generations after the one that its successor began with.
+        strays: epochs with data here that no other node has, and that the volume did not grow out of:
+            a tree that was never sealed, or generations after the one with which a successor began.
     """
 
     drop: tuple[int, ...] = ()
@@ -99,9 +99,9 @@ def plan_cleanup(
 ) -> Cleanup:
     """What ``node`` no longer needs of a volume.
 
-    A holder keeps its base, its two newest generations and those ``needed`` as the newest that
-    another copy has; any other node keeps its newest one, so that the next one, or a move back,
-    sends only the difference. Nothing is deleted on a holder that has not got its live tree yet.
+    A holder keeps its base, its two newest generations, and those ``needed`` because another copy has
+    them as its newest. Any other node keeps its newest one, so that the next transfer, or a move back,
+    sends only the difference. Nothing is deleted on a holder that does not have its live tree yet.
     """
     epoch = record.grant.epoch
     if any(e > epoch for e in copy.sealed) or any(g.epoch > epoch for g in copy.generations):

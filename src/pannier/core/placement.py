@@ -27,9 +27,9 @@ class Candidate:
 
 
 def fit(candidates: Iterable[Candidate], *, driver: str) -> list[Candidate]:
-    """Nodes that may get a new copy: those with the fewest first, of these the one with most room.
+    """Nodes that may get a new copy: those with the fewest copies first, then by most room.
 
-    One with less than a tenth of its pool free comes after all others.
+    Nodes with less than a tenth of their pool free come after all others.
     """
     chosen = [c for c in candidates if c.up and not c.drained and driver in c.drivers]
     return sorted(chosen, key=lambda c: (c.room == 0, c.copies, -c.room, c.name))
@@ -65,7 +65,7 @@ def place_holder(spec: VolumeSpec, candidates: Iterable[Candidate], *, here: str
 
 
 def place_moved(record: Volume, candidates: Iterable[Candidate]) -> str | None:
-    """The node that a volume is given to when its holder shall be empty; None where there is none.
+    """The node that a volume is given to when its holder is to be emptied; None if there is none.
 
     One that has a copy already comes before the emptiest.
     """
@@ -108,7 +108,7 @@ def replicas_after_move(record: Volume, *, target: str) -> tuple[str, ...]:
 def replicas_after_loss(record: Volume, *, target: str) -> tuple[str, ...]:
     """The replicas once ``target`` took the volume over from a holder that is lost.
 
-    The lost one is one of them only where there is no other: it may return soon.
+    The lost one comes last, since it may return soon, if there is a place left for it.
     """
     others = tuple(name for name in record.replicas if name != target)
     return (*others, record.grant.node)[: record.spec.copies - 1]
@@ -120,7 +120,7 @@ def repair_replicas(
     """The replicas, with those that are ``gone`` replaced where another node is fit.
 
     One that cannot be replaced now stays while its node is in the cluster: on its return it needs
-    the difference only. Others are asked for again later.
+    only the difference. A replacement is looked for again later.
     """
     holder = record.grant.node
     nodes = list(candidates)

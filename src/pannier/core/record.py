@@ -8,8 +8,8 @@ version may therefore
   shows the record, and refuses to serve or change it (:class:`Record`).
 
 A field never changes its name, its type or its meaning; a new value of an enumeration needs a higher
-format. What describes a part alone, such as one grant
-or one line of history, goes with that part; what shall outlive it belongs in the record itself.
+format. A field that describes only one part, such as one grant or one line of history, belongs in that
+part and goes with it. A field that must outlive the part belongs in the record itself.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class Part:
     """A record, or a part of one that has fields of its own.
 
     Attributes:
-        unknown: by name the fields that this version does not know, as raw JSON; None without any.
-            They make no difference between two parts. No stored field may have this name.
+        unknown: the fields that this version does not know, by name, as raw JSON; None without any.
+            Comparisons of two parts ignore them. No stored field may have this name.
     """
 
     unknown: Mapping[str, Any] | None = field(default=None, compare=False, repr=False)

@@ -64,8 +64,8 @@ def takeover_possible(record: Volume, *, node: str, holder_up: bool) -> bool:
 
 
 def all_alike(record: Volume) -> bool:
-    """Whether every copy in sync has all that was acknowledged, so that any may go on. Copies that
-    are kept by intervals only may differ."""
+    """Whether every copy in sync has all that was acknowledged, so that any may go on. Copies of a
+    volume with ``durability=interval`` may differ."""
     return record.spec.durability is Durability.FSYNC
 
 
@@ -78,8 +78,8 @@ def choose_in_sync(record: Volume, newest: Mapping[str, Generation | None], *, n
     """The copy in sync that takes over: the newest one, of equal ones that on ``node``.
 
     Args:
-        newest: what each copy in sync has; None where it did not answer, or has nothing: one that had
-            a damaged copy may be in sync, and have nothing.
+        newest: what each copy in sync has; None if it did not answer, or has nothing: a node whose
+            damaged copy is in quarantine may still be in sync.
 
     Raises:
         Unavailable: none has anything.
@@ -98,7 +98,7 @@ def check_takeover(record: Volume, *, node: str, epoch: int, promised_seconds: f
     """Whether ``node`` may take the volume over from the holder at ``epoch``, if that one is gone.
 
     Args:
-        promised_seconds: for so long this node has promised not to.
+        promised_seconds: for how long this node has promised not to take it over.
 
     Raises:
         Stale: it has a new holder. Conflict: the copy here is not in sync. Unavailable: promised.

@@ -13,7 +13,7 @@ class ServiceArrival:
     """The old and the new container, as seen up to now; times are of our clock, in seconds.
 
     Attributes:
-        known: tasks that were there before Swarm was told; none where an earlier move had told it.
+        known: tasks from before the service was tied to its target; none if an earlier move did that.
         target: Swarm's id of the node.
         failed: how many new tasks have failed.
         pending: Swarm has not found a place for the new task.

@@ -30,7 +30,7 @@ from pannier.core.volume import Volume
 TIED = "pannier.moved-to"
 """The service's label with the constraint that we have added."""
 ASIDE = "pannier.moved-to.aside"
-"""The service's label with the constraints that we have taken away for as long as that, as JSON."""
+"""The service's label with the constraints that we have taken away meanwhile, as JSON."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,8 @@ class Placement:
 def tied(service: SwarmService, target: SwarmNode, nodes: Iterable[SwarmNode]) -> Placement:
     """The service as it must run on ``target``.
 
-    Constraints to labels that say where our volumes have a copy are set aside: the copy follows.
+    Constraints that exclude ``target`` are set aside. After :func:`check_constraints` these are only
+    those to our volumes' labels, which follow the copies.
     """
     free = untied(service)
     same = [node for node in nodes if node.hostname.casefold() == target.hostname.casefold()]
@@ -137,9 +138,9 @@ class Place:
 
 
 def is_same(node: Node, member: SwarmNode) -> bool:
-    """Whether it is this node that Swarm knows as ``member``.
+    """Whether Swarm knows this node as ``member``.
 
-    A node says some time after it has come up who it is in the Swarm; until then its name counts.
+    A node records its Swarm id some time after it has started; until then its name is compared.
     """
     if node.swarm is None:
         return node.name == member.hostname
@@ -160,7 +161,7 @@ def find_target(
         is_up: whether a node of Pannier has its lease.
 
     Raises:
-        NodeNotFound: neither knows a node of that name. Conflict: it can take none, and why.
+        NodeNotFound: neither knows a node of that name. Conflict: it cannot take one; says why.
     """
     node = next((each for each in nodes if each.name == name), None)
     member = next((each for each in swarm if node and is_same(node, each)), None)
@@ -282,7 +283,7 @@ def check_room(
         free_bytes: of the target's pool; None where that is not known.
 
     Raises:
-        Conflict: it has not the driver. PoolFull: it has not the room.
+        Conflict: it does not have the driver. PoolFull: it does not have the room.
     """
     needed, name = 0, target.node.name
     for volume, used_bytes in volumes:

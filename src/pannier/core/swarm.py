@@ -39,7 +39,7 @@ class SwarmMember:
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What a node has, or what a task reserves of it: thousand-millionths of a CPU, and bytes."""
+    """What a node has, or what a task reserves of it: billionths of a CPU, and bytes."""
 
     nano_cpus: int = 0
     memory_bytes: int = 0
@@ -80,7 +80,7 @@ class SwarmService:
 
     Attributes:
         volumes: those of our driver that its tasks mount, as its spec names them.
-        driverless: volumes for which the spec names no driver: ours where we have one of the name.
+        driverless: volumes for which the spec names no driver: ours if we have one of that name.
         mode: ``replicated``, ``global``, ``replicated job`` or ``global job``.
         replicas: how many tasks a replicated service shall have.
         order: what an update does, ``stop-first`` or ``start-first``.
@@ -89,7 +89,7 @@ class SwarmService:
         update: what became of its last update, such as ``completed`` or ``rollback_started``.
         version: rises with every change of the service.
         reserved: by each of its tasks.
-        host_ports: which each of its tasks publishes on its own node, as in ``8080/tcp``.
+        host_ports: those that each of its tasks publishes on its own node, such as ``8080/tcp``.
     """
 
     name: str

@@ -53,9 +53,9 @@ class VolumeSpec(Part):
         copies: nodes that keep the data.
         durability: what a node's death may cost.
         interval: seconds between generations sent to the other copies, while there are writes.
-        min_copies: so few in-sync copies, the holder's included, may still acknowledge a sync call.
+        min_copies: how many copies, the holder's included, must be in sync to acknowledge a sync call.
         driver: where the bytes live: ``btrfs`` or ``directory``.
-        nodes: names of nodes wished for, in order of preference; the first one that is there makes it.
+        nodes: names of nodes wished for, in order of preference; the first one available makes it.
         uid, gid, mode: of the volume's root; Docker's copy-up from an image overrides them.
         labels: free text for people and tools.
     """
@@ -109,8 +109,8 @@ class Volume(Record):
         id: tells two volumes apart that bore the same name at different times; names the data on disk.
         replicas: nodes that keep the other copies; the holder sends them what is written.
         in_sync: those of the replicas that have every write acknowledged as durable, and lag no
-            further than is promised. Only the holder changes it, and nobody else may take over.
-        base: the generation with which the holder's epoch began; None while it began empty.
+            further than is promised. Only the holder changes it, and only these may take over.
+        base: the generation with which the holder's epoch began; None if it began empty.
         lineage: how the latest epochs began, oldest first.
         removed_at: Unix time at which it went to the trash; None outside the trash.
     """

@@ -115,7 +115,7 @@ def environment(collections: str, *, verbose: bool) -> dict[str, str]:
 
 
 def _run(command: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Run to the end. Ctrl-C reaches Ansible too, which ends in its own way; we wait for that."""
+    """Run to the end. Ctrl-C reaches Ansible too; it ends in its own way, and we wait for that."""
     before = signal.signal(signal.SIGINT, lambda *_: None)  # not SIG_IGN: a child would inherit it
     try:
         return subprocess.run(command, env=dict(environment), check=False).returncode

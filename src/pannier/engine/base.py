@@ -17,7 +17,7 @@ from pannier.core.swarm import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Container:
-    """A container, as messages name it. ``service`` is the Swarm service's name, if any."""
+    """A container. Messages name it by ``str()``; ``service`` is the Swarm service's name, if any."""
 
     id: str
     name: str
@@ -35,8 +35,8 @@ class EngineFacts:
 
     Attributes:
         runtimes: path or name of each registered runtime, by the name that Docker has for it.
-        runc, libseccomp: versions; None where the engine does not tell. Engines before 25.0 do not
-            tell libseccomp's.
+        runc, libseccomp: versions; None where the engine does not report them. Engines before 25.0
+            do not report libseccomp's.
     """
 
     version: str
@@ -61,16 +61,20 @@ class Executed:
 
 
 class Swarm(Protocol):
-    """The Swarm that an engine belongs to, as that engine tells of it.
+    """The Swarm that an engine belongs to, as that engine reports it.
 
-    All methods raise EngineUnavailable where the engine does not answer; all but the first also while
-    the Swarm has no leader, after some seconds, and Conflict where the engine is no Swarm manager.
+    Raises:
+        EngineUnavailable: every method, if the engine does not answer or refuses the call; all but
+            ``member`` also, after some seconds, while the Swarm has no leader.
+        Conflict: every method but ``member``, if the engine is no Swarm manager.
     """
 
     async def member(self) -> SwarmMember | None:
         """This engine's own place in a Swarm; None where it is in none.
 
-        EngineUnavailable also where it cannot tell its place, such as before a locked Swarm's key is given.
+        Raises:
+            EngineUnavailable: also if the engine cannot tell its place, such as before the key of a
+                locked Swarm is given.
         """
         ...
 
@@ -85,14 +89,13 @@ class Swarm(Protocol):
         availability: Availability | None = None,
         labels: Mapping[str, str] | None = None,
     ) -> None:
-        """Change a node; what is not given stays. ``labels`` are all that it shall have.
+        """Change a node; what is not given stays. ``labels`` are all that it is to have.
 
-        With nothing to change it still gets a new version, so that no change which was decided
-        before can happen after.
+        With nothing to change it still gets a new version: changes that were decided before fail then.
 
         Raises:
             Stale: it was changed since it was read, or is gone; nothing was changed.
-            OutcomeUnknown: it was asked for and no answer came.
+            OutcomeUnknown: it was asked for and no answer came; it may have been done.
         """
         ...
 
@@ -109,12 +112,12 @@ class Swarm(Protocol):
     ) -> None:
         """Give a service these constraints and labels of its own, and no others.
 
-        A task that runs where the constraints forbid it is ended, and another one started where they
-        allow it. One that runs where they allow it runs on.
+        A task on a node that the constraints forbid is ended, and another one is started on a node that
+        they allow. A task on a node that they allow goes on.
 
         Raises:
             Stale: it was changed since it was read, or is gone; nothing was changed.
-            OutcomeUnknown: it was asked for and no answer came.
+            OutcomeUnknown: it was asked for and no answer came; it may have been done.
         """
         ...
 
@@ -124,7 +127,12 @@ class Swarm(Protocol):
 
 
 class Engine(Protocol):
-    """One node's container engine. Raises EngineUnavailable where it does not answer."""
+    """One node's container engine.
+
+    Raises:
+        EngineUnavailable: every method but ``starts``, if the engine does not answer or refuses the
+            call. ``swarm`` and ``starts`` raise nothing.
+    """
 
     @property
     def swarm(self) -> Swarm:
@@ -132,7 +140,11 @@ class Engine(Protocol):
         ...
 
     async def activate_plugin(self) -> None:
-        """Make the engine look at our plugin socket, so that Swarm schedules onto this node."""
+        """Make the engine look at our plugin socket, so that Swarm schedules onto this node.
+
+        Raises:
+            EngineUnavailable: also if the engine does not list the plugin afterwards.
+        """
         ...
 
     async def plugin_active(self) -> bool:
@@ -152,10 +164,15 @@ class Engine(Protocol):
         ...
 
     async def execute(self, container_id: str, command: str, *, timeout_seconds: float) -> Executed:
-        """Run ``command`` by the container's own ``sh``, as the container's user.
+        """Run ``command`` with the container's own ``sh``, as the container's user.
 
-        What still runs at the time limit is killed, with its children; so it is when the caller is
-        cancelled. EngineUnavailable also where the container does not run, or has no ``sh``.
+        At the time limit the command is killed with its children, and so it is if the caller is
+        cancelled.
+
+        Raises:
+            EngineUnavailable: also if the container does not run or has no ``sh``, or if the connection
+                breaks while the command runs.
+            OutcomeUnknown: the engine did not answer when the command was prepared; it was not begun.
         """
         ...
 
@@ -171,12 +188,12 @@ class Engine(Protocol):
         ...
 
     async def facts(self) -> EngineFacts:
-        """What it runs containers with."""
+        """What the engine runs containers with."""
         ...
 
     def starts(self) -> AsyncIterator[None]:
         """Yields at once if the engine is up, and again each time it has come back up.
 
-        Never ends and raises nothing: it is how the agent learns when to activate the plugin anew.
+        Never ends. It is how the agent learns when to activate the plugin again.
         """
         ...

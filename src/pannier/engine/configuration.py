@@ -45,16 +45,20 @@ def register_runtime(program: str, *, file: Path = DAEMON_JSON) -> bool:
 
 
 def default_runtime(*, file: Path = DAEMON_JSON) -> str:
-    """The default runtime that an engine takes which starts now.
+    """The default runtime of an engine that starts now.
 
     Raises:
-        InvalidInput: the file cannot be read.
+        InvalidInput: the file cannot be read as JSON.
     """
     return str(_read(file).get("default-runtime", PLAIN))
 
 
 def unregister_runtime(*, file: Path = DAEMON_JSON) -> bool:
-    """Undo :func:`register_runtime`. Containers that run keep what they were started with."""
+    """Undo :func:`register_runtime`. Running containers keep the runtime that they were started with.
+
+    Raises:
+        InvalidInput: the file cannot be read as JSON; nothing was changed.
+    """
     settings = _read(file)
     wanted = dict(settings)
     if wanted.get("default-runtime") == RUNTIME:
@@ -72,10 +76,9 @@ def unregister_runtime(*, file: Path = DAEMON_JSON) -> bool:
 def _read(file: Path) -> dict[str, Any]:
     try:
         text = file.read_text()
+        settings = json.loads(text) if text.strip() else {}
     except FileNotFoundError:
         return {}
-    try:
-        settings = json.loads(text) if text.strip() else {}
     except ValueError as error:
         raise InvalidInput(f"{file} is not JSON: {error}", remedy="mend it, then repeat") from error
     if not isinstance(settings, dict):
@@ -84,7 +87,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _write(file: Path, settings: dict[str, Any]) -> None:
-    """Whole or not at all, with the file's own owner and permissions."""
+    """Replace the file in one step; it keeps its owner and permissions."""
     file.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     mode, owner = 0o644, None
     if file.exists():

@@ -1,7 +1,7 @@
 """The Docker engine's API on its unix socket: one call at a time, each with a time limit.
 
-Paths carry no API version: the engine then speaks its newest, and what is used here has the same
-form in all of them, from Docker 20.10 on.
+Paths carry no API version, so the engine uses its newest one. What is used here has the same form in
+all versions from Docker 20.10 on.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class EngineConnection:
         """The answer, decoded; None where the engine says 404.
 
         Raises:
-            EngineUnavailable: any other status, no answer in time, or none that is one.
+            EngineUnavailable: any other status, no answer in time, or one that cannot be decoded.
         """
         try:
             status, content = await self._exchange("GET", path, query, None, timeout_seconds)
@@ -102,7 +102,7 @@ class EngineConnection:
             return response.status, await response.read()
 
     def unavailable(self, what: str) -> EngineUnavailable:
-        """The engine, said to be not as it should; ``what`` follows its name."""
+        """The error for an engine that does not work as it should; ``what`` follows its name there."""
         return EngineUnavailable(
             f"the Docker engine at {self._socket} {what}",
             remedy="see systemctl status docker on this node",
@@ -115,7 +115,7 @@ class EngineConnection:
         return self.unavailable(f"cannot be reached: {error}")
 
     def refused(self, path: str, status: int, content: bytes) -> EngineUnavailable:
-        """The engine, said to have refused a call."""
+        """The error for a call that the engine refused."""
         return self.unavailable(f"answered {status} to {path}: {_message(content)}")
 
 

@@ -64,7 +64,7 @@ class _Plugins(msgspec.Struct, frozen=True, rename="pascal"):
 
 
 class _Runtime(msgspec.Struct, frozen=True):
-    """``status`` is what newer engines have learnt from the runtime itself: JSON by name."""
+    """``status`` is what newer engines have learnt from the runtime itself: JSON texts by name."""
 
     path: str = ""
     status: dict[str, str] | None = None
@@ -111,8 +111,8 @@ class DockerEngine:
     Args:
         socket: where dockerd listens.
         plugin: the name of our plugin, which is that of its socket file.
-        timeout_seconds: for each call. Ours are answered from the engine's memory.
-        swarm_seconds: for each call about its Swarm, which block while that has no leader.
+        timeout_seconds: for each other call. The engine answers these from memory.
+        swarm_seconds: for each call about its Swarm. Without a leader such a call blocks.
         activate_seconds: for the activation, in which the engine calls our plugin.
         retry_seconds: between two attempts to reach the engine again.
     """
@@ -233,7 +233,7 @@ class DockerEngine:
                     if response.status == 200:
                         yield
                         while await response.content.readany():
-                            pass  # its end is what matters, and it comes when the engine stops
+                            pass  # only the end of the stream matters: the engine has stopped
             await asyncio.sleep(self._retry_seconds)
 
     # --- calls -----------------------------------------------------------------------------------
@@ -255,7 +255,7 @@ class DockerEngine:
         return found
 
     def _mounts(self, item: _Listed, volume: str) -> bool:
-        """The engine's filter also finds other drivers' volumes of the name, and mount targets."""
+        """Whether it has our volume: the engine's filter also finds other drivers', and mount targets."""
         return any(
             mount.type == "volume" and mount.name == volume and mount.driver == self._plugin
             for mount in item.mounts or []
@@ -275,7 +275,7 @@ def _container(item: _Listed) -> Container:
 
 
 def _libseccomp(runc: _Runtime | None) -> str | None:
-    """The version that runc was linked with. Engines before 25.0 do not ask it."""
+    """The version that runc was linked with; None from engines before 25.0, which do not ask runc."""
     told = ((runc.status if runc else None) or {}).get(_FEATURES)
     if told is None:
         return None

@@ -15,12 +15,12 @@ from pannier.engine.base import Executed
 from pannier.engine.connection import EngineConnection
 
 OUTPUT_BYTES = 16 * 1024
-"""The end of a command's output that is kept."""
+"""How much of the end of a command's output is kept."""
 END_SECONDS = 5.0
 _POLL_SECONDS = 0.05
 _HEADER_BYTES = 8
 _STDOUT = 1
-# The engine makes it the leader of a session; so what it starts can be ended with it, by its number.
+# The engine makes this the leader of a session, so its process id is enough to kill its children too.
 _SHELL = 'echo "$$"; exec sh -c "$1"'
 
 T = TypeVar("T")
@@ -37,7 +37,7 @@ class _ExecState(msgspec.Struct, frozen=True, rename="pascal"):
 
 @dataclass(slots=True)
 class _Output:
-    """What a command printed, without its first line: that is its process's number."""
+    """What a command printed, without the first line, which is its process id."""
 
     number: bytes = b""
     numbered: bool = False
@@ -100,7 +100,7 @@ class Execution:
             raise self._connection.unavailable(f"gave no answer to {path}: {error}") from error
 
     async def _frames(self, made: str) -> AsyncIterator[tuple[int, bytes]]:
-        """Start it; what it prints, each piece with its stream, until it has ended."""
+        """Start the command, and yield what it prints, each piece with its stream, until it ends."""
         path = f"/exec/{made}/start"
         try:
             async with self._connection.open().post(
@@ -128,7 +128,7 @@ class Execution:
         return found
 
     async def _end(self, container: str, made: str, output: _Output) -> None:
-        """Kill it with all that it has started. What cannot be ended ends with its container."""
+        """Kill the command with its children. What cannot be killed ends with its container."""
         number = output.number.decode("ascii", "replace")
         if not output.numbered or not number.isdigit():
             return

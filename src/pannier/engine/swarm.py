@@ -1,4 +1,4 @@
-"""Docker Swarm through the engine's API: what its managers know, and changes of its nodes."""
+"""Docker Swarm through the engine's API: what its managers know, and changes of nodes and services."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pannier.core.swarm import (
 from pannier.engine.connection import EngineConnection, as_filters
 
 T = TypeVar("T")
-# The engine gives these two no status of their own, and no code: only words.
+# The engine gives these two errors no status and no code of their own: only the message tells.
 _NO_MANAGER = "is not a swarm manager"
 _OUT_OF_DATE = "out of sequence"
 
@@ -96,7 +96,7 @@ class _Node(msgspec.Struct, frozen=True, rename="pascal"):
 
 
 class _Raw(msgspec.Struct, frozen=True, rename="pascal"):
-    """A node or service, its spec as it is: whoever changes it must send all of it back."""
+    """A node or service with its whole spec: a change must send all of it back."""
 
     version: _ObjectVersion
     spec: dict[str, Any]
@@ -154,7 +154,7 @@ class _Replicated(msgspec.Struct, frozen=True, rename="pascal"):
 
 
 class _Mode(msgspec.Struct, frozen=True, rename="pascal"):
-    """One of them is there."""
+    """Exactly one of them is set."""
 
     replicated: _Replicated | None = None
     global_: dict[str, Any] | None = msgspec.field(name="Global", default=None)
@@ -231,7 +231,7 @@ class DockerSwarm:
 
     Args:
         plugin: the name of our volume plugin.
-        timeout_seconds: for each call. While the Swarm has no leader the engine answers none.
+        timeout_seconds: for each call. Without a leader of the Swarm the engine does not answer.
     """
 
     def __init__(

@@ -42,7 +42,7 @@ class AfterHandover:
         self._pace = pace
 
     def hear(self, change: Changed) -> None:
-        """A listener for the catalog. An older epoch is old news, not a change of holder."""
+        """A listener for the catalog. A record of an older epoch came late, and is no change of holder."""
         if change.kind != "volumes" or not isinstance(change.after, Volume):
             return
         after, node = change.after, self._cluster.node
@@ -66,7 +66,7 @@ class AfterHandover:
         await self._tidy(volume)
 
     async def _depose(self, before: Volume, after: Volume) -> None:
-        """After a hand-over nothing is in use; after a recovery elsewhere, containers run."""
+        """Stop what uses the former tree: after a recovery elsewhere, containers may still run."""
         try:
             async with self._custody.lock(before):
                 await self._custody.depose_if_live(before, successor=after.grant.node)
@@ -75,7 +75,7 @@ class AfterHandover:
         await self._tidy(after)
 
     async def _tidy(self, volume: Volume) -> None:
-        """What fails here, or is cut off, the next start makes good (:meth:`Custody.adopt`)."""
+        """Remove what is not needed. If this fails, the next start repeats it (:meth:`Custody.adopt`)."""
         await asyncio.sleep(self._pace.tidy_after)
         try:
             async with self._custody.lock(volume):

@@ -2,11 +2,11 @@
 
 The holder alone gives a volume away, in this order: end of use, unmount, *seal* (from here on no
 write is possible), last generation, confirmed whole and durable by the other node, change of the
-record by compare-and-swap. Whatever fails before the record changed is undone by unsealing; once it
-has changed, the other node has everything, and the sealed tree is removed at leisure
-(:mod:`pannier.holding.after_handover`). Where the answer to the change never came, the tree stays sealed
-until a fresh read tells, and until the record was written anew: that voids a change which is still
-on its way (:meth:`Custody.take_up`).
+record by compare-and-swap. If a step before the change fails, the tree is unsealed. Once the record
+has changed, the other node has everything, and the sealed tree is removed later
+(:mod:`pannier.holding.after_handover`). If the answer to the change never came, the tree stays sealed
+until a fresh read shows that nothing changed, and the record was written anew: that makes a change
+fail that is still on its way (:meth:`Custody.take_up`).
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Handovers:
         return self._running.get(volume.id)
 
     async def asked(self, name: str, *, epoch: int, peer: str) -> HandoverReply:
-        """``peer`` wants the volume: begin or go on, and say after some seconds how it stands.
+        """``peer`` wants the volume: begin or go on with its hand-over, and report after some seconds.
 
         Raises:
             Stale: the volume is not held here, or not at ``epoch``; Conflict: it is on its way to a
@@ -118,7 +118,7 @@ class Handovers:
         )
 
     async def _need_disk(self, volume: Volume, *, by_writing: bool = False) -> None:
-        """Whoever wants a volume of a disk that failed shall wait until it can be taken over."""
+        """Raise Unavailable if the disk has failed: the caller then waits until the volume is taken over."""
         try:
             await self._drivers.of(volume).check_disk(by_writing=by_writing)
         except StorageError as error:
@@ -148,7 +148,7 @@ class Handovers:
                 if not running.task.done():
                     yield self._progress(running)
         finally:
-            # Whoever asked has gone; a node that wants it too says so again within this time.
+            # The caller has gone. Another node that wants the volume, too, repeats that within this time.
             until = self._clock.now() + self._pace.interest
             running.wanted_until = min(running.wanted_until, until)
         running.task.result()
@@ -225,7 +225,7 @@ class Handovers:
     async def _send_last(
         self, running: Moving, generation: Generation, others: tuple[str, ...]
     ) -> tuple[str, ...]:
-        """Send what the next epoch begins with; returns who has it then, beside the target."""
+        """Send the generation with which the next epoch begins; returns who has it, besides the target."""
         me, volume = self._cluster.node, running.volume
         copies = LastGeneration(
             cluster=self._cluster,
@@ -285,7 +285,7 @@ class Handovers:
         )
 
     async def _give(self, volume: Volume, record: Volume, *, expect: int) -> None:
-        """Change the record; on any answer but success the truth is read before writing resumes."""
+        """Change the record. If it may have changed despite an error, read it before writing resumes."""
         driver = self._drivers.of(volume)
         try:
             await self._cluster.replace(record, expect=expect)
@@ -297,9 +297,9 @@ class Handovers:
                 raise error from None
 
     async def _was_given(self, volume: Volume, grant: Grant) -> bool:
-        """Whether the change of the record happened; if not, it cannot any more, and writing resumes.
+        """Whether the change of the record happened. If not, it cannot any more, and writing resumes.
 
-        Where the store does not tell, the tree stays sealed: the next Mount asks it first.
+        If the store does not tell, the tree stays sealed, and the next Mount asks the store first.
         """
         custody = self._custody
         try:
@@ -313,12 +313,12 @@ class Handovers:
         except PannierError as error:
             log.warning("handover.unknown", volume=volume.name, error=str(error))
             return False
-        # Beyond the next epoch it was given, and given on; at it, a person may have recovered it.
+        # A later epoch than the next: given, and given on. Another grant at the next: recovered by a person.
         given_on = found.grant.epoch > grant.epoch
         return found.id == volume.id and (found.grant == grant or given_on)
 
     async def close(self) -> None:
-        """End what is under way; every volume stays with a whole, single holder."""
+        """End what is under way; every volume keeps a single holder that has all its data."""
         tasks = [running.task for running in self._running.values() if running.task]
         for task in tasks:
             task.cancel()

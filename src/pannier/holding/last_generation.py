@@ -1,4 +1,4 @@
-"""A moving volume's last generation for the copies that stay, beside that for the target."""
+"""Sending a moving volume's last generation to the other copies, besides the target."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ log = structlog.get_logger(__name__)
 class LastGeneration:
     """Sends to other copies, and never delays the target.
 
-    The last generation is the one with which the next holder begins. A copy that has it, too, gets
-    only the difference from then on, and may take the volume over at once.
+    The next holder begins with the last generation. A copy that has it, too, gets only differences
+    from then on, and counts as in sync at once.
     """
 
     def __init__(

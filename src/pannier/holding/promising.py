@@ -1,7 +1,7 @@
 """Going on without the store: every node that could take a volume over promises not to.
 
-The idea is Patroni's failsafe mode, for each volume by itself: only the nodes in its ``in_sync`` can
-take it over, so their word is enough, and theirs alone.
+This is the idea of Patroni's failsafe mode, applied to each volume by itself: only the nodes in its
+``in_sync`` can take it over, so their promises are enough.
 """
 
 from __future__ import annotations
@@ -52,9 +52,10 @@ class Promising:
         self._pace = pace
 
     def promise(self, volumes: Mapping[str, int], *, seconds: float, peer: str) -> list[str]:
-        """Promise ``peer`` not to take these volumes (ids with their epochs) over for so long.
+        """Promise ``peer`` not to take these volumes (ids with their epochs) over for ``seconds``.
 
-        Only of volumes that this node, too, knows to be held by ``peer`` at that epoch.
+        Returns the ids of those that were promised: by this node's own record, too, ``peer`` holds
+        them at that epoch.
         """
         known = {volume.id: volume for volume in self._cluster.catalog.volumes()}
         return [
@@ -79,7 +80,7 @@ class Promising:
         wanted: dict[str, list[Volume]] = defaultdict(list)
         for volume in self._cluster.catalog.volumes():
             if volume.grant.node == self._cluster.node and volume.spec.copies > 1:
-                for name in sorted(self._rivals(volume.name)):  # the same each time
+                for name in sorted(self._rivals(volume.name)):  # the same order each time
                     wanted[name].append(volume)
         await asyncio.gather(*(self._ask_one(name, asked) for name, asked in wanted.items()))
 

@@ -121,8 +121,9 @@ class Recovery:
         still gone, so that a holder that just came back keeps its volume.
 
         Raises:
-            Stale: either is not so any more; Conflict: the newest one here is another;
-            Unavailable: this node has promised to wait, since the holder lives; OutcomeUnknown.
+            Stale: the record has changed, or the former holder is back; Conflict: the newest generation
+            here is another one; Unavailable: this node has promised the holder to wait;
+            OutcomeUnknown.
         """
         fresh = await self._cluster.fresh(name)
         volume, node = fresh.record, self._cluster.node
@@ -155,7 +156,7 @@ class Recovery:
         return record
 
     async def _check_newest(self, volume: Volume, generation: Generation) -> None:
-        """What came in since somebody looked may be all that the holder had acknowledged."""
+        """Refuse if a newer generation has come in since: it may have what the holder acknowledged."""
         newest = await self._drivers.newest(volume)
         if newest != generation:
             raise Conflict(

@@ -1,7 +1,7 @@
 """What is sent ahead of a hand-over, while the volume is in use.
 
-A volume of one copy is sent in rounds from here. One that has several is replicated all the time, and
-sync calls depend on that: it goes on, and the target is one node more that gets every generation.
+A volume with one copy is sent in rounds from here. A volume with several copies is replicated all the
+time, and sync calls depend on that. So its replication goes on, and also sends to the target.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Moving:
     round: int = 0
     sent_bytes: int = 0
     bytes_before: int | None = None
-    """What replication had sent to the target before."""
+    """What replication had sent to the target before the move."""
     in_use_by: list[str] = field(default_factory=list)
     generation: Generation | None = None
     pause_seconds: float | None = None
@@ -52,19 +52,22 @@ class Moving:
 
 
 class Replication(Protocol):
-    """What goes on while a hand-over waits for the end of use: sync calls need it."""
+    """What goes on while a hand-over waits for the end of use: sync calls need it.
+
+    No method raises anything; errors of sending are in what :meth:`bring` returns.
+    """
 
     async def bring(self, volume: Volume, node: str) -> ReplicaProgress | None:
-        """Send to ``node`` as well; how far that is, None where the volume is not replicated."""
+        """Send to ``node`` as well. Returns how far it is; None if the volume is not replicated."""
         ...
 
     async def pause(self, volume: Volume) -> None:
-        """Send no more, and change the volume's record no more, until it was given or was not."""
+        """Send nothing and do not change the volume's record until it was given away or stays."""
         ...
 
 
 class Rounds:
-    """Brings the target near to the volume as it is, so that the rest is short."""
+    """Brings the target nearly up to date, so that the last transfer is short."""
 
     def __init__(
         self,
@@ -86,7 +89,7 @@ class Rounds:
         self._pace = pace
 
     async def pause(self, volume: Volume) -> None:
-        """End replication: the volume is given away now, or stays and is begun with anew."""
+        """End replication: the volume is given away now. If it stays, replication starts anew."""
         await self._replication.pause(volume)
 
     async def while_used(self, running: Moving) -> None:
@@ -127,7 +130,7 @@ class Rounds:
                 pass
 
     async def _bring(self, running: Moving) -> ReplicaProgress | None:
-        """Have replication, which goes on, send to the target too; None where there is none."""
+        """Have the replication send to the target, too; None if the volume is not replicated."""
         progress = await self._replication.bring(running.volume, running.target.name)
         if progress is None:
             return None
@@ -144,7 +147,7 @@ class Rounds:
         return at is not None and self._clock.now() - at < self._pace.near
 
     async def until_near(self, running: Moving) -> None:
-        """Let replication end what it began. Where that fails, the last transfer says why."""
+        """Wait until replication has sent what it began. If that fails, the last transfer reports why."""
         while (progress := await self._bring(running)) is not None:
             at_rest = progress.generation is not None and progress.sending is None
             if at_rest or self._near(progress) or progress.error:

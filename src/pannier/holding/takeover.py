@@ -1,9 +1,9 @@
-"""A node that has everything takes a volume over when its holder is gone: nobody has to ask a person.
+"""A node that has everything takes a volume over when its holder is gone, without a person.
 
 Only an in-sync copy may, and only once the holder's lease has run out in the store. Then, in this
-order: from here on confirm nothing more to the former holder; see in the store that its lease is
-gone; choose the newest generation that is here; change the record, on condition that it is as it was
-and the lease still gone.
+order: confirm nothing more to the former holder; see in the store that its lease is gone; choose the
+newest generation that is here; change the record, on condition that the record is unchanged and the
+lease is still gone.
 """
 
 from __future__ import annotations
@@ -74,10 +74,10 @@ class Takeover:
     async def arrange(self, volume: Volume) -> Volume:
         """Have the best copy that answers take the volume over, here or on another node.
 
-        Returns the new record, on whatever node the volume is held then.
+        Returns the new record, whichever node holds the volume then.
 
         Raises:
-            Unavailable: not now: a promise, or no in-sync copy that answers.
+            Unavailable: a promise forbids it for now, or no in-sync copy answers.
             Conflict: the holder is back, or somebody else was faster.
         """
         epoch = volume.grant.epoch
@@ -95,8 +95,8 @@ class Takeover:
         return (await self._cluster.fresh(volume.name)).record
 
     async def _choose(self, volume: Volume) -> str:
-        """This node if it is in sync and all such are alike, so that nobody else need answer; else the
-        one with the newest generation."""
+        """This node, if it is in sync and all copies in sync are alike: then no other node has to
+        answer. Otherwise the node with the newest generation."""
         me = self._cluster.node
         if all_alike(volume) and me in volume.in_sync and await self._drivers.newest(volume):
             return me
@@ -119,7 +119,7 @@ class Takeover:
         return newest_of(volume, map(Generation.parse, view.generations or []))
 
     async def take(self, name: str, *, epoch: int) -> Volume:
-        """Make this node the holder after ``epoch``. Asked twice, it answers as the first time.
+        """Make this node the holder after ``epoch``. Repeatable.
 
         Raises:
             Stale: the record is another one by now; Conflict: the holder is up, or this copy is not
@@ -178,10 +178,10 @@ class Takeover:
 
 
 async def change_holder(cluster: Cluster, former: Versioned[Volume], record: Volume) -> Volume:
-    """Give a volume its new holder, while the former one's lease is gone and its record as it was.
+    """Give a volume its new holder, if the former one's lease is gone and the record is unchanged.
 
     Raises:
-        Stale, StoreUnavailable: it did not happen; OutcomeUnknown: it may have, or may yet.
+        Stale, StoreUnavailable: it did not happen; OutcomeUnknown: it may have, or may still.
     """
     try:
         revision = await cluster.registry.take_volume(

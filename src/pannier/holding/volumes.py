@@ -61,7 +61,7 @@ class Volumes:
         self._registry = self._cluster.registry
 
     async def find(self, name: str) -> Volume:
-        """A volume from memory, or from the store where memory does not know it.
+        """A volume from memory, or from the store if it is not in memory.
 
         Raises:
             VolumeNotFound; StoreUnavailable: unknown here, and the store cannot be asked.
@@ -69,7 +69,7 @@ class Volumes:
         return self._catalog.volume(name) or (await self._cluster.fresh(name)).record
 
     async def create(self, name: str, options: Mapping[str, str], *, actor: str) -> Volume:
-        """Make a volume, empty, on the node that ``nodes`` wishes for, else here.
+        """Make an empty volume on the node that the option ``nodes`` wishes for, else here.
 
         Where it exists and ``options`` ask for nothing different, it is returned as it is.
         """
@@ -148,7 +148,7 @@ class Volumes:
         return volume
 
     async def _refuse_in_a_strange_store(self, name: str, driver: Driver) -> None:
-        """A store that lost its memory must not make us give an empty volume for a full one.
+        """Refuse if the store may have lost records: an empty volume must not replace one with data.
 
         Raises:
             StoreUnavailable: the store is empty, or another cluster's; Conflict: this node has data
@@ -180,7 +180,7 @@ class Volumes:
         if found and found.record.id == volume.id:
             self._catalog.remember(found.record, revision=found.revision)
             return found.record
-        # Not there now, but a commit still on its way could yet make it: the tree stays.
+        # Not there now, but a commit that is still on its way may make it: the tree stays.
         raise error
 
     async def remove(self, name: str, *, actor: str) -> Volume:
@@ -243,7 +243,7 @@ class Volumes:
             await driver.unseal(volume.id, epoch=epoch)
             raise
         except OutcomeUnknown:
-            # Where it did not happen, or nobody tells, the tree stays sealed for the next Mount.
+            # If it did not happen, or this is unknown, the tree stays sealed until the next Mount.
             if not any(found.record.id == volume.id for found in await self._registry.trash()):
                 raise
         self._catalog.forget(volume.name)

@@ -85,7 +85,7 @@ def unix_listener(path: Path, *, mode: int = 0o600) -> Iterator[socket.socket]:
     """Listen at ``path``, making its directory; the socket file goes again at the end.
 
     A left-over file that nobody listens on is replaced. Docker waits 15 s for such a file at each
-    look-up, which is why it is removed and why the systemd socket unit is the better way.
+    look-up. That is why it is removed at the end, and why the systemd socket unit is the better way.
 
     Raises:
         AlreadyExists: another process answers there, or the path is no socket.
@@ -94,7 +94,7 @@ def unix_listener(path: Path, *, mode: int = 0o600) -> Iterator[socket.socket]:
     _remove_leftover(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        # Bound under another name, so that the socket is seen only with its mode and listening.
+        # Bound under another name: the socket is seen at its path only once it has its mode and listens.
         draft = path.with_name(f".{path.name[:32]}.{os.getpid()}")
         draft.unlink(missing_ok=True)
         listener.bind(str(draft))

@@ -18,7 +18,7 @@ class Clock:
     """A machine's two clocks; all parts of a node are given the same one.
 
     Attributes:
-        now: seconds since boot, which only ever pass. Leases and every decision go by it.
+        now: seconds since boot; never goes back. Leases and all decisions use it.
         unix: seconds since 1970, for people. It may jump at any time.
     """
 

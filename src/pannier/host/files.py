@@ -1,4 +1,4 @@
-"""Changing files so that a crash, or a power cut, finds them whole; on any file system."""
+"""Changing files so that they are whole after a crash or a power cut; on any file system."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 DRAFT = ".new-"
-"""Begins the name of what is being made: it gets its own name when it is whole."""
+"""Prefix of the name of what is being made; it gets its own name when it is complete."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -35,7 +35,7 @@ def sync_filesystem_of(path: Path) -> None:
 
 
 def draft_of(path: Path) -> Path:
-    """Where :func:`write_file` prepares a file: all that a crash of it can leave behind."""
+    """Where :func:`write_file` prepares a file; a crash can leave nothing else behind."""
     return path.with_name(f"{DRAFT}{path.name}")
 
 
@@ -50,21 +50,21 @@ def write_file(
 ) -> None:
     """Give a file its whole content in one step; blocks.
 
-    Whoever reads it, and a run after a crash, finds the old content or the new one. A crash leaves a
-    draft at most, which the next write of the same file removes. Two writers at once, in threads or
-    processes, take turns. The draft is a new file that only its owner may read, until all is in it.
+    A reader, also after a crash, finds the old content or the new one. A crash leaves a draft at most,
+    which the next write of the same file removes. Two writers at once, in threads or processes, take
+    turns. The draft is a new file, which only its owner may read until its content is complete.
 
     Args:
         mode: the file's permissions, whatever the umask is.
         owner: user and group ids; None leaves the file to this process's user.
-        durable: the same holds after a power cut, and the new content is there for good when this
+        durable: the same holds after a power cut, and the new content is on the disk when this
             returns. False is for a tmpfs, and for what a power cut makes worthless anyway.
-        replace: False refuses a file that exists, whoever has just made it.
+        replace: False refuses a file that exists, even if another process made it just now.
 
     Raises:
         FileExistsError: the file is there and ``replace`` is False; it is as durable as was asked.
-        OSError: the disk refused. The old content is there still; only where the directory could not
-            be synced in the end, the new one may be.
+        OSError: the disk refused. The old content is still there; the new one may be instead if only
+            the sync of the directory, the last step, failed.
     """
     draft = draft_of(path)
     lock = _lock_draft(draft)
@@ -81,7 +81,7 @@ def write_file(
             if durable:
                 os.fsync(fd)
         finally:
-            os.close(fd)  # first: no program can be started that is open for writing
+            os.close(fd)  # before the rename: a program that is open for writing cannot be started
         if replace:
             os.rename(draft, path)
             renamed = True
@@ -90,7 +90,7 @@ def write_file(
     finally:
         try:
             if not renamed:
-                os.unlink(draft)  # nobody else's: it is locked
+                os.unlink(draft)  # ours, since we hold its lock
             if durable:
                 sync_directory(path.parent)
         finally:
@@ -98,9 +98,9 @@ def write_file(
 
 
 def _lock_draft(draft: Path) -> int:
-    """Make the draft and lock it. One that is there is waited for, and removed if it stays.
+    """Make the draft and lock it. If there is one already, wait for its lock, and remove it if it stays.
 
-    The lock ends with its process. So a draft that is there and can be locked was left by a crash.
+    A lock ends with its process. So a draft that is there and can be locked was left by a crash.
     """
     while True:
         made = False

@@ -53,7 +53,7 @@ def bind(source: Path, target: Path, *, allow_devices_and_setuid: bool) -> None:
     Args:
         source: a directory.
         target: a directory.
-        allow_devices_and_setuid: clear ``nodev`` and ``nosuid``, which it has where ``source`` has.
+        allow_devices_and_setuid: clear ``nodev`` and ``nosuid``, which else come from ``source``.
 
     Raises:
         OSError: as the kernel says.

@@ -1,4 +1,4 @@
-"""What is mounted where, as the kernel says in ``/proc/PID/mountinfo``: its one reader."""
+"""What is mounted where, as the kernel says in ``/proc/PID/mountinfo``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The daemon's one door for running programs: awaited, with a time limit and their last words kept."""
+"""The one place where the daemon runs programs: with a time limit, and the end of their stderr kept."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _ENVIRONMENT = {
 
 @dataclass(frozen=True, slots=True)
 class Failing:
-    """What it means to whoever runs a command that it fails.
+    """How the failure of a command is reported; chosen by whoever runs it.
 
     Attributes:
         error: what is raised where it fails or is too slow.
@@ -56,7 +56,7 @@ class Finished:
         return lines[-1] if lines else f"exit status {self.status}, no message"
 
     def error(self, *, remedy: str = "") -> PannierError:
-        """The failure as the error that it is to whoever ran the command."""
+        """The failure, as the error that :class:`Failing` names."""
         return self.failing.error(
             f"`{' '.join(self.argv)}` failed: {self.last_words}",
             remedy=remedy or self.failing.remedy,
@@ -100,7 +100,7 @@ class Running:
         return Finished(self._argv, status, "", stderr, self._failing)
 
     async def stop(self) -> None:
-        """Kill it where it still runs, and collect it."""
+        """Kill the process if it still runs, and wait for its end."""
         if self._process.returncode is None:
             with suppress(ProcessLookupError):
                 self._process.kill()

@@ -36,7 +36,7 @@ def decode(
     Args:
         what: names the record in errors.
         remedy: what to do where the record is damaged.
-        shown: nobody acts on the record, so one of a newer format will do.
+        shown: the record is only shown, so one of a newer format is accepted.
 
     Raises:
         NewerFormat: only a newer version can act on it, or read it; Corrupt: it is no such record.

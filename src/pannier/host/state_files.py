@@ -10,7 +10,7 @@ from pannier.host.files import write_file
 
 
 class StateFile(Protocol):
-    """One such file."""
+    """One such file. A method without ``Raises:`` raises nothing."""
 
     @property
     def path(self) -> Path:
@@ -28,7 +28,7 @@ class StateFile(Protocol):
     def write(self, content: bytes) -> None:
         """Replace its content. After a crash it is the old one or the new one, whole.
 
-        May block. Of two writers at once either content stays; the caller orders them.
+        May block. If two write at once, either content may stay; the caller must order its writes.
 
         Raises:
             OSError: it cannot be written; the old content stays.
@@ -37,15 +37,15 @@ class StateFile(Protocol):
 
 
 class StateFiles(Protocol):
-    """Where a node keeps its small files."""
+    """Where a node keeps its small files. The methods only name a file; they raise nothing."""
 
     def durable(self, name: str) -> StateFile:
         """A file that outlasts a power cut from the moment at which its write returns."""
         ...
 
     def unsynced(self, name: str) -> StateFile:
-        """A file on a disk that nobody waits for: a power cut may bring an earlier content back, or
-        leave what cannot be read."""
+        """A file whose writes do not wait for the disk: after a power cut it may have an earlier
+        content, or one that cannot be read."""
         ...
 
     def until_boot(self, name: str) -> StateFile:

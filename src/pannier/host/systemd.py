@@ -9,8 +9,9 @@ from collections.abc import Sequence
 
 
 def notify(*assignments: str, fds: Sequence[int] = ()) -> None:
-    """Send such as ``READY=1``, with descriptors for ``FDSTORE=1``; nothing where systemd did not
-    start us.
+    """Send assignments such as ``READY=1``, with descriptors for ``FDSTORE=1``.
+
+    Does nothing where systemd did not start us.
     """
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address.startswith(("/", "@")):

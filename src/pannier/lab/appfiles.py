@@ -1,4 +1,4 @@
-"""Pannier itself, as it is importable here, as files for a machine."""
+"""Files for a machine: Pannier itself, as it is installed here."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ def requirements() -> list[str]:
 
 
 def copy_pip_settings(upper: Path) -> None:
-    """Copy below ``upper`` by what pip on this host finds its index: names, settings, certificates.
+    """Copy what pip on this host needs to find its index below ``upper``.
 
-    Copies, because pip and its packages' build scripts run as root there.
+    That is host names, settings and certificates. They are copied, because pip and the build scripts
+    of packages run as root there.
     """
     wanted = ["/etc/hosts", "/etc/resolv.conf", "/etc/pip.conf", "/etc/ssl/certs"]
     for name in ("PIP_CERT", "PIP_CONFIG_FILE", "PIP_FIND_LINKS", "SSL_CERT_FILE"):

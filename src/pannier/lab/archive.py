@@ -40,7 +40,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_error(404)
             return
         try:
-            # A package has its version in its name; all else may change.
+            # A package has its version in its name, so it can be kept; all else may change.
             if path.endswith(".deb"):
                 content = self._package(path).read_bytes()
             else:
@@ -57,7 +57,7 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(content)
 
     def _package(self, path: str) -> Path:
-        """The package's file; it has its name when it is whole."""
+        """The package's file; it gets its name only when it is whole."""
         file = self._kept / path.rpartition("/")[2]
         with _fetching[file]:
             if not file.exists():

@@ -70,7 +70,7 @@ class HostGroup:
     def create(self) -> None:
         """Make the group; it may exist.
 
-        Another group's end takes empty parents away, perhaps the one that was just made here.
+        Repeated if a parent disappears: the removal of another group takes empty parents with it.
         """
         for tree in hierarchies():
             wait_for(partial(self._create_in, tree), what=f"control group {self.name}", timeout=10)
@@ -137,9 +137,9 @@ class HostGroup:
         """End all processes of the group at once and wait until they are gone.
 
         Args:
-            freeze: let them stand still while they are listed: then no id can be another process's
-                when the signal is sent, and no new process is born in between. Not for processes
-                that serve a file system: whoever on this host looks at it would hang meanwhile.
+            freeze: freeze them while they are listed. Then no id can be another process's when the
+                signal is sent, and no new process starts in between. Not for processes that serve a
+                file system: whatever on this host accesses it would hang meanwhile.
             timeout: seconds for all of it.
 
         Raises:

@@ -268,7 +268,7 @@ def run(name: str, node: str, command: tuple[str, ...]) -> None:
       pannier lab run node2 -- bash
       tar -c stacks | pannier lab run --name one node1 -- tar -x -C /root
     """
-    # Options are ours before NODE and the command's after it; a -- between them is the reader's.
+    # Options before NODE are ours, those after it the command's. A -- in between is only for readers.
     Lab(name).become(node, command[1:] if command[0] == "--" else command)
 
 

@@ -1,7 +1,7 @@
 """Makes one cluster of a lab's machines: etcd, Pannier, Swarm.
 
 Swarm comes last: a machine describes its volume plugins to Swarm when it joins, and then only every
-20 s or so. Whoever joins with Pannier's plugin already active is known to have it at once.
+20 s or so. For a machine that joins with Pannier's plugin already active, Swarm knows it at once.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ install -d -o etcd -g etcd -m 0700 {_ETCD_PKI}
 base64 -d | tar -x -C {_ETCD_PKI}
 chown -R etcd:etcd {_ETCD_PKI}
 """
-# `systemctl enable` would also keep the links of System V, which takes seconds.
+# `systemctl enable` would also update the links of System V, which takes seconds.
 _START_ETCD = """
 set -eu
 cat >/etc/default/etcd
@@ -39,7 +39,7 @@ ln -sf /lib/systemd/system/etcd.service /etc/systemd/system/multi-user.target.wa
 systemctl start etcd
 """
 
-# What is off by default and a lab is there to show.
+# Off by default, but a lab is there to show it.
 _TURN_ON = """
 sed -i 's/^evacuate = .*/evacuate = true/' /etc/pannier/pannierd.toml
 systemctl restart pannierd
@@ -69,7 +69,7 @@ def bring_up(machines: list[Machine], *, pannier: bool, report: Callable[[str], 
 
 
 def store_url(wish: LabState) -> str:
-    """What `pannier init --store` is told."""
+    """The argument of `pannier init --store`."""
     if wish.store == "sqlite":
         return "sqlite"
     return "etcd://" + ",".join(f"{node.address}:2379" for node in wish.nodes[: _etcd_size(wish)])

@@ -103,7 +103,7 @@ class Disk:
             leftover.unlink(missing_ok=True)
 
     def lose_power(self) -> None:
-        """Forget at once all that was not flushed. Plain disks cannot: they have no such memory."""
+        """Forget at once all that was not flushed. A plain disk has no cache to forget."""
         if self.kind == "cuttable":
             self.group.kill(freeze=False)
 
@@ -140,11 +140,11 @@ class Disk:
         mount.mkdir(exist_ok=True)
         self.group.create()
         self._set_rate(_UNLIMITED)
-        # The first filter meets the request first: errors and slowness before the cache.
+        # Requests pass the filters in this order: errors and slowness come before the cache.
         filters = ["--filter=error", "--filter=rate", "--filter=cache"]
         faults = ["error=EIO", "error-rate=100%", f"error-file={self._broken}"]
         faults += [f"rate-file={self._rate}", f"rate={_UNLIMITED}"]
-        # nbdkit asks to end with its parent. The one that detaches it is about to go: a shell stays.
+        # nbdkit ends with its parent, and the process that detaches it exits soon. So a shell stays.
         server = ["/bin/sh", "-c", '"$@"; exit', "sh", "nbdkit", "--foreground"]
         server += ["--unix", str(listener), *filters]
         server += ["file", str(self.image), "cache=writeback", *faults]

@@ -29,8 +29,8 @@ def load(
 ) -> None:
     """Put the image in ``source`` into the engine of each of these machines.
 
-    One machine gets it, and the others have it from there, so that a root file system has one id. Where
-    the cluster has a registry of its own, they pull it from that.
+    A root file system is imported on one machine, and the others get the image from there, so that it
+    has one id. If the image's name leads to a registry of the cluster, they pull it from that.
 
     Raises:
         LabError: the source is no image, a tag is missing, or an engine refuses it.
@@ -45,7 +45,7 @@ def load(
 
 def build_busybox(machines: list[Machine], tag: str, *, report: Callable[[str], None]) -> None:
     """Make an image of Debian's static busybox and load it into these machines."""
-    # Bare machines have none of their own: the host's then.
+    # Bare machines have no busybox: the host's is used then.
     folders = [*machines[0].node.layers, "/"]
     candidates = [Path(folder) / "bin/busybox" for folder in folders]
     binary = next(path for path in candidates if path.exists())
@@ -116,7 +116,7 @@ def _load(machines: list[Machine], saved: IO[bytes], report: Callable[[str], Non
 
 
 def _has_registry(machine: Machine, names: Sequence[str]) -> bool:
-    """Whether the cluster has a registry where these images' names lead to."""
+    """Whether these images' names lead to a registry that the cluster has."""
     if not names or not all(name.startswith(_REGISTRY) for name in names):
         return False
     at = f"http://{machine.node.address}:{_REGISTRY.strip('/').partition(':')[2]}/v2/"
@@ -128,7 +128,7 @@ def _has_registry(machine: Machine, names: Sequence[str]) -> bool:
 
 
 def _hand_out(machines: list[Machine], names: Sequence[str], report: Callable[[str], None]) -> None:
-    """From the first machine to the registry, and from there to the others."""
+    """Push the images from the first machine to the registry, and let the others pull them."""
     for name in names:
         report(f"pushing {name}; {len(machines) - 1} engines pull it")
         machines[0].run(["docker", "push", "--quiet", name])
@@ -174,7 +174,7 @@ def _need(tag: str | None, source: Path) -> str:
 
 @contextmanager
 def spooled(stream: IO[bytes]) -> Iterator[Path]:
-    """A file with everything that ``stream`` has to say."""
+    """A temporary file with everything that ``stream`` gives."""
     with tempfile.NamedTemporaryFile(suffix=".tar") as spool:
         while chunk := stream.read(1 << 20):
             spool.write(chunk)

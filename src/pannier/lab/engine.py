@@ -1,6 +1,6 @@
 """A machine's Docker engine, asked through its socket on the host: no process per question.
 
-Its daemon's API is JSON over HTTP on a socket as well, and is asked in the same way.
+The APIs of the machine's pannierd are JSON over HTTP on sockets too, and are asked in the same way.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class MachineEngine:
         return self._request("DELETE", path, None, timeout)
 
     def read(self, path: str, *, timeout: float = 30) -> bytes:
-        """The answer to a GET as it stands."""
+        """The answer to a GET, not decoded."""
         status, data = self._answer("GET", path, None, timeout)
         if status >= 400:
             raise self._refusal(status, data)

@@ -9,7 +9,7 @@ from pannier.lab.lab import Lab
 from pannier.lab.machine import POOL_DEVICE
 
 _GROUP = 3
-"""Managers of the Swarm, and members of etcd, where there are as many machines."""
+"""Number of the Swarm's managers and of etcd's members. With fewer machines it is one of each."""
 
 
 def inventory(lab: Lab) -> str:

@@ -202,7 +202,7 @@ class Machine:
             except OSError:
                 continue
             ids = next(line for line in status.splitlines() if line.startswith("NSpid:")).split()
-            # Processes 1 of containers have a third id.
+            # Process 1 of a container has one more id.
             if len(ids) == 3 and ids[2] == "1" and "\nState:\tZ" not in status:
                 return pid
         return None
@@ -354,7 +354,7 @@ def remove_files(names: Names) -> None:
     unmount_below(names.run)
     forget_nspawn(names.nspawn("*"))
     for folder in (names.data, names.run):
-        # An overlay's work folder is without permissions, which do not bind root.
+        # An overlay's work folder has no permissions, which does not stop root.
         run(["rm", "-rf", "--one-file-system", str(folder)])
         try:
             folder.parent.rmdir()

@@ -59,7 +59,7 @@ def offered_to(subnet: str) -> str:
 
 
 def offer(names: Names, subnet: str) -> None:
-    """Serve the archive there until the lab ends: the server is in one of its control groups."""
+    """Serve the archive at that address until the lab ends: the server is in a group of the lab."""
     group = HostGroup(f"{names.group}/archive")
     group.create()
     listen = [host_address(subnet), str(_PORT)]

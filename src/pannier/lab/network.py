@@ -30,15 +30,15 @@ def host_address(subnet: str) -> str:
 
 @contextlib.contextmanager
 def choosing_subnet() -> Iterator[None]:
-    """Let no other lab of this host choose a subnet: from the choice until the bridge has it."""
+    """Keep other labs of this host from choosing a subnet, until this lab's bridge has its own."""
     with locked(run_root() / ".subnet.lock"):
         yield
 
 
 def free_subnet(name: str) -> str:
-    """A /24 of 10.89.0.0/16 that this host does not use; the same for the same name if it can be.
+    """A /24 of 10.89.0.0/16 that this host does not use; if possible the same for the same name.
 
-    Another lab may choose the same one until this lab's bridge is there: see
+    Until this lab's bridge is there, another lab could choose the same one: see
     :func:`choosing_subnet`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What is agreed between :mod:`pannier.lab.machine` and the process that runs the machine."""
+"""What :mod:`pannier.lab.machine` tells the process that runs the machine."""
 
 from __future__ import annotations
 

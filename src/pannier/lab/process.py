@@ -1,4 +1,4 @@
-"""The lab's one door for starting other programs."""
+"""The only place where the lab starts other programs."""
 
 from __future__ import annotations
 

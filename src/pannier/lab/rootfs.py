@@ -54,7 +54,7 @@ _RECIPE = 3
 _KEPT = 3
 """Layers of each kind that stay in the cache beside those in use: for other checkouts."""
 
-# Nothing of the host is mounted into the place where a build works as root: it gets copies.
+# A build works as root, so nothing of the host is mounted where it works: it gets copies.
 _ENTER = """
 set -eu
 mount -t overlay overlay -o "lowerdir=$BELOW,upperdir=$DRAFT/upper,workdir=$DRAFT/work" "$DRAFT/root"
@@ -161,7 +161,7 @@ def _deps(root: Path, release: Release, base: Path, report: Report) -> Path:
         appfiles.copy_pip_settings(draft / "upper")
         script = [*_alone(), "sh", "-c", _ENTER + _BUILD_DEPS, "sh", *requirements]
         run(script, env=environment, what="pip install")
-        # How the host reaches its mirrors must not stay in the machines: keep nothing else.
+        # The host's mirror settings must not stay in the machines: keep only this folder.
         _keep_only(draft, "opt/pannier")
     return layer
 
@@ -188,13 +188,13 @@ def _app(root: Path, release: Release, base: Path, deps: Path, report: Report) -
 
 
 def _forget_older(layer: Path) -> None:
-    """Remove old layers of the same kind, but for the latest few and those that any lab uses."""
+    """Remove old layers of the same kind, except the latest few and those that any lab uses."""
     in_use = "".join(path.read_text() for path in run_root().glob("*/state.json"))
     kind = layer.name.rpartition("-")[0]
     alike = sorted(layer.parent.glob(f"{kind}-*"), key=lambda path: path.stat().st_mtime)
     for old in alike[:-_KEPT]:
         if old != layer and old.name not in in_use:
-            # Under its own name a layer is complete, so it loses that first.
+            # A layer with its own name counts as complete, so it is renamed first.
             old = old.rename(layer.parent / f"draft-{old.name}")
             _remove(old)
 
@@ -208,7 +208,7 @@ def _draft(root: Path, name: str, layer: Path | None = None) -> Iterator[Path]:
     try:
         yield draft
         if layer:
-            # Not before its content is on the disk may the name be there.
+            # The name may exist only once the content is on the disk.
             run(["sync", "--file-system", str(draft)])
             (draft / "upper").rename(layer)
     finally:
@@ -216,7 +216,10 @@ def _draft(root: Path, name: str, layer: Path | None = None) -> Iterator[Path]:
 
 
 def _alone() -> list[str]:
-    """Run in mount and process namespaces of its own: when it ends, or we do, nothing is left."""
+    """Words before a command that give it its own mount and process namespaces.
+
+    When it ends, or this process does, nothing is left of it.
+    """
     return ["unshare", "--mount", "--propagation=private", "--pid", "--fork", "--kill-child"]
 
 

@@ -61,7 +61,7 @@ def save(state: LabState) -> None:
     """Write the state so that a reader sees the old or the new one, never half of it."""
     path = Names(state.name).state
     path.parent.mkdir(parents=True, exist_ok=True)
-    # A power cut ends the lab, too.
+    # Need not be durable: a power cut ends the lab too.
     write_file(path, msgspec.json.format(msgspec.json.encode(state), indent=2), durable=False)
 
 

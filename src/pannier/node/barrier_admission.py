@@ -1,4 +1,4 @@
-"""Whether this node's engine can hold the sync calls of a volume that asks for it: before each Mount."""
+"""Checks before each Mount that this node's engine can hold sync calls, if the volume asks for that."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Protocol
 
 import structlog
 
-from pannier.core.errors import Conflict, EngineUnavailable
+from pannier.core.errors import Conflict, EngineUnavailable, PannierError
 from pannier.core.pace import NodePace
 from pannier.core.volume import Durability, Volume
 from pannier.engine.base import Engine, EngineFacts
@@ -19,14 +19,28 @@ log = structlog.get_logger(__name__)
 RUNTIME = "pannier"
 """What pannier-runtime is called in Docker's daemon.json."""
 OLDEST = {"kernel": (5, 9), "runc": (1, 1), "libseccomp": (2, 5)}
-"""For seccomp notifications that let a call go on and tell when nobody is left to make one."""
+"""The first versions whose seccomp notifications can let a call continue, and report when no process that
+could make one is left."""
 
 
 class Marks(Protocol):
     """Tells pannier-runtime which volumes' containers get the barrier."""
 
-    def hold(self, volume: str) -> None: ...
-    def release(self, volume: str) -> None: ...
+    def hold(self, volume: str) -> None:
+        """Give new containers with this volume the barrier.
+
+        Raises:
+            OSError: the mark cannot be written.
+        """
+        ...
+
+    def release(self, volume: str) -> None:
+        """Give new containers with this volume no barrier any more. An unmarked volume is no error.
+
+        Raises:
+            OSError: the mark cannot be removed.
+        """
+        ...
 
 
 class BarrierAdmission:
@@ -53,16 +67,18 @@ class BarrierAdmission:
         """The obstacle as of the engine's last answer; None before any."""
 
     async def admit(self, volume: Volume) -> None:
-        """Prepare for containers with this volume; before Docker is told where it is mounted.
+        """Prepare for containers with this volume; called before Docker is told where it is mounted.
 
         Raises:
-            Conflict: it asks for durability=fsync, and the engine's containers would get past that.
+            Conflict: the volume asks for durability=fsync, and its containers' sync calls would not be
+                held; or the engine does not answer, and its configuration file cannot be read.
+            OSError: as :class:`Marks`.
         """
         if volume.spec.durability is not Durability.FSYNC:
             self._marks.release(volume.name)
             return
-        # An engine asks us while it starts, before it answers others; and a Swarm manager tells little
-        # about itself while there is no leader. What it was able to do lately, it still is.
+        # A starting engine calls us before it answers anybody, and a Swarm manager without a leader
+        # may not answer either. So if there is an earlier answer, it is used after a short wait.
         problem = await self._look(
             seconds=self._pace.admission_first
             if self._known is None
@@ -77,7 +93,7 @@ class BarrierAdmission:
         self._marks.hold(volume.name)
 
     async def run(self) -> None:
-        """Know the engine before it matters, for ever: run as a task."""
+        """Ask each engine that comes up, before a Mount needs the answer, for ever: run as a task."""
         async for _ in self._engine.starts():
             self._known = None
             while await self._look(seconds=self._pace.admission_patience) and self._known is None:
@@ -91,9 +107,15 @@ class BarrierAdmission:
             log.info("engine.not-asked", error=str(error) or f"no answer within {seconds:g} s")
             if self._known is not None:
                 return self._known
-            # While it starts, it mounts its containers' volumes before it answers anybody.
-            return _obstacle_of(self._configured())
+            # A starting engine mounts its containers' volumes before it answers anybody.
+            return self._configured_obstacle()
         return self._known
+
+    def _configured_obstacle(self) -> str:
+        try:
+            return _obstacle_of(self._configured())
+        except (PannierError, OSError) as error:
+            return f"the configuration of the engine cannot be read: {error}"
 
 
 def obstacle(facts: EngineFacts) -> str:
@@ -103,7 +125,7 @@ def obstacle(facts: EngineFacts) -> str:
     found = {"kernel": facts.kernel, "runc": facts.runc, "libseccomp": facts.libseccomp}
     for name, version in found.items():
         if version is None:
-            continue  # older engines do not tell; runc then refuses the container itself
+            continue  # older engines do not report it; there runc refuses the container itself
         numbers = tuple(int(each) for each in re.findall(r"\d+", version)[:2])
         if numbers < OLDEST[name]:
             oldest = ".".join(map(str, OLDEST[name]))

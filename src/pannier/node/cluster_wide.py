@@ -1,4 +1,4 @@
-"""Volumes and nodes wherever they are: whoever has the facts, or the volume, is asked for them."""
+"""Volumes and nodes wherever they are: the node that has the facts, or the volume, is asked."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class ClusterWide:
                 view = await self._peers.to(node).peer_node()
         except (PannierError, TimeoutError):
             return self._node_views.listed(node)
-        # Without the store it does not know that its own lease is over.
+        # Its own view of its state may be old: without the store it does not see that its lease is over.
         return replace(view, state=self._node_views.listed(node).state)
 
     async def volume(self, name: str) -> LiveVolumeView | RememberedVolumeView:
@@ -141,7 +141,7 @@ class ClusterWide:
                 answered = True
                 yield step
         except PeerUnavailable as error:
-            if answered:  # its own report: the target is away
+            if answered:  # the holder reports that the target does not answer
                 raise
             raise holder_unreachable(volume, error) from error
 

@@ -11,7 +11,7 @@ from pannier.core.volume import Volume
 from pannier.host.clock import rfc3339
 
 LONG_WAIT_SECONDS = 10.0
-"""Sync calls that wait for longer are worth a word."""
+"""Sync calls that wait for longer than this are reported as a problem."""
 
 
 def explain(
@@ -23,14 +23,14 @@ def explain(
     suspended: bool,
     doubt: float,
 ) -> list[FindingView]:
-    """What there is to say of one volume.
+    """The findings on one volume.
 
     Args:
-        record: as the store has it, or as it is remembered.
+        record: from the store, or from this node's memory.
         live: what the holder says; None where it does not answer.
         is_up: whether a node's lease is alive.
         fresh: whether ``record`` was just read from the store.
-        suspended: whether its containers stand still here.
+        suspended: whether its containers on this node are frozen.
     """
     subject = f"volume {record.name}"
     findings = []
@@ -55,7 +55,7 @@ def explain(
 
 
 def standing_still(record: Volume, node: str, *, doubt: float) -> FindingView:
-    """What there is to say while a node's lease is in doubt (:mod:`pannier.agent.fencing`)."""
+    """The finding on a volume whose containers are frozen: see :mod:`pannier.agent.fencing`."""
     return FindingView(
         level=Level.PROBLEM,
         subject=f"volume {record.name}",

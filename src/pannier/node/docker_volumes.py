@@ -64,7 +64,7 @@ class _Waiting:
     reason: str = ""
     """The last answer: why the volume is not here yet."""
     silent_since: float | None = None
-    """The first try since then that had no answer."""
+    """When the first of the tries without an answer was; None after an answer."""
     error: PannierError | None = None
     """The last error that may have to be told to Docker."""
 
@@ -74,7 +74,7 @@ class _Waiting:
         return Occupied(waited=now - self.began)
 
     def missed(self, error: PannierError, *, now: float) -> tuple[float, float]:
-        """No answer; returns the seconds since the beginning, and those of silence."""
+        """There was no answer. Returns the seconds since the Mount began, and those without an answer."""
         self.error = error
         if self.silent_since is None:
             self.silent_since = now
@@ -177,7 +177,7 @@ class VolumesForDocker:
     async def _try_here(
         self, volume: Volume, mount_id: str, waiting: _Waiting
     ) -> Path | Volume | Unready:
-        """Serve it: the path for Docker, or the record where another node holds it, or why not yet."""
+        """Try to serve it. Returns Docker's path, the record if another node holds it, or why not yet."""
         try:
             return await self._serve(volume, mount_id)
         except NotHolder:
@@ -189,7 +189,7 @@ class VolumesForDocker:
     async def _try_elsewhere(
         self, attempt: TakeOver | AskForVolume, volume: Volume, waiting: _Waiting
     ) -> Volume | Occupied | Unreachable | Unready:
-        """Have the volume come here: the new record, or what was heard instead."""
+        """Try to get the volume here. Returns the new record, or why it is not here yet."""
         now = self._clock.now
         try:
             match attempt:
@@ -206,7 +206,7 @@ class VolumesForDocker:
             waited, silent = waiting.missed(error, now=now())
             possible = self._takeover.possible(volume)
             return Unreachable(waited=waited, silent=silent, takeover_possible=possible)
-        except Unavailable as error:  # what the holder needs; it says so itself
+        except Unavailable as error:  # the holder, a takeover or the store cannot go on yet
             waited, silent = waiting.missed(error, now=now())
             return Unready(waited=waited, silent=silent, here=False)
 
@@ -225,7 +225,7 @@ class VolumesForDocker:
                 assert_never(why)
 
     async def _serve(self, volume: Volume, mount_id: str) -> Path:
-        """Serve to the end even when the engine has hung up: half done is worse than not wanted."""
+        """Serve it, and finish that even if the engine hangs up: a half-finished Mount is worse."""
 
         async def serve() -> Path:
             await self._admission.admit(volume)
@@ -242,7 +242,7 @@ class VolumesForDocker:
             raise
 
     async def _ask_while_up(self, volume: Volume) -> list[str]:
-        """Ask the holder, and no longer wait for it once it is known to be gone."""
+        """Ask the holder, and stop waiting once it is known to be gone."""
         asking = asyncio.create_task(self._ask(volume), name=f"ask for {volume.name}")
         try:
             while not asking.done():
@@ -262,7 +262,7 @@ class VolumesForDocker:
         return reply.in_use_by
 
     async def _again(self, volume: Volume, seconds: float) -> Volume:
-        """The record after a question; from memory where the store does not answer."""
+        """The newest record, after a pause if the holder is the same; from memory without the store."""
         try:
             fresh = (await self._cluster.fresh(volume.name)).record
         except Unavailable:
@@ -272,7 +272,7 @@ class VolumesForDocker:
         return fresh
 
     async def _pause(self, volume: Volume, seconds: float) -> None:
-        """Some time before the next question; less where its holder is found to be gone, or back."""
+        """Wait before the holder is asked again; shorter if it turns out to be gone, or back."""
         possible, until = self._takeover.possible(volume), self._clock.now() + seconds
         while self._takeover.possible(volume) == possible and self._clock.now() < until:
             await asyncio.sleep(self._pace.mount_look)

@@ -23,7 +23,7 @@ SCARCE_SHARE = 0.10
 
 
 class Doctor:
-    """Looks, and changes nothing. One check that cannot be made is a finding, not the end."""
+    """Runs all checks and changes nothing. A check that fails becomes a finding, and the others go on."""
 
     def __init__(
         self,
@@ -106,7 +106,7 @@ class Doctor:
         try:
             others = await self._docker.other_volumes()
         except EngineUnavailable:
-            return  # said already
+            return  # reported already
         for name in sorted(ours & set(others)):
             yield _warning(
                 f"volume {name}",
@@ -120,7 +120,7 @@ class Doctor:
             async for finding in excluded_services(self._docker.swarm, self._cluster.catalog):
                 yield finding
         except EngineUnavailable:
-            return  # said already, or the Swarm has no leader, which says nothing of its services
+            return  # reported already, or the Swarm has no leader: then its services are not known
 
     async def _pool(self) -> AsyncIterator[FindingView]:
         subject = f"pool on {self._cluster.node}"
@@ -162,7 +162,7 @@ class Doctor:
         for volume in self._cluster.catalog.volumes():
             if volume.spec.driver in self._drivers:
                 if await quarantine_of(self._drivers, volume):
-                    continue  # said already
+                    continue  # reported already
                 async for finding in self._volume(volume):
                     yield finding
         for driver in self._drivers:

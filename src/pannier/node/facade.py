@@ -41,7 +41,7 @@ from pannier.swarm.services import Services
 
 
 class NodeService:
-    """Answers people, and what acts for them."""
+    """Answers people and their tools."""
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class NodeService:
         self._actor = LOCAL
 
     def by(self, actor: str) -> Operations:
-        """The same, for ``actor``, who is recorded as having asked; without this it is LOCAL."""
+        """The same service, with ``actor`` recorded as the one who asked. Without this it is LOCAL."""
         service = copy.copy(self)
         service._actor = actor
         return service
@@ -112,7 +112,7 @@ class NodeService:
         return await self._cluster_wide.node(name)
 
     async def drain_node(self, name: str, *, drained: bool) -> NodeView:
-        """Let a node give its volumes away as they become idle, and get no new ones; or undo it."""
+        """Let a node give its volumes away as they become idle, and get no new ones; or undo that."""
         return self._node_views.listed(await self._membership.drain(name, drained=drained))
 
     async def remove_node(self, name: str, *, lost: bool) -> None:
@@ -165,7 +165,7 @@ class NodeService:
         )
 
     async def history(self, name: str) -> list[EventView]:
-        """What happened to a volume, oldest first; the trashed one of that name where no other is."""
+        """What happened to a volume, oldest first; to a removed one if no present one has that name."""
         try:
             return history_of((await self._cluster.fresh(name)).record)
         except VolumeNotFound:

@@ -25,7 +25,7 @@ async def keep_free_space(drivers: Drivers, membership: Membership, *, pace: Nod
 async def report_free_space(drivers: Drivers, membership: Membership) -> None:
     """Write into this node's record how many tenths of its pool are free.
 
-    What cannot be asked or written now stays as it is.
+    If the pool or the store does not answer, the record stays as it is.
     """
     try:
         capacity = await drivers.named(drivers.default).capacity()

@@ -1,4 +1,4 @@
-"""Ending in good order: the copies get what was written, and the others are told that it is no loss."""
+"""Stopping in good order: the copies get the last writes, and the others hear that it is no failure."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ log = structlog.get_logger(__name__)
 
 
 class Leaving:
-    """How the daemon ends. Where nothing is in use here, others may take over at once.
+    """How the daemon stops. If nothing is in use here, it ends the lease: others may take over at once.
 
-    Else this is taken for a restart: what runs goes on without the daemon, to the lease's end. What
-    stands still is ended: without the daemon, nobody would let it go on, and nobody could stop it.
+    Otherwise this is treated as a restart. Containers that run go on without the daemon, until the
+    lease runs out. Frozen ones are ended: without the daemon nobody could thaw or stop them.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Leaving:
         self._unused = False
 
     async def prepare(self) -> None:
-        """While all else still runs: bring everything to the copies, if nothing is in use."""
+        """Bring everything to the copies, unless something is in use. Called while all else still runs."""
         try:
             async with asyncio.timeout(self._pace.leave_within):
                 await self._end_what_stands_still()
@@ -66,7 +66,7 @@ class Leaving:
             async with asyncio.timeout(self._pace.leave_doubt):
                 while self._standing_still():
                     await asyncio.sleep(self._pace.leave_look)
-        # All at once: by the time that one's lock is free, another could have been let go on.
+        # All at once: while one waits for its lock, another could be thawed.
         await asyncio.gather(*map(self._fence, self._standing_still()))
 
     async def _fence(self, volume: Volume) -> None:
@@ -79,7 +79,7 @@ class Leaving:
         return [v for v in self._cluster.catalog.volumes() if self._use.suspended(v)]
 
     async def announce(self) -> None:
-        """When nothing else runs any more: say that this is no loss, and only then end the lease."""
+        """Announce the stop, and only then end the lease. Called when nothing else runs any more."""
         try:
             async with asyncio.timeout(self._pace.leave_within):
                 await self._membership.announce_stop()
@@ -89,7 +89,10 @@ class Leaving:
             log.warning("node.stop-not-announced", error=str(error) or "no answer in time")
 
     async def _end_lease(self) -> None:
-        """Unless a Mount came meanwhile: one that had its proof has ended before this gets the lock."""
+        """End the lease, unless a Mount came meanwhile.
+
+        A Mount that was served on the lease has ended before this gets the volume's lock.
+        """
         lease = self._lease
         lease.renounce()
         for volume in self._mine():
@@ -99,6 +102,6 @@ class Leaving:
         await lease.end()
 
     def _mine(self) -> list[Volume]:
-        """Those that others could take over."""
+        """The volumes held here that others could take over."""
         catalog, me = self._cluster.catalog, self._cluster.node
         return [v for v in catalog.volumes() if v.grant.node == me and v.in_sync]

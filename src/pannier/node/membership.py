@@ -67,8 +67,10 @@ class Membership:
         """Admit a machine: use its token, reserve its name, issue its certificate.
 
         Raises:
-            Denied: the token; AlreadyExists: the name is taken; Conflict: the CA is elsewhere, or
-            the store is for one node only.
+            InvalidInput: the name, the token or the certificate request is not valid.
+            Denied: the token is not accepted.
+            AlreadyExists: the name is taken.
+            Conflict: the CA is on another node, or the store is for one node only.
         """
         self._refuse_where_alone()
         authority = self._authority()
@@ -105,7 +107,7 @@ class Membership:
         )
 
     def _refuse_where_alone(self) -> None:
-        """A second node would open a file of its own, and two clusters would bear one name."""
+        """Refuse if the store is a file: a second node would open its own, and be a second cluster."""
         if self._store_address.startswith("sqlite:"):
             raise Conflict(
                 f"the store of this cluster is a file on node {self._node}, which no other node "
@@ -118,7 +120,7 @@ class Membership:
             found = await self._registry.token(token.id)
             if found is None:
                 redeem(None, secret=token.secret, now=self._clock.unix())
-            assert found is not None  # an unknown token was refused
+            assert found is not None  # redeem refused an unknown token
             return found
 
         def use(record: TokenRecord) -> TokenRecord:
@@ -128,24 +130,24 @@ class Membership:
         await self._registry.change(read, use)
 
     async def drain(self, name: str, *, drained: bool) -> Node:
-        """Mark a node as to be emptied, or take the mark away."""
+        """Mark a node as drained, or take the mark away."""
         return await self._change(name, lambda node: replace(node, drained=drained))
 
     async def report_swarm(self, swarm: str | None) -> None:
-        """Keep this engine's node id in Docker Swarm in this node's record."""
+        """Write this engine's Docker Swarm node id into this node's record, if it has changed."""
         me = self._catalog.node(self._node)
         if me is not None and me.swarm == swarm:
             return
         await self._change(self._node, lambda node: replace(node, swarm=swarm))
 
     async def report_free_space(self, tenths: int) -> None:
-        """Keep in this node's record how much of its pool is free."""
+        """Write into this node's record how many tenths of its pool are free, if that has changed."""
         me = self._catalog.node(self._node)
         if me is None or me.room != tenths:
             await self._change(self._node, lambda node: replace(node, room=tenths))
 
     async def announce_stop(self) -> None:
-        """Tell the others that this daemon stops because it was told to; its start takes it back."""
+        """Tell the others that this daemon stops on request; its next start takes that back."""
         await self._change(self._node, lambda node: replace(node, stopping=True))
 
     async def _change(self, name: str, change: Callable[[Node], Node]) -> Node:
@@ -160,11 +162,12 @@ class Membership:
         """Take a node out of the cluster; its certificate is not accepted any more.
 
         Args:
-            lost: it is down and will not come back. Its volumes go to the trash, where they stay:
-                should the machine return after all and join under its name, they can be restored.
+            lost: it is down and will not come back. Its volumes go to the trash and stay there: if
+                the machine returns after all and joins under its name, they can be restored.
 
         Raises:
-            Conflict: it holds volumes, or it is this node, or it is said to be lost and is up.
+            Conflict: it holds volumes, or it is this node; or it is called lost, but it is up or one of
+                its volumes has copies.
         """
         found = await self._node_record(name)
         if lost:

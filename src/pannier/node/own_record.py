@@ -1,4 +1,4 @@
-"""What a node tells of itself and its engine, kept in line for as long as the daemon runs."""
+"""Keeps this node's record, and the engine's view of our plugin, up to date while the daemon runs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def keep_introduced(membership: Membership, me: Node, *, pace: NodePace) -
 
 
 async def keep_activated(engine: Engine) -> None:
-    """Make each engine that comes up look at our socket: Swarm schedules only where it did."""
+    """Activate our plugin each time the engine comes up: else Swarm schedules no service of ours here."""
     async for _ in engine.starts():
         try:
             await engine.activate_plugin()
@@ -37,16 +37,16 @@ async def keep_activated(engine: Engine) -> None:
 
 
 async def keep_swarm_node(swarm: Swarm, membership: Membership, *, pace: NodePace) -> None:
-    """Keep the record in line with the engine, for ever: run as a task."""
+    """Keep the Swarm node id in this node's record up to date, for ever: run as a task."""
     while True:
         await report_swarm_node(swarm, membership)
         await asyncio.sleep(pace.swarm_look)
 
 
 async def report_swarm_node(swarm: Swarm, membership: Membership) -> None:
-    """Write this engine's Swarm node id into this node's record, where it says something else.
+    """Write this engine's Swarm node id into this node's record, if it has changed.
 
-    What cannot be asked or written now stays as it is.
+    If the engine or the store does not answer, the record stays as it is.
     """
     try:
         member = await swarm.member()

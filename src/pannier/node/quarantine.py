@@ -1,4 +1,4 @@
-"""What there is to say of volumes that this node's drivers have quarantined."""
+"""Findings on volumes that this node's drivers have quarantined."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ async def quarantine_of(drivers: Drivers, volume: Volume) -> str:
         await driver.inspect(volume.id)
     except PannierError as error:
         return f"{error.message}: {error.remedy}"
-    return ""  # only what was removed of it here, at an earlier time, cannot go
+    return ""  # only a remainder of an earlier removal cannot be deleted
 
 
 async def quarantine_findings(
     drivers: Drivers, volumes: Iterable[Volume]
 ) -> AsyncIterator[FindingView]:
-    """One finding for each of them, and for each rest of a removed volume that cannot go."""
+    """One for each quarantined volume, and for each remainder of a removed one that cannot be deleted."""
     names = {volume.id: volume.name for volume in volumes}
     for driver in drivers:
         for volume_id, reason in sorted((await driver.quarantined()).items()):

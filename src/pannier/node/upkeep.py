@@ -58,7 +58,7 @@ class TrashClock:
 
 
 class Upkeep:
-    """The node's own slow loop. Every turn may be repeated; an error ends only its turn."""
+    """The node's own slow loop. Every step may be repeated; one that fails is tried again next turn."""
 
     def __init__(
         self,
@@ -94,7 +94,7 @@ class Upkeep:
             log.warning("upkeep.failed", step=step.__name__, error=str(error))
 
     async def empty_trash(self) -> None:
-        """Purge what has been in the trash long enough; once each turn, which it counts."""
+        """Purge what has been in the trash long enough. Called once each turn, which it counts."""
         mine = {
             found.record.id: found
             for found in await self._cluster.registry.trash()
@@ -105,14 +105,14 @@ class Upkeep:
             try:
                 await self._cluster.registry.purge_volume(found.record, expect=found.revision)
                 log.info("volume.purged", id=volume_id)
-            except PannierError as error:  # one that cannot go does not keep the others here
+            except PannierError as error:  # one that fails does not hold up the others
                 log.warning("volume.not-purged", id=volume_id, error=str(error))
 
     async def free_purged(self) -> None:
         """Delete what was purged from this node's pools."""
         purged = await self._cluster.registry.purged()
         for driver in self._drivers:
-            await driver.quarantined()  # tries them again, the rest of removed ones too
+            await driver.quarantined()  # tries them again, and remainders of removed ones
             for volume_id in set(await driver.volumes()) & purged:
                 try:
                     await driver.delete(volume_id)
@@ -129,7 +129,7 @@ class Upkeep:
             if volume.grant.node == node and not self._use.awaited(volume):
                 try:
                     await self._give_if_idle(volume)
-                except PannierError as error:  # one that cannot go does not keep the others here
+                except PannierError as error:  # one that fails does not hold up the others
                     log.warning("upkeep.not-given", volume=volume.name, error=str(error))
 
     async def _give_if_idle(self, volume: Volume) -> None:

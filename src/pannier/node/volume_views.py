@@ -65,7 +65,7 @@ class VolumeViews:
 
     async def live(self, volume: Volume) -> LiveVolumeView:
         """A volume that this node holds, with what only the holder knows."""
-        with suppress(TimeoutError):  # right after a start, the pool is just being opened
+        with suppress(TimeoutError):  # right after a start, the pool is still being opened
             await asyncio.wait_for(self._drivers.tried.wait(), self._pace.listing)
         quarantine = await quarantine_of(self._drivers, volume)
         generations = [] if quarantine else await self.generations(volume)
@@ -111,7 +111,7 @@ class VolumeViews:
         }
 
     async def generations(self, volume: Volume) -> list[str]:
-        """All generations on this node, oldest first; empty also while its pool is away."""
+        """All generations on this node, oldest first; empty also while its pool is not open."""
         driver = self._drivers.get(volume.spec.driver)
         if driver is None:
             return []

@@ -27,7 +27,7 @@ LEAF_VALIDITY = timedelta(days=1826)
 BACKDATE = timedelta(hours=1)
 """Certificates begin this long before they are made: the clocks of a cluster may differ."""
 REQUEST_LIMIT = 16384
-"""Bytes of a certificate request that are looked at: a P-256 one has some 500."""
+"""The longest certificate request that is accepted, in characters: a P-256 one has some 500."""
 
 _SERVER = ExtendedKeyUsageOID.SERVER_AUTH
 _CLIENT = ExtendedKeyUsageOID.CLIENT_AUTH
@@ -38,8 +38,8 @@ _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 class Authority:
     """Issues certificates. All issued PEM texts are chains: the certificate, then the CA's.
 
-    Of a request only the public key is taken, after its proof of possession; the names in it are
-    the asker's wish and are ignored.
+    Only the public key is taken from a request, after its signature has shown that the asker has the
+    private key. The names in a request are ignored.
 
     Attributes:
         cluster: the cluster's id, part of every identity.
@@ -56,11 +56,12 @@ class Authority:
     def create(
         cls, directory: Path, *, cluster: str, clock: Callable[[], float] = time.time
     ) -> Authority:
-        """Make a new CA in ``directory`` (0700). Repeated after a crash, it finishes.
+        """Make a new CA in ``directory`` (0700). May be repeated after a crash, and then finishes.
 
         Raises:
             AlreadyExists: there is one; it was not touched.
             InvalidInput: ``cluster`` cannot be an id.
+            Denied: the key of an earlier attempt is too open, or damaged.
         """
         check_cluster(cluster)
         if (directory / CA_CERTIFICATE).exists():
@@ -197,7 +198,7 @@ def private_pem(key: ec.EllipticCurvePrivateKey) -> str:
 
 
 def load_private(pem: str, *, path: Path) -> ec.EllipticCurvePrivateKey:
-    """Read a P-256 private key; ``path`` is for the error's words.
+    """Read an ECDSA private key; the error's message names ``path``.
 
     Raises:
         Denied: it is something else.

@@ -46,7 +46,7 @@ class Credentials:
     Attributes:
         directory: where they are; for its owner only.
         identity: who they are for, as the certificate says.
-        kind: the files' first name: ``node``, or ``user`` for a person's.
+        kind: the files' base name: ``node``, or ``user`` for a person's.
     """
 
     directory: Path
@@ -64,7 +64,7 @@ class Credentials:
             ca: the CA's certificate, PEM.
             certificate: the issued chain, PEM.
             key: the private key, PEM.
-            kind: the files' first name.
+            kind: the files' base name.
 
         Raises:
             Denied: they do not belong together; nothing was written.

@@ -41,6 +41,7 @@ def read(path: Path) -> str:
 
     Raises:
         NotFound: it is not there.
+        Denied: it is not ASCII text.
     """
     try:
         return path.read_text(encoding="ascii")
@@ -58,7 +59,7 @@ def read_private(path: Path) -> str:
 
     Raises:
         NotFound: it is not there.
-        Denied: its permissions are too open, so that the key may be known to others.
+        Denied: it is not ASCII text, or others may have read the key, as its permissions are too open.
     """
     text = read(path)
     mode = stat.S_IMODE(path.stat().st_mode)

@@ -1,7 +1,7 @@
 """Who a certificate speaks for: a node or a user of one cluster, in a URI of its SAN.
 
 ``pannier://<cluster>/node/<name>`` or ``pannier://<cluster>/user/<name>``. The common name repeats
-the name for people; nothing decides by it.
+the name for people; no decision depends on it.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def parse_identity(uri: str) -> Identity:
     """Read an identity's URI.
 
     Raises:
-        Denied: it has another form, or names what cannot be.
+        Denied: it has another form, or an invalid cluster or name.
     """
     match = _URI.fullmatch(uri)
     try:
@@ -108,7 +108,7 @@ def parse_identity(uri: str) -> Identity:
 def identity_of(certificate: TlsObject | bytes) -> Identity:
     """Who the peer of a TLS connection, or a certificate in DER, is.
 
-    That it was issued by the cluster's CA is for TLS to check, not for this.
+    Whether the cluster's CA issued it is not checked here; TLS does that.
 
     Raises:
         Denied: no certificate, or one without exactly one well-formed identity.

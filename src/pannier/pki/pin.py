@@ -2,8 +2,8 @@
 
 A machine that joins has no CA to verify with. It looks at the certificates that the member shows,
 takes the one whose fingerprint the token names, checks that the member's own was issued by it, and
-from then on trusts exactly that CA. Nothing is sent before: the token goes through a second
-connection, verified in the ordinary way.
+from then on trusts exactly that CA. Nothing is sent on this first connection: the token goes through a
+second one, verified in the ordinary way.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ async def _shown_chain(address: str, *, port: int, timeout_seconds: float) -> li
 
 
 def _chain_of(connection: Any) -> list[bytes]:
-    # Public since Python 3.13; before, the same method of the object beneath.
+    # Public since Python 3.13; before, only the underlying object has this method.
     if hasattr(connection, "get_unverified_chain"):
         return list(connection.get_unverified_chain() or ())
     certificates = connection._sslobj.get_unverified_chain() or ()

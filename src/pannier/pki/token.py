@@ -18,7 +18,7 @@ from pannier.core.record import Record
 
 ID_BYTES = 5
 SECRET_BYTES = 20
-"""160 bits: far beyond guessing, so that a plain hash protects it, and 32 characters of base32."""
+"""160 bits, or 32 characters of base32: far beyond guessing, so that a plain hash protects it."""
 
 _FORM = re.compile(r"pannier1-([a-z2-7]{8})-([a-z2-7]{32})-([0-9a-f]{64})", re.ASCII)
 _NEW = "make a new one with 'pannier token create' on a node of the cluster"

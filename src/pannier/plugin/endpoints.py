@@ -18,7 +18,7 @@ class Endpoint:
 
     Attributes:
         body: the type of its body.
-        doing: what an error says that was going on.
+        doing: what was going on, in the words of an error message.
         at_once: answers from memory, without waiting for anything.
         work: answers after waiting. Exactly one of ``at_once`` and ``work`` is given.
         gated: waits until the daemon is ready.

@@ -1,9 +1,9 @@
 """The Docker volume plugin: a unix socket that dockerd and podman call.
 
-The edge does nothing but read, call a use case, and answer in time. What it adds:
+It reads a request, calls a use case, and answers in time. What it adds:
 
-* Docker gives up on Mount after 120 s and on the rest after 60 s, and shows a useless message then;
-  each call has a deadline before that, with a message of ours.
+* Docker gives up on Mount after 120 s and on the rest after 60 s, and then shows a useless message.
+  So each call has an earlier deadline, with a message of ours.
 * Docker sends no Unmount for a Mount whose answer it did not get. A Mount is therefore abandoned
   when the engine hangs up, when the deadline passes, and when its answer cannot be delivered.
 * podman hangs up early on Remove and Unmount: these go on until they are done or out of time.
@@ -113,7 +113,7 @@ class PluginServer:
         await web.SockSite(self._runner, listener).start()
 
     async def stop(self) -> None:
-        """Answer what is under way with an error that says so, and close the socket."""
+        """Answer calls under way with an error that says that we stop, and close the socket."""
         if self._runner is None or self._stopping is None:
             return
         for site in list(self._runner.sites):
@@ -192,9 +192,9 @@ class PluginServer:
                 f"the body of {call.endpoint} is larger than {wire.LARGEST_BODY_BYTES} bytes",
                 remedy="this socket is for Docker's volume plugin API, version 1",
             ) from error
-        except Exception as error:  # whatever aiohttp raises for lengths and encodings that lie
+        except Exception as error:  # too slow, or whatever aiohttp raises for it
             raise InvalidInput(
-                f"the body of {call.endpoint} could not be received: {error or 'too slow'}",
+                f"the body of {call.endpoint} could not be received: {str(error) or 'too slow'}",
                 remedy="repeat the command",
             ) from error
 
@@ -258,7 +258,7 @@ class PluginServer:
         )
 
     async def _finish_alone(self, task: asyncio.Task[Answer], call: _Call) -> None:
-        """Let the work of a call that nobody waits for end, at its deadline at the latest."""
+        """Let work that nobody waits for any more go on, until the call's deadline at the latest."""
         await asyncio.wait({task}, timeout=max(self._left(call), 0.0))
         if not task.done():
             task.cancel()
@@ -272,7 +272,7 @@ class PluginServer:
             )
 
     def _abandon(self, call: _Call, task: asyncio.Task[Answer] | None = None) -> None:
-        """Have a Mount forgotten of which the engine will never hear, once its work has ended."""
+        """Forget a Mount whose answer the engine will never get, once its work has ended."""
         if task is not None:
             task.cancel()
         self._spawn(self._abandon_after(call, task))
@@ -281,13 +281,13 @@ class PluginServer:
         if task is not None:
             await asyncio.wait({task})
             if not task.cancelled():
-                task.exception()  # seen: Docker was told, or is gone
+                task.exception()  # marks it as retrieved: Docker was told, or is gone
         assert isinstance(call.body, wire.MountBody)
         try:
             async with asyncio.timeout(self._deadlines.other_seconds):
                 await self._volumes.abandon(call.body.name, call.body.mount_id)
         except Exception:
-            # The id stays a hint that is too many; the look at /proc corrects it later.
+            # The id stays as a wrong hint, until a look at /proc corrects it.
             _log.exception("abandoned mount not forgotten", volume=call.volume, mount=call.mount_id)
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
@@ -303,8 +303,8 @@ class PluginServer:
         try:
             await response.prepare(request)
             await response.write_eof()
-            # A peer that is gone makes the write fail at once on a unix socket, and that closes
-            # the transport. One that goes without reading its buffer is seen by nobody.
+            # On a unix socket, a write to a peer that is gone fails at once and closes the
+            # transport. A peer that goes without reading its buffer cannot be noticed.
             transport = request.transport
             delivered = transport is not None and not transport.is_closing()
         except ConnectionError:
@@ -335,8 +335,10 @@ class PluginServer:
 
 
 def _status(error: PannierError, *, understood: bool) -> int:
-    """400 and 404 for what is no request; a use case's error is 500 whatever it is, for Docker
-    makes no difference, except that a volume which is not there must be told as 404.
+    """The HTTP status for an error: 400 or 404 for a request that is none.
+
+    A use case's error is always 500, since Docker makes no difference; only a volume that does not
+    exist must be 404.
     """
     if understood:
         return 404 if isinstance(error, VolumeNotFound) else 500

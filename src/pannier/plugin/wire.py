@@ -19,7 +19,7 @@ LARGEST_BODY_BYTES = 2**20
 
 
 class NoBody(msgspec.Struct, frozen=True):
-    """A request that says nothing but its name."""
+    """A request that is nothing but its endpoint."""
 
 
 class NameBody(msgspec.Struct, frozen=True, rename={"name": "Name"}):
@@ -55,7 +55,7 @@ def decode(raw: bytes, kind: type[B], *, endpoint: str) -> B:
     if not raw.strip():
         if issubclass(kind, NoBody):
             return kind()
-        # Docker does this when the plugin went away during a call: it repeats it without its body.
+        # If the plugin goes away during a call, Docker repeats the call without its body.
         raise InvalidInput(
             f"{endpoint} came without a body, as Docker sends it after pannierd was restarted"
             " in the middle of a call",
@@ -76,8 +76,8 @@ def encode(answer: dict[str, Any]) -> bytes:
 
 
 def encode_error(text: str) -> bytes:
-    """An error, which Docker shows to its user as it stands."""
-    # Names from garbage may hold what UTF-8 cannot say.
+    """An error as JSON. Docker shows the text to its user unchanged."""
+    # A name in an invalid request may contain what UTF-8 cannot encode.
     return msgspec.json.encode({"Err": text.encode("utf-8", "replace").decode()})
 
 

@@ -1,8 +1,8 @@
 """Put the barrier into a container's bundle, then become runc.
 
 Started by ``pannier-runtime`` as ``python -I -S edit.py FEATURES RUNC BUNDLE ARGUMENT...`` for bundles that
-may mount a held volume; FEATURES is what ``runc features`` says. Standard library only, and little of
-it: a container waits.
+may mount a held volume; FEATURES is what ``runc features`` says. It uses the standard library only, and
+little of it, because the container's start waits for it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SOCKET = "/run/pannier/barrier.sock"
 
 SYNC_CALLS = ("fsync", "fdatasync", "sync", "syncfs", "msync")
 IO_URING = ("io_uring_setup", "io_uring_enter", "io_uring_register")
-"""Refused: what a ring does passes no seccomp filter, so its fsync would not be held."""
+"""Refused: operations in a ring do not pass the seccomp filter, so an fsync there would not be held."""
 
 ENOSYS = 38
 _ARCHITECTURES = {
@@ -34,7 +34,7 @@ class RefusedError(Exception):
 
 
 def held_volumes(config: Any) -> list[str]:
-    """The held volumes that a bundle mounts, also parts of them, sorted by name."""
+    """The held volumes that a bundle mounts, whole or in part, sorted by name."""
     held = os.listdir(HELD)
     mounts = _own_mounts()
     trees = {name: _place(f"{MOUNT_ROOT}/{name}", mounts) for name in held}
@@ -85,7 +85,8 @@ def add_barrier(config: Any, volumes: list[str], *, machine: str, features: Any)
         features: what ``runc features`` says, decoded.
 
     Raises:
-        RefusedError: the profile has a listener of its own, and a process can have only one.
+        RefusedError: the profile has a listener of its own, and a process can have only one; or
+            sync calls cannot be held on this processor.
     """
     if machine not in _ARCHITECTURES:
         raise RefusedError(f"sync calls cannot be held on a {machine} processor")

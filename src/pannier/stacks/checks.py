@@ -35,7 +35,7 @@ class StackPlace:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Publication:
-    """A port that a service of some stack publishes; ``stack`` is empty for one of none."""
+    """A port that a service publishes; ``stack`` is empty where the service belongs to no stack."""
 
     port: Port
     service: str

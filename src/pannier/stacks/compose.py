@@ -1,7 +1,7 @@
 """What a compose file asks of the cluster, as far as it can be checked before it is deployed.
 
-Docker reads the file itself; this reads the same text and variables, and what it does not know it
-leaves to Docker.
+Docker reads the file itself. This module reads the same text and variables, and leaves to Docker what it
+does not know.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from pannier.core.options import parse_options
 from pannier.core.volume import Durability
 
 OURS = "x-pannier"
-"""The file's own section for us: what it is about, the address to open, what to do next, and which
-of its secrets are passwords that may be made."""
+"""The compose file's section for Pannier: what the stack is, the address to open, what to do next, and
+which of its secrets are passwords that Pannier may make."""
 _DRIVER = "pannier"
 _VARIABLE = re.compile(
     r"\$(?:(?P<dollar>\$)|(?P<plain>\w+)|\{(?P<name>\w+)(?:(?P<operator>:?[-?])(?P<word>[^}]*))?\})"
@@ -39,7 +39,7 @@ class Port:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Service:
-    """One service. ``volumes`` are the keys, in the compose file, of those of our driver."""
+    """One service. ``volumes`` are the compose file's keys of those volumes that use our driver."""
 
     name: str
     constraints: tuple[str, ...] = ()
@@ -55,10 +55,10 @@ class Compose:
         about: what it is, in a line.
         address: the address to open, with ``NODE`` for any node's; empty where there is none.
         next_steps: what a person does after the deployment.
-        secrets: names of those that must be in the Swarm before.
-        passwords: those of them that may be any text, and so be made.
-        fsync: volumes, by their keys, whose sync calls are to be held.
-        variables: names that the file has values for, with their defaults; None without one.
+        secrets: names of those that must be in the Swarm before the deployment.
+        passwords: those of them that may be any text, so that Pannier can make them.
+        fsync: keys of the volumes whose sync calls are to be held.
+        variables: names of the variables that the file uses, with their defaults; None without one.
     """
 
     about: str = ""
@@ -76,11 +76,11 @@ def read(text: str, *, environment: Mapping[str, str], given: Mapping[str, str])
 
     Args:
         environment: variables that it may use.
-        given: those that were typed for it; they have precedence, and it must know them.
+        given: variables that were typed for it; they have precedence, and the file must use them.
 
     Raises:
-        InvalidInput: it is none, it does not know a variable, lacks one, or asks a volume for
-            something that there is not.
+        InvalidInput: it is not a compose file, does not use a given variable, needs one that has no
+            value, or has an invalid volume option.
     """
     document = _document(text)
     variables = _variables(document)

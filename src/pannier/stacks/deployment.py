@@ -12,10 +12,10 @@ from pannier.stacks.docker import Docker, DockerRefused
 from pannier.stacks.progress import Progress, read_progress
 
 DEPLOY_SECONDS = 300.0
-"""Registries may be asked for the images' digests."""
+"""Time for ``docker stack deploy``, which may ask registries for the images' digests."""
 _LOOK_SECONDS = 1.0
 _STEADY_LOOKS = 3
-"""Looks in a row at which all must run: a task that ends at once has run, too."""
+"""How many checks in a row must find all running: a task that ends at once also runs for a moment."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +39,9 @@ def deploy(docker: Docker, wish: Deployment) -> None:
     """Have Swarm bring the stack's services in line; what is as it should be stays.
 
     Raises:
-        Conflict: Docker refuses. OutcomeUnknown: it did not end; the same again does the rest.
+        Conflict: Docker refuses.
+        OutcomeUnknown: it did not end in time; a repetition does the rest.
+        Unavailable: there is no command docker, or its engine does not answer.
     """
     try:
         docker.text(

@@ -1,4 +1,4 @@
-"""Docker's own command line, which deploys stacks: the one door to it."""
+"""Docker's own command line, which deploys stacks. It is called only from here."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pannier.core.errors import (
 )
 
 ANSWER_SECONDS = 30.0
-"""Managers answer from memory, but not while they elect a leader."""
+"""Time for an ordinary command: managers answer from memory, but not while they elect a leader."""
 
 
 class DockerRefused(Conflict):
@@ -28,8 +28,8 @@ class DockerRefused(Conflict):
 class Docker:
     """The command ``docker`` of this machine. Calls block; they are made by a person's command.
 
-    All methods raise DockerRefused where the command says no, and Unavailable where there is none or it
-    does not answer.
+    All methods may raise DockerRefused (the command ended with an error), Unavailable (there is no such
+    command), EngineUnavailable (it cannot reach the engine) and OutcomeUnknown (it took too long).
     """
 
     def text(

@@ -1,4 +1,4 @@
-"""Secrets that a stack needs and that nobody has made: made of chance, and kept for a person to read.
+"""Secrets that a stack needs and that nobody has made: made at random, and kept for a person to read.
 
 Docker gives a secret to containers only, so what is made here is also kept in a file for root. The
 file comes first: a secret that nobody can read would have to be made again. The secret's label names
@@ -56,7 +56,8 @@ def provide(
 
     Raises:
         Conflict: one is missing that is no password; none was made.
-        PannierError: Docker does not answer, or refuses. OSError: the file cannot be written.
+        DockerRefused, Unavailable, OutcomeUnknown: see :class:`Docker`.
+        OSError: the file cannot be written.
     """
     there = _labels(docker, names)
     made = [name for name in names if name not in there]
@@ -73,7 +74,7 @@ def provide(
 
 
 def _labels(docker: Docker, names: Sequence[str]) -> dict[str, str]:
-    """name -> where it is kept, of the secrets that there are."""
+    """Those of the secrets that exist, by name, with the place where each is kept."""
     found = docker.inspect("secret", names)
     return {one["Spec"]["Name"]: (one["Spec"].get("Labels") or {}).get(LABEL, "") for one in found}
 
@@ -92,7 +93,7 @@ def _make(docker: Docker, name: str, directory: Path) -> None:
 
 
 def _kept_value(file: Path) -> str:
-    """What the file has, which a run that was cut short may have left; else something new in it."""
+    """The file's content, which an interrupted run may have left; else a new password is put into it."""
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     if file.is_file():
         return file.read_text("utf-8")

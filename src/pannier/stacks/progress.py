@@ -21,10 +21,10 @@ class Progress:
     """One service.
 
     Attributes:
-        name: without the stack's.
-        running, wanted: its tasks; those with a health check run when they are healthy.
-        begun: whether Swarm has decided how many that are; a global service has none at first.
-        doing: what its tasks do that do not run yet, in a few words.
+        name: without the stack's name before it.
+        running, wanted: how many tasks; one with a health check runs only once it is healthy.
+        begun: whether Swarm has decided how many are wanted; at first it is none for a global service.
+        doing: in a few words, what those of its tasks do that do not run yet.
         trouble: the last error of a task that did not get to run; empty if there was none.
         updating: Swarm still replaces its tasks.
         stuck: Swarm has given up replacing them.
@@ -98,7 +98,7 @@ def _service_of(task: Mapping[str, Any]) -> str:
 
 
 def _doing(tasks: Sequence[Mapping[str, Any]]) -> str:
-    """What the tasks do that are about to run: each kind once, with the nodes."""
+    """What the tasks do that are about to run: each activity once, with the nodes."""
     where: dict[str, list[str]] = {}
     for task in tasks:
         state = str(task["CurrentState"]).split(" ")[0]

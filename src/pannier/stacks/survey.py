@@ -1,4 +1,4 @@
-"""Looks at the Swarm by ``docker``, and at Pannier's nodes, before a stack is deployed."""
+"""Looks at the Swarm, through ``docker``, and at Pannier's nodes, before a stack is deployed."""
 
 from __future__ import annotations
 

@@ -2,13 +2,13 @@
 
 Every implementation passes the same contract suite (tests/contract/test_driver.py).
 
-On each node a volume, named here by its id, has at most one *live tree* for each epoch (what the
-holder's containers write) and any number of complete *generations*. A generation is either whole
-and durable or it is not listed. Different volumes are independent. Of one volume, the agent changes
-live trees and deletes generations from one task at a time; beside that, another task may call
-:meth:`Driver.snapshot`, and any number :meth:`Driver.inspect`: what is deleted meanwhile is listed or
-not, and no error. Each method may be repeated after a crash at any point and then finishes what was
-begun; what a crash left half done is removed by :meth:`Driver.open`.
+A volume is named here by its id. On each node it has at most one *live tree* for each epoch (what
+the holder's containers write) and any number of complete *generations*. A generation is listed only
+when it is whole and durable. Different volumes are independent. For one volume, the agent changes
+live trees and deletes generations from one task at a time. At the same time another task may call
+:meth:`Driver.snapshot`, and any number of tasks :meth:`Driver.inspect`: what is deleted meanwhile may
+or may not be listed, but causes no error. Each method may be repeated after a crash at any point and
+then finishes what was begun. :meth:`Driver.open` removes what a crash left half done.
 """
 
 from __future__ import annotations
@@ -65,26 +65,35 @@ class Capacity:
 
 
 class Driver(Protocol):
-    """Keeps volumes' bytes on one node. Raises StorageError and its children."""
+    """Keeps volumes' bytes on one node.
+
+    Every method but :meth:`data_path` may raise StorageError when the disk, the file system or a
+    command fails, and PoolFull when that is for lack of room. Every method with a ``volume`` raises
+    InvalidInput for an id that is not a plain name. ``Raises:`` lists what a method raises beyond that.
+    """
 
     name: str
     """``btrfs`` or ``directory``: what users write in ``-o driver=``."""
 
     generations_in_use: bool
-    """Whether :meth:`snapshot` works while containers write. Where not, only :meth:`seal` makes one."""
+    """Whether :meth:`snapshot` works while containers write. If not, only :meth:`seal` makes one."""
 
     async def open(self) -> None:
         """Make the pool usable and remove what a crash left half done. Never formats anything.
 
-        A volume for which that fails is :meth:`quarantined`; the others are there.
+        A volume for which that fails is :meth:`quarantined`; the others can be used.
 
         Raises:
-            PoolMissing: the pool is not there; ForeignData: something else is in its place.
+            PoolMissing: the pool is not there.
+            ForeignData: something else is in its place.
+            NewerFormat: a newer version made it.
+            Corrupt: its marker cannot be read.
+            DiskFailed: its file system takes no writes.
         """
         ...
 
     async def close(self) -> None:
-        """Let go of what :meth:`open` took, except what containers still use."""
+        """Release what :meth:`open` took, except what containers still use."""
         ...
 
     async def volumes(self) -> tuple[str, ...]:
@@ -92,16 +101,16 @@ class Driver(Protocol):
         ...
 
     async def quarantined(self) -> Mapping[str, StorageError]:
-        """Volumes that cannot be tidied up, read or removed here, by their ids, each with the reason.
+        """Volumes that cannot be tidied up, read or removed here: their ids, each with the reason.
 
-        Each is tried again first: a quarantine ends by itself. While it lasts, :meth:`inspect`,
-        :meth:`create`, :meth:`promote` and :meth:`receive` of the volume raise the reason; what uses
-        it already goes on. Of a volume that is only to be removed, nothing is refused.
+        Each is tried again first, so a quarantine ends by itself. While it lasts, :meth:`inspect`,
+        :meth:`create`, :meth:`promote` and :meth:`receive` of the volume raise the reason. What uses
+        it already goes on. If only the removal of a deleted volume fails, nothing is refused.
         """
         ...
 
     async def inspect(self, volume: str) -> LocalCopy:
-        """What is here of ``volume``; an empty LocalCopy where nothing is.
+        """What is here of ``volume``; an empty LocalCopy if nothing is.
 
         Raises:
             StorageError: it cannot be read, or is quarantined.
@@ -114,45 +123,53 @@ class Driver(Protocol):
         """Make an empty live tree. One that exists already for this epoch is left as it is.
 
         Raises:
-            PoolFull: no room.
+            StorageError: the volume is quarantined.
         """
         ...
 
     def data_path(self, volume: str, epoch: int) -> Path:
-        """The directory to hand to containers: an own, empty-born one, without any mark of ours."""
+        """The directory to hand to containers. It begins empty and has no file of ours in it."""
         ...
 
     async def snapshot(self, volume: str, *, epoch: int) -> Generation:
         """Make the next generation of the live tree, crash-consistent, durable before it returns.
 
-        Returns the newest one again where nothing was written since (whatever its epoch).
-        Costs time for what changed, never for what there is.
+        Returns the newest one again if nothing was written since (whatever its epoch).
+        The time it takes depends on what changed, not on the size of the volume.
 
         Raises:
-            StorageError: not possible in use (``generations_in_use`` is False).
+            StorageError: no such live tree, or the driver cannot (``generations_in_use`` is False).
         """
         ...
 
     async def seal(self, volume: str, *, epoch: int) -> Generation:
         """Refuse all further writes to the live tree and return its last generation, durable.
 
-        The caller has ended all use. Repeated: the same generation again.
+        The caller has ended all use. A repeated call returns the same generation.
+
+        Raises:
+            StorageError: no such live tree.
         """
         ...
 
     async def unseal(self, volume: str, *, epoch: int) -> None:
-        """Allow writes again: the hand-over did not happen. No error where it is not sealed."""
+        """Allow writes again, since the hand-over did not happen. No error if it is not sealed.
+
+        Raises:
+            StorageError: no such live tree.
+        """
         ...
 
     async def promote(
         self, volume: str, generation: Generation, *, epoch: int, size_bytes: int | None
     ) -> None:
-        """Make the live tree of ``epoch`` out of a whole generation, at a cost that does not depend
-        on its size where the driver can. A live tree that exists for this epoch is left as it is.
+        """Make the live tree of ``epoch`` out of a whole generation. Where the driver can, the cost
+        does not depend on its size. A live tree that exists for this epoch is left as it is.
         A driver that keeps one tree uses the generation up: it is then one of the ``bases``.
 
         Raises:
             Corrupt: the generation is not here or not whole.
+            StorageError: the volume is quarantined.
         """
         ...
 
@@ -170,33 +187,47 @@ class Driver(Protocol):
         """Stream a generation, whole or as the difference to ``base`` (present at both ends).
 
         The block gets the file descriptor of a pipe to read to its end. Leaving the block waits
-        for the sender and raises StorageError where it failed; cancelling or raising stops it.
+        for the sender; cancelling or raising stops it.
+
+        Raises:
+            Corrupt: the generation, or what is needed of ``base``, is not here or not whole.
+            StorageError: the sender failed, or the block did not read to the end.
         """
         ...
 
     def receive(
         self, volume: str, generation: Generation, *, base: Generation | None
     ) -> AbstractAsyncContextManager[int]:
-        """Take in what :meth:`send` streams: the block writes it to the given pipe and closes nothing.
+        """Receive what :meth:`send` streams. The block writes it to the given pipe and does not close
+        that.
 
-        The generation exists, verified and durable, exactly when the block was left without an
-        error. Repeating it for a generation that is already here swallows the stream.
+        The generation exists, verified and durable, if and only if the block is left without an
+        error. For a generation that is already here, the stream is read and thrown away.
 
         Raises:
-            Corrupt: the stream was damaged, cut short or does not fit ``base``; PoolFull.
+            Corrupt: the stream was damaged, cut short or does not fit ``base``, or ``base`` is not here.
+            StorageError: the volume is quarantined.
         """
         ...
 
     async def delete_generation(self, volume: str, generation: Generation) -> None:
-        """Remove one generation. No error where there is none."""
+        """Remove one generation. No error if there is none.
+
+        Raises:
+            StorageError: it is the sealed live tree of a driver that keeps one tree.
+        """
         ...
 
     async def delete(self, volume: str) -> None:
-        """Remove everything of a volume for ever. No error where there is nothing."""
+        """Remove everything of a volume for ever. No error if there is nothing.
+
+        Raises:
+            StorageError: some of it cannot be removed; that is :meth:`quarantined`.
+        """
         ...
 
     async def used_bytes(self, volume: str) -> int:
-        """Bytes that the volume takes here, good to some megabytes; must be quick (under 10 ms)."""
+        """Bytes that the volume takes here, to within some megabytes; must be quick (under 10 ms)."""
         ...
 
     async def capacity(self) -> Capacity:
@@ -204,37 +235,39 @@ class Driver(Protocol):
         ...
 
     async def check_disk(self, *, by_writing: bool = False) -> None:
-        """Make sure that the file system takes writes, as far as it knows by now.
+        """Make sure that the file system takes writes, as far as the kernel knows.
 
         Args:
-            by_writing: make one durable, so that it does know.
+            by_writing: also write something durably, so that a failure is found now.
 
         Raises:
-            DiskFailed: it does not, and will not before it is mounted anew. A full one is none such.
+            DiskFailed: it takes none, and will take none until it is mounted again. A full file system
+                does not count as failed.
         """
         ...
 
 
 @runtime_checkable
 class CheckedDriver(Driver, Protocol):
-    """A driver that notices where the disk does not give back what was written."""
+    """A driver that notices when the disk does not give back what was written."""
 
     async def verify(self, volume: str, generation: Generation | None) -> None:
-        """Read a generation to the last byte, from the disk; slowly, since others use that. With None
-        the newest live tree, as it is now.
+        """Read a generation to the last byte from the disk, slowly, since others use the disk too.
+        With None, read the newest live tree as it is now.
 
         Raises:
-            Corrupt: it is not what was written, and says which file; StorageError: it is not here.
+            Corrupt: it is not what was written; the message says which file.
+            StorageError: it is not here, or the volume is quarantined.
         """
         ...
 
     async def quarantine(self, volume: str) -> None:
-        """Let no generation of the volume count any more; :meth:`drop_quarantined` deletes them.
+        """Stop counting every generation of the volume; :meth:`drop_quarantined` deletes them.
 
-        Nor is one taken in whose base was among them, however far that had come.
+        A generation that is being received on top of one of them is not accepted either.
         """
         ...
 
     async def drop_quarantined(self, volume: str) -> None:
-        """Remove what is in quarantine. No error where that is nothing."""
+        """Remove what is in quarantine. No error if that is nothing."""
         ...

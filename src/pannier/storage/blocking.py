@@ -1,4 +1,4 @@
-"""Blocking work in threads, and OSErrors told as the storage errors that they mean."""
+"""Blocking work in threads, and the translation of OSErrors into storage errors."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ _threads = ThreadPoolExecutor(max_workers=32, thread_name_prefix="storage")
 async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Run ``function`` in a thread. A cancelled caller still waits for the function to end.
 
-    A thread cannot be stopped; letting go of it would let the next operation on the same volume
-    run beside it.
+    A thread cannot be stopped. If the caller did not wait, the next operation on the same volume
+    would run at the same time.
     """
     context = contextvars.copy_context()  # what is logged there keeps the volume and node
     call = functools.partial(context.run, function, *args, **kwargs)
@@ -34,20 +34,20 @@ async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs)
 
 
 async def finished(work: asyncio.Future[T]) -> T:
-    """Wait for what is about to end and cannot be stopped; a cancelled caller waits as well."""
+    """Wait for work that ends soon and cannot be stopped. A cancelled caller waits too."""
     try:
         return await asyncio.shield(work)
     except asyncio.CancelledError:
         await asyncio.wait([work])
         if not work.cancelled():
-            work.exception()  # looked at, so that asyncio does not complain about it
+            work.exception()  # retrieved, so that asyncio does not log it
         raise
 
 
 def in_own_thread(function: Callable[[], T]) -> asyncio.Future[T]:
-    """Start ``function`` at once in a thread of its own: for what may take hours.
+    """Start ``function`` at once in a thread of its own, for work that may take hours.
 
-    No signal interrupts it; they are for the main thread.
+    The thread blocks all signals; they are for the main thread.
     """
     outcome: Future[T] = Future()
     outcome.set_running_or_notify_cancel()

@@ -1,4 +1,4 @@
-"""Whether a file system takes writes. After an error of its disk, btrfs and ext4 do not any more."""
+"""Whether a file system takes writes. After a disk error, btrfs and ext4 refuse them."""
 
 from __future__ import annotations
 

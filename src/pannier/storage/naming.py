@@ -8,7 +8,7 @@ from pannier.core.errors import InvalidInput
 from pannier.core.generation import Generation
 
 DOOMED = ".gone-"
-"""What is being removed, and has lost its name first."""
+"""Prefix for what is being removed: it is renamed first, then deleted."""
 
 
 def check_id(volume: str) -> None:
@@ -22,7 +22,7 @@ def check_id(volume: str) -> None:
 
 
 def parse_numbers(names: list[str]) -> list[Generation]:
-    """The names that are generations; what people put beside them is not ours to judge."""
+    """The names that are generations. Other names, such as what people put there, are ignored."""
     found = []
     for name in names:
         with suppress(InvalidInput):

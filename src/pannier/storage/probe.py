@@ -1,4 +1,4 @@
-"""What a device or file holds, looked at from outside before anyone writes to it."""
+"""What a device or file holds, looked at before anything is written to it."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def describe(found: tuple[Signature, ...]) -> str:
 async def find_signatures(source: Path) -> tuple[Signature, ...]:
     """Everything recognisable on a device or in a file, or else ``data`` where it is not blank.
 
-    A file must be all zeros to count as blank, a device its first MiB (reading it all would take
-    hours; a raw database or a header-less cipher has something there).
+    A file must be all zeros to count as blank. Of a device only the first MiB must be: reading it
+    all would take hours, and a raw database or a header-less cipher has data there.
 
     Raises:
         ForeignData: a device is in use by something; StorageError: it cannot be read.

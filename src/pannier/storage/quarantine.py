@@ -1,8 +1,8 @@
-"""Volumes that a driver cannot tidy or remove: set apart, so that the others go on.
+"""Volumes that a driver cannot tidy up or remove. They are set apart, so that the others stay usable.
 
-What keeps a volume here may end at any time, without a word to us: somebody removes a subvolume that a
-program made, or makes a file mutable. So nothing is remembered for good. Whoever asks for the volume, or
-for all that are quarantined, has it tried again first.
+The cause may go away at any time without notice: somebody removes a subvolume that a program made, or
+makes a file mutable. So no result is kept for good: whenever the volume, or the list of quarantined
+volumes, is asked for, it is tried again first.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ log = structlog.get_logger(__name__)
 
 
 class Quarantine:
-    """The entries of the directory of all volumes that could not be tidied, each with the reason.
+    """The entries of the volumes' directory that could not be tidied up, each with the reason.
 
     All methods block, and may be called from several threads.
 
     Args:
-        volumes: the directory. What is named with a leading dot in it is the rest of a volume that is
-            being made or removed.
-        tidy: removes what was left half done in an entry, or all of such a rest. May be repeated.
+        volumes: the directory. A name with a leading dot is a leftover of a volume that was being
+            made or removed.
+        tidy: removes what was left half done in an entry, or a whole leftover. May be repeated.
     """
 
     def __init__(self, volumes: Path, tidy: Callable[[Path], None]) -> None:
@@ -41,7 +41,7 @@ class Quarantine:
         self._lock = threading.Lock()
 
     def sweep(self) -> None:
-        """Tidy every entry, those first that are to be removed. An entry that fails is quarantined.
+        """Tidy every entry, leftovers first. An entry that fails is quarantined.
 
         Raises:
             OSError: the directory cannot be read.
@@ -53,17 +53,17 @@ class Quarantine:
                 self._try(name)
 
     def check(self, volume: str) -> None:
-        """Make sure that a volume is not quarantined, or is not any more.
+        """Make sure that a volume is not quarantined. One that is, is tried again first.
 
         Raises:
-            StorageError: it is, and this is why.
+            StorageError: it still is, for this reason.
         """
         with self._lock:
             if volume in self._reasons and (reason := self._try(volume)):
                 raise reason
 
     def remove(self, name: str) -> None:
-        """Remove a rest that the caller has just made; where that fails it is quarantined.
+        """Remove a leftover that the caller has just made. If that fails, it is quarantined.
 
         Raises:
             StorageError: it failed.
@@ -88,7 +88,7 @@ class Quarantine:
     def _try(self, name: str) -> StorageError | None:
         try:
             self._tidy(self._volumes / name)
-        except Exception as error:  # whatever is wrong with one must not keep the others away
+        except Exception as error:  # one bad entry must not make the others unusable
             reason = _reason(self._volumes / name, error)
             if name not in self._reasons:
                 log.error("volume.quarantined", id=_volume_of(name), error=reason.message)

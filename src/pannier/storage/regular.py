@@ -1,4 +1,4 @@
-"""Opening a regular file, and nothing else that may be at its name."""
+"""Opening a regular file, and refusing anything else that has its name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def opened_regular(
 ) -> Iterator[int]:
     """A descriptor of the regular file ``name``, which is relative to the directory ``place``.
 
-    A link, a device, a FIFO or a socket is never opened: to open a device may already do something.
+    A link, a device, a FIFO or a socket is never opened: opening a device may already have an effect.
 
     Raises:
         OSError: as the kernel says; EINVAL where it is not a regular file.

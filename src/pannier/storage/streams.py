@@ -1,4 +1,4 @@
-"""Threads at the ends of a pipe, for streams that are made, read or thrown away by ourselves."""
+"""Threads at one end of a pipe, for streams that this process makes, reads or throws away."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ async def reading(read: Callable[[int], T]) -> AsyncIterator[tuple[int, asyncio.
     try:
         yield writer, result
     except BaseException as error:
-        # Where the pipe broke, the reader gave up in the middle: it says why.
+        # If the pipe broke, the reader gave up in the middle, and its error is the cause.
         gave_up = isinstance(error, (BrokenPipeError, ConnectionResetError))
         gave_up = gave_up and not has_reader(writer)
         os.close(writer)  # the end of the stream, which ends the thread

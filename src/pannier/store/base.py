@@ -68,7 +68,18 @@ class Change:
 
 
 class Store(Protocol):
-    """What Pannier needs of a store. All methods may raise StoreUnavailable (nothing happened)."""
+    """What Pannier needs of a store.
+
+    All methods but ``watch``, ``session`` and ``health`` may raise the errors listed here. ``Raises:``
+    of a method adds what is particular to it.
+
+    Raises:
+        StoreUnavailable: the store cannot be reached, or has no room. Nothing was changed, except
+            that a lease may have been granted or renewed.
+        OutcomeUnknown: a change may have been applied. A read may raise it too, from a store in a
+            file: leases that have run out are ended first, and the disk may fail while they are.
+        StorageError: the store refuses the request, or its file is damaged or cannot be used.
+    """
 
     async def get(self, key: str) -> Entry | None:
         """The newest committed entry of ``key``, linearizable; None where there is none."""
@@ -85,6 +96,8 @@ class Store(Protocol):
             Stale: a key was not at its expected revision, or a lease is gone; nothing was changed.
             OutcomeUnknown: the request was sent and no answer came; it may have been applied.
                 Read the keys again before deciding anything.
+            InvalidInput: the transaction is too large; nothing was changed.
+            ValueError: no store can do this transaction: see :func:`pannier.store.changes.check`.
         """
         ...
 
@@ -93,12 +106,15 @@ class Store(Protocol):
 
         Yields a Put for each present key, Synced, then every change in order. Where the
         connection is lost, the watch resumes by itself; where it cannot tell every change since,
-        it begins again with Puts and a Synced. It never raises StoreUnavailable: it waits.
+        it begins again with Puts and a Synced. Where the store cannot be reached or read, it waits.
         """
         ...
 
     async def grant_lease(self, ttl_seconds: float) -> str:
-        """A new lease that runs out ``ttl_seconds`` after its last renewal. Returns its id."""
+        """A new lease that runs out ``ttl_seconds`` after its last renewal. Returns its id.
+
+        After an error a lease may remain whose id nobody knows; it runs out by itself.
+        """
         ...
 
     async def renew_lease(self, lease: str) -> None:
@@ -114,9 +130,19 @@ class Store(Protocol):
         ...
 
     def session(self) -> AbstractAsyncContextManager[Store]:
-        """Open connections for the time of the block. Each method above is used within one."""
+        """Open connections for the time of the block. The other methods are used within one.
+
+        Raises:
+            StoreUnavailable: another process has the store's file open, or the disk is full.
+            StorageError: the file cannot be opened or made, or a newer Pannier wrote it; ForeignData
+                where it is something else, Corrupt where it is damaged.
+            OutcomeUnknown: the disk failed while a new file was set up.
+        """
         ...
 
     async def health(self) -> dict[str, str]:
-        """Each member's address and ``ok`` or what is wrong with it, for ``status`` and ``doctor``."""
+        """Each member's address and ``ok`` or what is wrong with it, for ``status`` and ``doctor``.
+
+        It raises nothing: errors are part of the answer.
+        """
         ...

@@ -1,4 +1,4 @@
-"""What a transaction may be, checked before it goes to any store.
+"""The limits of a transaction, checked before it goes to any store.
 
 All stores share the limits of the narrowest one (etcd), so that what works in a test or on a single
 node also works in a cluster.

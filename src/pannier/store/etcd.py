@@ -93,8 +93,8 @@ class EtcdStore(Store):
                 yield event
 
     async def grant_lease(self, ttl_seconds: float) -> str:
-        # Whole seconds, upwards: a lease may outlive what its owner trusts, never the reverse.
-        # A repeated grant leaves a lease behind that ends by itself.
+        # Rounded up to whole seconds: the lease may last longer than its owner relies on, but not
+        # shorter. If the request is repeated, the first lease may remain, and runs out by itself.
         body = {"TTL": math.ceil(ttl_seconds)}
 
         async def attempt(endpoint: str, seconds: float) -> LeaseGrantResponse:
@@ -111,10 +111,10 @@ class EtcdStore(Store):
         body = {"ID": _lease_id(lease)}
 
         async def attempt(endpoint: str, seconds: float) -> KeepAliveMessage:
-            # A leader that was paused and replaced renews leases until it hears of its successor,
-            # and the successor does not count that. The read needs a majority, so whoever renews
-            # after it was the leader when, or after, we began; any later leader gives the lease
-            # its whole time anew.
+            # A leader that was paused and replaced goes on renewing leases until it hears of its
+            # successor, and the successor does not count those renewals. The read needs a majority.
+            # So whoever renews after it was the leader when we began, or became it later. Any
+            # leader after that one gives the lease its whole time anew.
             await self._gateway.revision_at(endpoint)
             message = await self._gateway.post(
                 endpoint, "lease/keepalive", body, KeepAliveMessage, seconds=seconds

@@ -1,4 +1,4 @@
-"""Requests to etcd's JSON gateway: several endpoints, one deadline, honest about what is not known.
+"""Requests to etcd's JSON gateway: several endpoints, one deadline, and what is known of a lost request.
 
 Each try ends in one of three ways: an answer, :class:`Refused` (etcd said no, for certain), or
 :class:`NoAnswer`, which knows whether the request may nevertheless have been carried out.
@@ -62,7 +62,7 @@ class Timing:
     """For a connection, and for one try of a request that may be repeated."""
 
     quiet_seconds: float = 3.0
-    """A watch that is quiet for so long has its member asked whether it is still there."""
+    """When a watch has been silent for this long, its member is asked whether it still works."""
 
 
 class Refused(Exception):
@@ -109,7 +109,7 @@ class Gateway:
         endpoints: ``host:port`` of each member, preferred ones first.
         tls: with the client's certificate; None for plain HTTP.
         timing: how long to wait.
-        namespace: the keys that are used; their range is read to see that a member works.
+        namespace: the prefix of all keys; the key of that name is read to see that a member works.
     """
 
     def __init__(
@@ -187,7 +187,7 @@ class Gateway:
                 try:
                     return await attempt(endpoint, limit)
                 except asyncio.CancelledError:
-                    self.avoid(endpoint)  # who asks has waited for it long enough
+                    self.avoid(endpoint)  # the caller gave up on it: begin with another next time
                     raise
                 except NoAnswer as failure:
                     self.avoid(endpoint)
@@ -205,7 +205,7 @@ class Gateway:
         """One request to one endpoint.
 
         Raises:
-            Refused, NoAnswer: see there.
+            Refused: etcd said no; NoAnswer: no usable answer came.
         """
         timeout = aiohttp.ClientTimeout(
             total=seconds, connect=min(seconds, self.timing.try_seconds)
@@ -220,7 +220,7 @@ class Gateway:
     async def stream(
         self, endpoint: str, path: str, body: Mapping[str, Any]
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """A request whose answer goes on; on a connection of its own.
+        """A request with an answer that does not end; on a connection of its own.
 
         Raises:
             Refused, NoAnswer: on entering, and NoAnswer where the connection breaks in the block.
@@ -236,7 +236,7 @@ class Gateway:
         """The store's revision, if this endpoint is in touch with a majority: a linearizable read.
 
         Raises:
-            Refused, NoAnswer: see there.
+            Refused, NoAnswer: as :meth:`post`.
         """
         body = {"key": self._namespace, "limit": 1, "keys_only": True}
         seconds = self.timing.try_seconds
@@ -253,7 +253,7 @@ class Gateway:
         *,
         seconds: float,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """A request and the head of its answer, the latter within ``seconds``."""
+        """Send a request and wait for the head of its answer, for ``seconds`` at most."""
         if self._session is None:
             raise RuntimeError("the store is used outside its session() block")
         progress = _Progress()

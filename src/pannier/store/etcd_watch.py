@@ -1,4 +1,4 @@
-"""A watch on etcd that survives its members: it resumes, or begins again, and notices silence."""
+"""A watch on etcd that survives failed members: it resumes or begins again, and notices silence."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _PAUSE_SECONDS: Final = (0.1, 2.0)
 """Between rounds over all endpoints: the first, and the longest; doubled each time."""
 
 _KEEPALIVE: Final = ((socket.TCP_KEEPIDLE, 5), (socket.TCP_KEEPINTVL, 2), (socket.TCP_KEEPCNT, 3))
-"""Seconds, seconds, count. A member that was rebooted answers new connections but never closes the
-old one; its kernel resets it at the first probe."""
+"""Seconds to the first probe, seconds between probes, and their number. A member that was rebooted
+answers new connections but never closes the old one; its kernel resets that at the first probe."""
 
 
 class _BeginAgain(Exception):
-    """The changes since the last one seen cannot be had: list everything."""
+    """etcd no longer has all changes since the last one seen: list everything."""
 
 
 class EtcdWatch:
@@ -40,7 +40,7 @@ class EtcdWatch:
         self._strip = len(namespace)
         self._range = range_of(namespace + prefix)
         self._revision = 0
-        """All changes up to this one were told; 0 before the first list."""
+        """All changes up to this one were yielded; 0 before the first list."""
 
     async def events(self) -> AsyncGenerator[WatchEvent, None]:
         """The watch's events, for ever."""

@@ -29,7 +29,7 @@ T = TypeVar("T")
 _log = structlog.get_logger(__name__)
 
 _LONGEST_SLEEP_SECONDS: Final = 5.0
-"""Between looks at the leases: the loop's clock stands still in suspend, theirs does not."""
+"""Longest pause between checks of the leases: the loop's clock stops in suspend, theirs does not."""
 _WATCH_RETRY_SECONDS: Final = 1.0
 """Between two tries to begin a watch while the file cannot be used."""
 
@@ -58,7 +58,7 @@ class SqliteStore(Store):
 
     Args:
         path: of the file; made at the first session, with mode 0600.
-        clock: seconds, for leases; must go on in suspend and never step.
+        clock: seconds, for leases; must run on during suspend and never jump.
     """
 
     def __init__(self, path: Path | str, *, clock: Callable[[], float] = boottime) -> None:
@@ -129,7 +129,7 @@ class SqliteStore(Store):
         feed = Feed()
 
         def publish(revision: int, events: Sequence[WatchEvent]) -> None:
-            # From the file's thread, before the answer: a watcher's news is never behind a commit.
+            # Called in the file's thread before a commit is answered: watchers are never behind it.
             loop.call_soon_threadsafe(feed.publish, revision, events)
 
         thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pannier-store")
@@ -147,7 +147,7 @@ class SqliteStore(Store):
                 feed.cut()
                 thread.submit(file.close)
         finally:
-            # Waits for the work in hand, at most one commit, so that the file is closed hereafter.
+            # Waits for the work under way, at most one commit, so that the file is closed after it.
             thread.shutdown(wait=True)
 
     async def health(self) -> dict[str, str]:
@@ -164,7 +164,7 @@ class SqliteStore(Store):
 
 
 async def _expire(now: _Open) -> None:
-    """End leases when their time is over, for the watchers' sake; requests look by themselves."""
+    """End leases when their time is over, so that watchers hear of it; requests check by themselves."""
     while True:
         now.granted.clear()
         try:

@@ -36,7 +36,7 @@ SCHEMA_VERSION: Final = 1
 _MAGIC: Final = b"SQLite format 3\0"
 
 _BUSY_SECONDS: Final = 2.0
-"""How long to wait for another process to let go of the file; a restart overlaps that briefly."""
+"""How long to wait for another process to release the file: a restart overlaps with the old one."""
 
 _SCHEMA: Final = (
     "CREATE TABLE entries (key BLOB PRIMARY KEY, value BLOB NOT NULL, revision INTEGER NOT NULL,"
@@ -52,7 +52,7 @@ _SCHEMA: Final = (
 Events = list[WatchEvent]
 
 Publish = Callable[[int, Sequence[WatchEvent]], None]
-"""Told of each transaction's revision and changes, in order, after it is on disk."""
+"""Called with each transaction's revision and changes, in order, after it is on disk."""
 
 
 class SqliteFile:
@@ -60,7 +60,7 @@ class SqliteFile:
 
     Args:
         path: made with mode 0600 where it does not exist; its directory must exist.
-        clock: seconds, for leases; must go on in suspend and never step.
+        clock: seconds, for leases; must run on during suspend and never jump.
         publish: see :data:`Publish`.
 
     Raises:
@@ -202,8 +202,8 @@ class SqliteFile:
         return int(revision)
 
     def _prepare(self) -> None:
-        # Exclusive: a second process would not see our leases and watches, and could end the
-        # former. It gets "locked" instead.
+        # Exclusive: a second process would not see our leases and watches, and could end our
+        # leases. It gets "locked" instead.
         self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
         application = self._pragma("application_id")
         if application != APPLICATION_ID and (application or self._has_tables()):
@@ -257,7 +257,7 @@ class SqliteFile:
             self._publish(revision, events)
 
     def _roll_back(self) -> None:
-        # After some errors SQLite has already done it.
+        # After some errors SQLite has already rolled back.
         if self._db.in_transaction:
             self._db.execute("ROLLBACK")
 

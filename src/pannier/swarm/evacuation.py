@@ -38,25 +38,25 @@ log = structlog.get_logger(__name__)
 
 
 class Evacuation:
-    """One manager's part in it; all managers do this at the same time (:mod:`core.evacuation`).
+    """One manager's part in evacuations. All managers do this at the same time: see :mod:`core.evacuation`.
 
-    A node whose lease ran out, without a word that its daemon stops, is drained in Swarm, and given
-    back when its lease is there again. Its volumes' labels are taken off it before; so the tasks that
-    are constrained to them start elsewhere at once. The others start when Swarm believes that the node
-    is down; being drained spares them only the restart delay then.
+    A node whose lease ran out, although its daemon announced no stop, is drained in Swarm. It is given
+    back when its lease is there again. Before it is drained, its volumes' labels are removed: tasks
+    that are constrained to them start elsewhere at once. The other tasks start elsewhere when Swarm
+    believes that the node is down; draining only spares them the restart delay then.
 
-    Back-off: a node that was evacuated is given back after 15 s without a break in its lease, after 30 s
-    the second time, then 60 s, up to 15 minutes; and after 15 quiet minutes it counts from the beginning.
-    So a node whose lease is lost and back every few seconds is evacuated once, and tasks move once.
+    Back-off: an evacuated node is given back after its lease was there for 15 s without a break, the
+    second time after 30 s, then 60 s, up to 15 minutes. After 15 quiet minutes it begins with 15 s again.
+    So a node that loses its lease every few seconds is evacuated once, and its tasks move once.
 
-    Nothing is decided from memory: what the store cannot be asked about is not done. A node whose
-    own lease is gone decides nothing.
+    Nothing is changed on the strength of memory: if the store does not answer, nothing is done. A node
+    whose own lease is gone changes nothing.
 
-    A node that a person drains while it is evacuated is given back all the same. Who wants to keep it
-    drained does it after that.
+    A node that a person drains while it is evacuated is given back all the same. To keep it drained, it
+    must be drained again after that.
 
     Args:
-        enabled: whether to evacuate. Without it, what was begun is brought to its end all the same.
+        enabled: whether to begin evacuations. Without it, those that were begun are still finished.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class Evacuation:
             self._heard.set()
 
     async def _turn(self) -> float:
-        """One look and what follows from it. Returns the seconds until the next one."""
+        """Look once and act on it. Returns the seconds until the next look."""
         try:
             seconds = await self._look_and_act()
         except Conflict:
@@ -116,7 +116,7 @@ class Evacuation:
     async def _look_and_act(self) -> float:
         if not await self._needed():
             return self._pace.evacuation_idle
-        # Swarm is read before the records: see core.evacuation why.
+        # Swarm must be read before the records: core.evacuation says why.
         swarm = await self._swarm.nodes()
         alive = await self._cluster.registry.alive()
         nodes = await self._cluster.registry.nodes()
@@ -148,8 +148,8 @@ class Evacuation:
     async def _answers(self, node: Node) -> bool:
         """Whether its daemon answers, and its disk works.
 
-        One that has only lost the store goes on with its volumes, by the promises of others: its
-        containers are best left where they are.
+        A node that has only lost the store keeps its volumes, since the others promise not to take
+        them over. So its containers are best left where they are.
         """
         try:
             async with asyncio.timeout(self._pace.evacuation_answer):
@@ -159,7 +159,7 @@ class Evacuation:
         return not view.disk_error
 
     async def _needed(self) -> bool:
-        """Whether any node is away or has a record: else Swarm need not be asked."""
+        """Whether any node is down or has an evacuation record. If not, Swarm need not be asked."""
         if any(
             node.swarm and not self._cluster.catalog.is_up(node.name)
             for node in self._cluster.catalog.nodes()
@@ -168,7 +168,7 @@ class Evacuation:
         return bool(await self._cluster.registry.evacuations())
 
     def _note(self, alive: frozenset[str], swarm: list[SwarmNode]) -> None:
-        """Since when the leases are there, and the nodes in Swarm are as they are."""
+        """Note since when each lease has been there, and each node in Swarm has been unchanged."""
         now = self._clock.now()
         self._alive_since = {name: self._alive_since.get(name, now) for name in alive}
         known = self._versions
@@ -191,7 +191,7 @@ class Evacuation:
         subjects = []
         for name in sorted(by_name.keys() | records.keys()):
             node, found = by_name.get(name), records.get(name)
-            # A node that joined the Swarm anew has another id there than the one that was drained.
+            # The record has the id that was drained: a node that joined the Swarm again has a new one.
             swarm_id = found.record.swarm if found else node.swarm if node else None
             since = self._alive_since.get(name)
             _, changed_at = self._versions.get(swarm_id or "", (0, now))

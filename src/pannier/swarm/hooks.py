@@ -1,11 +1,12 @@
 """Commands that containers on this node want to be run in them when their service is moved.
 
 The node that runs the container takes the command from that container's own labels: another node can
-only ask for a service's hook, never for a command of its choice. Who has the pre-move hook run says
-so by reading on: when it stops reading, for whatever reason, and the container still runs, the move
-has failed, and the post-move hook is run in it. So nothing stays quiet because a command was
-interrupted, or because a daemon or a machine died. Containers whose pre-move hook was begun are kept
-in a file on tmpfs: they do not outlast a boot either.
+only ask for a service's hook, never for a command of its choice. The node that moves the service reads
+the pre-move hook's stream for as long as the move goes on. If it stops reading, for whatever reason, and
+the container still runs, the move has failed, and the post-move hook is run in the container. So no
+container stays quiet because a command was interrupted, or because a daemon or a machine died. The
+ids of containers whose pre-move hook was begun are kept in a file on tmpfs: a running container does not
+outlast a boot either.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Hooks:
     """The hooks of this node's containers.
 
     Args:
-        file: where containers are kept whose pre-move hook was begun.
+        file: keeps the ids of containers whose pre-move hook was begun.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class Hooks:
             self._left.put_nowait(container)
 
     async def run(self) -> None:
-        """For ever: run the post-move hook where a move was given up. Run as a task."""
+        """Run the post-move hook after each move that was given up, for ever: run as a task."""
         async with asyncio.TaskGroup() as group:
             while True:
                 group.create_task(self._resume(await self._left.get()))
@@ -80,7 +81,11 @@ class Hooks:
         Without a hook it ends at once.
 
         Raises:
-            NotFound: no container of the service runs here. Conflict: it is being moved already.
+            NotFound: no container of the service runs here.
+            Conflict: it is being moved already.
+            InvalidInput: the container's labels ask for a hook that cannot be read.
+            EngineUnavailable: the engine does not answer.
+            OutcomeUnknown: as :meth:`~pannier.engine.base.Engine.execute`.
         """
         container = await self._container(service)
         hook = read_hooks(container.labels).get(Moment.BEFORE)
@@ -102,7 +107,7 @@ class Hooks:
         """Run the post-move hook of the service's container here; yields as :meth:`before`.
 
         Raises:
-            NotFound: no container of the service runs here.
+            NotFound, InvalidInput, EngineUnavailable, OutcomeUnknown: as :meth:`before`.
         """
         container = await self._container(service)
         hook = read_hooks(container.labels).get(Moment.AFTER)
@@ -111,7 +116,7 @@ class Hooks:
                 yield view
 
     async def _until_free(self, container: Container, service: str) -> None:
-        """Wait until an earlier move, that was given up just now, has been noticed and undone."""
+        """Wait until the end of an earlier move, given up just now, is noticed and undone."""
         for _ in range(round(self._pace.hook_notice / self._pace.hook_poll)):
             if container.id not in self._held:
                 break
@@ -144,7 +149,7 @@ class Hooks:
         yield replace(began, ended=True, failure=failure, output=lines)
 
     async def _resume(self, container: str) -> None:
-        """A move was given up; or it has come to its end, and the container does not run any more."""
+        """End a move: if the container still runs, the move was given up, and the post-move hook is run."""
         for _ in range(ATTEMPTS):
             try:
                 await self._run_after(container)

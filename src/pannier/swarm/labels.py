@@ -35,12 +35,9 @@ log = structlog.get_logger(__name__)
 class Labels:
     """Keeps ``pannier.volume.NAME=copy`` on each Swarm node from whose copy a service could start.
 
-    Those are the holder and the nodes in sync, but for a node that is evacuated. Other labels are not
-    touched. The daemon beside the Swarm's leader does it; the others look whether they have become it.
-
-    Args:
-        node: this node's name.
-        clock: seconds that only ever pass.
+    Those are the holder and the nodes in sync, except nodes that are evacuated. Other labels are not
+    touched. Only the daemon beside the Swarm's leader does this; the others look from time to time
+    whether their engine has become the leader.
     """
 
     def __init__(
@@ -81,7 +78,7 @@ class Labels:
             self._heard.set()
 
     async def _turn(self) -> float:
-        """Bring the labels in line. Returns the seconds until the next look, if nothing is heard."""
+        """Correct the labels. Returns the seconds until the next look, if no change is heard before."""
         try:
             wait = await self._bring_in_line()
         except Conflict:
@@ -100,7 +97,7 @@ class Labels:
         if not any(node.leader and me and node.id == me.swarm for node in swarm):
             self._wrong_since.clear()
             return self._pace.labels_check
-        # After the Swarm: what Evacuation has changed since makes our change of that node fail.
+        # Read after the Swarm: if Evacuation has changed a node since, our change of that node fails.
         evacuations = await self._cluster.registry.evacuations()
         away = frozenset(name for name, found in evacuations.items() if found.record.away)
         wanted = wanted_labels(
@@ -119,7 +116,7 @@ class Labels:
     def _changes(
         self, swarm: Iterable[SwarmNode], wanted: Mapping[str, frozenset[str]]
     ) -> list[tuple[SwarmNode, dict[str, str]]]:
-        """The nodes whose labels must change now, each with all labels that it shall have."""
+        """The nodes whose labels must change now, each with all labels that it is to have."""
         now = self._clock.now()
         wrong: dict[tuple[str, str], float] = {}
         changes = []
@@ -139,10 +136,10 @@ class Labels:
 def wanted_labels(
     volumes: Iterable[Volume], nodes: Iterable[Node], *, away: frozenset[str]
 ) -> dict[str, frozenset[str]]:
-    """The keys of the labels that each Swarm node shall have, by its id there.
+    """The keys of the labels that each Swarm node is to have, by its id there.
 
     Args:
-        away: names of nodes that are evacuated: Swarm shall believe that nothing can start there.
+        away: names of nodes that are evacuated. They get no labels, so that nothing starts there.
     """
     on: dict[str, set[str]] = defaultdict(set)
     for volume in volumes:
@@ -154,7 +151,7 @@ def wanted_labels(
 async def excluded_services(swarm: Swarm, catalog: Catalog) -> AsyncIterator[FindingView]:
     """A finding for each service of the Swarm that may run on no node with a copy of its volume.
 
-    Nothing where this engine is no Swarm manager. Raises what :meth:`Swarm.nodes` does otherwise.
+    Nothing if this engine is no Swarm manager. Raises EngineUnavailable.
     """
     try:
         services, nodes = await swarm.services(), await swarm.nodes()

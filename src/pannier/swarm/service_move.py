@@ -1,11 +1,11 @@
 """One move of a Swarm service with its volumes, from the first byte to the last hook.
 
-What comes before the change of the service in Swarm can be given up at any moment, and nothing has
-changed: the hand-overs lose interest, and the old container's node runs the post-move hook as soon as
-nobody reads the pre-move hook's stream any more. With that change the rest happens by itself,
-whoever is left: Swarm ends the old task and starts the new one, whose node asks for the volumes. What
-is done here after it (the constraint taken back, the post-move hook) is also done by the same
-command, given again.
+Until the service is changed in Swarm, the move can be given up at any moment, and nothing has changed:
+the hand-overs end for lack of interest, and the old container's node runs the post-move hook as soon
+as nobody reads the pre-move hook's stream any more. After that change the rest happens by itself, even
+if this node fails: Swarm ends the old task and starts the new one, whose node asks for the volumes. What
+is left to do here (removing the added constraint, the post-move hook) is also done if the same command
+is given again.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ from pannier.swarm.service_plan import Plan, Surroundings, Wish
 log = structlog.get_logger(__name__)
 
 NEAR = frozenset({MovePhase.WAITING, MovePhase.SWITCHING, MovePhase.DONE})
-"""Phases of a volume's move in which only a rest is left."""
+"""Phases of a volume's move in which at most a small rest is left to be sent."""
 FAILURES = 3
-"""Tasks that may fail on the target before the move has failed; Swarm goes on trying."""
+"""After this many failed tasks on the target the move has failed. Swarm goes on trying."""
 
 
 @dataclass(slots=True)
@@ -77,7 +77,7 @@ class Relocation:
         return self.plan.target.node.name
 
     def progress(self) -> ServiceMoveProgress:
-        """How it stands."""
+        """How far it is."""
         return ServiceMoveProgress(
             phase=self.phase,
             service=self.name,
@@ -89,7 +89,7 @@ class Relocation:
         )
 
     async def run(self) -> None:
-        """Do it. Raises the error that ended it; its words say whether anything was changed."""
+        """Do the move. Raises the error that ended it; its message says whether anything was changed."""
         self._began = self.around.clock.now()
         try:
             await self._copy()
@@ -111,7 +111,7 @@ class Relocation:
         self.changed.set()
 
     async def _end(self) -> None:
-        """Nobody waits for the volumes or the hook any more."""
+        """Stop waiting for the volumes and the hook."""
         tasks = [*self._copies, *([self._hold] if self._hold else [])]
         for task in tasks:
             task.cancel()
@@ -120,7 +120,7 @@ class Relocation:
     # -- before the change in Swarm -------------------------------------------------------------
 
     async def _copy(self) -> None:
-        """Bring all volumes near, at the same time, while the service runs."""
+        """Copy all volumes, at the same time, while the service runs, until only small rests are left."""
         where = f"runs on {self.plan.source}" if self.plan.source else "runs on no node"
         self._step(f"{self.name} {where}; its volumes are copied to {self.target}")
         self._copies = [
@@ -152,7 +152,7 @@ class Relocation:
             log.info("service-move.volume", volume=volume, error=str(error))
 
     async def _until_near(self, *, seconds: float) -> bool:
-        """Wait until only small rests are left; returns whether they were in time."""
+        """Wait until only small rests are left; returns False if that takes longer than ``seconds``."""
         deadline = self.around.clock.now() + seconds
         while not self._near():
             if self.around.clock.now() > deadline:
@@ -161,7 +161,7 @@ class Relocation:
         return True
 
     def _near(self) -> bool:
-        """Whether only small rests are left. Raises what has ended a volume's move, or the hold."""
+        """Whether only small rests are left. Raises what ended a volume's move, or the hook's stream."""
         for task in (*self._copies, *([self._hold] if self._hold else [])):
             if task.done() and (error := task.exception()):
                 raise error
@@ -190,7 +190,7 @@ class Relocation:
         await self._until_near(seconds=self.around.pace.move_rest)
 
     async def _keep_prepared(self, source: str) -> None:
-        """As long as this goes on, the old container's node counts on the move."""
+        """Run the hook, and read on: as long as this reads, the old container's node expects the move."""
         views = self.around.hook(Moment.BEFORE, self.name, node=source)
         async with aclosing(views):
             async for view in views:
@@ -207,10 +207,10 @@ class Relocation:
     # -- the change -----------------------------------------------------------------------------
 
     async def _commit(self) -> frozenset[str]:
-        """Tie the service to the target. Returns the ids of the tasks before that.
+        """Tie the service to the target. Returns the ids of the tasks that it had before.
 
-        An answer that does not come is settled by reading; a change that arrives late was made for
-        an older version, and Swarm refuses it.
+        If no answer comes, the service is read again. A change that arrives late was made for an
+        older version, and Swarm refuses it.
         """
         known: frozenset[str] | None = None
         deadline = self.around.clock.now() + self.around.pace.move_leader
@@ -237,7 +237,7 @@ class Relocation:
                 return known
 
     def _check_same(self, plan: Plan) -> None:
-        """Whether what was copied, and what the hook was run in, is what is moved now."""
+        """Refuse if its volumes, or the container that the hook was run in, are others now."""
         before, now = self.plan, plan
         other = before.service.id != now.service.id
         if other or set(before.service.volumes) != set(now.service.volumes):
@@ -278,7 +278,7 @@ class Relocation:
             except EngineUnavailable as error:
                 if now > silent_since + self.around.pace.move_leader:
                     raise self._not_up(str(error)) from error
-                pending_since = now  # without a leader nobody looks for a place
+                pending_since = now  # without a leader, no place is looked for
                 await asyncio.sleep(self.around.pace.move_poll)
                 continue
             arrival.look(tasks, now=now)
@@ -321,10 +321,10 @@ class Relocation:
         )
 
     async def _untie(self) -> None:
-        """Give the service its own constraints back: it stays, and may start elsewhere if it must.
+        """Give the service its own constraints back. It stays, and may start elsewhere if it must.
 
-        Swarm leaves a task alone whose node the new constraints allow. So this waits until the
-        node has the labels that follow the volumes.
+        Swarm leaves a task alone if the new constraints allow its node. So this waits until the node
+        has the labels of the volumes that came with the service.
         """
         if self.wish.stay:
             return
@@ -388,7 +388,7 @@ def _has(service: SwarmService, wanted: Placement) -> bool:
 
 
 def _ended(view: HookView) -> str:
-    """How a hook ended, as a sentence's part."""
+    """How a hook ended, as part of a sentence."""
     if not view.failure:
         return f"{view.hook} hook done"
     said = " / ".join(line.strip() for line in view.output[-3:] if line.strip())

@@ -1,4 +1,4 @@
-"""What a service's move begins with: the wish, the plan, and what it asks of the rest."""
+"""What a service's move begins with: the wish, the plan, and what it needs of the node around it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pannier.host.clock import Clock
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wish:
-    """How it shall be done.
+    """How a service is to be moved.
 
     Attributes:
         now: without the pre-move hook.
@@ -33,7 +33,7 @@ class Wish:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """A move that nothing in the Swarm is in the way of.
+    """A move that nothing in the Swarm forbids.
 
     Attributes:
         task: what runs now, if anything does.
@@ -51,7 +51,7 @@ class Plan:
 
 
 class Surroundings(Protocol):
-    """What a move asks of the rest."""
+    """What a move needs of the node around it. The properties raise nothing."""
 
     @property
     def swarm(self) -> Swarm: ...
@@ -61,19 +61,43 @@ class Surroundings(Protocol):
     def pace(self) -> SwarmPace: ...
 
     async def plan(self, service: str, node: str) -> Plan:
-        """Look at the Swarm anew. Raises what is in the way."""
+        """Look at the Swarm again, and plan the move.
+
+        Raises:
+            NotFound: the Swarm has no such service.
+            NodeNotFound: neither the cluster nor the Swarm has such a node.
+            Conflict: this node is no Swarm manager; or the service, its constraints or the target do
+                not allow the move, and the message says why.
+            InvalidInput: the container's labels ask for a hook that cannot be read.
+            EngineUnavailable: the engine does not answer, or the Swarm has no leader.
+        """
         ...
 
     async def check_capacity(self, plan: Plan) -> None:
-        """Whether Swarm would start the container on the target now. Raises why not."""
+        """Check that Swarm would start the container on the target now.
+
+        Raises:
+            Conflict: a port is taken there, or what the service reserves is not free; or this node is
+                no Swarm manager.
+            EngineUnavailable: the engine does not answer, or the Swarm has no leader.
+        """
         ...
 
     def move_volume(
         self, name: str, node: str, *, wait_seconds: float, actor: str
     ) -> AsyncGenerator[MoveProgress, None]:
-        """See :class:`~pannier.contract.operations.Operations`."""
+        """See :class:`~pannier.contract.operations.Operations`.
+
+        Raises:
+            PannierError: as :meth:`pannier.contract.operations.Operations.move_volume`.
+        """
         ...
 
     def hook(self, moment: Moment, service: str, *, node: str) -> AsyncGenerator[HookView, None]:
-        """Have a node run the hook of its container (:mod:`pannier.swarm.hooks`)."""
+        """Have a node run the hook of its container (:mod:`pannier.swarm.hooks`).
+
+        Raises:
+            NodeNotFound: there is no such node.
+            PannierError: as :meth:`pannier.contract.peers.Peer.peer_hook`.
+        """
         ...

@@ -54,11 +54,35 @@ _Shown = LiveVolumeView | RememberedVolumeView
 class VolumesAnywhere(Protocol):
     """What a service's move asks of volumes and nodes, wherever they are."""
 
-    async def node(self, name: str) -> NodeView: ...
-    async def volume(self, name: str) -> _Shown: ...
+    async def node(self, name: str) -> NodeView:
+        """One node, with its pool's figures if it answers.
+
+        Raises:
+            NodeNotFound: there is none of that name.
+            StorageError: it is this node, and its pool cannot be read.
+        """
+        ...
+
+    async def volume(self, name: str) -> _Shown:
+        """One volume, with what only its holder knows if that node answers.
+
+        Raises:
+            VolumeNotFound: there is none of that name.
+            StoreUnavailable: this node does not know it, and the store does not answer.
+            NotHolder: this node holds it, and has no driver for it.
+            StorageError: its data on this node cannot be read.
+        """
+        ...
+
     def move_volume(
         self, name: str, node: str, *, wait_seconds: float, actor: str
-    ) -> AsyncIterator[MoveProgress]: ...
+    ) -> AsyncIterator[MoveProgress]:
+        """Make ``node`` the volume's holder, and report progress.
+
+        Raises:
+            PannierError: as :meth:`pannier.contract.operations.Operations.move_volume`.
+        """
+        ...
 
 
 class Services:
@@ -160,11 +184,12 @@ class Services:
     ) -> AsyncGenerator[ServiceMoveProgress, None]:
         """Move a service with its volumes, reporting each step.
 
-        Asked again while it is under way, it reports the same move. When nobody reads any more, a move
-        that has not told Swarm yet is given up; a later one goes on.
+        Called again while a move is under way, it reports that one. When nobody reads any more, a move
+        is given up if Swarm has not been told yet; after that it goes on.
 
         Raises:
-            Conflict: it is on its way elsewhere; and what is in the way, before anything is changed.
+            Conflict: it is on its way to another node.
+            PannierError: what is in the way, before anything is changed; or what ended the move.
         """
         move = self._under_way(service)
         if move is None:
@@ -193,7 +218,7 @@ class Services:
         return move
 
     async def close(self) -> None:
-        """Give up what can be given up."""
+        """End all moves here. What Swarm was told goes on without us."""
         for move in list(self._moves.values()):
             await move.end()
 
@@ -236,7 +261,7 @@ class Services:
         check_capacity(plan.service, plan.target.swarm, others)
 
     async def _check(self, service: str, node: str) -> Plan:
-        """A plan, and whether the container finds room, and the volumes can come along."""
+        """Plan a move, and check that the target has room and that the volumes can come along."""
         plan = await self.plan(service, node)
         await self.check_capacity(plan)
         volumes = [self._volume(name, plan.service) for name in plan.service.volumes]
@@ -249,9 +274,9 @@ class Services:
         return plan
 
     async def _check_others(self, service: SwarmService, volume: Volume, view: _Shown) -> None:
-        """A volume is given away when nobody uses it: another container would keep it where it is."""
+        """Refuse if another container uses the volume: it moves only when nobody uses it."""
         others = _others(service, view)
-        if others:  # a process that is just ending is not known as its container's any more
+        if others:  # a process that is just ending is not recognized as its container's any more
             await asyncio.sleep(self.pace.move_again)
             others &= _others(service, await self._cluster.volume(volume.name))
         if others:
@@ -294,14 +319,14 @@ class Services:
     def hook_here(
         self, moment: Moment, service: str, *, peer: str
     ) -> AsyncGenerator[HookView, None]:
-        """Run a hook of this node's container, for ``peer``."""
+        """Run a hook of the service's container on this node, for ``peer``."""
         if moment is Moment.BEFORE:
             return self._hooks.before(service, peer=peer)
         return self._hooks.after(service)
 
 
 class _Move:
-    """A move with those who watch it."""
+    """A move, and how many follow it."""
 
     def __init__(self, relocation: Relocation) -> None:
         self.relocation = relocation
@@ -324,7 +349,7 @@ class _Move:
             log.info("service-move.done", service=name, to=self.relocation.target)
 
     async def follow(self) -> AsyncGenerator[ServiceMoveProgress, None]:
-        """How it goes, to its end. Raises the error that ended it."""
+        """Report its progress until it ends. Raises the error that ended it."""
         relocation, task = self.relocation, self._task
         self._watchers += 1
         try:

@@ -129,12 +129,12 @@ class FakeCluster:
         return asked
 
     def _begin(self, operation: str) -> None:
-        """It is asked for something that changes nothing."""
+        """Begin an operation that changes nothing; fails if the test wants it to."""
         if operation in self.failing:
             raise self.failing[operation]
 
     def _change(self, operation: str, subject: str, *, actor: str | None = None) -> None:
-        """It is asked for a change, or by a node, which is noted in any case."""
+        """Begin a change, or any operation that a node asks for: note the call; fails likewise."""
         self.calls.append(
             NotedCall(operation, subject, self.actor if actor is None else actor, self.peer)
         )

@@ -125,8 +125,8 @@ class FakeEngine:
         plugin_answers: whether an activation finds our plugin.
         activations: how often the plugin was activated, over all starts.
         foreign: names of volumes of other drivers.
-        commands: how each command ends, for all containers; one that is not there never ends.
-        executed: container and command of each that was begun.
+        commands: how each command ends, for all containers; one that is not in it never ends.
+        executed: container and command of each execution that was begun.
         swarm: its place in a Swarm; none at first.
     """
 

@@ -29,7 +29,7 @@ class Offer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sent:
-    """What was sent. ``base`` is what it was a difference to, None for a whole generation."""
+    """What was sent. ``base`` is what it is a difference to, None for a whole generation."""
 
     bytes: int
     base: Generation | None
@@ -48,24 +48,33 @@ def offer_of(volume: Volume, generation: Generation) -> Offer:
 
 
 class Gate(Protocol):
-    """The receiving node's judgement about an offer, asked before its stream and after it."""
+    """The receiving node's decision about an offer, asked before its stream and after it."""
 
     async def admit(self, offer: Offer, *, peer: str) -> Driver:
-        """The driver that shall receive it.
+        """Admit an offer, and return the driver that receives it.
 
         Raises:
-            Denied: ``peer`` may not send this; Stale: an older epoch; StorageError.
+            Denied: the volume of that name has another id now.
+            Stale: ``peer`` does not hold it at this epoch, or this node is taking it over.
+            VolumeNotFound: there is no such volume any more.
+            NotHolder: this node does not have the volume's driver.
+            StoreUnavailable: the record had to be read, and could not be.
+            StorageError: the driver is not open, or the disk or the record cannot be read.
         """
         ...
 
     async def confirm(self, offer: Offer, *, peer: str) -> None:
-        """Let the sender hear that the generation is whole and durable here, which it is by now.
+        """Allow the sender to be told that the generation is whole and durable here, which it is by now.
 
-        A confirmation may be all that a container's fsync waits for. So a node that has begun to
-        take the volume over must not give one any more for an older epoch.
+        A container's fsync may be waiting for just this confirmation. So a node that has begun to
+        take the volume over must not confirm anything of an older epoch. The generation stays here
+        in any case.
 
         Raises:
-            Stale: not for this epoch any more; Denied. The generation stays all the same.
+            Stale: ``peer`` does not hold it at this epoch, or this node is taking it over.
+            VolumeNotFound: there is no such volume any more.
+            StoreUnavailable: the record had to be read, and could not be.
+            StorageError: the record cannot be read, or the end of a takeover cannot be written down.
         """
         ...
 
@@ -88,7 +97,10 @@ class Sender(Protocol):
         A later offer of the same volume to the same node ends this one with PeerUnavailable.
 
         Raises:
-            PeerUnavailable: no connection, or it broke, or nothing moved for the stall time.
+            PeerUnavailable: no connection, or it broke, or the receiver was silent for the stall time.
+            Denied: one of the nodes does not accept the other's certificate.
+            InvalidInput: the receiver sent something that is not of the protocol.
+            StorageError: the driver here failed.
             PannierError: what the receiver reported, as its own class.
         """
         ...

@@ -39,9 +39,11 @@ class TransportTiming:
 
     Attributes:
         connect: for the TCP connection and the TLS handshake together.
-        stall: silence after which the peer counts as dead. It speaks at least four times in that.
+        stall: silence after which the peer counts as dead. A live peer says something at least four
+            times in that time.
         quiet: how long a storage driver may give or take nothing. An incremental ``btrfs send`` is
-            silent while it compares, and a receiving disk while it flushes; beyond this it hangs.
+            silent while it compares, and a receiving disk while it flushes. After this time the
+            driver counts as hung.
         idle: how long a sender keeps a connection open for its next offer.
     """
 
@@ -59,8 +61,9 @@ class Channel:
     """Frames over TLS. Only :meth:`stop` may be called from another thread.
 
     All methods raise PeerUnavailable when the connection broke or the peer is silent, Denied when
-    the peer refuses our certificate, InvalidInput when it talks nonsense, and ChannelStopped. The
-    first of these ends the conversation: whatever is tried afterwards raises it again.
+    the peer refuses our certificate, InvalidInput when it sends something that is not of the protocol,
+    and ChannelStopped. An error that ended the connection is kept in :attr:`failure`, and whatever is
+    said afterwards raises it again.
     """
 
     def __init__(
@@ -81,10 +84,10 @@ class Channel:
             tls: TLS between the two buffers.
             incoming: what came from the network and is not decrypted yet.
             outgoing: what is encrypted and not sent yet.
-            peer: who is there, for errors' words: ``node alder``.
+            peer: who is there, as errors name it: ``node alder``.
             timing: how long to wait for what.
-            listens: hear what the peer says while sending (the sender: it may get a failure in the
-                middle of its stream). The receiver does not: it would hear the stream.
+            listens: read what the peer says while sending. The sender does, since it may get a failure
+                in the middle of its stream. The receiver does not: it would read the stream.
         """
         self.peer = peer
         self._sock = sock
@@ -98,7 +101,7 @@ class Channel:
         self.failure: PannierError | None = None
         """What ended the connection, or what the peer reported in the middle of our stream."""
         self.parted = False
-        """The peer closed the connection, or it broke. Not so where the peer is only silent."""
+        """The peer closed the connection, or it broke. False if the peer is only silent."""
         self._cipher = memoryview(bytearray(FRAME_BYTES))
         self._frame_buffer = memoryview(bytearray(HEADER.size + FRAME_BYTES))
         self.body = self._frame_buffer[HEADER.size :]
@@ -110,7 +113,7 @@ class Channel:
     def stop(self) -> None:
         """Make the thread that uses the channel raise ChannelStopped, now and for ever.
 
-        The peer notices at once, even while the driver on this side still winds up.
+        The peer notices at once, even while the driver on this side is still ending.
         """
         self._stopped = True
         os.eventfd_write(self._wake, 1)
@@ -120,7 +123,7 @@ class Channel:
             return  # the connection is gone already
 
     def close(self, *, abort: bool) -> None:
-        """Close it; no thread may be using it. ``abort`` lets the peer know that it broke off."""
+        """Close it; no thread may be using it. ``abort`` tells the peer that this end broke off."""
         if abort:
             # With a reset, what is still queued is dropped and the peer notices at once.
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -144,7 +147,7 @@ class Channel:
     def keepalive(self) -> None:
         """Tell the peer that this end is alive, if it has not heard us lately. Never waits.
 
-        A full socket has words for the peer already.
+        If the socket is full, the peer has something to read already.
         """
         if time.monotonic() < self._keepalive_due:
             return
@@ -162,8 +165,8 @@ class Channel:
                 return frame
 
     def usable(self) -> bool:
-        """Whether an idle connection can take another offer: signs of life are all that came, and
-        they are recent, so that a peer that vanished without a word is not waited for.
+        """Whether an idle connection can take another offer: only keepalives came, and the last one
+        is recent. So nobody waits for a peer that vanished silently.
         """
         try:
             frame = self._frame(wait=False)
@@ -173,7 +176,7 @@ class Channel:
         return frame is None and time.monotonic() < self._heard + self._timing.stall / 2
 
     def unexpected(self, frame: Message | int) -> PannierError:
-        """The error for a frame that is not what was due: what it reports, or that it is nonsense."""
+        """The error for a frame that was not due: the failure that it reports, or a protocol error."""
         if isinstance(frame, Failed):
             return frame.error(peer=self.peer)
         what = "data" if isinstance(frame, int) else type(frame).__name__
@@ -254,7 +257,7 @@ class Channel:
             raise self._broken(error) from error
 
     def _wait_writable(self) -> None:
-        """Wait for room in the socket. A peer that takes nothing must at least be heard."""
+        """Wait for room in the socket. A peer that takes nothing must at least send something."""
         began = time.monotonic()
         watched = select.POLLOUT | (select.POLLIN if self._listens else 0)
         while True:
@@ -276,7 +279,7 @@ class Channel:
             raise self._failed(self.unexpected(frame))
 
     def _frame(self, *, wait: bool) -> Message | int | None:
-        """The next frame but keepalives; None if there is none yet and ``wait`` is False."""
+        """The next frame other than a keepalive; None if there is none yet and ``wait`` is False."""
         while True:
             while self._header_got < HEADER.size:
                 got = self._read(self._header[self._header_got :], wait=wait)
@@ -308,7 +311,7 @@ class Channel:
         while True:
             try:
                 while got < size:
-                    # One record each time. The stubs do not know that it returns their number.
+                    # Reads one record. The type stubs do not know that it returns a number of bytes.
                     piece: int = read(size - got, view[got:])  # type: ignore[assignment]
                     if piece == 0:
                         break

@@ -28,7 +28,8 @@ from pannier.transport.pipes import prepare_pipe
 
 _PROGRESS_SECONDS = 0.25
 _HASTY_BYTES = 256 * 1024
-"""The beginning of a stream that is passed on piece by piece: most differences are small, and somebody waits."""
+"""This much of a stream's beginning is passed on piece by piece, as it comes: most differences are not
+larger, and somebody waits for them."""
 _PATIENCE_SECONDS = 0.01
 _NAP_SECONDS = 0.0005
 
@@ -84,9 +85,7 @@ class TransportClient:
         return Sent(bytes=sent_bytes, base=base, seconds=time.monotonic() - began)
 
     async def _offer(self, offer: Offer, to: Node) -> tuple[Lane, Have]:
-        """Make the offer and hear what the receiver has, on a connection that is open already
-        where there is one.
-        """
+        """Make the offer and hear what the receiver has, on an open connection if there is one."""
         kept = self._idle.take(to)
         if kept is not None:
             try:
@@ -94,7 +93,7 @@ class TransportClient:
             except PeerUnavailable:
                 if not kept.channel.parted:
                     raise
-                # The other side was about to close it: that is no failure yet.
+                # The other side has closed the idle connection: a new one may still work.
         lane = Lane(await self._connect(to), timing=self._timing, name=f"send-{to.name}")
         return lane, await _make_offer(offer, lane)
 
@@ -187,7 +186,7 @@ async def _transfer(
         if channel.failure is None:
             await _tell(lane, error)
         elif error is not channel.failure:
-            # The driver put its own view over it: that its reader went away.
+            # The driver only knows that its reader went away; the channel knows why.
             raise channel.failure from error
         raise
     if progress is not None:
@@ -204,7 +203,7 @@ def _ask(channel: Channel, message: Message) -> Message | int:
 
 
 async def _tell(lane: Lane, error: PannierError) -> None:
-    """Tell the receiver why the stream ends; that the connection breaks off says it, too."""
+    """Tell the receiver why the stream ends, if it can still be reached."""
     try:
         await lane.run(partial(lane.channel.say, Failed.of(error)))
         await lane.run(lane.channel.linger)

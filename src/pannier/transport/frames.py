@@ -39,13 +39,13 @@ from pannier.core.volume import check_name
 from pannier.transport.base import Offer
 
 PROTOCOL = "pannier-transport/2"
-"""The ALPN name: ends of different versions, and other servers of ours, part in the handshake."""
+"""The ALPN name: ends of different versions, and our other servers, are told apart in the handshake."""
 
 HEADER = struct.Struct(">BI")
 FRAME_BYTES = 512 * 1024
 """Largest DATA frame: large enough to make calls rare, small enough to stay in the CPU's cache."""
 MESSAGE_BYTES = 1024 * 1024
-"""Largest MESSAGE frame: Have, with a hundred thousand generations."""
+"""Largest MESSAGE frame: a Have with a hundred thousand generations."""
 
 _ID = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}", re.ASCII)
 
@@ -82,7 +82,7 @@ class Offered(msgspec.Struct, tag="offer", frozen=True, kw_only=True):
         """The offer, its names checked: they become file names.
 
         Raises:
-            InvalidInput: something in it cannot be.
+            InvalidInput: an id, name or number in it is not valid.
         """
         if not _ID.fullmatch(self.volume_id) or self.epoch < 0:
             raise InvalidInput(
@@ -168,7 +168,7 @@ def decode(body: bytes | memoryview) -> Message:
     """The message in a MESSAGE frame.
 
     Raises:
-        InvalidInput: it is none.
+        InvalidInput: it is not a message.
     """
     try:
         return _DECODER.decode(body)

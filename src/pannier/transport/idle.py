@@ -15,7 +15,7 @@ from pannier.transport.lane import Lane
 
 @dataclass(slots=True, eq=False)
 class _Kept:
-    """A connection, the loop's time until which it is kept, and when it is looked at next."""
+    """A connection, the loop's time until which it is kept, and the timer for the next check."""
 
     lane: Lane
     until: float
@@ -26,12 +26,12 @@ _Key = tuple[str, str, int, str]
 
 
 def _key(node: Node) -> _Key:
-    """What makes a connection to ``node`` the right one; it was checked when it was opened."""
+    """What must be the same for a connection to ``node`` to be used again."""
     return node.name, node.address, node.transport_port, node.certificate
 
 
 class IdleConnections:
-    """Idle connections by node. All methods are the event loop's; nobody else may use one of them."""
+    """Idle connections by node. Only the event loop calls the methods; nobody else uses a kept one."""
 
     def __init__(self, timing: TransportTiming) -> None:
         self._timing = timing

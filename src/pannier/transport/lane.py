@@ -17,8 +17,8 @@ class Lane:
     """Runs a channel's blocking work in a thread of its own, and keepalives between the steps.
 
     While the coroutine waits for something else (the gate, a driver that verifies and flushes), the
-    peer keeps hearing from this end. Cancelling a step stops the channel; the step has ended when
-    the cancellation goes on.
+    peer keeps hearing from this end. Cancelling a step stops the channel; the step has ended before
+    the cancellation is passed on.
     """
 
     def __init__(self, channel: Channel, *, timing: TransportTiming, name: str) -> None:

@@ -6,7 +6,7 @@ import fcntl
 import os
 
 PIPE_BYTES = 1024 * 1024
-"""Room in a pipe: 16 times the kernel's default, so that neither side waits for each little piece."""
+"""Size of a pipe: 16 times the kernel's default, so that neither side waits for each little piece."""
 
 
 def prepare_pipe(pipe: int) -> None:

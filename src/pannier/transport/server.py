@@ -41,7 +41,7 @@ CheckPeer = Callable[[str, str], Awaitable[None]]
 
 _BACKLOG = 256
 _STRANGERS = 256
-"""Connections that have not shown a certificate yet; more push the oldest out."""
+"""Largest number of connections that have not shown a certificate yet. A further one ends the oldest."""
 
 _log = structlog.get_logger("pannier.transport")
 
@@ -57,8 +57,8 @@ class _Claim:
 class TransportServer:
     """Takes in generations from other nodes of the cluster, one after the other on a connection.
 
-    Different volumes are received at the same time; of one volume, one generation at a time, since
-    drivers want it so. A newer epoch's offer ends an older one's transfer.
+    Different volumes are received at the same time. Of one volume, one generation is received at a
+    time, as drivers require. A later offer of the same or a newer epoch ends the transfer under way.
     """
 
     def __init__(
@@ -178,7 +178,7 @@ class TransportServer:
         task = asyncio.current_task()
         assert task is not None
         if len(self._strangers) >= _STRANGERS:
-            # Whoever holds connections open without a word makes room for those who speak.
+            # Those that hold a connection open silently make room for those that speak.
             next(iter(self._strangers)).cancel()
         self._strangers[task] = None
         try:
@@ -257,7 +257,7 @@ class TransportServer:
             if not intake.ended:
                 await lane.run(intake.finish)
             await self._gate.confirm(offer, peer=peer)
-        # The claim is let go before the sender hears of it: its next offer may come at once.
+        # The claim is released before the sender is told, since its next offer may come at once.
         await lane.run(partial(channel.say, Done()))
         _log.info(
             "transport.received",
@@ -273,8 +273,8 @@ class TransportServer:
     async def _claim(self, offer: Offer) -> AsyncIterator[None]:
         """Be the only transfer of the volume.
 
-        The latest offer counts: a holder sends one at a time, so an older one is one that it has
-        given up, or that a broken connection has left behind.
+        The latest offer counts: a holder sends one at a time, so it has given up any older one, or
+        a broken connection has left that behind.
 
         Raises:
             Conflict: another one of a newer epoch is under way.
@@ -352,7 +352,7 @@ class _Inlet:
         """The size of the next DATA in the channel's body; 0 at the end.
 
         Raises:
-            Corrupt: the sender counted other bytes than came.
+            Corrupt: another number of bytes was sent than arrived.
         """
         while True:
             frame = self._channel.hear()

@@ -1,16 +1,16 @@
-"""A small stream of ``btrfs send``, applied by system calls of our own.
+"""Applying a small stream of ``btrfs send`` by system calls of our own.
 
 ``btrfs receive`` starts a process and commits the file system's transaction three times before
-anything is durable. For the few kilobytes that somebody's fsync waits for, that is most of the
-time. This does what it does, for the commands of the stream's first version, and leaves it to the
-caller when to commit.
+anything is durable. For the few kilobytes that an fsync waits for, that takes most of the time. This
+module does the same for the commands of the stream's first version, and leaves the commit to the
+caller.
 
 A stream is a header and commands; each has a length, a kind, a checksum and attributes::
 
     "btrfs-stream\\0" u32 version
     u32 length, u16 kind, u32 crc32c, then `length` bytes of: u16 attribute, u16 size, bytes
 
-all little endian. The checksums are not looked at here: see :mod:`pannier.storage.btrfs.stream`.
+all little endian. The checksums are not checked here: see :mod:`pannier.storage.btrfs.stream`.
 Paths are opened component by component and never through a symbolic link, and only regular files
 are opened, so that no stream reaches anything outside of its tree, nor a device.
 """
@@ -44,7 +44,7 @@ _CLONE_RANGE = 1 << 30 | 32 << 16 | 0x94 << 8 | 13
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
 _MISFITS = frozenset({errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY})
 _MISFITS |= {errno.ELOOP, errno.EINVAL, errno.ENODATA, errno.ENXIO, errno.EXDEV, errno.EOPNOTSUPP}
-"""What the kernel says where a stream does not fit the tree that it is applied to."""
+"""Errors of the kernel when a stream does not fit the tree that it is applied to."""
 
 
 class _Kind(IntEnum):
@@ -96,7 +96,7 @@ class _Attribute(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class SourceSubvolume:
-    """Which subvolume a stream is of: what its copy is to be marked with."""
+    """The subvolume that a stream was made of. The copy is marked with this."""
 
     uuid: str
     ctransid: int
@@ -132,8 +132,8 @@ def apply(stream: bytes, *, into: Path, base: Path | None) -> SourceSubvolume:
         base: the read-only subvolume that it is the difference to; None for a whole generation.
 
     Raises:
-        Corrupt: it is no such stream, or does not fit; ``into`` is of no more use.
-        OSError: as the disk reports it, likewise.
+        Corrupt: it is no such stream, or does not fit. ``into`` must then be discarded.
+        OSError: from the disk. ``into`` must then be discarded too.
     """
     first, *commands = _parse(stream)
     known = _uuids(base) if base is not None else frozenset()
@@ -206,7 +206,7 @@ def _garbled(what: str) -> Corrupt:
 
 
 def _uuids(base: Path) -> frozenset[str]:
-    """The names by which a stream may mean ``base``: where it was made, and here."""
+    """The uuids by which a stream may refer to ``base``: where it was made, and here."""
     found = ioctl.subvolume_info(base)
     return frozenset(uuid for uuid in (found.received_uuid, found.uuid) if uuid)
 

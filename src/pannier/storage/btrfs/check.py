@@ -26,7 +26,7 @@ async def verify(home: Home, generation: Generation | None) -> None:
             except asyncio.CancelledError:
                 stop.set()
                 await asyncio.wait([reading])
-                reading.exception()  # looked at
+                reading.exception()  # retrieved, so that asyncio does not log it
                 raise
         finally:
             await in_thread(home.discard_checked)

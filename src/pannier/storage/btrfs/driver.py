@@ -10,15 +10,15 @@
         incoming/check/tree              a snapshot of the one that is being verified
         quarantine/EPOCH.SEQUENCE/tree   was damaged, and counts no more
 
-A small difference is applied to the workbench, of which the new generation is then a read-only
-snapshot, made as the holder made its own. ``btrfs receive`` makes a read-only subvolume with the
-sender's name, and such a one can be renamed but not moved to another directory (EROFS). So every
-generation is called ``tree``, and the plain directory around it is what moves from ``incoming`` to
-``generations``, in one rename, once all is verified and synced.
+A small difference is applied to the workbench. The new generation is then a read-only snapshot of
+that, made as the holder made its own. ``btrfs receive`` makes a read-only subvolume with the sender's
+name, which can be renamed but not moved to another directory (EROFS). So every generation is called
+``tree``, and the plain directory around it moves from ``incoming`` to ``generations``, in one rename,
+once all is verified and synced.
 
 Power may fail between any two lines here. What then remains is one of: a name with a leading dot
 or something in ``incoming``, which :meth:`BtrfsDriver.open` removes; a directory in ``generations``
-without a tree, which counts for nothing but keeps its number from being given again; or a step that
+without a tree, which is no generation but keeps its number from being given again; or a step that
 the caller repeats.
 """
 
@@ -65,10 +65,10 @@ class BtrfsDriver:
         self._quarantine = Quarantine(self._volumes, tidy)
         self._quotas = False
         self._changing: set[str] = set()
-        """Volumes of which the last snapshot was something new."""
+        """Volumes whose last snapshot had something new."""
         self._making: dict[str, threading.Lock] = {}
-        """Taken to make a generation of a volume: another thread must not take for the newest what
-        is dropped again as nothing new, nor give the same number."""
+        """Held while a generation of a volume is made. Otherwise another thread could give the same
+        number, or return a generation that is dropped again because nothing in it is new."""
         self._deletions = 0
         self._idle_groups: set[int] = set()
         """Quota groups that no subvolume had at the last look."""
@@ -88,7 +88,7 @@ class BtrfsDriver:
         with told_as_storage_error("clean up the pool"):
             self._volumes.mkdir(mode=0o700, exist_ok=True)
             self._quarantine.sweep()
-            check_disk(self._mountpoint)  # a failed one would look like so many bad volumes
+            check_disk(self._mountpoint)  # on a failed disk every volume would look bad
             if self._quotas:
                 self._idle_groups = sweep_groups(self._volumes, seen=self._idle_groups)
 
@@ -191,8 +191,8 @@ class BtrfsDriver:
                 if saved is not None:
                     return saved
             made = home.make_generation(live, epoch=epoch)
-            # What is being written has probably changed again next time. To make the generation at
-            # once, and to drop it where it is nothing new, then saves the commit of the flush.
+            # A volume that changed last time has probably changed again. Making the generation at
+            # once, and dropping it if nothing is new, then saves the commit of a separate flush.
             if saved is not None and home.same(made, saved):
                 self._changing.discard(home.volume)
                 home.drop_generation(made)
@@ -203,9 +203,9 @@ class BtrfsDriver:
     async def seal(self, volume: str, *, epoch: int) -> Generation:
         """See :meth:`Driver.seal`.
 
-        Read-only alone does not stop a file descriptor that is open for writing: the kernel looks
-        at it only when a file is opened. Where quotas are on, an exhausted one stops those too; and
-        :meth:`drop_live` refuses a tree that has more than its last generation.
+        Setting it read-only does not stop a file descriptor that is open for writing: the kernel
+        checks that only when a file is opened. Where quotas are on, an exhausted quota stops those
+        writes too; and :meth:`drop_live` refuses a tree that has more than its last generation.
         """
         return await in_thread(self._seal, self._home(volume), epoch)
 
@@ -228,7 +228,7 @@ class BtrfsDriver:
         """Set a live tree read-only or writable, and its quota with it.
 
         A subvolume that has used up its quota refuses even to be set read-only, so the size limit
-        is lifted for that moment. Power that fails in it leaves a tree without this guard.
+        is lifted for that moment. If power fails then, the tree is left without a size limit.
         """
         if not self._quotas:
             ioctl.set_read_only(live, read_only=sealed)

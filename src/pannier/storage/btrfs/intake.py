@@ -33,7 +33,7 @@ async def receive(
         async with receive_stream(intake) as writer:
             yield writer
     except BaseException:
-        # Shielded: a cancelled transfer must not leave what nobody will look at before a restart.
+        # Shielded: what a cancelled transfer leaves behind would stay until a restart.
         await asyncio.shield(in_thread(home.discard_incoming, generation))
         raise
 
@@ -48,7 +48,7 @@ class _Intake:
         self._what = f"generation {generation} of volume {home.volume}"
 
     def prepare(self, *, quotas: bool) -> bool:
-        """Whether the generation is to be received; if not, it is here."""
+        """Prepare to receive the generation. False if it is here already."""
         home = self._home
         with told_as_storage_error(f"receive {self._what}"):
             if is_whole(home.tree(self._generation)):
@@ -61,8 +61,8 @@ class _Intake:
     def apply_small(self, stream: bytes) -> None:
         """Apply a small stream to the workbench, and make the generation as a snapshot of that.
 
-        The snapshot flushes what was written and commits, so the generation is there at once, or
-        not at all. Whatever happens to the workbench before is of no account.
+        The snapshot flushes what was written and commits, so the generation is there as a whole or
+        not at all. Until then only the workbench changes, and it is discarded after an error.
         """
         home, parent = self._home, self._parent()
         with told_as_storage_error(f"take in {self._what}"):
@@ -85,7 +85,7 @@ class _Intake:
     def begin_large(self) -> Path:
         """Make the directory for ``btrfs receive``."""
         with told_as_storage_error(f"receive {self._what}"):
-            # It is marked as a copy of the newest generation, and might be taken for that.
+            # It is marked as a copy of the newest generation, and could be mistaken for that one.
             self._home.discard_workbench()
             incoming = self._home.incoming(self._generation)
             incoming.mkdir()
@@ -121,10 +121,10 @@ class _Intake:
             ioctl.sync_filesystem(place)
 
     def _check_base(self) -> None:
-        """What was made out of a base that was put into quarantine meanwhile does not count either.
+        """Drop the new generation again if its base was put into quarantine meanwhile.
 
         Raises:
-            Corrupt: so it was.
+            Corrupt: it was.
         """
         try:
             self._parent()

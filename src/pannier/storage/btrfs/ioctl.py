@@ -180,7 +180,7 @@ def send(tree: Path, *, parent: Path | None, into: int) -> None:
     """Write a read-only subvolume, whole or as the difference to ``parent``, into a pipe.
 
     What the parent has is referred to and not sent, as ``btrfs send -p`` does it. Fails with EPIPE
-    as soon as nobody reads any more. No signal may reach the thread: the kernel would begin anew.
+    as soon as nobody reads any more. No signal may reach the thread: the kernel would start again.
     """
     sources = array("Q", [subvolume_info(parent).id] if parent is not None else [])
     number = sources[0] if sources else 0
@@ -191,7 +191,7 @@ def send(tree: Path, *, parent: Path | None, into: int) -> None:
 
 
 def sync_filesystem(path: Path) -> None:
-    """Flush everything written to the whole file system and commit; free where it is idle."""
+    """Flush everything written to the whole file system and commit; costs nothing if it is idle."""
     with _directory(path) as fd:
         fcntl.ioctl(fd, _SYNC)
 
@@ -234,7 +234,7 @@ def set_limit(path: Path, *, subvolume_id: int, size_bytes: int | None) -> None:
 
 
 def refuse_new_extents(path: Path, *, subvolume_id: int, refuse: bool) -> None:
-    """Let every write to a subvolume fail with EDQUOT, or no longer. ``path`` lies outside of it.
+    """Make every write to a subvolume fail with EDQUOT, or end that. ``path`` lies outside of it.
 
     Uses the second of a group's two limits, so that the first one (the size) stays what it is. In
     simple quotas both count the same bytes.
@@ -267,9 +267,10 @@ def charged_bytes(path: Path, *, group: int) -> int | None:
 
 
 def idle_groups(path: Path) -> set[int]:
-    """Quota groups of single subvolumes that are gone, which are charged nothing any more.
+    """Quota groups of single subvolumes that are gone, as far as nothing is charged to them.
 
-    The kernel leaves many of them behind. A subvolume that is just being made may be among them.
+    The kernel leaves many of them behind. The group of a subvolume that is just being made may be
+    among them.
     """
     with _directory(path) as fd:
         groups = list(

@@ -37,14 +37,14 @@ class Home:
         return cls(volume, volumes / volume)
 
     def doom(self) -> Path:
-        """Take the home's name away, so that removing it can be finished by whoever finds the rest.
+        """Rename the home, so that its removal can be finished later, even after a crash.
 
         Returns:
-            The rest, which need not exist.
+            The renamed home, which need not exist.
         """
         doomed = self.path.with_name(f"{DOOMED}{self.path.name}")
         if self.path.exists():
-            if doomed.exists():  # an earlier life of the same volume, not yet gone
+            if doomed.exists():  # of an earlier deletion of this id, not finished
                 destroy_home(doomed)
             self.path.rename(doomed)
         return doomed
@@ -95,7 +95,7 @@ class Home:
         return generation
 
     def drop_generation(self, generation: Generation) -> None:
-        """Remove a generation. Where it was the epoch's last, its number stays given."""
+        """Remove a generation. If it was the epoch's last, its number is still not given again."""
         tree = self.tree(generation)
         if ioctl.is_subvolume(tree):
             ioctl.destroy_subvolume(tree)
@@ -123,9 +123,9 @@ class Home:
         return None
 
     def make(self, *, quotas: bool) -> None:
-        """Make the home where there is none: a subvolume whose quota group sums up all within.
+        """Make the home if there is none: a subvolume whose quota group sums up all within.
 
-        A subvolume made in another one joins that one's groups by itself, received ones too.
+        A subvolume made inside another one, also by receiving, joins that one's groups by itself.
         """
         if self.path.exists():
             return
@@ -144,10 +144,11 @@ class Home:
         draft.rename(self.path)
 
     def quarantine(self) -> None:
-        """Move all generations to where they do not count, the newest last: then all is done.
+        """Move all generations aside, where they do not count. The newest is moved last: once it is
+        gone, all are.
 
-        Their numbers stay given. One that was just taken in on top of another is found at the second
-        look, or sees that its base is gone.
+        Their numbers are not given again. A generation that is being received on top of one of them
+        is found by the next round of the loop, or its receiver sees that the base is gone.
         """
         self.discard_workbench()
         quarantine = self.path / _QUARANTINE
@@ -155,7 +156,7 @@ class Home:
         while found := self.generations():
             for generation in found:
                 target, place = quarantine / str(generation), self.tree(generation).parent
-                _remove_with_subvolumes(target)  # damaged before
+                _remove_with_subvolumes(target)  # from an earlier quarantine
                 place.rename(target)
                 place.mkdir()
         self.forget_old_numbers()
@@ -174,7 +175,7 @@ class Home:
             quarantine.rmdir()
 
     def checked(self, generation: Generation | None) -> Path:
-        """A snapshot of a generation, or of the newest live tree, that nobody changes meanwhile."""
+        """A new snapshot of a generation, or of the newest live tree, which nobody else changes."""
         tree = self.live(max(self.epochs(), default=0))
         if generation is not None:
             tree = self.tree(generation)
@@ -186,7 +187,7 @@ class Home:
         return target
 
     def discard_checked(self) -> None:
-        """Remove it."""
+        """Remove what :meth:`checked` made."""
         _remove_with_subvolumes(self.path / "incoming" / "check")
 
     def discard_incoming(self, generation: Generation) -> None:
@@ -213,7 +214,10 @@ class Home:
         _remove_with_subvolumes(self.workbench.parent)
 
     def forget_old_numbers(self) -> None:
-        """Remove empty directories of deleted generations, but each epoch's highest number."""
+        """Remove empty directories of deleted generations.
+
+        The highest number of each epoch that has a live tree stays, and so does the highest of all.
+        """
         numbers = self._numbers()
         for number, following in pairwise(numbers):
             if number.epoch == following.epoch or not self.live(number.epoch).exists():
@@ -253,7 +257,7 @@ def existing_tree(home: Home, generation: Generation) -> Path:
 
 
 def destroy_home(home: Path) -> None:
-    """Remove a home that has lost its name, or never got it, and all in it."""
+    """Remove a home that was renamed for removal, or never got its name, and all in it."""
     parts = (home / name for name in ("generations", "incoming", _QUARANTINE))
     for place in (home, *(child for part in parts for child in _children(part))):
         for child in _children(place):
@@ -271,18 +275,18 @@ def sweep_groups(path: Path, *, seen: set[int]) -> set[int]:
     """Remove the quota groups that deleted subvolumes have left behind.
 
     Args:
-        seen: what this returned at the last time: only what was idle then too is removed, and no
-            group of a subvolume that is just being made.
+        seen: what the last call returned. Only groups that were idle then too are removed, and so
+            none of a subvolume that is just being made.
 
     Returns:
-        Those that are idle and stay; none where somebody has turned quotas off.
+        The idle groups that are not in ``seen``; none if quotas were turned off.
     """
     try:
         idle = ioctl.idle_groups(path)
     except OSError:
         return set()
     for group in idle & seen:
-        with suppress(OSError):  # it is charged again, by what the cleaner is at
+        with suppress(OSError):  # charged again by the cleaner's work
             ioctl.remove_group(path, group=group)
     return idle - seen
 
@@ -291,7 +295,7 @@ def tidy(entry: Path) -> None:
     """Remove what a crash left half done of one volume, and see that the rest can be read.
 
     Raises:
-        OSError, ValueError: one of both fails.
+        OSError, ValueError: something cannot be removed or read.
     """
     if entry.name.startswith((DRAFT, DOOMED)):
         if entry.exists():

@@ -1,7 +1,8 @@
 """Loop devices for pools in files.
 
-Nothing here asks about loop devices that are not ours, as ``losetup --list`` and ``--nooverlap`` do:
-the kernel then asks each one's backing file, and one on a dead network or FUSE mount hangs them all.
+Nothing here asks about loop devices that are not ours, as ``losetup --list`` and ``--nooverlap`` do.
+For that the kernel looks at each backing file, and a single one on a dead network or FUSE mount makes
+the command hang.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ _STATUS_BYTES = 232
 
 
 async def attach(source: Path) -> Path:
-    """The loop device of a file; past the page cache where the file's own file system can.
+    """The loop device of a file, with direct I/O where the file's own file system can do that.
 
-    One that a crash left attached is taken again.
+    A device that a crash left attached is used again.
     """
     found = await in_thread(find_attached, source)
     if found is not None:
@@ -38,7 +39,7 @@ async def attach(source: Path) -> Path:
 
 
 async def detach(device: Path) -> None:
-    """Let a loop device go; where it is mounted it goes with the mount."""
+    """Detach a loop device. If it is mounted, the kernel detaches it at the unmount."""
     await run(["losetup", "--detach", str(device)], timeout_s=_COMMAND_S, check=False)
 
 
@@ -52,7 +53,7 @@ def find_attached(source: Path) -> Path | None:
         except OSError:  # detached meanwhile
             continue
         device = Path("/dev") / backing.parent.parent.name
-        # The same path may be another file's, seen from another container or replaced since.
+        # The path may mean another file: seen from another container, or replaced since.
         if device.is_block_device() and _backs(device, os.stat(source)):
             return device
     return None

@@ -42,7 +42,7 @@ MARKER = ".pannier-pool"
 SMALLEST_BYTES = 128 << 20  # mkfs.btrfs wants some 110 MiB
 _FORMAT_VERSION = 1
 _COMMAND_S = 60.0
-_MKFS_S = 600.0  # discards a whole disk
+_MKFS_S = 600.0  # mkfs discards the whole disk
 _NOCOW_FLAG, _GETFLAGS, _SETFLAGS = 0x00800000, 0x80086601, 0x40086602
 
 
@@ -72,7 +72,8 @@ async def create_pool(
         force_format: overwrite foreign data. A pool of ours is not overwritten even so.
 
     Raises:
-        ForeignData: ``source`` holds something; it was not touched. PoolMissing: no such device.
+        ForeignData: ``source`` holds something; it was not touched.
+        PoolMissing: no such device.
         Conflict: another pool is mounted there.
         InvalidInput: the size is missing, not wanted or too small.
     """
@@ -103,7 +104,9 @@ async def open_pool(source: Path, *, mountpoint: Path) -> Pool:
     """Mount the pool where it is not mounted, and make sure that it is ours. Never formats.
 
     Raises:
-        PoolMissing: no such device or file, or it cannot be mounted; ForeignData: it is not a pool.
+        PoolMissing: no such device or file, or it cannot be mounted.
+        ForeignData: it is not a pool.
+        NewerFormat: it was made by a newer version.
     """
     if (await asyncio.to_thread(mount_at, mountpoint)) is None:
         if not source.exists():
@@ -120,7 +123,7 @@ async def open_pool(source: Path, *, mountpoint: Path) -> Pool:
 
 
 async def close_pool(mountpoint: Path) -> bool:
-    """Unmount the pool; False where something still uses it. The loop device goes with the mount."""
+    """Unmount the pool; False if something still uses it. The loop device is detached with it."""
     if (await asyncio.to_thread(mount_at, mountpoint)) is None:
         return True
     finished = await run(["umount", "--", str(mountpoint)], timeout_s=_COMMAND_S, check=False)
@@ -132,7 +135,7 @@ async def close_pool(mountpoint: Path) -> bool:
 
 
 async def grow_pool(source: Path, *, mountpoint: Path, size_bytes: int | None = None) -> None:
-    """Grow the pool in use: the sparse file to ``size_bytes``, or to what its device now has.
+    """Grow the pool in use: a sparse file to ``size_bytes``, a device to the size it has now.
 
     Raises:
         InvalidInput: smaller than it is, or a size for a device; StorageError.
@@ -164,8 +167,8 @@ def check(mountpoint: Path) -> None:
 def take_pool(mountpoint: Path) -> Pool:
     """Make a mounted pool safe to use, however it was mounted; blocks.
 
-    On this mount no device node and no setuid program works: containers have mounts of their own, on
-    which they do. Nobody but root gets to what is in it.
+    Device nodes and setuid programs do not work on this mount; on the containers' own mounts they do.
+    Only root can reach what is in it.
 
     Raises:
         As :func:`verify_pool`.
@@ -173,7 +176,7 @@ def take_pool(mountpoint: Path) -> Pool:
     found = verify_pool(mountpoint)
     with told_as_storage_error(f"close the pool {mountpoint} to others"):
         forbid_devices_and_setuid(mountpoint)
-        with contextlib.suppress(OSError):  # read-only: said by check_disk
+        with contextlib.suppress(OSError):  # read-only: check_disk reports that
             keep_private(mountpoint)
     return found
 
@@ -213,7 +216,8 @@ def _read_marker(mountpoint: Path, *, mount: Mount) -> str:
 
 
 async def _adopt(source: Path, *, mountpoint: Path) -> Pool:
-    """Take a file system with our label; one without marker must be empty, as after a crash in mkfs.
+    """Take a file system with our label. One without a marker must be empty, as after a crash
+    between mkfs and :func:`_furnish`.
 
     The marker's draft may be there: that was a crash in :func:`_furnish`.
     """
@@ -244,7 +248,7 @@ async def _format_device(source: Path, *, size_bytes: int | None, force: bool) -
         raise InvalidInput(
             f"{source} is a device and has its own size", remedy="leave the size out"
         )
-    # Without -f mkfs looks for itself once more, and it takes the device exclusively.
+    # Without -f mkfs checks the device once more itself, and it opens the device exclusively.
     options = ["-f"] if force else []
     await run(["mkfs.btrfs", "-q", "-L", LABEL, *options, "--", str(source)], timeout_s=_MKFS_S)
 
@@ -319,7 +323,7 @@ async def _mount(source: Path, *, mountpoint: Path) -> None:
             remedy="see `dmesg`; a damaged one can be read with `mount -o ro,rescue=all`",
         ) from error
     finally:
-        if device is not None:  # while mounted this only marks it, so that it goes with the mount
+        if device is not None:  # if mounted, this only marks it to be detached at the unmount
             await loop.detach(device)
 
 
@@ -343,6 +347,7 @@ def _is_device(source: Path) -> bool:
 
     Raises:
         ForeignData: it is something else than a device or file.
+        PoolMissing: it would be a device, and is not there.
     """
     if source.is_block_device():
         return True

@@ -1,8 +1,8 @@
-"""What travels between two btrfs pools: a stream of the kernel's, behind a header of ours.
+"""What is sent between two btrfs pools: a header of ours, then the kernel's stream.
 
-The header tells a small stream from a large one, so that the receiver can apply the small one by
-itself (:mod:`pannier.storage.btrfs.apply`) and leaves a large one to ``btrfs receive``. It also has
-a small one's hash: the checksums that are in the stream would cost a program in Python too much.
+The header tells a small stream from a large one, so that the receiver can apply a small one by
+itself (:mod:`pannier.storage.btrfs.apply`) and leave a large one to ``btrfs receive``. For a small one
+it also has a hash: checking the checksums in the stream itself would take too long in Python.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from pannier.storage.commands import start
 
 SMALL_BYTES = 256 * 1024
 """Above this, `btrfs receive` is faster than we are."""
-_SMALL_WITHIN_S = 1.0  # a stream that takes longer to come is passed on as it comes
+_SMALL_WITHIN_S = 1.0  # a stream that takes longer is sent as a large one, as it comes
 _LOOK_S = 0.005
 _HEADER = struct.Struct(">8sI32s")
 _MAGIC = b"pannier1"
@@ -81,7 +81,7 @@ def _send(home: Home, generation: Generation, base: Generation | None, writer: i
 
 
 async def _is_small(sending: asyncio.Future[None], reader: int) -> bool:
-    """Wait until the stream has come to its end, or is too large or too slow for that."""
+    """Wait for the stream's end. False as soon as it is too large or too slow for a small one."""
     # A pipe may be full with half of its bytes: pieces do not share its pages.
     limit = _HEADER.size + min(SMALL_BYTES, pipe_bytes(reader) // 2)
     for _ in range(round(_SMALL_WITHIN_S / _LOOK_S)):
@@ -95,7 +95,7 @@ async def _is_small(sending: asyncio.Future[None], reader: int) -> bool:
 
 
 def _turn_small(reader: int, writer: int) -> None:
-    """Give the stream that is in the pipe, and that nobody writes to any more, its real header."""
+    """Replace the header of the finished stream in the pipe by that of a small one."""
     stream = _read(reader, waiting_bytes(reader))[_HEADER.size :]
     os.write(writer, _HEADER.pack(_MAGIC, len(stream), _hash(stream)) + stream)
 
@@ -126,9 +126,7 @@ async def receive_stream(intake: Intake) -> AsyncIterator[int]:
 
 
 async def _break_off(taking: asyncio.Task[_Receiving | None], *, gave_up: bool) -> None:
-    """End what reads the pipe. Where it ``gave_up`` in the middle, what it says about that is the
-    better message, and raised.
-    """
+    """Stop what reads the pipe. If it ``gave_up`` in the middle, raise its error, which says more."""
     await asyncio.wait([taking])
     if taking.exception() and not gave_up:
         return
@@ -137,10 +135,18 @@ async def _break_off(taking: asyncio.Task[_Receiving | None], *, gave_up: bool) 
 
 
 class Intake(Protocol):
-    """What is done with a stream. All methods block, and raise StorageError."""
+    """What is done with a stream.
+
+    All methods block. Each may raise StorageError when a system call fails, and PoolFull when that is
+    for lack of room.
+    """
 
     def apply_small(self, stream: bytes) -> None:
-        """Make the generation of a whole small stream."""
+        """Make the generation of a whole small stream.
+
+        Raises:
+            Corrupt: the stream is damaged or does not fit its base, or the base is not here.
+        """
         ...
 
     def begin_large(self) -> Path:
@@ -148,7 +154,11 @@ class Intake(Protocol):
         ...
 
     def accept_large(self) -> None:
-        """Make the generation of what ``btrfs receive`` received there."""
+        """Make the generation of what ``btrfs receive`` received there.
+
+        Raises:
+            Corrupt: it is not complete or does not fit its base, or the base is not here.
+        """
         ...
 
 
@@ -169,7 +179,7 @@ def _take_small(reader: int, whole: threading.Event, intake: Intake) -> Path | N
     """Make the generation of a small stream, if its writer says that it is ``whole``.
 
     Returns:
-        Where a large one is to be received into, which follows.
+        The directory to receive into if a large stream follows, else None.
     """
     header = _read(reader, _HEADER.size)
     if header == _LARGE:
@@ -179,7 +189,7 @@ def _take_small(reader: int, whole: threading.Event, intake: Intake) -> Path | N
     if magic != _MAGIC or len(stream) != size or _hash(stream) != expected:
         raise Corrupt("the stream is garbled, or was cut short", remedy="send it again")
     while os.read(reader, 1024):
-        pass  # the end, which tells that the writer has made up its mind
+        pass  # only at the end of the pipe has the writer decided about ``whole``
     if whole.is_set():
         intake.apply_small(stream)
     return None
@@ -200,7 +210,7 @@ def _hash(stream: bytes) -> bytes:
 class _Receiving:
     """``btrfs receive`` at work.
 
-    What it has received is written to the disk meanwhile: at the end, somebody waits for that.
+    What it has received is written out to the disk meanwhile, so that little is left for the end.
     """
 
     def __init__(self, running: Running, *, into: Path) -> None:
@@ -208,7 +218,7 @@ class _Receiving:
         self._writing_out = asyncio.create_task(_write_out(into))
 
     async def end(self) -> None:
-        """Wait for its end, which is near. Raises what it says about a failure."""
+        """Wait for its end, which is near. If it failed, raise its error."""
         try:
             done = await self._running.wait(timeout_s=_END_S)
         finally:
@@ -227,7 +237,7 @@ class _Receiving:
 
 
 async def _write_out(into: Path) -> None:
-    with suppress(OSError):  # a bad disk is found out, and told, when the whole is synced
+    with suppress(OSError):  # the sync at the end reports a bad disk
         while True:
             await asyncio.sleep(_WRITE_OUT_S)
             await in_thread(ioctl.sync_filesystem, into)

@@ -42,7 +42,8 @@ class DirectoryDriver:
     """Driver for a plain directory, see the module.
 
     Args:
-        root: made by :func:`~pannier.storage.directory.root.create_directory`. All volumes must be on its own file system.
+        root: made by :func:`~pannier.storage.directory.root.create_directory`. All volumes must be on
+            its own file system.
     """
 
     name = "directory"
@@ -65,7 +66,7 @@ class DirectoryDriver:
             keep_private(self._root)
             self._volumes.mkdir(mode=0o700, exist_ok=True)
             self._quarantine.sweep()
-            check_disk(self._root)  # a failed one would look like so many bad volumes
+            check_disk(self._root)  # on a failed disk every volume would look bad
 
     async def close(self) -> None:
         """See :meth:`Driver.close`."""
@@ -221,7 +222,7 @@ class DirectoryDriver:
     async def send(
         self, volume: str, generation: Generation, *, base: Generation | None
     ) -> AsyncIterator[int]:
-        """See :meth:`Driver.send`. Of ``base`` only the manifest need be here."""
+        """See :meth:`Driver.send`. Only the manifest of ``base`` must be here."""
         home = self._home(volume)
         directory = await in_thread(_existing_tree, home, generation)
         known = await in_thread(home.manifest, base) if base is not None else None
@@ -363,7 +364,7 @@ class DirectoryDriver:
 
 
 def _describe(home: DirectoryHome, live: Path) -> tuple[Manifest, CachedHasher]:
-    """The manifest of a tree at rest, all of it durable."""
+    """Flush a tree that nobody writes to, and read its manifest."""
     sync_filesystem_of(live)
     hasher = CachedHasher(home.stamps())
     return scan(live / "data", hasher=hasher), hasher

@@ -5,21 +5,21 @@
     ROOT/volumes/VOLUME/
         live-EPOCH/data/             what containers see
         live-EPOCH/sealed-EPOCH      names the generation that the sealed tree is
-        generations/GENERATION/data/ a tree that is nobody's live tree
-        manifests/GENERATION         what was in it; kept when the tree has moved on
+        generations/GENERATION/data/ a tree that is not a live tree
+        manifests/GENERATION         what was in it; kept after the tree has changed
         incoming/GENERATION/         what is being received
 
 There is one tree, which changes its name. ``seal`` adds the ``sealed-7`` mark: the tree is now both
-the sealed live tree 7 and its last generation. ``drop_live`` renames ``live-7`` to that generation,
-``promote`` renames a generation to ``live-8``: in which ``sealed-7`` means nothing, so that one
+the sealed live tree 7 and its last generation. ``drop_live`` renames ``live-7`` to that generation.
+``promote`` renames a generation to ``live-8``, where the mark ``sealed-7`` means nothing. So one
 rename is the whole step, and power may fail before or after it.
 
 ``origin`` in a tree's directory names a generation that it once was, so that a seal without a change
-gives that one again; ``base`` names the generation whose files a received one shares by hard links,
-which must be gone before anyone writes.
+gives that one again. ``base`` names the generation whose files a received one shares by hard links.
+That generation must be removed before anyone writes.
 
 These files have no format of their own: the marker in ROOT (:mod:`pannier.storage.directory.root`) has
-it for all of them.
+the format of all of them.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class DirectoryHome:
         return tuple(sorted(int(n.removeprefix(_LIVE)) for n in names if n.startswith(_LIVE)))
 
     def mark(self, epoch: int) -> Path:
-        """The file that says that, and as which generation, a live tree is sealed."""
+        """The file that marks a live tree as sealed and names the generation that it then is."""
         return self.live(epoch) / f"sealed-{epoch}"
 
     def sealed_as(self, epoch: int) -> Generation | None:
@@ -127,7 +127,7 @@ class DirectoryHome:
         return tuple(sorted({g for g in found if g is not None}, reverse=True))
 
     def settle(self, generation: Generation) -> None:
-        """Remove the base whose files a received generation shares: nobody may write to both."""
+        """Remove the base whose files a received generation shares: a write would change both."""
         directory = self.generation(generation)
         base = _read_number(directory / "base")
         if base is not None:
@@ -152,10 +152,10 @@ class DirectoryHome:
             remove_tree(doomed)
 
     def doom_all(self) -> Path:
-        """Take the home's name away, so that removing it can be finished by whoever finds the rest.
+        """Rename the home, so that its removal can be finished later, even after a crash.
 
         Returns:
-            The rest, which need not exist.
+            The renamed home, which need not exist.
         """
         doomed = self.path.with_name(f"{DOOMED}{self.path.name}")
         if self.path.exists():
@@ -189,7 +189,10 @@ class DirectoryHome:
         write_file(self.path / "manifests" / str(generation), digest + b"\n" + data)
 
     def prune_manifests(self) -> None:
-        """Forget what no tree here and no likely base needs; never a live epoch's last number."""
+        """Remove manifests that neither a tree here nor a likely base needs.
+
+        A live epoch's last one always stays, since the next number follows it.
+        """
         described = self.described()
         keep = {*described[-_KEPT_MANIFESTS:], *self.generations()}
         for epoch in self.epochs():
@@ -199,7 +202,7 @@ class DirectoryHome:
             (self.path / "manifests" / str(generation)).unlink()
 
     def stamps(self) -> Stamps:
-        """How files looked when their digests were taken; nothing where that is not known."""
+        """The stamps of files when their digests were taken; empty if that is not known."""
         try:
             stored = json.loads(zlib.decompress((self.path / "stamps").read_bytes()))
             return {path: (Stamp(*stamp), digest) for path, stamp, digest in stored}
@@ -216,7 +219,7 @@ def tidy(entry: Path) -> None:
     """Remove what a crash left half done of one volume, and see that the rest can be read.
 
     Raises:
-        OSError, ValueError, Corrupt: one of both fails.
+        OSError, ValueError, Corrupt: something cannot be removed or read.
     """
     if entry.name.startswith("."):
         remove_tree(entry)

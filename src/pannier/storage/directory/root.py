@@ -19,8 +19,10 @@ async def create_directory(root: Path) -> None:
     """Make ``root`` a place for volumes; one that is already is left as it is.
 
     Raises:
-        ForeignData: it is a file, or a directory with something in it; NewerFormat: it was made by a
-        newer version.
+        ForeignData: it is a file, or a directory with something in it.
+        NewerFormat: it was made by a newer version.
+        Corrupt: its marker cannot be read.
+        StorageError: it cannot be made.
     """
     await in_thread(_create_directory, root)
 
@@ -36,7 +38,7 @@ def _create_directory(root: Path) -> None:
             return
         if set(os.listdir(root)) - {
             draft_of(root / MARKER).name
-        }:  # our own, of a crash in the next line
+        }:  # our own draft, from a crash in write_file below
             raise _foreign(root, "a directory with other files in it")
         write_file(root / MARKER, json.dumps({"format": _FORMAT}).encode() + b"\n")
         sync_directory(root.parent)
@@ -47,7 +49,9 @@ def verify_directory(root: Path) -> None:
 
     Raises:
         PoolMissing: it is not there, or empty as a mount point without its mount is.
-        ForeignData: it is something else; NewerFormat: it was made by a newer version.
+        ForeignData: it is something else.
+        NewerFormat: it was made by a newer version.
+        Corrupt: its marker cannot be read.
     """
     if (root / MARKER).exists():
         _check_marker(root)
@@ -63,7 +67,7 @@ def verify_directory(root: Path) -> None:
 
 
 def _check_marker(root: Path) -> None:
-    """The marker has the format of all that the driver keeps under ``root``."""
+    """Check the format in the marker, which is that of all that the driver keeps under ``root``."""
     try:
         format = json.loads((root / MARKER).read_text())["format"]
     except (OSError, ValueError, KeyError, TypeError) as error:

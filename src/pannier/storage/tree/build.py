@@ -66,7 +66,7 @@ class Builder:
             old = stack.enter_context(_Directories(self._base[0])) if self._base else None
             for entry in entries:
                 self._make(entry, new, old)
-            for entry in entries:  # after all files: the first name may sort after its directory
+            for entry in entries:  # after all files, so that the target of each link is there
                 if entry.kind == LINK:
                     os.link(new.place(entry.target), new.place(entry.path), follow_symlinks=False)
             # Children change their directory's times, and inherit from its default ACL: last.
@@ -118,7 +118,7 @@ class Builder:
 
 
 class _Directories(AbstractContextManager["_Directories"]):
-    """Short paths into a tree. The two directories used last stay open: link() names two at once."""
+    """Short paths into a tree. The two directories used last stay open: link() needs two at once."""
 
     def __init__(self, root: Path) -> None:
         self._root = root

@@ -14,7 +14,7 @@ from pannier.core.errors import Corrupt
 
 CHUNK_BYTES = 1 << 20
 BYTES_PER_SECOND = 100 << 20
-"""Not faster: the disk has others to serve."""
+"""The limit for reading, since others use the disk too."""
 _DAMAGE = (errno.EIO, errno.EUCLEAN)
 
 
@@ -27,10 +27,11 @@ def check_tree(tree: Path, *, of: str, stop: threading.Event) -> None:
 
     Args:
         of: what the tree is, for the error.
-        stop: set where nobody waits any more.
+        stop: set when nobody waits any more.
 
     Raises:
-        Corrupt: something does not have the bytes, or the names, that were written; CheckStopped.
+        Corrupt: a file or directory cannot be read as it was written.
+        CheckStopped: ``stop`` was set.
     """
     buffer = bytearray(CHUNK_BYTES)
     path = tree
@@ -48,7 +49,7 @@ def check_tree(tree: Path, *, of: str, stop: threading.Event) -> None:
 
 
 def _files(tree: Path) -> Iterator[Path]:
-    """Regular files only: a container can have made a device, and opening one may do something."""
+    """Regular files only: a container may have made a device, and opening one may have an effect."""
 
     def fail(error: OSError) -> None:
         raise error

@@ -1,4 +1,4 @@
-"""Manifests: what is in a tree, entry by entry, so that two trees can be compared without both.
+"""Manifests: what is in a tree, entry by entry, so that trees can be compared without having both.
 
 Values and pure functions only. Paths and link targets are file names as ``os.fsdecode`` gives them
 (any bytes survive), relative to the tree, ``""`` for its root.

@@ -8,10 +8,10 @@
     D  offset (8 bytes), data                F  end of a file; for each new file, in path order
     Z  the end
 
-Each frame is a letter, a length (4 bytes, big-endian) and that many bytes. Not tar: tar as Python
-writes it would send the holes of sparse files as zeros, and needs private headers for half of what a
-volume may contain. A receiver checks the manifest's digest before it touches its disk, each file's
-while writing it.
+Each frame is a letter, a length (4 bytes, big-endian) and that many bytes. It is not tar: tar as
+Python writes it would send the holes of sparse files as zeros, and needs private headers for half of
+what a volume may contain. A receiver checks the manifest's digest before it writes to its disk, and
+each file's digest while writing the file.
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ def _names(payload: bytes) -> list[str]:
 
 
 class _Reader:
-    """Frames from a pipe, one ahead."""
+    """Reads frames from a pipe, one ahead."""
 
     def __init__(self, fd: int) -> None:
         self._file = os.fdopen(os.dup(fd), "rb", buffering=1 << 20)

@@ -70,7 +70,7 @@ def place(directory: int, name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
-    """How a file looked when its content was read: unchanged as long as all are the same."""
+    """Attributes of a file when its content was read. While they are the same, the content is too."""
 
     inode: int
     size: int
@@ -87,17 +87,21 @@ class Hasher(Protocol):
     """Gives the SHA-256 of a file."""
 
     def __call__(self, path: str, found: os.stat_result, where: str) -> str:
-        """The hex digest of the file ``path`` (in the tree), to be read at ``where``."""
+        """The hex digest of the file ``path`` (in the tree), to be read at ``where``.
+
+        Raises:
+            OSError: it cannot be read.
+        """
         ...
 
 
 @dataclass(slots=True)
 class CachedHasher:
-    """Reads files, but not those that still look as they did when their digest was taken.
+    """Reads files, except those whose stamp has not changed since their digest was taken.
 
     Attributes:
-        known: stamp and digest by path, of the last time.
-        seen: the same, of this time. They may be believed later only if nothing can be written in
+        known: stamp and digest by path, from the last scan.
+        seen: the same, from this scan. A later scan may trust them only if nothing can be written in
             the same tick of the clock in which they were taken.
     """
 
@@ -114,7 +118,7 @@ class CachedHasher:
 
 @dataclass(slots=True)
 class ManifestHasher:
-    """Believes a manifest about the content of files, and takes their stamps."""
+    """Takes digests from a manifest instead of reading the files, and notes their stamps."""
 
     manifest: Manifest
     seen: dict[str, tuple[Stamp, str]] = field(default_factory=dict)
@@ -175,7 +179,7 @@ def _once_per_file(hasher: Hasher) -> Hasher:
 
 
 def _with_links(found: dict[str, tuple[TreeEntry, tuple[int, int] | None]]) -> Manifest:
-    """Name the first of each file's names its file and all others links to it."""
+    """Of a file with several names, the first becomes the file and the others links to it."""
     first: dict[tuple[int, int], str] = {}
     entries = []
     for path in sorted(found):
