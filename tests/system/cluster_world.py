@@ -450,10 +450,10 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def journal(lab: Lab, node: str, *, lines: int = 120) -> str:
-    """The end of what pannierd on ``node`` has logged, for a failed test's report."""
+def journal(lab: Lab, node: str, unit: str, *, lines: int = 120) -> str:
+    """The end of what a service on ``node`` has logged, for a failed test's report."""
     try:
-        command = ["journalctl", "--unit", "pannierd", "--no-pager", "-n", str(lines), "-o", "cat"]
+        command = ["journalctl", "--unit", unit, "--no-pager", "-n", str(lines), "-o", "cat"]
         return lab.run(node, command, check=False, timeout=20).stdout
     except (LabError, subprocess.SubprocessError) as error:
         return f"(not readable: {error})"

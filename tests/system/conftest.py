@@ -142,14 +142,15 @@ def cuttable(power_lab: Lab) -> Iterator[World]:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """A failed test shows its lab, and what the daemons of all its machines have logged."""
+    """A failed test shows its lab, and what pannierd and Docker of all its machines have logged."""
     report = yield
     if report.failed:
         for lab in open_labs():
             for node in lab.nodes:
                 if node.state in ("running", "cut"):
-                    title = f"pannierd on {node.name} of lab {lab.name} ({_wish_of(item)})"
-                    report.sections.append((title, journal(lab, node.name)))
+                    for unit in ("pannierd", "docker"):
+                        title = f"{unit} on {node.name} of lab {lab.name} ({_wish_of(item)})"
+                        report.sections.append((title, journal(lab, node.name, unit)))
                 else:
                     title = f"{node.name} of lab {lab.name} ({_wish_of(item)})"
                     report.sections.append((title, f"it is {node.state}"))
