@@ -41,7 +41,7 @@ def bug(plant: Patch) -> Patch:
 
 @bug
 def _unseal_after_an_unknown_outcome_without_reading(patch: pytest.MonkeyPatch) -> None:
-    async def was_given(self: Handovers, volume: Volume) -> bool:
+    async def was_given(self: Handovers, volume: Volume, grant: Grant) -> bool:
         await self._drivers.of(volume).unseal(volume.id, epoch=volume.grant.epoch)
         return False
 
@@ -66,7 +66,7 @@ def _serve_a_sealed_tree_on_a_remembered_record(patch: pytest.MonkeyPatch) -> No
     real = Custody.take_up
 
     async def take_up(self: Custody, volume: Volume) -> Versioned[Volume]:
-        plan = plan_serving(volume, await self._local(volume), node=self.node)
+        plan = plan_serving(volume, await self._local(volume), node=self._cluster.node)
         if isinstance(plan, Unseal):
             return Versioned(volume, 0)
         return await real(self, volume)
