@@ -164,8 +164,8 @@ def test_a_holder_that_answers_is_asked_again_within_the_budget(waited: float) -
 
 @pytest.mark.parametrize("cell", UNREACHABLE)
 def test_a_holder_that_does_not_answer(cell: tuple[float, float, bool]) -> None:
-    silent, waited, possible = cell
-    state = Unreachable(waited=waited, silent=silent, takeover_possible=possible)
+    silent, waited, gone = cell
+    state = Unreachable(waited=waited, silent=silent, holder_gone=gone)
     assert next_step(state, LIMITS) == UNREACHABLE[cell]
 
 
@@ -185,7 +185,7 @@ def test_the_tables_of_waiting_are_whole() -> None:
     "state",
     [
         Occupied(waited=3.0),
-        Unreachable(waited=3.0, silent=1.0, takeover_possible=False),
+        Unreachable(waited=3.0, silent=1.0, holder_gone=False),
         Unready(waited=3.0, silent=1.0, here=False),
     ],
 )

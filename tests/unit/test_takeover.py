@@ -14,6 +14,7 @@ from world import Died, Fault, Machine, event_loop_policy
 
 from pannier.core.errors import DeadlineExceeded, PeerUnavailable, Unavailable
 from pannier.core.volume import Grant, Volume
+from pannier.holding.takeover import Takeover
 
 __all__ = ["event_loop_policy"]
 
@@ -77,6 +78,27 @@ async def test_without_a_copy_in_sync_it_is_refused_and_says_who_has_one(
     await replica.start()
     await world.mount(other, "vol")
     assert world.contents("vol")["synced"] == b"1"
+
+
+async def test_a_copy_that_does_not_answer_is_asked_again_after_a_pause(
+    world: CopiesWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume = await world.synced_volume(world.a)
+    world.losing(volume)
+    other = stranger_to(world, volume)
+    world.a.power_off()
+    tries = 0
+
+    async def silent(self: Takeover, volume: Volume) -> Volume:
+        nonlocal tries
+        tries += 1
+        await asyncio.sleep(0.001)
+        raise PeerUnavailable("it has just gone", remedy="wait")
+
+    monkeypatch.setattr(Takeover, "arrange", silent)
+    with pytest.raises(PeerUnavailable):
+        await world.mount(other, "vol")
+    assert 1 < tries < 100
 
 
 async def test_a_copy_that_is_not_in_sync_does_not_take_over(world: CopiesWorld) -> None:

@@ -72,7 +72,8 @@ class Unreachable:
     waited: float
     silent: float
     """Seconds since the first of the latest tries in a row without an answer, this one included."""
-    takeover_possible: bool
+    holder_gone: bool
+    """It was the holder, and meanwhile a copy in sync may take over: that is tried at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,7 +153,7 @@ def next_step(state: State, limits: MountLimits) -> Step:
         case Unreachable(waited=waited, silent=silent):
             if silent > limits.silence:
                 return GiveUp(Why.HOLDER_SILENT)
-            return Wait(0.0) if state.takeover_possible else _look_again(waited, limits)
+            return Wait(0.0) if state.holder_gone else _look_again(waited, limits)
         case Unready(waited=waited, silent=silent):
             if silent > limits.silence:
                 return GiveUp(Why.UNAVAILABLE)

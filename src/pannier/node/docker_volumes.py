@@ -179,9 +179,10 @@ class VolumesForDocker:
     ) -> Path | Volume | Unready:
         """Try to serve it. Returns Docker's path, the record if another node holds it, or why not yet."""
         try:
-            return await self._serve(volume, mount_id)
-        except NotHolder:
-            return (await self._cluster.fresh(volume.name)).record
+            try:
+                return await self._serve(volume, mount_id)
+            except NotHolder:
+                return (await self._cluster.fresh(volume.name)).record
         except StoreUnavailable as error:  # an election takes a second or two
             waited, silent = waiting.missed(error, now=self._clock.now())
             return Unready(waited=waited, silent=silent, here=True)
@@ -204,8 +205,8 @@ class VolumesForDocker:
             return waiting.heard(error.message, now=now())
         except (PeerUnavailable, OutcomeUnknown) as error:
             waited, silent = waiting.missed(error, now=now())
-            possible = self._takeover.possible(volume)
-            return Unreachable(waited=waited, silent=silent, takeover_possible=possible)
+            gone = isinstance(attempt, AskForVolume) and self._takeover.possible(volume)
+            return Unreachable(waited=waited, silent=silent, holder_gone=gone)
         except Unavailable as error:  # the holder, a takeover or the store cannot go on yet
             waited, silent = waiting.missed(error, now=now())
             return Unready(waited=waited, silent=silent, here=False)
