@@ -16,7 +16,7 @@ from machines import SenderOf
 from world import Died, Fault, Machine, Step, World, run_virtual
 
 from pannier.core.errors import PannierError
-from pannier.core.pace import NodePace, Pace
+from pannier.core.pace import AgentPace, HoldingPace, NodePace, Pace
 from pannier.transport.base import Offer
 
 NAMES = ("web", "db")
@@ -258,13 +258,20 @@ class History:
                 await world.write_once(machine, name, str(len(self.log)).encode())
 
 
+PACE = Pace(
+    agent=AgentPace(prove_look=5.0, disk_look=5.0),
+    holding=HoldingPace(promise_look=5.0),
+    node=NodePace(trash=120.0),
+)
+"""The trash is short, and nodes look seldom for what these volumes of one copy never need."""
+
+
 def play(seed: int, directory: Path) -> tuple[History, World]:
     """Play the history of a seed. Raises AssertionError where something does not hold."""
 
     async def work() -> tuple[History, World]:
         driver = (SnapshotDriver, SingleTreeDriver)[seed % 2]
-        short_trash = Pace(node=NodePace(trash=120.0))
-        world = World(directory, driver=driver, seed=seed, with_upkeep=True, pace=short_trash)
+        world = World(directory, driver=driver, seed=seed, with_upkeep=True, pace=PACE)
         async with world:
             history = History(world, seed)
             try:
