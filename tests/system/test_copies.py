@@ -214,6 +214,7 @@ def test_f20_a_holder_that_is_cut_off_ends_its_containers_and_a_copy_goes_on(
 # -- a copy is away ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.faults
 def test_a_copy_whose_node_lost_power_disturbs_nobody_and_catches_up(cuttable: World) -> None:
     world = cuttable
     name = world.filled("node1", mebibytes=24, files=10, copies="2")

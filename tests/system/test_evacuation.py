@@ -204,6 +204,7 @@ def test_any_other_service_is_spared_the_restart_delay(swarm: World) -> None:
     story.wait_until("it is given back", lambda: is_back(swarm, WORKER, at="node1"))
 
 
+@pytest.mark.faults
 def test_what_a_person_drained_is_not_given_back(swarm: World) -> None:
     story.set_availability(swarm.lab, WORKER, "drain", asked="node1")
     try:

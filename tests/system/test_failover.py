@@ -124,6 +124,7 @@ def lines_elsewhere(world: World, cast: Cast) -> list[Line]:
     return story.wait_until("the ledger goes on elsewhere", look)
 
 
+@pytest.mark.faults
 def test_a_node_without_a_copy_gets_the_service(world: World) -> None:
     """The copy becomes the holder, and hands the volume on."""
     cast = cast_with(world, world.others(leader(world))[0])

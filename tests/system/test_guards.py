@@ -65,6 +65,7 @@ def listed(world: World, node: str) -> list[str]:
 # -- Docker never hangs on Pannier ------------------------------------------------------------------
 
 
+@pytest.mark.faults
 def test_f37_a_node_that_is_all_alone_uses_its_volumes(three: World) -> None:
     """No store, no peers: Docker lists, inspects, and starts a container with a volume held here."""
     name = three.create("node1")

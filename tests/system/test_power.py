@@ -57,6 +57,7 @@ def test_f70_a_machine_loses_power_right_after_the_move(cuttable: World, victim:
     assert check_whole_after_boot(cuttable, name, victim, before) == "node2"
 
 
+@pytest.mark.faults
 def test_f04_what_was_synced_outlasts_all_machines_losing_power(cuttable: World) -> None:
     """The container with restart=always goes on by itself, and has every acknowledged line."""
     name = cuttable.create("node1")

@@ -30,6 +30,9 @@ Role = Literal["system", "pool"]
 ROLES: tuple[Role, ...] = ("system", "pool")
 
 _SERVED = "mount/disk"
+_BLOCK = "16K"
+"""What the cache reads, writes and writes back for a small write. A flush looks at all blocks of the disk,
+so they must not be too small either."""
 _UNLIMITED = "100G"
 _DETACH_TIMEOUT_S = 30
 _SERVE_TIMEOUT_S = 60
@@ -147,7 +150,13 @@ class Disk:
         # nbdkit ends with its parent, and the process that detaches it exits soon. So a shell stays.
         server = ["/bin/sh", "-c", '"$@"; exit', "sh", "nbdkit", "--foreground"]
         server += ["--unix", str(listener), *filters]
-        server += ["file", str(self.image), "cache=writeback", *faults]
+        server += [
+            "file",
+            str(self.image),
+            "cache=writeback",
+            f"cache-min-block-size={_BLOCK}",
+            *faults,
+        ]
         # The cache's file lies where TMPDIR says; it is as large as what was written.
         environment = {**os.environ, "TMPDIR": str(self.data)}
         start_detached(server, join=self.group.joining, log=log, env=environment)
