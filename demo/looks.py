@@ -17,6 +17,7 @@ from pannier.lab.machine import Machine
 
 API_SOCKET = "run/pannier/api.sock"
 PLUGIN_SOCKET = "run/docker/plugins/pannier.sock"
+DOCKER_SOCKET = "run/docker.sock"
 _FRAME_HEAD = 8
 """Bytes before each piece of a container's output: the stream, three zeros, the piece's length."""
 
@@ -50,7 +51,9 @@ def plugin(lab: Lab, node: str) -> MachineEngine:
 def engine(lab: Lab, node: str) -> MachineEngine:
     """A running machine's Docker engine."""
     machine = lab.machine(node)
-    _root(machine)
+    top = _root(machine)
+    if machine.state.bare:  # whoever installed this engine knows nothing of the lab's socket
+        return MachineEngine(top / DOCKER_SOCKET, what=f"Docker on {node}")
     return machine.engine
 
 

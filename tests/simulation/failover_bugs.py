@@ -45,13 +45,14 @@ from pannier.store.base import Change
 from pannier.transport.base import Offer
 
 Patch = Callable[[pytest.MonkeyPatch], None]
-BUGS: dict[str, tuple[Patch, Plot | None]] = {}
-"""By name: how to plant it, and the plot that aims at it, if chance would take too long."""
+BUGS: dict[str, tuple[Patch, Plot | None, int]] = {}
+"""By name: how to plant it, the plot that aims at it, if chance would take too long, and the seed to begin
+with: not far before one that showed it."""
 
 
-def bug(plot: Plot | None = None) -> Callable[[Patch], Patch]:
+def bug(plot: Plot | None = None, *, first: int = 0) -> Callable[[Patch], Patch]:
     def note(plant: Patch) -> Patch:
-        BUGS[plant.__name__.lstrip("_")] = plant, plot
+        BUGS[plant.__name__.lstrip("_")] = plant, plot, first
         return plant
 
     return note
@@ -133,7 +134,7 @@ def _forget_who_may_have_joined_when_replication_begins_anew(patch: pytest.Monke
     patch.setattr(Replicator, "circle", circle)
 
 
-@bug(crash_right_after_a_join)
+@bug(crash_right_after_a_join, first=100)
 def _believe_a_memory_without_rivals(patch: pytest.MonkeyPatch) -> None:
     real = Lease._was_proven
     patch.setattr(
@@ -180,7 +181,7 @@ def _count_a_promise_from_the_answer(patch: pytest.MonkeyPatch) -> None:
 # -- taking over -----------------------------------------------------------------------------------
 
 
-@bug(holder_out_of_time)
+@bug(holder_out_of_time, first=530)
 def _accept_an_older_epoch(patch: pytest.MonkeyPatch) -> None:
     async def admit(self: Reception, offer: Offer, *, peer: str) -> Driver:
         return self._drivers.named(offer.driver)
@@ -192,7 +193,7 @@ def _accept_an_older_epoch(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Reception, "confirm", confirm)
 
 
-@bug(lease_that_ends_under_a_takeover)
+@bug(lease_that_ends_under_a_takeover, first=130)
 def _confirm_while_taking_over(patch: pytest.MonkeyPatch) -> None:
     async def confirm(self: Reception, offer: Offer, *, peer: str) -> None:
         return
@@ -216,7 +217,7 @@ def _take_over_with_a_copy_that_is_not_in_sync(patch: pytest.MonkeyPatch) -> Non
     patch.setattr(Takeover, "_choose", choose)
 
 
-@bug(lease_that_ends_under_a_takeover)
+@bug(lease_that_ends_under_a_takeover, first=460)
 def _choose_the_base_before_the_refusal(patch: pytest.MonkeyPatch) -> None:
     real_take, real_newest = Takeover.take, Drivers.newest
     chosen: dict[tuple[str, str], Generation | None] = {}
@@ -339,7 +340,7 @@ def _let_containers_go_on_when_there_is_a_lease_again(patch: pytest.MonkeyPatch)
     patch.setattr(Fencing, "_covered", covered)
 
 
-@bug(container_that_outlives_its_epoch)
+@bug(container_that_outlives_its_epoch, first=100)
 def _serve_again_beside_a_container_of_an_earlier_epoch(patch: pytest.MonkeyPatch) -> None:
     real = Custody._end_former
 
