@@ -14,7 +14,8 @@ from copies_world import CopiesWorld
 from world import Fault, Machine, event_loop_policy
 
 from pannier.cluster.registry import encode
-from pannier.core.errors import PoolFull
+from pannier.copies.replication import Replicator
+from pannier.core.errors import PeerUnavailable, PoolFull
 from pannier.core.generation import Generation
 from pannier.core.pace import Pace
 from pannier.core.volume import Volume
@@ -134,6 +135,32 @@ async def test_an_absent_replica_is_tried_more_and_more_seldom(world: CopiesWorl
     assert pauses[:5] == pytest.approx([1, 2, 4, 8, 16], abs=0.5)
     assert all(pause <= USUAL.copies.retry_limit + 1 for pause in pauses)
     assert len(times) < 20
+
+
+async def test_a_replica_that_comes_back_during_an_attempt_is_tried_at_once(
+    world: CopiesWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The attempt began before the node was back, and waits for an answer that cannot come."""
+    now = asyncio.get_running_loop().time
+    begun: list[float] = []
+
+    async def unanswered(*_: object) -> None:
+        begun.append(now())
+        await asyncio.sleep(10)
+        raise PeerUnavailable("no answer in time", remedy="wait")
+
+    volume = await world.volume(world.a)
+    await asyncio.sleep(A_WHILE)
+    replica = world.machines[volume.replicas[0]]
+    await world.down(replica)
+    monkeypatch.setattr(Replicator, "_send", unanswered)
+    world.put(world.a, volume)
+    await asyncio.sleep(120)
+    tries = len(begun)
+    await world.until(lambda: len(begun) > tries, seconds=60)
+    await replica.start()
+    await asyncio.sleep(15)
+    assert begun[tries + 1] - begun[tries] < 12
 
 
 @pytest.mark.parametrize("away", [60, 600])

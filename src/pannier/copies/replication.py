@@ -288,6 +288,7 @@ class Replicator:
                     )
                     progress.sending, sending_made_at = replicated.newest, replicated.made_at
             assert progress.sending is not None
+            was_up = self._cluster.catalog.is_up(node)
             try:
                 await self._send(replicated, progress.sending, node)
             except PannierError as error:
@@ -301,20 +302,25 @@ class Replicator:
                 # It may have arrived if no answer came, or if only its confirmation was refused.
                 arrived = None if isinstance(error, PeerUnavailable | Stale) else False
                 replicated.note_failed(node, error.message, arrived=arrived)
-                await self._pause(node, pause)
-                pause = min(pause * 2, self._pace.retry_limit)
+                back = await self._pause(node, pause, was_up=was_up)
+                pause = self._pace.retry if back else min(pause * 2, self._pace.retry_limit)
             else:
                 pause = self._pace.retry
                 replicated.note_confirmed(node, at=sending_made_at)
 
-    async def _pause(self, node: str, seconds: float) -> None:
-        """Wait before the next attempt, but no longer once the node is back."""
-        was_up = self._cluster.catalog.is_up(node)
+    async def _pause(self, node: str, seconds: float, *, was_up: bool) -> bool:
+        """Wait before the next attempt, but no longer once the node is back. Returns whether it is.
+
+        Args:
+            was_up: whether it was up when the attempt began that has failed. It may have come back
+                while that attempt still waited for an answer.
+        """
         until = self._clock.now() + seconds
         while (left := until - self._clock.now()) > 0:
-            await asyncio.sleep(min(left, self._pace.retry))
             if self._cluster.catalog.is_up(node) and not was_up:
-                return
+                return True
+            await asyncio.sleep(min(left, self._pace.retry))
+        return False
 
     async def _send(self, replicated: Replicated, generation: Generation, name: str) -> None:
         node, volume, progress = (
