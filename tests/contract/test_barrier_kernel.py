@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import signal
 import socket
+import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 from barrier_kernel_world import World, new_world, until
 
-from pannier.barrier import kernel, pending, syncwrites
+from pannier.barrier import barrier, kernel, pending, syncwrites
 from pannier.barrier.keeping import Keeping
 from pannier.barrier.pending import Pending
 from pannier.barrier.reach import Reach
@@ -262,19 +264,39 @@ async def test_a_bad_hand_over_is_refused_and_leaves_nothing(world: World, text:
         assert barrier.containers("one") == {"c"}
 
 
-async def test_a_listener_that_cannot_be_remembered_fails_its_calls(
+async def test_a_listener_without_room_for_its_files_lets_its_calls_wait(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    tries, real = 0, Keeping.pending
+
     def no_room(self: Keeping, name: str) -> Pending:
-        raise OSError(errno.ENOSPC, "No space left on device")
+        nonlocal tries
+        tries += 1
+        if tries < 4:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(self, name)
 
     monkeypatch.setattr(Keeping, "pending", no_room)
-    async with world.running() as barrier:
+    monkeypatch.setattr(barrier, "_ROOM_SECONDS", 0.1)
+    world.gate.open()
+    async with world.running():
         caller = await world.caller()
-        await until(lambda: not world.systemd.listen())
         await caller.sync(world.file())
-        assert await caller.outcome() == str(errno.ENOSYS)
-        assert not barrier.containers("one")
+        assert await caller.outcome() == "ok"
+        assert world.gate.groups
+    assert tries == 4
+
+
+def test_a_full_tmpfs_is_an_error_and_no_signal(tmp_path: Path) -> None:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", tmp_path], check=True)
+    try:
+        with contextlib.suppress(OSError), (tmp_path / "filler").open("wb", 0) as filler:
+            while True:
+                filler.write(bytes(4096))
+        with pytest.raises(OSError, match="No space"):
+            Pending(tmp_path / "ids")
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
 
 
 # -- files that are written through ----------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -25,6 +24,8 @@ log = structlog.get_logger(__name__)
 
 _HANDOVER_SECONDS = 10.0
 _SCAN_SECONDS = 30.0
+_ROOM_SECONDS = 1.0
+"""Between two tries to write a new listener's files while tmpfs is full; its calls wait meanwhile."""
 
 
 class Barrier:
@@ -141,15 +142,19 @@ class Barrier:
             return
         volumes = self.held() if arrival.volumes is None else arrival.volumes
         origin = Origin(arrival.container, arrival.pid, self._places(volumes))
+        # Its calls wait until this has worked: a listener that is closed would let sync() return.
+        while not self._begin(names[0], fd, origin):
+            await asyncio.sleep(_ROOM_SECONDS)
+
+    def _begin(self, name: str, fd: int, origin: Origin) -> bool:
+        """Describe a listener and listen to it; False where its files cannot be written now."""
         try:
-            self._keeping.describe(names[0], origin)
-            self._listen(names[0], fd, origin)
-        except (
-            OSError
-        ) as error:  # such as a full tmpfs: a closed listener fails the calls, none hangs
-            log.error("barrier.no-listener", error=str(error), container=arrival.container)
-            os.close(fd)
-            self._keeping.forget(names[0])
+            self._keeping.describe(name, origin)
+            self._listen(name, fd, origin)
+        except OSError as error:  # such as a full tmpfs
+            log.error("barrier.not-listening", container=origin.container, error=str(error))
+            return False
+        return True
 
     def _listen(self, name: str, fd: int, origin: Origin) -> None:
         listener = Listener(

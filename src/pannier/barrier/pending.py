@@ -33,10 +33,12 @@ class Pending:
 
         Raises:
             NewerFormat, Corrupt: it is not such a file; the calls that wait cannot be answered.
+            OSError: there is no room for it, or it cannot be opened.
         """
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             os.ftruncate(fd, _BYTES)
+            os.posix_fallocate(fd, 0, _BYTES)  # writing to memory that has no room is SIGBUS
             self._memory = mmap.mmap(fd, _BYTES)
         finally:
             os.close(fd)
