@@ -1,8 +1,15 @@
 """Pannier: Docker volumes that follow their containers between hosts."""
 
-from importlib.metadata import PackageNotFoundError, version
+__version__: str
 
-try:
-    __version__ = version("pannier")
-except PackageNotFoundError:  # run from a bare copy of the package, as on the lab's machines
-    __version__ = "0.1.0.dev0"
+
+def __getattr__(name: str) -> str:
+    """``__version__``, looked up when it is asked for: that takes a tenth of a command's time."""
+    if name != "__version__":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("pannier")
+    except PackageNotFoundError:  # run from a bare copy of the package
+        return "0.1.0.dev0"

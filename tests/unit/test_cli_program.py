@@ -36,6 +36,8 @@ def leaves(context: click.Context) -> Iterator[tuple[str, click.Command]]:
     for name in context.command.list_commands(context):
         command = context.command.get_command(context, name)
         assert command is not None
+        if isinstance(command, Lazy) and command.in_reference:
+            command = command.load()
         inner = click.Context(command, info_name=name, parent=context)
         if isinstance(command, click.Group):
             yield from leaves(inner)
@@ -44,6 +46,13 @@ def leaves(context: click.Context) -> Iterator[tuple[str, click.Command]]:
 
 
 LEAVES = dict(leaves(click.Context(cli, info_name="cli")))
+
+
+@pytest.mark.parametrize("name", ["deploy", "stack", "lab"])
+def test_a_command_that_is_loaded_late_says_in_the_list_what_it_says_itself(name: str) -> None:
+    command = cli.commands[name]
+    assert isinstance(command, Lazy)
+    assert command.get_short_help_str() == command.load().get_short_help_str()
 
 
 @pytest.mark.parametrize("path", LEAVES)

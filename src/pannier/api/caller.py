@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import assert_never
-
-from aiohttp import web
+from typing import TYPE_CHECKING, assert_never
 
 from pannier.contract.bodies import ACTOR_PATTERN
 from pannier.core.errors import Denied, InvalidInput, PannierError
+
+if TYPE_CHECKING:
+    # The command line loads this module, and needs nothing of a server.
+    from aiohttp import web
 
 ACTOR_HEADER = "X-Pannier-Actor"
 
@@ -40,7 +42,7 @@ class Anonymous:
 
 
 Caller = NodeCaller | UserCaller | LocalCaller | Anonymous
-Identify = Callable[[web.Request], Caller]
+Identify = Callable[["web.Request"], Caller]
 Admit = Callable[[NodeCaller | UserCaller, bytes], bool]
 
 

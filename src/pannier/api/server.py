@@ -20,8 +20,9 @@ from pannier.api.caller import (
     actor_of,
     describe_caller,
 )
-from pannier.api.ndjson import KEEPALIVE_SECONDS, Streams
+from pannier.api.ndjson import KEEPALIVE_SECONDS
 from pannier.api.routes import ALLOWED, DOCUMENT, ROUTES
+from pannier.api.streams import Streams
 from pannier.contract import bodies
 from pannier.contract.operation import (
     API_HEADER,

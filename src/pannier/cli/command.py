@@ -45,12 +45,18 @@ class CommandGroup(click.Group):
 
 
 class Lazy(click.Command):
-    """A command that is imported when it is used: help needs no more than its one line."""
+    """A command that is imported when it is used: help needs no more than its one line.
 
-    def __init__(self, name: str, *, module: str, attribute: str, help: str) -> None:
+    Args:
+        name: the command's, and what ``module`` calls it.
+        help: its one line.
+        in_reference: whether the reference pages describe it.
+    """
+
+    def __init__(self, name: str, *, module: str, help: str, in_reference: bool = True) -> None:
         super().__init__(name, help=help, add_help_option=False)
+        self.in_reference = in_reference
         self._module = module
-        self._attribute = attribute
 
     def make_context(
         self,
@@ -60,15 +66,23 @@ class Lazy(click.Command):
         **extra: Any,
     ) -> click.Context:
         """The real command's context: click goes on with the command that it names."""
+        return self.load().make_context(info_name, args, parent, **extra)
+
+    def load(self) -> click.Command:
+        """The real command.
+
+        Raises:
+            PannierError: its module cannot be imported.
+        """
         try:
-            command: click.Command = getattr(import_module(self._module), self._attribute)
+            command: click.Command = getattr(import_module(self._module), self.name or "")
         except Exception as error:
             # An error in that module must not break the other commands.
             raise PannierError(
                 f"'pannier {self.name}' cannot be loaded: {type(error).__name__}: {error}",
                 remedy="install the package again, with all its parts",
             ) from error
-        return command.make_context(info_name, args, parent, **extra)
+        return command
 
 
 class Root(CommandGroup):

@@ -6,17 +6,22 @@ from typing import NoReturn
 
 import click
 
-from pannier import __version__
 from pannier.cli.command import Lazy, Root, output_options
-from pannier.cli.deploy import deploy
 from pannier.cli.node import node
 from pannier.cli.service import service
 from pannier.cli.session import DEFAULT_SOCKET, Session, pass_session
 from pannier.cli.setup import ca, init, join, runtime
-from pannier.cli.stack import stack
 from pannier.cli.status import doctor, events, status
 from pannier.cli.token import token
 from pannier.cli.volume import volume
+
+
+def _show_version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted and not context.resilient_parsing:
+        from pannier import __version__
+
+        click.echo(f"pannier, version {__version__}")
+        context.exit()
 
 
 @click.group(
@@ -44,7 +49,14 @@ from pannier.cli.volume import volume
     help="For --host: has ca.crt, user.crt and user.key.  [env: PANNIER_CERTIFICATES]",
 )
 @output_options()
-@click.version_option(__version__, prog_name="pannier")
+@click.option(
+    "--version",
+    is_flag=True,
+    callback=_show_version,
+    expose_value=False,
+    is_eager=True,
+    help="Show the version and exit.",
+)
 @pass_session
 def cli(session: Session, socket: str, host: str | None, certificates: str | None) -> None:
     """Docker volumes that follow their containers between hosts.
@@ -59,18 +71,24 @@ def cli(session: Session, socket: str, host: str | None, certificates: str | Non
 
 for _command in (
     *(init, join, token, ca, runtime, status, doctor, events, node, volume, service),
-    deploy,
-    stack,
-):
-    cli.add_command(_command)
-cli.add_command(
+    Lazy(
+        "deploy",
+        module="pannier.cli.deploy",
+        help="Make a Docker Swarm with Pannier of fresh Debian hosts, or bring one up to date.",
+    ),
+    Lazy(
+        "stack",
+        module="pannier.cli.stack",
+        help="Ready stacks for Docker Swarm: Jenkins, a registry, Postgres.",
+    ),
     Lazy(
         "lab",
         module="pannier.lab.cli",
-        attribute="lab",
-        help="Real machines on this machine, for demonstrations and tests.",
-    )
-)
+        help="Real machines on this machine, to try Pannier and to break things.",
+        in_reference=False,
+    ),
+):
+    cli.add_command(_command)
 
 
 def main() -> NoReturn:

@@ -77,6 +77,8 @@ def _commands(parent: click.Context) -> Iterator[click.Context]:
         command = group.get_command(parent, name)
         if command is None:
             continue
+        if isinstance(command, Lazy) and command.in_reference:
+            command = command.load()
         context = click.Context(command, info_name=name, parent=parent)
         if not isinstance(command, click.Group):
             yield context
