@@ -7,16 +7,16 @@ PYTEST := .venv/bin/pytest -q --durations 25 --durations-min 1
 LANES ?= 2
 export LANES
 
-.PHONY: demo test quick lint types imports unit contract system exclusive faults bench docs setup venv clean
+.PHONY: demo test quick lint types imports unit simulation contract system exclusive faults bench docs setup venv clean
 
 # QUICK=1 plays the main job only: no Ansible, no Jenkins.
 demo: setup venv
 	$(PY) -m demo $(if $(QUICK),--quick)
 
 test: setup venv
-	tools/stages lint types imports unit contract system exclusive
+	tools/stages lint types imports simulation '&' unit contract system simulation exclusive
 
-quick: unit
+quick: unit simulation
 
 lint: venv
 	.venv/bin/ruff check .
@@ -29,7 +29,11 @@ imports: venv
 	.venv/bin/lint-imports
 
 unit: venv
-	$(PYTEST) -n 2 tests/unit tests/property tests/simulation
+	$(PYTEST) -n 2 tests/unit tests/property
+
+# Its time is virtual: it may wait for processors as long as it must.
+simulation: venv
+	$(PYTEST) -n 2 --timeout 900 tests/simulation
 
 # Each module on one worker: its servers are started once. In their order: one of the first is the longest.
 contract: setup venv

@@ -195,6 +195,7 @@ def test_a_service_that_is_bound_to_copies_does_not_wait_for_swarm(swarm: World,
     story.wait_until("it is labelled", lambda: victim in labelled(swarm, volume, at=at))
 
 
+@pytest.mark.faults
 def test_any_other_service_is_spared_the_restart_delay(swarm: World) -> None:
     """Swarm starts it when it believes that the node is down; by then the node is drained."""
     service = service_on(swarm, WORKER, "--restart-delay", "120s")

@@ -83,7 +83,7 @@ def test_f37_a_node_that_is_all_alone_uses_its_volumes(three: World) -> None:
     assert three.container("node2", name, "cat", "/data/note") == "kept\n"
 
 
-@pytest.mark.parametrize("count", [200, pytest.param(1000, marks=pytest.mark.faults)])
+@pytest.mark.parametrize("count", [50, pytest.param(1000, marks=pytest.mark.faults)])
 def test_f37_many_volumes_are_listed_without_the_store(three: World, count: int) -> None:
     prefix = three.name("many")
     create = ["/opt/pannier/venv/bin/python3", "-", "create", prefix, str(count)]

@@ -221,6 +221,7 @@ def test_a_node_loses_power_under_a_build_and_finished_builds_are_there(
     stack: Stack, world: World, moment: Callable[[Stack], None]
 ) -> None:
     world.wait_until_all_up()
+    stack.wait_for_agents(*NODES)
     stack.deploy(JENKINS_CONSTRAINT=WITH_A_COPY)
     if stack.task().node == MANAGER:
         world.run(MANAGER, "pannier", "service", "move", CONTROLLER, FIRST, "--now")
@@ -251,12 +252,18 @@ def test_a_node_loses_power_under_a_build_and_finished_builds_are_there(
     with timed("until the agents that are left are online again"):
         stack.wait_for_agents(MANAGER, other)
     assert stack.build(f"proof-{MANAGER}") == jobs[f"proof-{MANAGER}"]
-
     world.lab.boot(victim, wait=False)
+
+
+@pytest.mark.faults
+def test_a_lost_node_is_back_with_its_agent_and_the_controller_stays(stack: Stack) -> None:
+    """After the last power cut of those before."""
+    task, jobs = stack.task(), stack.jobs()
     with timed("from the lost node's boot until its agent is online"):
         stack.wait_for_agents(*NODES)
-    assert stack.build(f"proof-{victim}") == jobs[f"proof-{victim}"]
-    assert stack.task() == task, "the controller stays where it is"
+    for node in (FIRST, SECOND):
+        assert stack.build(f"proof-{node}") == jobs[f"proof-{node}"]
+    assert stack.task() == task
 
 
 @pytest.mark.faults

@@ -21,13 +21,8 @@ def check_whole_after_boot(world: World, name: str, victim: str, before: list[st
     return holder
 
 
-@pytest.mark.parametrize(
-    "victim",
-    [
-        pytest.param("node1", id="source", marks=pytest.mark.faults),
-        pytest.param("node2", id="target"),
-    ],
-)
+@pytest.mark.faults
+@pytest.mark.parametrize("victim", ["node1", "node2"], ids=["source", "target"])
 def test_f70_a_machine_loses_power_during_the_copy(cuttable: World, victim: str) -> None:
     name = cuttable.filled("node1", mebibytes=BULK)
     before = cuttable.manifest("node1", name)
