@@ -391,11 +391,13 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
     )
     doctor = Doctor(
         cluster=cluster,
+        lease=lease,
         drivers=drivers,
         use=use,
         engine=engine,
         mounts=mounts,
         pool_problems=outside.pool_problems,
+        clock=clock,
         doubt=pace.agent.doubt,
     )
     service = NodeService(

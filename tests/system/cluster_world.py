@@ -292,6 +292,8 @@ class World:
         def everywhere() -> bool:
             nonlocal missing
             missing = "; ".join(filter(None, (*self.on_all(self._not_up), self._swarm_lacks())))
+            # Nodes that were cut off for a moment may still be believed to be up, and then run out.
+            missing = missing or "; ".join(filter(None, self.on_all(self._lease_lacks)))
             return not missing
 
         try:
@@ -316,6 +318,15 @@ class World:
         states = {view["name"]: view["state"] for view in seen}
         down = {name: states.get(name) for name in self.nodes if states.get(name) != "up"}
         return f"{node} sees {down}" if down else ""
+
+    def _lease_lacks(self, node: str) -> str:
+        """What a node says of its own lease, if that is not renewed."""
+        try:
+            found = self.json(node, "doctor")
+        except LabError as error:
+            return f"{node} says: {error}"
+        (lease,) = (each for each in found if each["subject"] == f"lease of node {node}")
+        return "" if lease["level"] == "ok" else f"{node} says: {lease['what']}"
 
     def _swarm_lacks(self) -> str:
         """What keeps the Swarm, if there is one, from being whole: a leader, and all nodes ready."""

@@ -11,6 +11,8 @@ import pytest_asyncio
 from copies_world import CopiesWorld
 from world import Machine, event_loop_policy
 
+from pannier.contract.views import FindingView
+from pannier.contract.words import Level
 from pannier.core.errors import PannierError
 from pannier.core.pace import Pace
 from pannier.core.volume import Grant, Volume
@@ -81,6 +83,22 @@ async def test_where_nobody_took_over_the_container_goes_on(world: CopiesWorld) 
     assert world.now_record().grant == Grant("a", 1)
     world.put(world.a, volume, "more", b"1")
     await world.sync(world.a)
+
+
+async def test_doctor_says_whether_the_lease_is_renewed(world: CopiesWorld) -> None:
+    async def told() -> FindingView:
+        findings = await world.a.ask(lambda run: run.service.doctor())
+        return next(each for each in findings if each.subject == "lease of node a")
+
+    assert (await told()).level is Level.OK
+    cut_off(world, world.a)
+    await world.until(lambda: world.data.get("alive/a") is None)
+    assert (await told()).level is Level.PROBLEM
+    assert "not renewed: of volumes with copies" in (await told()).what
+    world.mend_links()
+    world.mend_store()
+    await world.until(lambda: world.data.get("alive/a") is not None)
+    assert (await told()).level is Level.OK
 
 
 async def test_a_container_goes_on_only_when_its_volume_is_proven(

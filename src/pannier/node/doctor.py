@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 from pannier.agent.drivers import Drivers
+from pannier.agent.lease import Lease
 from pannier.agent.mounts import Mounts
 from pannier.agent.use import Use
 from pannier.cluster.cluster import Cluster
@@ -15,6 +16,7 @@ from pannier.core.ownership import LocalState, Lost, plan_cleanup, plan_serving
 from pannier.core.size import format_size
 from pannier.core.volume import Volume
 from pannier.engine.base import Engine
+from pannier.host.clock import Clock
 from pannier.node.diagnosis import standing_still
 from pannier.node.quarantine import quarantine_findings, quarantine_of
 from pannier.swarm.labels import excluded_services
@@ -29,19 +31,23 @@ class Doctor:
         self,
         *,
         cluster: Cluster,
+        lease: Lease,
         drivers: Drivers,
         use: Use,
         engine: Engine,
         mounts: Mounts,
         pool_problems: Callable[[], Awaitable[list[str]]],
+        clock: Clock,
         doubt: float,
     ) -> None:
         self._cluster = cluster
+        self._lease = lease
         self._drivers = drivers
         self._use = use
         self._docker = engine
         self._mounts = mounts
         self._pool_problems = pool_problems
+        self._clock = clock
         self._doubt = doubt
 
     async def examine(self) -> list[FindingView]:
@@ -49,6 +55,7 @@ class Doctor:
         findings: list[FindingView] = []
         for check in (
             self._store,
+            self._own_lease,
             self._nodes,
             self._engine,
             self._hidden,
@@ -69,6 +76,20 @@ class Doctor:
                 yield _ok(f"store {member}", "answers")
             else:
                 yield _problem(f"store {member}", state, "see whether it runs and can be reached")
+
+    async def _own_lease(self) -> AsyncIterator[FindingView]:
+        subject = f"lease of node {self._cluster.node}"
+        if self._lease.withheld:
+            yield _problem(subject, f"not renewed: {self._lease.withheld}", "see the disk")
+        elif self._lease.until < self._clock.now():
+            yield _problem(
+                subject,
+                "not renewed: of volumes with copies, sync calls wait here and containers do not run; "
+                "they are ended if that lasts",
+                "see the store's members above; the node goes on by itself when they answer",
+            )
+        else:
+            yield _ok(subject, "renewed")
 
     async def _nodes(self) -> AsyncIterator[FindingView]:
         catalog = self._cluster.catalog
