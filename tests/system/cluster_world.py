@@ -24,6 +24,9 @@ MOUNTS = story.MOUNTS
 PLUGIN_SOCKET = "/run/docker/plugins/pannier.sock"
 DEADLINE_SECONDS = 150.0
 """For commands: beyond Docker's own patience of 120 s, so that a hang is told from an error."""
+ALL_UP_SECONDS = 180.0
+"""For all nodes to be up after a fault. A Swarm manager that comes back may make the leader step down, and
+votes then fail for one to two minutes: its peers wait ever longer before they call it again."""
 
 _numbers = itertools.count(1)
 T = TypeVar("T")
@@ -297,7 +300,7 @@ class World:
             return not missing
 
         try:
-            story.wait_until("all nodes are up", everywhere, seconds=90)
+            story.wait_until("all nodes are up", everywhere, seconds=ALL_UP_SECONDS)
         except story.StoryError as error:
             raise story.StoryError(f"{error}: {missing}") from None
 

@@ -16,7 +16,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2]))  # the demo's steps are tests, too
 
 from cluster_world import World, journal
-from laboratory import WISHES, have, lab_of, open_labs, take_down, wish_of, world_on
+from laboratory import WISHES, have, lab_of, leave, open_labs, take_down, wish_of, world_on
 from xdist.scheduler import LoadScopeScheduling
 
 from pannier.lab import Lab
@@ -74,10 +74,13 @@ def pytest_runtest_teardown(
     item: pytest.Item, nextitem: pytest.Item | None
 ) -> Generator[None, None, None]:
     """Remove a lab after the last test that uses it."""
+    last = nextitem is None or _wish_of(nextitem) != _wish_of(item)
+    if last:
+        leave(_wish_of(item))
     try:
         return (yield)
     finally:
-        if nextitem is None or _wish_of(nextitem) != _wish_of(item):
+        if last:
             take_down()
 
 

@@ -103,6 +103,8 @@ def wish_of(module: str) -> str:
 
 _up: dict[str, Lab] = {}
 """The labs of this process that stand now, by what wished for them."""
+_left: set[str] = set()
+"""Names of labs whose last test has ended."""
 _failed: dict[str, Exception] = {}
 """Why a lab did not come up: its tests fail, and do not try again."""
 
@@ -150,6 +152,12 @@ def take_down(*but: str) -> None:
             lab.down()
 
 
+def leave(wish: str) -> None:
+    """The next thing that happens to a lab is its end: no test of it needs to find it in order."""
+    if wish in _up and not os.environ.get(f"PANNIER_{wish.upper()}"):
+        _left.add(_up[wish].name)
+
+
 def open_labs() -> list[Lab]:
     """Those that stand now."""
     return list(_up.values())
@@ -157,9 +165,10 @@ def open_labs() -> list[Lab]:
 
 @contextmanager
 def world_on(lab: Lab) -> Iterator[World]:
-    """A lab for one test, in order before and after it."""
+    """A lab for one test, in order before and, if another test of it follows, after it."""
     world = World(lab)
     try:
         yield world
     finally:
-        world.clean_up()
+        if lab.name not in _left:
+            world.clean_up()

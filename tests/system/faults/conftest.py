@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cluster_world import World
 from fault_world import Faults
+from laboratory import world_on
 from notes import Notes
 
 from pannier.lab import Lab
@@ -24,8 +24,5 @@ def notes(tmp_path_factory: pytest.TempPathFactory) -> Notes:
 @pytest.fixture
 def faults(fault_lab: Lab, notes: Notes, request: pytest.FixtureRequest) -> Iterator[Faults]:
     """The machines for one test, in order before and after it."""
-    world = World(fault_lab)
-    try:
+    with world_on(fault_lab) as world:
         yield Faults(world, notes, request.node.name)
-    finally:
-        world.clean_up()
