@@ -23,7 +23,7 @@ from pannier.host.mountinfo import mount_at
 from pannier.storage.base import RootAttributes
 from pannier.storage.btrfs import ioctl
 from pannier.storage.btrfs.driver import BtrfsDriver
-from pannier.storage.btrfs.loop import attach, find_attached
+from pannier.storage.btrfs.loop import attach, detach, find_attached
 from pannier.storage.btrfs.pool import (
     MARKER,
     check,
@@ -243,6 +243,25 @@ async def test_a_loop_device_left_by_a_crash_is_taken_again(
     mount = mount_at(mountpoint)
     assert mount is not None
     assert mount.source == str(left)
+
+
+@pytest.mark.parametrize("detached", [True, False])
+async def test_a_loop_device_that_does_not_flush_is_made_to(
+    tmp_path: Path, mountpoint: Path, detached: bool
+) -> None:
+    """Its number keeps the settings of whoever had it before."""
+    image = tmp_path / "pool.img"
+    await create_pool(image, mountpoint=mountpoint, size_bytes=SIZE_BYTES)
+    await close_pool(mountpoint)
+    device = await attach(image)
+    (Path("/sys/block") / device.name / "queue/write_cache").write_text("write through")
+    if detached:
+        await detach(device)
+    await open_pool(image, mountpoint=mountpoint)
+    attached = find_attached(image)
+    assert attached is not None
+    cache = Path("/sys/block") / attached.name / "queue/write_cache"
+    assert cache.read_text().strip() == "write back"
 
 
 async def test_a_pool_grows_in_use(tmp_path: Path, mountpoint: Path) -> None:

@@ -25,6 +25,7 @@ from pannier.lab.mounts import unmount_below
 from pannier.lab.paths import data_root, run_root
 from pannier.lab.process import POLL_S, run, start_detached, wait_for
 from pannier.lab.state import DiskKind
+from pannier.storage.btrfs import loop
 
 Role = Literal["system", "pool"]
 ROLES: tuple[Role, ...] = ("system", "pool")
@@ -86,7 +87,9 @@ class Disk:
         self.run.mkdir(parents=True, exist_ok=True)
         if self.kind == "cuttable":
             self._serve()
-        return run(["losetup", "--find", "--show", str(self._file)]).stdout.strip()
+        device = run(["losetup", "--find", "--show", str(self._file)]).stdout.strip()
+        loop.make_sound(Path(device))
+        return device
 
     def device(self) -> str | None:
         """The loop device of the attached disk."""

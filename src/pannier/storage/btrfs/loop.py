@@ -3,6 +3,10 @@
 Nothing here asks about loop devices that are not ours, as ``losetup --list`` and ``--nooverlap`` do.
 For that the kernel looks at each backing file, and a single one on a dead network or FUSE mount makes
 the command hang.
+
+A loop device's number keeps settings of whoever used it before. With the cache set to ``write through``,
+the kernel sends no flush to the file: then a sync call returns before anything is on the disk, and a power
+cut takes it all. Whoever attaches a file makes its settings sound.
 """
 
 from __future__ import annotations
@@ -12,13 +16,18 @@ import os
 import struct
 from pathlib import Path
 
-from pannier.storage.blocking import in_thread
+import structlog
+
+from pannier.storage.blocking import in_thread, told_as_storage_error
 from pannier.storage.commands import run
 
 _COMMAND_S = 60.0
 _SYSFS = Path("/sys/block")
 _GET_STATUS64 = 0x4C05
 _STATUS_BYTES = 232
+_FLUSHES = "write back"
+
+log = structlog.get_logger(__name__)
 
 
 async def attach(source: Path) -> Path:
@@ -26,9 +35,12 @@ async def attach(source: Path) -> Path:
 
     A device that a crash left attached is used again.
     """
-    found = await in_thread(find_attached, source)
-    if found is not None:
-        return found
+    device = await in_thread(find_attached, source) or await _attach(source)
+    await in_thread(make_sound, device)
+    return device
+
+
+async def _attach(source: Path) -> Path:
     command = ["losetup", "--find", "--show"]
     finished = await run(
         [*command, "--direct-io=on", "--", str(source)], timeout_s=_COMMAND_S, check=False
@@ -36,6 +48,19 @@ async def attach(source: Path) -> Path:
     if finished.status:
         finished = await run([*command, "--", str(source)], timeout_s=_COMMAND_S)
     return Path(finished.stdout.strip())
+
+
+def make_sound(device: Path) -> None:
+    """Make an attached loop device flush, whatever its number was used for before; blocks.
+
+    Raises:
+        StorageError: its settings cannot be read or changed.
+    """
+    cache = _SYSFS / device.name / "queue/write_cache"
+    with told_as_storage_error(f"make {device} flush what is written to it"):
+        if cache.read_text().strip() != _FLUSHES:
+            log.warning("loop.made-sound", device=str(device), write_cache=_FLUSHES)
+            cache.write_text(_FLUSHES)
 
 
 async def detach(device: Path) -> None:
