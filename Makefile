@@ -7,14 +7,15 @@ PYTEST := .venv/bin/pytest -q --durations 25 --durations-min 1
 LANES ?= 2
 export LANES
 
-.PHONY: demo test quick lint types imports unit simulation contract system exclusive faults bench docs setup venv clean
+.PHONY: demo test quick lint types imports unit simulation collection contract system exclusive faults bench docs setup venv clean
 
 # QUICK=1 plays the main job only: no Ansible, no Jenkins.
 demo: setup venv
 	$(PY) -m demo $(if $(QUICK),--quick)
 
 test: setup venv
-	tools/stages lint types imports simulation '&' unit contract system simulation exclusive
+	tools/stages lint types imports simulation '&' collection '&' unit contract system simulation \
+	  collection exclusive
 
 quick: unit simulation
 
@@ -35,9 +36,13 @@ unit: venv
 simulation: venv
 	$(PYTEST) -n 2 --timeout 900 tests/simulation
 
-# Each module on one worker: its servers are started once. In their order: one of the first is the longest.
+# Ansible's own checks of the collection, which may wait for processors, too.
+collection: venv
+	$(PYTEST) --timeout 900 -m collection tests/contract
+
+# Each module on one worker: its servers are started once.
 contract: setup venv
-	$(PYTEST) -n 3 --dist loadfile --no-loadscope-reorder tests/contract
+	$(PYTEST) -n 3 --dist loadfile --no-loadscope-reorder -m 'not collection and not faults' tests/contract
 
 system: setup venv
 	$(PYTEST) -n $(LANES) -m 'not faults and not exclusive' tests/system

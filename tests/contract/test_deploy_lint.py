@@ -7,9 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from pannier.deploy.run import collection
 
 
+@pytest.mark.collection
+@pytest.mark.timeout(900)
 def test_ansible_lint_finds_nothing(tmp_path: Path) -> None:
     home = tmp_path / "ansible_collections/pannier"
     home.mkdir(parents=True)
@@ -26,7 +30,7 @@ def test_ansible_lint_finds_nothing(tmp_path: Path) -> None:
         ],
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=880,
         check=False,
         env={
             **os.environ,

@@ -21,7 +21,8 @@ sys.exit(subprocess.call([sys.executable, "-m", "pip", "install", "--quiet", *wa
 """What ansible-test would fetch from a site of its own; all the rest comes from PyPI."""
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.collection
+@pytest.mark.timeout(900)
 def test_ansible_test_finds_nothing(tmp_path: Path) -> None:
     home, place = tmp_path / "home", tmp_path / "ansible_collections/pannier/cluster"
     shutil.copytree(collection(), place, ignore=shutil.ignore_patterns(".ansible", "__pycache__"))
@@ -35,7 +36,7 @@ def test_ansible_test_finds_nothing(tmp_path: Path) -> None:
         cwd=place,
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=880,
         check=False,
         env={
             **os.environ,

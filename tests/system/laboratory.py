@@ -72,16 +72,16 @@ WISHES = {
         "f", CUTTABLE,
         modules=("daemons", "network", "replicas", "nodes", "disks", "swarm"),
     ),
+    "bare_lab": Wish(
+        "y", {"nodes": 4, "release": "mixed", "bare": True}, _nothing, modules=("deploy",)
+    ),
     "three_lab": Wish(
         "s", THREE, image.load,
         modules=("bad_input", "cluster", "story", "service_move", "move"),
     ),
-    "guard_lab": Wish("u", THREE, image.load, modules=("guards", "standing_still")),
-    "power_lab": Wish("p", CUTTABLE, _power, modules=("copies", "power", "failover")),
-    "bare_lab": Wish(
-        "y", {"nodes": 4, "release": "mixed", "bare": True}, _nothing, modules=("deploy",)
-    ),
     "jenkins_lab": Wish("j", CUTTABLE, _jenkins, modules=("jenkins",)),
+    "power_lab": Wish("p", CUTTABLE, _power, modules=("copies", "power", "failover")),
+    "guard_lab": Wish("u", THREE, image.load, modules=("guards", "standing_still")),
     "swarm_lab": Wish("e", {"nodes": 4, "release": "mixed"}, modules=("evacuation",)),
     "barrier_lab": Wish(
         "b", {"nodes": 2, "release": "mixed", "cluster_kind": "none"}, _barrier,

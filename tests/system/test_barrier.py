@@ -57,6 +57,14 @@ def test_every_sync_call_waits(box: Box, flags: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("script", ["python3 commits.py", "bash puts.sh", "bash syncs.sh", "java"])
+@pytest.mark.parametrize(
+    "box",
+    [
+        pytest.param("node1", id="docker20", marks=pytest.mark.faults),
+        pytest.param("node2", id="docker26"),
+    ],
+    indirect=True,
+)
 def test_what_programs_commit_waits(box: Box, script: str) -> None:
     """SQLite, etcd, the shell's sync and Java's FileChannel, as they are."""
     box.tell("seconds", str(HELD_SECONDS))

@@ -154,6 +154,7 @@ def test_all_problems_are_told_at_once_and_nothing_is_touched(bare: Bare) -> Non
         bare.sh("node2", "dd if=/dev/zero of=/dev/pannier-pool bs=4k count=1 conv=notrunc")
 
 
+@pytest.mark.faults
 def test_a_wrong_password_for_sudo_is_told_with_its_host(bare: Bare) -> None:
     bare.sh(
         "node1",
@@ -177,14 +178,8 @@ def test_a_run_that_only_looks_changes_nothing_on_fresh_hosts(bare: Bare) -> Non
         assert bare.sh(node, "command -v dockerd pannier etcd || echo nothing") == "nothing\n"
 
 
-@pytest.mark.parametrize(
-    "play",
-    [
-        "Docker and Pannier",
-        pytest.param("The cluster's memory", marks=pytest.mark.faults),
-        pytest.param("The cluster", marks=pytest.mark.faults),
-    ],
-)
+@pytest.mark.faults
+@pytest.mark.parametrize("play", ["Docker and Pannier", "The cluster's memory", "The cluster"])
 def test_a_run_may_be_killed_in_any_play(bare: Bare, play: str) -> None:
     """Each goes on after the one before; the next test is the one that comes to the end."""
     bare.kill_during(play, hosts=FIRST)

@@ -207,6 +207,7 @@ def test_a_mount_waits_for_no_person_and_is_refused_where_no_copy_in_sync_answer
     assert world.holder(name) == "node1"
 
 
+@pytest.mark.faults
 def test_f62_a_copy_that_lacks_something_takes_nothing_over_by_itself(world: World) -> None:
     """It was away when the last record was synced: only a person may go on without that."""
     holder, copy = "node2", "node3"

@@ -47,6 +47,7 @@ def test_f31_pannierd_is_away_while_the_container_dies(faults: Faults) -> None:
     )  # fmt: skip
 
 
+@pytest.mark.faults
 def test_f34_dockerd_is_killed_under_a_writer(faults: Faults) -> None:
     """The engine ends the container when it is back, and starts it again: on the same volume."""
     log, writer = faults.writing("--restart", "always")
