@@ -16,9 +16,21 @@ def btrfs(*words: str) -> None:
     subprocess.run(["btrfs", "subvolume", *words], check=True, stdout=subprocess.DEVNULL)
 
 
+def connect(peer: tuple[str, int]) -> socket.socket:
+    """The other end was started just before, and may not listen yet."""
+    until = time.monotonic() + 10
+    while True:
+        try:
+            return socket.create_connection(peer)
+        except ConnectionRefusedError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.1)
+
+
 def send(snapshot: str, parent: str, peer: tuple[str, int]) -> None:
     """Returns when the other end has made it durable and has cleaned up."""
-    with socket.create_connection(peer) as connection:
+    with connect(peer) as connection:
         base = ["-p", parent] if os.path.exists(parent) else []
         command = ["btrfs", "send", "-q", *base, snapshot]
         subprocess.run(command, check=True, stdout=connection.fileno())
