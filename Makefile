@@ -34,11 +34,11 @@ unit: venv
 
 # Its time is virtual: it may wait for processors as long as it must.
 simulation: venv
-	$(PYTEST) -n 2 --timeout 900 tests/simulation
+	$(PYTEST) -n 2 --timeout 1800 tests/simulation
 
 # Ansible's own checks of the collection, which may wait for processors, too.
 collection: venv
-	$(PYTEST) --timeout 900 -m collection tests/contract
+	$(PYTEST) --timeout 1800 -m collection tests/contract
 
 # Each module on one worker: its servers are started once.
 contract: setup venv

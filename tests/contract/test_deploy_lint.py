@@ -13,7 +13,7 @@ from pannier.deploy.run import collection
 
 
 @pytest.mark.collection
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_ansible_lint_finds_nothing(tmp_path: Path) -> None:
     home = tmp_path / "ansible_collections/pannier"
     home.mkdir(parents=True)
@@ -30,7 +30,7 @@ def test_ansible_lint_finds_nothing(tmp_path: Path) -> None:
         ],
         capture_output=True,
         text=True,
-        timeout=880,
+        timeout=1700,
         check=False,
         env={
             **os.environ,

@@ -22,7 +22,7 @@ sys.exit(subprocess.call([sys.executable, "-m", "pip", "install", "--quiet", *wa
 
 
 @pytest.mark.collection
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_ansible_test_finds_nothing(tmp_path: Path) -> None:
     home, place = tmp_path / "home", tmp_path / "ansible_collections/pannier/cluster"
     shutil.copytree(collection(), place, ignore=shutil.ignore_patterns(".ansible", "__pycache__"))
@@ -36,7 +36,7 @@ def test_ansible_test_finds_nothing(tmp_path: Path) -> None:
         cwd=place,
         capture_output=True,
         text=True,
-        timeout=880,
+        timeout=1700,
         check=False,
         env={
             **os.environ,
