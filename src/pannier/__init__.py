@@ -4,7 +4,7 @@ __version__: str
 
 
 def __getattr__(name: str) -> str:
-    """``__version__``, looked up when it is asked for: that takes a tenth of a command's time."""
+    """``__version__``, looked up when it is asked for: most commands need none of the package's metadata."""
     if name != "__version__":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib.metadata import PackageNotFoundError, version

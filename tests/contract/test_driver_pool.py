@@ -274,6 +274,33 @@ async def test_a_loop_device_that_does_not_flush_is_made_to(
     assert cache.read_text().strip() == "write back"
 
 
+async def test_a_mounted_pool_that_does_not_flush_is_made_to(
+    tmp_path: Path, mountpoint: Path
+) -> None:
+    """As one that the administrator mounts, or that was mounted before an upgrade."""
+    image = tmp_path / "pool.img"
+    await create_pool(image, mountpoint=mountpoint, size_bytes=SIZE_BYTES)
+    attached = find_attached(image)
+    assert attached is not None
+    cache = Path("/sys/block") / attached.name / "queue/write_cache"
+    cache.write_text("write through")
+    await BtrfsDriver(mountpoint).open()
+    assert cache.read_text().strip() == "write back"
+
+
+async def test_a_loop_device_that_cannot_be_made_to_flush_is_not_left_attached(
+    tmp_path: Path, mountpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: Path) -> None:
+        raise StorageError("read-only")
+
+    image = tmp_path / "pool.img"
+    monkeypatch.setattr("pannier.storage.btrfs.loop.make_sound", refuse)
+    with pytest.raises(StorageError, match="read-only"):
+        await create_pool(image, mountpoint=mountpoint, size_bytes=SIZE_BYTES)
+    await until_detached(image)
+
+
 async def test_a_pool_grows_in_use(tmp_path: Path, mountpoint: Path) -> None:
     image = tmp_path / "pool.img"
     await create_pool(image, mountpoint=mountpoint, size_bytes=SIZE_BYTES)

@@ -101,6 +101,15 @@ async def test_doctor_says_whether_the_lease_is_renewed(world: CopiesWorld) -> N
     assert (await told()).level is Level.OK
 
 
+async def test_doctor_says_why_a_lease_is_withheld(world: CopiesWorld) -> None:
+    world.a.disk.failed = True
+    await world.until(lambda: world.data.get("alive/a") is None)
+    findings = await world.a.ask(lambda run: run.service.doctor())
+    (lease,) = (each for each in findings if each.subject == "lease of node a")
+    assert lease.level is Level.PROBLEM
+    assert "deliberately not renewed: the disk" in lease.what
+
+
 async def test_a_container_goes_on_only_when_its_volume_is_proven(
     world: CopiesWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -80,7 +80,11 @@ class Doctor:
     async def _own_lease(self) -> AsyncIterator[FindingView]:
         subject = f"lease of node {self._cluster.node}"
         if self._lease.withheld:
-            yield _problem(subject, f"not renewed: {self._lease.withheld}", "see the disk")
+            yield _problem(
+                subject,
+                f"deliberately not renewed: {self._lease.withheld}",
+                "see dmesg for errors of the disk; others take its volumes over meanwhile",
+            )
         elif self._lease.until < self._clock.now():
             yield _problem(
                 subject,

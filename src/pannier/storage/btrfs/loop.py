@@ -35,8 +35,14 @@ async def attach(source: Path) -> Path:
 
     A device that a crash left attached is used again.
     """
-    device = await in_thread(find_attached, source) or await _attach(source)
-    await in_thread(make_sound, device)
+    left = await in_thread(find_attached, source)
+    device = left or await _attach(source)
+    try:
+        await in_thread(make_sound, device)
+    except BaseException:
+        if left is None:
+            await detach(device)
+        raise
     return device
 
 

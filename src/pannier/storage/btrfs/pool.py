@@ -15,6 +15,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,7 @@ from pannier.storage.probe import LABEL, Signature, describe, find_signatures
 MARKER = ".pannier-pool"
 SMALLEST_BYTES = 128 << 20  # mkfs.btrfs wants some 110 MiB
 _FORMAT_VERSION = 1
+_LOOP = re.compile(r"/dev/loop[0-9]+")
 _COMMAND_S = 60.0
 _MKFS_S = 600.0  # mkfs discards the whole disk
 _NOCOW_FLAG, _GETFLAGS, _SETFLAGS = 0x00800000, 0x80086601, 0x40086602
@@ -168,12 +170,15 @@ def take_pool(mountpoint: Path) -> Pool:
     """Make a mounted pool safe to use, however it was mounted; blocks.
 
     Device nodes and setuid programs do not work on this mount; on the containers' own mounts they do.
-    Only root can reach what is in it.
+    Only root can reach what is in it. A loop device that somebody else has attached is made to flush.
 
     Raises:
-        As :func:`verify_pool`.
+        As :func:`verify_pool`; StorageError: its loop device cannot be made to flush.
     """
     found = verify_pool(mountpoint)
+    mount = mount_at(mountpoint)
+    if mount is not None and _LOOP.fullmatch(mount.source):
+        loop.make_sound(Path(mount.source))
     with told_as_storage_error(f"close the pool {mountpoint} to others"):
         forbid_devices_and_setuid(mountpoint)
         with contextlib.suppress(OSError):  # read-only: check_disk reports that
