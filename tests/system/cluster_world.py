@@ -346,6 +346,19 @@ class World:
         ready = list(states.values()).count("ready") == len(self.nodes)
         return "" if ready else f"the Swarm: {states}"
 
+    def wait_until_all_take_tasks(self) -> None:
+        """Wait until the Swarm is whole and has given back what was lost and evacuated before.
+
+        A node that is lost again and again is kept drained for longer each time.
+        """
+        self.wait_until_all_up()
+        engine = looks.engine(self.lab, self.nodes[0])
+
+        def all_active() -> bool:
+            return all(node["Spec"]["Availability"] == "active" for node in engine.get("/nodes"))
+
+        story.wait_until("all nodes take tasks", all_active, seconds=ALL_UP_SECONDS)
+
     @contextmanager
     def cut(self, *nodes: str) -> Iterator[None]:
         """Pull the cables of some nodes for a while."""

@@ -27,6 +27,7 @@ COUNT = "n=$(cat /data/n || echo 0); echo $((n + 1)) >/data/n && sync /data/n &&
 def world(power_lab: Lab) -> Iterator[World]:
     """The three nodes for one test; the story's volumes go when it ends."""
     with world_on(power_lab) as world:
+        world.wait_until_all_take_tasks()
         world.volumes += VOLUMES
         yield world
 

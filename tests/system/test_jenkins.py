@@ -256,8 +256,11 @@ def test_a_node_loses_power_under_a_build_and_finished_builds_are_there(
 
 
 @pytest.mark.faults
-def test_a_lost_node_is_back_with_its_agent_and_the_controller_stays(stack: Stack) -> None:
-    """After the last power cut of those before."""
+def test_a_lost_node_is_back_with_its_agent_and_the_controller_stays(
+    stack: Stack, world: World
+) -> None:
+    """After the last power cut of those before. A Swarm can be without a leader for two minutes then."""
+    world.wait_until_all_up()
     task, jobs = stack.task(), stack.jobs()
     with timed("from the lost node's boot until its agent is online"):
         stack.wait_for_agents(*NODES)
@@ -269,6 +272,7 @@ def test_a_lost_node_is_back_with_its_agent_and_the_controller_stays(stack: Stac
 @pytest.mark.faults
 def test_an_image_that_was_pushed_follows_its_registry(world: World, tmp_path: Path) -> None:
     """No node but the first has ever had it. The lab, too, hands images to its nodes by it."""
+    world.wait_until_all_take_tasks()
     lab = world.lab
     world.volumes.append("registry_images")
     images = {

@@ -37,6 +37,19 @@ def trees(world: World) -> list[str]:
     return sorted(id for machine in world.machines.values() for id in machine.disk.homes)
 
 
+async def test_a_creation_right_after_a_start_waits_for_the_pool(world: World) -> None:
+    drivers = world.a.up.drivers
+    there = dict(drivers._open)
+    drivers._open.clear()
+    drivers.tried.clear()
+    creating = asyncio.ensure_future(world.create(world.a, "vol"))
+    await asyncio.sleep(1)
+    assert not creating.done()
+    drivers._open.update(there)
+    drivers.tried.set()
+    assert (await creating).name == "vol"
+
+
 async def create_everywhere(world: World, *options: dict[str, str]) -> list[object]:
     return await asyncio.gather(
         *(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 
 import structlog
 
@@ -61,6 +62,11 @@ class Drivers:
     def _not_open(self, name: str, error: PannierError) -> None:
         self.broken[name] = error
         log.error("driver.not-open", driver=name, error=str(error))
+
+    async def opened(self) -> None:
+        """Wait, but not for long, until it was tried to open every driver: right after a start."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self.tried.wait(), self._pace.memory)
 
     def __contains__(self, name: str) -> bool:
         return name in self._open

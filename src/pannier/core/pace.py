@@ -157,7 +157,8 @@ class NodePace:
     swarm_look: float = 15.0
     """How often the engine is asked whether it is in a Swarm: it does not report that by itself."""
     memory: float = 5.0
-    """How long Docker's requests wait for the store at start. Then they are answered from memory."""
+    """How long requests wait for the store and for the pool at start. Then Docker's are answered from
+    memory, and others are told what is missing."""
     start_retry: float = 5.0
     """Between two tries to open a pool, or to write the node's record: disk or store may come late."""
 

@@ -88,6 +88,7 @@ class Volumes:
         if existing:
             check_same_options(existing, options)
             return existing
+        await self._drivers.opened()
         spec = parse_options(options, default_driver=self._drivers.default)
         candidates = candidates_of(self._cluster)
         chosen = place_holder(spec, candidates, here=self._cluster.node)

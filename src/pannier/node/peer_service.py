@@ -108,6 +108,7 @@ class PeerService:
 
     async def peer_create(self, name: str, options: Mapping[str, str], *, actor: str) -> VolumeView:
         """Another node was asked for a volume that shall be made here."""
+        await self._drivers.opened()
         spec = parse_options(options, default_driver=self._drivers.default)
         if spec.nodes and self._cluster.node not in spec.nodes:
             raise InvalidInput(f"nodes={','.join(spec.nodes)} does not name {self._cluster.node}")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 from pannier.agent.drivers import Drivers
@@ -65,8 +63,7 @@ class VolumeViews:
 
     async def live(self, volume: Volume) -> LiveVolumeView:
         """A volume that this node holds, with what only the holder knows."""
-        with suppress(TimeoutError):  # right after a start, the pool is still being opened
-            await asyncio.wait_for(self._drivers.tried.wait(), self._pace.listing)
+        await self._drivers.opened()
         quarantine = await quarantine_of(self._drivers, volume)
         generations = [] if quarantine else await self.generations(volume)
         backlog = self._backlog(volume.name)
