@@ -32,6 +32,7 @@ from pannier.storage.btrfs.pool import (
     create_pool,
     grow_pool,
     open_pool,
+    verify_pool,
 )
 from pannier.storage.commands import run
 from pannier.storage.directory.driver import DirectoryDriver
@@ -374,16 +375,25 @@ async def test_a_device_in_use_is_foreign(device: Path, tmp_path: Path, mountpoi
         await run(["umount", str(other)], timeout_s=30)
 
 
-async def test_a_pool_gone_read_only_is_noticed(device: Path, mountpoint: Path) -> None:
+async def test_a_pool_gone_read_only_is_noticed(
+    device: Path, mountpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await create_pool(device, mountpoint=mountpoint)
     check(mountpoint)
     driver = BtrfsDriver(mountpoint)
     await driver.check_disk(by_writing=True)
     await run(["mount", "-o", "remount,ro", str(mountpoint)], timeout_s=30)
     with pytest.raises(DiskFailed, match="read-only"):
-        check(mountpoint)
-    with pytest.raises(DiskFailed, match="read-only"):
         await driver.open()
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("pannier.storage.btrfs.ioctl.charged_bytes", fail)
+    with pytest.raises(DiskFailed, match="read-only"):
+        check(mountpoint)
+    with pytest.raises(StorageError, match="Input/output error"):
+        verify_pool(mountpoint)
     with pytest.raises(DiskFailed, match="read-only"):
         await driver.check_disk()
     with pytest.raises(DiskFailed, match="Read-only"):

@@ -230,6 +230,19 @@ async def test_doctor_has_no_problem_where_there_is_none(world: World) -> None:
     assert {finding.level for finding in found} == {"ok"}
 
 
+async def test_doctor_goes_on_where_a_check_fails_in_an_unexpected_way(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail() -> list[str]:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(world.a.up.service._doctor, "_pool_problems", fail)
+    found = await world.a.ask(lambda run: run.service.doctor())
+    (pool,) = [each for each in found if each.subject == "pool"]
+    assert (pool.level, pool.what) == ("problem", "[Errno 5] Input/output error")
+    assert len(found) > 3
+
+
 async def test_doctor_names_who_uses_a_volume(world: World) -> None:
     container = await world.run_container(world.a, "vol")
     (found,) = await findings(world, "a", "volume vol")

@@ -68,6 +68,8 @@ class Doctor:
                 findings += [finding async for finding in check()]
             except PannierError as error:
                 findings.append(_problem(check.__name__.strip("_"), error.message, error.remedy))
+            except OSError as error:  # doctor is asked when something is broken
+                findings.append(_problem(check.__name__.strip("_"), str(error), "see dmesg"))
         return findings
 
     async def _store(self) -> AsyncIterator[FindingView]:

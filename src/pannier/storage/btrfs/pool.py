@@ -162,8 +162,8 @@ def check(mountpoint: Path) -> None:
     Raises:
         PoolMissing: not mounted; ForeignData: something else is; DiskFailed: it went read-only.
     """
+    check_disk(mountpoint)  # first: from a failed disk, nothing of the pool can be read
     verify_pool(mountpoint)
-    check_disk(mountpoint)
 
 
 def take_pool(mountpoint: Path) -> Pool:
@@ -191,7 +191,7 @@ def verify_pool(mountpoint: Path) -> Pool:
 
     Raises:
         PoolMissing: nothing is mounted there; ForeignData: what is mounted there is not a pool;
-        NewerFormat: it was made by a newer version.
+        NewerFormat: it was made by a newer version; StorageError: it cannot be read.
     """
     mount = mount_at(mountpoint)
     if mount is None:
@@ -200,8 +200,9 @@ def verify_pool(mountpoint: Path) -> Pool:
             f"the pool is not mounted at {mountpoint}: {what}",
             remedy="see `journalctl -u pannierd` for why, and `pannier doctor`",
         )
-    marker = _read_marker(mountpoint, mount=mount)
-    quotas = ioctl.charged_bytes(mountpoint, group=ioctl.TOP_LEVEL) is not None
+    with told_as_storage_error(f"read the pool at {mountpoint}"):
+        marker = _read_marker(mountpoint, mount=mount)
+        quotas = ioctl.charged_bytes(mountpoint, group=ioctl.TOP_LEVEL) is not None
     return Pool(mountpoint=mountpoint, uuid=marker, quotas=quotas)
 
 
