@@ -400,6 +400,17 @@ async def test_a_pool_gone_read_only_is_noticed(
         await driver.check_disk(by_writing=True)
 
 
+@pytest.mark.parametrize("there", [True, False])
+async def test_a_pool_that_is_not_mounted_is_missing_whatever_is_below(
+    tmp_path: Path, there: bool
+) -> None:
+    place = tmp_path / "pool"
+    if there:
+        place.mkdir()
+    with pytest.raises(PoolMissing, match="nothing is mounted there"):
+        check(place)
+
+
 async def test_a_kernel_without_simple_quotas_has_no_limits_and_works(
     device: Path, mountpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

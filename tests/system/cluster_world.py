@@ -355,7 +355,11 @@ class World:
         engine = looks.engine(self.lab, self.nodes[0])
 
         def all_active() -> bool:
-            return all(node["Spec"]["Availability"] == "active" for node in engine.get("/nodes"))
+            try:
+                nodes = engine.get("/nodes")
+            except LabError:  # its leader has just changed
+                return False
+            return all(node["Spec"]["Availability"] == "active" for node in nodes)
 
         story.wait_until("all nodes take tasks", all_active, seconds=ALL_UP_SECONDS)
 

@@ -63,10 +63,14 @@ class Drivers:
         self.broken[name] = error
         log.error("driver.not-open", driver=name, error=str(error))
 
-    async def opened(self) -> None:
-        """Wait, but not for long, until it was tried to open every driver: right after a start."""
+    async def opened(self, *, within: float | None = None) -> None:
+        """Wait, but not for long, until it was tried to open every driver: right after a start.
+
+        Args:
+            within: seconds; None for as long as any request waits at a start.
+        """
         with suppress(TimeoutError):
-            await asyncio.wait_for(self.tried.wait(), self._pace.memory)
+            await asyncio.wait_for(self.tried.wait(), within or self._pace.memory)
 
     def __contains__(self, name: str) -> bool:
         return name in self._open

@@ -65,7 +65,8 @@ class Doctor:
             self._volumes,
         ):
             try:
-                findings += [finding async for finding in check()]
+                async for finding in check():
+                    findings.append(finding)  # kept, even if the check fails later
             except PannierError as error:
                 findings.append(_problem(check.__name__.strip("_"), error.message, error.remedy))
             except OSError as error:  # doctor is asked when something is broken

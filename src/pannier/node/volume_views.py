@@ -63,7 +63,7 @@ class VolumeViews:
 
     async def live(self, volume: Volume) -> LiveVolumeView:
         """A volume that this node holds, with what only the holder knows."""
-        await self._drivers.opened()
+        await self._drivers.opened(within=self._pace.listing)
         quarantine = await quarantine_of(self._drivers, volume)
         generations = [] if quarantine else await self.generations(volume)
         backlog = self._backlog(volume.name)

@@ -32,7 +32,7 @@ from pannier.core.record import newer_format
 from pannier.core.size import format_size
 from pannier.host.files import draft_of, keep_private, sync_directory, write_file
 from pannier.host.mountflags import forbid_devices_and_setuid
-from pannier.host.mountinfo import Mount, mount_at
+from pannier.host.mountinfo import mount_at
 from pannier.storage.blocking import told_as_storage_error
 from pannier.storage.btrfs import ioctl, loop
 from pannier.storage.commands import run
@@ -162,7 +162,8 @@ def check(mountpoint: Path) -> None:
     Raises:
         PoolMissing: not mounted; ForeignData: something else is; DiskFailed: it went read-only.
     """
-    check_disk(mountpoint)  # first: from a failed disk, nothing of the pool can be read
+    _mounted_btrfs(mountpoint)
+    check_disk(mountpoint)  # before it is read: nothing of a pool on a failed disk can be
     verify_pool(mountpoint)
 
 
@@ -193,6 +194,14 @@ def verify_pool(mountpoint: Path) -> Pool:
         PoolMissing: nothing is mounted there; ForeignData: what is mounted there is not a pool;
         NewerFormat: it was made by a newer version; StorageError: it cannot be read.
     """
+    _mounted_btrfs(mountpoint)
+    with told_as_storage_error(f"read the pool at {mountpoint}"):
+        marker = _read_marker(mountpoint)
+        quotas = ioctl.charged_bytes(mountpoint, group=ioctl.TOP_LEVEL) is not None
+    return Pool(mountpoint=mountpoint, uuid=marker, quotas=quotas)
+
+
+def _mounted_btrfs(mountpoint: Path) -> None:
     mount = mount_at(mountpoint)
     if mount is None:
         what = "a file is in its place" if mountpoint.is_file() else "nothing is mounted there"
@@ -200,15 +209,11 @@ def verify_pool(mountpoint: Path) -> Pool:
             f"the pool is not mounted at {mountpoint}: {what}",
             remedy="see `journalctl -u pannierd` for why, and `pannier doctor`",
         )
-    with told_as_storage_error(f"read the pool at {mountpoint}"):
-        marker = _read_marker(mountpoint, mount=mount)
-        quotas = ioctl.charged_bytes(mountpoint, group=ioctl.TOP_LEVEL) is not None
-    return Pool(mountpoint=mountpoint, uuid=marker, quotas=quotas)
-
-
-def _read_marker(mountpoint: Path, *, mount: Mount) -> str:
     if mount.fstype != "btrfs":
         raise _not_a_pool(mountpoint, f"a {mount.fstype} file system")
+
+
+def _read_marker(mountpoint: Path) -> str:
     try:
         marker = json.loads((mountpoint / MARKER).read_text())
         version, pool = marker["format"], marker["pool"]
