@@ -6,6 +6,7 @@ import asyncio
 import errno
 import mmap
 import os
+import sys
 import threading
 from pathlib import Path
 
@@ -102,6 +103,42 @@ async def test_a_sealed_tree_refuses_every_write(nodes: Nodes) -> None:
     assert await nodes.a.seal(nodes.volume, epoch=1) == generation
     await nodes.a.unseal(nodes.volume, epoch=1)
     (data / "f").write_bytes(b"b" * 8192)
+
+
+STUCK = """
+import sys, threading, time
+from pathlib import Path
+from pannier.storage.btrfs import ioctl
+
+call, path = sys.argv[1], Path(sys.argv[2])
+others = {"create_snapshot": {"target": path.with_name("new"), "read_only": True}}.get(call, {})
+thread = threading.Thread(target=getattr(ioctl, call), args=[path], kwargs=others)
+thread.start()
+state = Path(f"/proc/self/task/{thread.native_id}/stat")
+while state.read_text().rpartition(")")[2].split()[0] != "D":
+    time.sleep(0.01)
+print("the kernel lets it wait", flush=True)
+"""
+
+
+@pytest.mark.parametrize("call", ["create_snapshot", "create_subvolume", "destroy_subvolume"])
+async def test_a_call_that_the_disk_lets_wait_stops_no_other_thread(
+    nodes: Nodes, call: str
+) -> None:
+    """A crawling disk may take seconds for each commit, and all of pannierd would stand still."""
+    tree = (await nodes.create()).parent
+    path = tree.with_name("new") if call == "create_subvolume" else tree
+    await run(["fsfreeze", "--freeze", str(tree.parent)], timeout_s=30)
+    try:
+        child = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", STUCK, call, str(path), stdout=asyncio.subprocess.PIPE
+        )
+        assert child.stdout is not None
+        said = await asyncio.wait_for(child.stdout.readline(), 30)
+    finally:
+        await run(["fsfreeze", "--unfreeze", str(tree.parent)], timeout_s=30)
+    assert said == b"the kernel lets it wait\n"
+    assert await child.wait() == 0
 
 
 async def test_a_tree_written_to_after_its_seal_is_not_dropped(nodes: Nodes) -> None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import os
 import struct
 import threading
@@ -24,6 +23,7 @@ from typing import Protocol
 from pannier.core.errors import Conflict, StorageError, VolumeInUse
 from pannier.core.volume import check_name
 from pannier.host.files import keep_private
+from pannier.host.ioctls import control
 from pannier.host.mountflags import bind
 from pannier.host.mountinfo import Mount, below, locate, own_mounts, visible_at
 
@@ -287,11 +287,13 @@ def _set_immutable(directory: Path, wanted: bool) -> bool:
     """Set or clear the flag; False where that is not possible. Other failures raise OSError."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        (flags,) = _LONG.unpack(fcntl.ioctl(fd, _FS_IOC_GETFLAGS, bytes(_LONG.size)))
+        block = bytearray(_LONG.size)
+        control(fd, _FS_IOC_GETFLAGS, block)
+        (flags,) = _LONG.unpack(block)
         if bool(flags & _FS_IMMUTABLE_FL) != wanted:
             if wanted:
                 os.fchmod(fd, 0o700)
-            fcntl.ioctl(fd, _FS_IOC_SETFLAGS, _LONG.pack(flags ^ _FS_IMMUTABLE_FL))
+            control(fd, _FS_IOC_SETFLAGS, _LONG.pack(flags ^ _FS_IMMUTABLE_FL))
         return True
     except OSError as error:
         if error.errno in _UNSUPPORTED:

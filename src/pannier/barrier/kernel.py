@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import struct
 from dataclasses import dataclass
 
 # _IOWR('!', 0, struct seccomp_notif), _IOWR('!', 1, struct seccomp_notif_resp), _IOW('!', 2, __u64)
+from pannier.host.ioctls import control
+
 _RECEIVE, _SEND, _ID_VALID = 0xC0502100, 0xC0182101, 0x40082102
 _CONTINUE = 1  # SECCOMP_USER_NOTIF_FLAG_CONTINUE
 
@@ -59,7 +60,7 @@ def receive(listener: int) -> Notification | None:
     """
     buffer = bytearray(_NOTIFICATION.size)
     try:
-        fcntl.ioctl(listener, _RECEIVE, buffer, True)
+        control(listener, _RECEIVE, buffer)
     except FileNotFoundError:
         return None
     ident, tid, _flags, number, arch, _pointer, *arguments = _NOTIFICATION.unpack(buffer)
@@ -72,7 +73,7 @@ def receive(listener: int) -> Notification | None:
 def let_continue(listener: int, ident: int) -> bool:
     """Let the kernel perform the call; False where nobody waits for it any more."""
     try:
-        fcntl.ioctl(listener, _SEND, bytearray(_RESPONSE.pack(ident, 0, 0, _CONTINUE)), True)
+        control(listener, _SEND, bytearray(_RESPONSE.pack(ident, 0, 0, _CONTINUE)))
     except FileNotFoundError:
         return False
     return True
@@ -81,7 +82,7 @@ def let_continue(listener: int, ident: int) -> bool:
 def is_waiting(listener: int, ident: int) -> bool:
     """Whether the call was received, and its thread still waits for the answer."""
     try:
-        fcntl.ioctl(listener, _ID_VALID, _IDENT.pack(ident))
+        control(listener, _ID_VALID, _IDENT.pack(ident))
     except FileNotFoundError:
         return False
     return True

@@ -6,13 +6,14 @@ import asyncio
 import fcntl
 import os
 import select
+import sys
 import termios
-from array import array
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
 from pannier.core.errors import PannierError, ProgramFailed
+from pannier.host.ioctls import control
 
 _PIPE_BYTES = 1 << 20  # 16 times the default: far fewer wake-ups on a stream
 _STDERR_KEPT_BYTES = 16 << 10
@@ -123,9 +124,9 @@ def pipe_bytes(pipe: int) -> int:
 
 def waiting_bytes(reader: int) -> int:
     """How much a pipe holds now."""
-    held = array("i", [0])
-    fcntl.ioctl(reader, termios.FIONREAD, held)
-    return held[0]
+    held = bytearray(4)
+    control(reader, termios.FIONREAD, held)
+    return int.from_bytes(held, sys.byteorder)
 
 
 def has_reader(writer: int) -> bool:

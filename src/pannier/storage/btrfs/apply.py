@@ -18,7 +18,6 @@ are opened, so that no stream reaches anything outside of its tree, nor a device
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import stat
 import struct
@@ -30,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from pannier.core.errors import Corrupt
+from pannier.host.ioctls import control
 from pannier.storage.btrfs import ioctl
 from pannier.storage.regular import opened_regular
 
@@ -306,7 +306,7 @@ class _Applier:
             _at(root, command[_Attribute.CLONE_PATH]) as (place, name),
             opened_regular(name, place=place) as source,
         ):
-            fcntl.ioctl(file, _CLONE_RANGE, struct.pack("<qQQQ", source, start, size, offset))
+            control(file, _CLONE_RANGE, struct.pack("<qQQQ", source, start, size, offset))
 
     def _name(self, place: int, name: bytes, command: _Command) -> None:
         """A command on a name or an inode. Permissions and owners follow by commands of their own."""

@@ -6,7 +6,6 @@ the callers know what they were doing and translate. Layouts are those of linux/
 
 from __future__ import annotations
 
-import fcntl
 import os
 import struct
 from array import array
@@ -14,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from pannier.host.ioctls import control
 
 _MAGIC = 0x94
 _NONE, _WRITE, _READ = 0, 1, 2
@@ -107,7 +108,7 @@ def is_subvolume(path: Path) -> bool:
 def create_subvolume(path: Path) -> None:
     """Make an empty subvolume."""
     with _directory(path.parent) as parent:
-        fcntl.ioctl(parent, _SUBVOL_CREATE_V2, _arguments(path, offset=_NAME_OFFSET_V2))
+        control(parent, _SUBVOL_CREATE_V2, _arguments(path, offset=_NAME_OFFSET_V2))
 
 
 def create_snapshot(source: Path, *, target: Path, read_only: bool) -> None:
@@ -115,20 +116,20 @@ def create_snapshot(source: Path, *, target: Path, read_only: bool) -> None:
     block = _arguments(target, offset=_NAME_OFFSET_V2)
     with _directory(source) as origin, _directory(target.parent) as parent:
         struct.pack_into("<qQQ", block, 0, origin, 0, _READ_ONLY if read_only else 0)
-        fcntl.ioctl(parent, _SNAP_CREATE_V2, block)
+        control(parent, _SNAP_CREATE_V2, block)
 
 
 def destroy_subvolume(path: Path) -> None:
     """Unlink a subvolume, read-only or not; its space comes back later, from the cleaner."""
     with _directory(path.parent) as parent:
-        fcntl.ioctl(parent, _SNAP_DESTROY, _arguments(path, offset=_NAME_OFFSET_V1))
+        control(parent, _SNAP_DESTROY, _arguments(path, offset=_NAME_OFFSET_V1))
 
 
 def subvolume_info(path: Path) -> SubvolumeInfo:
     """Read a subvolume's numbers as they are in memory, ahead of the next commit."""
     block = bytearray(504)
     with _directory(path) as fd:
-        fcntl.ioctl(fd, _GET_SUBVOL_INFO, block)
+        control(fd, _GET_SUBVOL_INFO, block)
     (number,) = struct.unpack_from("<Q", block, 0)
     _parent, _dirid, generation, flags = struct.unpack_from("<QQQQ", block, 264)
     uuid, parent_uuid, received_uuid = struct.unpack_from("16s16s16s", block, 296)
@@ -152,14 +153,14 @@ def is_read_only(path: Path) -> bool:
     """Whether a subvolume is set read-only."""
     block = bytearray(8)
     with _directory(path) as fd:
-        fcntl.ioctl(fd, _SUBVOL_GETFLAGS, block)
+        control(fd, _SUBVOL_GETFLAGS, block)
     return bool(struct.unpack("<Q", block)[0] & _READ_ONLY)
 
 
 def set_read_only(path: Path, *, read_only: bool) -> None:
     """Set a subvolume read-only or writable."""
     with _directory(path) as fd:
-        fcntl.ioctl(fd, _SUBVOL_SETFLAGS, struct.pack("<Q", _READ_ONLY if read_only else 0))
+        control(fd, _SUBVOL_SETFLAGS, struct.pack("<Q", _READ_ONLY if read_only else 0))
 
 
 def set_received(path: Path, *, uuid: str, ctransid: int) -> None:
@@ -173,7 +174,7 @@ def set_received(path: Path, *, uuid: str, ctransid: int) -> None:
     block = bytearray(200)
     struct.pack_into("<16sQ", block, 0, bytes.fromhex(uuid), ctransid)
     with _directory(path) as fd:
-        fcntl.ioctl(fd, _SET_RECEIVED, block)
+        control(fd, _SET_RECEIVED, block)
 
 
 def send(tree: Path, *, parent: Path | None, into: int) -> None:
@@ -187,19 +188,19 @@ def send(tree: Path, *, parent: Path | None, into: int) -> None:
     address = sources.buffer_info()[0] if sources else 0
     with _directory(tree) as fd:
         block = struct.pack("=qQQQQI28x", into, len(sources), address, number, 0, 0)
-        fcntl.ioctl(fd, _SEND, block)
+        control(fd, _SEND, block)
 
 
 def sync_filesystem(path: Path) -> None:
     """Flush everything written to the whole file system and commit; costs nothing if it is idle."""
     with _directory(path) as fd:
-        fcntl.ioctl(fd, _SYNC)
+        control(fd, _SYNC)
 
 
 def enable_simple_quota(path: Path) -> None:
     """Turn simple quotas on: extents are charged to their first writer (kernel 6.7 and later)."""
     with _directory(path) as fd:
-        fcntl.ioctl(fd, _QUOTA_CTL, bytearray(struct.pack("<QQ", _QUOTA_ENABLE_SIMPLE, 0)))
+        control(fd, _QUOTA_CTL, bytearray(struct.pack("<QQ", _QUOTA_ENABLE_SIMPLE, 0)))
 
 
 def group_of(subvolume_id: int) -> int:
@@ -210,19 +211,19 @@ def group_of(subvolume_id: int) -> int:
 def create_group(path: Path, *, group: int) -> None:
     """Make a quota group."""
     with _directory(path) as fd:
-        fcntl.ioctl(fd, _QGROUP_CREATE, struct.pack("<QQ", 1, group))
+        control(fd, _QGROUP_CREATE, struct.pack("<QQ", 1, group))
 
 
 def remove_group(path: Path, *, group: int) -> None:
     """Remove a quota group that nothing is in any more."""
     with _directory(path) as fd:
-        fcntl.ioctl(fd, _QGROUP_CREATE, struct.pack("<QQ", 0, group))
+        control(fd, _QGROUP_CREATE, struct.pack("<QQ", 0, group))
 
 
 def join_group(path: Path, *, subvolume_id: int, group: int) -> None:
     """Put a subvolume's own quota group into ``group``."""
     with _directory(path) as fd:
-        fcntl.ioctl(fd, _QGROUP_ASSIGN, struct.pack("<QQQ", 1, subvolume_id, group))
+        control(fd, _QGROUP_ASSIGN, struct.pack("<QQQ", 1, subvolume_id, group))
 
 
 def set_limit(path: Path, *, subvolume_id: int, size_bytes: int | None) -> None:
@@ -245,7 +246,7 @@ def refuse_new_extents(path: Path, *, subvolume_id: int, refuse: bool) -> None:
 def _set_limit(path: Path, group: int, which: int, size_bytes: int | None) -> None:
     value = _NO_LIMIT if size_bytes is None else size_bytes
     with _directory(path) as fd:
-        fcntl.ioctl(fd, _QGROUP_LIMIT, struct.pack("<QQQQQQ", group, which, value, value, 0, 0))
+        control(fd, _QGROUP_LIMIT, struct.pack("<QQQQQQ", group, which, value, value, 0, 0))
 
 
 def limit_bytes(path: Path, *, subvolume_id: int) -> int | None:
@@ -286,7 +287,7 @@ def _items(fd: int, tree: int, key: int, *, first: int, last: int) -> Iterator[t
         block = bytearray(4096)
         search = (tree, 0, 0, first, last, 0, 2**64 - 1, key, key, 2**32 - 1)
         struct.pack_into("<QQQQQQQIII", block, 0, *search)
-        fcntl.ioctl(fd, _TREE_SEARCH, block)
+        control(fd, _TREE_SEARCH, block)
         (count,) = struct.unpack_from("<I", block, 64)
         if not count:
             return
@@ -312,7 +313,7 @@ def _has_root(fd: int, subvolume_id: int) -> bool:
         1,
     )
     struct.pack_into("<QQQQQQQIII", block, 0, *search)
-    fcntl.ioctl(fd, _TREE_SEARCH, block)
+    control(fd, _TREE_SEARCH, block)
     return struct.unpack_from("<I", block, 64) != (0,)
 
 
@@ -323,7 +324,7 @@ def _quota_item(path: Path, key: int, group: int) -> bytes | None:
     struct.pack_into("<QQQQQQQIII", block, 0, *search)
     with _directory(path) as fd:
         try:
-            fcntl.ioctl(fd, _TREE_SEARCH, block)
+            control(fd, _TREE_SEARCH, block)
         except FileNotFoundError:
             return None  # no quota tree: quotas are off
     (count,) = struct.unpack_from("<I", block, 64)

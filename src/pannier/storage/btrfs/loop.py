@@ -11,13 +11,13 @@ cut takes it all. Whoever attaches a file makes its settings sound.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import struct
 from pathlib import Path
 
 import structlog
 
+from pannier.host.ioctls import control
 from pannier.storage.blocking import in_thread, told_as_storage_error
 from pannier.storage.commands import run
 
@@ -94,7 +94,7 @@ def _backs(device: Path, file: os.stat_result) -> bool:
     status = bytearray(_STATUS_BYTES)
     fd = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        fcntl.ioctl(fd, _GET_STATUS64, status)
+        control(fd, _GET_STATUS64, status)
     except OSError:
         return False
     finally:

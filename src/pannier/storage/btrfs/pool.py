@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import json
 import os
 import re
@@ -31,6 +30,7 @@ from pannier.core.errors import (
 from pannier.core.record import newer_format
 from pannier.core.size import format_size
 from pannier.host.files import draft_of, keep_private, sync_directory, write_file
+from pannier.host.ioctls import control
 from pannier.host.mountflags import forbid_devices_and_setuid
 from pannier.host.mountinfo import mount_at
 from pannier.storage.blocking import told_as_storage_error
@@ -283,8 +283,10 @@ def _allocate(draft: Path, size_bytes: int) -> None:
     fd = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         with contextlib.suppress(OSError):  # a btrfs below must not copy on write a second time
-            flags = int.from_bytes(fcntl.ioctl(fd, _GETFLAGS, bytes(8)), "little")
-            fcntl.ioctl(fd, _SETFLAGS, (flags | _NOCOW_FLAG).to_bytes(8, "little"))
+            block = bytearray(8)
+            control(fd, _GETFLAGS, block)
+            flags = int.from_bytes(block, "little") | _NOCOW_FLAG
+            control(fd, _SETFLAGS, flags.to_bytes(8, "little"))
         os.ftruncate(fd, size_bytes)
     except OSError as error:
         raise PoolFull(
