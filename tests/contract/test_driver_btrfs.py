@@ -43,8 +43,8 @@ def home_of(driver: BtrfsDriver, volume: str) -> Path:
     return driver.data_path(volume, 1).parent.parent
 
 
-async def test_a_snapshot_under_a_writer_is_one_moment(nodes: Nodes) -> None:
-    """Two files written in turn, never more than one step apart, in every generation."""
+async def test_a_snapshot_under_a_writer_keeps_the_order_of_sync_calls(nodes: Nodes) -> None:
+    """Two files synced in turn, never more than one step apart, in every generation."""
     data = await nodes.create()
     stop = threading.Event()
 
@@ -56,16 +56,18 @@ async def test_a_snapshot_under_a_writer_is_one_moment(nodes: Nodes) -> None:
                 os.pwrite(a.fileno(), number.to_bytes(8, "big"), 0)
                 os.fsync(a.fileno())
                 os.pwrite(b.fileno(), number.to_bytes(8, "big"), 0)
+                os.fsync(b.fileno())
 
     (data / "first").write_bytes(bytes(8))
     (data / "second").write_bytes(bytes(8))
     writer = threading.Thread(target=write)
     writer.start()
     try:
-        generations = [await nodes.a.snapshot(nodes.volume, epoch=1) for _ in range(10)]
+        generations = [await nodes.a.snapshot(nodes.volume, epoch=1) for _ in range(30)]
     finally:
         stop.set()
         writer.join()
+    assert len(set(generations)) > 10
     assert isinstance(nodes.a, BtrfsDriver)
     for generation in generations:
         tree = nodes.a.generation_path(nodes.volume, generation)

@@ -134,6 +134,9 @@ class Driver(Protocol):
     async def snapshot(self, volume: str, *, epoch: int) -> Generation:
         """Make the next generation of the live tree, crash-consistent, durable before it returns.
 
+        It has all that was written before the call, and what it has of later writes is what a disk may
+        have after a power cut: the order of sync calls is kept, that of other writes is not.
+
         Returns the newest one again if nothing was written since (whatever its epoch).
         The time it takes depends on what changed, not on the size of the volume.
 
