@@ -347,9 +347,9 @@ class World:
         return "" if ready else f"the Swarm: {states}"
 
     def wait_until_all_take_tasks(self) -> None:
-        """Wait until the Swarm is whole and has given back what was lost and evacuated before.
+        """Wait until the Swarm is whole, and give back what was lost and evacuated before, as a person may.
 
-        A node that is lost again and again is kept drained for longer each time.
+        A node that is lost again and again is kept drained for longer each time, up to many minutes.
         """
         self.wait_until_all_up()
         engine = looks.engine(self.lab, self.nodes[0])
@@ -359,7 +359,11 @@ class World:
                 nodes = engine.get("/nodes")
             except LabError:  # its leader has just changed
                 return False
-            return all(node["Spec"]["Availability"] == "active" for node in nodes)
+            kept = [node for node in nodes if node["Spec"]["Availability"] != "active"]
+            for node in kept:
+                name = node["Description"]["Hostname"]
+                story.set_availability(self.lab, name, "active", asked=self.nodes[0])
+            return not kept
 
         story.wait_until("all nodes take tasks", all_active, seconds=ALL_UP_SECONDS)
 
