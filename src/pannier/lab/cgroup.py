@@ -8,6 +8,7 @@ can be mistaken for another program's, and an interrupted `up` leaves nothing th
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import time
@@ -21,6 +22,8 @@ from pannier.lab.errors import LabError
 from pannier.lab.process import wait_for
 
 ROOT = "pannier-lab"
+_GONE = (errno.ENOENT, errno.ENODEV)
+"""What the kernel says of a group that was removed: before its file was opened, and after."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +90,9 @@ class HostGroup:
                 if "cpuset" in tree.controllers and not tree.unified:
                     _fill_cpuset(parent, child)
                 parent = child
-        except FileNotFoundError:
+        except OSError as error:
+            if error.errno not in _GONE:
+                raise
             return False
         return True
 
