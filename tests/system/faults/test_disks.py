@@ -170,9 +170,11 @@ def test_f51_a_disk_crawls(faults: Faults, where: str) -> None:
     log, writer = faults.writing()
     world, began = faults.world, uptime()
     node = log.replica if where == "copy" else log.holder
+    # At 125 kB/s a sync call of the holder's takes up to 20 s: four commits of a pool that was used much.
+    records = 20 if where == "copy" else 5
     world.lab.disk(node, "slow")
     try:
-        writer.goes_on(records=20, seconds=200)
+        writer.goes_on(records=records, seconds=200)
         assert world.json("node1", "volume", "show", log.volume)["epoch"] == 1
     finally:
         world.lab.disk(node, "heal")
