@@ -234,16 +234,8 @@ def test_f44_a_start_first_update_is_told_who_holds_the_volume(three: World) -> 
     assert old is not None
     story.set_availability(three.lab, old.node, "pause", asked="node1")
     try:
-        three.run(
-            "node1",
-            "docker",
-            "service",
-            "update",
-            "--detach",
-            "--no-resolve-image",
-            "--force",
-            name,
-        )
+        update = ("docker", "service", "update", "--detach", "--no-resolve-image", "--force", name)
+        three.run("node1", *update)
         told = f"volume {name} is still on node {old.node}"
         story.wait_until("the new task fails", lambda: told in _error_of(three, name), seconds=130)
         assert "stop-first" in _error_of(three, name)
