@@ -18,8 +18,10 @@ from bench import (
     jobs,
     many,
     move,
+    overwrites,
     postgres,
     report,
+    returning,
     runtime,
     scale,
     start,
@@ -51,10 +53,12 @@ ALONE: dict[str, Callable[[Wish], Result]] = {
     "jenkins": jenkins.measure,
     "jenkins-loss": jenkins.measure_loss,
     "jobs": jobs.measure,
+    "returning": returning.measure,
     "scale": scale.measure,
 }
 LONG: dict[str, Callable[[Wish], Result]] = {
     "failover-defaults": failover.measure_defaults,
+    "overwrites": overwrites.measure,
 }
 """Half an hour each: only when asked for by name, or by ``--long``."""
 BENCHMARKS = [*ON_CLUSTER, *ALONE, *LONG]

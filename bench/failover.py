@@ -15,7 +15,9 @@ from bench.world import BUSYBOX, BenchError, Wish, World, laboratory
 from pannier.lab import LabError
 
 _NODES = 4  # three managers and a worker
-_SERVICES = {"ours": 8001, "theirs": 8002}
+_SERVICES = {"ours": 8001, "theirs": 8002, "tree": 8003}
+_LINES = {"ours": 2, "theirs": 1, "tree": 2}
+"""Of each service's file after the loss: the lost node's and the new one's, or the new one's alone."""
 _ANSWER_SECONDS = 180
 _READY_SECONDS = 120
 _GLANCE_SECONDS = 0.02
@@ -100,25 +102,36 @@ def _result(title: str, cases: tuple[_Case, ...], collected: Rounds, rounds: int
         reference="the same service without a volume, on the same node in the same loss.",
         how=(
             f"Four machines, three of them Swarm managers, with disks that forget what was not "
-            f"flushed. Two services run on the node that is lost: one on a volume with copies=2 and "
-            f"durability=fsync, one without a volume; each adds a synced line to a file and then "
-            f"serves it by HTTP. The time is from the power cut to the first answer from another "
-            f"node, {rounds} rounds; the answer with a volume must have the lost node's line."
+            f"flushed. Three services run on the node that is lost: one on a volume with copies=2 and "
+            f"durability=fsync, one on such a volume with layout=tree, one without a volume; each "
+            f"adds a synced line to a file and then serves it by HTTP. The time is from the power cut "
+            f"to the first answer from another node, {rounds} rounds; the answer with a volume must "
+            f"have the lost node's line. The services differ in nothing but their volumes: what one "
+            f"takes beyond another is its volume's takeover and mount."
         ),
         figures=tuple(itertools.chain.from_iterable(_figures(case, collected) for case in cases)),
     )
 
 
 def _figures(case: _Case, collected: Rounds) -> Iterator[Figure]:
-    ours, theirs = (collected.of(case.title, leg) for leg in _SERVICES)
+    ours, theirs, tree = (collected.of(case.title, leg) for leg in _SERVICES)
     limit = Target(at_most=case.limit, of="value") if case.limit else None
     yield Figure(what=case.title, ours=ours, theirs=theirs, target=limit)
     if not case.evacuate:
         yield Figure(
             what="of these beyond the service without a volume",
-            ours=tuple(a - b for a, b in zip(ours, theirs, strict=True)),
+            ours=_beyond(ours, theirs),
             target=Target(at_most=2.0, of="value"),
         )
+        yield Figure(
+            what="takeover, power cut to mounted: an image beyond a tree",
+            ours=_beyond(ours, tree),
+            target=Target(at_most=0.3, of="value"),
+        )
+
+
+def _beyond(ours: tuple[float, ...], theirs: tuple[float, ...]) -> tuple[float, ...]:
+    return tuple(a - b for a, b in zip(ours, theirs, strict=True))
 
 
 class _Cluster:
@@ -159,7 +172,7 @@ class _Cluster:
         found = self._first_answers(others, began)
         self._check(found)
         self._world.sh(asked, f"docker service rm {' '.join(_SERVICES)}")
-        self._world.wait("the end of both services", lambda: not self._any_answers(others))
+        self._world.wait("the end of all services", lambda: not self._any_answers(others))
         self._world.lab.boot(victim)
         self._wait_until_whole()
         if case.evacuate:
@@ -177,22 +190,27 @@ class _Cluster:
     def _start(
         self, settings: _Settings, volume: str, *, victim: str, copy: str, asked: str
     ) -> None:
-        """Both services on the node that shall be lost, and free to go elsewhere."""
+        """All services on the node that shall be lost, and free to go elsewhere."""
         world = self._world
-        body = {"copies": "2", "durability": "fsync", "nodes": f"{victim},{copy}"}
-        world.volume(victim, volume, **body)
-        world.wait("labels", lambda: self._labelled(volume) >= {victim, copy})
+        volumes = {"ours": volume, "tree": f"{volume}-tree"}
+        layouts = {"ours": "image", "tree": "tree"}
+        for leg, name in volumes.items():
+            body = {"copies": "2", "durability": "fsync", "nodes": f"{victim},{copy}"}
+            world.volume(victim, name, layout=layouts[leg], **body)
+        for name in volumes.values():
+            world.wait("labels", lambda name=name: self._labelled(name) >= {victim, copy})
         with self._only(victim, asked=asked):
             for leg, port in _SERVICES.items():
-                mount = f"type=volume,volume-driver=pannier,source={volume},target=/data"
+                own = volumes.get(leg)
+                mount = f"type=volume,volume-driver=pannier,source={own},target=/data"
                 world.lab.run(
                     asked,
                     [
                         "docker", "service", "create", "--detach", "--no-resolve-image",
                         "--name", leg, "--endpoint-mode", "dnsrr", "--network", "host",
                         "--restart-delay", settings.restart_delay,
-                        "--constraint", f"node.labels.pannier.volume.{volume}==copy",
-                        *(["--mount", mount] if leg == "ours" else []),
+                        "--constraint", f"node.labels.pannier.volume.{own or volume}==copy",
+                        *(["--mount", mount] if own else []),
                         BUSYBOX, "sh", "-c", f"{_APPLICATION}{port}",
                     ],
                     timeout=60,
@@ -234,9 +252,9 @@ class _Cluster:
         return any(_ask(self._addresses[node], port) is not None for node, port in asked)
 
     def _check(self, found: Mapping[str, tuple[float, list[str]]]) -> None:
-        ours, theirs = (len(found[leg][1]) for leg in _SERVICES)
-        if (ours, theirs) != (2, 1):
-            raise BenchError(f"the file has {ours} lines with a volume, {theirs} without one")
+        lines = {leg: len(found[leg][1]) for leg in _SERVICES}
+        if lines != _LINES:
+            raise BenchError(f"the services' files have {lines} lines")
 
     # -- looking ---------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from bench.figures import Figure, Result, Rounds, Target, turns
-from bench.world import CONTAINER, POOL, PYTHON, World
+from bench.world import CONTAINER, IMAGES, POOL, PYTHON, STAGING, World
 
 _SINGLE = "bench-single"
 _VOLUMES = {"ours": "bench-interval", "theirs": _SINGLE, "snapshots": _SINGLE, "sent": _SINGLE}
@@ -44,10 +44,11 @@ def measure(world: World) -> Result:
             f"copies=2; {rounds} rounds after one to warm up. The first value is the mean time that "
             f"the program takes for one file. Both ends of the replication run on the writer's own "
             f"processors here; busy processors are those of all machines together, with the container's "
-            f"start. By hand is a snapshot with btrfs' own program each second: what making "
-            f"generations costs with this file system, whoever makes them. Sent, each goes by `btrfs "
-            f"send -p` through a plain TCP connection into `btrfs receive` and syncfs on the second "
-            f"node: what the engine costs, with no Pannier at all."
+            f"start. By hand is `sync --file-system` of the mounted volume and a snapshot of its image "
+            f"with btrfs' own program each second: what making generations costs with these file "
+            f"systems, whoever makes them. Sent, each goes by `btrfs send -p` through a plain TCP "
+            f"connection into `btrfs receive` and syncfs on the second node, where the file has "
+            f"copy-on-write: what the engine costs, with no Pannier at all."
         ),
         figures=tuple(_figures(collected)),
     )
@@ -56,14 +57,14 @@ def measure(world: World) -> Result:
 @contextmanager
 def _by_hand(world: World, leg: str, node: str, other: str) -> Iterator[None]:
     """Somebody takes a snapshot of the volume with one copy each second, and may send it."""
-    shown = world.json(node, "pannier", "volume", "show", _SINGLE, "-o", "json")
-    tree = f"{POOL}/volumes/{shown['id']}/live-1"
-    address = next(each.address for each in world.lab.nodes if each.name == other)
+    volume = world.volume_id(node, _SINGLE)
+    tree, mounted = f"{IMAGES}/{volume}/live-1", f"{STAGING}/{volume}.1"
     receiver = ""
     peer: tuple[object, ...] = ()
     if leg == "sent":
-        receiver, peer = world.background(other, "receive", _RECEIVED, _PORT), (address, _PORT)
-    sender = world.background(node, "snapshots", tree, _SNAPSHOTS, *peer)
+        receiver = world.background(other, "receive", _RECEIVED, _PORT)
+        peer = (world.address(other), _PORT)
+    sender = world.background(node, "snapshots", tree, mounted, _SNAPSHOTS, *peer)
     try:
         yield
     finally:

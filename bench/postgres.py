@@ -30,7 +30,7 @@ def measure(world: World) -> Result:
     with replicated(world) as mounted:
         places = {"ours": _VOLUME, "theirs": mounted, "plain": _PLAIN}
         for leg, place in places.items():
-            _serve(world, node, leg, place)
+            serve(world, node, _container(leg), place)
         for leg in turns(rounds, *places):
             for clients in _CLIENTS:
                 world.settle()
@@ -69,9 +69,12 @@ def _container(leg: str) -> str:
     return f"bench-postgres-{leg}"
 
 
-def _serve(world: World, node: str, leg: str, place: str) -> None:
-    """A server with pgbench's tables."""
-    name = _container(leg)
+def serve(world: World, node: str, name: str, place: str) -> None:
+    """Start a server with pgbench's tables, in a container of this name.
+
+    Args:
+        place: of its data: a volume, or a directory.
+    """
     user = postgres_image.USER_ID
     if place.startswith("/"):
         world.sh(node, f"mkdir -p {place}; chown {user}:{user} {place}")

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from bench.figures import Figure, Result, Rounds, Target, turns
-from bench.files import Load, compare
+from bench.files import SIZE, Load, compare
 from bench.world import CONTAINER, POOL, PYTHON, World
 
 _VOLUME, _OF_ONE = "bench-sync", "bench-sync-one"
@@ -35,7 +35,7 @@ def measure(world: World) -> Result:
     world.volume_in_sync(_OF_ONE, durability="fsync")
     calls, stages = _measure_calls(world, holder, other, rounds, seconds)
     world.sh(holder, f"docker volume rm {_VOLUME} {_OF_ONE}")
-    world.volume_in_sync(_VOLUME, durability="fsync")
+    world.volume_in_sync(_VOLUME, durability="fsync", size=SIZE)
     load = world.pick(Load(12, 256, 8192, 5_000), Load(2, 64, 256, 500))
     others = compare(world, _VOLUME, load, sync=False)
     return Result(
@@ -44,7 +44,7 @@ def measure(world: World) -> Result:
             "for a sync call, the same change made durable on both machines by hand: `btrfs "
             "subvolume snapshot -r`, `btrfs send -p` through a plain TCP connection into `btrfs "
             "receive`, and syncfs there, in the same two pools; for more writers, one writer; for all "
-            "but sync calls, a bind mount of a directory in the same pool."
+            "but sync calls, an ext4 image made by hand in the same pool, in the same container."
         ),
         how=(
             f"In a container each writer appends 4 KiB or overwrites 8 KiB of its own file and calls "
@@ -64,7 +64,6 @@ def _measure_calls(
     world: World, holder: str, other: str, rounds: int, seconds: int
 ) -> tuple[_Calls, list[dict[str, float]]]:
     calls, stages = _Calls(), []
-    address = next(node.address for node in world.lab.nodes if node.name == other)
     receiver = world.background(other, "receive", _THERE, _PORT)
     for leg in turns(rounds, "ours", "pipeline"):
         world.settle()
@@ -74,7 +73,7 @@ def _measure_calls(
                 for line in world.probe(holder, "fsync", "/data", seconds, *writers, within=within):
                     calls.add(f"{line['writers']}", line["latencies"], line["seconds"])
         else:
-            found = world.probe(holder, "pipeline", _HERE, address, _PORT, seconds)
+            found = world.probe(holder, "pipeline", _HERE, world.address(other), _PORT, seconds)
             stages += found
             calls.add("pipeline", [line["synced"] for line in found], seconds)
             calls.rounds.add("received", leg, statistics.median(x["received"] for x in found))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bench.figures import Figure, Result, Rounds, Target
-from bench.world import World
+from bench.world import MOUNTS, World
 
 _FEW = 100
 
@@ -13,20 +13,22 @@ def measure(world: World) -> Result:
     node = world.nodes[0]
     rounds, many = world.pick(200, 50), world.pick(100_000, 10_000)
     volumes = {"bench-many-files": many, "bench-few-files": _FEW}
-    for volume, files in volumes.items():
+    for volume in volumes:
         world.volume(node, volume)
-        world.probe(node, "fill", world.mount(node, volume), files, 100)
-    world.settle()
     collected = Rounds()
-    for line in world.product_probe(node, "unchanged", rounds, *volumes):
-        collected.add(line["operation"], line["leg"], line["seconds"])
+    with world.held(node, *volumes):
+        for volume, files in volumes.items():
+            world.probe(node, "fill", f"{MOUNTS}/{volume}", files, 100)
+        world.settle()
+        for line in world.product_probe(node, "unchanged", rounds, *volumes):
+            collected.add(line["operation"], line["leg"], line["seconds"])
     world.sh(node, f"docker volume rm {' '.join(volumes)} >/dev/null")
     return Result(
         title="Seeing that nothing has changed",
         reference=f"the same with a volume of {_FEW} files.",
         how=(
-            f"The driver's `snapshot` of a volume that has not changed since its last generation, "
-            f"{rounds} rounds. It must cost the same however many files there are."
+            f"The driver's `snapshot` of a mounted volume that has not changed since its last "
+            f"generation, {rounds} rounds. It must cost the same however many files there are."
         ),
         figures=(
             Figure(

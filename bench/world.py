@@ -23,8 +23,19 @@ PYTHON = "localhost:5000/bench:1"
 CONTAINER = ("docker", "run", "--rm", "-i", "--network", "none")
 """The begin of a command that runs a probe in a container."""
 POOL = "/var/lib/pannier/pool"
+IMAGES = f"{POOL}/images"
+"""Where a node keeps its volumes, each in a directory with the volume's id."""
+STAGING = "/run/pannier/images"
+"""Where their file systems are mounted while they are used, and half a minute longer."""
 MOUNTS = "/var/lib/pannier/mounts"
 _PROBES = Path(__file__).parent / "probes"
+_PROBE_SECONDS = 900
+"""How long a probe may take: longer than any but those that say otherwise."""
+_SETTLE = f"""
+for place in {STAGING}/*; do sync --file-system $place 2>/dev/null || :; done
+sync --file-system {POOL}
+"""
+"""An image that is just being unmounted needs no sync."""
 _PRODUCT_PYTHON = "/opt/pannier/venv/bin/python"
 _PYTHON_FILES = (
     "cd /; tar -c --exclude __pycache__ --exclude 'usr/lib/python3*/test'"
@@ -91,53 +102,68 @@ class World:
         return json.loads(self.lab.run(node, command, timeout=120).stdout)
 
     def probe(
-        self, node: str, name: str, *arguments: object, within: tuple[str, ...] = ()
+        self,
+        node: str,
+        name: str,
+        *arguments: object,
+        within: tuple[str, ...] = (),
+        timeout: float = _PROBE_SECONDS,
     ) -> list[Any]:
         """Run a script of ``bench/probes`` on a machine; returns its lines, which are JSON.
 
         Args:
             within: command before ``python3``, such as ``docker run IMAGE``.
         """
-        return self._probe(node, name, [*within, "python3"], arguments)
+        return self._probe(node, name, [*within, "python3"], arguments, timeout)
 
     def product_probe(self, node: str, name: str, *arguments: object) -> list[Any]:
         """As :meth:`probe`, with Pannier's own classes importable."""
-        return self._probe(node, name, [_PRODUCT_PYTHON], arguments)
+        return self._probe(node, name, [_PRODUCT_PYTHON], arguments, _PROBE_SECONDS)
 
     def _probe(
-        self, node: str, name: str, python: list[str], arguments: tuple[object, ...]
+        self,
+        node: str,
+        name: str,
+        python: list[str],
+        arguments: tuple[object, ...],
+        timeout: float,
     ) -> list[Any]:
         script = (_PROBES / f"{name}.py").read_text()
         command = [*python, "-", *(str(argument) for argument in arguments)]
-        done = self.lab.run(node, command, input=script, timeout=900)
+        done = self.lab.run(node, command, input=script, timeout=timeout)
         return [json.loads(line) for line in str(done.stdout).splitlines() if line.strip()]
 
     def background(self, node: str, name: str, *arguments: object) -> str:
         """Start a script of ``bench/probes`` on a machine and let it run; the unit to stop."""
         unit = f"bench-{name}"
-        script = (_PROBES / f"{name}.py").read_text()
-        start = ["systemd-run", "--quiet", "--collect", "--unit", unit, "python3", "-c", script]
-        self.lab.run(node, [*start, *(str(argument) for argument in arguments)], timeout=30)
+        start = ["systemd-run", "--quiet", "--collect", "--unit", unit]
+        self.lab.run(node, [*start, *probe_command(name, *arguments)], timeout=30)
         return unit
 
-    def pipe(self, source: str, send: list[str], target: str, receive: list[str]) -> None:
-        """Run two commands on two machines with a bare pipe between them."""
+    def pipe(self, source: str, send: list[str], target: str, receive: list[str]) -> str:
+        """Run two commands on two machines with a bare pipe between them; what the second one prints."""
         first, second = self.lab.machine(source), self.lab.machine(target)
         sender = subprocess.Popen(
             first.entering(send), env=first.environment(), stdout=subprocess.PIPE
         )
         receiver = subprocess.Popen(
-            second.entering(receive), env=second.environment(), stdin=sender.stdout
+            second.entering(receive),
+            env=second.environment(),
+            stdin=sender.stdout,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         assert sender.stdout is not None
         sender.stdout.close()
-        if receiver.wait() or sender.wait():
-            raise BenchError(f"{send} | {receive} failed")
+        said, _ = receiver.communicate()
+        if receiver.returncode or sender.wait():
+            raise BenchError(f"the pipe from {source} to {target} failed")
+        return said
 
     def settle(self) -> None:
-        """Write out what is dirty in the pools, so that no leg pays for the one before."""
+        """Write out what is dirty in the images and in the pools, so that no leg pays for the one before."""
         for node in self.nodes:
-            self.lab.run(node, ["sync", "--file-system", POOL])
+            self.sh(node, _SETTLE)
 
     def volume(self, node: str, name: str, driver: str = "pannier", **options: str) -> None:
         """Make a Docker volume."""
@@ -157,9 +183,34 @@ class World:
         return holder, *others
 
     def mount(self, node: str, name: str) -> Path:
-        """Have a volume mounted there, as after a container's end; where it is."""
+        """Have a volume mounted there, as after a container's end; where it is. Half a minute later it
+        is not any more, unless something has it open.
+        """
         self.sh(node, f"docker run --rm --network none -v {name}:/data {BUSYBOX} true")
         return Path(MOUNTS) / name
+
+    @contextmanager
+    def held(self, node: str, *names: str) -> Iterator[str]:
+        """Keep volumes mounted for as long as the block lasts, by one container that does nothing.
+
+        Yields the container. It has the volumes at ``/v/0``, ``/v/1`` and so on.
+        """
+        mounts = " ".join(f"-v {name}:/v/{number}" for number, name in enumerate(names))
+        run = f"docker run -d --network none {mounts} {BUSYBOX} sleep 86400"
+        container = self.sh(node, run).strip()
+        try:
+            yield container
+        finally:
+            self.sh(node, f"docker rm -f {container} >/dev/null")
+
+    def volume_id(self, node: str, name: str) -> str:
+        """The id of a volume, by which its node keeps it."""
+        shown = self.json(node, "pannier", "volume", "show", name, "-o", "json")
+        return str(shown["id"])
+
+    def address(self, node: str) -> str:
+        """A machine's address in the lab's network."""
+        return next(each.address for each in self.lab.nodes if each.name == node)
 
     def wait(self, what: str, look: Callable[[], T | None], *, seconds: float = 120) -> T:
         """Look again and again until there is something to see."""
@@ -169,6 +220,12 @@ class World:
                 return found
             time.sleep(0.1)
         raise BenchError(f"{what}: not within {seconds:.0f} s")
+
+
+def probe_command(name: str, *arguments: object) -> list[str]:
+    """A script of ``bench/probes`` as a command, for what is not waited for by :meth:`World.probe`."""
+    script = (_PROBES / f"{name}.py").read_text()
+    return ["python3", "-c", script, *(str(argument) for argument in arguments)]
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from http.client import HTTPException
 from typing import Any
 
 from demo import jenkins_image, story
+from pannier.core.generation import Generation
 from pannier.lab import Lab
 
 IMAGE = "localhost:5000/busybox:1"
@@ -273,4 +274,4 @@ def _job(*, node: str, script: str, archive: str) -> bytes:
 
 
 def _sequence(generation: str) -> int:
-    return int(generation.partition(".")[2])
+    return Generation.parse(generation).sequence

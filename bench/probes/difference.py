@@ -1,12 +1,15 @@
-"""Makes and sends small differences: by Pannier to another node, and by btrfs's own commands to a
-second pool on this machine. Runs on the holder.
+"""Makes and sends small differences: by Pannier to another node, and by hand to ``keep.py`` there. Runs on
+the holder, where the volume is mounted.
 
-Arguments: volume, target node, rounds. Prints ``{"leg", "seconds"}`` for each.
+Arguments: volume, target node, bytes of a file in the volume, port of ``keep.py``, rounds. Prints
+``{"leg", "seconds"}`` for each.
 """
 
 import asyncio
+import ctypes
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -16,62 +19,85 @@ from pannier.cluster.catalog import Catalog
 from pannier.config import CONFIG_DIRECTORY, STATE_DIRECTORY
 from pannier.host.state_files import DurableFile
 from pannier.pki.credentials import Credentials
-from pannier.storage.btrfs.driver import BtrfsDriver
-from pannier.storage.btrfs.pool import close_pool, create_pool
+from pannier.storage.image.driver import ImageDriver
 from pannier.transport.base import Offer
 from pannier.transport.client import TransportClient
 
-FILE_BYTES, PIECE_BYTES = 16 << 20, 8192
-SECOND = STATE_DIRECTORY / "bench-pool"
+POOL, STAGING = STATE_DIRECTORY / "pool", Path("/run/pannier/images")
+PIECE_BYTES = 8192
+LISTENS_SECONDS = 30
+"""How long the other end may take to make its file."""
+
+libc = ctypes.CDLL(None, use_errno=True)
 
 
-def change(file: Path, number: int) -> None:
-    with file.open("r+b") as there:
-        os.pwrite(there.fileno(), os.urandom(PIECE_BYTES), number * 37 * PIECE_BYTES % FILE_BYTES)
+def change(file: Path, number: int, size: int) -> tuple[int, bytes]:
+    """Overwrite a piece; where it is and what it has now."""
+    place, piece = number * 37 * PIECE_BYTES % size, os.urandom(PIECE_BYTES)
+    with file.open("r+b", buffering=0) as there:
+        os.pwrite(there.fileno(), piece, place)
+    return place, piece
 
 
-def bare(live: Path, number: int) -> float:
-    """One generation by ``btrfs``; the one before is its base, and those before that are removed."""
-    ours, theirs = STATE_DIRECTORY / "pool", SECOND
-    tree, base = (ours / f"bench-{each}" for each in (number, number - 1))
+def connect(address: str, port: int) -> socket.socket:
+    until = time.monotonic() + LISTENS_SECONDS
+    while True:
+        try:
+            connection = socket.create_connection((address, port))
+        except ConnectionRefusedError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.1)
+        else:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return connection
+
+
+def by_hand(
+    live: Path, mounted: Path, peer: socket.socket, number: int, changed: tuple[int, bytes]
+) -> float:
+    """Write out, take a snapshot, send what is known to have changed, and wait until it is durable."""
+    snapshot = POOL / f"bench-{number}"
+    place, piece = changed
     began = time.monotonic()
-    btrfs("subvolume", "snapshot", "-r", live, tree)
-    parent = ["-p", base] if base.exists() else []
-    sending = subprocess.Popen(["btrfs", "send", "-q", *parent, tree], stdout=subprocess.PIPE)
-    subprocess.run(["btrfs", "receive", "-q", theirs], stdin=sending.stdout, check=True)
-    assert sending.wait() == 0
+    folder = os.open(mounted, os.O_RDONLY)
+    if libc.syncfs(folder):
+        raise OSError(ctypes.get_errno(), "syncfs")
+    os.close(folder)
+    btrfs("snapshot", "-r", live, snapshot)
+    peer.sendall(place.to_bytes(8, "big") + len(piece).to_bytes(8, "big") + piece)
+    if peer.recv(1) != b"s":
+        raise SystemExit("the other end failed")
     seconds = time.monotonic() - began
-    if base.exists():
-        remove(base, theirs / base.name)
+    btrfs("delete", snapshot)
     return seconds
 
 
-def remove(*trees: Path) -> None:
-    btrfs("subvolume", "delete", *trees)
-
-
 def btrfs(*words: str | Path) -> None:
-    subprocess.run(["btrfs", *words], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(["btrfs", "subvolume", *words], check=True, stdout=subprocess.DEVNULL)
 
 
 async def main() -> None:
     catalog = Catalog(file=DurableFile(STATE_DIRECTORY / "catalog.json"), cluster=None, boot_id="")
     catalog.load()
     volume, target = catalog.volume(sys.argv[1]), catalog.node(sys.argv[2])
+    size, port, rounds = (int(word) for word in sys.argv[3:6])
     assert volume is not None
     assert target is not None
-    driver = BtrfsDriver(STATE_DIRECTORY / "pool")
+    # Not opened: that is for the daemon, and would tidy up what it is just doing.
+    driver = ImageDriver(POOL, staging=STAGING)
     client = TransportClient(Credentials.load(CONFIG_DIRECTORY))
-    data = driver.data_path(volume.id, volume.grant.epoch)
+    epoch = volume.grant.epoch
+    data, live = driver.data_path(volume.id, epoch), POOL / "images" / volume.id / f"live-{epoch}"
 
-    async def ours(number: int) -> float:
+    async def ours() -> float:
         began = time.monotonic()
-        generation = await driver.snapshot(volume.id, epoch=volume.grant.epoch)
+        generation = await driver.snapshot(volume.id, epoch=epoch)
         offer = Offer(
             volume_id=volume.id,
             volume_name=volume.name,
             driver=volume.spec.driver,
-            epoch=volume.grant.epoch,
+            epoch=epoch,
             generation=generation,
         )
         await client.send(offer, to=target, driver=driver)
@@ -80,20 +106,20 @@ async def main() -> None:
             await driver.delete_generation(volume.id, old)
         return seconds
 
-    (data / "file").write_bytes(os.urandom(FILE_BYTES))
-    image = SECOND.with_suffix(".img")
-    await create_pool(image, mountpoint=SECOND, size_bytes=256 << 20)
-    for number in range(-3, int(sys.argv[3])):
-        for leg in ("ours", "bare") if number % 2 else ("bare", "ours"):
-            change(data / "file", number)
-            await asyncio.sleep(0.02)
-            seconds = await ours(number) if leg == "ours" else bare(data.parent, number)
-            if number >= 0:
-                print(json.dumps({"leg": leg, "seconds": seconds}))
+    with connect(target.address, port) as peer:
+        (data / "file").write_bytes(os.urandom(size))
+        for number in range(-3, rounds):
+            for leg in ("ours", "by hand") if number % 2 else ("by hand", "ours"):
+                changed = change(data / "file", number, size)
+                await asyncio.sleep(0.02)
+                if leg == "ours":
+                    seconds = await ours()
+                else:
+                    seconds = by_hand(live, data.parent, peer, number, changed)
+                    await ours()  # the next one shall bring its own change only
+                if number >= 0:
+                    print(json.dumps({"leg": leg, "seconds": seconds}))
     await client.close()
-    remove(STATE_DIRECTORY / "pool" / f"bench-{number}")
-    await close_pool(SECOND)
-    image.unlink()
 
 
 asyncio.run(main())

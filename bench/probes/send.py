@@ -6,14 +6,17 @@ Runs on the holder. Arguments: volume, target node. Prints ``{"generation", "byt
 import asyncio
 import json
 import sys
+from pathlib import Path
 
 from pannier.cluster.catalog import Catalog
 from pannier.config import CONFIG_DIRECTORY, STATE_DIRECTORY
 from pannier.host.state_files import DurableFile
 from pannier.pki.credentials import Credentials
-from pannier.storage.btrfs.driver import BtrfsDriver
+from pannier.storage.image.driver import ImageDriver
 from pannier.transport.base import Offer
 from pannier.transport.client import TransportClient
+
+STAGING = Path("/run/pannier/images")
 
 
 async def main() -> None:
@@ -22,7 +25,8 @@ async def main() -> None:
     volume, target = catalog.volume(sys.argv[1]), catalog.node(sys.argv[2])
     assert volume is not None
     assert target is not None
-    driver = BtrfsDriver(STATE_DIRECTORY / "pool")
+    # Not opened: that is for the daemon, and would tidy up what it is just doing.
+    driver = ImageDriver(STATE_DIRECTORY / "pool", staging=STAGING)
     generation = await driver.snapshot(volume.id, epoch=volume.grant.epoch)
     offer = Offer(
         volume_id=volume.id,

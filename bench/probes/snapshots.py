@@ -1,7 +1,7 @@
-"""Takes a read-only snapshot each second, and keeps the last two. Runs until it is stopped.
+"""Takes a read-only snapshot of an image each second, and keeps the last two. Runs until it is stopped.
 
-Arguments: the subvolume, a folder for the snapshots, and, if each is to be sent, address and port of
-``receive.py``.
+Arguments: the image's subvolume, where it is mounted while it is used, a folder for the snapshots, and,
+if each is to be sent, address and port of ``receive.py``.
 """
 
 import itertools
@@ -14,6 +14,12 @@ import time
 
 def btrfs(*words: str) -> None:
     subprocess.run(["btrfs", "subvolume", *words], check=True, stdout=subprocess.DEVNULL)
+
+
+def write_out(mounted: str) -> None:
+    """Bring what was written into the image. It may be mounted later, or be unmounted just now."""
+    if os.path.ismount(mounted):
+        subprocess.run(["sync", "--file-system", mounted], stderr=subprocess.DEVNULL)
 
 
 def connect(peer: tuple[str, int]) -> socket.socket:
@@ -39,13 +45,14 @@ def send(snapshot: str, parent: str, peer: tuple[str, int]) -> None:
             pass
 
 
-subvolume, folder, *peer = sys.argv[1:]
+subvolume, mounted, folder, *peer = sys.argv[1:]
 os.makedirs(folder, exist_ok=True)
 # An order of names that the other end knows, whatever it has kept of an earlier run.
 first = time.monotonic_ns()
 for number in itertools.count(first):
     begin = time.monotonic()
     new, last, oldest = (f"{folder}/{number - age:020}" for age in range(3))
+    write_out(mounted)
     btrfs("snapshot", "-r", subvolume, new)
     if peer:
         send(new, last, (peer[0], int(peer[1])))

@@ -32,6 +32,11 @@ def run(leg: str, _: int) -> None:
     docker("run", "--rm", "--network", "none", "-v", f"bench-run-{leg}:/data", IMAGE, "true")
 
 
+def run_first(leg: str, number: int) -> None:
+    volume = f"bench-first-{leg}-{number}"
+    docker("run", "--rm", "--network", "none", "-v", f"{volume}:/data", IMAGE, "true")
+
+
 def create(leg: str, number: int) -> None:
     docker("volume", "create", "--driver", LEGS[leg], f"bench-create-{leg}-{number}")
 
@@ -59,6 +64,9 @@ def rounds(operation: str, count: int, work) -> None:
 
 for leg in LEGS:
     docker("volume", "create", "--driver", LEGS[leg], f"bench-run-{leg}")
-rounds("docker run", RUNS, run)
+    for number in range(-1, RUNS):
+        docker("volume", "create", "--driver", LEGS[leg], f"bench-first-{leg}-{number}")
+rounds("docker run, the volume is mounted", RUNS, run)
+rounds("docker run, first attach", RUNS, run_first)
 rounds("docker volume create", CREATIONS, create)
 rounds("the same, only the engine's answer", CREATIONS, create_by_api)

@@ -7,17 +7,21 @@ import asyncio
 import json
 import sys
 import time
+from pathlib import Path
 
 from pannier.cluster.catalog import Catalog
 from pannier.config import STATE_DIRECTORY
 from pannier.host.state_files import DurableFile
-from pannier.storage.btrfs.driver import BtrfsDriver
+from pannier.storage.image.driver import ImageDriver
+
+STAGING = Path("/run/pannier/images")
 
 
 async def main() -> None:
     catalog = Catalog(file=DurableFile(STATE_DIRECTORY / "catalog.json"), cluster=None, boot_id="")
     catalog.load()
-    driver = BtrfsDriver(STATE_DIRECTORY / "pool")
+    # Not opened: that is for the daemon, and would tidy up what it is just doing.
+    driver = ImageDriver(STATE_DIRECTORY / "pool", staging=STAGING)
     legs = dict(zip(("ours", "theirs"), sys.argv[2:4], strict=True))
     for number in range(-2, int(sys.argv[1])):
         for leg in list(legs) if number % 2 else list(reversed(legs)):

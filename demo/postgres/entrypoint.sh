@@ -12,4 +12,5 @@ if [ ! -e data ]; then
   mv new data
   sync -f .
 fi
-exec postgres -D data -c 'listen_addresses=*' "$@"
+# After a crash Postgres syncs its thousand files one by one, too, before it recovers.
+exec postgres -D data -c 'listen_addresses=*' -c recovery_init_sync_method=syncfs "$@"

@@ -20,6 +20,7 @@ from pannier.agent.lease import Lease
 from pannier.agent.mountids import MountIds
 from pannier.agent.mounts import Mounts
 from pannier.agent.promises import Promises
+from pannier.agent.room import RoomGuard
 from pannier.agent.use import Use, UsersOf
 from pannier.barrier.calls import Strategy
 from pannier.barrier.groups import Backlog
@@ -28,8 +29,12 @@ from pannier.cluster.cluster import Cluster
 from pannier.cluster.registry import Registry
 from pannier.contract.peers import Peers
 from pannier.copies.acknowledging import Acknowledging
+from pannier.copies.differences import Differences
+from pannier.copies.file_systems import FileSystems
+from pannier.copies.mending import Mending
 from pannier.copies.receiving import Reception
 from pannier.copies.replication import Replicator
+from pannier.copies.settling import Settling
 from pannier.copies.switching import Switching
 from pannier.copies.verification import Verification
 from pannier.core.lease import Terms
@@ -40,6 +45,7 @@ from pannier.holding.after_handover import AfterHandover
 from pannier.holding.handover import Handovers
 from pannier.holding.promising import Promising
 from pannier.holding.recovery import Recovery
+from pannier.holding.set_back import Abdication
 from pannier.holding.takeover import Takeover
 from pannier.holding.volumes import Volumes
 from pannier.host.clock import Clock
@@ -84,7 +90,7 @@ class Outside(Generic[Calls]):
 
     Attributes:
         store: the cluster's memory; its session is the caller's.
-        drivers: those that this node is meant to have, by name, not opened yet; the default one first.
+        drivers: those that this node is meant to have, by name, not opened yet, in the order of opening.
         engine: the container engine beside this node.
         peers: the other nodes' APIs.
         sender: sends generations to other nodes.
@@ -124,6 +130,7 @@ class Settings:
     Attributes:
         cluster: the cluster's id; None accepts any store.
         me: the record with which the node introduces itself.
+        default_driver: keeps the volumes that ask for no other.
         boot_id: of the machine's present boot.
         terms: how long its lease lasts.
         store_address: told to machines that join.
@@ -133,6 +140,7 @@ class Settings:
 
     cluster: str | None
     me: Node
+    default_driver: str
     boot_id: str
     terms: Terms
     store_address: str
@@ -216,7 +224,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
     promises = Promises(
         file=files.durable("takeovers.json"), clock=clock, longest=pace.holding.promise
     )
-    drivers = Drivers(outside.drivers, node=node, pace=pace.node)
+    drivers = Drivers(outside.drivers, default=settings.default_driver, node=node, pace=pace.node)
     use = Use(
         drivers=drivers,
         mounts=mounts,
@@ -229,7 +237,13 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         pace=pace.agent,
     )
     custody = Custody(
-        cluster=cluster, drivers=drivers, use=use, mounts=mounts, lease=lease, pace=pace.agent
+        cluster=cluster,
+        drivers=drivers,
+        use=use,
+        mounts=mounts,
+        lease=lease,
+        clock=clock,
+        pace=pace.agent,
     )
 
     # Copies: kept up, and awaited by sync calls.
@@ -253,16 +267,22 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
     )
     sync_calls = outside.sync_calls(acknowledging)
     reception = Reception(cluster=cluster, custody=custody, drivers=drivers, promises=promises)
+    differences = Differences(cluster=cluster, drivers=drivers, peers=peers)
+    mending = Mending(cluster=cluster, drivers=drivers, peers=peers, pace=pace.copies)
     verification = Verification(
         cluster=cluster,
         custody=custody,
         drivers=drivers,
         peers=peers,
+        differences=differences,
+        mending=mending,
+        settling=Settling(cluster=cluster, custody=custody, differences=differences),
         acknowledging=acknowledging,
         file=files.durable("verified.json"),
         clock=clock,
         pace=pace.copies,
     )
+    file_systems = FileSystems(cluster=cluster, drivers=drivers, peers=peers)
     fencing = Fencing(
         cluster=cluster,
         custody=custody,
@@ -291,6 +311,14 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         drivers=drivers,
         peers=peers,
         promises=promises,
+        clock=clock,
+        pace=pace.holding,
+    )
+    abdication = Abdication(
+        cluster=cluster,
+        custody=custody,
+        use=use,
+        replicator=replicator,
         clock=clock,
         pace=pace.holding,
     )
@@ -344,9 +372,13 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         volumes=volumes,
         peers=peers,
         takeover=takeover,
+        abdication=abdication,
         admission=admission,
         clock=clock,
         pace=pace.node,
+    )
+    room = RoomGuard(
+        cluster=cluster, drivers=drivers, custody=custody, use=use, clock=clock, pace=pace.agent
     )
     volume_views = VolumeViews(
         cluster=cluster,
@@ -356,6 +388,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         handovers=handovers,
         replicator=replicator,
         backlog=sync_calls.waiting,
+        room=room,
         clock=clock,
         pace=pace.node,
     )
@@ -396,6 +429,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         use=use,
         engine=engine,
         mounts=mounts,
+        room=room,
         pool_problems=outside.pool_problems,
         clock=clock,
         doubt=pace.agent.doubt,
@@ -412,6 +446,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         doctor=doctor,
         recovery=recovery,
         verification=verification,
+        file_systems=file_systems,
         services=services,
         doubt=pace.agent.doubt,
     )
@@ -426,12 +461,16 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         takeover=takeover,
         promising=promising,
         verification=verification,
+        differences=differences,
+        mending=mending,
+        file_systems=file_systems,
         services=services,
     )
     leaving = Leaving(
         cluster=cluster,
         custody=custody,
         use=use,
+        room=room,
         lease=lease,
         acknowledging=acknowledging,
         membership=membership,
@@ -442,6 +481,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         drivers=drivers,
         use=use,
         handovers=handovers,
+        is_tight=room.tight,
         file=files.durable("trash.json"),
         pace=pace.node,
     )
@@ -493,15 +533,22 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
             Work("catalog", partial(catalog.follow, outside.store)),
             Work("catalog-copy", catalog.keep_saved),
             Work("drivers", drivers.keep_open),
-            Work("fencing", fencing.run),  # also while the store cannot be reached
+            # Also while the store cannot be reached:
+            Work("fencing", fencing.run),
+            Work("room", room.keep_free),
         ),
         then=(
             Work("introduction", partial(keep_introduced, membership, settings.me, pace=pace.node)),
             Work("lease", lease.keep),
             Work("disks", disks.run),
             Work("proof", custody.prove_all),
+            Work("idle", custody.detach_idle),
+            Work("sound", room.keep_sound),
+            Work("trim", room.keep_trimmed),
+            Work("room-notes", room.keep_noted),
             Work("promises", promising.run),
             Work("in-sync", acknowledging.run),
+            Work("set-back", abdication.run),
             Work("admission", admission.run),
             Work("upkeep", upkeep.run),
             Work("verification", verification.run),

@@ -9,6 +9,7 @@ import msgspec
 
 from pannier.core.errors import InvalidInput
 from pannier.core.node import API_PORT, TRANSPORT_PORT
+from pannier.core.size import parse_size
 from pannier.host.files import write_file
 
 CONFIG_DIRECTORY = Path("/etc/pannier")
@@ -57,6 +58,8 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tr
         lease_seconds: time after a node's last sign of life until its volumes may be taken over by
             others. A shorter time notices a lost node sooner, a longer one tolerates a slower store;
             see docs/guarantees.md.
+        catch_up_rate: what this node sends at most in a second to copies that were away, such as ``50M``;
+            None for as much as disk and network give. Sync calls and moves are not held to it.
         evacuate: whether this node, where its engine is a Swarm manager, drains lost nodes in Swarm.
         api_port, transport_port: this node's TCP ports; its record tells them to the other nodes.
     """
@@ -68,9 +71,25 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tr
     drivers: tuple[str, ...]
     pool: str | None = None
     lease_seconds: float = 4.0
+    catch_up_rate: str | None = None
     evacuate: bool = False
     api_port: int = API_PORT
     transport_port: int = TRANSPORT_PORT
+
+    def __post_init__(self) -> None:
+        self.catch_up_bytes_per_second()
+
+    def catch_up_bytes_per_second(self) -> int | None:
+        """``catch_up_rate`` as a number. InvalidInput: it is none."""
+        if self.catch_up_rate is None:
+            return None
+        try:
+            return parse_size(self.catch_up_rate)
+        except InvalidInput:
+            raise InvalidInput(
+                f"catch_up_rate = {self.catch_up_rate!r} is not a rate from 1M to 64P a second",
+                remedy='write a number and K, M or G, such as "50M"',
+            ) from None
 
 
 def load_config(directory: Path = CONFIG_DIRECTORY) -> Config:
@@ -87,6 +106,8 @@ def load_config(directory: Path = CONFIG_DIRECTORY) -> Config:
             f"{file} is not there: this machine belongs to no cluster",
             remedy="run pannier init, or pannier join ADDRESS --token TOKEN",
         ) from None
+    except InvalidInput as error:
+        raise InvalidInput(f"{file}: {error.message}", remedy=error.remedy) from error
     except (msgspec.DecodeError, OSError, ValueError) as error:
         raise InvalidInput(f"{file}: {error}", remedy="mend that line") from error
 

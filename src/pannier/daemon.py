@@ -47,8 +47,10 @@ from pannier.storage.base import Driver
 from pannier.storage.btrfs import pool
 from pannier.storage.btrfs.driver import BtrfsDriver
 from pannier.storage.directory.driver import DirectoryDriver
+from pannier.storage.image.driver import ImageDriver
 from pannier.store.address import open_store
 from pannier.transport.client import TransportClient
+from pannier.transport.rate import Rate
 from pannier.transport.server import TransportServer
 
 log = structlog.get_logger(__name__)
@@ -123,7 +125,8 @@ class Daemon:
         self.credentials = Credentials.load(paths.config)
         self.store = open_store(config.store, tls=self.credentials.client_context())
         self.peers = PeerDirectory(self.credentials)
-        self.sender = TransportClient(self.credentials)
+        rate = config.catch_up_bytes_per_second()
+        self.sender = TransportClient(self.credentials, rate=Rate(rate) if rate else None)
         self.clock = machine_clock()
         self.pace = Pace()
         self.node = assemble(self._outside(), self._settings())
@@ -131,12 +134,29 @@ class Daemon:
         self.ready = asyncio.Event()
         self.inherited = inherited_fds(os.environ, pid=os.getpid())
 
+    @property
+    def _drivers(self) -> tuple[str, ...]:
+        """What this node has: on a btrfs pool also volumes as images, whatever was said at its setup."""
+        images = ("image",) if "btrfs" in self.config.drivers else ()
+        return (*self.config.drivers, *images)
+
+    @property
+    def _default_driver(self) -> str:
+        """A volume for which nothing was said is an image where there is a btrfs pool."""
+        first = self.config.drivers[0]
+        return "image" if first == "btrfs" else first
+
+    @property
+    def _staging(self) -> Path:
+        """Where images are mounted."""
+        return self.paths.run / "images"
+
     def _outside(self) -> Outside[Barrier]:
-        mounts = MountTable(self.paths.mounts, pool=self.paths.pool)
+        mounts = MountTable(self.paths.mounts, ours=[self.paths.pool, self._staging])
         files = HostFiles(state=self.paths.state, run=self.paths.run)
         return Outside(
             store=self.store,
-            drivers={name: self._driver(name) for name in self.config.drivers},
+            drivers={name: self._driver(name) for name in self._drivers},
             engine=DockerEngine(),
             peers=self.peers,
             sender=self.sender,
@@ -159,13 +179,14 @@ class Daemon:
             me=Node(
                 name=config.node,
                 address=config.address,
-                drivers=config.drivers,
+                drivers=self._drivers,
                 version=__version__,
                 joined_at=0.0,
                 certificate=self.credentials.fingerprint,
                 api_port=config.api_port,
                 transport_port=config.transport_port,
             ),
+            default_driver=self._default_driver,
             boot_id=_boot_id(),
             terms=Terms(config.lease_seconds),
             store_address=config.store,
@@ -182,9 +203,11 @@ class Daemon:
         )
 
     def _driver(self, name: str) -> Driver:
+        source = Path(self.config.pool) if self.config.pool else None
         if name == "btrfs":
-            source = Path(self.config.pool) if self.config.pool else None
             return BtrfsDriver(self.paths.pool, source=source)
+        if name == "image":
+            return ImageDriver(self.paths.pool, staging=self._staging, source=source)
         return DirectoryDriver(self.paths.state / "directory")
 
     async def run(self) -> None:

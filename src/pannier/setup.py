@@ -48,7 +48,7 @@ from pannier.pki.authority import Authority
 from pannier.pki.credentials import Credentials, new_request
 from pannier.pki.pin import pin
 from pannier.pki.token import Token
-from pannier.storage.btrfs.pool import create_pool
+from pannier.storage.btrfs.pool import create_pool, grow_pool
 from pannier.storage.directory.root import create_directory
 from pannier.store.address import open_store
 
@@ -57,6 +57,8 @@ POOL_MOUNTPOINT = STATE_DIRECTORY / "pool"
 DEFAULT_POOL = STATE_DIRECTORY / "pool.img"
 UNITS = ("pannierd.socket", "pannierd-barrier.socket", "pannierd.service")
 UNIT_DIRECTORY = Path("/etc/systemd/system")
+UDEV_RULES = Path("/etc/udev/rules.d")
+UDEV_RULE = "61-pannier.rules"
 RUNTIME = Path("/usr/local/bin/pannier-runtime")
 START_SECONDS = 30.0
 POOL_SHARE = 0.8
@@ -314,6 +316,7 @@ async def _install_units() -> None:
         text = text.replace("/usr/local/bin/pannierd", daemon)
         write_file(UNIT_DIRECTORY / unit, text.encode(), mode=0o644)
     install_runtime()
+    install_udev_rule()
     await _systemctl("daemon-reload")
     await _systemctl("enable", "--quiet", *UNITS)
 
@@ -326,6 +329,38 @@ def install_runtime(target: Path = RUNTIME) -> None:
     text = text.replace("@EDIT@", str(directory.joinpath("edit.py")))
     # Whole, also after a power cut: without its runtime Docker starts no container at all.
     write_file(target, text.encode(), mode=0o755)
+
+
+def install_udev_rule(rules: Path = UDEV_RULES) -> None:
+    """Hide our loop devices from programs that look into new disks, where there is udev.
+
+    udev reads its rules again by itself when their directory has changed.
+    """
+    if rules.is_dir():
+        text = resources.files("pannier").joinpath("udev", UDEV_RULE).read_text()
+        write_file(rules / UDEV_RULE, text.encode(), mode=0o644)
+
+
+def pool_grow(*, size: str | None) -> int:
+    """Enlarge this node's pool, which goes on being used: a file to ``size``, a device to what it has now.
+
+    Returns its size, in bytes.
+
+    Raises:
+        Denied: the caller is not root. InvalidInput: the node has no pool; a size for a device, or one that is
+            smaller than the pool. PoolMissing: it is not mounted. StorageError: the disk refused.
+    """
+    if os.geteuid() != 0:
+        raise Denied("only root can enlarge the pool", remedy="run it with sudo")
+    config = load_config()
+    if config.pool is None:
+        raise InvalidInput(
+            "this node has no pool", remedy="its driver keeps volumes in a directory"
+        )
+    wanted = parse_size(size) if size is not None else None
+    asyncio.run(grow_pool(Path(config.pool), mountpoint=POOL_MOUNTPOINT, size_bytes=wanted))
+    found = os.statvfs(POOL_MOUNTPOINT)
+    return found.f_blocks * found.f_frsize
 
 
 def runtime_register() -> bool:

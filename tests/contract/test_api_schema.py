@@ -102,8 +102,9 @@ def test_every_answer_is_in_the_document(case: Case, server: str) -> None:
 
 def _whole_floats(body: Any) -> bool:
     """JSON Schema calls 3.0 an integer; we do not."""
-    values = body.values() if isinstance(body, dict) else ()
-    return any(isinstance(value, float) and value.is_integer() for value in values)
+    if isinstance(body, dict | list):
+        return any(map(_whole_floats, body.values() if isinstance(body, dict) else body))
+    return isinstance(body, float) and body.is_integer()
 
 
 def test_document_is_served(server: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import mmap
 import os
 import stat
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_driver_kit import Nodes, btrfs_nodes, pools, portrait, workplace
+from test_driver_kit import Nodes, btrfs_nodes, overwrite, pools, portrait, workplace
 
 from pannier.core.errors import Corrupt, StorageError
 from pannier.core.generation import Generation
@@ -54,23 +53,6 @@ async def copied(nodes: Nodes, content: bytes) -> Generation:
     return generation
 
 
-def overwrite(driver: BtrfsDriver, volume: str, block: bytes) -> None:
-    """Change some bytes of a block, found on the pool's device by its content."""
-    image = driver.data_path(volume, 1).parents[3].with_suffix(".img")
-    os.sync()
-    fd = os.open(image, os.O_RDWR)
-    try:
-        with mmap.mmap(fd, 0) as device:
-            at = device.find(block)
-            assert at >= 0
-            device[at : at + 16] = bytes(16)
-            device.flush()
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-    Path("/proc/sys/vm/drop_caches").write_text("1")  # the loop device's, and the pool's own
-
-
 async def test_a_whole_generation_is_verified(nodes: Nodes, here: BtrfsDriver) -> None:
     generation = await copied(nodes, os.urandom(3 << 20))
     await here.verify(nodes.volume, generation)
@@ -81,7 +63,7 @@ async def test_a_whole_generation_is_verified(nodes: Nodes, here: BtrfsDriver) -
 async def test_a_damaged_file_is_named(nodes: Nodes, here: BtrfsDriver) -> None:
     content = os.urandom(1 << 20)
     generation = await copied(nodes, content)
-    overwrite(here, nodes.volume, content[8192:12288])
+    overwrite(here, content[8192:12288])
     with pytest.raises(Corrupt, match="folder/large"):
         await here.verify(nodes.volume, generation)
     await nodes.a.verify(nodes.volume, generation)  # type: ignore[attr-defined]
@@ -90,7 +72,7 @@ async def test_a_damaged_file_is_named(nodes: Nodes, here: BtrfsDriver) -> None:
 async def test_a_generation_may_be_deleted_while_it_is_verified(
     nodes: Nodes, here: BtrfsDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pannier.storage.tree.check.BYTES_PER_SECOND", 10 << 20)
+    monkeypatch.setattr("pannier.storage.slow_reading.BYTES_PER_SECOND", 10 << 20)
     generation = await copied(nodes, os.urandom(5 << 20))
     verifying = asyncio.create_task(here.verify(nodes.volume, generation))
     await asyncio.sleep(0.2)
@@ -111,7 +93,7 @@ async def test_what_is_set_aside_does_not_count_and_can_come_anew(
 ) -> None:
     content = os.urandom(1 << 20)
     generation = await copied(nodes, content)
-    overwrite(here, nodes.volume, content[:4096])
+    overwrite(here, content[:4096])
     for _ in range(2):  # repeated, and damaged again
         await here.quarantine(nodes.volume)
         assert (await here.inspect(nodes.volume)).generations == ()
@@ -184,7 +166,7 @@ async def test_power_fails_while_generations_are_set_aside(
     await here.quarantine(nodes.volume)
     assert home.generations() == ()
     await nodes.transfer(nodes.a, nodes.b, following)
-    assert home.make_generation(home.tree(following), epoch=1) > following
+    assert home.make_generation(home.tree(following), epoch=1, identity="") > following
 
 
 async def test_devices_and_pipes_of_a_container_are_not_opened(
@@ -205,7 +187,7 @@ async def test_a_live_tree_is_verified_as_it_is_now(nodes: Nodes, here: BtrfsDri
     await here.promote(nodes.volume, generation, epoch=2, size_bytes=None)
     (here.data_path(nodes.volume, 2) / "written").write_bytes(content)
     await here.verify(nodes.volume, None)
-    overwrite(here, nodes.volume, content[:4096])
+    overwrite(here, content[:4096])
     with pytest.raises(Corrupt, match="written"):
         await here.verify(nodes.volume, None)
 

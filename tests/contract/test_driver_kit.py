@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import mmap
 import os
 import stat
 import tempfile
@@ -18,10 +19,13 @@ from pannier.core.generation import Generation
 from pannier.storage.base import Driver, RootAttributes
 from pannier.storage.btrfs.driver import BtrfsDriver
 from pannier.storage.btrfs.pool import close_pool, create_pool
+from pannier.storage.btrfs.subvolumes import SubvolumeDriver
 from pannier.storage.directory.driver import DirectoryDriver
 from pannier.storage.directory.root import create_directory
+from pannier.storage.image.driver import ImageDriver
 
 POOL_BYTES = 1 << 30
+SIZE = 200 << 20
 ROOT = RootAttributes(uid=1000, gid=1001, mode=0o2750)
 
 
@@ -33,10 +37,16 @@ class Nodes:
     b: Driver
     c: Driver
     volume: str
+    root: RootAttributes = ROOT
 
     async def create(self, *, epoch: int = 1) -> Path:
-        await self.a.create(self.volume, epoch=epoch, root=ROOT, size_bytes=200 << 20)
-        return self.a.data_path(self.volume, epoch)
+        await self.a.create(self.volume, epoch=epoch, root=ROOT, size_bytes=SIZE)
+        return await self.attached(self.a, epoch=epoch)
+
+    async def attached(self, driver: Driver, *, epoch: int) -> Path:
+        """The directory of a live tree that can be used."""
+        await driver.attach(self.volume, epoch=epoch, grow=False)
+        return driver.data_path(self.volume, epoch)
 
     async def transfer(
         self, source: Driver, target: Driver, generation: Generation, base: Generation | None = None
@@ -54,6 +64,7 @@ class Nodes:
 
     async def resume(self, driver: Driver, *, epoch: int) -> None:
         await driver.unseal(self.volume, epoch=epoch)
+        await driver.attach(self.volume, epoch=epoch, grow=False)
 
 
 @pytest.fixture(scope="session")
@@ -86,6 +97,13 @@ async def btrfs_nodes(pools: list[Path]):
 
 
 @pytest.fixture
+async def image_nodes(pools: list[Path], workplace: Path):
+    a, b, c = (ImageDriver(pool, staging=workplace / f"staging-{pool.name}") for pool in pools)
+    async for nodes in _opened(a, b, c):
+        yield nodes
+
+
+@pytest.fixture
 async def directory_nodes(workplace: Path):
     roots = [workplace / f"directory-{name}" for name in "abc"]
     for root in roots:
@@ -93,6 +111,23 @@ async def directory_nodes(workplace: Path):
     a, b, c = (DirectoryDriver(root) for root in roots)
     async for nodes in _opened(a, b, c):
         yield nodes
+
+
+def overwrite(driver: SubvolumeDriver, block: bytes) -> None:
+    """Change some bytes of a block, found on the pool's device by its content."""
+    image = driver._mountpoint.with_suffix(".img")
+    os.sync()
+    fd = os.open(image, os.O_RDWR)
+    try:
+        with mmap.mmap(fd, 0) as device:
+            at = device.find(block)
+            assert at >= 0
+            device[at : at + 16] = bytes(16)
+            device.flush()
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    Path("/proc/sys/vm/drop_caches").write_text("1")  # the loop device's, and the pool's own
 
 
 async def _opened(a: Driver, b: Driver, c: Driver):

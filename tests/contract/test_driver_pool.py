@@ -495,7 +495,7 @@ async def test_containers_get_a_volume_in_which_devices_and_setuid_programs_work
     driver = BtrfsDriver(mountpoint)
     await driver.open()
     await driver.create("volume", epoch=1, root=RootAttributes(), size_bytes=None)
-    table = MountTable(tmp_path / "mounts", pool=mountpoint)
+    table = MountTable(tmp_path / "mounts", ours=[mountpoint])
     seen = table.mount("volume", driver.data_path("volume", 1))
     try:
         assert mount_flags(seen) == os.ST_NOATIME

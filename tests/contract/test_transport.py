@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from pannier.core.generation import Generation
 from pannier.pki.authority import Authority
 from pannier.pki.credentials import Credentials, new_request
 from pannier.transport.client import TransportClient
+from pannier.transport.rate import Rate
 from pannier.transport.server import TransportServer
 
 pytestmark = pytest.mark.timeout(PATIENCE_SECONDS)
@@ -72,6 +74,34 @@ async def test_what_the_receiver_has_is_not_sent_again(world: World) -> None:
     sent = await world.send("v1", "1.1")
     assert (sent.bytes, sent.base) == (0, None)
     assert world.ours.sends == 0
+
+
+class NotedRate(Rate):
+    """A rate that nobody has to wait for."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.noted: list[int] = []
+
+    def wait(self, sent_bytes: int) -> None:
+        self.noted.append(sent_bytes)
+
+
+async def test_only_what_may_wait_keeps_to_the_rate(world: World) -> None:
+    rate = NotedRate()
+    client = TransportClient(world.alder, rate=rate)
+    world.ours.add("v1", "1.1", bytes(3 * MEBIBYTE))
+    world.ours.add("v1", "1.2", bytes(3 * MEBIBYTE))
+    answers = itertools.chain([True, True], itertools.repeat(False))
+    offer = offer_of("v1", "1.1")
+    sent = await client.send(
+        offer, to=world.birch_at(), driver=world.ours, may_wait=lambda: next(answers)
+    )
+    assert len(rate.noted) == 2
+    assert 0 < sum(rate.noted) < sent.bytes
+    await client.send(offer_of("v1", "1.2"), to=world.birch_at(), driver=world.ours)
+    assert len(rate.noted) == 2
+    await client.close()
 
 
 async def test_progress_ends_with_the_number_of_bytes_sent(world: World) -> None:

@@ -193,6 +193,7 @@ async def test_cancelling_in_the_middle_costs_only_its_connection(there: Way) ->
     world.ours.add("v1", "1.2", bytes(20 << 20))
     transfer = asyncio.create_task(world.send("v1", "1.2", port=there.port))
     await world.theirs.trouble.receiving.wait()
+    await there.proxy.busy.wait()
     transfer.cancel()
     with pytest.raises(asyncio.CancelledError):
         await transfer

@@ -181,7 +181,7 @@ def _count_a_promise_from_the_answer(patch: pytest.MonkeyPatch) -> None:
 # -- taking over -----------------------------------------------------------------------------------
 
 
-@bug(holder_out_of_time, first=530)
+@bug(holder_out_of_time, first=660)
 def _accept_an_older_epoch(patch: pytest.MonkeyPatch) -> None:
     async def admit(self: Reception, offer: Offer, *, peer: str) -> Driver:
         return self._drivers.named(offer.driver)
@@ -193,7 +193,7 @@ def _accept_an_older_epoch(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Reception, "confirm", confirm)
 
 
-@bug(lease_that_ends_under_a_takeover, first=130)
+@bug(lease_that_ends_under_a_takeover, first=2110)
 def _confirm_while_taking_over(patch: pytest.MonkeyPatch) -> None:
     async def confirm(self: Reception, offer: Offer, *, peer: str) -> None:
         return
@@ -217,7 +217,7 @@ def _take_over_with_a_copy_that_is_not_in_sync(patch: pytest.MonkeyPatch) -> Non
     patch.setattr(Takeover, "_choose", choose)
 
 
-@bug(lease_that_ends_under_a_takeover, first=460)
+@bug(lease_that_ends_under_a_takeover, first=1490)
 def _choose_the_base_before_the_refusal(patch: pytest.MonkeyPatch) -> None:
     real_take, real_newest = Takeover.take, Drivers.newest
     chosen: dict[tuple[str, str], Generation | None] = {}

@@ -1,14 +1,16 @@
 """A driver in memory whose disk outlives it: fast, and its power can be cut anywhere.
 
-Two kinds, as there are two real ones: :class:`SnapshotDriver` keeps generations beside the live
-tree and makes them in use (btrfs); :class:`SingleTreeDriver` has one tree that is either live or a
-generation (directory). Both pass the driver contract, see test_fake_driver.py.
+Kinds, as there are real ones: :class:`SnapshotDriver` keeps generations beside the live tree and makes
+them in use (btrfs); :class:`SparseSnapshotDriver` does, and attaches what is used (image);
+:class:`SingleTreeDriver` has one tree that is either live or a generation (directory). All pass the
+driver contract, see test_fake_driver.py.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import zlib
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -16,15 +18,21 @@ from pathlib import Path
 
 import msgspec
 
-from pannier.core.errors import Corrupt, DiskFailed, InvalidInput, StorageError
+from pannier.core.errors import Corrupt, DiskFailed, InvalidInput, PoolFull, StorageError
 from pannier.core.generation import Generation
+from pannier.core.room import ImageLimits, Room
 from pannier.storage.base import (
     Capacity,
     CheckedDriver,
+    FileSystemDriver,
     LiveTree,
     LocalCopy,
+    Reading,
     RootAttributes,
+    Space,
+    SparseDriver,
 )
+from pannier.storage.blocks import BLOCK_BYTES, MendingDriver, Piece
 
 Content = Mapping[str, bytes]
 
@@ -42,7 +50,9 @@ class Tree:
 @dataclass
 class Home:
     """All of one volume on one disk. ``described`` are generations that are or once were here,
-    ``damaged`` those of which the disk gives back other bytes, None the live tree.
+    ``damaged`` those of which the disk gives back other bytes everywhere, None the live tree; ``changed`` single
+    files that it gives back otherwise; ``sums`` the checksums of what was received; ``unproved`` those of which
+    they are not known.
     """
 
     live: dict[int, Tree] = field(default_factory=dict)
@@ -50,10 +60,34 @@ class Home:
     described: dict[Generation, Content] = field(default_factory=dict)
     quarantined: dict[Generation, Content] = field(default_factory=dict)
     damaged: set[Generation | None] = field(default_factory=set)
+    changed: dict[tuple[Generation, str], bytes] = field(default_factory=dict)
+    sums: dict[Generation, dict[str, int]] = field(default_factory=dict)
+    unproved: set[Generation] = field(default_factory=set)
 
     def next_generation(self, epoch: int) -> Generation:
         known = [g.sequence for g in self.described if g.epoch == epoch]
         return Generation(epoch, max(known, default=0) + 1)
+
+    def read(self, generation: Generation) -> dict[str, bytes]:
+        """What the disk gives back."""
+        told = {
+            file: self.changed.get((generation, file), value)
+            for file, value in self.generations[generation].items()
+        }
+        if generation in self.damaged:
+            return {file: value + b"?" for file, value in told.items()}
+        return told
+
+    def known(self, generation: Generation) -> dict[str, int]:
+        """The checksums of what was received."""
+        return {} if generation in self.unproved else self.sums.get(generation, {})
+
+    def bad(self, generation: Generation) -> list[str]:
+        """The files that are not what was received."""
+        read, known = self.read(generation), self.known(generation)
+        return [
+            file for file, value in read.items() if known.get(file, sum_of(value)) != sum_of(value)
+        ]
 
 
 class _Stream(msgspec.Struct):
@@ -73,6 +107,11 @@ class Disk:
         """Nothing can be read or written any more."""
         self.spoilt: dict[str, StorageError] = {}
         """Volumes of which something can be neither tidied nor removed, and why."""
+        self.free_bytes = 1 << 39
+        self.refused: set[str] = set()
+        """Volumes of which a write was lost."""
+        self.attached: dict[str, int] = {}
+        """Of sparse drivers; it goes with the machine's power."""
 
     def write(self, volume: str, epoch: int, file: str, value: bytes) -> None:
         """What a container does; OSError where the tree is sealed or gone."""
@@ -109,6 +148,7 @@ class SnapshotDriver(CheckedDriver):
     """As btrfs: a generation is a snapshot and stays until it is deleted."""
 
     generations_in_use = True
+    compares = False
 
     def __init__(self, disk: Disk, *, name: str = "btrfs", where: Path = Path("/disk")) -> None:
         self.name = name
@@ -168,6 +208,15 @@ class SnapshotDriver(CheckedDriver):
         path = TreePath(self._where, volume, str(epoch), "data")
         path.names = lambda: self._tree(volume, epoch).content
         return path
+
+    async def attach(self, volume: str, *, epoch: int, grow: bool) -> None:
+        pass
+
+    async def attached(self) -> frozenset[str]:
+        return frozenset()
+
+    async def detach(self, volume: str, *, epoch: int) -> None:
+        pass
 
     async def snapshot(self, volume: str, *, epoch: int) -> Generation:
         return self._save(volume, epoch)
@@ -252,6 +301,10 @@ class SnapshotDriver(CheckedDriver):
         content = _apply(stream, base, home.described)
         self.disk.homes[volume] = home
         self._received(home, base)
+        kept = home.known(base) if base is not None else {}
+        changed = msgspec.json.decode(stream[32:], type=_Stream).changed
+        sums = {file: known for file, known in kept.items() if file in content}
+        home.sums[generation] = sums | {file: sum_of(value) for file, value in changed.items()}
         home.described[generation] = home.generations[generation] = content
 
     def _received(self, home: Home, base: Generation | None) -> None:
@@ -260,18 +313,20 @@ class SnapshotDriver(CheckedDriver):
     async def delete_generation(self, volume: str, generation: Generation) -> None:
         self._home(volume).generations.pop(generation, None)
 
-    async def verify(self, volume: str, generation: Generation | None) -> None:
+    async def verify(self, volume: str, generation: Generation | None) -> Reading:
         home = self._home(volume)
         if not (generation in home.generations if generation else home.live):
             raise StorageError(f"generation {generation} is not here")
         if generation in home.damaged:
             raise Corrupt(f"generation {generation} of volume {volume} is damaged: file")
+        return Reading(proved=True)
 
     async def quarantine(self, volume: str) -> None:
         home = self._home(volume)
         home.quarantined.update(home.generations)
         home.generations.clear()
         home.damaged.clear()
+        home.changed.clear()
 
     async def drop_quarantined(self, volume: str) -> None:
         self._home(volume).quarantined.clear()
@@ -358,6 +413,15 @@ class SingleTreeDriver(SnapshotDriver):
         await super().delete_generation(volume, generation)
 
 
+def place_of(file: str) -> int:
+    """Where the one block of a file is in the image."""
+    return zlib.crc32(file.encode()) % (1 << 20) * BLOCK_BYTES
+
+
+def sum_of(value: bytes) -> int:
+    return zlib.crc32(value) or 1
+
+
 def _digest(content: Content) -> str:
     return hashlib.sha256(msgspec.json.encode(sorted(content.items()))).hexdigest()
 
@@ -404,3 +468,158 @@ def _memory_file(content: bytes) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
+
+
+class SparseSnapshotDriver(SnapshotDriver, SparseDriver, FileSystemDriver, MendingDriver):
+    """As image: attached while it is used, on a pool that may get full, and that may refuse a write."""
+
+    compares = True
+
+    def __init__(self, disk: Disk, *, name: str = "image", where: Path = Path("/disk")) -> None:
+        super().__init__(disk, name=name, where=where)
+        self.frozen: set[str] = set()
+        self.limits: ImageLimits | None = None
+        self.full = False
+
+    def behind(self, volume: str, epoch: int) -> Path:
+        return self._where / f"{volume}-{epoch}-behind"
+
+    async def attach(self, volume: str, *, epoch: int, grow: bool) -> None:
+        if self.full:
+            raise PoolFull("the pool is nearly full")
+        if self._tree(volume, epoch).sealed:
+            raise StorageError(f"the live tree {epoch} of volume {volume} is sealed")
+        if volume not in self.disk.attached:
+            self.disk.refused.discard(volume)  # it is checked now
+        self.disk.attached[volume] = epoch
+
+    async def attached(self) -> frozenset[str]:
+        return frozenset(self.disk.attached)
+
+    async def detach(self, volume: str, *, epoch: int) -> None:
+        if self.disk.attached.get(volume) == epoch:
+            del self.disk.attached[volume]
+            self.frozen.discard(volume)
+
+    async def snapshot(self, volume: str, *, epoch: int) -> Generation:
+        await self.write_out(volume)
+        return await super().snapshot(volume, epoch=epoch)
+
+    async def seal(self, volume: str, *, epoch: int) -> Generation:
+        await self.detach(volume, epoch=epoch)
+        self.disk.refused.discard(volume)
+        return await super().seal(volume, epoch=epoch)
+
+    async def verify(self, volume: str, generation: Generation | None) -> Reading:
+        """What was received has checksums, and what was made here has none."""
+        home = self._home(volume)
+        if generation is None or generation not in home.generations:
+            await super().verify(volume, generation)
+            return Reading(proved=False)
+        read, known = home.read(generation), home.known(generation)
+        if known and generation in home.damaged:
+            raise Corrupt(f"generation {generation} of volume {volume} is damaged: all of it")
+        bad = tuple(sorted(map(place_of, home.bad(generation))))
+        received = read.keys() <= known.keys() and generation.epoch not in home.live
+        return Reading(proved=received and not bad, digest=_digest(read), damaged=bad)
+
+    async def pieces(
+        self, volume: str, generation: Generation, *, start: int, end: int | None, piece_bytes: int
+    ) -> tuple[Piece, ...]:
+        home = self._home(volume)
+        if generation not in home.generations:
+            raise StorageError(f"generation {generation} is not here")
+        read, known = home.read(generation), home.known(generation)
+        found: dict[int, list[str]] = {}
+        for file in sorted(read, key=place_of):
+            if start <= place_of(file) < (end or 1 << 62):
+                found.setdefault(place_of(file) // piece_bytes * piece_bytes, []).append(file)
+        return tuple(
+            Piece(
+                start=at,
+                digest=_digest({file: read[file] for file in files}),
+                proved=all(known.get(file) == sum_of(read[file]) for file in files),
+            )
+            for at, files in found.items()
+        )
+
+    async def wanted(
+        self, volume: str, generation: Generation, blocks: Iterable[int]
+    ) -> Mapping[int, int | None]:
+        home = self._home(volume)
+        if generation not in home.generations:
+            raise Corrupt(f"generation {generation} of volume {volume} is not here")
+        known = home.known(generation)
+        bad = {place_of(file): known[file] for file in home.bad(generation)}
+        return {at: bad[at] for at in blocks if at in bad}
+
+    async def find(self, volume: str, sums: Mapping[int, int]) -> Mapping[int, bytes]:
+        home = self._home(volume)
+        return {
+            place_of(file): value
+            for generation in sorted(home.generations)
+            for file, value in home.read(generation).items()
+            if sums.get(place_of(file)) == sum_of(value) and file not in home.bad(generation)
+        }
+
+    async def mend(self, volume: str, blocks: Mapping[int, bytes]) -> None:
+        home = self._home(volume)
+        for generation in home.generations:
+            for file in home.bad(generation):
+                right = blocks.get(place_of(file))
+                if right is not None and sum_of(right) == home.known(generation)[file]:
+                    del home.changed[generation, file]
+
+    def _take(self, volume: str, home: Home, generation: Generation) -> Content:
+        super()._take(volume, home, generation)
+        return home.read(generation)
+
+    async def show(self, volume: str, *, tree: int | Generation, at: Path) -> None:
+        home = self._home(volume)
+        content = (
+            home.generations[tree] if isinstance(tree, Generation) else home.live[tree].content
+        )
+        for file, value in content.items():
+            (at / file).write_bytes(value)
+
+    async def check_file_system(
+        self, volume: str, generation: Generation | None
+    ) -> tuple[str, ...]:
+        home = self._home(volume)
+        if not (generation in home.generations if generation else home.live):
+            raise StorageError(f"generation {generation} is not here")
+        return ("Inode 12 has an invalid size.",) if generation in home.damaged else ()
+
+    async def space(self, volume: str) -> Space | None:
+        if volume not in self.disk.attached:
+            return None
+        return Space(
+            size_bytes=1 << 30, free_bytes=1 << 29, inodes=1 << 17, free_inodes=1 << 16, direct=True
+        )
+
+    async def room(self) -> Room:
+        return Room(
+            total_bytes=1 << 40,
+            free_bytes=self.disk.free_bytes,
+            dirty_bytes=1 << 30,
+            images=len(self.disk.attached),
+        )
+
+    async def restrict(
+        self, *, full: bool, limits: ImageLimits | None, frozen: frozenset[str]
+    ) -> None:
+        self.full, self.limits = full, limits
+        self.frozen = set(frozen & self.disk.attached.keys())
+
+    async def write_out(self, volume: str) -> None:
+        if volume in self.disk.refused:
+            raise StorageError(f"the disk refused something that was written to volume {volume}")
+
+    async def thaw(self, volume: str) -> None:
+        self.frozen.discard(volume)
+
+    async def trim(self, volume: str, *, go_on: Callable[[], bool]) -> None:
+        """Nothing is in no file."""
+
+    async def failed(self) -> frozenset[str]:
+        return frozenset(self.disk.refused & self.disk.attached.keys())

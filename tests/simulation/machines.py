@@ -17,11 +17,11 @@ from stepping import (
     Fault,
     PowerCut,
     Step,
-    SteppedDriver,
     SteppedFreezer,
     SteppedMounts,
     Table,
     pause,
+    stepped_driver,
 )
 from virtual_time import OWNER, VirtualLoop
 
@@ -31,7 +31,7 @@ from pannier.barrier.groups import Backlog
 from pannier.contract.operation import Operation
 from pannier.contract.peers import PEER_OPERATIONS, Peer, Peers
 from pannier.core.errors import Conflict, OutcomeUnknown, PannierError, PeerUnavailable
-from pannier.core.generation import Generation, newest_common
+from pannier.core.generation import Generation
 from pannier.core.node import Node
 from pannier.engine.base import EngineFacts
 from pannier.host.clock import Clock
@@ -39,6 +39,7 @@ from pannier.node.barrier_admission import RUNTIME
 from pannier.storage.base import Driver
 from pannier.testing.engine import FakeEngine
 from pannier.testing.store import MemoryStore
+from pannier.transport.agreement import agree
 from pannier.transport.base import Offer, Sender, Sent
 
 if TYPE_CHECKING:
@@ -124,6 +125,7 @@ class Machine:
         self.table.mounts.clear()
         self.table.containers.clear()
         self.table.frozen.clear()
+        self.disk.attached.clear()
         self.world.clear_tmpfs(self)
 
     async def ask(self, question: Callable[[Run], Coroutine[Any, Any, T]]) -> T:
@@ -161,7 +163,7 @@ class Run:
         self.line = MemoryStore(world.data, name=f"store-of-{self.name}")
         if self.name in world.storeless:
             self.line.cut()
-        self.driver = SteppedDriver(self, world.make_driver(machine))
+        self.driver = stepped_driver(self, world.make_driver(machine))
         self.mounts = SteppedMounts(self, machine.table, Path("/mounts") / self.name)
         self.node = node = assemble(self._outside(), self._settings())
         self.cluster = node.cluster
@@ -212,6 +214,7 @@ class Run:
         return Settings(
             cluster=None,
             me=self.world.make_record(self.machine),
+            default_driver=self.driver.name,
             boot_id=str(self.machine.boots),
             terms=self.world.terms,
             store_address="memory",
@@ -406,12 +409,13 @@ class SenderOf(Sender):
         to: Node,
         driver: Driver,
         progress: Callable[[int], None] | None = None,
+        may_wait: Callable[[], bool] | None = None,
     ) -> Sent:
         run, talk = self._run, Talk()
         reading = asyncio.ensure_future(self._read(offer, driver, talk))
         reading.add_done_callback(lambda done: talk.end())
         try:
-            return await run.world.call(
+            sent = await run.world.call(
                 run,
                 to.name,
                 "sender.send",
@@ -419,14 +423,20 @@ class SenderOf(Sender):
                 lost=PeerUnavailable(f"the connection to {to.name} broke"),
                 abort=True,
             )
+            await asyncio.wait({reading})
+            if talk.stream.done() and not talk.stream.cancelled():
+                talk.stream.result()  # what the receiver had may be an error here
+            return sent
         finally:
             reading.cancel()
 
     async def _read(self, offer: Offer, driver: Driver, talk: Talk) -> None:
         try:
             theirs = await talk.have
-            ours = (await driver.inspect(offer.volume_id)).generations
-            base = newest_common(ours, theirs)
+            agreed = agree(offer, driver, await driver.inspect(offer.volume_id), theirs)
+            if agreed.there:
+                return
+            base = agreed.base
             async with driver.send(offer.volume_id, offer.generation, base=base) as fd:
                 stream = b"".join(iter(lambda: os.read(fd, 1 << 20), b""))
         except PannierError as error:

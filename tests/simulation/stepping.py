@@ -7,19 +7,33 @@ them, or with the answer to it lost.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from fake_driver import SparseSnapshotDriver
+
 from pannier.agent.freezing import Freezer
 from pannier.agent.mounts import Mounts
 from pannier.agent.usage import User
 from pannier.core.errors import Conflict, OutcomeUnknown, StorageError, VolumeInUse
 from pannier.core.generation import Generation
-from pannier.storage.base import Capacity, CheckedDriver, LocalCopy, RootAttributes
+from pannier.core.room import ImageLimits, Room
+from pannier.storage.base import (
+    Capacity,
+    CheckedDriver,
+    FileSystemDriver,
+    LocalCopy,
+    Reading,
+    RootAttributes,
+    Space,
+    SparseDriver,
+)
+from pannier.storage.blocks import MendingDriver, Piece
+from pannier.storage.image.driver import ImageDriver
 from pannier.store.base import Change, Entry, Store, WatchEvent
 from pannier.testing.store import MemoryStore
 
@@ -84,6 +98,7 @@ class SteppedDriver(CheckedDriver):
         self._inner = inner
         self.name = inner.name
         self.generations_in_use = inner.generations_in_use
+        self.compares = isinstance(inner, CheckedDriver) and inner.compares
 
     async def open(self) -> None:
         await self._inner.open()
@@ -111,6 +126,17 @@ class SteppedDriver(CheckedDriver):
 
     def data_path(self, volume: str, epoch: int) -> Path:
         return self._inner.data_path(volume, epoch)
+
+    async def attach(self, volume: str, *, epoch: int, grow: bool) -> None:
+        await stepped(
+            self._life, "driver.attach", lambda: self._inner.attach(volume, epoch=epoch, grow=grow)
+        )
+
+    async def attached(self) -> frozenset[str]:
+        return await self._inner.attached()
+
+    async def detach(self, volume: str, *, epoch: int) -> None:
+        await stepped(self._life, "driver.detach", lambda: self._inner.detach(volume, epoch=epoch))
 
     async def snapshot(self, volume: str, *, epoch: int) -> Generation:
         return await stepped(
@@ -165,8 +191,10 @@ class SteppedDriver(CheckedDriver):
             lambda: self._inner.delete_generation(volume, generation),
         )
 
-    async def verify(self, volume: str, generation: Generation | None) -> None:
-        await stepped(self._life, "driver.verify", lambda: self._inner.verify(volume, generation))
+    async def verify(self, volume: str, generation: Generation | None) -> Reading:
+        return await stepped(
+            self._life, "driver.verify", lambda: self._inner.verify(volume, generation)
+        )
 
     async def quarantine(self, volume: str) -> None:
         await stepped(self._life, "driver.quarantine", lambda: self._inner.quarantine(volume))
@@ -189,6 +217,70 @@ class SteppedDriver(CheckedDriver):
 
     async def check_disk(self, *, by_writing: bool = False) -> None:
         await self._inner.check_disk(by_writing=by_writing)
+
+
+class SteppedSparseDriver(SteppedDriver, SparseDriver, FileSystemDriver, MendingDriver):
+    """The same of one whose pool may get full. What only looks, or is done at any moment, is no step."""
+
+    def __init__(self, life: Life, inner: SparseSnapshotDriver | ImageDriver) -> None:
+        super().__init__(life, inner)
+        self.sparse = inner
+
+    async def pieces(
+        self, volume: str, generation: Generation, *, start: int, end: int | None, piece_bytes: int
+    ) -> tuple[Piece, ...]:
+        return await self.sparse.pieces(
+            volume, generation, start=start, end=end, piece_bytes=piece_bytes
+        )
+
+    async def wanted(
+        self, volume: str, generation: Generation, blocks: Iterable[int]
+    ) -> Mapping[int, int | None]:
+        return await self.sparse.wanted(volume, generation, blocks)
+
+    async def find(self, volume: str, sums: Mapping[int, int]) -> Mapping[int, bytes]:
+        return await stepped(self._life, "driver.find", lambda: self.sparse.find(volume, sums))
+
+    async def mend(self, volume: str, blocks: Mapping[int, bytes]) -> None:
+        await stepped(self._life, "driver.mend", lambda: self.sparse.mend(volume, blocks))
+
+    async def space(self, volume: str) -> Space | None:
+        return await self.sparse.space(volume)
+
+    async def show(self, volume: str, *, tree: int | Generation, at: Path) -> None:
+        await self.sparse.show(volume, tree=tree, at=at)
+
+    async def check_file_system(
+        self, volume: str, generation: Generation | None
+    ) -> tuple[str, ...]:
+        return await self.sparse.check_file_system(volume, generation)
+
+    async def room(self) -> Room:
+        return await self.sparse.room()
+
+    async def restrict(
+        self, *, full: bool, limits: ImageLimits | None, frozen: frozenset[str]
+    ) -> None:
+        await self.sparse.restrict(full=full, limits=limits, frozen=frozen)
+
+    async def write_out(self, volume: str) -> None:
+        await self.sparse.write_out(volume)
+
+    async def thaw(self, volume: str) -> None:
+        await self.sparse.thaw(volume)
+
+    async def trim(self, volume: str, *, go_on: Callable[[], bool]) -> None:
+        await self.sparse.trim(volume, go_on=go_on)
+
+    async def failed(self) -> frozenset[str]:
+        return await self.sparse.failed()
+
+
+def stepped_driver(life: Life, inner: CheckedDriver) -> SteppedDriver:
+    """A driver whose every call is a step, of the kind that ``inner`` is."""
+    if isinstance(inner, SparseSnapshotDriver | ImageDriver):
+        return SteppedSparseDriver(life, inner)
+    return SteppedDriver(life, inner)
 
 
 class SteppedStore(Store):

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 import test_driver as contract
-from fake_driver import Disk, SingleTreeDriver, SnapshotDriver, Tree
+import test_driver_mending as mending
+from fake_driver import Disk, SingleTreeDriver, SnapshotDriver, SparseSnapshotDriver, Tree
 from test_driver_kit import Nodes
 
 _NEEDS_FILES = {
@@ -54,11 +55,15 @@ class _ShownSnapshots(_Shown, SnapshotDriver):
     pass
 
 
+class _ShownSparse(_Shown, SparseSnapshotDriver):
+    pass
+
+
 class _ShownSingleTree(_Shown, SingleTreeDriver):
     pass
 
 
-@pytest.fixture(params=[_ShownSnapshots, _ShownSingleTree])
+@pytest.fixture(params=[_ShownSnapshots, _ShownSparse, _ShownSingleTree])
 def nodes(request: pytest.FixtureRequest, tmp_path: Path) -> Nodes:
     a, b, c = (request.param(Disk(), where=tmp_path / name) for name in "abc")
     return Nodes(a, b, c, "v-1")
@@ -70,4 +75,20 @@ def _shared() -> dict[str, object]:
     return {name: test for name, test in found.items() if name not in _NEEDS_FILES}
 
 
+@pytest.fixture
+def world(tmp_path: Path) -> mending.Damaged:
+    """For what a driver that mends does."""
+    a, b, c = (_ShownSparse(Disk(), where=tmp_path / name) for name in "abc")
+
+    def spoil(driver: SparseSnapshotDriver, content: bytes) -> None:
+        (home,) = driver.disk.homes.values()
+        for generation, files in home.generations.items():
+            for file, value in files.items():
+                if content in value:
+                    home.changed[generation, file] = value.replace(content, bytes(len(content)))
+
+    return mending.Damaged(Nodes(a, b, c, "v-1"), a, b, spoil)  # type: ignore[arg-type]
+
+
 globals().update(_shared())
+globals().update({n: test for n, test in vars(mending).items() if n.startswith("test_")})

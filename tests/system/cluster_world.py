@@ -21,6 +21,10 @@ from pannier.lab import Lab, LabError
 
 IMAGE = "localhost:5000/busybox:1"
 MOUNTS = story.MOUNTS
+IMAGES = "/var/lib/pannier/pool/images"
+"""Where a node keeps its volumes, each in a directory with the volume's id."""
+STAGING = "/run/pannier/images"
+"""Where their file systems are mounted while they are used."""
 PLUGIN_SOCKET = "/run/docker/plugins/pannier.sock"
 DEADLINE_SECONDS = 150.0
 """For commands: beyond Docker's own patience of 120 s, so that a hang is told from an error."""
@@ -219,6 +223,16 @@ class World:
             return str(shown[0]["holder"]) if len(holders) == 1 else None
 
         return story.wait_until(f"all nodes agree who holds {name}", agreed, seconds=30)
+
+    def former(self, node: str, name: str, file: str, *, tree: str) -> str:
+        """What a file has in a former state of a volume, such as a stray."""
+        at = f"/run/former-{next(_numbers)}"
+        self.run(node, "mkdir", at)
+        self.run(node, "pannier", "volume", "mount", f"{name}@{tree}", "--at", at)
+        try:
+            return self.run(node, "cat", f"{at}/{file}")
+        finally:
+            self.run(node, "umount", at)
 
     def manifest(self, node: str, name: str) -> list[str]:
         """Every entry of the volume with its bytes' hash, after a container has asked for it."""

@@ -77,10 +77,10 @@ WISHES = {
     ),
     "three_lab": Wish(
         "s", THREE, image.load,
-        modules=("bad_input", "cluster", "story", "service_move", "move"),
+        modules=("bad_input", "cluster", "images", "story", "service_move", "move"),
     ),
     "jenkins_lab": Wish("j", CUTTABLE, _jenkins, modules=("jenkins",)),
-    "power_lab": Wish("p", CUTTABLE, _power, modules=("copies", "power", "failover")),
+    "power_lab": Wish("p", CUTTABLE, _power, modules=("copies", "trees", "power", "failover")),
     "guard_lab": Wish("u", THREE, image.load, modules=("guards", "standing_still")),
     "swarm_lab": Wish("e", {"nodes": 4, "release": "mixed"}, modules=("evacuation",)),
     "barrier_lab": Wish(

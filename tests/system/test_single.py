@@ -6,12 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from cluster_world import MOUNTS, PLUGIN_SOCKET, World, check_sequence
+from cluster_world import IMAGES, MOUNTS, PLUGIN_SOCKET, STAGING, World, check_sequence
 from demo import looks, story
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(400)]
-
-POOL_VOLUMES = "/var/lib/pannier/pool/volumes"
 
 
 def test_one_node_needs_no_etcd(single: World) -> None:
@@ -29,7 +27,8 @@ def test_f32_a_volume_whose_data_is_gone_is_an_error(single: World) -> None:
     single.stop_pannier("node1")
     single.sh(
         "node1",
-        f"umount {MOUNTS}/{name}; mv {POOL_VOLUMES}/{shown['id']} /var/lib/pannier/pool/away",
+        f"umount {MOUNTS}/{name} {STAGING}/{shown['id']}.1; "
+        f"mv {IMAGES}/{shown['id']} /var/lib/pannier/pool/away",
     )
     single.start_pannier("node1")
     single.refused(
@@ -37,7 +36,7 @@ def test_f32_a_volume_whose_data_is_gone_is_an_error(single: World) -> None:
         says=[name, "not on its disk", "an empty directory is never given"],
     )  # fmt: skip
     single.refused("node1", "pannier", "doctor", says=[name], status=10)
-    single.sh("node1", f"mv /var/lib/pannier/pool/away {POOL_VOLUMES}/{shown['id']}")
+    single.sh("node1", f"mv /var/lib/pannier/pool/away {IMAGES}/{shown['id']}")
     assert single.container("node1", name, "cat", "/data/note") == "kept\n"
 
 
@@ -48,7 +47,7 @@ def pool_at(world: World, place: str, *, make: str = "true") -> Iterator[None]:
     world.stop_pannier("node1")
     world.sh(
         "node1",
-        f"umount {MOUNTS}/* 2>/dev/null || :; umount /var/lib/pannier/pool; {make}; "
+        f"umount {MOUNTS}/* {STAGING}/* 2>/dev/null || :; umount /var/lib/pannier/pool; {make}; "
         f"cp {settings} /root/settings; sed -i 's,/dev/pannier-pool,{place},' {settings}",
     )
     world.start_pannier("node1")

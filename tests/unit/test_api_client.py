@@ -19,7 +19,7 @@ from pannier.api.client import ApiClient, PeerClient
 from pannier.api.connection import ApiConnection, TlsEndpoint, UnixEndpoint
 from pannier.api.listen import serve_unix
 from pannier.api.server import build_application
-from pannier.contract.bodies import JoinOrder
+from pannier.contract.bodies import MOST_BLOCKS, BlockSum, JoinOrder
 from pannier.contract.operations import Operations
 from pannier.contract.peers import Peer
 from pannier.contract.views import EventView
@@ -86,6 +86,16 @@ async def test_services_and_their_hooks(client: Operations, peer: Peer) -> None:
     with pytest.raises(NotFound, match="no container of service shop"):
         async for _ in peer.peer_hook("shop", hook=Moment.AFTER):
             pass
+
+
+async def test_as_many_blocks_as_may_be_asked_for_at_once_arrive(peer: Peer) -> None:
+    wanted = [BlockSum((1 << 62) - 4096 * number, (1 << 32) - 1) for number in range(MOST_BLOCKS)]
+    found = await peer.peer_blocks("data", generation="3.17-0f3a94c1", blocks=wanted)
+    assert [(block.start, len(block.content)) for block in found.blocks] == [
+        (block.start, 4096) for block in wanted
+    ]
+    with pytest.raises(InvalidInput):
+        await peer.peer_blocks("data", generation="3.17-0f3a94c1", blocks=[*wanted, wanted[0]])
 
 
 async def test_client_stands_in_for_the_use_cases(client: Operations, cluster: FakeCluster) -> None:

@@ -15,6 +15,7 @@ from pannier.contract import bodies
 from pannier.contract.operation import Operation, OperationTable, cluster
 from pannier.contract.operations import OPERATIONS, Operations
 from pannier.contract.peers import PEER_OPERATIONS, Peer
+from pannier.core.generation import Generation, new_identity
 from pannier.core.hooks import Moment
 
 SAMPLES: dict[Any, Any] = {
@@ -23,6 +24,8 @@ SAMPLES: dict[Any, Any] = {
     int: 7,
     float: 1.5,
     str | None: None,
+    int | None: 4096,
+    list[bodies.BlockSum]: [bodies.BlockSum(4096, 7)],
     Mapping[str, str]: {"size": "10G"},
     Mapping[str, int]: {"id": 3},
     Moment: Moment.AFTER,
@@ -87,3 +90,10 @@ class Unasked(Protocol):
 def test_a_row_that_does_not_fit_its_method_is_an_error_at_once(protocol: type) -> None:
     with pytest.raises(TypeError, match="does not carry"):
         OperationTable(protocol)
+
+
+@pytest.mark.parametrize("generation", [Generation(3, 17), Generation(3, 17, new_identity())])
+def test_a_generation_of_any_driver_can_be_named_in_an_order(generation: Generation) -> None:
+    sent = msgspec.json.encode({"epoch": 3, "generation": str(generation), "actor": "anna"})
+    order = msgspec.json.decode(sent, type=bodies.PeerTakeOrder)
+    assert Generation.parse(order.generation or "") == generation

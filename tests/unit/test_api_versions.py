@@ -116,7 +116,7 @@ def test_words_of_a_newer_node_are_kept(file: Path) -> None:
 
     newer = _everywhere(sent, say)
     value = msgspec.json.decode(json.dumps(newer), type=_kind(file))
-    assert json.loads(msgspec.json.encode(value)) == newer
+    assert _without_more(json.loads(msgspec.json.encode(value)), newer) == newer
 
 
 def test_a_word_that_is_not_known_is_none_of_those_that_are() -> None:

@@ -22,7 +22,7 @@ def facts(number: int, **different: Any) -> dict[str, Any]:
         "python": [3, 11, 2],
         "root": True,
         "systemd": True,
-        "btrfs": True,
+        "lacks": [],
         "free_bytes": 50 << 30,
         "listening": {},
         "firewall": "",
@@ -93,7 +93,7 @@ SWARM = {"state": "active", "manager": True, "cluster": "s1"}
         ({"root": False}, "is not worked on as root"),
         ({"systemd": False}, "is not run by systemd"),
         ({"free_bytes": 1 << 30}, "1.0 GiB are free"),
-        ({"btrfs": False}, "the kernel has no btrfs"),
+        ({"lacks": ["btrfs", "loop devices"]}, "the kernel has no btrfs, no loop devices"),
         ({"listening": {"2379": "postgres"}}, "port 2379 is in use by postgres"),
         ({"machine_id": "id1"}, "have the same machine id id1"),
         ({"address": "192.0.2.1", "addresses": []}, "have the same address 192.0.2.1"),
@@ -162,7 +162,7 @@ def test_what_is_wrong_with_a_host(different: dict[str, Any], says: str) -> None
                 "mounted": False,
             }
         },
-        {"member": MEMBER, "authority": True, "free_bytes": 0, "btrfs": False},
+        {"member": MEMBER, "authority": True, "free_bytes": 0, "lacks": ["btrfs"]},
         {"etcd": {"members": ["node1", "node2", "node3"], "identity": True}},
         {"swarm": SWARM},
     ],
@@ -181,7 +181,7 @@ def test_a_disk_that_may_be_erased() -> None:
 
 def test_the_directory_driver_needs_no_btrfs() -> None:
     wish = preflight.Wish(driver="directory")
-    assert told(replace(three(btrfs=False), wishes={"node2": wish})) == []
+    assert told(replace(three(lacks=["btrfs"]), wishes={"node2": wish})) == []
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,9 @@ def test_what_is_wrong_with_an_inventory(different: dict[str, Any], says: str) -
 
 
 def test_everything_is_told_at_once() -> None:
-    hosts = fleet(facts(1), None, facts(3, python=[3, 9, 0], btrfs=False), etcd=("node1", "node3"))
+    hosts = fleet(
+        facts(1), None, facts(3, python=[3, 9, 0], lacks=["btrfs"]), etcd=("node1", "node3")
+    )
     problems = told(hosts)
     assert [line.split(":")[0] for line in problems] == ["inventory", "node2", "node3", "node3"]
     assert all(". " in line for line in problems)  # each with a remedy

@@ -200,6 +200,21 @@ async def test_a_holder_that_restarted_before_it_had_its_tree_can_give_on(world:
     assert grant(world) == ("c", 3)
 
 
+async def test_a_mount_that_waits_at_the_new_holder_does_not_hinder_its_giving_on(
+    world: World,
+) -> None:
+    """It counts as use, and there is no tree yet of which a generation could be made."""
+    world.fail_at_label("driver.promote", Fault.CUT_BEFORE, of="b")
+    await world.move(world.a, "vol", "b")
+    await asyncio.sleep(1)
+    await world.b.start()
+    with world.b.up.use.awaiting("vol"):
+        moving = asyncio.ensure_future(world.move(world.b, "vol", "c", wait_seconds=30))
+        await asyncio.sleep(5)
+    assert (await moving)[-1].phase == "done"
+    assert grant(world) == ("c", 3)
+
+
 async def test_a_store_that_goes_after_the_change_does_not_make_it_a_failure(world: World) -> None:
     moving = asyncio.ensure_future(world.move(world.a, "vol", "b"))
     while grant(world)[0] == "a":

@@ -1,5 +1,7 @@
 """What people type as options, right and wrong."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -82,6 +84,9 @@ def test_a_formatted_size_reads_back_within_a_twentieth(size: int) -> None:
         ({"copies": "2", "driver": "directory"}, "keeps one copy"),
         ({"durability": "fsink"}, "did you mean 'fsync'"),
         ({"driver": "zfs"}, "driver=zfs"),
+        ({"driver": "image"}, "driver=image"),
+        ({"layout": "file"}, "layout=file"),
+        ({"layout": "image", "driver": "directory"}, "has one layout of its own"),
         ({"mode": "0999"}, "mode=0999"),
         ({"mode": "7"}, "mode=7"),
         ({"uid": "-1"}, "uid=-1"),
@@ -102,10 +107,15 @@ def test_options_are_read_into_a_spec_and_described_again() -> None:
     typed = {"size": "10G", "nodes": "n1,n2", "uid": "1000", "mode": "0750", "labels": "a=b,c="}
     spec = parse_options(typed)
     assert spec == VolumeSpec(
-        size=10 * 2**30, nodes=("n1", "n2"), uid=1000, mode=0o750, labels={"a": "b", "c": ""}
+        size=10 * 2**30,
+        driver="image",
+        nodes=("n1", "n2"),
+        uid=1000,
+        mode=0o750,
+        labels={"a": "b", "c": ""},
     )
-    assert describe_spec(spec) == {**typed, "driver": "btrfs"}
-    assert {option.name for option in OPTIONS} <= set(VolumeSpec.__dataclass_fields__)
+    assert describe_spec(spec) == {**typed, "driver": "btrfs", "layout": "image"}
+    assert all(hasattr(VolumeSpec(), option.name) for option in OPTIONS)
 
 
 def test_copies_are_kept_up_to_date_without_being_asked() -> None:
@@ -116,7 +126,29 @@ def test_copies_are_kept_up_to_date_without_being_asked() -> None:
         "durability": "fsync",
         "interval": "1.5s",
         "driver": "btrfs",
+        "layout": "image",
     }
+
+
+@pytest.mark.parametrize(
+    ("options", "driver"),
+    [({}, "image"), ({"layout": "tree"}, "btrfs"), ({"layout": "image"}, "image")],
+)
+def test_a_layout_is_how_a_btrfs_pool_keeps_it(options: dict[str, str], driver: str) -> None:
+    for typed in (options, {"driver": "btrfs", **options}):
+        spec = parse_options(typed)
+        assert spec.driver == driver
+        assert parse_options(describe_spec(spec)) == spec
+        assert describe_spec(spec) == {"driver": "btrfs", "layout": options.get("layout", "image")}
+
+
+def test_a_node_without_a_pool_keeps_directories() -> None:
+    assert parse_options({}, default_driver="directory").driver == "directory"
+    assert parse_options({"driver": "directory"}).driver == "directory"
+    for options in ({"layout": "tree"}, {"layout": "image"}):
+        with pytest.raises(InvalidInput, match="one layout of its own"):
+            parse_options(options, default_driver="directory")
+        assert parse_options({"driver": "btrfs", **options}, default_driver="directory").layout
 
 
 def test_more_copies_than_nodes_is_said_first() -> None:
@@ -130,7 +162,7 @@ def test_the_same_name_again_compares_only_what_was_asked_for() -> None:
     volume = Volume(
         name="v",
         id="v.1",
-        spec=parse_options({"size": "10G", "uid": "5"}),
+        spec=parse_options({"size": "10G", "uid": "5", "layout": "tree"}),
         grant=Grant("a", 1),
         created_at=0.0,
     )
@@ -142,6 +174,13 @@ def test_the_same_name_again_compares_only_what_was_asked_for() -> None:
         check_same_options(volume, {"gid": "7"})
     with pytest.raises(InvalidInput, match="unknown option"):
         check_same_options(volume, {"sice": "10G"})
+    with pytest.raises(AlreadyExists, match="layout is tree, not image"):
+        check_same_options(volume, {"layout": "image"})
+    image = replace(volume, spec=parse_options({"layout": "image"}))
+    check_same_options(image, {"layout": "image", "driver": "btrfs"})
+    check_same_options(image, {"driver": "btrfs"})
+    with pytest.raises(AlreadyExists, match="layout is image, not tree"):
+        check_same_options(image, {"layout": "tree"})
 
 
 @pytest.mark.parametrize("name", ["ab", "jenkins_home", "a.b-c_D9", "x" * 128])
@@ -165,8 +204,8 @@ def test_node_names_that_cannot_be(name: str) -> None:
 
 
 def test_generations_sort_by_epoch_and_sequence_and_read_back() -> None:
-    generations = [Generation(10, 1), Generation(2, 30), Generation(2, 4)]
-    assert [str(g) for g in sorted(generations)] == ["2.4", "2.30", "10.1"]
+    generations = [Generation(10, 1), Generation(2, 30, "0f3a94c1"), Generation(2, 4)]
+    assert [str(g) for g in sorted(generations)] == ["2.4", "2.30-0f3a94c1", "10.1"]
     assert all(Generation.parse(str(g)) == g for g in generations)
     for wrong in ("", "1", "1.", "01.2", "-1.2", "1.2.3", "a.b", "1.2\n"):
         with pytest.raises(InvalidInput):
@@ -174,3 +213,11 @@ def test_generations_sort_by_epoch_and_sequence_and_read_back() -> None:
     ours, theirs = (Generation(1, 1), Generation(1, 2)), (Generation(1, 1), Generation(2, 1))
     assert newest_common(ours, theirs) == Generation(1, 1)
     assert newest_common(ours, ()) is None
+
+
+def test_a_number_that_was_given_twice_is_not_the_same_generation() -> None:
+    """A disk that was set back gives numbers again; what is there by the old one is no base."""
+    first, second = Generation(1, 5, "0f3a94c1"), Generation(1, 5, "77aa00ff")
+    assert newest_common((Generation(1, 4), second), (Generation(1, 4), first)) == Generation(1, 4)
+    assert first != second
+    assert max(second, Generation(1, 6)) == Generation(1, 6)

@@ -98,6 +98,15 @@ def test_the_lineage_tells_copies_from_strays_through_several_changes_of_holder(
     assert [g for g in ancestors + strays if volume.grew_out_of(g)] == ancestors
 
 
+def test_another_generation_with_the_number_of_the_base_is_a_stray() -> None:
+    base = Generation(1, 9, "77aa00ff")
+    volume = record("a", 1, base=None).granted("b", base=base, replicas=())
+    assert volume.grew_out_of(base)
+    assert volume.grew_out_of(Generation(1, 8, "0f3a94c1"))
+    assert not volume.grew_out_of(Generation(1, 9, "0f3a94c1"))
+    assert not volume.grew_out_of(Generation(1, 9))
+
+
 def test_a_holder_keeps_its_base_and_its_two_newest() -> None:
     generations = [Generation(5, n) for n in range(1, 5)]
     cleanup = plan_cleanup(record(), here({5: False}, BASE, OTHER, *generations), node="a")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 from copies_world import CopiesWorld
-from world import Fault, Machine, event_loop_policy
+from world import Fault, Machine, SparseSnapshotDriver, event_loop_policy
 
 from pannier.contract.views import CheckView
 from pannier.copies.verification import Verification
@@ -206,3 +206,58 @@ async def test_only_the_holder_at_that_epoch_listens(world: CopiesWorld) -> None
         await world.b.ask(lambda run: run.peer_service.by("c").peer_lost_copy("vol", epoch=1))
     await world.a.ask(lambda run: run.peer_service.by("c").peer_lost_copy("vol", epoch=1))
     assert world.now_record().in_sync == ("b",)
+
+
+# -- where the file system has no checksums ---------------------------------------------------------
+
+
+@pytest_asyncio.fixture
+async def images(tmp_path: Path) -> AsyncIterator[CopiesWorld]:
+    async with CopiesWorld(tmp_path, with_upkeep=True, driver=SparseSnapshotDriver) as world:
+        await asyncio.sleep(USUAL.holding.promise)
+        yield world
+
+
+async def test_equal_copies_are_whole(images: CopiesWorld) -> None:
+    volume = await images.synced_volume(images.a)
+    checks = await verify(images)
+    assert {name: check.state for name, check in checks.items()} == {"a": "whole", "b": "whole"}
+    newest = str(max(images.generations(images.b, volume)))
+    assert {check.generation for check in checks.values()} == {newest}
+
+
+async def test_the_only_image_is_read(images: CopiesWorld) -> None:
+    await images.volume(images.a, copies="1")
+    assert [check.state for check in (await verify(images)).values()] == ["read"]
+
+
+async def test_a_copy_that_is_not_what_was_sent_is_made_anew(images: CopiesWorld) -> None:
+    volume = await images.synced_volume(images.a)
+    damage(images.b, volume)
+    assert (await verify(images))["b"].state == "made anew"
+    await images.until(lambda: images.now_record().in_sync == ("b",))
+    assert (await verify(images))["b"].state == "whole"
+
+
+async def test_a_holder_whose_disk_changed_is_found_by_a_copy(images: CopiesWorld) -> None:
+    volume = await images.synced_volume(images.a)
+    damage(images.a, volume)
+    checks = await verify(images)
+    assert (checks["a"].state, checks["b"].state) == ("damaged", "whole")
+    assert checks["a"].remedy == "pannier volume move vol b"
+    assert images.now_record().in_sync == ("b",)
+
+
+async def test_copies_of_a_busy_volume_are_compared_by_a_generation_that_both_have(
+    images: CopiesWorld,
+) -> None:
+    volume = await images.synced_volume(images.a)
+    images.slow["b"] = 3.0
+    images.put(images.a, volume, "more", b"2")
+    newest = max(images.generations(images.b, volume))
+    await images.until(lambda: max(images.generations(images.a, volume)) > newest)
+    checks = await verify(images)
+    assert {check.generation for check in checks.values()} == {str(newest)}
+    assert {check.state for check in checks.values()} == {"whole"}
+    damage(images.a, volume)
+    assert (await verify(images))["a"].state == "damaged"

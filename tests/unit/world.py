@@ -26,9 +26,9 @@ import structlog
 
 sys.path.append(str(Path(__file__).parents[1] / "simulation"))
 
-from fake_driver import Disk, SnapshotDriver
+from fake_driver import Disk, SnapshotDriver, SparseSnapshotDriver
 from machines import RUN, Died, Machine, Run, SenderOf
-from stepping import Fault, PowerCut, Step, SteppedStore
+from stepping import Fault, PowerCut, Step, SteppedSparseDriver, SteppedStore
 from virtual_time import VirtualTimePolicy, run_virtual
 
 from pannier.cluster.registry import encode, trash_key, volume_key
@@ -400,6 +400,12 @@ class World:
     async def unmount(self, machine: Machine, name: str, mount_id: str = "m") -> None:
         """Docker's Unmount."""
         await machine.ask(lambda run: run.docker.unmount(name, mount_id))
+
+    def sparse_driver(self, machine: Machine) -> SparseSnapshotDriver:
+        """The driver of a running node, in a world of such drivers."""
+        driver = machine.up.driver
+        assert isinstance(driver, SteppedSparseDriver)
+        return driver.sparse
 
     async def write_once(self, machine: Machine, name: str, value: bytes = b"x") -> None:
         """A container that writes something and ends."""

@@ -44,7 +44,7 @@ def observe(pool: str | None = None, ports: Sequence[int] = ()) -> dict[str, Any
         "python": list(sys.version_info[:3]),
         "root": os.geteuid() == 0,
         "systemd": os.path.isdir("/run/systemd/system"),
-        "btrfs": _has_btrfs(),
+        "lacks": [what for what, there in _KERNEL.items() if not there()],
         "free_bytes": _free_bytes(),
         "listening": _listeners(ports),
         "firewall": _firewall(),
@@ -136,11 +136,21 @@ def _device(path: str) -> dict[str, Any]:
     }
 
 
-def _has_btrfs() -> bool:
-    if "\tbtrfs\n" in _read("/proc/filesystems"):
-        return True
+def _has_file_system(name: str) -> bool:
+    return f"\t{name}\n" in _read("/proc/filesystems") or _has_module(name)
+
+
+def _has_module(name: str) -> bool:
     modprobe = shutil.which("modprobe", path=PATH)
-    return modprobe is not None and _status([modprobe, "--dry-run", "btrfs"]) == 0
+    return modprobe is not None and _status([modprobe, "--dry-run", name]) == 0
+
+
+_KERNEL = {
+    "btrfs": lambda: _has_file_system("btrfs"),
+    "ext4": lambda: _has_file_system("ext4"),
+    "loop devices": lambda: os.path.exists("/dev/loop-control") or _has_module("loop"),
+}
+"""What the kernel must have for a pool with volumes."""
 
 
 def _free_bytes() -> int:

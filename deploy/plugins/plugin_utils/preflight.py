@@ -272,9 +272,9 @@ def _system(name: str, facts: Facts, wish: Wish) -> Iterator[Finding]:
     if facts["free_bytes"] < SMALLEST_FREE_BYTES:
         what = f"{facts['free_bytes'] / 2**30:.1f} GiB are free in /var/lib"
         yield problem(name, what, "3 GiB are needed, and what the volumes need")
-    if wish.driver == "btrfs" and not facts["btrfs"]:
-        remedy = "Use a kernel that has it, or set pannier_driver: directory for all nodes"
-        yield problem(name, "the kernel has no btrfs", remedy)
+    if wish.driver == "btrfs" and facts["lacks"]:
+        remedy = "Use a kernel that has that, or set pannier_driver: directory for all nodes"
+        yield problem(name, f"the kernel has no {', no '.join(facts['lacks'])}", remedy)
     if wish.driver == "btrfs" and facts["pool"]:
         yield from _pool(name, facts["pool"], wish)
 

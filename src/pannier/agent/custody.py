@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -39,7 +40,9 @@ from pannier.core.ownership import (
     plan_serving,
 )
 from pannier.core.pace import AgentPace
-from pannier.core.volume import Grant, Volume
+from pannier.core.volume import Grant, HistoryEntry, Volume
+from pannier.host.clock import Clock
+from pannier.host.mountflags import takes_no_writes
 
 log = structlog.get_logger(__name__)
 
@@ -55,6 +58,7 @@ class Custody:
         use: Use,
         mounts: Mounts,
         lease: Lease,
+        clock: Clock,
         pace: AgentPace,
     ) -> None:
         self._cluster = cluster
@@ -62,6 +66,7 @@ class Custody:
         self._use = use
         self._mounts = mounts
         self._lease = lease
+        self._clock = clock
         self._pace = pace
         self._locks: dict[str, asyncio.Lock] = {}
 
@@ -94,6 +99,11 @@ class Custody:
                 f"run out",
                 remedy="see pannier status for the store; it is tried again by itself",
             )
+        shown = await asyncio.to_thread(takes_no_writes, self._mounts.path(volume.name))
+        if shown and not self._use.was_given(volume) and not await self._use.processes(volume):
+            # Since a time at which its disk took no writes. It cannot be attached beside that.
+            await self.take_down(volume)
+        await driver.attach(volume.id, epoch=volume.grant.epoch, grow=volume.spec.size is None)
         source = driver.data_path(volume.id, volume.grant.epoch)
         if not await self._use.processes(volume):
             return await asyncio.to_thread(self._mounts.replace, volume.name, source)
@@ -240,6 +250,90 @@ class Custody:
     async def take_down(self, volume: Volume) -> None:
         """Unmount the volume's path. The caller has the lock and saw that nobody uses it."""
         await asyncio.to_thread(self._mounts.unmount, volume.name)
+
+    async def detach_idle(self) -> None:
+        """Detach volumes that nobody has used for a while, for ever: run as a task."""
+        idle: dict[str, float] = {}
+        used: dict[str, float] = {}
+        while True:
+            await asyncio.sleep(self._pace.idle_look)
+            try:
+                await self._detach_what_is_idle(idle, used)
+            except PannierError as error:  # a disk that failed, for instance
+                log.info("volumes.not-detached", error=str(error))
+
+    async def _detach_what_is_idle(self, idle: dict[str, float], used: dict[str, float]) -> None:
+        """One look.
+
+        Args:
+            idle: since when each attached volume is not used, by its id.
+            used: when each was last seen in use.
+        """
+        attached = [await driver.attached() for driver in self._drivers]
+        now, there = self._clock.now(), frozenset().union(*attached)
+        for gone in idle.keys() - there:
+            del idle[gone]
+            used.pop(gone, None)
+        for volume in self._cluster.catalog.volumes():
+            if volume.id not in there or volume.grant.node != self._cluster.node:
+                continue
+            since = idle.setdefault(volume.id, now)
+            seen = volume.id in used and now - used[volume.id] < self._pace.busy_look
+            if seen and self._use.engine_uses(volume):
+                idle[volume.id] = now
+            elif await self._use.in_use(volume):
+                idle[volume.id] = used[volume.id] = now
+            elif now - since >= self._pace.linger:
+                await self._detach_one(volume)
+
+    async def _detach_one(self, volume: Volume) -> None:
+        driver = self._drivers.of(volume)
+        try:
+            async with self.lock(volume):
+                if not await self._use.in_use(volume):
+                    await self.take_down(volume)
+                    await driver.detach(volume.id, epoch=volume.grant.epoch)
+        except PannierError as error:
+            log.info("volume.not-detached", volume=volume.name, error=str(error))
+
+    async def mount_anew(self, volume: Volume) -> None:
+        """End all use of a volume of which the disk refused a write, and detach it.
+
+        Its next Mount attaches it again, and its data is checked then. Until it is detached, nothing of it
+        is confirmed: what was lost is not known.
+        """
+        log.error("volume.write-refused", volume=volume.name, epoch=volume.grant.epoch)
+        await self._use.end(volume)
+        async with self.lock(volume):
+            await self._use.end(volume)
+            await self._drivers.of(volume).detach(volume.id, epoch=volume.grant.epoch)
+        await self.note(volume, "mounted anew", "the disk had refused a write")
+
+    async def note(self, volume: Volume, what: str, detail: str, *, of: str | None = None) -> None:
+        """Add a line to a volume's history, if its holder is still the same and the store answers.
+
+        Args:
+            of: the node that it is about; this one if nothing is said.
+        """
+        entry = HistoryEntry(
+            at=self._clock.unix(),
+            what=what,
+            node=of or self._cluster.node,
+            epoch=volume.grant.epoch,
+            detail=detail,
+        )
+
+        def add(found: Volume) -> Volume | None:
+            same = (found.id, found.grant) == (volume.id, volume.grant)
+            return found.with_entry(entry) if same else None
+
+        try:
+            read = partial(self._cluster.fresh, volume.name)
+            found = await self._cluster.registry.change(read, add)
+        except PannierError as error:
+            log.info("volume.not-noted", volume=volume.name, what=what, error=str(error))
+        else:
+            self._cluster.catalog.remember(found.record, revision=found.revision)
 
     async def fence(self, volume: Volume) -> None:
         """End all use of a volume that another node may have taken over; the data here is kept.

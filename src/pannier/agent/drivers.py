@@ -20,13 +20,17 @@ log = structlog.get_logger(__name__)
 class Drivers:
     """Those that could be opened, and why the others could not."""
 
-    def __init__(self, wanted: Mapping[str, Driver], *, node: str, pace: NodePace) -> None:
+    def __init__(
+        self, wanted: Mapping[str, Driver], *, default: str, node: str, pace: NodePace
+    ) -> None:
         """Prepare; :meth:`keep_open` opens them.
 
         Args:
-            wanted: the drivers that this node is meant to have, the default one first.
+            wanted: the drivers that this node is meant to have, in the order of opening.
+            default: the name of the one for volumes that ask for none.
         """
         self._wanted = wanted
+        self._default = default
         self._node = node
         self._pace = pace
         self._open: dict[str, Driver] = {}
@@ -94,9 +98,11 @@ class Drivers:
         Raises:
             PannierError: what keeps it from opening.
         """
-        for name in self._open:
-            return name
-        raise next(iter(self.broken.values()), PoolMissing(f"node {self._node} has no driver yet"))
+        if self._default in self._open:
+            return self._default
+        raise self.broken.get(
+            self._default, PoolMissing(f"node {self._node} has not opened its pool yet")
+        )
 
     def named(self, name: str) -> Driver:
         """A driver that is open; KeyError where it is not."""

@@ -17,6 +17,7 @@ import errno
 import os
 import struct
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -104,15 +105,16 @@ class MountTable(Mounts):
 
     Args:
         root: is made accessible to root alone, even if it exists: volumes may have setuid programs.
-        pool: where the pool is mounted. Bind mounts of its directories allow device nodes and setuid
-            programs; the pool's own mount does not. Other sources keep the administrator's flags.
+        ours: directories where volumes are mounted by us, as the pool. Bind mounts of what is in them
+            allow device nodes and setuid programs; the mounts themselves do not. Other sources keep the
+            administrator's flags.
     """
 
-    def __init__(self, root: Path = DEFAULT_ROOT, *, pool: Path | None = None) -> None:
+    def __init__(self, root: Path = DEFAULT_ROOT, *, ours: Sequence[Path] = ()) -> None:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         keep_private(root)
         self._root = root.resolve()
-        self._pool = pool.resolve() if pool is not None else None
+        self._ours = tuple(place.resolve() for place in ours)
         self._unguarded: set[str] = set()
         self._lock = threading.RLock()
 
@@ -254,9 +256,9 @@ class MountTable(Mounts):
             ) from error
 
     def _bind(self, name: str, source: Path, target: Path) -> None:
-        in_pool = self._pool is not None and source.is_relative_to(self._pool)
+        in_ours = any(source.is_relative_to(place) for place in self._ours)
         try:
-            bind(source, target, allow_devices_and_setuid=in_pool)
+            bind(source, target, allow_devices_and_setuid=in_ours)
         except OSError as error:
             raise StorageError(
                 f"volume {name}: mounting {source} at {target} failed: {error.strerror}",

@@ -17,13 +17,18 @@ from pannier.agent.freezing import Freezer
 from pannier.agent.mountids import MountIds
 from pannier.agent.mounts import Mounts
 from pannier.agent.usage import User
-from pannier.core.errors import EngineUnavailable
+from pannier.core.errors import EngineUnavailable, PannierError
 from pannier.core.pace import AgentPace
 from pannier.core.volume import Volume
 from pannier.engine.base import Engine
 from pannier.host.clock import Clock
+from pannier.storage.base import SparseDriver
 
 log = structlog.get_logger(__name__)
+
+_FOR_ROOM = "room"
+"""Under which name the freezer keeps what is frozen for lack of room. Volumes' ids have a dot. One reason's
+end must not thaw what stands still for another."""
 
 
 class UsersOf(Protocol):
@@ -107,8 +112,13 @@ class Use:
 
     async def processes(self, volume: Volume) -> list[User]:
         """Processes that use the volume's tree or its mountpoint, as the kernel sees it."""
-        tree = self._drivers.of(volume).data_path(volume.id, volume.grant.epoch)
-        paths = [tree, self._mounts.path(volume.name)]
+        return await self._using([volume])
+
+    async def _using(self, volumes: Sequence[Volume]) -> list[User]:
+        paths = []
+        for volume in volumes:
+            tree = self._drivers.of(volume).data_path(volume.id, volume.grant.epoch)
+            paths += [tree, self._mounts.path(volume.name)]
         return await asyncio.to_thread(self._users_of, paths, mount_root=self._mounts.root)
 
     async def users(self, volume: Volume) -> list[str]:
@@ -118,16 +128,32 @@ class Use:
             named = ["a container that is being started"]
         return named
 
+    async def readers(self, volume: Volume) -> list[str]:
+        """Who reads what is behind an attached volume, which only the kernel may, in words for people."""
+        driver = self._drivers.of(volume)
+        if not isinstance(driver, SparseDriver) or volume.id not in await driver.attached():
+            return []
+        paths = [driver.behind(volume.id, volume.grant.epoch)]
+        found = await asyncio.to_thread(self._users_of, paths, mount_root=self._mounts.root)
+        return await self._name_all(found)
+
     async def in_use(self, volume: Volume) -> bool:
         """Whether anybody uses the volume on this node. Does not ask the engine, which may hang."""
         return self.starting(volume) or bool(await self.processes(volume))
 
     def starting(self, volume: Volume) -> bool:
         """Whether a container may be about to use the volume although no process shows it yet."""
-        if self.awaited(volume):
-            return True  # if two nodes want it at once, it must not go back and forth between them
+        # While it is awaited: if two nodes want it at once, it must not go back and forth between them.
+        return self.awaited(volume) or self.was_given(volume)
+
+    def was_given(self, volume: Volume) -> bool:
+        """Whether the engine got the path so short a time ago that its container may not run yet."""
         ages = self._mount_ids.ages(volume.name, self._clock.now())
         return any(age < self._pace.starting for age in ages.values())
+
+    def engine_uses(self, volume: Volume) -> bool:
+        """Whether the engine asked for the volume and did not give it back: a hint, which may be wrong."""
+        return bool(self._mount_ids.ages(volume.name, self._clock.now()))
 
     async def _name_all(self, users: list[User]) -> list[str]:
         one_each = {user.container or f"{user.pid} {user.command}": user for user in users}
@@ -175,6 +201,57 @@ class Use:
             log.info("volume.resumed", volume=volume.name, epoch=volume.grant.epoch)
         await asyncio.to_thread(self._freezer.thaw, volume.id)
 
+    async def halt(self, volumes: Sequence[Volume], *, at_once: bool) -> frozenset[str]:
+        """Freeze the containers that use any of some volumes, since their pool is full.
+
+        Nobody is killed for that. Returns the ids of the volumes that others use, too: those cannot be
+        frozen, or may be about to begin. So it is with containers that the engine may be starting.
+
+        Args:
+            at_once: do not wait for the engine's word on which of its containers run.
+        """
+        starting = [volume for volume in volumes if self.starting(volume)]
+        if not at_once:
+            settled = await asyncio.gather(*map(self._all_run, starting))
+            starting = [each for each, runs in zip(starting, settled, strict=True) if not runs]
+        left = {volume.id for volume in starting}
+        old = [volume for volume in volumes if volume.id not in left]
+        if await asyncio.to_thread(self._freeze_for_room, await self._using(old)):
+            return frozenset(left)
+        for volume in old:
+            users = await self.processes(volume)
+            if not await asyncio.to_thread(self._freeze_for_room, users):
+                left.add(volume.id)
+        return frozenset(left)
+
+    async def _all_run(self, volume: Volume) -> bool:
+        """Whether all who got the volume are containers that the engine has started. It may hang."""
+        users = await self.processes(volume)
+        try:
+            async with asyncio.timeout(self._pace.room_engine):
+                found = await self._engine.containers_using(volume.name)
+        except (PannierError, TimeoutError):
+            return False
+        running = {container.id for container in found if container.running}
+        mounts = self._mount_ids.ages(volume.name, self._clock.now())  # one for each container
+        return {user.container for user in users} <= running and len(mounts) <= len(running)
+
+    def _freeze_for_room(self, users: Sequence[User]) -> bool:
+        """Whether all of them are frozen now. A second mount, as docker cp makes it, cannot be."""
+        processes = [user for user in users if user.pid]
+        left = self._freezer.freeze(_FOR_ROOM, processes)
+        return not left and len(processes) == len(users)
+
+    async def keep_halted(self) -> None:
+        """Keep frozen what :meth:`halt` froze, even if somebody thaws it; costs little."""
+        if self._freezer.holds(_FOR_ROOM):
+            await asyncio.to_thread(self._freezer.keep, _FOR_ROOM)
+
+    async def let_go_on(self) -> None:
+        """End :meth:`halt`: there is room again. What is suspended for another reason stays so."""
+        if self._freezer.holds(_FOR_ROOM):
+            await asyncio.to_thread(self._freezer.thaw, _FOR_ROOM)
+
     async def end(self, volume: Volume) -> None:
         """Unmount, and kill until nobody is left, since new processes may start meanwhile."""
         await asyncio.to_thread(self._mounts.unmount, volume.name, detach=True)
@@ -185,11 +262,19 @@ class Use:
                 break
             self._kill(volume, users)
             # A killed process that is frozen may end only when it is thawed; it does not run any more.
-            await asyncio.to_thread(self._freezer.thaw, volume.id)
+            await self._let_end(volume)
             await asyncio.sleep(self._pace.end_pause)
         else:
             log.error("volume.users-left", volume=volume.name, pids=[user.pid for user in users])
+        await self._let_end(volume)
+
+    async def _let_end(self, volume: Volume) -> None:
+        """Thaw what keeps killed processes from ending; none of them runs any more."""
         await asyncio.to_thread(self._freezer.thaw, volume.id)
+        await self.keep_halted()  # others' containers stay as they are
+        driver = self._drivers.get(volume.spec.driver)
+        if isinstance(driver, SparseDriver):
+            await driver.thaw(volume.id)
 
     def _kill(self, volume: Volume, users: Sequence[User]) -> None:
         for user in users:

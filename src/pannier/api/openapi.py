@@ -79,7 +79,7 @@ def _operation(route: Operation) -> dict[str, Any]:
     }
     if route.body is not None:
         operation["requestBody"] = {
-            "required": True,
+            "required": not bodies.may_be_left_out(route.body),
             "content": {"application/json": {"schema": _schema(route.body)}},
         }
     return operation

@@ -178,6 +178,8 @@ async def _read_body(request: web.Request, operation: Operation) -> bodies.Body 
         return None
     # The content type is not looked at: what matters is whether the bytes are the JSON we need.
     content = await request.read()
+    if not content and bodies.may_be_left_out(operation.body):
+        content = b"{}"
     try:
         body = msgspec.json.decode(content, type=operation.body)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:

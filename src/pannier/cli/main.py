@@ -10,7 +10,7 @@ from pannier.cli.command import Lazy, Root, output_options
 from pannier.cli.node import node
 from pannier.cli.service import service
 from pannier.cli.session import DEFAULT_SOCKET, Session, pass_session
-from pannier.cli.setup import ca, init, join, runtime
+from pannier.cli.setup import ca, init, join, pool, runtime
 from pannier.cli.status import doctor, events, status
 from pannier.cli.token import token
 from pannier.cli.volume import volume
@@ -70,7 +70,7 @@ def cli(session: Session, socket: str, host: str | None, certificates: str | Non
 
 
 for _command in (
-    *(init, join, token, ca, runtime, status, doctor, events, node, volume, service),
+    *(init, join, token, ca, pool, runtime, status, doctor, events, node, volume, service),
     Lazy(
         "deploy",
         module="pannier.cli.deploy",

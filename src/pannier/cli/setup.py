@@ -7,6 +7,7 @@ from typing import Any, Protocol, cast
 
 import click
 
+from pannier.cli import output
 from pannier.cli.command import Command, CommandGroup, Decorated, output_options
 from pannier.cli.session import Session, pass_session
 from pannier.core.errors import InvalidInput
@@ -60,6 +61,14 @@ class Setup(Protocol):
         Raises:
             Denied, AlreadyExists, Conflict, InvalidInput, StorageError, ProgramFailed, Unavailable,
                 Stale, OutcomeUnknown: see :func:`pannier.setup.join`.
+        """
+        ...
+
+    def pool_grow(self, *, size: str | None) -> int:
+        """Enlarge this node's pool; returns its size in bytes.
+
+        Raises:
+            Denied, InvalidInput, StorageError: see :func:`pannier.setup.pool_grow`.
         """
         ...
 
@@ -236,6 +245,27 @@ def unregister(session: Session) -> None:
     changed = _setup().runtime_unregister()
     line = "Docker's default runtime is runc" + ("" if changed else ", as it was")
     session.show({"done": "unregister", "changed": changed}, line=line)
+
+
+@click.group(cls=CommandGroup)
+def pool() -> None:
+    """The disk space of this node's volumes."""
+
+
+@pool.command("grow", examples=("pannier pool grow --size 80G", "pannier pool grow"))
+@click.option(
+    "--size", metavar="SIZE", help="Of a pool in a file, such as 80G; a device has its own."
+)
+@output_options()
+@pass_session
+def grow(session: Session, size: str | None) -> None:
+    """Enlarge this node's pool while it is used. Needs root.
+
+    A pool on a device takes over what the device has now, after a partition or a virtual disk was
+    enlarged. Volumes without a size grow with it at their next Mount.
+    """
+    total = _setup().pool_grow(size=size)
+    session.show({"total_bytes": total}, line=f"the pool has {output.show_size(total)} now")
 
 
 @click.group(cls=CommandGroup)

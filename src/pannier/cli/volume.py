@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import TYPE_CHECKING
 
 import click
@@ -13,8 +14,9 @@ from pannier.cli.move import follow_move
 from pannier.cli.parameters import read_duration, read_pairs
 from pannier.cli.session import Session, pass_session
 from pannier.cli.status import UNHEALTHY
-from pannier.contract.views import CheckView, CopyView, EventView, TrashView
-from pannier.contract.words import CheckState
+from pannier.contract.views import CheckView, CopyView, EventView, FileSystemView, TrashView
+from pannier.contract.words import CheckState, FileSystemState
+from pannier.core.errors import InvalidInput
 
 if TYPE_CHECKING:
     from pannier.contract.volumes import LiveVolumeView, RememberedVolumeView, VolumeView
@@ -132,21 +134,74 @@ def recover_volume(session: Session, name: str, accept_loss: bool) -> None:
 
 @volume.command("verify", examples=("pannier volume verify jenkins_home",))
 @click.argument("name")
+@click.option(
+    "--trust-holder",
+    is_flag=True,
+    help="Have copies made anew that are not what the holder has, although nobody can prove theirs.",
+)
 @output_options()
 @pass_session
 @click.pass_context
-def verify_volume(context: click.Context, session: Session, name: str) -> None:
-    """Read every copy to the last byte, and have damaged ones made anew.
+def verify_volume(context: click.Context, session: Session, name: str, trust_holder: bool) -> None:
+    """Read every copy to the last byte, and have damaged ones mended or made anew.
 
     Each node does so with its own copy, once a week anyway, from the disk and not from memory, at
     100 MB/s at most. A copy that is not what was written is set aside, and the holder sends all of it
-    again. The exit status is 10 where the holder's own is damaged, or a node does not answer.
+    again. The exit status is 10 where the holder's own is damaged, a copy differs, or a node does not answer.
+
+    Images have no checksums of the file system: a copy is compared with those of what it was sent, and
+    single blocks are mended with the bytes that fit. Copies of one generation are compared with each other. One
+    that "differs" is left as it is, since nobody can prove which is right. A copy that is "read" could not be
+    compared.
     """
     with output.waiting(f"reading every copy of {name}"):
-        found = session.ask(lambda client: client.verify_volume(name))
+        found = session.ask(lambda client: client.verify_volume(name, trust_holder=trust_holder))
     session.show(found, table=_checks_table(found))
-    if any(check.state in (CheckState.DAMAGED, CheckState.UNKNOWN) for check in found):
+    bad = (CheckState.DAMAGED, CheckState.DIFFERS, CheckState.UNKNOWN)
+    if any(check.state in bad for check in found):
         context.exit(UNHEALTHY)
+
+
+@volume.command("check", examples=("pannier volume check jenkins_home",))
+@click.argument("name")
+@output_options()
+@pass_session
+@click.pass_context
+def check_volume(context: click.Context, session: Session, name: str) -> None:
+    """Check the file system in every copy of a volume; nothing is mended.
+
+    Each node checks a snapshot of its own copy, while containers go on, and says what e2fsck would mend.
+    The exit status is 10 where one is damaged, or a node does not answer. Volumes that are trees of
+    files have no file system of their own.
+    """
+    with output.waiting(f"checking every copy of {name}"):
+        found = session.ask(lambda client: client.check_volume(name))
+    session.show(found, table=_file_systems_table(found))
+    bad = (FileSystemState.DAMAGED, FileSystemState.UNKNOWN)
+    if any(copy.state in bad for copy in found):
+        context.exit(UNHEALTHY)
+
+
+@volume.command("mount", examples=("pannier volume mount jenkins_home@3 --at /mnt/stray",))
+@click.argument("what", metavar="NAME@TREE")
+@click.option("--at", required=True, help="An empty directory on this node.")
+@output_options()
+@pass_session
+def mount_tree(session: Session, what: str, at: str) -> None:
+    """Look into a former state of a volume, read-only, on this node.
+
+    TREE is an epoch, as `pannier doctor` names strays by, or a generation, as `pannier volume show` lists
+    them. A snapshot is mounted, so containers go on and nothing changes. It goes with `umount`.
+    """
+    name, _, tree = what.partition("@")
+    if not tree:
+        raise InvalidInput(
+            f"{what!r} does not say which state of the volume", remedy=f"write {name}@EPOCH"
+        )
+    at = os.path.abspath(at)
+    session.ask(lambda client: client.show_tree(name, tree=tree, at=at))
+    session.show({"volume": name, "tree": tree, "at": at}, line=f"mounted: {name}@{tree} at {at}")
+    session.hint(f"umount {at} ends it")
 
 
 @volume.command("rm", examples=("pannier volume rm jenkins_home",))
@@ -216,6 +271,28 @@ def _options(found: VolumeView) -> str:
     return " ".join(f"{key}={text}" for key, text in found.options.items() if key != "driver")
 
 
+def _space(found: LiveVolumeView | RememberedVolumeView) -> list[tuple[str, str]]:
+    if found.size_bytes is None:
+        return []
+    return [
+        (
+            "size",
+            f"{output.show_size(found.size_bytes)}, {output.show_size(found.free_bytes)} free",
+        ),
+        ("files", f"{found.inodes}, {found.free_inodes} free"),
+    ]
+
+
+def _attached(found: LiveVolumeView | RememberedVolumeView) -> str:
+    if found.size_bytes is None:
+        return "nowhere: nobody uses it"
+    return f"on {found.holder}" + (
+        ", through the page cache: writes past it were refused twice"
+        if found.direct is False
+        else ""
+    )
+
+
 def _details(found: LiveVolumeView | RememberedVolumeView) -> list[tuple[str, str]]:
     details = [
         ("name", found.name),
@@ -224,6 +301,8 @@ def _details(found: LiveVolumeView | RememberedVolumeView) -> list[tuple[str, st
         ("epoch", str(found.epoch)),
         ("generation", found.generation or "-"),
         *([("quarantined", found.quarantine)] if found.quarantine else []),
+        *([("stands still", found.stands_still)] if found.stands_still else []),
+        *[("damage", each) for each in found.damage or []],
         ("in use by", output.show_names(found.in_use_by)),
         *(("copy", _copy_line(copy)) for copy in found.copies or []),
         *(
@@ -235,6 +314,8 @@ def _details(found: LiveVolumeView | RememberedVolumeView) -> list[tuple[str, st
         ("driver", found.driver),
         ("options", _options(found) or output.NOTHING),
         ("used", output.show_size(found.used_bytes)),
+        *_space(found),
+        *([("attached", _attached(found))] if found.options.get("layout") == "image" else []),
         ("created", found.created_at),
     ]
     if found.mountpoint is not None:
@@ -256,6 +337,17 @@ def _checks_table(checks: list[CheckView]) -> output.Table:
     return output.Table(
         ("NODE", "STATE", "GENERATION", "WHY", "NEXT"),
         [(c.node, c.state, c.generation or output.NOTHING, c.error, c.remedy) for c in checks],
+        empty="there is no copy",
+    )
+
+
+def _file_systems_table(copies: list[FileSystemView]) -> output.Table:
+    return output.Table(
+        ("NODE", "STATE", "GENERATION", "FINDINGS"),
+        [
+            (c.node, c.state, c.generation or output.NOTHING, "\n".join(c.findings) or c.error)
+            for c in copies
+        ],
         empty="there is no copy",
     )
 
@@ -286,4 +378,6 @@ def _copy_line(copy: CopyView) -> str:
         state = f"generation {copy.generation}, {copy.lag_seconds:.0f} s behind"
     if copy.in_sync:
         state += ", in sync"
+    if copy.room_percent is not None:
+        state += f", at least {copy.room_percent} % of its pool free"
     return f"{copy.node}: {state}" + (f" ({copy.error})" if copy.error else "")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
+import msgspec
 from msgspec import Meta, Struct
 
+from pannier.core.generation import GENERATION_PATTERN
 from pannier.core.hooks import Moment
 from pannier.core.node import check_node_name
 from pannier.core.volume import check_name
@@ -40,6 +42,12 @@ class PeopleBody(Body, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 class MachineBody(Body, frozen=True, kw_only=True):
     """What nodes send: a newer one may say more than this one knows, which is ignored."""
+
+
+def may_be_left_out(body: type[Body]) -> bool:
+    """Whether a node may send nothing: one of a version whose operation had no body yet."""
+    fields = msgspec.structs.fields(body)
+    return issubclass(body, MachineBody) and not any(field.required for field in fields)
 
 
 class NodeChange(PeopleBody, frozen=True, kw_only=True):
@@ -86,6 +94,13 @@ class RecoverOrder(PeopleBody, frozen=True, kw_only=True):
     accept_loss: bool = False
 
 
+class ShowOrder(PeopleBody, frozen=True, kw_only=True):
+    """``tree``: an epoch or a generation; ``at``: a directory of the node that is asked."""
+
+    tree: str
+    at: str
+
+
 class MoveOrder(PeopleBody, frozen=True, kw_only=True):
     """``wait_seconds``: how long to wait for the containers that use the volume to stop."""
 
@@ -119,6 +134,39 @@ class PeerHookOrder(MachineBody, frozen=True, kw_only=True):
     hook: Moment
 
 
+class VerifyOrder(MachineBody, frozen=True, kw_only=True):
+    """``generation``: the one that other nodes read, too; None for the newest."""
+
+    generation: str | None = None
+
+
+class PiecesOrder(MachineBody, frozen=True, kw_only=True):
+    """``start``, ``end``: of the range, in bytes; None is the end of the image. All are multiples of a block."""
+
+    generation: str
+    start: Annotated[int, Meta(ge=0, le=2**62)]
+    end: Annotated[int, Meta(ge=0, le=2**62)] | None
+    piece_bytes: Annotated[int, Meta(ge=1, le=2**40)]
+
+
+class BlockSum(Struct, frozen=True):
+    """A block that begins at ``start``, and the checksum that it shall have."""
+
+    start: Annotated[int, Meta(ge=0, le=2**62)]
+    sum: Annotated[int, Meta(ge=1, lt=2**32)]
+
+
+MOST_BLOCKS = 256
+"""In one request; an answer has 1.4 MB then."""
+
+
+class BlocksOrder(MachineBody, frozen=True, kw_only=True):
+    """``generation``: the one that the asking node has; the blocks may come from any."""
+
+    generation: str
+    blocks: Annotated[list[BlockSum], Meta(max_length=MOST_BLOCKS)]
+
+
 class HandoverOrder(MachineBody, frozen=True, kw_only=True):
     """``epoch``: the one that the asking node has seen; a newer one makes the request stale."""
 
@@ -148,7 +196,7 @@ class PeerTakeOrder(MachineBody, frozen=True, kw_only=True):
     """Become the holder after ``epoch``, beginning with ``generation``; without it, from a copy in sync."""
 
     epoch: Annotated[int, Meta(ge=0, le=2**62)]
-    generation: Annotated[str, Meta(pattern=r"^[0-9]{1,18}\.[0-9]{1,18}$")] | None = None
+    generation: Annotated[str, Meta(pattern=f"^{GENERATION_PATTERN}$")] | None = None
     actor: Actor
 
 

@@ -15,6 +15,7 @@ from pannier.contract.operation import OperationTable, cluster, joining
 from pannier.contract.views import (
     CheckView,
     EventView,
+    FileSystemView,
     FindingView,
     JoinReply,
     MoveProgress,
@@ -30,6 +31,8 @@ from pannier.core import errors
 
 VERIFY_SECONDS = 24 * 3600.0
 """How long a client waits for a verification: a day, in which 8.6 TB are read at 100 MB/s."""
+CHECK_SECONDS = 3600.0
+"""How long a client waits for a check of file systems: each reads all that is not files' content."""
 DOCTOR_SECONDS = 60.0
 """How long a client waits for the doctor, which takes as long as the slowest part that it asks."""
 
@@ -250,16 +253,58 @@ class Operations(Protocol):
     @cluster(
         "POST",
         "/volumes/{volume}/verify",
-        "Read every copy of a volume to the last byte, and have damaged ones made anew",
+        "Read every copy of a volume to the last byte, and have damaged ones mended or made anew",
+        flags=("trust_holder",),
         raises=_VOLUME,
         answer_seconds=VERIFY_SECONDS,
     )
-    async def verify_volume(self, name: str) -> list[CheckView]:
+    async def verify_volume(self, name: str, *, trust_holder: bool = False) -> list[CheckView]:
         """Have every copy of a volume read to the last byte. What other nodes raise is in the answer.
+
+        With ``trust_holder``, a copy that is not what the holder has is made anew although nobody can prove theirs.
 
         Raises:
             VolumeNotFound: there is none of that name.
             StorageError: the copy on the node that is asked cannot be read.
+        """
+        ...
+
+    @cluster(
+        "POST",
+        "/volumes/{volume}/check",
+        "Check the file system in every copy of a volume; nothing is mended",
+        raises=(*_VOLUME, errors.Conflict),
+        answer_seconds=CHECK_SECONDS,
+    )
+    async def check_volume(self, name: str) -> list[FileSystemView]:
+        """Check the file system in every copy of a volume, and say what e2fsck would mend.
+
+        Raises:
+            VolumeNotFound: there is none of that name.
+            Conflict: it has no file system of its own: it is a tree of files in the pool.
+            StorageError: the copy on the node that is asked cannot be read.
+        """
+        ...
+
+    @cluster(
+        "POST",
+        "/volumes/{volume}/show",
+        "Mount a former state of a volume, read-only, on the node that is asked",
+        body=bodies.ShowOrder,
+        raises=(*_VOLUME, errors.NotFound, errors.Conflict),
+    )
+    async def show_tree(self, name: str, *, tree: str, at: str) -> None:
+        """Mount what the node that is asked has of a volume, read-only; it goes with its unmount.
+
+        Args:
+            tree: an epoch, as the doctor names strays by, or a generation.
+            at: the path of an empty directory on that node.
+
+        Raises:
+            VolumeNotFound: there is none of that name.
+            NotFound: the node has no such epoch or generation.
+            Conflict: the volume is a tree of files, or the directory is not empty.
+            StorageError: it cannot be mounted.
         """
         ...
 

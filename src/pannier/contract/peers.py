@@ -7,8 +7,17 @@ from typing import Protocol
 
 from pannier.contract import bodies
 from pannier.contract.operation import OperationTable, peer
-from pannier.contract.operations import CREATE_ERRORS, MOVE_ERRORS, VERIFY_SECONDS
-from pannier.contract.views import CheckView, HandoverReply, HookView, MoveProgress, NodeView
+from pannier.contract.operations import CHECK_SECONDS, CREATE_ERRORS, MOVE_ERRORS, VERIFY_SECONDS
+from pannier.contract.views import (
+    BlocksView,
+    CheckView,
+    FileSystemView,
+    HandoverReply,
+    HookView,
+    MoveProgress,
+    NodeView,
+    PiecesView,
+)
 from pannier.contract.volumes import LiveVolumeView, VolumeCopyView, VolumeView
 from pannier.core import errors
 from pannier.core.errors import PannierError, PeerUnavailable
@@ -156,15 +165,91 @@ class Peer(Protocol):
         "POST",
         "/volumes/{volume}/verify",
         "Read this node's copy to the last byte",
+        body=bodies.VerifyOrder,
         raises=(*_VOLUME, errors.StorageError, errors.Unavailable),
         answer_seconds=VERIFY_SECONDS,
     )
-    async def peer_verify(self, name: str) -> CheckView:
+    async def peer_verify(self, name: str, *, generation: str | None) -> CheckView:
         """Read this node's copy to the last byte; may take hours.
+
+        It reads ``generation``, which other nodes read as well, or its newest one where that is gone by now.
 
         Raises:
             VolumeNotFound: this node does not know it.
             StorageError: the copy cannot be read. Damage that was found is in the answer.
+        """
+        ...
+
+    @peer(
+        "POST",
+        "/volumes/{volume}/pieces",
+        "What this node has in a range of a generation, piece by piece",
+        body=bodies.PiecesOrder,
+        raises=(*_VOLUME, errors.NotHolder, errors.StorageError),
+        answer_seconds=VERIFY_SECONDS,
+    )
+    async def peer_pieces(
+        self, name: str, *, generation: str, start: int, end: int | None, piece_bytes: int
+    ) -> PiecesView:
+        """Digests of the pieces of a generation; may take hours where all of it is read.
+
+        Raises:
+            VolumeNotFound: this node does not know it.
+            NotHolder: this node does not keep it in blocks.
+            StorageError: the generation is not here, or cannot be read.
+        """
+        ...
+
+    @peer(
+        "POST",
+        "/volumes/{volume}/blocks",
+        "Blocks of a volume, to mend a damaged copy with",
+        body=bodies.BlocksOrder,
+        raises=(*_VOLUME, errors.NotHolder, errors.StorageError),
+    )
+    async def peer_blocks(
+        self, name: str, *, generation: str, blocks: list[bodies.BlockSum]
+    ) -> BlocksView:
+        """The blocks that this node has with these very checksums, in whatever generation.
+
+        Raises:
+            VolumeNotFound: this node does not know it.
+            NotHolder: this node does not keep it in blocks.
+            StorageError: its generations cannot be read.
+        """
+        ...
+
+    @peer(
+        "POST",
+        "/volumes/{volume}/check",
+        "Check the file system in this node's copy; nothing is mended",
+        raises=(*_VOLUME, errors.Conflict, errors.StorageError),
+        answer_seconds=CHECK_SECONDS,
+    )
+    async def peer_check(self, name: str) -> FileSystemView:
+        """Check the file system in this node's copy.
+
+        Raises:
+            VolumeNotFound: this node does not know it.
+            Conflict: it has no file system of its own.
+            StorageError: the copy cannot be read.
+        """
+        ...
+
+    @peer(
+        "POST",
+        "/volumes/{volume}/set-aside",
+        "Set this node's copy aside and have it made anew: it is not what the holder has",
+        body=bodies.HandoverOrder,
+        raises=(*_VOLUME, errors.Stale, errors.Conflict, errors.StorageError),
+    )
+    async def peer_set_aside(self, name: str, *, epoch: int) -> CheckView:
+        """Set this node's copy aside and have it made anew.
+
+        Raises:
+            VolumeNotFound: this node does not know it.
+            Stale: the volume is not at ``epoch``. Conflict: this node holds it.
+            StorageError: the copy cannot be set aside.
         """
         ...
 

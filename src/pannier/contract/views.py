@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pannier.contract.words import (
     CheckState,
     EventKind,
+    FileSystemState,
     HandoverState,
     Level,
     MovePhase,
@@ -25,7 +26,8 @@ class CopyView:
 
     ``lag_seconds`` is the age of its data; None where this is not known yet. While all goes well, it is at
     most the volume's interval plus the time of one transfer, even if nothing is written. ``in_sync``: it
-    may take over, and sync calls wait for it. ``error`` says why it is behind.
+    may take over, and sync calls wait for it. ``error`` says why it is behind. ``room_percent`` is about
+    what its node's pool has free.
     """
 
     node: str
@@ -33,15 +35,74 @@ class CopyView:
     lag_seconds: float | None = None
     in_sync: bool = False
     error: str = ""
+    room_percent: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckView:
-    """What a node found when it read its copy of a volume to the last byte."""
+    """What a node found when it read its copy of a volume to the last byte.
+
+    ``digest`` is the same for the same bytes, where the file system has no checksums.
+    """
 
     node: str
     state: CheckState
     generation: str | None = None
+    digest: str | None = None
+    error: str = ""
+    remedy: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PieceView:
+    """What a node has in one piece of a generation.
+
+    ``start`` is where it begins, in bytes. ``digest`` is the same for the same bytes, and empty if all are zero.
+    ``proved``: whether all that is not zero fits the checksums that were stored when it came.
+    """
+
+    start: int
+    digest: str
+    proved: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PiecesView:
+    """What a node has in a range of a generation; pieces of zeros may be left out."""
+
+    pieces: list[PieceView]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockView:
+    """The bytes of a block that begins at ``start``; base64 in JSON."""
+
+    start: int
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlocksView:
+    """The blocks that a node has with the checksums that were asked for, in whatever generation.
+
+    ``here``: whether it has the generation that the asking node has, so that what is missing is not right there.
+    """
+
+    here: bool
+    blocks: list[BlockView]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileSystemView:
+    """What a node found when it checked the file system in its copy of a volume.
+
+    ``findings`` is what e2fsck would mend, in its own words.
+    """
+
+    node: str
+    state: FileSystemState
+    generation: str | None = None
+    findings: list[str] = field(default_factory=list)
     error: str = ""
     remedy: str = ""
 

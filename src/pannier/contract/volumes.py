@@ -49,6 +49,11 @@ class LiveVolumeView(VolumeView, frozen=True, kw_only=True, tag="live"):
         sync_calls: sync calls of containers that wait on the holder now.
         sync_waiting_seconds: for how long the first of them has waited.
         quarantine: why the holder cannot give its data to containers; empty where it can.
+        size_bytes, free_bytes: of the volume's own file system; None where it has none, or is not attached.
+        inodes, free_inodes: how many files there can be, and how many more; None likewise.
+        stands_still: why nobody can write to it now; empty where they can.
+        direct: whether its writes go past the page cache; None where it has no file system, or is not attached.
+        damage: what is known of bytes that a disk did not give back as they were written, node by node.
     """
 
     generation: str | None
@@ -62,6 +67,13 @@ class LiveVolumeView(VolumeView, frozen=True, kw_only=True, tag="live"):
     sync_calls: int
     sync_waiting_seconds: float
     quarantine: str = ""
+    size_bytes: int | None = None
+    free_bytes: int | None = None
+    inodes: int | None = None
+    free_inodes: int | None = None
+    stands_still: str = ""
+    direct: bool | None = None
+    damage: list[str] = []
 
 
 class RememberedVolumeView(VolumeView, frozen=True, kw_only=True, tag="remembered"):
@@ -81,6 +93,13 @@ class RememberedVolumeView(VolumeView, frozen=True, kw_only=True, tag="remembere
     sync_calls: Literal[0] = 0
     sync_waiting_seconds: Literal[0] = 0
     quarantine: Literal[""] = ""
+    size_bytes: None = None
+    free_bytes: None = None
+    inodes: None = None
+    free_inodes: None = None
+    stands_still: Literal[""] = ""
+    direct: None = None
+    damage: None = None
 
 
 class VolumeCopyView(VolumeView, frozen=True, kw_only=True, tag="copy"):

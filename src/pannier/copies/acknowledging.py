@@ -186,9 +186,15 @@ class Acknowledging:
                 assert_never(reason)
 
     async def _let_leave(self, replicated: Replicated, nodes: frozenset[str]) -> None:
-        """Go on without these nodes, unless this node's own disk has failed: then theirs are the only
-        good copies, and they must be able to take over.
+        """Go on without these nodes, unless this node's own disk has failed or was set back: then theirs
+        are the only good copies, and they must be able to take over.
         """
+        for node in sorted(nodes & replicated.progress.keys()):
+            if replicated.progress[node].ahead is not None:
+                raise Unavailable(
+                    f"node {node} has what this node lacks of volume {replicated.volume.name}",
+                    remedy="it takes the volume over by itself",
+                )
         await self._drivers.of(replicated.volume).check_disk(by_writing=True)
         await self._in_sync.leave(replicated, nodes, why=self._why(replicated, nodes))
 

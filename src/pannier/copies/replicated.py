@@ -24,6 +24,12 @@ class ReplicaProgress:
     sent_bytes: int = 0
     """Since the beginning, broken transfers included."""
     absent_since: float | None = None
+    caught_up: bool = False
+    """Whether it has got a generation since it was away: what it still lacks is little."""
+    hurried: bool = False
+    """Whether somebody waits until it has everything."""
+    ahead: Generation | None = None
+    """Its newest, if it has what this node has sent and lacks now: this node's disk was set back."""
 
     def has(self, generation: Generation) -> bool:
         """Whether the replica confirmed ``generation`` or a later one."""
@@ -97,13 +103,14 @@ class Replicated:
         async with self.written:
             progress = self.progress[node]
             progress.generation = progress.current_at = progress.sending = None
+            progress.caught_up = False
             self.written.notify_all()
 
     def note_confirmed(self, node: str, *, at: float) -> None:
         """A replica confirmed what was on its way to it, which was made at ``at``."""
         progress = self.progress[node]
         progress.generation, progress.current_at = progress.sending, at
-        progress.sending, progress.error = None, ""
+        progress.sending, progress.error, progress.caught_up = None, "", True
         self._note_answer()
 
     def _note_answer(self) -> None:
@@ -115,9 +122,15 @@ class Replicated:
         progress = self.progress[node]
         progress.error = error
         progress.failures += 1
+        progress.caught_up = False
         if arrived is False:
             progress.sending = None
         self._note_answer()
+
+    def may_wait(self, node: str) -> bool:
+        """Whether nobody waits until a replica has caught up: no sync call, no move."""
+        progress = self.progress[node]
+        return not (progress.caught_up or progress.hurried or node in self.circle.required)
 
     def lag_seconds(self, node: str, now: float) -> float:
         """Age of the newest state that the replica is known to have."""

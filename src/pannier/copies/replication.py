@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from functools import cache
 
@@ -24,9 +24,17 @@ import structlog
 from pannier.agent.custody import Custody
 from pannier.agent.drivers import Drivers
 from pannier.cluster.cluster import Cluster
+from pannier.copies.catching_up import CatchUps
 from pannier.copies.replicated import Circle, ReplicaProgress, Replicated
 from pannier.copies.switching import Switching
-from pannier.core.errors import NotHolder, PannierError, PeerUnavailable, Stale, Unavailable
+from pannier.core.errors import (
+    NotHolder,
+    PannierError,
+    PeerUnavailable,
+    SetBack,
+    Stale,
+    Unavailable,
+)
 from pannier.core.generation import Generation
 from pannier.core.pace import CopiesPace
 from pannier.core.placement import Candidate, repair_replicas
@@ -65,6 +73,7 @@ class Replicator:
         self._pace = pace
         self._replicated: dict[str, Replicated] = {}
         self._circles: dict[str, tuple[Grant, Circle]] = {}
+        self._catch_ups = CatchUps(at_once=pace.catch_ups)
 
     async def run(self) -> None:
         """For ever: run as a task."""
@@ -116,8 +125,11 @@ class Replicator:
             replicated = self.replicated(volume.name)
         except NotHolder:
             return None
-        if node not in replicated.progress:
-            replicated.progress[node] = ReplicaProgress()
+        if node in replicated.progress:
+            replicated.progress[node].hurried = True
+            self._catch_ups.hurry(volume.id, node)
+        else:
+            replicated.progress[node] = ReplicaProgress(hurried=True)
             send = asyncio.create_task(
                 self._send_all(replicated, node), name=f"send {volume.name} {node}"
             )
@@ -290,7 +302,8 @@ class Replicator:
             assert progress.sending is not None
             was_up = self._cluster.catalog.is_up(node)
             try:
-                await self._send(replicated, progress.sending, node)
+                async with self._turn(replicated, node):
+                    await self._send(replicated, progress.sending, node)
             except PannierError as error:
                 if progress.error != error.message:
                     log.warning(
@@ -299,14 +312,31 @@ class Replicator:
                         node=node,
                         error=str(error),
                     )
+                if isinstance(error, SetBack) and error.newest:
+                    progress.ahead = Generation.parse(error.newest)
                 # It may have arrived if no answer came, or if only its confirmation was refused.
                 arrived = None if isinstance(error, PeerUnavailable | Stale) else False
                 replicated.note_failed(node, error.message, arrived=arrived)
                 back = await self._pause(node, pause, was_up=was_up)
                 pause = self._pace.retry if back else min(pause * 2, self._pace.retry_limit)
             else:
-                pause = self._pace.retry
+                pause, progress.ahead = self._pace.retry, None
                 replicated.note_confirmed(node, at=sending_made_at)
+
+    @contextlib.asynccontextmanager
+    async def _turn(self, replicated: Replicated, node: str) -> AsyncIterator[None]:
+        """Whoever has much to catch up waits for its turn. One that is in sync never does: sync calls wait
+        for it."""
+        if not replicated.may_wait(node):
+            yield
+            return
+        volume = replicated.volume
+        size = await self._drivers.of(volume).used_bytes(volume.id)
+        replicated.progress[
+            node
+        ].error = f"it waits for its turn: no more than {self._pace.catch_ups} copies of a node catch up at once"
+        async with self._catch_ups.turn(volume.id, node, size=size):
+            yield
 
     async def _pause(self, node: str, seconds: float, *, was_up: bool) -> bool:
         """Wait before the next attempt, but no longer once the node is back. Returns whether it is.
@@ -337,7 +367,11 @@ class Replicator:
 
         driver = self._drivers.of(volume)
         sent = await self._sender.send(
-            offer_of(volume, generation), to=node, driver=driver, progress=report
+            offer_of(volume, generation),
+            to=node,
+            driver=driver,
+            progress=report,
+            may_wait=lambda: replicated.may_wait(name),
         )
         report(sent.bytes)
 

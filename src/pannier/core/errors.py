@@ -23,6 +23,7 @@
      +- StorageError                storage              7   500
          +- PoolMissing             pool-missing
          +- DiskFailed              disk-failed
+         +- SetBack                 set-back
          +- PoolFull                pool-full                507
          +- ForeignData             foreign-data             409
          +- NewerFormat             newer-format             409
@@ -190,6 +191,20 @@ class DiskFailed(StorageError):
     """The disk with this node's volumes takes no writes any more."""
 
     code = "disk-failed"
+
+
+class SetBack(StorageError):
+    """The disk of this node has an older state of a volume than it had.
+
+    Args:
+        newest: the newest generation of the copy that proves it.
+    """
+
+    code = "set-back"
+
+    def __init__(self, message: str, *, remedy: str = "", newest: str = "") -> None:
+        super().__init__(message, remedy=remedy)
+        self.newest = newest
 
 
 class PoolFull(StorageError):

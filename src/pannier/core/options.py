@@ -14,6 +14,7 @@ from pannier.core.size import format_size, parse_size
 from pannier.core.volume import Durability, Volume, VolumeSpec
 
 DRIVERS = ("btrfs", "directory")
+LAYOUTS = ("image", "tree")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +95,13 @@ def _interval(text: str) -> float:
 
 _ID_MAX = 2**32 - 2
 OPTIONS = (
-    Option("size", parse_size, "none", "largest size, such as 10G; a guard against runaways"),
+    Option(
+        "size",
+        parse_size,
+        "none",
+        "what its files can fill, such as 10G; without it as much as the pool; with layout=tree a guard "
+        "against runaways",
+    ),
     Option("copies", _whole("copies", 1, 99), "1", "nodes that keep the data"),
     Option(
         "durability",
@@ -111,6 +118,13 @@ OPTIONS = (
         "so few copies in sync, the holder's included, may still acknowledge a sync call",
     ),
     Option("driver", _choice("driver", DRIVERS), "the node's own", "where the bytes live"),
+    Option(
+        "layout",
+        _choice("layout", LAYOUTS),
+        "image",
+        "how a btrfs pool keeps it: image (an ext4 in one file, with an exact size, and nothing that a "
+        "container does reaches the pool) or tree (a tree of files in btrfs, as before images)",
+    ),
     Option("nodes", _nodes, "the node that creates it", "where it is made, first choice first"),
     Option("uid", _whole("uid", 0, _ID_MAX), "0", "owner of the root directory"),
     Option("gid", _whole("gid", 0, _ID_MAX), "0", "group of the root directory"),
@@ -125,13 +139,17 @@ def _did_you_mean(word: str, known: tuple[str, ...]) -> str:
     return f" (did you mean '{close[0]}'?)" if close else ""
 
 
-def parse_options(options: Mapping[str, str], *, default_driver: str = "btrfs") -> VolumeSpec:
+def parse_options(options: Mapping[str, str], *, default_driver: str = "image") -> VolumeSpec:
     """Read options into a spec.
+
+    Args:
+        options: as they were typed.
+        default_driver: what keeps a volume for which neither a driver nor a layout was typed.
 
     Raises:
         InvalidInput: an unknown option, a value that cannot be, or two that do not go together.
     """
-    values: dict[str, Any] = {"driver": default_driver}
+    values: dict[str, Any] = {}
     for name, text in options.items():
         option = _BY_NAME.get(name)
         if option is None:
@@ -143,9 +161,22 @@ def parse_options(options: Mapping[str, str], *, default_driver: str = "btrfs") 
         values[name] = option.read(text)
     if values.get("copies", 1) > 1:
         values.setdefault("durability", Durability.FSYNC)
-    spec = VolumeSpec(**values)
+    layout, driver = values.pop("layout", None), values.pop("driver", None)
+    spec = VolumeSpec(**values, driver=_driver_for(layout, driver, default=default_driver))
     _check_together(spec, given=frozenset(options))
     return spec
+
+
+def _driver_for(layout: str | None, driver: str | None, *, default: str) -> str:
+    """What keeps a volume. A person says driver=btrfs for both of its layouts."""
+    if layout is None:
+        return "image" if driver == "btrfs" else driver or default
+    if (driver or default) == "directory":
+        raise InvalidInput(
+            "the directory driver has one layout of its own",
+            remedy="leave layout out, or use driver=btrfs",
+        )
+    return "image" if layout == "image" else "btrfs"
 
 
 def _check_together(spec: VolumeSpec, *, given: frozenset[str]) -> None:
@@ -207,6 +238,8 @@ def describe_spec(spec: VolumeSpec) -> dict[str, str]:
         ):
             continue
         match item.name:
+            case "driver" if spec.layout:
+                shown.update(driver="btrfs", layout=spec.layout)
             case "size":
                 shown["size"] = format_size(value)
             case "nodes":
@@ -222,6 +255,11 @@ def describe_spec(spec: VolumeSpec) -> dict[str, str]:
     return shown
 
 
+def _as_typed(spec: VolumeSpec, name: str) -> Any:
+    """What an option is in a spec. A person says driver=btrfs for both of its layouts."""
+    return describe_spec(spec)["driver"] if name == "driver" else getattr(spec, name)
+
+
 def check_same_options(existing: Volume, options: Mapping[str, str]) -> None:
     """Accept the creation of a volume that is already there, if it asks for nothing different.
 
@@ -235,7 +273,7 @@ def check_same_options(existing: Volume, options: Mapping[str, str]) -> None:
     differing = [
         f"{name} is {describe_spec(existing.spec).get(name, _BY_NAME[name].default)}, not {text}"
         for name, text in options.items()
-        if getattr(wanted, name) != getattr(existing.spec, name)
+        if _as_typed(wanted, name) != _as_typed(existing.spec, name)
     ]
     if differing:
         raise AlreadyExists(

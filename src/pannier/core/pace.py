@@ -22,6 +22,23 @@ class AgentPace:
     """How many times the users of a volume are killed before those that remain are logged."""
     end_pause: float = 0.1
     """Between two such times: a killed process needs some milliseconds to be gone."""
+    linger: float = 30.0
+    """How long a volume that nobody uses stays attached: a container that is restarted finds it so."""
+    idle_look: float = 5.0
+    """Between two looks for such volumes."""
+    busy_look: float = 300.0
+    """The same for a volume that the engine says it uses: each look is a walk through /proc, and there may be
+    hundreds of them. Not longer, since the engine's word gets lost when it crashes."""
+    room_look: float = 0.1
+    """Between two looks at a pool with little room: what a disk takes in meanwhile must be kept free."""
+    room_calm: float = 2.0
+    """The longest time between two looks at a pool with much room."""
+    room_engine: float = 1.0
+    """How long the engine has to say which containers run, before that."""
+    room_users: float = 2.0
+    """Between two searches for users of the volumes of a full pool: each costs a walk through /proc."""
+    trim: float = 24 * 3600.0
+    """How often what files no longer need is given back to the pool, counted while the daemon runs."""
     adopt_pause: float = 5.0
     """Between two tries to put volumes in order after a start: the store or a disk may come late."""
     prove_look: float = 0.5
@@ -62,6 +79,9 @@ class CopiesPace:
     absence: float = 900.0
     """After this time a copy on a node that is down is replaced: long enough for a reboot or a new
     cable."""
+    catch_ups: int = 2
+    """How many copies of a node that was away are brought up to date at once: more would share its disk and
+    be complete later; with one, a large copy would keep all the others waiting."""
     reconcile: float = 2.0
     """Between two looks at which volumes are to be replicated, and to where."""
     hurry: float = 2.0
@@ -75,6 +95,9 @@ class CopiesPace:
     reading earlier, or later by as much."""
     verify_turn: float = 60.0
     """Between two looks for copies that are due."""
+    mend: float = 10.0
+    """How long a damaged copy waits for the right bytes of its blocks before it is made anew as a whole. A takeover
+    by it waits as well, and so may what its holder sends."""
     verify_finish: float = 5.0
     """Between two tries to finish a copy whose damage could not be reported."""
 

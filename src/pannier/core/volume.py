@@ -54,7 +54,8 @@ class VolumeSpec(Part):
         durability: what a node's death may cost.
         interval: seconds between generations sent to the other copies, while there are writes.
         min_copies: how many copies, the holder's included, must be in sync to acknowledge a sync call.
-        driver: where the bytes live: ``btrfs`` or ``directory``.
+        driver: where the bytes live: ``btrfs`` (a tree of files on a btrfs pool), ``image`` (one file on
+            a btrfs pool) or ``directory``.
         nodes: names of nodes wished for, in order of preference; the first one available makes it.
         uid, gid, mode: of the volume's root; Docker's copy-up from an image overrides them.
         labels: free text for people and tools.
@@ -71,6 +72,11 @@ class VolumeSpec(Part):
     gid: int = 0
     mode: int = 0o755
     labels: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def layout(self) -> str:
+        """How a btrfs pool keeps it: ``image`` or ``tree``; empty elsewhere."""
+        return {"image": "image", "btrfs": "tree"}.get(self.driver, "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +164,7 @@ class Volume(Record):
             return generation.epoch == self.grant.epoch
         later = [each for each in self.lineage if each.epoch > generation.epoch]
         base = min(later, key=lambda each: each.epoch).base if later else self.base
-        return base is not None and generation <= base
+        return base is not None and (generation == base or generation.number < base.number)
 
     def with_entry(self, entry: HistoryEntry) -> Volume:
         """This record with one more line of history; the oldest lines beyond the limit go."""

@@ -157,6 +157,9 @@ class Rounds:
     async def _round(self, running: Moving) -> None:
         volume = running.volume
         driver = self._drivers.of(volume)
+        here = await driver.inspect(volume.id)
+        if all(tree.epoch != volume.grant.epoch for tree in here.live):
+            return  # who waits for it has it only just been given: nothing was written yet
         generation = await driver.snapshot(volume.id, epoch=volume.grant.epoch)
         running.round += 1
         await self.send(running, generation)

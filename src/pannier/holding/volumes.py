@@ -301,6 +301,14 @@ class Volumes:
 
 
 async def _has_content(driver: Driver, volume_id: str, copy: LocalCopy) -> bool:
-    """Whether any live tree has an entry: an unfinished creation leaves an empty one."""
-    paths = [driver.data_path(volume_id, tree.epoch) for tree in copy.live]
-    return await asyncio.to_thread(lambda: any(any(path.iterdir()) for path in paths))
+    """Whether any live tree has an entry, or is sealed: an unfinished creation leaves an empty one."""
+    if any(tree.sealed for tree in copy.live):
+        return True
+    for tree in copy.live:
+        await driver.attach(volume_id, epoch=tree.epoch, grow=False)
+    try:
+        paths = [driver.data_path(volume_id, tree.epoch) for tree in copy.live]
+        return await asyncio.to_thread(lambda: any(any(path.iterdir()) for path in paths))
+    finally:
+        for tree in copy.live:  # nobody else would: the cluster does not know the volume
+            await driver.detach(volume_id, epoch=tree.epoch)

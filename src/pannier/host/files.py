@@ -11,7 +11,9 @@ from pathlib import Path
 DRAFT = ".new-"
 """Prefix of the name of what is being made; it gets its own name when it is complete."""
 
+_PUNCH_HOLE, _KEEP_SIZE = 0x2, 0x1
 _libc = ctypes.CDLL(None, use_errno=True)
+_libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 
 
 def sync_directory(path: Path) -> None:
@@ -32,6 +34,21 @@ def sync_filesystem_of(path: Path) -> None:
             raise OSError(number, os.strerror(number), str(path))
     finally:
         os.close(fd)
+
+
+def exchange(one: Path, other: Path) -> None:
+    """Let two files or directories change their names in one step."""
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    if _libc.renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), str(one), None, str(other))
+
+
+def punch_hole(fd: int, start: int, length: int) -> None:
+    """Give a range of an open file back to the file system; it reads as zeros, and the size stays."""
+    if _libc.fallocate(fd, _PUNCH_HOLE | _KEEP_SIZE, start, length):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
 
 
 def draft_of(path: Path) -> Path:

@@ -37,6 +37,14 @@ class _Attributes(ctypes.Structure):
     )
 
 
+def takes_no_writes(path: Path) -> bool:
+    """Whether the file system or the mount at a path is read-only; False where nothing is."""
+    try:
+        return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
+    except FileNotFoundError:
+        return False
+
+
 def forbid_devices_and_setuid(mountpoint: Path) -> None:
     """Set ``nodev`` and ``nosuid`` on the mount at ``mountpoint``; what else it has stays.
 

@@ -17,6 +17,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 import msgspec
 
 from pannier.core.errors import Corrupt, StorageError
+from pannier.core.generation import Generation
 from pannier.core.record import Part, Record, newer_format
 from pannier.host.state_files import StateFile
 
@@ -106,6 +107,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Part):
         plain = {name: _plain(getattr(value, name)) for name in _names_of(value)}
         return {**plain, **value.unknown} if value.unknown else plain
+    if isinstance(value, Generation) and not value.identity:
+        return {"epoch": value.epoch, "sequence": value.sequence}  # as before there were identities
     if isinstance(value, tuple | list):
         return [_plain(item) for item in value]
     if isinstance(value, Mapping):

@@ -26,7 +26,7 @@ RemainAfterExit=yes
 ExecStart=/bin/sh -c 'for c in /sys/fs/cgroup /sys/fs/cgroup/*; do \
   if mountpoint -q $c; then mount -o remount,bind,rw $c; fi; done'
 # There is no udev that would make these.
-ExecStart=/bin/sh -c 'n=0; while [ $n -lt 64 ]; do \
+ExecStart=/bin/sh -c 'n=0; while [ $n -lt 256 ]; do \
   [ -e /dev/loop$n ] || mknod -m 0660 /dev/loop$n b 7 $n; n=$((n+1)); done'
 
 [Install]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pannier.contract.views import CopyView, FindingView
 from pannier.contract.volumes import LiveVolumeView
 from pannier.contract.words import Level
+from pannier.core.damage import open_damage
 from pannier.core.volume import Volume
 from pannier.host.clock import rfc3339
 
@@ -51,7 +52,20 @@ def explain(
     else:
         findings.append(_of_lost_holder(subject, record, is_up))
     findings += _of_copies(subject, record, live)
-    return findings
+    return [*findings, *damage_findings(record)]
+
+
+def damage_findings(record: Volume) -> list[FindingView]:
+    """The findings on bytes that a disk did not give back as they were written, as far as they are open."""
+    return [
+        FindingView(
+            level=Level.PROBLEM,
+            subject=f"volume {record.name}",
+            what=f"on {line.node}: {line.detail} (found {rfc3339(line.at)})",
+            remedy=f"pannier volume verify {record.name} says what to do, and whether it is so still",
+        )
+        for line in open_damage(record)
+    ]
 
 
 def standing_still(record: Volume, node: str, *, doubt: float) -> FindingView:

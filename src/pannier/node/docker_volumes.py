@@ -24,6 +24,7 @@ from pannier.core.errors import (
     OutcomeUnknown,
     PannierError,
     PeerUnavailable,
+    SetBack,
     StoreUnavailable,
     Unavailable,
 )
@@ -48,6 +49,7 @@ from pannier.core.pace import NodePace
 from pannier.core.size import format_size
 from pannier.core.volume import Volume
 from pannier.holding.handover import still_waiting
+from pannier.holding.set_back import Abdication
 from pannier.holding.takeover import Takeover
 from pannier.holding.volumes import Volumes
 from pannier.host.clock import Clock, rfc3339
@@ -95,6 +97,7 @@ class VolumesForDocker:
         volumes: Volumes,
         peers: Peers,
         takeover: Takeover,
+        abdication: Abdication,
         admission: BarrierAdmission,
         clock: Clock,
         pace: NodePace,
@@ -107,6 +110,7 @@ class VolumesForDocker:
         self._volumes = volumes
         self._peers = peers
         self._takeover = takeover
+        self._abdication = abdication
         self._admission = admission
         self._clock = clock
         self._pace = pace
@@ -183,7 +187,7 @@ class VolumesForDocker:
                 return await self._serve(volume, mount_id)
             except NotHolder:
                 return (await self._cluster.fresh(volume.name)).record
-        except StoreUnavailable as error:  # an election takes a second or two
+        except (StoreUnavailable, SetBack) as error:  # an election takes a second or two
             waited, silent = waiting.missed(error, now=self._clock.now())
             return Unready(waited=waited, silent=silent, here=True)
 
@@ -229,6 +233,7 @@ class VolumesForDocker:
         """Serve it, and finish that even if the engine hangs up: a half-finished Mount is worse."""
 
         async def serve() -> Path:
+            await self._abdication.heard(volume)
             await self._admission.admit(volume)
             async with self._custody.lock(volume):
                 path = await self._custody.serve(volume)

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pannier.agent.drivers import Drivers
 from pannier.agent.lease import Lease
 from pannier.agent.mounts import Mounts
+from pannier.agent.room import RoomGuard
 from pannier.agent.use import Use
 from pannier.cluster.cluster import Cluster
 from pannier.contract.views import FindingView
@@ -17,11 +18,15 @@ from pannier.core.size import format_size
 from pannier.core.volume import Volume
 from pannier.engine.base import Engine
 from pannier.host.clock import Clock
-from pannier.node.diagnosis import standing_still
+from pannier.node.diagnosis import damage_findings, standing_still
 from pannier.node.quarantine import quarantine_findings, quarantine_of
+from pannier.storage.base import FileSystemDriver
 from pannier.swarm.labels import excluded_services
 
 SCARCE_SHARE = 0.10
+MOST_PROMISED = 2.0
+"""The sizes of a node's volumes may be this many times its pool before somebody is told: few volumes are ever
+full, and those that are stop all others when the pool is."""
 
 
 class Doctor:
@@ -36,6 +41,7 @@ class Doctor:
         use: Use,
         engine: Engine,
         mounts: Mounts,
+        room: RoomGuard,
         pool_problems: Callable[[], Awaitable[list[str]]],
         clock: Clock,
         doubt: float,
@@ -46,6 +52,7 @@ class Doctor:
         self._use = use
         self._docker = engine
         self._mounts = mounts
+        self._room = room
         self._pool_problems = pool_problems
         self._clock = clock
         self._doubt = doubt
@@ -160,15 +167,38 @@ class Doctor:
         ]
         for problem in problems:
             yield _problem(subject, problem, "see dmesg and the disk")
-        for driver in self._drivers:
-            capacity = await driver.capacity()
-            free = f"{format_size(capacity.free_bytes)} of {format_size(capacity.total_bytes)} free"
-            if capacity.free_bytes < SCARCE_SHARE * capacity.total_bytes:
+        total, pools = 0, dict[tuple[str, bool], list[str]]()
+        for driver in self._drivers:  # two of them may keep their volumes in one pool
+            found = await driver.capacity()
+            total = max(total, found.total_bytes)
+            free = f"{format_size(found.free_bytes)} of {format_size(found.total_bytes)} free"
+            scarce = found.free_bytes < SCARCE_SHARE * found.total_bytes
+            pools.setdefault((free, scarce), []).append(driver.name)
+        for (free, scarce), names in pools.items():
+            if scarce:
                 yield _warning(
-                    subject, f"{driver.name}: only {free}", "remove volumes or enlarge the pool"
+                    subject,
+                    f"{', '.join(names)}: only {free}",
+                    "remove volumes or enlarge the pool",
                 )
             else:
-                yield _ok(subject, f"{driver.name}: {free}")
+                yield _ok(subject, f"{', '.join(names)}: {free}")
+        if total and (promised := self._promised()) > MOST_PROMISED * total:
+            yield _warning(
+                subject,
+                f"the volumes that it keeps may grow to {format_size(promised)}, more than "
+                f"{MOST_PROMISED:g} times the pool",
+                "enlarge the pool, or move volumes to other nodes",
+            )
+
+    def _promised(self) -> int:
+        """What the volumes that this node keeps or has copies of may grow to, in bytes. Those without a
+        size promise nothing."""
+        return sum(
+            volume.spec.size or 0
+            for volume in self._cluster.catalog.volumes()
+            if self._cluster.node in (volume.grant.node, *volume.replicas)
+        )
 
     async def _quarantined(self) -> AsyncIterator[FindingView]:
         async for finding in quarantine_findings(self._drivers, self._cluster.catalog.volumes()):
@@ -210,7 +240,9 @@ class Doctor:
             yield _warning(
                 subject,
                 f"node {self._cluster.node} has a stray of epoch {epoch}: writes that no other node has",
-                "look into it before you remove anything",
+                f"look into it: pannier volume mount {volume.name}@{epoch} --at DIRECTORY"
+                if isinstance(driver, FileSystemDriver)
+                else "look into it before you remove anything",
             )
         if volume.grant.node != self._cluster.node:
             return
@@ -220,17 +252,35 @@ class Doctor:
                 subject, "its data is not on this node's disk", "is the right disk there?"
             )
             return
+        for finding in damage_findings(volume):
+            yield finding
         if self._use.suspended(volume):
             yield standing_still(volume, self._cluster.node, doubt=self._doubt)
+        if full := self._room.full(volume):
+            yield _problem(
+                subject,
+                f"nobody can write to it on {self._cluster.node}: {full}",
+                f"move it to another node (pannier volume move {volume.name} NODE), remove what nobody "
+                f"needs, or enlarge the pool's disk",
+            )
+        if readers := await self._use.readers(volume):
+            yield _problem(
+                subject,
+                f"{', '.join(readers)} reads its image on {self._cluster.node} while it is in use: the kernel "
+                f"then fails the container's own writes",
+                "end that, and read generations/*/tree/image beside it instead",
+            )
         used = await driver.used_bytes(volume.id)
         users = await self._use.users(volume)
         state = f"held by {self._cluster.node}, " + (
             f"used by {', '.join(users)}" if users else "idle"
         )
-        if volume.spec.size and used > volume.spec.size:
+        # The size of a file system of its own is exact, and it takes some room for itself.
+        size = None if isinstance(driver, FileSystemDriver) else volume.spec.size
+        if size and used > size:
             yield _warning(
                 subject,
-                f"takes {format_size(used)}, more than its size of {format_size(volume.spec.size)}",
+                f"takes {format_size(used)}, more than its size of {format_size(size)}",
                 "delete files in it",
             )
         else:

@@ -13,6 +13,7 @@ from pannier.contract.operations import LOCAL, Operations
 from pannier.contract.views import (
     CheckView,
     EventView,
+    FileSystemView,
     FindingView,
     JoinReply,
     MoveProgress,
@@ -25,6 +26,7 @@ from pannier.contract.views import (
 )
 from pannier.contract.volumes import LiveVolumeView, RememberedVolumeView, VolumeView
 from pannier.contract.words import Level
+from pannier.copies.file_systems import FileSystems
 from pannier.copies.verification import Verification
 from pannier.core.errors import PannierError, Unavailable, VolumeNotFound
 from pannier.holding.recovery import Recovery
@@ -57,6 +59,7 @@ class NodeService:
         doctor: Doctor,
         recovery: Recovery,
         verification: Verification,
+        file_systems: FileSystems,
         services: Services,
         doubt: float,
     ) -> None:
@@ -72,6 +75,7 @@ class NodeService:
         self._doctor = doctor
         self._recovery = recovery
         self._verification = verification
+        self._file_systems = file_systems
         self._services = services
         self._doubt = doubt
         self._catalog = self._cluster.catalog
@@ -148,9 +152,17 @@ class NodeService:
         volume = await self._recovery.recover(name, accept_loss=accept_loss, actor=self._actor)
         return self._volume_views.listed(volume)
 
-    async def verify_volume(self, name: str) -> list[CheckView]:
+    async def verify_volume(self, name: str, *, trust_holder: bool = False) -> list[CheckView]:
         """Have every copy of a volume read to the last byte."""
-        return await self._verification.everywhere(name)
+        return await self._verification.everywhere(name, trust_holder=trust_holder)
+
+    async def check_volume(self, name: str) -> list[FileSystemView]:
+        """Have the file system in every copy of a volume checked."""
+        return await self._file_systems.everywhere(name)
+
+    async def show_tree(self, name: str, *, tree: str, at: str) -> None:
+        """Mount a former state of a volume, read-only, on this node."""
+        await self._file_systems.show(name, tree=tree, at=at)
 
     async def remove_volume(self, name: str) -> TrashView:
         """Move a volume to the trash."""

@@ -9,6 +9,7 @@ import structlog
 
 from pannier.agent.custody import Custody
 from pannier.agent.lease import Lease
+from pannier.agent.room import RoomGuard
 from pannier.agent.use import Use
 from pannier.cluster.cluster import Cluster
 from pannier.copies.acknowledging import Acknowledging
@@ -33,6 +34,7 @@ class Leaving:
         cluster: Cluster,
         custody: Custody,
         use: Use,
+        room: RoomGuard,
         lease: Lease,
         acknowledging: Acknowledging,
         membership: Membership,
@@ -41,6 +43,7 @@ class Leaving:
         self._cluster = cluster
         self._custody = custody
         self._use = use
+        self._room = room
         self._lease = lease
         self._acknowledging = acknowledging
         self._membership = membership
@@ -68,6 +71,7 @@ class Leaving:
                     await asyncio.sleep(self._pace.leave_look)
         # All at once: while one waits for its lock, another could be thawed.
         await asyncio.gather(*map(self._fence, self._standing_still()))
+        await self._room.leave()
 
     async def _fence(self, volume: Volume) -> None:
         try:

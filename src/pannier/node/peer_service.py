@@ -7,14 +7,28 @@ from collections.abc import AsyncGenerator, Mapping
 
 from pannier.agent.drivers import Drivers
 from pannier.cluster.cluster import Cluster, no_such_volume
+from pannier.contract.bodies import BlockSum
 from pannier.contract.peers import Peer
-from pannier.contract.views import CheckView, HandoverReply, HookView, MoveProgress, NodeView
+from pannier.contract.views import (
+    BlocksView,
+    CheckView,
+    FileSystemView,
+    HandoverReply,
+    HookView,
+    MoveProgress,
+    NodeView,
+    PiecesView,
+)
 from pannier.contract.volumes import LiveVolumeView, VolumeCopyView, VolumeView
+from pannier.copies.differences import Differences
+from pannier.copies.file_systems import FileSystems
+from pannier.copies.mending import Mending
 from pannier.copies.verification import Verification
 from pannier.core.errors import Conflict, InvalidInput
 from pannier.core.generation import Generation
 from pannier.core.hooks import Moment
 from pannier.core.options import parse_options
+from pannier.core.volume import Volume
 from pannier.holding.handover import Handovers
 from pannier.holding.promising import Promising
 from pannier.holding.recovery import Recovery
@@ -41,6 +55,9 @@ class PeerService:
         takeover: Takeover,
         promising: Promising,
         verification: Verification,
+        differences: Differences,
+        mending: Mending,
+        file_systems: FileSystems,
         services: Services,
     ) -> None:
         self._cluster = cluster
@@ -53,6 +70,9 @@ class PeerService:
         self._takeover = takeover
         self._promising = promising
         self._verification = verification
+        self._differences = differences
+        self._mending = mending
+        self._file_systems = file_systems
         self._services = services
         self._asking = ""  # No node has this name: what only a node may ask is refused.
 
@@ -64,12 +84,16 @@ class PeerService:
 
     async def peer_volume(self, name: str) -> LiveVolumeView | VolumeCopyView:
         """Live facts: the holder's, or on any other node whether it has a copy."""
-        volume = self._cluster.catalog.volume(name)
-        if volume is None:
-            raise no_such_volume(name)
+        volume = self._volume(name)
         if volume.grant.node == self._cluster.node:
             return await self._volume_views.live(volume)
         return await self._volume_views.copy(volume)
+
+    def _volume(self, name: str) -> Volume:
+        volume = self._cluster.catalog.volume(name)
+        if volume is None:
+            raise no_such_volume(name)
+        return volume
 
     async def peer_node(self) -> NodeView:
         """This node with its pool's figures, and what its engine can do."""
@@ -94,9 +118,32 @@ class PeerService:
         )
         return self._volume_views.listed(volume)
 
-    async def peer_verify(self, name: str) -> CheckView:
+    async def peer_verify(self, name: str, *, generation: str | None) -> CheckView:
         """Another node was asked to have all copies of a volume read."""
-        return await self._verification.here(name)
+        wanted = Generation.parse(generation) if generation else None
+        return await self._verification.here(name, wanted)
+
+    async def peer_pieces(
+        self, name: str, *, generation: str, start: int, end: int | None, piece_bytes: int
+    ) -> PiecesView:
+        """Another node looks for what the copies differ in."""
+        return await self._differences.here(
+            self._volume(name), generation=generation, start=start, end=end, piece_bytes=piece_bytes
+        )
+
+    async def peer_blocks(
+        self, name: str, *, generation: str, blocks: list[BlockSum]
+    ) -> BlocksView:
+        """Another node mends its copy."""
+        return await self._mending.here(self._volume(name), generation=generation, blocks=blocks)
+
+    async def peer_check(self, name: str) -> FileSystemView:
+        """Another node was asked to check the file system in all copies of a volume."""
+        return await self._file_systems.here(name)
+
+    async def peer_set_aside(self, name: str, *, epoch: int) -> CheckView:
+        """Another node has compared the copies, and this one is not what the holder has."""
+        return await self._verification.set_aside(name, epoch=epoch)
 
     async def peer_lost_copy(self, name: str, *, epoch: int) -> None:
         """Another node has nothing of a volume that is held here, whatever the record says."""

@@ -11,6 +11,7 @@ import structlog
 from pannier.agent.drivers import Drivers
 from pannier.agent.use import Use
 from pannier.cluster.cluster import Cluster
+from pannier.cluster.registry import Versioned
 from pannier.copies.replication import candidates_of
 from pannier.core.errors import PannierError
 from pannier.core.pace import NodePace
@@ -67,9 +68,17 @@ class Upkeep:
         drivers: Drivers,
         use: Use,
         handovers: Handovers,
+        is_tight: Callable[[], bool],
         file: StateFile,
         pace: NodePace,
     ) -> None:
+        """Prepare; :meth:`run` works.
+
+        Args:
+            is_tight: whether a pool has so little room that writers will soon stand still.
+            file: of the times in the trash.
+        """
+        self._is_tight = is_tight
         self._cluster = cluster
         self._drivers = drivers
         self._use = use
@@ -82,6 +91,7 @@ class Upkeep:
         while True:
             for _ in range(round(self._pace.turn / self._pace.drain)):
                 await self._attempt(self._clear_if_drained)
+                await self._attempt(self._free_in_need)
                 await asyncio.sleep(self._pace.drain)
             # At the turn's end: a daemon that keeps crashing must not count a turn at each start.
             for step in (self.empty_trash, self.free_purged):
@@ -95,18 +105,37 @@ class Upkeep:
 
     async def empty_trash(self) -> None:
         """Purge what has been in the trash long enough. Called once each turn, which it counts."""
-        mine = {
-            found.record.id: found
+        mine = {found.record.id: found for found in await self._own_trash()}
+        for volume_id in await asyncio.to_thread(self._trash.turn, set(mine), self._pace.turn):
+            await self._purge(mine[volume_id], why="its time in the trash is over")
+
+    async def _free_in_need(self) -> None:
+        """Before writers stand still, what was removed gives its room, one volume at a time, the oldest first."""
+        if not self._is_tight():
+            return
+        there = {volume for driver in self._drivers for volume in await driver.volumes()}
+        removed = [each for each in await self._own_trash() if each.record.id in there]
+        if removed:
+            oldest = min(removed, key=lambda found: found.record.removed_at or 0.0)
+            await self._purge(oldest, why="the pool is nearly full")
+            await self.free_purged()
+
+    async def _own_trash(self) -> list[Versioned[Volume]]:
+        """What is in the trash and was held here last."""
+        return [
+            found
             for found in await self._cluster.registry.trash()
             if found.record.grant.node == self._cluster.node and not found.record.is_newer
-        }
-        for volume_id in await asyncio.to_thread(self._trash.turn, set(mine), self._pace.turn):
-            found = mine[volume_id]
-            try:
-                await self._cluster.registry.purge_volume(found.record, expect=found.revision)
-                log.info("volume.purged", id=volume_id)
-            except PannierError as error:  # one that fails does not hold up the others
-                log.warning("volume.not-purged", id=volume_id, error=str(error))
+        ]
+
+    async def _purge(self, found: Versioned[Volume], *, why: str) -> None:
+        """Give a removed volume up. One that fails does not hold up the others."""
+        volume = found.record
+        try:
+            await self._cluster.registry.purge_volume(volume, expect=found.revision)
+            log.info("volume.purged", id=volume.id, volume=volume.name, why=why)
+        except PannierError as error:
+            log.warning("volume.not-purged", id=volume.id, error=str(error))
 
     async def free_purged(self) -> None:
         """Delete what was purged from this node's pools."""

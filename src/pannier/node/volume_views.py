@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 from pannier.agent.drivers import Drivers
 from pannier.agent.mounts import Mounts
+from pannier.agent.room import RoomGuard
 from pannier.agent.use import Use
 from pannier.barrier.groups import Backlog
 from pannier.cluster.cluster import Cluster
@@ -19,12 +21,14 @@ from pannier.contract.volumes import (
 )
 from pannier.contract.words import HolderState
 from pannier.copies.replication import Replicator
+from pannier.core.damage import open_damage
 from pannier.core.options import describe_spec
 from pannier.core.pace import NodePace
 from pannier.core.volume import Volume
 from pannier.holding.handover import Handovers
 from pannier.host.clock import Clock, rfc3339
 from pannier.node.quarantine import quarantine_of
+from pannier.storage.base import SparseDriver
 
 
 class VolumeViews:
@@ -40,6 +44,7 @@ class VolumeViews:
         handovers: Handovers,
         replicator: Replicator,
         backlog: Callable[[str], Backlog],
+        room: RoomGuard,
         clock: Clock,
         pace: NodePace,
     ) -> None:
@@ -50,6 +55,7 @@ class VolumeViews:
         self._handovers = handovers
         self._replicator = replicator
         self._backlog = backlog
+        self._room = room
         self._clock = clock
         self._pace = pace
 
@@ -80,7 +86,16 @@ class VolumeViews:
             transfer=self._transfer(volume),
             sync_calls=backlog.calls,
             sync_waiting_seconds=round(backlog.oldest_seconds, 3),
+            stands_still=self._room.full(volume),
+            damage=[f"{line.node}: {line.detail}" for line in open_damage(volume)],
+            **await self._space(volume),
         )
+
+    async def _space(self, volume: Volume) -> dict[str, Any]:
+        """The fields on the volume's own file system."""
+        driver = self._drivers.of(volume)
+        found = await driver.space(volume.id) if isinstance(driver, SparseDriver) else None
+        return asdict(found) if found is not None else {}
 
     async def copy(self, volume: Volume) -> VolumeCopyView:
         """A volume that another node holds, with whether a copy is here."""
@@ -128,6 +143,7 @@ class VolumeViews:
 
     def _copies(self, volume: Volume) -> list[CopyView]:
         now = self._clock.now()
+        records = {node: self._cluster.catalog.node(node) for node in volume.replicas}
         return [
             CopyView(
                 node=node,
@@ -137,6 +153,7 @@ class VolumeViews:
                 if progress.current_at is None
                 else round(max(now - progress.current_at, 0.0), 1),
                 error=progress.error,
+                room_percent=record.room * 10 if (record := records[node]) else None,
             )
             for node, progress in self._replicator.progress(volume).items()
             if node in volume.replicas

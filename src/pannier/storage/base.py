@@ -13,7 +13,7 @@ then finishes what was begun. :meth:`Driver.open` removes what a crash left half
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import Protocol, runtime_checkable
 
 from pannier.core.errors import StorageError
 from pannier.core.generation import Generation
+from pannier.core.room import ImageLimits, Room
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +63,36 @@ class Capacity:
 
     total_bytes: int
     free_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Space:
+    """What there is for the files of one volume, as ``df`` shows it.
+
+    ``direct``: whether its writes go past the page cache, which is much faster.
+    """
+
+    size_bytes: int
+    free_bytes: int
+    inodes: int
+    free_inodes: int
+    direct: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """What was found by reading all of a generation.
+
+    Attributes:
+        proved: whether each byte was compared with a checksum.
+        digest: the same for the same bytes, hex; None where the file system has checksums.
+        damaged: where blocks begin that are not what was received, or cannot be read, ascending. Only a
+            driver that mends says so, instead of raising Corrupt; the rest was read all the same.
+    """
+
+    proved: bool
+    digest: str | None = None
+    damaged: tuple[int, ...] = ()
 
 
 class Driver(Protocol):
@@ -128,7 +159,27 @@ class Driver(Protocol):
         ...
 
     def data_path(self, volume: str, epoch: int) -> Path:
-        """The directory to hand to containers. It begins empty and has no file of ours in it."""
+        """The directory to hand to containers, once attached. It begins empty, with no file of ours."""
+        ...
+
+    async def attach(self, volume: str, *, epoch: int, grow: bool) -> None:
+        """Make :meth:`data_path` of a live tree that is not sealed what containers can use. Repeatable.
+
+        Args:
+            grow: a volume with a size of its own, smaller than the pool, becomes as large as that. One that
+                is in use may grow only the next time.
+
+        Raises:
+            StorageError: no such live tree, or it is sealed, damaged or in somebody else's hands.
+        """
+        ...
+
+    async def attached(self) -> frozenset[str]:
+        """Ids of the volumes for which :meth:`attach` took something of the machine, such as a device."""
+        ...
+
+    async def detach(self, volume: str, *, epoch: int) -> None:
+        """Release what :meth:`attach` took; nothing uses the live tree. No error if it took nothing."""
         ...
 
     async def snapshot(self, volume: str, *, epoch: int) -> Generation:
@@ -254,7 +305,10 @@ class Driver(Protocol):
 class CheckedDriver(Driver, Protocol):
     """A driver that notices when the disk does not give back what was written."""
 
-    async def verify(self, volume: str, generation: Generation | None) -> None:
+    compares: bool
+    """Whether copies of one generation are to be compared: the file system has no checksums."""
+
+    async def verify(self, volume: str, generation: Generation | None) -> Reading:
         """Read a generation to the last byte from the disk, slowly, since others use the disk too.
         With None, read the newest live tree as it is now.
 
@@ -273,4 +327,94 @@ class CheckedDriver(Driver, Protocol):
 
     async def drop_quarantined(self, volume: str) -> None:
         """Remove what is in quarantine. No error if that is nothing."""
+        ...
+
+
+@runtime_checkable
+class FileSystemDriver(Driver, Protocol):
+    """A driver whose volumes have file systems of their own."""
+
+    async def check_file_system(
+        self, volume: str, generation: Generation | None
+    ) -> tuple[str, ...]:
+        """What a repair of the file system would mend, line by line; nothing is changed.
+
+        A snapshot is checked: of a generation, or with None of the newest live volume. What a restart
+        after a power cut puts in order does not count.
+
+        Raises:
+            StorageError: it is not here, or the check could not run.
+        """
+        ...
+
+    async def show(self, volume: str, *, tree: int | Generation, at: Path) -> None:
+        """Mount the files of a former live volume, or of a generation, read-only at a directory.
+
+        What is mounted is a snapshot, so nothing here changes, and it goes with its unmount.
+
+        Args:
+            tree: the epoch of a live volume, or a generation.
+            at: an empty directory, which exists.
+
+        Raises:
+            StorageError: it is not here, or cannot be mounted. Corrupt: it is damaged.
+        """
+        ...
+
+
+@runtime_checkable
+class SparseDriver(Driver, Protocol):
+    """A driver whose volumes may be larger, all together, than the pool, and that must not get full."""
+
+    async def space(self, volume: str) -> Space | None:
+        """What there is for the files of the newest live volume; None where it is not attached."""
+        ...
+
+    def behind(self, volume: str, epoch: int) -> Path:
+        """The directory of what is behind a live volume. While it is attached, nobody else may read there:
+        the kernel would fail the volume's own writes."""
+        ...
+
+    async def room(self) -> Room:
+        """What the pool can still take."""
+        ...
+
+    async def restrict(
+        self, *, full: bool, limits: ImageLimits | None, frozen: frozenset[str]
+    ) -> None:
+        """Say what may be written until this is called again, now and whenever a volume is attached.
+
+        Args:
+            full: :meth:`create`, :meth:`attach` and :meth:`receive` raise PoolFull.
+            limits: of each volume.
+            frozen: ids of attached volumes whose writers wait in the kernel, also those that are in no
+                container. Who waits cannot be killed. All others go on that were frozen by an earlier call.
+        """
+        ...
+
+    async def write_out(self, volume: str) -> None:
+        """Bring everything that was written to a volume to the disk, if it is attached.
+
+        Raises:
+            StorageError: the disk refused something.
+        """
+        ...
+
+    async def thaw(self, volume: str) -> None:
+        """Let who waits for a frozen volume go on: they are about to be killed. Until :meth:`restrict`."""
+        ...
+
+    async def trim(self, volume: str, *, go_on: Callable[[], bool]) -> None:
+        """Give what the volume's files no longer need back to the pool, as long as ``go_on`` says so.
+
+        It is asked from another thread. Nothing is done to a volume that is not attached.
+        """
+        ...
+
+    async def failed(self) -> frozenset[str]:
+        """Ids of the attached volumes of which the disk refused a write.
+
+        Nothing is made durable of them, since what was lost is not known: :meth:`snapshot` raises
+        until they were detached and attached again, which checks them.
+        """
         ...

@@ -14,17 +14,22 @@ from typing import Self
 
 from msgspec import structs
 
-from pannier.contract.bodies import JoinOrder
+from pannier.contract.bodies import BlockSum, JoinOrder
 from pannier.contract.operations import LOCAL
 from pannier.contract.views import (
+    BlocksView,
+    BlockView,
     CheckView,
     EventView,
+    FileSystemView,
     FindingView,
     HandoverReply,
     HookView,
     JoinReply,
     MoveProgress,
     NodeView,
+    PiecesView,
+    PieceView,
     ServiceMoveProgress,
     ServiceView,
     StatusView,
@@ -37,6 +42,7 @@ from pannier.contract.volumes import LiveVolumeView, RememberedVolumeView, Volum
 from pannier.contract.words import (
     CheckState,
     EventKind,
+    FileSystemState,
     HandoverState,
     HolderState,
     Level,
@@ -195,13 +201,43 @@ class FakeCluster:
             raise Conflict(f"volume {name} would lose writes", remedy="use --accept-loss")
         return self._volume(name)
 
-    async def verify_volume(self, name: str) -> list[CheckView]:
+    async def verify_volume(self, name: str, *, trust_holder: bool = False) -> list[CheckView]:
         self._begin("verify_volume")
         return [CheckView(node=self._volume(name).holder, state=CheckState.WHOLE, generation="1.1")]
 
-    async def peer_verify(self, name: str) -> CheckView:
+    async def peer_verify(self, name: str, *, generation: str | None) -> CheckView:
         self._change("peer_verify", name)
         return CheckView(node="node1", state=CheckState.WHOLE, generation="1.1")
+
+    async def check_volume(self, name: str) -> list[FileSystemView]:
+        self._begin("check_volume")
+        return [FileSystemView(node=self._volume(name).holder, state=FileSystemState.SOUND)]
+
+    async def show_tree(self, name: str, *, tree: str, at: str) -> None:
+        self._change("show_tree", name)
+        self._volume(name)
+
+    async def peer_check(self, name: str) -> FileSystemView:
+        self._change("peer_check", name)
+        return FileSystemView(node="node1", state=FileSystemState.SOUND, generation="1.1")
+
+    async def peer_pieces(
+        self, name: str, *, generation: str, start: int, end: int | None, piece_bytes: int
+    ) -> PiecesView:
+        self._change("peer_pieces", name)
+        return PiecesView(pieces=[PieceView(start=start, digest="5f", proved=True)])
+
+    async def peer_blocks(
+        self, name: str, *, generation: str, blocks: list[BlockSum]
+    ) -> BlocksView:
+        self._change("peer_blocks", name)
+        found = [BlockView(start=block.start, content=b"\0" * 4096) for block in blocks]
+        return BlocksView(here=True, blocks=found)
+
+    async def peer_set_aside(self, name: str, *, epoch: int) -> CheckView:
+        self._change("peer_set_aside", name)
+        self._volume(name)
+        return CheckView(node="node1", state=CheckState.MADE_ANEW, generation="1.1")
 
     async def peer_lost_copy(self, name: str, *, epoch: int) -> None:
         self._change("peer_lost_copy", name)

@@ -89,11 +89,13 @@ class Sender(Protocol):
         to: Node,
         driver: Driver,
         progress: Callable[[int], None] | None = None,
+        may_wait: Callable[[], bool] | None = None,
     ) -> Sent:
         """Send one generation, as the difference to the newest one that both ends have.
 
         Returns when the receiver has confirmed that it is whole and durable there. ``progress`` is
-        called with the bytes sent so far, at most some times a second. Cancelling stops both ends.
+        called with the bytes sent so far, at most some times a second. While ``may_wait`` says so, nobody
+        waits for it, and it keeps to the rate for catching up; a thread calls it. Cancelling stops both ends.
         A later offer of the same volume to the same node ends this one with PeerUnavailable.
 
         Raises:
@@ -101,6 +103,7 @@ class Sender(Protocol):
             Denied: one of the nodes does not accept the other's certificate.
             InvalidInput: the receiver sent something that is not of the protocol.
             StorageError: the driver here failed.
+            SetBack: the receiver has what this node has sent and lacks now.
             PannierError: what the receiver reported, as its own class.
         """
         ...

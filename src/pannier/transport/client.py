@@ -12,12 +12,13 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 
 from pannier.core.errors import PannierError, PeerUnavailable
-from pannier.core.generation import Generation, newest_common
+from pannier.core.generation import Generation
 from pannier.core.node import Node
 from pannier.pki.credentials import Credentials
 from pannier.pki.failures import explain_tls
 from pannier.pki.identity import require_node
 from pannier.storage.base import Driver, LocalCopy
+from pannier.transport.agreement import agree
 from pannier.transport.base import Offer, Sent
 from pannier.transport.channel import Channel, TransportTiming
 from pannier.transport.frames import PROTOCOL, Done, End, Failed, Have, Message, Offered, Start
@@ -25,6 +26,7 @@ from pannier.transport.handshake import open_channel
 from pannier.transport.idle import IdleConnections
 from pannier.transport.lane import Lane
 from pannier.transport.pipes import prepare_pipe
+from pannier.transport.rate import Rate
 
 _PROGRESS_SECONDS = 0.25
 _HASTY_BYTES = 256 * 1024
@@ -41,13 +43,25 @@ class TransportClient:
     closes those that are idle.
     """
 
-    def __init__(self, credentials: Credentials, *, timing: TransportTiming | None = None) -> None:
-        """``credentials`` are this node's."""
+    def __init__(
+        self,
+        credentials: Credentials,
+        *,
+        rate: Rate | None = None,
+        timing: TransportTiming | None = None,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            credentials: this node's.
+            rate: what is kept by transfers that nobody waits for; None for no limit.
+        """
         self._cluster = credentials.identity.cluster
         self._timing = timing or TransportTiming()
         self._context = credentials.client_context()
         self._context.set_alpn_protocols([PROTOCOL])
         self._idle = IdleConnections(self._timing)
+        self._rate = rate
 
     async def close(self) -> None:
         """Close the connections that nobody uses now. Sending again opens new ones."""
@@ -60,6 +74,7 @@ class TransportClient:
         to: Node,
         driver: Driver,
         progress: Callable[[int], None] | None = None,
+        may_wait: Callable[[], bool] | None = None,
     ) -> Sent:
         """See :meth:`pannier.transport.base.Sender.send`.
 
@@ -70,12 +85,19 @@ class TransportClient:
             Denied: certificates do not fit.
             PannierError: what the receiver or the driver reported.
         """
-        began = time.monotonic()
+        began, rate = time.monotonic(), self._rate
+
+        def keep_rate(sent_bytes: int) -> None:
+            if rate is not None and may_wait is not None and may_wait():
+                rate.wait(sent_bytes)
+
         ours = asyncio.ensure_future(driver.inspect(offer.volume_id))
         try:
             lane, have = await self._offer(offer, to)
             try:
-                sent_bytes, base = await _transfer(offer, have, ours, driver, lane, progress)
+                sent_bytes, base = await _transfer(
+                    offer, have, ours, driver, lane, progress, keep_rate
+                )
             except BaseException:
                 lane.close(abort=True)
                 raise
@@ -168,20 +190,21 @@ async def _transfer(
     driver: Driver,
     lane: Lane,
     progress: Callable[[int], None] | None,
+    keep_rate: Callable[[int], None],
 ) -> tuple[int, Generation | None]:
     """The rest of the conversation; returns the stream's bytes and its base.
 
     ``ours`` is what is here of the volume.
     """
     channel, theirs = lane.channel, have.parsed()
-    if offer.generation in theirs:
+    agreed = agree(offer, driver, await ours, theirs)
+    if agreed.there:
         return 0, None
-    copy = await ours
-    base = newest_common(copy.generations + copy.bases, theirs)
+    base = agreed.base
     report = _reporter(progress, asyncio.get_running_loop())
     try:
         async with driver.send(offer.volume_id, offer.generation, base=base) as pipe:
-            sent_bytes = await lane.run(partial(_stream, channel, pipe, base, report))
+            sent_bytes = await lane.run(partial(_stream, channel, pipe, base, report, keep_rate))
     except PannierError as error:
         if channel.failure is None:
             await _tell(lane, error)
@@ -212,9 +235,16 @@ async def _tell(lane: Lane, error: PannierError) -> None:
 
 
 def _stream(
-    channel: Channel, pipe: int, base: Generation | None, report: Callable[[int], None]
+    channel: Channel,
+    pipe: int,
+    base: Generation | None,
+    report: Callable[[int], None],
+    keep_rate: Callable[[int], None],
 ) -> int:
-    """Send everything that comes out of ``pipe``; returns the number of bytes."""
+    """Send everything that comes out of ``pipe``; returns the number of bytes.
+
+    ``keep_rate`` is called with the size of each piece, after it, and may sleep.
+    """
     prepare_pipe(pipe)
     channel.say(Start(None if base is None else str(base)))
     sent_bytes = 0
@@ -222,6 +252,7 @@ def _stream(
         channel.say_data(size)
         sent_bytes += size
         report(sent_bytes)
+        keep_rate(size)
     return sent_bytes
 
 

@@ -26,7 +26,6 @@ PROMISE_SECONDS = 10.0
 PATIENCE_SECONDS = 5.0
 TAKEOVER_SECONDS = LEASE_SECONDS + 1 + 0.5 + 0.1
 """From a node's death to a Mount elsewhere, by docs/guarantees.md."""
-POOL = "/var/lib/pannier/pool/volumes"
 STORE_PORTS = "2379,2380"
 
 # Appends "HOST NUMBER BOOTTIME CHECKSUM", each line synced before "HOST NUMBER BOOTTIME" of that moment

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import UUID
 
 from pannier.host.ioctls import control
 
@@ -32,6 +33,7 @@ _SUBVOL_CREATE_V2 = _request(_WRITE, 24, 4096)
 _SUBVOL_GETFLAGS = _request(_READ, 25, 8)
 _SUBVOL_SETFLAGS = _request(_WRITE, 26, 8)
 _SET_RECEIVED = _request(_WRITE | _READ, 37, 200)
+_FS_INFO = _request(_READ, 31, 1024)
 _SEND = _request(_WRITE, 38, 72)
 _QUOTA_CTL = _request(_WRITE | _READ, 40, 16)
 _QGROUP_ASSIGN = _request(_WRITE, 41, 24)
@@ -67,6 +69,7 @@ class SubvolumeInfo:
         ctransid: transaction of the last change of its *content*; a snapshot copies it, so equal
             numbers in a tree and its snapshot mean equal content (once all writes are flushed).
         uuid, parent_uuid, received_uuid: hex; empty where there is none.
+        received_ctransid: what :func:`set_received` was given; a writable snapshot has neither.
     """
 
     id: int
@@ -76,6 +79,7 @@ class SubvolumeInfo:
     uuid: str
     parent_uuid: str
     received_uuid: str
+    received_ctransid: int
 
 
 @contextmanager
@@ -133,7 +137,7 @@ def subvolume_info(path: Path) -> SubvolumeInfo:
     (number,) = struct.unpack_from("<Q", block, 0)
     _parent, _dirid, generation, flags = struct.unpack_from("<QQQQ", block, 264)
     uuid, parent_uuid, received_uuid = struct.unpack_from("16s16s16s", block, 296)
-    (ctransid,) = struct.unpack_from("<Q", block, 344)
+    ctransid, _otransid, received_ctransid = struct.unpack_from("<QQQ", block, 344)
     return SubvolumeInfo(
         id=number,
         generation=generation,
@@ -142,6 +146,7 @@ def subvolume_info(path: Path) -> SubvolumeInfo:
         uuid=_hex(uuid),
         parent_uuid=_hex(parent_uuid),
         received_uuid=_hex(received_uuid),
+        received_ctransid=received_ctransid,
     )
 
 
@@ -195,6 +200,14 @@ def sync_filesystem(path: Path) -> None:
     """Flush everything written to the whole file system and commit; costs nothing if it is idle."""
     with _directory(path) as fd:
         control(fd, _SYNC)
+
+
+def filesystem_uuid(path: Path) -> str:
+    """The file system's UUID as sysfs writes it."""
+    block = bytearray(1024)
+    with _directory(path) as fd:
+        control(fd, _FS_INFO, block)
+    return str(UUID(bytes=bytes(block[16:32])))
 
 
 def enable_simple_quota(path: Path) -> None:

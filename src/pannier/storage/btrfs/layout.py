@@ -78,12 +78,12 @@ class Home:
     def _numbers(self) -> tuple[Generation, ...]:
         return tuple(sorted(parse_numbers(_names(self.path / "generations"))))
 
-    def make_generation(self, live: Path, *, epoch: int) -> Generation:
+    def make_generation(self, live: Path, *, epoch: int, identity: str) -> Generation:
         """Snapshot a live tree, durably. Its number follows the highest ever given in this epoch,
         deleted ones included.
         """
         given = [number.sequence for number in self._numbers() if number.epoch == epoch]
-        generation = Generation(epoch, max(given, default=0) + 1)
+        generation = Generation(epoch, max(given, default=0) + 1, identity)
         tree = self.tree(generation)
         tree.parent.mkdir()
         try:
@@ -174,21 +174,41 @@ class Home:
         with suppress(FileNotFoundError):
             quarantine.rmdir()
 
-    def checked(self, generation: Generation | None) -> Path:
-        """A new snapshot of a generation, or of the newest live tree, which nobody else changes."""
+    def checked(self, generation: Generation | None, *, writable: bool) -> Path:
+        """A new snapshot of a generation, or of the newest live tree, which nobody else changes.
+
+        One that is writable and one that is not may be there at once.
+        """
         tree = self.live(max(self.epochs(), default=0))
         if generation is not None:
             tree = self.tree(generation)
-        check = self.path / "incoming" / "check"
+        check = self._check(writable=writable)
         _remove_with_subvolumes(check)
         check.mkdir()
         target = check / "tree"
-        ioctl.create_snapshot(tree, target=target, read_only=True)
+        ioctl.create_snapshot(tree, target=target, read_only=not writable)
         return target
 
-    def discard_checked(self) -> None:
+    def discard_checked(self, *, writable: bool) -> None:
         """Remove what :meth:`checked` made."""
-        _remove_with_subvolumes(self.path / "incoming" / "check")
+        _remove_with_subvolumes(self._check(writable=writable))
+
+    def _check(self, *, writable: bool) -> Path:
+        return self.path / "incoming" / ("repair" if writable else "check")
+
+    @property
+    def mended(self) -> Path:
+        """The directory of what takes the place of a damaged generation, while it is being made."""
+        return self.path / "incoming" / "mended"
+
+    def discard_mended(self) -> None:
+        """Remove what is there: what was not finished, or was replaced."""
+        _remove_with_subvolumes(self.mended)
+
+    @property
+    def shown(self) -> Path:
+        """The directory for what is shown to a person, while it is being mounted."""
+        return self.path / "incoming" / "shown"
 
     def discard_incoming(self, generation: Generation) -> None:
         """Remove what a broken transfer left."""

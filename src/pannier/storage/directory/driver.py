@@ -136,6 +136,16 @@ class DirectoryDriver:
         """See :meth:`Driver.data_path`."""
         return self._home(volume).live(epoch) / "data"
 
+    async def attach(self, volume: str, *, epoch: int, grow: bool) -> None:
+        """See :meth:`Driver.attach`: a tree can be used as it is."""
+
+    async def attached(self) -> frozenset[str]:
+        """See :meth:`Driver.attached`."""
+        return frozenset()
+
+    async def detach(self, volume: str, *, epoch: int) -> None:
+        """See :meth:`Driver.detach`."""
+
     async def snapshot(self, volume: str, *, epoch: int) -> Generation:
         """See :meth:`Driver.snapshot`: not possible."""
         raise StorageError(

@@ -1,0 +1,489 @@
+"""The image driver: a volume is an ext4 in one file of a btrfs pool; a generation is a snapshot of it.
+
+::
+
+    POOL/images/VOLUME/                        as the btrfs driver's POOL/volumes/VOLUME, but the subvolumes
+        live-EPOCH/image                       have one file each, without copy-on-write
+        generations/EPOCH.SEQUENCE/tree/image
+        incoming/EPOCH.SEQUENCE/tree/image     what is being received
+    STAGING/VOLUME.EPOCH/                      where a live image is mounted while it is used
+        data/                                  what containers see
+
+Without copy-on-write the pool keeps no checksums of an image, and overwrites it in place: but for what
+a snapshot shares, which goes to a new place the first time. So a snapshot keeps its content, and two
+snapshots are compared by where their bytes lie (:mod:`pannier.storage.image.extents`).
+
+A mounted image changes by itself: the kernel notes in it when it was mounted. So a volume that was only
+attached has a new generation, too.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from pathlib import Path
+
+import structlog
+
+from pannier.core.errors import InvalidInput, PannierError, PoolFull, StorageError
+from pannier.core.generation import Generation, new_identity
+from pannier.core.room import ImageLimits, Room
+from pannier.core.size import format_size
+from pannier.host.files import DRAFT
+from pannier.host.memory import dirty_limit_bytes
+from pannier.host.mountinfo import own_mounts
+from pannier.storage.base import Reading, RootAttributes, Space
+from pannier.storage.blocking import in_own_thread, in_thread, told_as_storage_error
+from pannier.storage.blocks import BLOCK_BYTES, Piece
+from pannier.storage.btrfs import ioctl, pool
+from pannier.storage.btrfs.allocation import Allocation
+from pannier.storage.btrfs.checked import checked
+from pannier.storage.btrfs.layout import Home, existing_tree
+from pannier.storage.btrfs.subvolumes import SubvolumeDriver, existing_live
+from pannier.storage.image import ext4, mending, nocow
+from pannier.storage.image.check import check_image, pieces_of
+from pannier.storage.image.live import LiveImage
+from pannier.storage.image.nocow import IMAGE
+from pannier.storage.image.showing import show
+from pannier.storage.image.transfer import ImageIntake, send
+from pannier.storage.streams import feeding, reading, swallow_stream
+
+log = structlog.get_logger(__name__)
+
+_ROOM_BYTES = 64 << 20
+"""With more room than this it was not the pool's being full that made a write fail."""
+
+
+class ImageDriver(SubvolumeDriver):
+    """Driver for volumes as images on a btrfs pool.
+
+    Args:
+        mountpoint: where the pool is mounted; somebody else closes it.
+        staging: a directory of ours, where live images are mounted.
+        source: the pool's device or file; None for a pool that somebody else mounts.
+    """
+
+    name = "image"
+    generations_in_use = True
+    compares = True
+
+    def __init__(self, mountpoint: Path, *, staging: Path, source: Path | None = None) -> None:
+        super().__init__(mountpoint, mountpoint / "images")
+        self._staging = staging
+        self._source = source
+        self._images: dict[tuple[str, int], LiveImage] = {}
+        self._pool: Allocation | None = None
+        self._mender = mending.Mender()
+        self._full = False
+        self._limits: ImageLimits | None = None
+
+    async def open(self) -> None:
+        """See :meth:`Driver.open`."""
+        if self._source is not None:
+            await pool.open_pool(self._source, mountpoint=self._mountpoint)
+        await in_thread(self._open)
+
+    def _open(self) -> None:
+        self._staging.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._open_volumes()
+        with told_as_storage_error("see how the pool is made"):
+            self._pool = Allocation.of(self._mountpoint)
+            places = list(self._staging.iterdir())
+        for volume, epoch in filter(None, map(_named, places)):
+            try:
+                self._image(volume, epoch).take_over()
+            except (OSError, PannierError) as error:  # the others can be used
+                log.warning("volume.not-taken-over", id=volume, epoch=epoch, error=str(error))
+
+    async def close(self) -> None:
+        """See :meth:`Driver.close`."""
+        await in_thread(self._close)
+
+    def _close(self) -> None:
+        for volume, epoch in self._mounted():
+            image = self._image(volume, epoch)
+            with suppress(OSError, StorageError):
+                image.thaw()  # nobody would be there to do it
+
+    def _image(self, volume: str, epoch: int) -> LiveImage:
+        if (volume, epoch) not in self._images:
+            home, place = self._home(volume), self._staging / f"{volume}.{epoch}"
+            # Two threads may be here; all must get the same one.
+            image = LiveImage(home, epoch, place=place, has_room=self._has_room)
+            self._images.setdefault((volume, epoch), image)
+        return self._images[volume, epoch]
+
+    # -- making ---------------------------------------------------------------------------------
+
+    async def create(
+        self, volume: str, *, epoch: int, root: RootAttributes, size_bytes: int | None
+    ) -> None:
+        """See :meth:`Driver.create`."""
+        home = self._home(volume)
+        await in_thread(self._check_intake, volume)
+        if size_bytes is not None and size_bytes < ext4.SMALLEST_ROOM:
+            raise InvalidInput(
+                f"size={format_size(size_bytes)} is too small for a file system",
+                remedy=f"ask for {format_size(ext4.SMALLEST_ROOM)} or more, or leave size out",
+            )
+        if size_bytes is not None and size_bytes > (total := await in_thread(self._pool_bytes)):
+            raise InvalidInput(
+                f"size={format_size(size_bytes)} is more than the pool at {self._mountpoint} has: "
+                f"{format_size(total)}",
+                remedy="ask for less, enlarge the pool, or name other nodes with nodes=",
+            )
+        with told_as_storage_error(f"create volume {volume}"):
+            draft = await in_thread(self._draft, home, epoch)
+            if draft is None:
+                return
+            if size_bytes is None:
+                size = await in_thread(self._pool_bytes)
+                await ext4.make(draft / IMAGE, size=size, root=root)
+            else:
+                await ext4.make_with_room(draft / IMAGE, room=size_bytes, root=root)
+            await in_thread(self._publish, draft, home.live(epoch))
+
+    def _draft(self, home: Home, epoch: int) -> Path | None:
+        live = home.live(epoch)
+        if live.exists():
+            return None
+        home.make(quotas=False)
+        draft = home.path / f"{DRAFT}{live.name}"
+        if draft.exists():
+            ioctl.destroy_subvolume(draft)
+        ioctl.create_subvolume(draft)
+        nocow.make_empty(draft / IMAGE)
+        return draft
+
+    def _pool_bytes(self) -> int:
+        found = os.statvfs(self._mountpoint)
+        return found.f_blocks * found.f_frsize // BLOCK_BYTES * BLOCK_BYTES
+
+    def _publish(self, draft: Path, live: Path) -> None:
+        with open(draft / IMAGE, "rb") as image:
+            os.fsync(image.fileno())
+        draft.rename(live)
+        ioctl.sync_filesystem(live.parent)
+
+    def _check_intake(self, volume: str) -> None:
+        """Make sure that a volume can be taken in.
+
+        Raises:
+            StorageError: it is quarantined, or the pool cannot keep images; PoolFull.
+        """
+        self._quarantine.check(volume)
+        self._check_room()
+        with told_as_storage_error("see what the pool can keep"):
+            if self._allocation.keeps_data_twice:
+                raise StorageError(
+                    f"the pool at {self._mountpoint} keeps its data twice, and the two could differ: "
+                    f"an image has no checksums",
+                    remedy="turn it into a pool with single data (btrfs balance start "
+                    "-dconvert=single), or use layout=tree",
+                )
+            if self._allocation.counts_references:
+                raise StorageError(
+                    f"the pool at {self._mountpoint} has full quotas, with which each snapshot of an image "
+                    f"makes it slower",
+                    remedy=f"btrfs quota disable {self._mountpoint}, or use layout=tree",
+                )
+
+    @property
+    def _allocation(self) -> Allocation:
+        assert self._pool is not None, "open() comes first"
+        return self._pool
+
+    # -- attached -------------------------------------------------------------------------------
+
+    def data_path(self, volume: str, epoch: int) -> Path:
+        """See :meth:`Driver.data_path`."""
+        self._home(volume)
+        return self._image(volume, epoch).place / ext4.DATA
+
+    def behind(self, volume: str, epoch: int) -> Path:
+        """See :meth:`SparseDriver.behind`."""
+        return self._home(volume).live(epoch)
+
+    async def attach(self, volume: str, *, epoch: int, grow: bool) -> None:
+        """See :meth:`Driver.attach`."""
+        await in_thread(self._attach, self._home(volume), epoch, grow=grow)
+
+    def _attach(self, home: Home, epoch: int, *, grow: bool) -> None:
+        self._quarantine.check(home.volume)
+        self._check_room()  # mounting writes, and whoever uses it would stand still
+        existing_live(home, epoch)
+        with told_as_storage_error(f"attach volume {home.volume}"):
+            self._image(home.volume, epoch).attach(
+                limits=self._limits, size=self._pool_bytes() if grow else None
+            )
+
+    async def attached(self) -> frozenset[str]:
+        """See :meth:`Driver.attached`."""
+        return await in_own_thread(lambda: frozenset(volume for volume, _ in self._mounted()))
+
+    def _mounted(self) -> list[tuple[str, int]]:
+        """Volumes and epochs of the live images that are mounted."""
+        top = self._staging.resolve()
+        points = (Path(mount.point) for mount in own_mounts() if mount.fstype == "ext4")
+        return list(filter(None, (_named(point) for point in points if point.parent == top)))
+
+    async def detach(self, volume: str, *, epoch: int) -> None:
+        """See :meth:`Driver.detach`."""
+        await in_thread(self._detach, self._home(volume), epoch)
+
+    def _detach(self, home: Home, epoch: int) -> None:
+        with told_as_storage_error(f"detach volume {home.volume}"):
+            self._image(home.volume, epoch).detach()
+
+    # -- generations ----------------------------------------------------------------------------
+
+    def _snapshot(self, home: Home, epoch: int) -> Generation:
+        existing_live(home, epoch)
+        with told_as_storage_error(f"write out volume {home.volume}"):
+            self._image(home.volume, epoch).write_out()
+        return super()._snapshot(home, epoch)
+
+    def _new_identity(self) -> str:
+        return new_identity()
+
+    async def seal(self, volume: str, *, epoch: int) -> Generation:
+        """See :meth:`Driver.seal`. Whoever still has a copy of the mount gets EIO."""
+        return await in_thread(self._seal, self._home(volume), epoch)
+
+    def _seal(self, home: Home, epoch: int) -> Generation:
+        live = existing_live(home, epoch)
+        with told_as_storage_error(f"seal volume {home.volume}"):
+            self._image(home.volume, epoch).shut()
+            generation = super()._snapshot(home, epoch)
+            ioctl.set_read_only(live, read_only=True)
+            return generation
+
+    async def unseal(self, volume: str, *, epoch: int) -> None:
+        """See :meth:`Driver.unseal`."""
+        await in_thread(self._unseal, self._home(volume), epoch)
+
+    def _unseal(self, home: Home, epoch: int) -> None:
+        with told_as_storage_error(f"unseal volume {home.volume}"):
+            ioctl.set_read_only(existing_live(home, epoch), read_only=False)
+
+    async def promote(
+        self, volume: str, generation: Generation, *, epoch: int, size_bytes: int | None
+    ) -> None:
+        """See :meth:`Driver.promote`."""
+        await in_thread(self._promote, self._home(volume), generation, epoch)
+
+    @asynccontextmanager
+    async def send(
+        self, volume: str, generation: Generation, *, base: Generation | None
+    ) -> AsyncIterator[int]:
+        """See :meth:`Driver.send`."""
+        home = self._home(volume)
+
+        def write(fd: int) -> None:
+            tree = existing_tree(home, generation)
+            parent = existing_tree(home, base) if base is not None else None
+            send(tree, parent, fd)
+
+        await in_thread(existing_tree, home, generation)
+        if base is not None:
+            await in_thread(existing_tree, home, base)
+        async with feeding(write) as reader:
+            yield reader
+
+    @asynccontextmanager
+    async def receive(
+        self, volume: str, generation: Generation, *, base: Generation | None
+    ) -> AsyncIterator[int]:
+        """See :meth:`Driver.receive`."""
+        home = self._home(volume)
+        await in_thread(self._check_intake, volume)
+        intake = ImageIntake(home, generation, base, check_room=self._check_room)
+        if not await in_thread(intake.prepare):
+            async with swallow_stream() as writer:
+                yield writer
+            return
+        with self._mender.receiving(home):
+            try:
+                async with reading(intake.take) as (writer, _):
+                    yield writer
+                if not await in_thread(intake.accept):
+                    await in_thread(self._mender.mend_arrived, home, generation)
+            except BaseException:
+                await in_thread(home.discard_incoming, generation)
+                raise
+
+    async def verify(self, volume: str, generation: Generation | None) -> Reading:
+        """See :meth:`CheckedDriver.verify`. What this node made itself has no checksums."""
+        await in_thread(self._quarantine.check, volume)
+        return await checked(self._home(volume), generation, check_image)
+
+    async def pieces(
+        self, volume: str, generation: Generation, *, start: int, end: int | None, piece_bytes: int
+    ) -> tuple[Piece, ...]:
+        """See :meth:`MendingDriver.pieces`."""
+        await in_thread(self._quarantine.check, volume)
+        read = partial(pieces_of, start=start, end=end, piece_bytes=piece_bytes)
+        return await checked(self._home(volume), generation, read)
+
+    async def wanted(
+        self, volume: str, generation: Generation, blocks: Iterable[int]
+    ) -> Mapping[int, int | None]:
+        """See :meth:`MendingDriver.wanted`."""
+        home = self._home(volume)
+        with told_as_storage_error(f"read blocks of generation {generation} of volume {volume}"):
+            return await in_thread(mending.wanted, home, generation, tuple(blocks))
+
+    async def find(self, volume: str, sums: Mapping[int, int]) -> Mapping[int, bytes]:
+        """See :meth:`MendingDriver.find`."""
+        with told_as_storage_error(f"read blocks of volume {volume}"):
+            return await in_thread(mending.find, self._home(volume), sums)
+
+    async def mend(self, volume: str, blocks: Mapping[int, bytes]) -> None:
+        """See :meth:`MendingDriver.mend`."""
+        await in_thread(self._mender.mend, self._home(volume), blocks)
+
+    async def quarantine(self, volume: str) -> None:
+        """See :meth:`CheckedDriver.quarantine`."""
+        with told_as_storage_error(f"quarantine what is here of volume {volume}"):
+            await in_thread(self._mender.quarantine, self._home(volume))
+
+    async def check_file_system(
+        self, volume: str, generation: Generation | None
+    ) -> tuple[str, ...]:
+        """See :meth:`FileSystemDriver.check_file_system`."""
+
+        def check(tree: Path, _what: str, _stop: threading.Event) -> tuple[str, ...]:
+            return ext4.findings(tree / IMAGE)
+
+        await in_thread(self._quarantine.check, volume)
+        return await checked(self._home(volume), generation, check, writable=True)
+
+    async def show(self, volume: str, *, tree: int | Generation, at: Path) -> None:
+        """See :meth:`FileSystemDriver.show`."""
+        await in_thread(self._quarantine.check, volume)
+        await in_thread(self._show, self._home(volume), tree, at)
+
+    def _show(self, home: Home, tree: int | Generation, at: Path) -> None:
+        if isinstance(tree, Generation):
+            source, what = existing_tree(home, tree), f"generation {tree}"
+        else:
+            source, what = existing_live(home, tree), f"epoch {tree}"
+        with told_as_storage_error(f"mount {what} of volume {home.volume} at {at}"):
+            show(source, at, aside=home.shown, staging=self._staging / f"{DRAFT}{home.volume}")
+
+    def _delete(self, home: Home) -> None:
+        for epoch in home.epochs():
+            self._detach(home, epoch)
+        super()._delete(home)
+        for key in [key for key in self._images if key[0] == home.volume]:
+            del self._images[key]
+
+    async def used_bytes(self, volume: str) -> int:
+        """See :meth:`Driver.used_bytes`: what the newest image takes on the disk."""
+        return await in_thread(self._used_bytes, self._home(volume))
+
+    def _used_bytes(self, home: Home) -> int:
+        with told_as_storage_error(f"measure volume {home.volume}"):
+            trees = [home.live(epoch) for epoch in home.epochs()[-1:]]
+            trees += [home.tree(generation) for generation in home.generations()[-1:]]
+            return (trees[0] / IMAGE).stat().st_blocks * 512 if trees else 0
+
+    # -- room -----------------------------------------------------------------------------------
+    # In threads of their own: what keeps a pool from getting full never waits behind other work.
+
+    async def room(self) -> Room:
+        """See :meth:`SparseDriver.room`."""
+        return await in_own_thread(self._room)
+
+    def _room(self) -> Room:
+        with told_as_storage_error("see how much room the pool has"):
+            return Room(
+                total_bytes=self._pool_bytes(),
+                free_bytes=self._allocation.free_bytes(),
+                dirty_bytes=dirty_limit_bytes(),
+                images=len(self._mounted()),
+            )
+
+    async def restrict(
+        self, *, full: bool, limits: ImageLimits | None, frozen: frozenset[str]
+    ) -> None:
+        """See :meth:`SparseDriver.restrict`."""
+        self._full, self._limits = full, limits
+        await in_own_thread(functools.partial(self._restrict, frozen))
+
+    def _restrict(self, frozen: frozenset[str]) -> None:
+        for volume, epoch in self._mounted():
+            try:
+                self._image(volume, epoch).restrict(limits=self._limits, frozen=volume in frozen)
+            except (OSError, PannierError) as error:  # the others must stand still all the same
+                log.warning("volume.not-restricted", id=volume, error=str(error))
+
+    def _has_room(self) -> bool:
+        return self._allocation.free_bytes() > _ROOM_BYTES
+
+    def _check_room(self) -> None:
+        if self._full:
+            raise PoolFull(
+                f"the pool at {self._mountpoint} is nearly full: nothing new is taken in",
+                remedy="remove volumes or files that nobody needs, move volumes to other nodes, or "
+                "enlarge the pool's disk",
+            )
+
+    async def write_out(self, volume: str) -> None:
+        """See :meth:`SparseDriver.write_out`."""
+        self._home(volume)
+        await in_own_thread(lambda: self._each(volume, LiveImage.write_out))
+
+    async def thaw(self, volume: str) -> None:
+        """See :meth:`SparseDriver.thaw`."""
+        self._home(volume)
+        await in_own_thread(lambda: self._each(volume, LiveImage.thaw))
+
+    async def trim(self, volume: str, *, go_on: Callable[[], bool]) -> None:
+        """See :meth:`SparseDriver.trim`."""
+        self._home(volume)
+        await in_own_thread(lambda: self._each(volume, partial(LiveImage.trim, go_on=go_on)))
+
+    def _each(self, volume: str, work: Callable[[LiveImage], object]) -> None:
+        """Do something with the images of a volume that are mounted: of its present epoch, or a former."""
+        with told_as_storage_error(f"write out volume {volume}"):
+            for name, epoch in self._mounted():
+                if name == volume:
+                    work(self._image(name, epoch))
+
+    async def failed(self) -> frozenset[str]:
+        """See :meth:`SparseDriver.failed`."""
+        return await in_own_thread(self._failed)
+
+    def _failed(self) -> frozenset[str]:
+        return frozenset(key[0] for key, image in tuple(self._images.items()) if image.look())
+
+    async def space(self, volume: str) -> Space | None:
+        """See :meth:`SparseDriver.space`."""
+        self._home(volume)
+        return await in_own_thread(functools.partial(self._space, volume))
+
+    def _space(self, volume: str) -> Space | None:
+        epochs = [epoch for name, epoch in self._mounted() if name == volume]
+        if not epochs:
+            return None
+        with told_as_storage_error(f"see what volume {volume} has room for"):
+            image = self._image(volume, max(epochs))
+            found, direct = os.statvfs(image.place), image.is_direct
+        return Space(
+            size_bytes=found.f_blocks * found.f_frsize,
+            free_bytes=found.f_bavail * found.f_frsize,
+            inodes=found.f_files,
+            free_inodes=found.f_ffree,
+            direct=direct,
+        )
+
+
+def _named(place: Path) -> tuple[str, int] | None:
+    """The volume and epoch that a place in the staging directory is for."""
+    volume, _, epoch = place.name.rpartition(".")
+    return (volume, int(epoch)) if volume and epoch.isdecimal() else None

@@ -1,0 +1,178 @@
+"""Where a file's bytes lie on the pool, and in what two snapshots of one image differ.
+
+Two read-only snapshots that share a piece of the disk have the same bytes there, however each came
+about. So the difference needs no history: it is every range whose place on the disk is another one.
+Too much is harmless, too little would lose data. A balance of the pool moves extents while they are
+listed; it leaves them their transaction, so a place counts as shared only if it was written before the
+base was made.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from pannier.core.errors import Corrupt
+
+_SEARCH_V2 = 3 << 30 | 112 << 16 | 0x94 << 8 | 17
+_KEY = struct.Struct("<QQQQQQQIII36x")
+_HEADER = struct.Struct("<QQQII")
+_EXTENT_DATA = 108
+_REGULAR, _PREALLOCATED = 1, 2
+_BUFFER_BYTES = 1 << 20
+_LAST = 2**64 - 1
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.ioctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p)
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """A piece of a file that lies in one piece on the disk.
+
+    Attributes:
+        start, end: bytes of the file.
+        place: of its first byte, in btrfs' own addresses.
+        written: the transaction in which it was written.
+    """
+
+    start: int
+    end: int
+    place: int
+    written: int
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Bytes of a file from ``start`` to ``end``; ``zero`` if all of them are zero."""
+
+    start: int
+    end: int
+    zero: bool
+
+
+def extents(file: int) -> tuple[Extent, ...]:
+    """The extents of an open file on btrfs, in order; what is in none reads as zeros.
+
+    The file must not change meanwhile: it is one of a read-only snapshot. The buffer of the system
+    call is large, and Python's own ``ioctl`` would keep the interpreter's lock with it.
+
+    Raises:
+        OSError: the kernel refused.
+        Corrupt: it has an extent that an image cannot have, such as a compressed one.
+    """
+    return tuple(_extents(file, os.fstat(file).st_ino))
+
+
+def _extents(file: int, inode: int) -> Iterator[Extent]:
+    block = ctypes.create_string_buffer(_KEY.size + 8 + _BUFFER_BYTES)
+    first = 0
+    while True:
+        key = (0, inode, inode, first, _LAST, 0, _LAST, _EXTENT_DATA, _EXTENT_DATA, 2**32 - 1)
+        _KEY.pack_into(block, 0, *key)
+        struct.pack_into("<Q", block, _KEY.size, _BUFFER_BYTES)
+        if _libc.ioctl(file, _SEARCH_V2, block):
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+        (count,) = struct.unpack_from("<I", block, 64)
+        if not count:
+            return
+        at = _KEY.size + 8
+        for _ in range(count):
+            _transaction, _inode, start, _type, size = _HEADER.unpack_from(block, at)
+            found = _extent(start, memoryview(block)[at + _HEADER.size :])
+            at += _HEADER.size + size
+            first = start + 1
+            if found is not None:
+                yield found
+
+
+def _extent(start: int, item: memoryview) -> Extent | None:
+    written, _ram, compression, encryption, other, kind = struct.unpack_from("<QQBBHB", item)
+    if kind not in (_REGULAR, _PREALLOCATED) or compression or encryption or other:
+        raise Corrupt(
+            f"the image has an extent of another kind at {start}: it is none of ours",
+            remedy="take the volume's copy on another node",
+        )
+    place, _bytes, offset, length = struct.unpack_from("<QQQQ", item, 21)
+    if not place or kind == _PREALLOCATED:
+        return None
+    return Extent(start, start + length, place + offset, written)
+
+
+def difference(
+    newer: Iterable[Extent], size: int, base: Iterable[Extent] = (), *, made: int = 0
+) -> tuple[Range, ...]:
+    """The ranges in which a snapshot may differ from another one, in order, none touching the next
+    of its kind.
+
+    Args:
+        newer: extents of the snapshot.
+        size: of its file, in bytes.
+        base: extents of the other one; none is a file that was never written.
+        made: the last transaction in which ``base`` was written.
+    """
+    found: list[Range] = []
+    theirs = _Cursor(base)
+    for start, end, extent in _covered(newer, size):
+        at = start
+        while at < end:
+            other, until = theirs.at(at)
+            until = min(until, end)
+            if extent is None:
+                if other is not None:
+                    _add(found, Range(at, until, zero=True))
+            elif not _shared(extent, other, at, made):
+                _add(found, Range(at, until, zero=False))
+            at = until
+    return tuple(found)
+
+
+def _shared(extent: Extent, other: Extent | None, at: int, made: int) -> bool:
+    return (
+        other is not None
+        and extent.written <= made
+        and extent.place - extent.start == other.place - other.start
+    )
+
+
+def _covered(extents: Iterable[Extent], size: int) -> Iterator[tuple[int, int, Extent | None]]:
+    """The whole of a file, piece by piece: what lies in an extent, and what in none."""
+    at = 0
+    for extent in extents:
+        if extent.start >= size:
+            break
+        if at < extent.start:
+            yield at, extent.start, None
+        at = min(extent.end, size)
+        yield extent.start, at, extent
+    if at < size:
+        yield at, size, None
+
+
+class _Cursor:
+    """Finds the extents of ascending places."""
+
+    def __init__(self, extents: Iterable[Extent]) -> None:
+        self._rest = iter(extents)
+        self._next = next(self._rest, None)
+
+    def at(self, place: int) -> tuple[Extent | None, int]:
+        """The extent there or None, and where that ends."""
+        while self._next is not None and self._next.end <= place:
+            self._next = next(self._rest, None)
+        if self._next is None:
+            return None, _LAST
+        if place < self._next.start:
+            return None, self._next.start
+        return self._next, self._next.end
+
+
+def _add(found: list[Range], new: Range) -> None:
+    if found and found[-1].end == new.start and found[-1].zero == new.zero:
+        found[-1] = Range(found[-1].start, new.end, new.zero)
+    else:
+        found.append(new)

@@ -1,0 +1,428 @@
+"""One live image on this node: attached, written out, frozen, shut down, mended; one thing at a time.
+
+A loop device goes with its last mount, and a mount may have been copied: into another namespace, as
+with ``docker run -v /:/host``, and into the directory that containers see. So an unmount proves nothing.
+An image has no user only if no loop device has it, and only one that has none is changed from outside.
+
+The kernel tells an error of writing to each open file once: the next sync call says that all is well,
+and so does one of another file. So one descriptor of each mount is kept from its first moment on, and
+nobody else uses it: an error that happened since cannot have been told to anybody else instead.
+
+A program may use direct I/O from memory that is aligned to 512 bytes: the pool then goes through its page cache
+for that, and next to writes that go past it, the kernel refuses one of them. No setting cures it. So an image
+of which a write was refused twice, although there was room, is attached through the page cache from then on.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import structlog
+
+from pannier.core.errors import Corrupt, StorageError
+from pannier.core.room import ImageLimits
+from pannier.host.files import DRAFT, exchange
+from pannier.host.mountflags import takes_no_writes
+from pannier.host.mountinfo import mount_at
+from pannier.storage.btrfs import ioctl
+from pannier.storage.btrfs.layout import Home
+from pannier.storage.image import ext4, loopdevice, nocow
+from pannier.storage.image.nocow import IMAGE
+from pannier.storage.image.sums import SUMS
+
+log = structlog.get_logger(__name__)
+
+_WORTH_GROWING = 64
+"""An image is grown by this part of its pool at least: it takes a check of the whole file system."""
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class LiveImage:
+    """A live image. Methods block, may be called from several threads, and raise OSError or StorageError.
+
+    Args:
+        home: of its volume.
+        epoch: of the live subvolume, which need not exist.
+        place: where it is mounted.
+        has_room: whether a write that the disk refuses is not one that a full pool refuses.
+    """
+
+    def __init__(
+        self, home: Home, epoch: int, *, place: Path, has_room: Callable[[], bool]
+    ) -> None:
+        self.volume = home.volume
+        self.place = place
+        self._live = home.live(epoch)
+        self._image = self._live / IMAGE
+        self._shut = home.path / f"shut-{epoch}"
+        """Says that its mount takes no more writes, or is about to take none."""
+        self._lost_note = home.path / f"lost-{epoch}"
+        """Says that the disk refused something that was written to it."""
+        self._refused_note = home.path / "refused"
+        """Says that this happened once although there was room."""
+        self._buffered_note = home.path / "buffered"
+        """Says that it happened again: direct I/O cannot be relied upon for this volume."""
+        self._has_room = has_room
+        self._aside = home.path / f"{DRAFT}{self._live.name}"
+        self._lock = threading.RLock()
+        """One thing at a time. Whoever has it may be waiting for the disk."""
+        self._mount_lock = threading.RLock()
+        """Taken after the other, to unmount it, and alone, to limit or freeze it. Only freezing waits for the disk,
+        and lifting a limit, which reads one block."""
+        self._lost = self._lost_note.exists()
+        self._kept: int | None = None
+        self._frozen: bool | None = None
+        """Whether we have frozen it; None if an earlier run may have."""
+        self._may_grow = False
+        """Whether its files may take all that there is in it; an earlier run may have limited them."""
+        self._alone = False
+        """Whether it was unmounted, and no loop device had it then."""
+
+    # -- attached ------------------------------------------------------------------------------------
+
+    @property
+    def is_mounted(self) -> bool:
+        """Whether it is mounted at its place."""
+        with self._lock:
+            there = mount_at(self.place) is not None
+            if not there:
+                self._forget()  # somebody else has unmounted it; a descriptor would keep it alive
+            return there
+
+    def attach(self, *, limits: ImageLimits | None, size: int | None) -> None:
+        """Mount it, unless it is mounted.
+
+        Args:
+            limits: what the kernel lets it take.
+            size: what it should grow to, in bytes; one that is in use may grow only the next time.
+
+        Raises:
+            StorageError: it is sealed, or somebody has what was shut down. Corrupt: it is damaged.
+        """
+        with self._lock:
+            if self.is_mounted and (self._shut.exists() or self._is_only_shown()):
+                self._detach()
+            if not self.is_mounted:
+                self._mount(size=size)
+            elif size is not None:
+                self._grow_mounted(size)
+            self._watch()
+            with self._mount_lock:
+                self._limit(limits)
+
+    def _mount(self, *, size: int | None) -> None:
+        if ioctl.is_read_only(self._live):
+            raise StorageError(f"the live image {self._live} is sealed", remedy="unseal it first")
+        errors = nocow.check(self._image)
+        if takes_no_writes(self._live):
+            self._mount_read_only(errors=errors)
+            return
+        (self._live / SUMS).unlink(missing_ok=True)  # they are of what was received
+        self.place.mkdir(mode=0o700, exist_ok=True)
+        self._alone = False
+        with loopdevice.held(self._image) as device:
+            if device is not None:
+                # Somebody has a copy of an earlier mount, and with it the one file system that there is.
+                if self._shut.exists() or self.lost or not device.takes_writes:
+                    raise self._in_use(device)
+                self._frozen = None
+                ext4.mount(device.path, self.place)
+                return
+        self._shut.unlink(missing_ok=True)
+        if errors or self.lost:
+            self._mend()
+        if size is not None:
+            self._grow_aside(size)
+        direct = not self._buffered_note.exists()
+        if not direct:
+            log.warning("volume.buffered", volume=self.volume)
+        with loopdevice.attached(self._image, direct=direct) as device:
+            self._frozen = False
+            ext4.mount(device.path, self.place)
+
+    def _is_only_shown(self) -> bool:
+        """Whether it was mounted while the pool took no writes, which it does by now."""
+        return not self.lost and takes_no_writes(self.place) and not takes_no_writes(self._live)
+
+    def _mount_read_only(self, *, errors: int) -> None:
+        """Show what is there while the pool takes no writes: its disk may be failing."""
+        if errors or self.lost:
+            raise self._not_checked()
+        self.place.mkdir(mode=0o700, exist_ok=True)
+        with loopdevice.attached(self._image, read_only=True) as device:
+            ext4.mount(device.path, self.place, read_only=True)
+
+    def _in_use(self, device: loopdevice.LoopDevice) -> StorageError:
+        return StorageError(
+            f"volume {self.volume} is mounted from {device.path} by somebody else",
+            remedy=f"end who uses it: grep loop{device.number} /proc/*/mountinfo",
+        )
+
+    def detach(self) -> None:
+        """Write it out and unmount it. Who has a copy of the mount keeps it."""
+        with self._lock:
+            self._detach()
+
+    def _detach(self) -> None:
+        if self.is_mounted:
+            self.thaw()
+            if not self._shut.exists():
+                with suppress(OSError, StorageError):  # what was lost is noted
+                    self._write_out()
+            self._forget()
+            try:
+                with self._mount_lock:
+                    # One that is unmounted while it is frozen is neither there nor gone.
+                    self._thaw()
+                    ext4.unmount(self.place)
+                    self._may_grow = False
+            except OSError:
+                self._watch()
+                raise
+        with suppress(FileNotFoundError):
+            self.place.rmdir()
+
+    def take_over(self) -> None:
+        """Go on with what an earlier run left mounted, and finish what it may have begun to seal."""
+        with self._lock:
+            if not self.is_mounted:
+                return
+            self._frozen, self._may_grow = None, False
+            self._watch()
+            if self._shut.exists():
+                self._refuse_writes()
+                self._detach()
+
+    # -- what was written ----------------------------------------------------------------------------
+
+    @property
+    def lost(self) -> bool:
+        """Whether the disk is known to have refused something that was written, and it was not mended since."""
+        return self._lost
+
+    def look(self) -> bool:
+        """Whether it is mounted and lost something, also if nobody made a sync call since.
+
+        Does not wait for the disk.
+        """
+        if self._kept is None:
+            return False
+        if not self._lost and self._lock.acquire(blocking=False):  # else somebody looks right now
+            try:
+                if self._kept is not None and ext4.error_count(os.fstat(self._kept).st_dev):
+                    self._note_loss()
+            except OSError as error:  # it was unmounted meanwhile
+                log.info("volume.not-looked-at", volume=self.volume, error=str(error))
+            finally:
+                self._lock.release()
+        return self._lost
+
+    def write_out(self) -> None:
+        """Bring everything that was written into the image.
+
+        Raises:
+            OSError: the disk refused something just now. StorageError: it did earlier, or somebody else
+                has it mounted.
+        """
+        with self._lock:
+            if self.is_mounted:
+                self._alone = False
+                self._write_out()
+            elif self.lost:
+                raise self._not_checked()
+            elif not self._alone:
+                if (device := loopdevice.find(self._image)) is not None:
+                    raise self._in_use(device)
+                self._alone = True
+
+    def _write_out(self) -> None:
+        fd = self._watch()
+        if _libc.syncfs(fd):
+            number = ctypes.get_errno()
+            self._note_loss()
+            raise OSError(number, os.strerror(number), str(self.place))
+        if count := ext4.error_count(os.fstat(fd).st_dev):
+            self._note_loss()
+            raise OSError(errno.EIO, f"ext4 has counted {count} errors", str(self.place))
+        if self.lost:
+            raise self._not_checked()
+
+    def _note_loss(self) -> None:
+        known = self.lost
+        self._lost = True  # first: the kernel does not tell it again
+        try:
+            self._lost_note.touch()
+            if not known and self._has_room():
+                again = self._refused_note.exists()
+                (self._buffered_note if again else self._refused_note).touch()
+        except OSError as error:  # as on a full pool
+            log.warning("volume.loss-not-noted", volume=self.volume, error=str(error))
+
+    def _not_checked(self) -> StorageError:
+        return StorageError(
+            f"the disk refused something that was written to volume {self.volume}; until it is mounted "
+            f"anew nothing of it is confirmed or sent",
+            remedy="its containers are ended and it is mounted anew by itself; see dmesg for the reason",
+        )
+
+    def _watch(self) -> int:
+        """The descriptor that hears of every loss."""
+        if self._kept is None:
+            self._kept = os.open(self.place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        return self._kept
+
+    def _forget(self) -> None:
+        if self._kept is not None:
+            os.close(self._kept)
+            self._kept = None
+
+    # -- the end -------------------------------------------------------------------------------------
+
+    def shut(self) -> None:
+        """Bring everything into the image, refuse every further write through whatever mount, unmount.
+
+        Raises:
+            StorageError: somebody else has mounted it.
+        """
+        with self._lock:
+            if self.is_mounted:
+                if not self._shut.exists():
+                    with suppress(
+                        OSError, StorageError
+                    ):  # what was lost is noted, and mended below
+                        self._write_out()
+                    self._shut.touch()
+                self._refuse_writes()
+                self._detach()
+            elif not self._shut.exists() and (device := loopdevice.find(self._image)) is not None:
+                raise self._in_use(device)
+            if self.lost:
+                self._mend()
+
+    def _refuse_writes(self) -> None:
+        """Shut the file system down while it is frozen. May be repeated after a crash.
+
+        One that has found itself damaged cannot be frozen, nor can one that was shut down.
+        """
+        with self._mount_lock:
+            try:
+                with ext4.frozen(self.place) as fd:
+                    ext4.shut_down(fd)
+            except OSError as error:
+                log.warning("volume.not-frozen", volume=self.volume, error=str(error))
+                with ext4.directory(self.place) as fd:
+                    ext4.shut_down(fd)
+
+    def _mend(self) -> None:
+        """Bring the file system in the image in order. No loop device has it."""
+        with loopdevice.attached(self._image) as device:
+            ext4.mend(device.path)
+        self._lost_note.unlink(missing_ok=True)
+        self._lost = False
+
+    # -- growing -------------------------------------------------------------------------------------
+
+    def _grow_mounted(self, size: int) -> None:
+        try:
+            if not self._is_worth_growing(size):
+                return
+            os.truncate(self._image, size)
+            loopdevice.grow(self._device())
+            ext4.grow(self.place, size)
+        except (OSError, StorageError) as error:  # it goes on with the size that it has
+            log.info("volume.not-grown", volume=self.volume, error=str(error))
+
+    def _grow_aside(self, size: int) -> None:
+        """Grow a snapshot of an unmounted image, and put it in its place: a power cut in the midst of it
+        would leave a file system half grown."""
+        try:
+            if not self._is_worth_growing(size):
+                return
+            if self._aside.exists():
+                ioctl.destroy_subvolume(self._aside)
+            ioctl.create_snapshot(self._live, target=self._aside, read_only=False)
+            image = self._aside / IMAGE
+            os.truncate(image, size)
+            with loopdevice.attached(image) as device:
+                ext4.mend(device.path)
+                ext4.grow_unmounted(device.path)
+            ioctl.sync_filesystem(self._aside)
+            exchange(self._aside, self._live)
+            ioctl.sync_filesystem(self._live)
+            ioctl.destroy_subvolume(self._aside)
+        except Corrupt:
+            raise
+        except (OSError, StorageError) as error:
+            log.warning("volume.not-grown", volume=self.volume, error=str(error))
+
+    def _is_worth_growing(self, size: int) -> bool:
+        there = max(nocow.filesystem_bytes(self._image), self._image.stat().st_size)
+        return size > there + size // _WORTH_GROWING
+
+    # -- room ----------------------------------------------------------------------------------------
+
+    def restrict(self, *, limits: ImageLimits | None, frozen: bool) -> None:
+        """Limit what it may take, and freeze or thaw it, if it is mounted.
+
+        A thaw that was not ours, as by an agent for backups, is undone by the next call. What is just being
+        written out is not waited for: meanwhile a pool could get full.
+        """
+        with self._mount_lock:
+            if mount_at(self.place) is None:
+                return
+            self._limit(limits)
+            if frozen:
+                self._frozen = True
+                ext4.freeze(self.place)
+            elif self._frozen is not False:
+                self._thaw()
+
+    def thaw(self) -> None:
+        """Let who writes to it go on."""
+        with self._mount_lock:
+            if mount_at(self.place) is not None:
+                self._thaw()
+
+    def _thaw(self) -> None:
+        ext4.thaw(self.place)
+        self._frozen = False
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether its loop device uses direct I/O; it is mounted."""
+        return self._device().is_direct
+
+    def _device(self) -> loopdevice.LoopDevice:
+        return loopdevice.LoopDevice.numbered(os.minor(self.place.stat().st_dev))
+
+    def _limit(self, limits: ImageLimits | None) -> None:
+        self._device().limit_dirty(None if limits is None else limits.dirty_bytes)
+        if limits is not None:
+            self._may_grow = False
+            ext4.limit_growth(self.place, limits.growth_bytes)
+        elif not self._may_grow:
+            ext4.lift_limit(self.place, size=nocow.filesystem_bytes(self._image))
+            self._may_grow = True
+
+    def trim(self, *, go_on: Callable[[], bool]) -> int:
+        """Give what no file needs back to the pool, in pieces, as long as ``go_on`` says so.
+
+        Returns the bytes that are in no file.
+        """
+        found, at = 0, 0
+        while go_on():
+            with self._lock:
+                if not self.is_mounted:
+                    break
+                piece = ext4.trim(self.place, at)
+            if piece is None:
+                break
+            found, at = found + piece, at + ext4.TRIM_BYTES
+        return found

@@ -1,0 +1,53 @@
+"""Looking into an image without changing it: a snapshot of it is mounted, read-only."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+from pannier.host.mountflags import bind
+from pannier.storage.btrfs import ioctl
+from pannier.storage.image import ext4, loopdevice, nocow
+from pannier.storage.image.nocow import IMAGE
+
+
+def show(source: Path, at: Path, *, aside: Path, staging: Path) -> None:
+    """Mount what containers see of an image, read-only; it is gone with its unmount.
+
+    The snapshot is writable, since the kernel first puts in order what a crash has left. It has no name
+    any more once it is mounted: the pool frees it when nobody has it open, also after a crash.
+
+    Args:
+        source: the subvolume with the image.
+        at: an empty directory.
+        aside, staging: paths for the snapshot and its mount until then.
+
+    Raises:
+        OSError: the kernel refused. Corrupt, StorageError: it is none of ours, or has no loop device.
+    """
+    _discard(aside)
+    aside.mkdir(parents=True)
+    tree = aside / "tree"
+    try:
+        ioctl.create_snapshot(source, target=tree, read_only=False)
+        nocow.check(tree / IMAGE)
+        staging.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            with loopdevice.attached(tree / IMAGE) as device:
+                ext4.mount(device.path, staging, read_only=True)
+            try:
+                bind(staging / ext4.DATA, at, allow_devices_and_setuid=False)
+            finally:
+                ext4.unmount(staging)
+        finally:
+            with suppress(OSError):
+                staging.rmdir()
+    finally:
+        _discard(aside)
+
+
+def _discard(aside: Path) -> None:
+    if ioctl.is_subvolume(aside / "tree"):
+        ioctl.destroy_subvolume(aside / "tree")
+    with suppress(FileNotFoundError):
+        aside.rmdir()

@@ -1,0 +1,168 @@
+"""A generation of an image as a stream: a header, records of ranges, an end.
+
+Each record has a checksum over itself and all before it: a flipped bit, a missing record and one in
+another place are found at the record in which they show. The header names the generation and the base
+by their identities, so that a difference is never applied to another base with the same number.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from pannier.core.errors import Corrupt
+
+_MAGIC = b"PannierI"
+_VERSION = 1
+_HEADER = struct.Struct(">8sHxxxxxxQ16s16s")
+_RECORD = struct.Struct(">BxxxxxxxQQ")
+_CHECKSUM = struct.Struct(">I")
+_DATA, _ZERO, _END = 1, 2, 3
+RECORD_BYTES = 1 << 20
+"""Data of one record at most: what a receiver holds in memory."""
+_NOTHING = bytes(16)
+Buffer = bytes | memoryview
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamHeader:
+    """What a stream brings.
+
+    Attributes:
+        size: of the image, in bytes.
+        identity: of the generation, hex.
+        base: identity of the generation that it is the difference to; None if it is whole.
+    """
+
+    size: int
+    identity: str
+    base: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Zeros:
+    """A range of zeros."""
+
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """Bytes at a place."""
+
+    start: int
+    content: Buffer
+
+
+class Encoder:
+    """Makes the pieces of a stream, in order."""
+
+    def __init__(self) -> None:
+        self._sum = 0
+
+    def header(self, header: StreamHeader) -> bytes:
+        """The stream's first piece."""
+        base = bytes.fromhex(header.base) if header.base else _NOTHING
+        identity = bytes.fromhex(header.identity)
+        return self._summed(_HEADER.pack(_MAGIC, _VERSION, header.size, identity, base))
+
+    def record(self, record: Zeros | Data) -> tuple[bytes, Buffer]:
+        """The two pieces of a record: ours, then its bytes."""
+        match record:
+            case Zeros(start, end):
+                return self._summed(_RECORD.pack(_ZERO, start, end - start)), b""
+            case Data(start, content):
+                head = _RECORD.pack(_DATA, start, len(content))
+                return self._summed(head, content), content
+
+    def end(self) -> bytes:
+        """The stream's last piece."""
+        return self._summed(_RECORD.pack(_END, 0, 0))
+
+    def _summed(self, head: bytes, content: Buffer = b"") -> bytes:
+        self._sum = zlib.crc32(content, zlib.crc32(head, self._sum))
+        return head + _CHECKSUM.pack(self._sum)
+
+
+def decode(
+    read: Callable[[int], Buffer], *, what: str
+) -> tuple[StreamHeader, Iterator[Zeros | Data]]:
+    """Read a stream.
+
+    Args:
+        read: the next bytes, exactly so many; fewer only at the end. What is given for a record's data is
+            used before the next are read.
+        what: what it should be, for errors: "generation 1.2 of volume v".
+
+    Returns:
+        The header, and the records as they come. The records end only after a sound end.
+
+    Raises:
+        Corrupt: it is damaged, cut short or something else; the records raise it, too.
+    """
+    decoder = _Decoder(read, what)
+    return decoder.header(), decoder.records()
+
+
+class _Decoder:
+    def __init__(self, read: Callable[[int], Buffer], what: str) -> None:
+        self._read = read
+        self._what = what
+        self._sum = 0
+        self._size = 0
+
+    def header(self) -> StreamHeader:
+        head = self._exactly(_HEADER.size)
+        magic, version, size, identity, base = _HEADER.unpack(head)
+        if magic != _MAGIC:
+            raise Corrupt(
+                f"the stream of {self._what} is of something else", remedy="send it again"
+            )
+        if version != _VERSION:
+            raise Corrupt(
+                f"the stream of {self._what} has the format {version}, this is {_VERSION}",
+                remedy="update Pannier on this node first",
+            )
+        self._compare(self._exactly(_CHECKSUM.size), head, b"")
+        self._size = size
+        return StreamHeader(
+            size=size, identity=identity.hex(), base=base.hex() if base != _NOTHING else None
+        )
+
+    def records(self) -> Iterator[Zeros | Data]:
+        while True:
+            head = self._exactly(_RECORD.size)
+            kind, start, length = _RECORD.unpack(head)
+            if kind == _DATA and length > RECORD_BYTES:
+                raise self._damaged()
+            # The checksum comes before the bytes, so that the head is written in one piece.
+            expected = self._exactly(_CHECKSUM.size)
+            content = self._exactly(length) if kind == _DATA else b""
+            self._compare(expected, head, content)
+            if start + length > self._size:
+                raise self._damaged()
+            if kind == _DATA:
+                yield Data(start, content)
+            elif kind == _ZERO:
+                yield Zeros(start, start + length)
+            elif kind == _END and not self._read(1):
+                return
+            else:
+                raise self._damaged()
+
+    def _compare(self, expected: Buffer, head: Buffer, content: Buffer) -> None:
+        self._sum = zlib.crc32(content, zlib.crc32(head, self._sum))
+        if _CHECKSUM.pack(self._sum) != expected:
+            raise self._damaged()
+
+    def _exactly(self, count: int) -> Buffer:
+        found = self._read(count)
+        if len(found) < count:
+            raise Corrupt(f"the stream of {self._what} was cut short", remedy="send it again")
+        return found
+
+    def _damaged(self) -> Corrupt:
+        return Corrupt(f"the stream of {self._what} was damaged on its way", remedy="send it again")
