@@ -7,7 +7,8 @@ import io
 import pytest
 
 from pannier.core.errors import Corrupt
-from pannier.storage.image.stream import Data, Encoder, StreamHeader, Zeros, decode
+from pannier.core.line import Data, Zeros
+from pannier.storage.image.stream import Encoder, StreamHeader, decode
 
 HEADER = StreamHeader(size=1 << 20, identity="11" * 16, base="22" * 16)
 RECORDS = [Data(0, b"first"), Zeros(4096, 8192), Data(8192, b"second" * 100), Data(9000, b"")]

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from pannier.core.errors import Corrupt
+from pannier.core.line import Buffer, Data, Zeros
 
 _MAGIC = b"PannierI"
 _VERSION = 1
@@ -23,7 +24,6 @@ _DATA, _ZERO, _END = 1, 2, 3
 RECORD_BYTES = 1 << 20
 """Data of one record at most: what a receiver holds in memory."""
 _NOTHING = bytes(16)
-Buffer = bytes | memoryview
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,22 +39,6 @@ class StreamHeader:
     size: int
     identity: str
     base: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Zeros:
-    """A range of zeros."""
-
-    start: int
-    end: int
-
-
-@dataclass(frozen=True, slots=True)
-class Data:
-    """Bytes at a place."""
-
-    start: int
-    content: Buffer
 
 
 class Encoder:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pannier.core.errors import Corrupt
 from pannier.core.generation import Generation
+from pannier.core.line import Buffer, Data, Zeros
 from pannier.host.files import punch_hole
 from pannier.storage.blocking import told_as_storage_error
 from pannier.storage.btrfs import ioctl
@@ -18,7 +19,7 @@ from pannier.storage.btrfs.layout import Home, existing_tree, is_whole
 from pannier.storage.image import nocow
 from pannier.storage.image.extents import Range, difference, extents
 from pannier.storage.image.nocow import IMAGE
-from pannier.storage.image.stream import RECORD_BYTES, Data, Encoder, StreamHeader, Zeros, decode
+from pannier.storage.image.stream import RECORD_BYTES, Encoder, StreamHeader, decode
 from pannier.storage.image.sums import Sums, sums_into
 
 
@@ -88,7 +89,7 @@ def _records(file: int, ranges: Iterable[Range]) -> Iterator[Zeros | Data]:
             os.posix_fadvise(file, start, len(content), os.POSIX_FADV_DONTNEED)
 
 
-def _write(pipe: int, content: bytes | memoryview) -> None:
+def _write(pipe: int, content: Buffer) -> None:
     rest = memoryview(content)
     while rest:
         rest = rest[os.write(pipe, rest) :]
@@ -193,7 +194,7 @@ class _Exactly:
         self._pipe = pipe
         self._buffer = memoryview(mmap.mmap(-1, RECORD_BYTES))
 
-    def __call__(self, count: int) -> bytes | memoryview:
+    def __call__(self, count: int) -> Buffer:
         if count > self._HEAD_BYTES:
             return self._read(self._buffer[:count])
         return bytes(self._read(memoryview(bytearray(count))))

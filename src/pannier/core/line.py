@@ -1,0 +1,225 @@
+"""A volume's line: what its holder wrote since a generation, as numbered records.
+
+A record holds what was written to an image between two cuts. It is sent to the copies, and they keep it in
+their journals, until they have a generation that was made after it. A record says after which generation it was
+made, and how many records that one has: so a copy knows whether it has everything before the record.
+
+A holder that begins anew (a mount, a restart) begins another run, with a generation. Records of one run never
+follow those of another.
+"""
+
+from __future__ import annotations
+
+import secrets
+import struct
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pannier.core.errors import Corrupt, InvalidInput
+from pannier.core.generation import Generation
+
+MOST_BYTES = 4 << 20
+"""Content of one record at most. What a cut has beyond that goes with a generation: a record is kept in memory by
+both ends, and a copy's journal keeps it whole."""
+
+_MAGIC = b"PNRR"
+_VERSION = 1
+_HEAD = struct.Struct(">4sHHIQQQQQQI")
+_RANGE = struct.Struct(">QQB7x")
+_DATA, _ZERO = 1, 2
+_MOST_TEXT = 200
+
+Buffer = bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class Zeros:
+    """A range of zeros, in bytes."""
+
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """Bytes at a place."""
+
+    start: int
+    content: Buffer
+
+    @property
+    def end(self) -> int:
+        """Where it ends."""
+        return self.start + len(self.content)
+
+
+Range = Data | Zeros
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a record stands in its line.
+
+    Attributes:
+        volume: the volume's id.
+        epoch: of the holder that made it.
+        run: 16 hex digits, chosen at random for each run.
+        number: counts the records of a run, from 1 on.
+        generation: the newest one that was made before it, whole on the holder's disk.
+        included: how many records of the run that generation has.
+        acknowledged: the highest number whose sync calls were answered when it was made.
+    """
+
+    volume: str
+    epoch: int
+    run: str
+    number: int
+    generation: Generation
+    included: int
+    acknowledged: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """What was written between two cuts.
+
+    Attributes:
+        size: of the image, in bytes.
+        ranges: ascending and disjoint; starts and lengths are multiples of 4 KiB.
+    """
+
+    place: Place
+    size: int
+    ranges: tuple[Range, ...]
+
+
+def new_run() -> str:
+    """The identity of a run that begins."""
+    return secrets.token_hex(8)
+
+
+def follows(place: Place, *, last: Place | None, newest: Generation | None) -> bool:
+    """Whether a copy has everything before a record, so that it may keep and confirm it.
+
+    Args:
+        last: of the newest record that the copy keeps of this volume.
+        newest: the copy's newest generation.
+    """
+    after_record = last is not None and (last.run, last.epoch, last.number) == (
+        place.run,
+        place.epoch,
+        place.number - 1,
+    )
+    return after_record or (newest == place.generation and place.number == place.included + 1)
+
+
+def tail(places: Sequence[Place], newest: Generation) -> list[Place]:
+    """What of a copy's records, in the order in which they came, is to be put on top of a generation.
+
+    Raises:
+        Corrupt: a record is missing among those that were made after the generation.
+    """
+    later = [place for place in places if not is_settled(place, newest)]
+    for before, place in zip([None, *later], later, strict=False):
+        if not follows(place, last=before, newest=newest):
+            raise Corrupt(
+                f"record {place.number} of run {place.run} of volume {place.volume} does not follow "
+                f"generation {newest}" + (f" and record {before.number}" if before else ""),
+                remedy="let a node with a complete copy take the volume over",
+            )
+    return later
+
+
+def is_settled(place: Place, newest: Generation) -> bool:
+    """Whether a generation that a copy has durably makes a record of no use."""
+    return place.generation.number < newest.number
+
+
+def encode(record: Record) -> list[Buffer]:
+    """A record as pieces of one string of bytes, as it is sent and kept. The first piece has all but the content."""
+    place = record.place
+    texts = [text.encode() for text in (place.volume, place.run, str(place.generation))]
+    if any(len(text) > _MOST_TEXT for text in texts):
+        raise InvalidInput(f"the names of a record of volume {place.volume[:40]} are too long")
+    content: list[Buffer] = []
+    table = bytearray()
+    for one in record.ranges:
+        match one:
+            case Data(start, data):
+                table += _RANGE.pack(start, len(data), _DATA)
+                content.append(data)
+            case Zeros(start, end):
+                table += _RANGE.pack(start, end - start, _ZERO)
+    names = b"".join(bytes([len(text)]) + text for text in texts)
+    body = names + bytes(table)
+    total = sum(len(data) for data in content)
+    head = _HEAD.pack(
+        _MAGIC,
+        _VERSION,
+        len(names),
+        len(record.ranges),
+        total,
+        place.epoch,
+        place.number,
+        place.included,
+        place.acknowledged,
+        record.size,
+        0,
+    )
+    check = zlib.crc32(body, zlib.crc32(head))
+    for data in content:
+        check = zlib.crc32(data, check)
+    return [head[:-4] + struct.pack(">I", check) + body, *content]
+
+
+def decode(encoded: Buffer) -> Record:
+    """A record from its bytes; its content is not copied.
+
+    Raises:
+        Corrupt: these are not the bytes of one whole record.
+    """
+    whole = memoryview(encoded)
+    try:
+        return _decode(whole)
+    except (struct.error, IndexError, UnicodeDecodeError, InvalidInput) as error:
+        raise Corrupt(f"a record of {len(whole)} bytes cannot be read: {error}") from error
+
+
+def _decode(whole: memoryview) -> Record:
+    magic, version, names, count, total, epoch, number, included, acknowledged, size, check = (
+        _HEAD.unpack_from(whole)
+    )
+    table = _HEAD.size + names
+    content = table + count * _RANGE.size
+    if magic != _MAGIC or version != _VERSION or len(whole) != content + total:
+        raise Corrupt(f"{len(whole)} bytes are not one record of version {_VERSION}")
+    head = bytes(whole[: _HEAD.size - 4]) + bytes(4)
+    if zlib.crc32(whole[_HEAD.size :], zlib.crc32(head)) != check:
+        raise Corrupt(f"a record of {len(whole)} bytes is damaged")
+    texts, at = [], _HEAD.size
+    for _ in range(3):
+        length = whole[at]
+        texts.append(bytes(whole[at + 1 : at + 1 + length]).decode())
+        at += 1 + length
+    ranges: list[Range] = []
+    for index in range(count):
+        start, length, kind = _RANGE.unpack_from(whole, table + index * _RANGE.size)
+        if kind == _DATA:
+            ranges.append(Data(start, whole[content : content + length]))
+            content += length
+        else:
+            ranges.append(Zeros(start, start + length))
+    if at != table or content != len(whole):
+        raise Corrupt(f"the parts of a record of {len(whole)} bytes do not fit together")
+    volume, run, generation = texts
+    place = Place(
+        volume=volume,
+        epoch=epoch,
+        run=run,
+        number=number,
+        generation=Generation.parse(generation),
+        included=included,
+        acknowledged=acknowledged,
+    )
+    return Record(place=place, size=size, ranges=tuple(ranges))

@@ -1,0 +1,82 @@
+"""Records of a line: what is written is read, what is damaged is noticed, and none is put after another's."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pannier.core.errors import Corrupt
+from pannier.core.generation import Generation
+from pannier.core.line import Data, Place, Record, Zeros, decode, encode, follows, tail
+
+BLOCK = 4096
+FIRST = Generation(3, 7, "0f3a94c1")
+SECOND = Generation(3, 8, "1f3a94c1")
+PLACE = Place(volume="v-1", epoch=3, run="0123456789abcdef", number=1, generation=FIRST, included=0)
+
+
+@st.composite
+def records(draw: st.DrawFn) -> Record:
+    ranges: list[Data | Zeros] = []
+    at = 0
+    for _ in range(draw(st.integers(0, 5))):
+        at += BLOCK * draw(st.integers(0, 3))
+        length = BLOCK * draw(st.integers(1, 3))
+        if draw(st.booleans()):
+            ranges.append(Data(at, bytes([draw(st.integers(0, 255))]) * length))
+        else:
+            ranges.append(Zeros(at, at + length))
+        at += length
+    place = replace(
+        PLACE, number=draw(st.integers(1, 1 << 40)), acknowledged=draw(st.integers(0, 9))
+    )
+    return Record(place=place, size=at, ranges=tuple(ranges))
+
+
+@given(records())
+def test_a_record_is_what_was_encoded(record: Record) -> None:
+    assert decode(b"".join(encode(record))) == record
+
+
+@given(records(), st.data())
+def test_a_flipped_bit_or_a_missing_end_is_noticed(record: Record, data: st.DataObject) -> None:
+    encoded = bytearray(b"".join(encode(record)))
+    bit = data.draw(st.integers(0, len(encoded) * 8 - 1))
+    encoded[bit // 8] ^= 1 << bit % 8
+    with pytest.raises(Corrupt):
+        decode(encoded)
+    encoded[bit // 8] ^= 1 << bit % 8
+    with pytest.raises(Corrupt):
+        decode(encoded[: data.draw(st.integers(0, len(encoded) - 1))])
+
+
+def test_a_record_follows_the_one_before_it_or_the_generation_that_has_all_before_it() -> None:
+    second = replace(PLACE, number=2)
+    assert follows(PLACE, last=None, newest=FIRST)
+    assert follows(second, last=PLACE, newest=FIRST)
+    assert not follows(second, last=None, newest=FIRST)
+    assert not follows(PLACE, last=None, newest=SECOND)
+    assert not follows(second, last=replace(PLACE, run="f" * 16), newest=FIRST)
+    assert not follows(second, last=replace(PLACE, epoch=2), newest=FIRST)
+    assert follows(replace(second, generation=SECOND, included=1), last=None, newest=SECOND)
+    assert not follows(replace(second, generation=SECOND, included=1), last=None, newest=FIRST)
+    set_back = replace(FIRST, identity="ffffffff")
+    assert not follows(PLACE, last=None, newest=set_back)
+
+
+def test_what_goes_on_top_of_a_generation() -> None:
+    line = [
+        PLACE,
+        replace(PLACE, number=2),
+        replace(PLACE, number=3, generation=SECOND, included=2),
+    ]
+    assert tail(line, FIRST) == line
+    assert tail(line, SECOND) == line[2:]
+    assert tail([], SECOND) == []
+    with pytest.raises(Corrupt):
+        tail(line[1:], FIRST)
+    with pytest.raises(Corrupt):
+        tail([line[0], line[2]], FIRST)
