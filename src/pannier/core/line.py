@@ -122,7 +122,7 @@ def tail(places: Sequence[Place], newest: Generation) -> list[Place]:
     """
     later = [place for place in places if not is_settled(place, newest)]
     for before, place in zip([None, *later], later, strict=False):
-        if not follows(place, last=before, newest=newest):
+        if not follows(place, last=before, newest=None if before else newest):
             raise Corrupt(
                 f"record {place.number} of run {place.run} of volume {place.volume} does not follow "
                 f"generation {newest}" + (f" and record {before.number}" if before else ""),
