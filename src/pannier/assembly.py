@@ -31,6 +31,7 @@ from pannier.contract.peers import Peers
 from pannier.copies.acknowledging import Acknowledging
 from pannier.copies.differences import Differences
 from pannier.copies.file_systems import FileSystems
+from pannier.copies.lines import Lines
 from pannier.copies.mending import Mending
 from pannier.copies.receiving import Reception
 from pannier.copies.replication import Replicator
@@ -70,7 +71,7 @@ from pannier.swarm.evacuation import Evacuation
 from pannier.swarm.hooks import Hooks
 from pannier.swarm.labels import Labels
 from pannier.swarm.services import Services
-from pannier.transport.base import Sender
+from pannier.transport.base import RecordSender, Sender
 
 
 class SyncCalls(Marks, Protocol):
@@ -94,6 +95,7 @@ class Outside(Generic[Calls]):
         engine: the container engine beside this node.
         peers: the other nodes' APIs.
         sender: sends generations to other nodes.
+        record_sender: sends records to other nodes.
         mounts: the paths that Docker is given.
         users_of: who uses a directory, as the kernel sees it.
         kill: sends a signal to a process.
@@ -111,6 +113,7 @@ class Outside(Generic[Calls]):
     engine: Engine
     peers: Peers
     sender: Sender
+    record_sender: RecordSender
     mounts: Mounts
     users_of: UsersOf
     kill: Callable[[int, int], None]
@@ -253,6 +256,13 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         custody=custody,
         drivers=drivers,
         sender=sender,
+        lines=Lines(
+            cluster=cluster,
+            drivers=drivers,
+            sender=outside.record_sender,
+            clock=clock,
+            pace=pace.copies,
+        ),
         switching=switching,
         clock=clock,
         pace=pace.copies,

@@ -160,6 +160,7 @@ class Daemon:
             engine=DockerEngine(),
             peers=self.peers,
             sender=self.sender,
+            record_sender=self.record_sender,
             mounts=mounts,
             users_of=users_of,
             kill=os.kill,

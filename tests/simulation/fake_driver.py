@@ -18,8 +18,17 @@ from pathlib import Path
 
 import msgspec
 
-from pannier.core.errors import Corrupt, DiskFailed, InvalidInput, PoolFull, StorageError
+from pannier.core.errors import (
+    Corrupt,
+    DiskFailed,
+    InvalidInput,
+    JournalFull,
+    NotFollowing,
+    PoolFull,
+    StorageError,
+)
 from pannier.core.generation import Generation
+from pannier.core.line import Buffer, Cut, Data, Doubt, Place, decode, follows, is_settled, tail
 from pannier.core.room import ImageLimits, Room
 from pannier.storage.base import (
     Capacity,
@@ -33,6 +42,7 @@ from pannier.storage.base import (
     SparseDriver,
 )
 from pannier.storage.blocks import BLOCK_BYTES, MendingDriver, Piece
+from pannier.storage.lines import LineDriver
 
 Content = Mapping[str, bytes]
 
@@ -52,7 +62,7 @@ class Home:
     """All of one volume on one disk. ``described`` are generations that are or once were here,
     ``damaged`` those of which the disk gives back other bytes everywhere, None the live tree; ``changed`` single
     files that it gives back otherwise; ``sums`` the checksums of what was received; ``unproved`` those of which
-    they are not known.
+    they are not known; ``records`` what the journal keeps, in the order in which it came.
     """
 
     live: dict[int, Tree] = field(default_factory=dict)
@@ -63,6 +73,24 @@ class Home:
     changed: dict[tuple[Generation, str], bytes] = field(default_factory=dict)
     sums: dict[Generation, dict[str, int]] = field(default_factory=dict)
     unproved: set[Generation] = field(default_factory=set)
+    records: list[tuple[Place, bytes]] = field(default_factory=list)
+
+    def settle(self) -> None:
+        """Free the records that the newest generation makes useless."""
+        newest = max(self.generations, default=None)
+        self.records = [
+            one for one in self.records if newest is not None and not is_settled(one[0], newest)
+        ]
+
+    def with_records(self, generation: Generation) -> dict[str, bytes]:
+        """A generation and what the journal has on top of it, if it is the newest."""
+        content = self.read(generation)
+        if generation == max(self.generations):
+            places = [place for place, _ in self.records]
+            for place in tail(places, generation):
+                encoded = next(encoded for kept, encoded in self.records if kept == place)
+                content = _with_change(content, encoded)
+        return content
 
     def next_generation(self, epoch: int) -> Generation:
         known = [g.sequence for g in self.described if g.epoch == epoch]
@@ -112,6 +140,9 @@ class Disk:
         """Volumes of which a write was lost."""
         self.attached: dict[str, int] = {}
         """Of sparse drivers; it goes with the machine's power."""
+        self.untold: set[str] = set()
+        """Volumes of which something was written, and the trace does not tell it."""
+        self.journal_full = False
 
     def write(self, volume: str, epoch: int, file: str, value: bytes) -> None:
         """What a container does; OSError where the tree is sealed or gone."""
@@ -129,7 +160,7 @@ class Disk:
         if epoch in home.live:
             return home.live[epoch].content
         if base in home.generations:
-            return home.generations[base]
+            return home.with_records(base) if home.records else home.generations[base]
         return next(
             (t.content for t in home.live.values() if t.sealed and t.saved_as == base), None
         )
@@ -306,6 +337,7 @@ class SnapshotDriver(CheckedDriver):
         sums = {file: known for file, known in kept.items() if file in content}
         home.sums[generation] = sums | {file: sum_of(value) for file, value in changed.items()}
         home.described[generation] = home.generations[generation] = content
+        home.settle()
 
     def _received(self, home: Home, base: Generation | None) -> None:
         """What becomes of the base."""
@@ -413,6 +445,22 @@ class SingleTreeDriver(SnapshotDriver):
         await super().delete_generation(volume, generation)
 
 
+class _Change(msgspec.Struct):
+    """What a record of these drivers has, as JSON."""
+
+    changed: dict[str, bytes]
+    removed: list[str]
+
+
+def _with_change(before: Content, encoded: bytes) -> dict[str, bytes]:
+    (data,) = decode(encoded).ranges
+    assert isinstance(data, Data)
+    change = msgspec.json.decode(data.content, type=_Change)
+    return {
+        file: value for file, value in before.items() if file not in change.removed
+    } | change.changed
+
+
 def place_of(file: str) -> int:
     """Where the one block of a file is in the image."""
     return zlib.crc32(file.encode()) % (1 << 20) * BLOCK_BYTES
@@ -470,7 +518,9 @@ def _memory_file(content: bytes) -> Iterator[int]:
         os.close(fd)
 
 
-class SparseSnapshotDriver(SnapshotDriver, SparseDriver, FileSystemDriver, MendingDriver):
+class SparseSnapshotDriver(
+    SnapshotDriver, SparseDriver, FileSystemDriver, MendingDriver, LineDriver
+):
     """As image: attached while it is used, on a pool that may get full, and that may refuse a write."""
 
     compares = True
@@ -480,6 +530,53 @@ class SparseSnapshotDriver(SnapshotDriver, SparseDriver, FileSystemDriver, Mendi
         self.frozen: set[str] = set()
         self.limits: ImageLimits | None = None
         self.full = False
+        self._watched: dict[str, tuple[int, dict[str, bytes]]] = {}
+
+    async def watch(self, volume: str, *, epoch: int) -> Doubt | None:
+        if self.disk.attached.get(volume) != epoch:
+            return Doubt("it is not attached")
+        self._watched[volume] = epoch, dict(self._tree(volume, epoch).content)
+        return None
+
+    async def cut(self, volume: str, *, epoch: int) -> Cut | Doubt:
+        await self.write_out(volume)
+        watched, before = self._watched.pop(volume, (None, {}))
+        if (
+            watched != epoch
+            or self.disk.attached.get(volume) != epoch
+            or volume in self.disk.untold
+        ):
+            self.disk.untold.discard(volume)
+            return Doubt("the trace has a gap")
+        now = dict(self._tree(volume, epoch).content)
+        self._watched[volume] = epoch, now
+        if now == before:
+            return Cut(size=0, ranges=())
+        change = _Change(
+            changed={file: value for file, value in now.items() if before.get(file) != value},
+            removed=[file for file in before if file not in now],
+        )
+        return Cut(size=0, ranges=(Data(0, msgspec.json.encode(change)),))
+
+    async def keep(self, place: Place, encoded: Buffer) -> None:
+        home = self._home(place.volume)
+        if any(kept == place for kept, _ in home.records):
+            return
+        last = home.records[-1][0] if home.records else None
+        newest = max(home.generations, default=None)
+        if newest is None or not follows(place, last=last, newest=newest):
+            raise NotFollowing(f"record {place.number} does not follow what is here")
+        if self.disk.journal_full:
+            raise JournalFull("the journal is full")
+        home.records.append((place, bytes(encoded)))
+
+    async def last(self, volume: str) -> Place | None:
+        records = self._home(volume).records
+        return records[-1][0] if records else None
+
+    async def quarantine(self, volume: str) -> None:
+        await super().quarantine(volume)
+        self._home(volume).records.clear()
 
     def behind(self, volume: str, epoch: int) -> Path:
         return self._where / f"{volume}-{epoch}-behind"
@@ -572,7 +669,7 @@ class SparseSnapshotDriver(SnapshotDriver, SparseDriver, FileSystemDriver, Mendi
 
     def _take(self, volume: str, home: Home, generation: Generation) -> Content:
         super()._take(volume, home, generation)
-        return home.read(generation)
+        return home.with_records(generation)
 
     async def show(self, volume: str, *, tree: int | Generation, at: Path) -> None:
         home = self._home(volume)

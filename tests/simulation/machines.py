@@ -40,7 +40,7 @@ from pannier.storage.base import Driver
 from pannier.testing.engine import FakeEngine
 from pannier.testing.store import MemoryStore
 from pannier.transport.agreement import agree
-from pannier.transport.base import Offer, Sender, Sent
+from pannier.transport.base import Encoded, Offer, RecordSender, Sender, Sent
 
 if TYPE_CHECKING:
     from world import World
@@ -198,6 +198,7 @@ class Run:
             engine=machine.engine,
             peers=PeersOf(self),
             sender=world.make_sender(self),
+            record_sender=world.make_record_sender(self),
             mounts=self.mounts,
             users_of=self.mounts.users_of,
             kill=machine.kill,
@@ -445,6 +446,26 @@ class SenderOf(Sender):
         else:
             if not talk.stream.done():
                 talk.stream.set_result((base, stream))
+
+
+class RecordSenderOf(RecordSender):
+    """A node's sender of records."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    async def send_record(self, record: Encoded, *, to: Node, volume_name: str) -> None:
+        run = self._run
+        encoded = b"".join(record.pieces)
+        await run.world.call(
+            run,
+            to.name,
+            "sender.record",
+            lambda there: there.reception.take(
+                record.place, encoded, volume_name=volume_name, peer=run.name
+            ),
+            lost=PeerUnavailable(f"the connection to {to.name} broke"),
+        )
 
 
 class PeersOf(Peers):

@@ -21,6 +21,7 @@ from pannier.agent.mounts import Mounts
 from pannier.agent.usage import User
 from pannier.core.errors import Conflict, OutcomeUnknown, StorageError, VolumeInUse
 from pannier.core.generation import Generation
+from pannier.core.line import Buffer, Cut, Doubt, Place
 from pannier.core.room import ImageLimits, Room
 from pannier.storage.base import (
     Capacity,
@@ -34,6 +35,7 @@ from pannier.storage.base import (
 )
 from pannier.storage.blocks import MendingDriver, Piece
 from pannier.storage.image.driver import ImageDriver
+from pannier.storage.lines import LineDriver
 from pannier.store.base import Change, Entry, Store, WatchEvent
 from pannier.testing.store import MemoryStore
 
@@ -219,12 +221,26 @@ class SteppedDriver(CheckedDriver):
         await self._inner.check_disk(by_writing=by_writing)
 
 
-class SteppedSparseDriver(SteppedDriver, SparseDriver, FileSystemDriver, MendingDriver):
+class SteppedSparseDriver(SteppedDriver, SparseDriver, FileSystemDriver, MendingDriver, LineDriver):
     """The same of one whose pool may get full. What only looks, or is done at any moment, is no step."""
 
     def __init__(self, life: Life, inner: SparseSnapshotDriver | ImageDriver) -> None:
         super().__init__(life, inner)
         self.sparse = inner
+
+    async def watch(self, volume: str, *, epoch: int) -> Doubt | None:
+        return await stepped(
+            self._life, "driver.watch", lambda: self.sparse.watch(volume, epoch=epoch)
+        )
+
+    async def cut(self, volume: str, *, epoch: int) -> Cut | Doubt:
+        return await stepped(self._life, "driver.cut", lambda: self.sparse.cut(volume, epoch=epoch))
+
+    async def keep(self, place: Place, encoded: Buffer) -> None:
+        await stepped(self._life, "driver.keep", lambda: self.sparse.keep(place, encoded))
+
+    async def last(self, volume: str) -> Place | None:
+        return await self.sparse.last(volume)
 
     async def pieces(
         self, volume: str, generation: Generation, *, start: int, end: int | None, piece_bytes: int

@@ -183,10 +183,10 @@ class CopiesWorld(World):
         return sorted(home.generations) if home else []
 
     def copy(self, machine: Machine, volume: Volume) -> dict[str, bytes]:
-        """The content of a node's newest generation, strays left out."""
+        """The content of a node's newest generation and the records on top of it, strays left out."""
         record = self.record(volume.name) or volume
         ours = [g for g in self.generations(machine, volume) if record.grew_out_of(g)]
-        return dict(machine.disk.homes[volume.id].generations[ours[-1]]) if ours else {}
+        return machine.disk.homes[volume.id].with_records(ours[-1]) if ours else {}
 
     def current(self, machine: Machine, volume: Volume) -> bool:
         """Whether a node's copy has all that was promised."""

@@ -27,7 +27,7 @@ import structlog
 sys.path.append(str(Path(__file__).parents[1] / "simulation"))
 
 from fake_driver import Disk, SnapshotDriver, SparseSnapshotDriver
-from machines import RUN, Died, Machine, Run, SenderOf
+from machines import RUN, Died, Machine, RecordSenderOf, Run, SenderOf
 from stepping import Fault, PowerCut, Step, SteppedSparseDriver, SteppedStore
 from virtual_time import VirtualTimePolicy, run_virtual
 
@@ -42,7 +42,7 @@ from pannier.host.state_files import HostFiles, StateFiles
 from pannier.storage.base import Driver
 from pannier.store.base import ABSENT, Change, Store
 from pannier.testing.store import MemoryData
-from pannier.transport.base import Sender
+from pannier.transport.base import RecordSender, Sender
 
 __all__ = [
     "ACTOR",
@@ -150,6 +150,10 @@ class World:
     def make_sender(self, run: Run) -> Sender:
         """A node's way of sending generations."""
         return SenderOf(run)
+
+    def make_record_sender(self, run: Run) -> RecordSender:
+        """A node's way of sending records."""
+        return RecordSenderOf(run)
 
     def make_files(self, machine: Machine) -> StateFiles:
         """What a node must not forget, on its disk and on its tmpfs."""

@@ -1,7 +1,7 @@
 """Making writes durable on every copy that counts, and deciding which copies count.
 
-A sync call waits for a generation with all that was written before the call, until every node that
-could take the volume over has confirmed it. A replica that does not confirm in time is first removed
+A sync call waits for a record or a generation with all that was written before the call, until every node
+that could take the volume over has confirmed it. A replica that does not confirm in time is first removed
 from the record's copies in sync; while the store cannot be reached, the call waits. A replica that has
 caught up joins again, between two groups of sync calls. A holder whose own disk has failed lets no
 replica leave: then its own copy is the one that does not count any more.
@@ -19,7 +19,7 @@ from pannier.agent.drivers import Drivers
 from pannier.agent.lease import Lease
 from pannier.cluster.cluster import Cluster
 from pannier.copies.in_sync import InSync
-from pannier.copies.replicated import Replicated
+from pannier.copies.replicated import ReplicaProgress, Replicated
 from pannier.copies.replication import Replicator
 from pannier.core.acknowledging import (
     Acknowledge,
@@ -38,7 +38,6 @@ from pannier.core.acknowledging import (
     rivals,
 )
 from pannier.core.errors import NotHolder, PannierError, Stale, Unavailable
-from pannier.core.generation import Generation
 from pannier.core.pace import CopiesPace
 from pannier.core.volume import Volume
 from pannier.host.clock import Clock
@@ -47,7 +46,7 @@ log = structlog.get_logger(__name__)
 
 
 class Acknowledging:
-    """Makes sync calls durable by generations, for the volumes that this node holds."""
+    """Makes sync calls durable by records and generations, for the volumes that this node holds."""
 
     def __init__(
         self,
@@ -79,15 +78,15 @@ class Acknowledging:
         """
         replicated = self._replicator.replicated(volume)
         async with replicated.group:
-            generation = await self._replicator.make(replicated)
-            await self._confirmed_by_all(replicated, generation)
-            replicated.acknowledged = generation
+            position = await self._replicator.advance(replicated)
+            await self._confirmed_by_all(replicated, position)
+            replicated.note_acknowledged()
 
     async def unchanged(self, volume: str) -> bool:
         """See :class:`pannier.barrier.calls.Strategy`."""
         replicated = self._replicator.replicated(volume)
         async with replicated.group:
-            same = await self._replicator.make(replicated) == replicated.acknowledged
+            same = await self._replicator.advance(replicated) == replicated.acknowledged
             if refused := refusal(self._claim(replicated)):
                 raise self._refused(replicated.volume, refused)
             return same
@@ -131,19 +130,36 @@ class Acknowledging:
         progress = replicated.progress[node]
         return Replica(
             up=self._cluster.catalog.is_up(node),
-            confirmed=progress.generation,
-            sending=progress.sending,
+            confirmed=progress.position,
+            sending=self._sending(replicated, progress),
             error=bool(progress.error),
             failed=progress.failures > failures,
         )
 
-    async def _confirmed_by_all(self, replicated: Replicated, generation: Generation) -> None:
+    def _sending(self, replicated: Replicated, progress: ReplicaProgress) -> int | None:
+        if progress.follows(replicated.line):
+            return replicated.position
+        return progress.sending_position if progress.sending is not None else None
+
+    async def _reachable(self, replicated: Replicated, position: int) -> int:
+        """The position to wait for: a generation's, if one that is awaited does not get the records."""
+        awaited = self._claim(replicated).rivals & replicated.progress.keys()
+        if position > replicated.newest_position and any(
+            not progress.has(position) and not progress.follows(replicated.line)
+            for progress in (replicated.progress[node] for node in awaited)
+        ):
+            await self._replicator.make(replicated)
+            return replicated.position
+        return position
+
+    async def _confirmed_by_all(self, replicated: Replicated, position: int) -> None:
         """Wait until sync calls may be acknowledged; replicas that do not confirm leave."""
         before = {node: progress.failures for node, progress in replicated.progress.items()}
         began = self._clock.now()
         while True:
+            position = await self._reachable(replicated, position)
             call = Confirmations(
-                generation=generation,
+                position=position,
                 replicas={
                     node: self._replica(replicated, node, failures=before.get(node, 0))
                     for node in replicated.progress
@@ -248,9 +264,9 @@ class Acknowledging:
             return  # it is far behind: sync calls must not wait for it
         await self._cluster.fresh(replicated.volume.name)  # nor for a store that hangs
         async with replicated.group:
-            generation = await self._replicator.make(replicated)
+            await self._replicator.make(replicated)
             until = self._clock.now() + self._pace.join_patience
-            while not replicated.progress[node].has(generation):
+            while not replicated.progress[node].has(replicated.position):
                 if replicated.ended or replicated.progress[node].error or self._clock.now() > until:
                     return
                 await self._heard(replicated, 0.1)

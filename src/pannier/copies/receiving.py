@@ -1,4 +1,4 @@
-"""Which generations this node takes in from others."""
+"""Which generations and records this node takes in from others."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from pannier.agent.custody import Custody
 from pannier.agent.drivers import Drivers
 from pannier.agent.promises import Promises
 from pannier.cluster.cluster import Cluster
-from pannier.core.errors import Denied, Stale, Unavailable
+from pannier.core.errors import Denied, NotHolder, Stale, Unavailable
+from pannier.core.line import Buffer, Place
 from pannier.core.volume import Grant, Volume
 from pannier.storage.base import Driver
+from pannier.storage.lines import LineDriver
 from pannier.transport.base import Offer
 
 log = structlog.get_logger(__name__)
@@ -42,17 +44,7 @@ class Reception:
 
     async def admit(self, offer: Offer, *, peer: str) -> Driver:
         """See :class:`~pannier.transport.base.Gate`. Older generations are tidied away first."""
-        await self.confirm(offer, peer=peer)
-        volume = self._cluster.catalog.volume(offer.volume_name)
-        if volume is None or not _fits(volume, offer, peer):
-            volume = (await self._cluster.fresh(offer.volume_name)).record
-        if volume.id != offer.volume_id:
-            raise Denied(
-                f"volume {offer.volume_name} is another one now ({volume.id})",
-                remedy="the sender's record is out of date",
-            )
-        if not _fits(volume, offer, peer):
-            raise _not_the_holder(volume, offer, peer)
+        volume = await self._volume_of(offer, peer=peer)
         driver = self._drivers.of(volume)
         kept = KEPT_GENERATIONS if self._cluster.node in volume.replicas else KEPT_DURING_MOVE
         if len((await driver.inspect(volume.id)).generations) > kept:
@@ -64,6 +56,37 @@ class Reception:
             if not _fits(now, offer, peer):
                 raise _not_the_holder(now, offer, peer)
         return driver
+
+    async def take(self, place: Place, encoded: Buffer, *, volume_name: str, peer: str) -> None:
+        """See :class:`~pannier.transport.base.RecordGate`."""
+        known = self._cluster.catalog.volume(volume_name)
+        offer = Offer(
+            volume_id=place.volume,
+            volume_name=volume_name,
+            driver=known.spec.driver if known is not None else "",
+            epoch=place.epoch,
+            generation=place.generation,
+        )
+        driver = self._drivers.of(await self._volume_of(offer, peer=peer))
+        if not isinstance(driver, LineDriver):
+            raise NotHolder(f"volume {volume_name} is kept in generations only")
+        await driver.keep(place, encoded)
+        await self.confirm(offer, peer=peer)
+
+    async def _volume_of(self, offer: Offer, *, peer: str) -> Volume:
+        """The record by which something may be taken in from ``peer``. Raises as :meth:`admit`."""
+        await self.confirm(offer, peer=peer)
+        volume = self._cluster.catalog.volume(offer.volume_name)
+        if volume is None or not _fits(volume, offer, peer):
+            volume = (await self._cluster.fresh(offer.volume_name)).record
+        if volume.id != offer.volume_id:
+            raise Denied(
+                f"volume {offer.volume_name} is another one now ({volume.id})",
+                remedy="the sender's record is out of date",
+            )
+        if not _fits(volume, offer, peer):
+            raise _not_the_holder(volume, offer, peer)
+        return volume
 
     async def confirm(self, offer: Offer, *, peer: str) -> None:
         """See :class:`~pannier.transport.base.Gate`: not while this node takes the volume over."""

@@ -3,10 +3,62 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
+from typing import Any
 
 from pannier.core.generation import Generation
+from pannier.core.line import Place
 from pannier.core.volume import Volume
+
+
+@dataclass(slots=True)
+class Line:
+    """The present run of a volume's records: see :mod:`pannier.core.line`.
+
+    Attributes:
+        generation: the newest one, made when ``included`` records were.
+        number: of the newest record.
+        acknowledged: of the newest record whose sync calls were answered.
+        bytes: of the records since the generation.
+    """
+
+    run: str
+    generation: Generation
+    included: int = 0
+    number: int = 0
+    acknowledged: int = 0
+    bytes: int = 0
+
+    def next_place(self, volume: Volume) -> Place:
+        """Of the record after the newest."""
+        return Place(
+            volume=volume.id,
+            epoch=volume.grant.epoch,
+            run=self.run,
+            number=self.number + 1,
+            generation=self.generation,
+            included=self.included,
+            acknowledged=self.acknowledged,
+        )
+
+
+@dataclass(slots=True)
+class Following:
+    """A replica gets each record of a run as it is made, one after the other.
+
+    Attributes:
+        number: of the newest record that was, or is being, sent to it.
+        broken: it did not get one of them: it gets a generation before it follows again.
+        last: the sending of the newest.
+        waiting: how many are not confirmed yet.
+    """
+
+    run: str
+    number: int
+    broken: bool = False
+    last: asyncio.Task[None] | None = None
+    waiting: int = 0
 
 
 @dataclass(slots=True)
@@ -14,6 +66,8 @@ class ReplicaProgress:
     """How far one replica is. Times are seconds since boot."""
 
     generation: Generation | None = None
+    position: int | None = None
+    """The newest of :attr:`Replicated.position` that it has confirmed, with all before it."""
     current_at: float | None = None
     """It is known to have everything that was written before this time."""
     error: str = ""
@@ -21,6 +75,9 @@ class ReplicaProgress:
     """Attempts that failed since the beginning."""
     sending: Generation | None = None
     """On its way, or given up without an answer: the replica may have it."""
+    sending_position: int = 0
+    """Of what is on its way."""
+    following: Following | None = None
     sent_bytes: int = 0
     """Since the beginning, broken transfers included."""
     absent_since: float | None = None
@@ -31,9 +88,19 @@ class ReplicaProgress:
     ahead: Generation | None = None
     """Its newest, if it has what this node has sent and lacks now: this node's disk was set back."""
 
-    def has(self, generation: Generation) -> bool:
-        """Whether the replica confirmed ``generation`` or a later one."""
-        return self.generation is not None and self.generation >= generation
+    def has(self, position: int) -> bool:
+        """Whether the replica confirmed this position or a later one."""
+        return self.position is not None and self.position >= position
+
+    def follows(self, line: Line | None) -> bool:
+        """Whether it got, or is getting, all records of a line."""
+        following = self.following
+        return (
+            line is not None
+            and following is not None
+            and not following.broken
+            and (following.run, following.number) == (line.run, line.number)
+        )
 
 
 @dataclass(slots=True)
@@ -57,10 +124,19 @@ class Replicated:
     since: float
     circle: Circle
     ended: bool = False
+    position: int = 0
+    """Counts the generations and records that were made: each has all that was written before it was begun."""
     newest: Generation | None = None
-    acknowledged: Generation | None = None
-    """The last one that made sync calls durable."""
+    newest_position: int = 0
+    acknowledged: int = 0
+    """The last position that made sync calls durable."""
     made_at: float = 0.0
+    line: Line | None = None
+    """None where what is written is not told: then there are only generations."""
+    doubt: str = ""
+    """Why that is so, or was the last time."""
+    due: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when there are so many records that a generation should follow."""
     found: frozenset[Generation] | None = None
     """What was here at the beginning. A replica that has not answered yet may have any of these."""
     made: set[Generation] = field(default_factory=set)
@@ -73,11 +149,21 @@ class Replicated:
     """Set at the next answer of any replica, good or bad; then a new event takes its place."""
     progress: dict[str, ReplicaProgress] = field(default_factory=dict)
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
+    """Make and send generations; none of them ends by itself."""
+    records: set[asyncio.Task[None]] = field(default_factory=set)
+    """Send records."""
 
     @property
     def group(self) -> asyncio.Lock:
         """See :class:`Circle`."""
         return self.circle.group
+
+    def start(self, work: Coroutine[Any, Any, None], *, name: str) -> asyncio.Task[None]:
+        """Begin to send a record. It is cancelled when the replication ends."""
+        task = asyncio.create_task(work, name=name)
+        self.records.add(task)
+        task.add_done_callback(self.records.discard)
+        return task
 
     def end(self) -> None:
         """Mark the replication as ended, and wake whoever waits for an answer."""
@@ -89,10 +175,13 @@ class Replicated:
         async with self.written:
             if generation != self.newest and generation not in (self.found or ()):
                 self.made.add(generation)
-            self.newest, self.made_at = generation, at
+            if generation != self.newest or self.newest_position != self.position:
+                self.position += 1
+            self.newest, self.made_at, self.newest_position = generation, at, self.position
             for progress in self.progress.values():
                 if progress.generation == generation:
-                    progress.current_at = at  # nothing was written since: it is current again
+                    # Nothing was written since: it is current again.
+                    progress.current_at, progress.position = at, self.position
                 if self.trouble and progress.error == self.trouble:
                     progress.error = ""
             self.trouble = ""
@@ -102,16 +191,52 @@ class Replicated:
         """A replica has lost its copy: everything is sent to it anew."""
         async with self.written:
             progress = self.progress[node]
-            progress.generation = progress.current_at = progress.sending = None
+            progress.generation = progress.current_at = progress.sending = progress.position = None
             progress.caught_up = False
+            if progress.following is not None:
+                progress.following.broken = True
             self.written.notify_all()
 
     def note_confirmed(self, node: str, *, at: float) -> None:
         """A replica confirmed what was on its way to it, which was made at ``at``."""
-        progress = self.progress[node]
-        progress.generation, progress.current_at = progress.sending, at
+        progress, line = self.progress[node], self.line
+        progress.generation, progress.current_at = (
+            progress.sending,
+            max(at, progress.current_at or at),
+        )
+        progress.position = max(progress.sending_position, progress.position or 0)
         progress.sending, progress.error, progress.caught_up = None, "", True
+        if (
+            line is not None
+            and not progress.follows(line)
+            and (line.generation, line.included) == (progress.generation, line.number)
+        ):
+            progress.following = Following(line.run, line.number)
         self._note_answer()
+
+    def note_followed(self, node: str, *, position: int, at: float) -> None:
+        """A replica confirmed a record with all that was written before ``at``, and all before it."""
+        progress = self.progress[node]
+        progress.position = max(position, progress.position or 0)
+        progress.current_at = max(at, progress.current_at or at)
+        self._note_answer()
+
+    def note_not_following(self, following: Following) -> None:
+        """A replica did not confirm a record: it gets no more of them until it has a new generation."""
+        following.broken = True
+        self._note_answer()
+
+    def note_acknowledged(self) -> None:
+        """The newest position made sync calls durable."""
+        self.acknowledged = self.position
+        if self.line is not None:
+            self.line.acknowledged = self.line.number
+
+    def note_unchanged(self, *, at: float) -> None:
+        """Nothing was written since the last position was made."""
+        for progress in self.progress.values():
+            if progress.has(self.position):
+                progress.current_at = at
 
     def _note_answer(self) -> None:
         answered, self.answered = self.answered, asyncio.Event()

@@ -25,7 +25,8 @@ from pannier.agent.custody import Custody
 from pannier.agent.drivers import Drivers
 from pannier.cluster.cluster import Cluster
 from pannier.copies.catching_up import CatchUps
-from pannier.copies.replicated import Circle, ReplicaProgress, Replicated
+from pannier.copies.lines import Lines
+from pannier.copies.replicated import Circle, Line, ReplicaProgress, Replicated
 from pannier.copies.switching import Switching
 from pannier.core.errors import (
     NotHolder,
@@ -36,6 +37,7 @@ from pannier.core.errors import (
     Unavailable,
 )
 from pannier.core.generation import Generation
+from pannier.core.line import new_run
 from pannier.core.pace import CopiesPace
 from pannier.core.placement import Candidate, repair_replicas
 from pannier.core.volume import Grant, Volume
@@ -55,6 +57,7 @@ class Replicator:
         custody: Custody,
         drivers: Drivers,
         sender: Sender,
+        lines: Lines,
         switching: Switching,
         clock: Clock,
         pace: CopiesPace,
@@ -68,6 +71,7 @@ class Replicator:
         self._custody = custody
         self._drivers = drivers
         self._sender = sender
+        self._lines = lines
         self._switching = switching
         self._clock = clock
         self._pace = pace
@@ -208,12 +212,13 @@ class Replicator:
     async def _stop(self, replicated: Replicated) -> None:
         self._replicated.pop(replicated.volume.id, None)
         replicated.end()
-        for task in replicated.tasks:
+        ending = (*replicated.tasks, *replicated.records)
+        for task in ending:
             task.cancel()
-        await asyncio.gather(*replicated.tasks, return_exceptions=True)
+        await asyncio.gather(*ending, return_exceptions=True)
 
     async def _make_all(self, replicated: Replicated) -> None:
-        """Make generations while the volume is writable."""
+        """Make records or generations while the volume is writable."""
         volume = replicated.volume
         driver = self._drivers.of(volume)
         while True:
@@ -224,17 +229,56 @@ class Replicator:
                     replicated.found = frozenset(copy.generations)
                 if any(t.epoch == volume.grant.epoch and not t.sealed for t in copy.live):
                     async with replicated.group:
-                        await self.make(replicated)
+                        if self._is_due(replicated):
+                            await self.make(replicated)
+                        else:
+                            await self.advance(replicated)
             except PannierError as error:
                 self._not_made(replicated, error)
-            await asyncio.sleep(max(volume.spec.interval - (self._clock.now() - began), 0.05))
+            replicated.due.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(
+                    max(volume.spec.interval - (self._clock.now() - began), 0.05)
+                ):
+                    await replicated.due.wait()
+
+    def _is_due(self, replicated: Replicated) -> bool:
+        """Whether a generation is made although there is a line: the records since the last one are old or many,
+        or a copy that waits for something does not get them."""
+        line = replicated.line
+        return (
+            line is not None
+            and line.number > line.included
+            and (
+                line.bytes > self._pace.line_bytes
+                or self._clock.now() - replicated.made_at > self._pace.generation
+                or any(
+                    progress.sending is None and not progress.follows(line)
+                    for progress in replicated.progress.values()
+                )
+            )
+        )
+
+    async def advance(self, replicated: Replicated) -> int:
+        """The position that has all that was written so far. The caller has the group lock.
+
+        It is that of a record, which is on its way to the copies that follow, or of a generation.
+        """
+        if not await self._lines.cut(replicated):
+            await self.make(replicated)
+        return replicated.position
 
     async def make(self, replicated: Replicated) -> Generation:
         """The generation with all that was written so far. The caller has the group lock."""
         began = self._clock.now()
-        volume = replicated.volume
+        volume, line = replicated.volume, replicated.line
         driver = self._drivers.of(volume)
+        begins = line is None and await self._lines.watch(replicated)
         generation = await driver.snapshot(volume.id, epoch=volume.grant.epoch)
+        if begins:
+            replicated.line = Line(new_run(), generation)
+        elif line is not None:
+            line.generation, line.included, line.bytes = generation, line.number, 0
         await replicated.note_made(generation, at=began)
         return generation
 
@@ -299,6 +343,7 @@ class Replicator:
                         )
                     )
                     progress.sending, sending_made_at = replicated.newest, replicated.made_at
+                    progress.sending_position = replicated.newest_position
             assert progress.sending is not None
             was_up = self._cluster.catalog.is_up(node)
             try:

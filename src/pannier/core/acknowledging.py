@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-from pannier.core.generation import Generation
 from pannier.core.lease import Standing
 from pannier.core.volume import Volume
 
@@ -63,21 +62,22 @@ class Replica:
 
     Attributes:
         up: its lease is alive.
-        confirmed: the newest generation that it has on its disk, by its own word.
+        confirmed: the newest position that it has on its disk, with all before it, by its own word. Positions
+            count the generations and records of the holder.
         sending: what is on its way to it, or was given up without an answer.
         error: the last try did not succeed.
         failed: a try failed since the sync call began to wait.
     """
 
     up: bool
-    confirmed: Generation | None = None
-    sending: Generation | None = None
+    confirmed: int | None = None
+    sending: int | None = None
     error: bool = False
     failed: bool = False
 
-    def has(self, generation: Generation) -> bool:
-        """Whether it confirmed this generation or a later one."""
-        return self.confirmed is not None and self.confirmed >= generation
+    def has(self, position: int) -> bool:
+        """Whether it confirmed this position or a later one."""
+        return self.confirmed is not None and self.confirmed >= position
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,13 +85,13 @@ class Confirmations:
     """How far a sync call is.
 
     Attributes:
-        generation: what was made after the call began; it has all that the call covers.
+        position: of what was made after the call began; it has all that the call covers.
         replicas: by name. Nothing is sent to one that is missing.
         waited: seconds since it was made.
         paused: nothing is sent any more: the volume is being given away.
     """
 
-    generation: Generation
+    position: int
     replicas: Mapping[str, Replica]
     waited: float
     paused: bool = False
@@ -186,7 +186,7 @@ def unconfirmed(could_take: frozenset[str], call: Confirmations) -> frozenset[st
     return frozenset(
         name
         for name in could_take
-        if name not in call.replicas or not call.replicas[name].has(call.generation)
+        if name not in call.replicas or not call.replicas[name].has(call.position)
     )
 
 
@@ -194,7 +194,7 @@ def _is_silent(replica: Replica | None, call: Confirmations, limits: SyncLimits)
     """Whether one that has not confirmed is no longer waited for."""
     if replica is None or not replica.up or replica.failed:
         return True
-    failed_before = replica.error and replica.sending != call.generation
+    failed_before = replica.error and replica.sending != call.position
     return failed_before or call.waited > limits.patience
 
 

@@ -14,6 +14,8 @@
      |   +- Stale                   stale                          an older epoch, or a lost race
      +- Denied                      denied               5   403   certificate or token not accepted
      +- Unavailable                 unavailable          6   503   try again; nothing was changed
+     |   +- NotFollowing            not-following
+     |   +- JournalFull             journal-full
      |   +- StoreUnavailable        store-unavailable
      |   +- PeerUnavailable         peer-unavailable
      |   +- EngineUnavailable       engine-unavailable
@@ -129,6 +131,18 @@ class Unavailable(PannierError):
     code = "unavailable"
     exit_status = 6
     http_status = 503
+
+
+class NotFollowing(Unavailable):
+    """A copy lacks what comes before a record; a generation brings it."""
+
+    code = "not-following"
+
+
+class JournalFull(Unavailable):
+    """A copy's journal has no room for a record; a generation frees some."""
+
+    code = "journal-full"
 
 
 class StoreUnavailable(Unavailable):

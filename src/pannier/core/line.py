@@ -94,6 +94,21 @@ class Record:
     ranges: tuple[Range, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cut:
+    """What was written to an image since the cut before it. See :class:`Record`."""
+
+    size: int
+    ranges: tuple[Range, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """What was written since the last cut cannot be told, or is too much for a record: a generation has it."""
+
+    reason: str
+
+
 def new_run() -> str:
     """The identity of a run that begins."""
     return secrets.token_hex(8)

@@ -72,6 +72,14 @@ class CopiesPace:
     """... and by this time at least; an older one leaves those in sync."""
     sync_look: float = 0.5
     """Between two looks at whether copies still count, or count again."""
+    generation: float = 10.0
+    """Between two generations of a volume whose records tell what is written: a takeover puts the records since
+    then on top of it, and a copy's journal keeps them."""
+    line_bytes: int = 32 << 20
+    """So many bytes of records since the newest generation bring the next one at once: a takeover reads them in
+    some tenths of a second, and the journals of copies have room for several volumes."""
+    most_waiting: int = 8
+    """So many records on their way to a copy: one that has more to wait for gets a generation instead."""
     retry: float = 1.0
     """Before a failed transfer is tried again, the first time; twice as long each time after that."""
     retry_limit: float = 30.0

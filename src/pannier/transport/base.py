@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from pannier.core.generation import Generation
+from pannier.core.line import Buffer, Place
 from pannier.core.node import Node
 from pannier.core.volume import Volume
 from pannier.storage.base import Driver
@@ -104,6 +105,44 @@ class Sender(Protocol):
             InvalidInput: the receiver sent something that is not of the protocol.
             StorageError: the driver here failed.
             SetBack: the receiver has what this node has sent and lacks now.
+            PannierError: what the receiver reported, as its own class.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A record as it is sent and kept: see :func:`pannier.core.line.encode`."""
+
+    place: Place
+    pieces: Sequence[Buffer]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all pieces."""
+        return sum(len(piece) for piece in self.pieces)
+
+
+class RecordGate(Protocol):
+    """What the receiving node does with a record."""
+
+    async def take(self, place: Place, encoded: Buffer, *, volume_name: str, peer: str) -> None:
+        """Keep a record. On return it is durable here, and its sync calls may be answered.
+
+        Raises:
+            As :class:`Gate`; NotFollowing, JournalFull: as :meth:`pannier.storage.lines.LineDriver.keep`.
+        """
+        ...
+
+
+class RecordSender(Protocol):
+    """Sends records to other nodes."""
+
+    async def send_record(self, record: Encoded, *, to: Node, volume_name: str) -> None:
+        """Send one record; on return it is durable there. Several may be on their way.
+
+        Raises:
+            PeerUnavailable: no connection, or it broke, or there was no answer: it may have arrived.
             PannierError: what the receiver reported, as its own class.
         """
         ...

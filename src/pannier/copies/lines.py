@@ -1,0 +1,157 @@
+"""Cuts of the volumes that this node holds, and their records on the way to the copies.
+
+A record needs no snapshot, here or there: so it is what a sync call waits for. A copy that does not get one gets
+the next generation, and then follows again. Whatever is doubtful here has the same end: a generation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+
+from pannier.agent.drivers import Drivers
+from pannier.cluster.cluster import Cluster
+from pannier.copies.replicated import Following, Line, Replicated
+from pannier.core.errors import PannierError, PeerUnavailable
+from pannier.core.line import Cut, Doubt, Record, encode
+from pannier.core.pace import CopiesPace
+from pannier.core.volume import Volume
+from pannier.host.clock import Clock
+from pannier.storage.lines import LineDriver
+from pannier.transport.base import Encoded, RecordSender
+
+log = structlog.get_logger(__name__)
+
+
+class Lines:
+    """Makes records of what was written, and sends them. The caller has the volume's group lock."""
+
+    def __init__(
+        self,
+        *,
+        cluster: Cluster,
+        drivers: Drivers,
+        sender: RecordSender,
+        clock: Clock,
+        pace: CopiesPace,
+    ) -> None:
+        self._cluster = cluster
+        self._drivers = drivers
+        self._sender = sender
+        self._clock = clock
+        self._pace = pace
+
+    def _driver(self, volume: Volume) -> LineDriver | None:
+        driver = self._drivers.of(volume)
+        return driver if isinstance(driver, LineDriver) else None
+
+    async def watch(self, replicated: Replicated) -> bool:
+        """Begin to note what is written, before the generation with which a run begins.
+
+        Returns whether it is noted.
+        """
+        volume = replicated.volume
+        driver = self._driver(volume)
+        if driver is None:
+            return False
+        doubt = await driver.watch(volume.id, epoch=volume.grant.epoch)
+        self._note(replicated, doubt)
+        return doubt is None
+
+    async def cut(self, replicated: Replicated) -> bool:
+        """Make a record of what was written since the last position, and begin to send it.
+
+        Returns whether the newest position has all that was written. If not, a generation has.
+        """
+        volume, line = replicated.volume, replicated.line
+        driver = self._driver(volume)
+        if line is None or driver is None:
+            return False
+        began = self._clock.now()
+        try:
+            cut = await driver.cut(volume.id, epoch=volume.grant.epoch)
+        except BaseException:
+            replicated.line = None  # what it would have told is lost
+            raise
+        if isinstance(cut, Doubt):
+            replicated.line = None
+            self._note(replicated, cut)
+            return False
+        if cut.ranges:
+            self._ship(replicated, line, cut, at=began)
+        else:
+            replicated.note_unchanged(at=began)
+        return True
+
+    def _note(self, replicated: Replicated, doubt: Doubt | None) -> None:
+        reason = doubt.reason if doubt is not None else ""
+        if reason and reason != replicated.doubt:
+            log.info("line.doubt", volume=replicated.volume.name, reason=reason)
+        replicated.doubt = reason
+
+    def _ship(self, replicated: Replicated, line: Line, cut: Cut, *, at: float) -> None:
+        place = line.next_place(replicated.volume)
+        encoded = Encoded(place, encode(Record(place=place, size=cut.size, ranges=cut.ranges)))
+        followers = [
+            (node, progress.following)
+            for node, progress in replicated.progress.items()
+            if progress.following is not None and progress.follows(line)
+        ]
+        line.number += 1
+        line.bytes += encoded.size
+        replicated.position += 1
+        for node, following in followers:
+            if following.waiting >= self._pace.most_waiting:
+                following.broken = True  # a generation is one thing to wait for instead of many
+                continue
+            following.number += 1
+            following.waiting += 1
+            following.last = replicated.start(
+                self._send(
+                    replicated,
+                    node,
+                    following,
+                    encoded,
+                    position=replicated.position,
+                    at=at,
+                    before=following.last,
+                ),
+                name=f"record {replicated.volume.name} {node}",
+            )
+        if line.bytes > self._pace.line_bytes:
+            replicated.due.set()
+
+    async def _send(
+        self,
+        replicated: Replicated,
+        name: str,
+        following: Following,
+        encoded: Encoded,
+        *,
+        position: int,
+        at: float,
+        before: asyncio.Task[None] | None,
+    ) -> None:
+        if before is not None:
+            await asyncio.wait((before,))
+        try:
+            if not following.broken:
+                await self._send_one(replicated, name, encoded)
+        except PannierError as error:
+            log.info("line.broken", volume=replicated.volume.name, node=name, error=str(error))
+            replicated.note_not_following(following)
+        except BaseException:
+            replicated.note_not_following(following)
+            raise
+        else:
+            if not following.broken:
+                replicated.note_followed(name, position=position, at=at)
+        finally:
+            following.waiting -= 1
+
+    async def _send_one(self, replicated: Replicated, name: str, encoded: Encoded) -> None:
+        node = self._cluster.catalog.node(name)
+        if node is None:
+            raise PeerUnavailable(f"node {name} is not in this cluster any more")
+        await self._sender.send_record(encoded, to=node, volume_name=replicated.volume.name)

@@ -1,0 +1,53 @@
+"""Drivers that tell what was written between two moments, and keep what others tell: the protocol beyond that of
+all drivers. See :mod:`pannier.core.line`."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+from pannier.core.line import Buffer, Cut, Doubt, Place
+from pannier.storage.base import Driver
+
+
+@runtime_checkable
+class LineDriver(Driver, Protocol):
+    """A driver for lines of records.
+
+    For one volume, one task calls :meth:`watch`, :meth:`cut` and :meth:`snapshot`. A copy keeps records of
+    different volumes at the same time.
+    """
+
+    async def watch(self, volume: str, *, epoch: int) -> Doubt | None:
+        """Begin to note what is written to the live tree; what was noted before is forgotten.
+
+        Whatever was written before this returns is in the next generation.
+
+        Returns:
+            None; or why it cannot be noted.
+        """
+        ...
+
+    async def cut(self, volume: str, *, epoch: int) -> Cut | Doubt:
+        """What was written since :meth:`watch` or the cut before, as the disk could have it after a power cut.
+
+        All that was durable here before the call is in this cut or an earlier one. After a doubt, or where
+        the answer was lost, :meth:`watch` comes first again.
+        """
+        ...
+
+    async def keep(self, place: Place, encoded: Buffer) -> None:
+        """Keep a record of another node's volume; it is durable on return. Repeatable.
+
+        Args:
+            encoded: the bytes of :func:`pannier.core.line.encode`, with this place.
+
+        Raises:
+            NotFollowing: something before it is not here.
+            JournalFull: there is no room; a generation would free some.
+            StorageError: the disk failed, or the volume is quarantined.
+        """
+        ...
+
+    async def last(self, volume: str) -> Place | None:
+        """The newest record that is kept and that no generation has made useless."""
+        ...
