@@ -329,6 +329,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         custody=custody,
         use=use,
         replicator=replicator,
+        acknowledging=acknowledging,
         clock=clock,
         pace=pace.holding,
     )

@@ -79,7 +79,8 @@ class Acknowledging:
         replicated = self._replicator.replicated(volume)
         async with replicated.group:
             position = await self._replicator.advance(replicated)
-            await self._confirmed_by_all(replicated, position)
+            if refused := await self._confirmed_by_all(replicated, position):
+                raise self._refused(replicated.volume, refused)
             replicated.note_acknowledged()
 
     async def unchanged(self, volume: str) -> bool:
@@ -152,8 +153,32 @@ class Acknowledging:
             return replicated.position
         return position
 
-    async def _confirmed_by_all(self, replicated: Replicated, position: int) -> None:
-        """Wait until sync calls may be acknowledged; replicas that do not confirm leave."""
+    async def begin(self, volume: Volume) -> None:
+        """Wait until each copy that counts has what this node begins with, or does not count any more.
+
+        After a power cut this node may have what was not confirmed, and lack what a copy has. What a container
+        reads then must not be gone when a copy takes over.
+
+        Raises:
+            NotHolder: the volume is not held here, or just being given away.
+            Unavailable: a copy that does not answer could not leave those in sync.
+            StorageError: no generation can be made.
+        """
+        copy = await self._drivers.of(volume).inspect(volume.id)
+        if not any(tree.epoch == volume.grant.epoch and not tree.sealed for tree in copy.live):
+            return  # it begins with the generation that the record names
+        replicated = self._replicator.replicated(volume.name)
+        async with replicated.group:
+            position = await self._replicator.advance(replicated)
+            refused = await self._confirmed_by_all(replicated, position)
+            if refused and refused.reason in (Reason.PAUSED, Reason.NOT_HELD):
+                raise self._refused(volume, refused)
+
+    async def _confirmed_by_all(self, replicated: Replicated, position: int) -> Refuse | None:
+        """Wait until each copy that counts has a position; those that do not confirm leave.
+
+        Returns why sync calls must not be acknowledged all the same.
+        """
         before = {node: progress.failures for node, progress in replicated.progress.items()}
         began = self._clock.now()
         while True:
@@ -169,13 +194,13 @@ class Acknowledging:
             )
             match decide(self._claim(replicated), call, self._limits):
                 case Acknowledge():
-                    return
+                    return None
                 case WaitFor(seconds=left):
                     await self._heard(replicated, min(self._pace.sync_look, left + 0.01))
                 case Leave(nodes):
                     await self._let_leave(replicated, nodes)
                 case Refuse() as refused:
-                    raise self._refused(replicated.volume, refused)
+                    return refused
                 case decision:
                     assert_never(decision)
 

@@ -14,6 +14,7 @@ import structlog
 from pannier.agent.custody import Custody
 from pannier.agent.use import Use
 from pannier.cluster.cluster import Cluster
+from pannier.copies.acknowledging import Acknowledging
 from pannier.copies.replicated import Replicated
 from pannier.copies.replication import Replicator
 from pannier.core.errors import NotHolder, PannierError, SetBack
@@ -36,6 +37,7 @@ class Abdication:
         custody: Custody,
         use: Use,
         replicator: Replicator,
+        acknowledging: Acknowledging,
         clock: Clock,
         pace: HoldingPace,
     ) -> None:
@@ -43,6 +45,7 @@ class Abdication:
         self._custody = custody
         self._use = use
         self._replicator = replicator
+        self._acknowledging = acknowledging
         self._clock = clock
         self._pace = pace
         self._unheard: set[tuple[str, int]] = set()
@@ -64,10 +67,11 @@ class Abdication:
             await asyncio.sleep(self._pace.poll)
 
     async def heard(self, volume: Volume) -> None:
-        """Wait until each copy in sync has said what it has, or does not answer. Once after a start.
+        """Wait until each copy in sync has what this node has, or does not count any more. Once after a start.
 
         Raises:
             SetBack: one of them has what this node lacks; NotHolder.
+            Unavailable, StorageError: one that does not answer could not leave those in sync.
         """
         key = volume.id, volume.grant.epoch
         if key not in self._unheard:
@@ -84,6 +88,7 @@ class Abdication:
             await asyncio.sleep(self._pace.poll)
         if (found := self._newer(replicated)) is not None:
             raise set_back(volume.name, *found)
+        await self._acknowledging.begin(volume)
         self._unheard.discard(key)
 
     def _silent(self, replicated: Replicated) -> bool:

@@ -25,7 +25,6 @@ from pannier.core.errors import (
     PannierError,
     PeerUnavailable,
     SetBack,
-    StoreUnavailable,
     Unavailable,
 )
 from pannier.core.mounting import (
@@ -187,7 +186,7 @@ class VolumesForDocker:
                 return await self._serve(volume, mount_id)
             except NotHolder:
                 return (await self._cluster.fresh(volume.name)).record
-        except (StoreUnavailable, SetBack) as error:  # an election takes a second or two
+        except (Unavailable, SetBack) as error:  # an election takes a second or two
             waited, silent = waiting.missed(error, now=self._clock.now())
             return Unready(waited=waited, silent=silent, here=True)
 
