@@ -18,6 +18,7 @@ from pathlib import Path
 
 import msgspec
 
+from pannier.core import line
 from pannier.core.errors import (
     Corrupt,
     DiskFailed,
@@ -28,7 +29,7 @@ from pannier.core.errors import (
     StorageError,
 )
 from pannier.core.generation import Generation
-from pannier.core.line import Buffer, Cut, Data, Doubt, Place, decode, follows, is_settled, tail
+from pannier.core.line import Buffer, Cut, Data, Doubt, Place, decode, is_settled, tail
 from pannier.core.room import ImageLimits, Room
 from pannier.storage.base import (
     Capacity,
@@ -75,21 +76,13 @@ class Home:
     unproved: set[Generation] = field(default_factory=set)
     records: list[tuple[Place, bytes]] = field(default_factory=list)
 
-    def settle(self) -> None:
-        """Free the records that the newest generation makes useless."""
-        newest = max(self.generations, default=None)
-        self.records = [
-            one for one in self.records if newest is not None and not is_settled(one[0], newest)
-        ]
-
     def with_records(self, generation: Generation) -> dict[str, bytes]:
-        """A generation and what the journal has on top of it, if it is the newest."""
+        """A generation and what the journal has on top of it."""
         content = self.read(generation)
-        if generation == max(self.generations):
-            places = [place for place, _ in self.records]
-            for place in tail(places, generation):
-                encoded = next(encoded for kept, encoded in self.records if kept == place)
-                content = _with_change(content, encoded)
+        if self.records:
+            kept = dict(self.records)
+            for place in tail(list(kept), generation):
+                content = _with_change(content, kept[place])
         return content
 
     def next_generation(self, epoch: int) -> Generation:
@@ -337,7 +330,6 @@ class SnapshotDriver(CheckedDriver):
         sums = {file: known for file, known in kept.items() if file in content}
         home.sums[generation] = sums | {file: sum_of(value) for file, value in changed.items()}
         home.described[generation] = home.generations[generation] = content
-        home.settle()
 
     def _received(self, home: Home, base: Generation | None) -> None:
         """What becomes of the base."""
@@ -535,6 +527,7 @@ class SparseSnapshotDriver(
     async def watch(self, volume: str, *, epoch: int) -> Doubt | None:
         if self.disk.attached.get(volume) != epoch:
             return Doubt("it is not attached")
+        self._tree(volume, epoch).saved_as = None
         self._watched[volume] = epoch, dict(self._tree(volume, epoch).content)
         return None
 
@@ -564,11 +557,16 @@ class SparseSnapshotDriver(
             return
         last = home.records[-1][0] if home.records else None
         newest = max(home.generations, default=None)
-        if newest is None or not follows(place, last=last, newest=newest):
+        if newest is None or not line.follows(place, last=last, newest=newest):
             raise NotFollowing(f"record {place.number} does not follow what is here")
         if self.disk.journal_full:
             raise JournalFull("the journal is full")
         home.records.append((place, bytes(encoded)))
+
+    async def settle(self, volume: str, generation: Generation) -> None:
+        home = self._home(volume)
+        if generation in home.generations:
+            home.records = [one for one in home.records if not is_settled(one[0], generation)]
 
     async def last(self, volume: str) -> Place | None:
         records = self._home(volume).records
@@ -597,6 +595,7 @@ class SparseSnapshotDriver(
         if self.disk.attached.get(volume) == epoch:
             del self.disk.attached[volume]
             self.frozen.discard(volume)
+            self._watched.pop(volume, None)
 
     async def snapshot(self, volume: str, *, epoch: int) -> Generation:
         await self.write_out(volume)

@@ -460,7 +460,7 @@ class RecordSenderOf(RecordSender):
         await run.world.call(
             run,
             to.name,
-            "sender.record",
+            "record.send",
             lambda there: there.reception.take(
                 record.place, encoded, volume_name=volume_name, peer=run.name
             ),

@@ -239,6 +239,9 @@ class SteppedSparseDriver(SteppedDriver, SparseDriver, FileSystemDriver, Mending
     async def keep(self, place: Place, encoded: Buffer) -> None:
         await stepped(self._life, "driver.keep", lambda: self.sparse.keep(place, encoded))
 
+    async def settle(self, volume: str, generation: Generation) -> None:
+        await stepped(self._life, "driver.settle", lambda: self.sparse.settle(volume, generation))
+
     async def last(self, volume: str) -> Place | None:
         return await self.sparse.last(volume)
 

@@ -51,6 +51,7 @@ class Reception:
             # Not at each offer, and an offer does not depend on it: copies are kept up without the store too.
             with suppress(Unavailable):
                 async with self._custody.lock(volume):
+                    await self._check(offer, peer=peer)  # a takeover may need what would be removed
                     await self._custody.tidy(volume)
             now = self._cluster.catalog.volume(offer.volume_name) or volume
             if not _fits(now, offer, peer):
@@ -71,11 +72,11 @@ class Reception:
         if not isinstance(driver, LineDriver):
             raise NotHolder(f"volume {volume_name} is kept in generations only")
         await driver.keep(place, encoded)
-        await self.confirm(offer, peer=peer)
+        await self._check(offer, peer=peer)
 
     async def _volume_of(self, offer: Offer, *, peer: str) -> Volume:
         """The record by which something may be taken in from ``peer``. Raises as :meth:`admit`."""
-        await self.confirm(offer, peer=peer)
+        await self._check(offer, peer=peer)
         volume = self._cluster.catalog.volume(offer.volume_name)
         if volume is None or not _fits(volume, offer, peer):
             volume = (await self._cluster.fresh(offer.volume_name)).record
@@ -89,7 +90,18 @@ class Reception:
         return volume
 
     async def confirm(self, offer: Offer, *, peer: str) -> None:
-        """See :class:`~pannier.transport.base.Gate`: not while this node takes the volume over."""
+        """See :class:`~pannier.transport.base.Gate`: not while this node takes the volume over.
+
+        The records before the generation are freed now, and no earlier: a takeover needs those that stand on
+        the generation with which it begins, and whoever takes over from now on begins with this one.
+        """
+        await self._check(offer, peer=peer)
+        driver = self._drivers.get(offer.driver)
+        if isinstance(driver, LineDriver):
+            await driver.settle(offer.volume_id, offer.generation)
+
+    async def _check(self, offer: Offer, *, peer: str) -> None:
+        """Raise as :meth:`confirm`."""
         if not self._promises.refuses(offer.volume_id, epoch=offer.epoch):
             return
         fresh = await self._cluster.fresh(offer.volume_name)

@@ -200,6 +200,8 @@ class Replicated:
     def note_confirmed(self, node: str, *, at: float) -> None:
         """A replica confirmed what was on its way to it, which was made at ``at``."""
         progress, line = self.progress[node], self.line
+        if progress.sending is None:
+            return  # it has lost its copy since it said so
         progress.generation, progress.current_at = (
             progress.sending,
             max(at, progress.current_at or at),

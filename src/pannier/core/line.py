@@ -129,21 +129,30 @@ def follows(place: Place, *, last: Place | None, newest: Generation | None) -> b
     return after_record or (newest == place.generation and place.number == place.included + 1)
 
 
-def tail(places: Sequence[Place], newest: Generation) -> list[Place]:
+def tail(places: Sequence[Place], base: Generation) -> list[Place]:
     """What of a copy's records, in the order in which they came, is to be put on top of a generation.
+
+    There may be newer generations, which arrived while the copy was just taking the volume over, and records that
+    need those. Nothing of that was confirmed.
 
     Raises:
         Corrupt: a record is missing among those that were made after the generation.
     """
-    later = [place for place in places if not is_settled(place, newest)]
-    for before, place in zip([None, *later], later, strict=False):
-        if not follows(place, last=before, newest=None if before else newest):
+    found: list[Place] = []
+    for place in places:
+        before = found[-1] if found else None
+        if is_settled(place, base):
+            continue
+        if not follows(place, last=before, newest=None if before else base):
+            if place.generation.number > base.number:
+                break
             raise Corrupt(
                 f"record {place.number} of run {place.run} of volume {place.volume} does not follow "
-                f"generation {newest}" + (f" and record {before.number}" if before else ""),
+                f"generation {base}" + (f" and record {before.number}" if before else ""),
                 remedy="let a node with a complete copy take the volume over",
             )
-    return later
+        found.append(place)
+    return found
 
 
 def is_settled(place: Place, newest: Generation) -> bool:

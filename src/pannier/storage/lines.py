@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Protocol, runtime_checkable
 
+from pannier.core.generation import Generation
 from pannier.core.line import Buffer, Cut, Doubt, Place
 from pannier.storage.base import Driver
 
@@ -20,7 +21,8 @@ class LineDriver(Driver, Protocol):
     async def watch(self, volume: str, *, epoch: int) -> Doubt | None:
         """Begin to note what is written to the live tree; what was noted before is forgotten.
 
-        Whatever was written before this returns is in the next generation.
+        Whatever was written before this returns is in the next generation. That is a new one, even if nothing
+        was written since the newest: it ends what copies have on top of that from an earlier run.
 
         Returns:
             None; or why it cannot be noted.
@@ -45,6 +47,14 @@ class LineDriver(Driver, Protocol):
             NotFollowing: something before it is not here.
             JournalFull: there is no room; a generation would free some.
             StorageError: the disk failed, or the volume is quarantined.
+        """
+        ...
+
+    async def settle(self, volume: str, generation: Generation) -> None:
+        """Free the records that a generation makes useless; nothing happens if it is not here.
+
+        Not when it has come, but when it is confirmed: a takeover that has begun meanwhile begins with an older
+        one and the records on top of that.
         """
         ...
 
