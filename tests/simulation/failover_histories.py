@@ -15,6 +15,7 @@ from typing import Any
 from unittest.mock import patch
 
 from failover_world import FailoverWorld
+from fake_driver import SnapshotDriver, SparseSnapshotDriver
 from machines import Died, Machine
 from plots import PLOTS, Plot
 from stepping import Fault, Step
@@ -49,6 +50,7 @@ class History:
         self._delays = self.random.choice(((0.0,), (0.0,), (0.0, 0.002, 0.02), (0.0, 0.01, 0.4)))
         self._step_faults = self.random.choice((0.0, 0.0, 0.002, 0.01))
         self._commit_faults = self.random.choice((0.0, 0.02, 0.3))
+        self._record_faults = self.random.choice((0.0, 0.0, 0.01, 0.05))
         self._sync_rate = self.random.choice((0.2, 0.5, 1.0))
         self._thoughts = self.random.choice(((0.0, 0.05), (0.1, 0.5), (0.05, 1.0, 3.0)))
         together = self.random.choice((1.0, 1.0, 0.8, 1.2))
@@ -66,11 +68,15 @@ class History:
 
     def _fault(self, step: Step) -> Fault | None:
         rate = self._commit_faults if step.is_commit else self._step_faults
+        if step.label in ("driver.keep", "driver.settle", "driver.cut"):
+            rate = self._record_faults
         if rate == 0.0 or self.random.random() >= rate:
             return None
         choices = [Fault.CUT_BEFORE, Fault.CUT_AFTER]
         if step.is_commit:
             choices = [*choices, Fault.LOSE_REQUEST, Fault.LOSE_ANSWER, Fault.LATE, Fault.LATE]
+        elif step.label == "driver.cut":
+            choices = [Fault.LOSE_ANSWER]
         fault = self.random.choice(choices)
         self.say(f"{step.of}:{step.label}: {fault.value}")
         return fault
@@ -87,13 +93,13 @@ class History:
         await self.world.create(self.world.a, NAME, **options)
         if self._delays != (0.0,):
             self.world.delay = lambda: self.random.choice(self._delays)
-        if self._step_faults or self._commit_faults:
+        if self._step_faults or self._commit_faults or self._record_faults:
             self.world.faults = self._fault
         faults = [
             self._power_off, self._crash, self._stop, self._pause, self._stand_still, self._cut_way,
             self._isolate, self._store_away, self._store_away_for_all, self._new_leader,
             self._end_lease_early, self._slow_way, self._late_news, self._cut_one_port,
-            self._disk_fails,
+            self._disk_fails, self._journal_full, self._untold,
         ]  # fmt: skip
         kinds = self.random.sample(faults, self.random.randint(0, 3))
         users = [self._service() for _ in range(self.random.choice((1, 2, 2, 3)))]
@@ -107,6 +113,8 @@ class History:
         doings.append(self._repeatedly(self._recover, self.random.choice((3.0, 50.0))))
         if self.random.random() < 0.15:
             doings.append(self._repeatedly(self._drain, 3.0))
+        if self._record_faults:
+            doings.append(self._repeatedly(self._start_one, 2.0))
         tasks = [asyncio.ensure_future(work) for work in (*users, *doings)]
         await asyncio.wait([asyncio.ensure_future(self.world.broken.wait())], timeout=self.seconds)
         for task in tasks:
@@ -127,8 +135,10 @@ class History:
         world.lost_ways.clear()
         world.slow.clear()
         world.late_news.clear()
+        world.late_records = 0.0
+        world.slow_steps.clear()
         for machine in world.machines.values():
-            machine.disk.failed = False
+            machine.disk.failed = machine.disk.journal_full = False
             self.go_on(machine)
 
     async def end_well(self) -> None:
@@ -297,6 +307,22 @@ class History:
         machine.power_off()
         await self._start_later(machine)
 
+    async def _journal_full(self) -> None:
+        machine = self._machine()
+        self.say(f"the journal of {machine.name} is full")
+        machine.disk.journal_full = True
+        await asyncio.sleep(self._span())
+        machine.disk.journal_full = False
+
+    async def _untold(self) -> None:
+        """The trace of what is written has a gap."""
+        record = self.world.record(NAME)
+        if record is not None:
+            self.world.machines[record.grant.node].disk.untold.add(record.id)
+
+    async def _start_one(self) -> None:
+        await self.start(self._machine())
+
     async def _crash(self) -> None:
         machine = self._victim()
         self.say(f"the daemon of {machine.name} is killed")
@@ -404,9 +430,9 @@ class History:
             await asyncio.sleep(self._span())
 
     async def _cut_one_port(self) -> None:
-        """Of what two nodes say to each other, questions or generations are lost."""
+        """Of what two nodes say to each other, questions, generations or records are lost."""
         one, other = self._victim().name, self._machine().name
-        port = self.random.choice(("peer", "sender"))
+        port = self.random.choice(("peer", "sender", "record"))
         with self.lost((one, f"{other}:{port}")):
             await asyncio.sleep(self._span())
 
@@ -501,6 +527,8 @@ def quicker(seed: int, ttl: float) -> Pace:
             patience=chosen.choice((0.5, 2.0, 5.0)),
             lag=chosen.choice((3.0, 10.0)),
             retry_limit=3.0,
+            generation=chosen.choice((1.5, 3.0, 10.0)),
+            most_waiting=chosen.choice((2, 8)),
         ),
         holding=replace(usual.holding, poll=look, promise=2 * ttl, promise_look=look),
         node=replace(usual.node, mount_look=look),
@@ -527,8 +555,10 @@ def play(seed: int, plot: Plot | None = None) -> History:
     ttl = draw.choice((2.0, 4.0))
 
     async def work() -> History:
-        world = FailoverWorld(seed=seed, ttl=ttl, pace=quicker(seed, ttl))
+        driver = SparseSnapshotDriver if seed % 4 else SnapshotDriver
+        world = FailoverWorld(seed=seed, ttl=ttl, pace=quicker(seed, ttl), driver=driver)
         world.repeats = draw.choice((0.0, 0.3))
+        world.late_records = draw.choice((0.0, 0.0, 0.02, 0.2))
         async with world:
             for machine in world.machines.values():
                 machine.up.promises._not_before = 0.0  # they are up since long

@@ -8,6 +8,10 @@ condition that it is as it was read and the lease still gone. Whatever it had co
 what it chose; nothing that it had not confirmed was acknowledged. So what was acknowledged is in the
 new epoch, and no clock has a part in that.
 
+What a node in sync has confirmed is a generation, or a record that its journal keeps on top of one: a record
+only where everything before it is there, and a generation frees those before it only when it is confirmed itself.
+So whatever a takeover begins with, the records that the journal has on top of it hold the rest.
+
 Clocks are the second line: a holder stops to acknowledge, and ends its containers, a margin before
 the store can end its lease; so there is one running writer. Where it has lost the store, the promises
 of all who could take over stand in for the lease. A lease that was granted anew proves nothing: the
@@ -21,19 +25,25 @@ Only a person's ``--accept-loss`` passes by ``in_sync``; only then may something
 **The attack.** Machines lose their power, daemons crash, both are paused; links are cut in one direction
 or both, slow, or repeat what they carry; the store is away for some or all, loses questions or answers,
 carries changes out late, tells its watchers late, gives leases more time, or, as some versions did, ends
-them early; clocks run unevenly up to the margin; the wall clock jumps. Contents are logs: each write
-remembers what it was made on top of, so that a state either has a write or has not.
+them early; clocks run unevenly up to the margin; the wall clock jumps. Records are lost, late, repeated, and refused
+by a full journal; what is written is not always told. A power cut takes what was written since the last sync call
+from the disk of the holder, also where copies have a record of it.
+
+Contents are a few files that are written in turn, and each write remembers what it was made on top of. A state
+must be what a tree was at one moment, and either has a write or has not.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fake_driver import Content
+from fake_driver import Content, SnapshotDriver
 from machines import Machine, Run, SenderOf
 from stepping import Fault, PowerCut, SteppedStore, pause
 from world import World, _volume
@@ -48,15 +58,24 @@ from pannier.store.base import Change, Entry, WatchEvent
 from pannier.transport.base import Offer, Sent
 
 T = TypeVar("T")
-FILE = "log"
+FILES = 3
+"""Written in turn: a record that is missing or out of order gives what no tree ever was."""
 SILENCE_SECONDS = 3.0
 """After so long without a word a node gives up a question to another one."""
 KEPT_SECONDS = 3.0
 """What a node wrote to its disk without waiting for it may be lost for so long by a power cut."""
 _CHANGES = frozenset(
     ("store.commit", "driver.receive", "driver.promote", "driver.drop_live", "driver.delete",
-     "driver.delete_generation", "driver.seal", "mounts.mount", "freezer.thaw")
+     "driver.delete_generation", "driver.seal", "driver.keep", "driver.settle", "mounts.mount", "freezer.thaw")
 )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """What a tree was right after one write, and all writes that it had then, as a set of bits."""
+
+    content: Content
+    writes: int
 
 
 class SmallFiles:
@@ -209,6 +228,11 @@ class FrugalSender(SenderOf):
         return sent
 
 
+def newest_of(content: Content) -> bytes:
+    """The value in a content that was written last; empty where nothing was."""
+    return max(content.values(), key=lambda value: int(value.rpartition(b" ")[2]), default=b"")
+
+
 def _hangs(changes: Sequence[Change], takes: bool) -> bool:
     """Whether that is a change of a volume, and a takeover if one is wanted."""
     guarded = any(change.key.startswith("alive/") for change in changes)
@@ -220,20 +244,33 @@ class FailoverWorld(World):
 
     Attributes:
         acknowledged: by volume id, the writes that some sync call was answered for, as a set of bits.
-        masks: by content, all writes that it has: its own, and what that was made on top of.
+        moments: by the newest value in a content, what the tree was that has it.
+        kept: records that were on top of what a takeover began with.
         shaken: the store ended a lease early, or a machine's clock stood still: then what was
             acknowledged must be safe still, and nothing is said of who runs.
         lost_ways: pairs (from, to) between which nothing arrives; "store" is a place, too, and so are
-            the two ports of a node: "b:peer" for questions, "b:sender" for generations.
+            the ports of a node: "b:peer" for questions, "b:sender" for generations, "b:record" for records.
+        late_records: how many of those that are lost arrive later all the same.
     """
 
     def __init__(
-        self, *, seed: int, ttl: float, pace: Pace, names: Sequence[str] = ("a", "b", "c")
+        self,
+        *,
+        seed: int,
+        ttl: float,
+        pace: Pace,
+        driver: type[SnapshotDriver],
+        names: Sequence[str] = ("a", "b", "c"),
     ) -> None:
         self._files = {name: SmallFiles() for name in names}
         self.terms = Terms(ttl)
-        super().__init__(Path("none"), names=names, seed=seed, with_replication=True, pace=pace)
-        self.masks: dict[bytes, int] = {b"": 0}
+        super().__init__(
+            Path("none"), names=names, seed=seed, driver=driver, with_replication=True, pace=pace
+        )
+        self.moments: dict[bytes, Moment] = {b"": Moment({}, 0)}
+        self._unsynced: dict[tuple[str, str, int], list[bytes]] = {}
+        self.kept = 0
+        self.late_records = 0.0
         self.bits: dict[str, int] = {}
         self.acknowledged: dict[str, int] = {}
         self.shaken = False
@@ -263,6 +300,34 @@ class FailoverWorld(World):
     def clear_tmpfs(self, machine: Machine) -> None:
         lost = self.random.uniform(0, KEPT_SECONDS)
         self._files[machine.name].cut(now=machine.world_time(), lost=lost)
+        self._lose_unsynced(machine)
+
+    def _lose_unsynced(self, machine: Machine) -> None:
+        """Of what was written since the last sync call, the disk has what was there at some moment."""
+        for (name, volume_id, epoch), values in list(self._unsynced.items()):
+            home = machine.disk.homes.get(volume_id)
+            tree = home.live.get(epoch) if home else None
+            if (
+                name != machine.name
+                or tree is None
+                or home is None
+                or self._driver is SnapshotDriver
+            ):
+                continue
+            saved = {newest_of(g) for at, g in home.described.items() if at.epoch == epoch}
+            first = max((n for n, value in enumerate(values) if value in saved), default=0)
+            there = self.random.choice(values[first:])
+            tree.content = dict(self.moments[there].content)
+            tree.saved_as = next(
+                (at for at, g in sorted(home.described.items()) if g == tree.content), None
+            )
+            self._unsynced[name, volume_id, epoch] = [there]
+            self._strays = [
+                (who, which, when, mask & self.moments[there].writes)
+                if (who, which, when) == (name, volume_id, epoch)
+                else (who, which, when, mask)
+                for who, which, when, mask in self._strays
+            ]
 
     def make_store(self, run: Run) -> FaultyStore:
         return FaultyStore(run, self)
@@ -313,11 +378,14 @@ class FailoverWorld(World):
         """One node asks another; either direction may be cut, and a question may arrive twice."""
         await caller.before(label)
         way, back = (caller.name, to), (to, caller.name)
-        await pause(self.slow.get(way, 0.0) if abort else 0.0)
+        await pause(self.slow.get(way, 0.0) if abort or label == "record.send" else 0.0)
         caller.check()
         there = self.machines[to].run
         port = (caller.name, f"{to}:{label.partition('.')[0]}")
         cut = way in self.lost_ways or port in self.lost_ways
+        if label == "record.send" and self.random.random() < self.late_records:
+            self._ask_late(self.machines[to], question, self.random.choice((0.01, 0.3, 1.0, 3.0)))
+            cut = True
         if cut or there is None or not there.serving:
             silent = cut and self.random.random() < 0.5
             await pause(SILENCE_SECONDS if silent else 0.0)
@@ -337,8 +405,7 @@ class FailoverWorld(World):
             caller.check()
             raise lost
         if not abort and self.random.random() < self.repeats:
-            again = there.spawn(question(there))
-            again.add_done_callback(lambda done: done.cancelled() or done.exception())
+            self._ask_late(there.machine, question, 0.0)
         if back in self.lost_ways:
             await asyncio.sleep(SILENCE_SECONDS)
             raise lost
@@ -347,6 +414,20 @@ class FailoverWorld(World):
             self._note_promises(to, result)
         await caller.after(label, None)
         return result
+
+    def _ask_late(
+        self, machine: Machine, question: Callable[[Run], Coroutine[Any, Any, T]], seconds: float
+    ) -> None:
+        """A question arrives, and nobody waits for the answer any more."""
+
+        async def ask() -> None:
+            await pause(seconds)
+            if machine.run is not None and machine.run.serving:
+                again = machine.run.spawn(question(machine.run))
+                again.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+        nobodys = contextvars.Context()
+        self._late.append(asyncio.get_running_loop().create_task(ask(), context=nobodys))
 
     def _note_promises(self, by: str, volumes: Any) -> None:
         machine = self.machines[by]
@@ -359,8 +440,13 @@ class FailoverWorld(World):
     # -- contents ------------------------------------------------------------------------------------
 
     def mask(self, content: Content | None) -> int:
-        """The writes that a content has."""
-        return self.masks[content.get(FILE, b"")] if content else 0
+        """The writes that a content has, which must be what a tree was at one moment."""
+        if not content:
+            return 0
+        moment = self.moments[newest_of(content)]
+        if content != moment.content:
+            self._wrong(f"there never was what is there now: {content}")
+        return moment.writes
 
     def append(self, machine: Machine, volume_id: str, epoch: int) -> int:
         """A container writes; OSError where it cannot. Returns what its tree has now."""
@@ -369,15 +455,25 @@ class FailoverWorld(World):
             if volume_id in machine.disk.homes
             else None
         )
-        before = self.mask(tree.content) if tree else 0
+        content = dict(tree.content) if tree else {}
+        before = self.mask(content)
         number = self.bits[volume_id] = self.bits.get(volume_id, 0) + 1
-        value = b"%s %d" % (volume_id.encode(), number)
-        machine.disk.write(volume_id, epoch, FILE, value)
-        self.masks[value] = before | 1 << number
-        return self.masks[value]
+        file, value = f"file-{number % FILES}", b"%s %d" % (volume_id.encode(), number)
+        machine.disk.write(volume_id, epoch, file, value)
+        self.moments[value] = moment = Moment(content | {file: value}, before | 1 << number)
+        values = self._unsynced.setdefault((machine.name, volume_id, epoch), [newest_of(content)])
+        values.append(value)
+        return moment.writes
+
+    def _flush(self, machine: Machine, volume_id: str) -> None:
+        """The disk has all that was written to it by now."""
+        for (name, which, _), values in self._unsynced.items():
+            if (name, which) == (machine.name, volume_id):
+                del values[:-1]
 
     async def sync(self, run: Run, name: str, volume_id: str, written: int) -> None:
         """A sync call of a container that has written all that, as the daemon answers it."""
+        self._flush(run.machine, volume_id)
         await run.acknowledging.make_durable(name)
         self.acknowledge(run, volume_id, written)
 
@@ -452,7 +548,7 @@ class FailoverWorld(World):
         for name in record.in_sync:
             home = self.machines[name].disk.homes.get(record.id)
             ours = [g for g in home.generations if record.grew_out_of(g)] if home else []
-            if not ours or home is None or acked & ~self.mask(home.generations[max(ours)]):
+            if not ours or home is None or acked & ~self.mask(home.with_records(max(ours))):
                 self._wrong(f"{name}, in sync at {record.grant}, has not all that was acknowledged")
 
     def _inspect_change(self, last: Volume, record: Volume) -> None:
@@ -470,6 +566,9 @@ class FailoverWorld(World):
         if now < self._promised.get((new.node, record.id), -1.0):
             self._wrong(f"{new.node} took over against its promise to {former.node}")
         base = self.mask(self._held(record))
+        home = self.machines[new.node].disk.homes[record.id]
+        if record.base in home.generations and base & ~self.mask(home.generations[record.base]):
+            self.kept += 1
         if what == "recovered":
             self.acknowledged[record.id] = self.acknowledged.get(record.id, 0) & base
         self._inspect_former(record.id, former.node, former.epoch, base)

@@ -54,7 +54,7 @@ class History:
         choices = [Fault.CUT_BEFORE, Fault.CUT_AFTER]
         if step.is_commit:
             choices += [Fault.LOSE_REQUEST, Fault.LOSE_ANSWER, Fault.LATE, Fault.LATE] * 2
-        elif step.label.startswith(("peer.", "sender.")):
+        elif step.label.startswith(("peer.", "sender.", "record.")):
             choices += [Fault.LOSE_REQUEST, Fault.LOSE_ANSWER] * 2
         fault = self.random.choice(choices)
         self._say(f"{step.of}:{step.label}: {fault.value}")

@@ -288,7 +288,7 @@ class Run:
     async def before(self, label: str) -> Fault | None:
         """See :class:`stepping.Life`."""
         fault = self._begin(label)
-        await pause(self.world.delay())
+        await pause(self.world.delay() + self.world.slow_steps.get((self.name, label), 0.0))
         self.check()
         return fault
 

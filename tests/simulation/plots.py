@@ -237,9 +237,43 @@ async def container_that_outlives_its_epoch(history: History) -> None:
         world.late_news.pop(me, None)
 
 
+async def generation_that_comes_under_a_takeover(history: History) -> None:
+    """A copy has chosen what it begins with when a generation of the former holder comes, which was on its way."""
+    await _comes_under_a_takeover(history, "driver.receive")
+
+
+async def record_that_comes_under_a_takeover(history: History) -> None:
+    """A copy keeps a record that it admitted before it took the volume over."""
+    await _comes_under_a_takeover(history, "driver.keep")
+
+
+async def _comes_under_a_takeover(history: History, label: str) -> None:
+    if (found := cast(history)) is None:
+        return
+    record, holder, rival = found
+    world, me = history.world, holder.name
+    with used(history, holder), history.busy():
+        await asyncio.sleep(history.random.choice((0.5, 1.0)))
+        seconds = history.random.choice((0.1, 0.3, 1.0))
+        world.slow_steps[rival.name, label] = seconds
+        if label == "driver.receive":
+            holder.disk.untold.add(record.id)
+            if history.random.random() < 0.7:
+                world.hang_takeover(rival.name, 2 * seconds)
+        world.late_news[me] = 3.0
+        await asyncio.sleep(seconds * history.random.random())
+        history.end_lease(me)
+        with used(history, rival):
+            await asyncio.sleep(3.0)
+    world.slow_steps.clear()
+    world.late_news.pop(me, None)
+
+
 PLOTS: tuple[Plot, ...] = (
     only_generations_arrive,
     takeover_that_hangs,
+    generation_that_comes_under_a_takeover,
+    record_that_comes_under_a_takeover,
     join_that_hangs,
     crash_right_after_a_join,
     lease_that_ends_under_a_takeover,

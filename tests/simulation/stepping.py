@@ -234,7 +234,12 @@ class SteppedSparseDriver(SteppedDriver, SparseDriver, FileSystemDriver, Mending
         )
 
     async def cut(self, volume: str, *, epoch: int) -> Cut | Doubt:
-        return await stepped(self._life, "driver.cut", lambda: self.sparse.cut(volume, epoch=epoch))
+        fault = await self._life.before("driver.cut")
+        found = await self.sparse.cut(volume, epoch=epoch)
+        await self._life.after("driver.cut", fault)
+        if fault is Fault.LOSE_ANSWER:
+            raise StorageError("what was written since the last cut was told, and nobody heard it")
+        return found
 
     async def keep(self, place: Place, encoded: Buffer) -> None:
         await stepped(self._life, "driver.keep", lambda: self.sparse.keep(place, encoded))

@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import failover_bugs
 import failover_histories
 import histories
+import line_bugs
 import pytest
 from stepping import SteppedDriver
 
@@ -203,9 +203,9 @@ def test_the_simulation_finds_it(
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", failover_bugs.BUGS)
+@pytest.mark.parametrize("name", line_bugs.BUGS)
 def test_the_simulation_of_failovers_finds_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    plant, plot, first = failover_bugs.BUGS[name]
+    plant, plot, first = line_bugs.BUGS[name]
     plant(monkeypatch)
     for seed in range(first, first + ENOUGH_FAILOVERS):
         try:

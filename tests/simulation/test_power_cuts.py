@@ -140,7 +140,7 @@ def faults_of(step: Step) -> tuple[Fault, ...]:
     """What can go wrong there."""
     if step.is_commit:
         return (*CUTS, *LOSSES, Fault.LATE)
-    if step.label.startswith(("peer.", "sender.")):
+    if step.label.startswith(("peer.", "sender.", "record.")):
         return (*CUTS, *LOSSES)
     if step.label in ("store.get", "store.list", "driver.inspect", "driver.volumes"):
         return CUTS[:1]  # after a read is before the next step

@@ -80,6 +80,7 @@ class World:
     Attributes:
         faults: given each step, says what goes wrong there; a test sets it.
         delay: seconds that each step's request, and its answer, take.
+        slow_steps: by node and label, seconds that a step takes before it has its effect.
         acked: what containers were told is written, by volume id: the truth to compare with.
         violations: what was found broken; empty at the end, or the test fails.
     """
@@ -110,6 +111,7 @@ class World:
         self.steps: list[Step] = []
         self.faults: Callable[[Step], Fault | None] = lambda step: None
         self.delay: Callable[[], float] = lambda: 0.0
+        self.slow_steps: dict[tuple[str, str], float] = {}
         self.wall = 1_700_000_000.0
         self.storeless: set[str] = set()
         self.acked: dict[str, dict[str, bytes]] = {}
