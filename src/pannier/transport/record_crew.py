@@ -87,12 +87,17 @@ class RecordCrew:
     def dismiss(self, error: PannierError) -> None:
         """Tell the sender that it may send nothing any more, and take nothing. It is to close the connection."""
         self._dismissal = error
+        if not self._threads:
+            self.start()
         if not self._ended.done():
             self._wire.post([failed_frame(0, error)])
 
     def stop(self) -> None:
         """End it now. A record that is at the gate stays there, and gets no answer."""
         if self._ended.done():
+            return
+        if not self._threads:
+            self._close()
             return
         with self._state:
             self._over = True

@@ -80,6 +80,8 @@ class RecordLink:
     def stop(self) -> None:
         """End it, whatever it does; what is under way fails with PeerUnavailable."""
         self.over = True
+        if self.ended.done():
+            return
         if self._wire is None:
             self.ended.cancel()
         else:
@@ -124,12 +126,15 @@ class RecordLink:
         )
         thread.start()
         self._changed.set()
-        while not heard.done():
-            spare = self._used + self._idle - self._loop.time()
-            if not self._unanswered and spare <= 0:
-                self.stop()
-            await asyncio.wait([heard], timeout=max(spare, self._idle / 4))
-        thread.join()
+        try:
+            while not heard.done():
+                spare = self._used + self._idle - self._loop.time()
+                if not self._unanswered and spare <= 0:
+                    self.stop()
+                await asyncio.wait([heard], timeout=max(spare, self._idle / 4))
+        finally:
+            wire.stop()
+            thread.join()
         return heard.result()
 
     def _finish(self, reason: PannierError) -> None:

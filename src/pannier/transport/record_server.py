@@ -40,21 +40,29 @@ class RecordServer:
             peer: the name in the sender's certificate.
             check: raises Denied once the sender may say nothing any more.
         """
-        wire = Wire(secured, peer=f"node {peer}", timing=self._timing, listens=False)
-        crew = RecordCrew(wire, self._gate, peer=peer, timing=self._timing)
-        failure: PannierError | None = None
+        crew = self._crew(secured, peer)
         try:
             failure = await _failure_of(check)
-            crew.start()
+            if failure is None:
+                crew.start()
             while failure is None and not await crew.ended_within(_LOOK_SECONDS):
                 failure = await _failure_of(check)
             if failure is not None:
-                crew.dismiss(failure)
-                await crew.ended_within(_LEAVE_SECONDS)
+                await _dismiss(crew, failure, peer=peer)
         finally:
-            crew.stop()
-            if not await crew.ended_within(_LEAVE_SECONDS):
-                _log.warning("transport.gate_hangs", peer=peer)
+            await _end(crew, peer=peer)
+
+    async def refuse(self, secured: Secured, error: PannierError, *, peer: str) -> None:
+        """Tell the sender that it may not send records at all, and close the connection."""
+        crew = self._crew(secured, peer)
+        try:
+            await _dismiss(crew, error, peer=peer)
+        finally:
+            await _end(crew, peer=peer)
+
+    def _crew(self, secured: Secured, peer: str) -> RecordCrew:
+        wire = Wire(secured, peer=f"node {peer}", timing=self._timing, listens=False)
+        return RecordCrew(wire, self._gate, peer=peer, timing=self._timing)
 
 
 async def _failure_of(check: Callable[[], Awaitable[None]]) -> PannierError | None:
@@ -63,3 +71,16 @@ async def _failure_of(check: Callable[[], Awaitable[None]]) -> PannierError | No
     except PannierError as error:
         return error
     return None
+
+
+async def _dismiss(crew: RecordCrew, error: PannierError, *, peer: str) -> None:
+    """Tell the sender why, and give it time to close the connection, so that it reads that."""
+    _log.info("transport.refused", peer=peer, reason=str(error))
+    crew.dismiss(error)
+    await crew.ended_within(_LEAVE_SECONDS)
+
+
+async def _end(crew: RecordCrew, *, peer: str) -> None:
+    crew.stop()
+    if not await crew.ended_within(_LEAVE_SECONDS):
+        _log.warning("transport.gate_hangs", peer=peer)

@@ -211,8 +211,7 @@ class TransportServer:
             node = require_node(secured.tls, cluster=self._cluster)
             certificate = fingerprint(secured.tls.getpeercert(True) or b"")
         except PannierError as error:
-            secured.sock.close()
-            _log.info("transport.refused", address=address, reason=str(error))
+            await self._records.refuse(secured, error, peer=address)
             return
         check = partial(self._check, node.name, certificate)
         await self._records.serve(secured, peer=node.name, check=check)
