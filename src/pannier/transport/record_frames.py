@@ -130,13 +130,15 @@ def split_record(body: memoryview) -> tuple[str, memoryview]:
     """
     end = 1 + (body[0] if body else 0)
     try:
-        name = str(body[1:end], "ascii")
-    except UnicodeDecodeError as error:
+        name = check_name(str(body[1:end], "ascii"))
+    except UnicodeDecodeError:
+        name = None
+    if name is None or end > len(body):
         raise InvalidInput(
             "the other side sent a record of a volume whose name cannot be read",
             remedy="check that both nodes run the same version",
-        ) from error
-    return check_name(name), body[end:]
+        )
+    return name, body[end:]
 
 
 def taken_frame(number: int) -> bytes:
