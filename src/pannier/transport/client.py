@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import select
-import socket
-import ssl
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -15,14 +13,12 @@ from pannier.core.errors import PannierError, PeerUnavailable
 from pannier.core.generation import Generation
 from pannier.core.node import Node
 from pannier.pki.credentials import Credentials
-from pannier.pki.failures import explain_tls
-from pannier.pki.identity import require_node
 from pannier.storage.base import Driver, LocalCopy
 from pannier.transport.agreement import agree
 from pannier.transport.base import Offer, Sent
 from pannier.transport.channel import Channel, TransportTiming
+from pannier.transport.connecting import connect
 from pannier.transport.frames import PROTOCOL, Done, End, Failed, Have, Message, Offered, Start
-from pannier.transport.handshake import open_channel
 from pannier.transport.idle import IdleConnections
 from pannier.transport.lane import Lane
 from pannier.transport.pipes import prepare_pipe
@@ -120,55 +116,17 @@ class TransportClient:
         return lane, await _make_offer(offer, lane)
 
     async def _connect(self, to: Node) -> Channel:
+        secured = await connect(
+            to, context=self._context, cluster=self._cluster, timing=self._timing
+        )
         peer = f"node {to.name}"
-        where = f"{to.address}:{to.transport_port}"
-        try:
-            async with asyncio.timeout(self._timing.connect):
-                sock = await _connected(to.address, to.transport_port)
-                try:
-                    channel, tls = await open_channel(
-                        sock,
-                        context=self._context,
-                        server_name=to.name,
-                        peer=peer,
-                        timing=self._timing,
-                    )
-                except BaseException:
-                    sock.close()
-                    raise
-        except ssl.SSLError as error:
-            raise explain_tls(error, peer=f"{peer} ({where})") from error
-        except (OSError, TimeoutError, UnicodeError) as error:
+        if secured.protocol != PROTOCOL:
+            secured.sock.close()
             raise PeerUnavailable(
-                f"{peer} does not answer at {where}: {str(error) or 'no answer in time'}",
-                remedy="check that pannierd runs there, and the firewalls between",
-            ) from error
-        try:
-            require_node(tls, cluster=self._cluster, name=to.name, certificate=to.certificate)
-        except PannierError:
-            channel.close(abort=True)
-            raise
-        return channel
-
-
-async def _connected(address: str, port: int) -> socket.socket:
-    """A TCP connection to the first of the host's addresses that answers."""
-    loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(address, port, type=socket.SOCK_STREAM)
-    failure = OSError("the name has no address")
-    for family, kind, protocol, _, target in found:
-        sock = socket.socket(family, kind | socket.SOCK_NONBLOCK, protocol)
-        try:
-            await loop.sock_connect(sock, target)
-        except OSError as error:
-            sock.close()
-            failure = error
-        except BaseException:
-            sock.close()
-            raise
-        else:
-            return sock
-    raise failure
+                f"{peer} does not speak {PROTOCOL}",
+                remedy="check the port, and that all nodes run compatible versions",
+            )
+        return secured.channel(peer=peer, timing=self._timing, listens=True)
 
 
 async def _make_offer(offer: Offer, lane: Lane) -> Have:
