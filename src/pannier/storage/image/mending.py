@@ -113,6 +113,10 @@ class Mender:
                 self._right.pop(volume, None)
                 lock.release()
 
+    def is_receiving(self, home: Home) -> bool:
+        """Whether something of the volume is on its way."""
+        return self._on_their_way.get(home.volume, 0) > 0
+
     def quarantine(self, home: Home) -> None:
         """See :meth:`CheckedDriver.quarantine`: nothing is put in the place of what is taken away."""
         with self._lock(home):
