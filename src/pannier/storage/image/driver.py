@@ -334,11 +334,14 @@ class ImageDriver(SubvolumeDriver):
             try:
                 async with reading(intake.take) as (writer, _):
                     yield writer
-                if not await in_thread(intake.accept):
-                    await in_thread(self._mender.mend_arrived, home, generation)
+                await in_thread(self._accept, home, intake)
             except BaseException as error:
                 await in_thread(intake.break_off, error)
                 raise
+
+    def _accept(self, home: Home, intake: ImageIntake) -> None:
+        with self._mender.naming(home) as put_right:
+            intake.accept(put_right)
 
     async def verify(self, volume: str, generation: Generation | None) -> Reading:
         """See :meth:`CheckedDriver.verify`. What this node made itself has no checksums."""

@@ -126,6 +126,7 @@ class ImageIntake:
         self._base = base
         self._what = f"generation {generation} of volume {home.volume}"
         self._tree = home.incoming(generation) / "tree"
+        self._identity = ""
 
     def prepare(self) -> bool:
         """Prepare to receive the generation. False if it is here already."""
@@ -165,9 +166,7 @@ class ImageIntake:
                 _apply(image.fileno(), sums, record)
                 noting.applied(record)
             os.fsync(image.fileno())
-        drop_note(self._tree)
-        ioctl.set_received(self._tree, uuid=header.identity, ctransid=0)
-        ioctl.set_read_only(self._tree, read_only=True)
+        self._identity = header.identity
 
     def _note(self, header: StreamHeader) -> PartNote:
         base = None if self._base is None else str(self._base)
@@ -199,29 +198,30 @@ class ImageIntake:
             with told_as_storage_error(f"remove what came of {self._what}"):
                 self._home.discard_incoming(self._generation)
 
-    def accept(self) -> bool:
+    def accept(self, put_right: Callable[[Path], None]) -> None:
         """Make what was received durable, and only then give it its name.
 
-        Returns:
-            Whether the base is still what this was received on top of. If not, that was mended meanwhile.
+        Args:
+            put_right: called with the tree if the base was mended since this was begun on top of it. Until
+                this returns, nothing of the volume is mended.
 
         Raises:
             Corrupt: the base is not here any more.
         """
         with told_as_storage_error(f"take in {self._what}"):
-            ioctl.sync_filesystem(self._tree)
+            parent, tree = self._parent(), self._tree
+            made_of = ioctl.subvolume_info(tree).parent_uuid
+            if parent is not None and ioctl.subvolume_info(parent).uuid != made_of:
+                put_right(tree)
+            drop_note(tree)
+            ioctl.set_received(tree, uuid=self._identity, ctransid=0)
+            ioctl.set_read_only(tree, read_only=True)
+            ioctl.sync_filesystem(tree)
             place = self._home.tree(self._generation).parent
             if place.exists():
                 place.rmdir()  # the number of a deleted generation, which now comes back
-            self._tree.parent.rename(place)
-            try:
-                parent = self._parent()
-            except Corrupt:  # it was put into quarantine meanwhile
-                self._home.drop_generation(self._generation)
-                raise
+            tree.parent.rename(place)
             ioctl.sync_filesystem(place)
-            made_of = ioctl.subvolume_info(place / "tree").parent_uuid
-            return parent is None or ioctl.subvolume_info(parent).uuid == made_of
 
     def _parent(self) -> Path | None:
         return None if self._base is None else existing_tree(self._home, self._base)
