@@ -6,6 +6,7 @@ import asyncio
 import os
 import shutil
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -195,6 +196,25 @@ async def test_the_begun_generation_comes_before_a_newer_one(pair: Pair) -> None
     assert MEBIBYTE < sent.bytes < CONTENT_BYTES
     assert seen == sorted(seen)
     assert seen[-1] == sent.bytes
+    await pair.check(older)
+    await pair.check(newer)
+
+
+async def test_a_receiver_that_says_for_ever_that_it_has_a_part_is_not_sent_to_for_ever(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    older = await part(pair)
+    begun = await pair.begun()
+    newer = await pair.write(megabytes=1, name="other")
+    inspect = pair.birch.inspect
+
+    async def says(volume: str) -> LocalCopy:
+        return replace(await inspect(volume), generations=(), begun=begun)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pair.birch, "inspect", says)
+        sent = await pair.send(newer)
+    assert sent.base is None
     await pair.check(older)
     await pair.check(newer)
 
