@@ -37,7 +37,7 @@ from pannier.core.node import Node
 from pannier.engine.base import EngineFacts
 from pannier.host.clock import Clock
 from pannier.node.barrier_admission import RUNTIME
-from pannier.storage.base import Driver
+from pannier.storage.base import Driver, LocalCopy
 from pannier.testing.engine import FakeEngine
 from pannier.testing.store import MemoryStore
 from pannier.transport.agreement import agree
@@ -317,7 +317,7 @@ class Run:
         driver = await self.reception.admit(offer, peer=peer)
         async with self._claim(offer):
             have = (await driver.inspect(offer.volume_id)).generations
-            talk.tell(have)
+            talk.tell(LocalCopy(generations=have))
             if offer.generation in have:
                 await self.reception.confirm(offer, peer=peer)
                 return Sent(bytes=0, base=None, seconds=0.0)
@@ -385,10 +385,10 @@ class Talk:
 
     def __init__(self) -> None:
         loop = asyncio.get_running_loop()
-        self.have: asyncio.Future[tuple[Generation, ...]] = loop.create_future()
+        self.have: asyncio.Future[LocalCopy] = loop.create_future()
         self.stream: asyncio.Future[tuple[Generation | None, bytes]] = loop.create_future()
 
-    def tell(self, have: tuple[Generation, ...]) -> None:
+    def tell(self, have: LocalCopy) -> None:
         """The receiver's first word; the sender may have gone."""
         if not self.have.done():
             self.have.set_result(have)

@@ -133,7 +133,7 @@ class TransportServer:
         self._start_task(self._accept(listener))
 
     async def close(self) -> None:
-        """Stop listening and break off all transfers; what was half received is discarded."""
+        """Stop listening and break off all transfers. Drivers may keep what they can go on with."""
         while tasks := set(self._tasks):
             for task in tasks:
                 task.cancel()
@@ -266,12 +266,12 @@ class TransportServer:
         channel = lane.channel
         driver = await self._gate.admit(offer, peer=peer)
         async with self._claim(offer):
-            have = (await driver.inspect(offer.volume_id)).generations
-            if offer.generation in have:
+            here = await driver.inspect(offer.volume_id)
+            if offer.generation in here.generations:
                 await self._gate.confirm(offer, peer=peer)
-                await lane.run(partial(channel.say, Have.of(have)))
+                await lane.run(partial(channel.say, Have.of(here)))
                 return
-            start = await lane.run(partial(_agree, channel, Have.of(have)))
+            start = await lane.run(partial(_agree, channel, Have.of(here)))
             intake = _Inlet(channel)
             async with driver.receive(
                 offer.volume_id, offer.generation, base=start.parsed()
