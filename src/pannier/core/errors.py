@@ -17,6 +17,7 @@
      |   +- StoreUnavailable        store-unavailable
      |   +- PeerUnavailable         peer-unavailable
      |   +- EngineUnavailable       engine-unavailable
+     |   +- JournalFull             journal-full
      +- OutcomeUnknown              outcome-unknown      6   503   it may or may not have happened
      +- DeadlineExceeded            deadline             8   504
      +- ProgramFailed               program-failed       7   500   a program of the system's
@@ -147,6 +148,12 @@ class EngineUnavailable(Unavailable):
     """The Docker engine cannot be reached."""
 
     code = "engine-unavailable"
+
+
+class JournalFull(Unavailable):
+    """A copy's journal has no room for a record; a generation makes room, and serves instead of the record."""
+
+    code = "journal-full"
 
 
 class OutcomeUnknown(PannierError):
