@@ -158,7 +158,7 @@ class EngineUnavailable(Unavailable):
 
 
 class JournalFull(Unavailable):
-    """A copy's journal has no room for a record now."""
+    """A copy's journal has no room for a record; a generation makes room, and serves instead of the record."""
 
     code = "journal-full"
 
