@@ -61,7 +61,10 @@ class ImageReader:
         return found
 
     def close(self) -> None:
-        os.close(self._fd)
+        """Close it; a second call does nothing."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
     def _in_holes(self, span: Span) -> Iterator[tuple[Span, bool]]:
         """A span's pieces, and whether they have data. A hole is zeros, and need not be read."""
