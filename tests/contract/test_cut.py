@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -24,7 +26,7 @@ from cut_world import (
     volume,
 )
 
-from pannier.core.errors import Conflict, InvalidInput
+from pannier.core.errors import Conflict, InvalidInput, StorageError
 from pannier.core.line import Data, Zeros
 from pannier.cut.cutter import Cut, Cutter
 from pannier.cut.doubt import Doubt, Reason
@@ -282,6 +284,20 @@ def test_a_ring_that_overruns_is_a_gap(raw: Volume, name: str):
     assert raw.is_equal
 
 
+def test_events_that_found_no_place_are_a_gap_even_if_none_was_of_a_volume(raw: Volume, name: str):
+    (instance(name) / "options/overwrite").write_text("0")
+    (instance(name) / "buffer_size_kb").write_text("8")
+    for _ in range(1000):
+        with suppress(OSError):
+            (instance(name) / "trace_marker").write_text("x" * 200)
+    found = raw.cutter.take(LIMIT)
+    assert reason(found) is Reason.GAP
+    raw.restart()
+    raw.write(0, block("a"))
+    raw.cut()
+    assert raw.is_equal
+
+
 def overrun(name: str) -> bool:
     texts = [path.read_text() for path in instance(name).glob("per_cpu/*/stats")]
     return any("\noverrun: 0\n" not in text for text in texts)
@@ -345,6 +361,44 @@ def test_a_trace_has_one_user(tracer: Tracer, name: str):
         Tracer(name)
 
 
+def test_a_closed_trace_is_a_doubt_and_never_read_again(raw: Volume, tracer: Tracer):
+    tracer.close()
+    assert reason(raw.cutter.take(LIMIT)) is Reason.GAP
+    with pytest.raises(Conflict):
+        raw.cutter.restart()
+
+
+def test_a_closed_cutter_counts_no_flushes(raw: Volume):
+    raw.cutter.close()
+    with pytest.raises(StorageError):
+        raw.cutter.flushes()
+
+
+def test_volumes_are_cut_at_the_same_time(pool: Path, tracer: Tracer, raw: Volume):
+    def use(made: Volume) -> bool:
+        for k in range(200):
+            before = made.cutter.flushes()
+            made.write(k % 50 * BLOCK, block(str(k)))
+            assert [one.start for one in made.cut(flushes=before).ranges] == [k % 50 * BLOCK]
+        return made.is_equal
+
+    with volume(pool, tracer) as other, ThreadPoolExecutor() as threads:
+        assert list(threads.map(use, [raw, other])) == [True, True]
+
+
+def test_as_many_devices_as_a_node_may_have_are_filtered(tracer: Tracer, raw: Volume):
+    """More than fit into the kernel's page for a filter."""
+    watches = [tracer.watch(os.makedev(7, 1000 + k)) for k in range(400)]
+    raw.write(0, block("a"))
+    raw.cut()
+    assert raw.is_equal
+    for watch in watches:
+        tracer.unwatch(watch)
+    raw.write(BLOCK, block("b"))
+    raw.cut()
+    assert raw.is_equal
+
+
 def test_a_device_has_one_watch(raw: Volume, tracer: Tracer):
     with pytest.raises(Conflict):
         tracer.watch(os.stat(raw.device.path).st_rdev)
@@ -384,6 +438,38 @@ def test_a_closed_trace_costs_nothing_and_opens_again(name: str):
     assert (instance(name) / f"{EVENT}/enable").read_text().strip() == "0"
     assert (instance(name) / "tracing_on").read_text().strip() == "0"
     Tracer(name).close()
+
+
+MOUNTS = """
+from pannier.cut.tracefs import TRACEFS, mount
+assert not (TRACEFS / "instances").exists()
+mount()
+mount()
+assert (TRACEFS / "instances").exists()
+"""
+REFUSED = """
+from pannier.core.errors import Unavailable
+from pannier.cut.tracer import Tracer
+try:
+    Tracer("pannier-test-refused")
+except Unavailable as error:
+    assert "lockdown" in error.remedy
+else:
+    raise SystemExit(1)
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "may_mount"), [(MOUNTS, True), (REFUSED, False)], ids=["mounted", "refused"]
+)
+def test_a_tracefs_that_is_not_mounted_is_mounted_or_not_to_be_had(text: str, may_mount: bool):
+    """In a namespace of mounts of its own, where something else hides it."""
+    less = (
+        [] if may_mount else ["setpriv", "--bounding-set", "-sys_admin", "--inh-caps", "-sys_admin"]
+    )
+    hide = f'mount -t tmpfs none {TRACEFS} && exec "$@"'
+    command = ["unshare", "-m", "sh", "-c", hide, "sh", *less, sys.executable, "-c", text]
+    subprocess.run(command, check=True)
 
 
 def test_a_name_that_is_a_path_is_refused():

@@ -105,6 +105,9 @@ def test_a_replica_mounts_clean_at_any_cut_and_equals_the_image_when_it_is_quiet
                     seen[take(made)] += 1
                     assert made.is_equal
                     seen["equal"] += 1
+            if rng.random() < 0.01:
+                made.restart()  # while all of them write
+                seen["restarted"] += 1
             if rng.random() < 0.02:
                 ext4.trim(place, 0)
                 seen["trimmed"] += 1
@@ -113,6 +116,7 @@ def test_a_replica_mounts_clean_at_any_cut_and_equals_the_image_when_it_is_quiet
     assert seen["checked"] > 2
     assert seen["equal"] > 2
     assert seen["trimmed"] > 2
+    assert seen["restarted"] > 2
 
 
 def take(made: Volume, *, flushes: int | None = None) -> str:

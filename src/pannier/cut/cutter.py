@@ -110,7 +110,7 @@ class Cutter:
         """How many flushes have completed: read it before a group is synced, for :meth:`take`.
 
         Raises:
-            StorageError: the device is gone.
+            StorageError: the device was removed, or the cutter closed.
         """
         try:
             return self._settings.statistics().flushes

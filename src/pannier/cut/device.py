@@ -9,6 +9,7 @@ from pathlib import Path
 from pannier.cut.doubt import Doubtful, Reason
 
 _FILE_BYTES = 4096
+_CLOSED = -1
 _WRITTEN, _DISCARDED, _FLUSHES = 6, 13, 15
 """Places in ``stat``, from 0 on. Zeroing counts as written."""
 _ATTACHED = "loop/autoclear"
@@ -81,7 +82,7 @@ class LoopSettings:
 
     def _read(self, file: str) -> bytes:
         try:
-            return os.pread(self._open[file], _FILE_BYTES, 0)
+            return os.pread(self._open.get(file, _CLOSED), _FILE_BYTES, 0)
         except OSError as error:
             text = f"block device {self._name} has its image no more: {error}"
             raise Doubtful(Reason.SETTINGS, text) from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import struct
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -82,10 +83,12 @@ def layout(header_page: str, event_format: str) -> Layout:
     Raises:
         Unavailable: a field is not there, or not as large as it must be.
     """
+    if sys.byteorder != "little":  # the bits of an event's header are in another order then
+        raise Unavailable("the block trace of big-endian machines cannot be read")
     page, event = _fields(header_page), _fields(event_format)
     found = re.search(r"^ID: (\d+)", event_format, re.MULTILINE)
     try:
-        # The bytes in use are a machine word: 32 bits of it matter, and it is little-endian here.
+        # The bytes in use are a machine word, of which the lower 32 bits matter.
         head, _ = _structure({"timestamp": page["timestamp"], "commit": (page["commit"][0], 4)})
         names = ("dev", "sector", "nr_sector", "rwbs")
         wanted = {name: event[name] for name in names}

@@ -107,6 +107,7 @@ class TraceInstance:
         """Those that the kernel may have now: two while one is replaced."""
         self._is_on = False
         self._lost: tuple[int, ...] = ()
+        self.rings: list[int] = []
         share = _TOTAL_RING_BYTES // max(1, os.cpu_count() or 1)
         self.ring_bytes = min(_MOST_RING_BYTES, max(_LEAST_RING_BYTES, share))
         try:
@@ -133,6 +134,7 @@ class TraceInstance:
         self._write(_ENABLE, "0")
         self._write("trace", "")
         self._write("trace_clock", _CLOCK)
+        self._write("options/overwrite", "1")
         self._write("buffer_size_kb", str(self.ring_bytes >> 10))
         self._write(_FILTER, "0" if self._filters[-1] == "none" else self._filters[-1])
         self._write(_ENABLE, _switch(self._is_on))
@@ -188,6 +190,7 @@ class TraceInstance:
         for fd in self._open.values():
             os.close(fd)
         self._open.clear()
+        self.rings = []
 
     def _claim(self, name: str) -> None:
         """One process at a time: the lock goes with it, however it ends."""

@@ -36,6 +36,7 @@ class Tracer:
         self._settings = threading.Lock()
         """Of what is watched. Taken before the other; the kernel needs milliseconds for a change."""
         self._watches: dict[int, Watch] = {}
+        self._is_closed = False
 
     @property
     def ring_bytes(self) -> int:
@@ -49,11 +50,12 @@ class Tracer:
             device: its ``dev_t``, as stat(2) gives it.
 
         Raises:
-            Conflict: it is watched already.
+            Conflict: it is watched already, or this tracer was closed.
             OSError: the kernel refused.
         """
         number = kernel_number(device)
         with self._settings:
+            self._require_open()
             if number in self._watches:
                 raise Conflict(
                     f"the block device {number >> 20}:{number & 0xFFFFF} is watched already"
@@ -80,7 +82,7 @@ class Tracer:
     def drain(self) -> None:
         """Give what the rings have to the watches. Whatever is lost is a gap of all of them.
 
-        What completed before the call is with its watch after it.
+        What completed before the call is with its watch after it, but for an event that is just being recorded.
         """
         with self._lock:
             try:
@@ -99,19 +101,28 @@ class Tracer:
         """Forget what was told of a device, and its gap. What completes after the return is told.
 
         Raises:
+            Conflict: this tracer was closed.
             OSError: the trace is not as it must be, and cannot be set up anew.
         """
         with self._settings, self._lock:
+            self._require_open()
             if self._look():
                 self._instance.set_up()
         self.drain()
         watch.clear()
 
     def close(self) -> None:
-        """End it. The instance stays, and tells nothing; :func:`pannier.cut.tracefs.remove` removes it."""
+        """End it: a gap of all watches. The instance stays, and tells nothing; see :func:`pannier.cut.tracefs.remove`."""
         with self._settings, self._lock:
+            self._is_closed = True
+            for watch in self._watches.values():
+                watch.miss("the trace was closed")
             self._watches.clear()
             self._instance.close()
+
+    def _require_open(self) -> None:
+        if self._is_closed:
+            raise Conflict("the trace was closed", remedy="open it anew")
 
     def _give_out(self, page: bytes) -> None:
         events, is_missing = parse(page, self._instance.layout)
@@ -132,6 +143,9 @@ class Tracer:
         return bool(trouble)
 
     def _miss(self, why: str) -> None:
-        log.warning("trace.gap", why=why, devices=len(self._watches))
+        if any(
+            not watch.gap for watch in self._watches.values()
+        ):  # one line for each gap, however often it is seen
+            log.warning("trace.gap", why=why, devices=len(self._watches))
         for watch in self._watches.values():
             watch.miss(why)
