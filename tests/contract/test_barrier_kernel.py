@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from barrier_kernel_world import World, new_world, until
+from barrier_kernel_world import World, new_world, until, volumes
 
 from pannier.barrier import barrier, kernel, pending, syncwrites
 from pannier.barrier.keeping import Keeping
@@ -30,8 +30,9 @@ WAIT_KILLABLE_RECV = 32
 
 @pytest.fixture
 async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    async with new_world(tmp_path, monkeypatch) as world:
-        yield world
+    with volumes(tmp_path):
+        async with new_world(tmp_path, monkeypatch) as world:
+            yield world
 
 
 async def test_a_call_waits_until_its_volume_is_durable(world: World) -> None:

@@ -623,3 +623,9 @@ class SparseSnapshotDriver(SnapshotDriver, SparseDriver, FileSystemDriver, Mendi
 
     async def failed(self) -> frozenset[str]:
         return frozenset(self.disk.refused & self.disk.attached.keys())
+
+    async def refused(self, volume: str, *, epoch: int) -> bool:
+        return volume in self.disk.refused
+
+    async def note_refused(self, volume: str, *, epoch: int) -> None:
+        self.disk.refused.add(volume)
