@@ -95,8 +95,8 @@ def _sync(call: SyncCall, root: Path) -> Synced:
         return Synced(BY_KERNEL, whole=True)
     try:
         with borrowed(call) as file:
-            if file is None:
-                return Synced(DONE, whole=True)
+            if file is None:  # its caller has ended, or its descriptor is another file's
+                return Synced(DONE, whole=call.is_there())
             if error := _error_of(call.name, file.fd):
                 return Synced(Answer(error), refused=error not in _OF_THE_CALLER)
             return Synced(DONE if file.own else BY_KERNEL)
