@@ -19,6 +19,7 @@ from pannier.barrier import barrier, kernel, pending, syncwrites
 from pannier.barrier.keeping import Keeping
 from pannier.barrier.pending import Pending
 from pannier.barrier.reach import Reach
+from pannier.host.mountinfo import OwnMounts
 
 pytestmark = [
     pytest.mark.root,
@@ -316,3 +317,18 @@ async def test_files_that_are_written_through_are_found(world: World) -> None:
         pid, fd = found[caller.pid]
         assert pid == caller.pid
         assert os.readlink(f"/proc/{pid}/fd/{fd}") == str(world.file())
+
+
+# -- this machine's mounts ---------------------------------------------------------------------------
+
+
+def test_a_mount_is_noticed_when_it_comes_and_when_it_goes(tmp_path: Path) -> None:
+    mounts = OwnMounts()
+    for _ in range(3):
+        assert str(tmp_path) not in {mount.point for mount in mounts()}
+        subprocess.run(["mount", "-t", "tmpfs", "none", tmp_path], check=True)
+        try:
+            assert str(tmp_path) in {mount.point for mount in mounts()}
+        finally:
+            subprocess.run(["umount", tmp_path], check=True)
+    assert str(tmp_path) not in {mount.point for mount in mounts()}

@@ -405,6 +405,7 @@ async def test_writers_are_limited_while_everything_is_being_written_out(pool: P
         writing_out = asyncio.create_task(pool.driver.write_out(pool.volume))
         await until(lambda: "syncfs" in "".join(map(stack, Path("/proc/self/task").iterdir())))
         await asyncio.wait_for(restrict(pool, NARROW), 10)
+        assert not await asyncio.wait_for(pool.driver.refused(pool.volume, epoch=1), 10)
         assert not writing_out.done()
     finally:
         run("fsfreeze", "--unfreeze", str(pool.mountpoint))

@@ -100,8 +100,8 @@ def _sync(call: SyncCall, root: Path) -> Synced:
             if error := _error_of(call.name, file.fd):
                 return Synced(Answer(error), refused=error not in _OF_THE_CALLER)
             return Synced(DONE if file.own else BY_KERNEL)
-    except OSError:  # no file that could be had
-        return Synced(BY_KERNEL, whole=True)
+    except OSError:  # no file that could be had, or its caller has ended
+        return Synced(BY_KERNEL, whole=call.is_there())
 
 
 def sync_stacked(call: SyncCall) -> int:

@@ -31,7 +31,7 @@ class SaidLocally:
     Attributes:
         answers: one for each call.
         lost: whether the disk refused something of the volume: then the answers are failures, and are given at once.
-        whole: whether the file system has still to be written out as a whole for some call.
+        whole: whether the file system has still to be written out as a whole for some call, as a generation does.
     """
 
     answers: Sequence[Answer]
