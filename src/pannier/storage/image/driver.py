@@ -502,6 +502,20 @@ class ImageDriver(SubvolumeDriver):
     def _failed(self) -> frozenset[str]:
         return frozenset(key[0] for key, image in tuple(self._images.items()) if image.look())
 
+    async def refused(self, volume: str, *, epoch: int) -> bool:
+        """See :meth:`SparseDriver.refused`."""
+        home = self._home(volume)
+        return await in_own_thread(lambda: self._refused(home, epoch))
+
+    def _refused(self, home: Home, epoch: int) -> bool:
+        with told_as_storage_error(f"see what was lost of volume {home.volume}"):
+            return self._image(home.volume, epoch).refused()
+
+    async def note_refused(self, volume: str, *, epoch: int) -> None:
+        """See :meth:`SparseDriver.note_refused`."""
+        image = self._image(self._home(volume).volume, epoch)
+        await in_own_thread(image.note_refused)
+
     async def space(self, volume: str) -> Space | None:
         """See :meth:`SparseDriver.space`."""
         self._home(volume)
