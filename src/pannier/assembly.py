@@ -71,7 +71,7 @@ from pannier.swarm.evacuation import Evacuation
 from pannier.swarm.hooks import Hooks
 from pannier.swarm.labels import Labels
 from pannier.swarm.services import Services
-from pannier.transport.base import RecordSender, Sender
+from pannier.transport.base import Sender, SendsRecords
 
 
 class SyncCalls(Marks, Protocol):
@@ -113,7 +113,7 @@ class Outside(Generic[Calls]):
     engine: Engine
     peers: Peers
     sender: Sender
-    record_sender: RecordSender
+    record_sender: SendsRecords
     mounts: Mounts
     users_of: UsersOf
     kill: Callable[[int, int], None]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -376,19 +377,66 @@ async def test_what_is_being_received_on_top_of_what_is_mended_is_mended_as_well
 async def test_what_arrives_and_cannot_be_mended_is_not_there(
     nodes: Nodes, copy: ImageDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = copy._mender.mend_arrived
-
-    def fails(*args: object) -> None:
-        monkeypatch.setattr(mending, "exchange", refuses)
-        real(*args)
-
     def refuses(*_: object) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(copy._mender, "mend_arrived", fails)
+    monkeypatch.setattr(mending, "_put_right", refuses)
     with pytest.raises(StorageError):
         await received_meanwhile(nodes, copy)
     assert len((await copy.inspect(nodes.volume)).generations) == 2
+    assert not any((copy._home(nodes.volume).path / "incoming").iterdir())
+
+
+async def test_what_arrives_is_mended_before_it_gets_its_name(
+    nodes: Nodes, copy: ImageDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Power fails the moment that it has one: whoever takes over then reads what was sent."""
+    sync = ioctl.sync_filesystem
+
+    def fails(path: Path) -> None:
+        sync(path)
+        if path.parent.name == "generations" and received:
+            raise PowerFails
+
+    received: list[Generation] = []
+    mend = copy.mend
+
+    async def mends(volume: str, blocks: Mapping[int, bytes]) -> None:
+        await mend(volume, blocks)
+        received.extend((await copy.inspect(volume)).generations)
+
+    monkeypatch.setattr(copy, "mend", mends)
+    monkeypatch.setattr(ioctl, "sync_filesystem", fails)
+    with pytest.raises(PowerFails):
+        await received_meanwhile(nodes, copy)
+    again = ImageDriver(copy._mountpoint, staging=copy._staging)
+    await again.open()
+    (third,) = set((await again.inspect(nodes.volume)).generations) - set(received)
+    assert (await again.verify(nodes.volume, third)).proved
+
+
+async def test_nothing_is_mended_between_the_look_at_the_base_and_the_name(
+    nodes: Nodes, copy: ImageDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = block()
+    _, second = await two_generations(nodes, wanted)
+    third = await written(nodes, nodes.a.data_path(nodes.volume, 1), block(), "third")
+    overwrite(copy, wanted)
+    (at,) = (await copy.verify(nodes.volume, second)).damaged
+    home, sync = copy._home(nodes.volume), ioctl.sync_filesystem
+    mends = threading.Thread(target=copy._mender.mend, args=(home, {at: wanted}))
+
+    def syncs(path: Path) -> None:
+        if path == home.incoming(third) / "tree":
+            mends.start()
+            mends.join(timeout=1.0)  # all the time that it needs, if it need not wait
+        sync(path)
+
+    monkeypatch.setattr(ioctl, "sync_filesystem", syncs)
+    await nodes.transfer(nodes.a, copy, third, second)
+    await asyncio.to_thread(mends.join)
+    for generation in (await copy.inspect(nodes.volume)).generations:
+        assert (await copy.verify(nodes.volume, generation)).proved
 
 
 async def test_a_generation_that_arrives_while_others_are_mended_is_mended_as_well(

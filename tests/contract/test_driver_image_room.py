@@ -20,7 +20,7 @@ from pannier.core.room import ImageLimits, RoomLevel, plan, shrinking
 from pannier.storage.base import RootAttributes
 from pannier.storage.btrfs.allocation import Allocation
 from pannier.storage.btrfs.pool import close_pool, create_pool, grow_pool
-from pannier.storage.image import loopdevice
+from pannier.storage.image import ext4, loopdevice
 from pannier.storage.image.driver import ImageDriver
 from pannier.storage.image.nocow import IMAGE
 
@@ -261,9 +261,43 @@ async def test_what_was_only_shown_is_not_attached_beside_who_still_looks_at_it(
     try:
         with pytest.raises(StorageError, match=r"mounted from /dev/loop\d+ by somebody else"):
             await pool.attached()
+        assert list(data.iterdir()) == []  # it is shown still
+        assert os.path.ismount(data.parent)
     finally:
         run("umount", str(tmp_path))
     (await pool.attached() / "file").write_text("this")
+
+
+@pytest.mark.parametrize("step", ["attached", "mount"])
+async def test_what_cannot_be_mounted_again_is_shown_as_before(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """No loop device is to be had for writing, or the kernel refuses the file system."""
+    data = await pool.attached()
+    (data / "kept").write_text("this")
+    await pool.detached()
+    remount(pool, "ro")
+    try:
+        await pool.attached()
+    finally:
+        remount(pool, "rw")
+    module = loopdevice if step == "attached" else ext4
+    real = getattr(module, step)
+
+    def refuses(*args: object, read_only: bool = False, **named: object) -> object:
+        if not read_only:
+            raise OSError(errno.ENODEV, "No such device")
+        return real(*args, read_only=True, **named)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, step, refuses)
+        with pytest.raises(StorageError, match="No such device"):
+            await pool.attached()
+        assert (data / "kept").read_text() == "this"
+        with pytest.raises(OSError, match="Read-only"):
+            (data / "more").write_text("that")
+    await pool.attached()
+    (data / "more").write_text("that")
 
 
 def limit(pool: Pool, size: str) -> None:

@@ -32,15 +32,16 @@ from pannier.contract.operation import Operation
 from pannier.contract.peers import PEER_OPERATIONS, Peer, Peers
 from pannier.core.errors import Conflict, OutcomeUnknown, PannierError, PeerUnavailable
 from pannier.core.generation import Generation
+from pannier.core.line import decode
 from pannier.core.node import Node
 from pannier.engine.base import EngineFacts
 from pannier.host.clock import Clock
 from pannier.node.barrier_admission import RUNTIME
-from pannier.storage.base import Driver
+from pannier.storage.base import Driver, LocalCopy
 from pannier.testing.engine import FakeEngine
 from pannier.testing.store import MemoryStore
 from pannier.transport.agreement import agree
-from pannier.transport.base import Encoded, Offer, RecordSender, Sender, Sent
+from pannier.transport.base import Offer, Parcel, Sender, SendsRecords, Sent
 
 if TYPE_CHECKING:
     from world import World
@@ -316,7 +317,7 @@ class Run:
         driver = await self.reception.admit(offer, peer=peer)
         async with self._claim(offer):
             have = (await driver.inspect(offer.volume_id)).generations
-            talk.tell(have)
+            talk.tell(LocalCopy(generations=have))
             if offer.generation in have:
                 await self.reception.confirm(offer, peer=peer)
                 return Sent(bytes=0, base=None, seconds=0.0)
@@ -384,10 +385,10 @@ class Talk:
 
     def __init__(self) -> None:
         loop = asyncio.get_running_loop()
-        self.have: asyncio.Future[tuple[Generation, ...]] = loop.create_future()
+        self.have: asyncio.Future[LocalCopy] = loop.create_future()
         self.stream: asyncio.Future[tuple[Generation | None, bytes]] = loop.create_future()
 
-    def tell(self, have: tuple[Generation, ...]) -> None:
+    def tell(self, have: LocalCopy) -> None:
         """The receiver's first word; the sender may have gone."""
         if not self.have.done():
             self.have.set_result(have)
@@ -448,21 +449,22 @@ class SenderOf(Sender):
                 talk.stream.set_result((base, stream))
 
 
-class RecordSenderOf(RecordSender):
+class RecordSenderOf(SendsRecords):
     """A node's sender of records."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
 
-    async def send_record(self, record: Encoded, *, to: Node, volume_name: str) -> None:
+    async def send(self, parcel: Parcel, *, to: Node, volume_name: str) -> None:
         run = self._run
-        encoded = b"".join(record.pieces)
+        encoded = b"".join(parcel.pieces)
+        place = decode(encoded).place
         await run.world.call(
             run,
             to.name,
             "record.send",
             lambda there: there.reception.take(
-                record.place, encoded, volume_name=volume_name, peer=run.name
+                place, encoded, volume_name=volume_name, peer=run.name
             ),
             lost=PeerUnavailable(f"the connection to {to.name} broke"),
         )

@@ -42,7 +42,7 @@ from pannier.host.state_files import HostFiles, StateFiles
 from pannier.storage.base import Driver
 from pannier.store.base import ABSENT, Change, Store
 from pannier.testing.store import MemoryData
-from pannier.transport.base import RecordSender, Sender
+from pannier.transport.base import Sender, SendsRecords
 
 __all__ = [
     "ACTOR",
@@ -153,7 +153,7 @@ class World:
         """A node's way of sending generations."""
         return SenderOf(run)
 
-    def make_record_sender(self, run: Run) -> RecordSender:
+    def make_record_sender(self, run: Run) -> SendsRecords:
         """A node's way of sending records."""
         return RecordSenderOf(run)
 

@@ -14,12 +14,12 @@ from pannier.agent.drivers import Drivers
 from pannier.cluster.cluster import Cluster
 from pannier.copies.replicated import Following, Line, Replicated
 from pannier.core.errors import PannierError, PeerUnavailable
-from pannier.core.line import Cut, Doubt, Record, encode
+from pannier.core.line import Cut, Doubt, Record
 from pannier.core.pace import CopiesPace
 from pannier.core.volume import Volume
 from pannier.host.clock import Clock
 from pannier.storage.lines import LineDriver
-from pannier.transport.base import Encoded, RecordSender
+from pannier.transport.base import Parcel, SendsRecords
 
 log = structlog.get_logger(__name__)
 
@@ -32,7 +32,7 @@ class Lines:
         *,
         cluster: Cluster,
         drivers: Drivers,
-        sender: RecordSender,
+        sender: SendsRecords,
         clock: Clock,
         pace: CopiesPace,
     ) -> None:
@@ -92,14 +92,14 @@ class Lines:
 
     def _ship(self, replicated: Replicated, line: Line, cut: Cut, *, at: float) -> None:
         place = line.next_place(replicated.volume)
-        encoded = Encoded(place, encode(Record(place=place, size=cut.size, ranges=cut.ranges)))
+        parcel = Parcel.of(Record(place=place, size=cut.size, ranges=cut.ranges))
         followers = [
             (node, progress.following)
             for node, progress in replicated.progress.items()
             if progress.following is not None and progress.follows(line)
         ]
         line.number += 1
-        line.bytes += encoded.size
+        line.bytes += parcel.size
         replicated.position += 1
         for node, following in followers:
             if following.waiting >= self._pace.most_waiting:
@@ -112,7 +112,7 @@ class Lines:
                     replicated,
                     node,
                     following,
-                    encoded,
+                    parcel,
                     position=replicated.position,
                     at=at,
                     before=following.last,
@@ -127,7 +127,7 @@ class Lines:
         replicated: Replicated,
         name: str,
         following: Following,
-        encoded: Encoded,
+        parcel: Parcel,
         *,
         position: int,
         at: float,
@@ -137,7 +137,7 @@ class Lines:
             await asyncio.wait((before,))
         try:
             if not following.broken:
-                await self._send_one(replicated, name, encoded)
+                await self._send_one(replicated, name, parcel)
         except PannierError as error:
             log.info("line.broken", volume=replicated.volume.name, node=name, error=str(error))
             replicated.note_not_following(following)
@@ -150,8 +150,8 @@ class Lines:
         finally:
             following.waiting -= 1
 
-    async def _send_one(self, replicated: Replicated, name: str, encoded: Encoded) -> None:
+    async def _send_one(self, replicated: Replicated, name: str, parcel: Parcel) -> None:
         node = self._cluster.catalog.node(name)
         if node is None:
             raise PeerUnavailable(f"node {name} is not in this cluster any more")
-        await self._sender.send_record(encoded, to=node, volume_name=replicated.volume.name)
+        await self._sender.send(parcel, to=node, volume_name=replicated.volume.name)

@@ -12,13 +12,13 @@
      |   +- VolumeInUse             volume-in-use
      |   +- NotHolder               not-holder
      |   +- Stale                   stale                          an older epoch, or a lost race
+     |   +- NotFollowing            not-following                  a copy lacks what came before
      +- Denied                      denied               5   403   certificate or token not accepted
      +- Unavailable                 unavailable          6   503   try again; nothing was changed
-     |   +- NotFollowing            not-following
-     |   +- JournalFull             journal-full
      |   +- StoreUnavailable        store-unavailable
      |   +- PeerUnavailable         peer-unavailable
      |   +- EngineUnavailable       engine-unavailable
+     |   +- JournalFull             journal-full
      +- OutcomeUnknown              outcome-unknown      6   503   it may or may not have happened
      +- DeadlineExceeded            deadline             8   504
      +- ProgramFailed               program-failed       7   500   a program of the system's
@@ -117,6 +117,12 @@ class Stale(Conflict):
     code = "stale"
 
 
+class NotFollowing(Conflict):
+    """A record does not follow what the copy has: it lacks something that came before."""
+
+    code = "not-following"
+
+
 class Denied(PannierError):
     """The certificate or token does not allow this."""
 
@@ -131,18 +137,6 @@ class Unavailable(PannierError):
     code = "unavailable"
     exit_status = 6
     http_status = 503
-
-
-class NotFollowing(Unavailable):
-    """A copy lacks what comes before a record; a generation brings it."""
-
-    code = "not-following"
-
-
-class JournalFull(Unavailable):
-    """A copy's journal has no room for a record; a generation frees some."""
-
-    code = "journal-full"
 
 
 class StoreUnavailable(Unavailable):
@@ -161,6 +155,12 @@ class EngineUnavailable(Unavailable):
     """The Docker engine cannot be reached."""
 
     code = "engine-unavailable"
+
+
+class JournalFull(Unavailable):
+    """A copy's journal has no room for a record; a generation makes room, and serves instead of the record."""
+
+    code = "journal-full"
 
 
 class OutcomeUnknown(PannierError):

@@ -41,6 +41,20 @@ class LiveTree:
     sealed: bool
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Begun:
+    """A generation of which a broken transfer has brought a part.
+
+    Attributes:
+        base: what it is received as the difference to; None where it is received whole.
+        position: all that belongs before this byte of the volume is here, and durable.
+    """
+
+    generation: Generation
+    base: Generation | None
+    position: int
+
+
 @dataclass(frozen=True, slots=True)
 class LocalCopy:
     """What this node has of one volume, as read from the disk.
@@ -50,11 +64,13 @@ class LocalCopy:
         generations: whole generations, oldest first.
         bases: generations that are no longer here, but that :meth:`Driver.send` still takes as
             ``base``, oldest first. Only drivers that keep one tree have any.
+        begun: what the next transfer can go on with. Only a :class:`ResumingDriver` has any.
     """
 
     live: tuple[LiveTree, ...] = ()
     generations: tuple[Generation, ...] = ()
     bases: tuple[Generation, ...] = ()
+    begun: Begun | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,6 +313,28 @@ class Driver(Protocol):
         Raises:
             DiskFailed: it takes none, and will take none until it is mounted again. A full file system
                 does not count as failed.
+        """
+        ...
+
+
+@runtime_checkable
+class ResumingDriver(Driver, Protocol):
+    """A driver that keeps what a broken transfer has brought: see :attr:`LocalCopy.begun`.
+
+    :meth:`Driver.receive` goes on with that if the stream begins there, and throws it away if the stream begins
+    with the first byte, or is of another generation.
+    """
+
+    def send_rest(
+        self, volume: str, generation: Generation, *, base: Generation | None, position: int
+    ) -> AbstractAsyncContextManager[int]:
+        """Stream what :meth:`Driver.send` would, but nothing before ``position``.
+
+        Args:
+            position: a byte of the volume. The receiver has what belongs before it.
+
+        Raises:
+            Corrupt, StorageError: as :meth:`Driver.send`.
         """
         ...
 

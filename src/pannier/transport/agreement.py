@@ -1,4 +1,9 @@
-"""What a sender does when it hears what the receiver has."""
+"""What a sender does when it hears what the receiver has.
+
+A receiver that has a part of another generation is sent the rest of that first, as long as the generation is
+here: then only the difference to it is left. So a transfer goes on after the sender was restarted, too, although a
+sender makes a new generation then. One of a former epoch may be none that the volume has grown out of.
+"""
 
 from __future__ import annotations
 
@@ -7,32 +12,37 @@ from dataclasses import dataclass
 from pannier.core.errors import SetBack
 from pannier.core.generation import Generation, newest_common
 from pannier.core.set_back import proof_of_set_back
-from pannier.storage.base import Driver, LocalCopy
+from pannier.storage.base import Driver, LocalCopy, ResumingDriver
 from pannier.transport.base import Offer
 
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """What is to be sent: nothing, a generation whole, or its difference to ``base``."""
+    """What is to be sent: nothing, a generation whole, or its difference to ``base``.
+
+    Attributes:
+        position: nothing before this byte of the volume: the receiver has it.
+        first: another generation of the same epoch that is to be offered before, since a part of it is there.
+    """
 
     there: bool
     base: Generation | None = None
+    position: int = 0
+    first: Generation | None = None
 
 
-def agree(
-    offer: Offer, driver: Driver, ours: LocalCopy, theirs: tuple[Generation, ...]
-) -> Agreement:
+def agree(offer: Offer, driver: Driver, ours: LocalCopy, theirs: LocalCopy) -> Agreement:
     """Decide what to send.
 
     Args:
         ours: what is here of the volume.
-        theirs: the receiver's whole generations.
+        theirs: what the receiver has of it.
 
     Raises:
         SetBack: the receiver has what this node has sent and lacks now.
     """
     if driver.generations_in_use:
-        newest = proof_of_set_back(ours.generations, theirs, epoch=offer.epoch)
+        newest = proof_of_set_back(ours.generations, theirs.generations, epoch=offer.epoch)
         if newest is not None:
             raise SetBack(
                 f"generation {newest} of volume {offer.volume_name} is there, and this node, which has sent "
@@ -40,6 +50,14 @@ def agree(
                 remedy=f"see pannier volume history {offer.volume_name}",
                 newest=str(newest),
             )
-    if offer.generation in theirs:
+    if offer.generation in theirs.generations:
         return Agreement(there=True)
-    return Agreement(there=False, base=newest_common(ours.generations + ours.bases, theirs))
+    base = newest_common(ours.generations + ours.bases, theirs.generations)
+    begun = theirs.begun
+    if begun is None or begun.base != base or not isinstance(driver, ResumingDriver):
+        return Agreement(there=False, base=base)
+    if begun.generation == offer.generation:
+        return Agreement(there=False, base=base, position=begun.position)
+    if begun.generation in ours.generations and begun.generation.epoch == offer.epoch:
+        return Agreement(there=False, base=base, first=begun.generation)
+    return Agreement(there=False, base=base)

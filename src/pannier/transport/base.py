@@ -1,13 +1,13 @@
-"""The transport's protocols: how the mover sends a generation to another node."""
+"""The transport's protocols: how generations and records are sent to another node, and who takes them there."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from pannier.core.generation import Generation
-from pannier.core.line import Buffer, Place
+from pannier.core.line import Buffer, Place, Record, encode
 from pannier.core.node import Node
 from pannier.core.volume import Volume
 from pannier.storage.base import Driver
@@ -111,38 +111,66 @@ class Sender(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Encoded:
-    """A record as it is sent and kept: see :func:`pannier.core.line.encode`."""
+class Parcel:
+    """A record, encoded once for all its receivers.
 
-    place: Place
-    pieces: Sequence[Buffer]
+    Attributes:
+        pieces: the encoded record. They may not change while the parcel is being sent.
+    """
+
+    pieces: tuple[Buffer, ...]
+
+    @classmethod
+    def of(cls, record: Record) -> Parcel:
+        """The parcel of a record. Large pieces of its content are not copied."""
+        return cls(tuple(encode(record)))
 
     @property
     def size(self) -> int:
-        """Bytes of all pieces."""
-        return sum(len(piece) for piece in self.pieces)
+        """In bytes."""
+        return sum(map(len, self.pieces))
 
 
 class RecordGate(Protocol):
-    """What the receiving node does with a record."""
+    """The receiving node's decision about records, and where they are kept."""
 
-    async def take(self, place: Place, encoded: Buffer, *, volume_name: str, peer: str) -> None:
-        """Keep a record. On return it is durable here, and its sync calls may be answered.
+    def take(self, place: Place, encoded: Buffer, *, volume_name: str, peer: str) -> None:
+        """Keep a record, and return when it is durable here. Threads of the transport call it, and it may block.
+
+        Records of one volume that came over one connection are given one at a time, in the order in which they came.
+        Those of different volumes come at the same time, and should share one flush. A sync call waits for this,
+        so it must not wait for the event loop.
+
+        Args:
+            encoded: the whole record, checked; it may be kept.
+            peer: the name in the sending node's certificate.
 
         Raises:
-            As :class:`Gate`; NotFollowing, JournalFull: as :meth:`pannier.storage.lines.LineDriver.keep`.
+            Stale: ``peer`` does not hold the volume at this epoch, or this node is taking it over.
+            Denied: the volume of that name has another id now.
+            NotFollowing: this node lacks what came before the record.
+            JournalFull: there is no room for it now.
+            StorageError: it could not be written.
         """
         ...
 
 
-class RecordSender(Protocol):
+class SendsRecords(Protocol):
     """Sends records to other nodes."""
 
-    async def send_record(self, record: Encoded, *, to: Node, volume_name: str) -> None:
-        """Send one record; on return it is durable there. Several may be on their way.
+    async def send(self, parcel: Parcel, *, to: Node, volume_name: str) -> None:
+        """Send one record. Returns when the receiver has confirmed that it is durable there.
+
+        Records to one node are sent in the order of the calls; there is no need to wait for one before the next. A
+        call that is cancelled leaves the others alone; its record may arrive.
 
         Raises:
-            PeerUnavailable: no connection, or it broke, or there was no answer: it may have arrived.
-            PannierError: what the receiver reported, as its own class.
+            PeerUnavailable: no connection, or it broke, or the receiver was silent for the stall time, or it is of
+                an older version. The record may or may not have arrived.
+            InvalidInput: the record is too long to be sent.
+            NotFollowing: the receiver lacks what came before.
+            JournalFull: the receiver has no room for it now.
+            Denied: one of the nodes does not accept the other's certificate, or the volume is another one.
+            PannierError: what else the receiver reported, as its own class.
         """
         ...

@@ -5,28 +5,30 @@ from __future__ import annotations
 import asyncio
 import os
 import select
-import socket
-import ssl
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from functools import partial
+
+import structlog
 
 from pannier.core.errors import PannierError, PeerUnavailable
 from pannier.core.generation import Generation
 from pannier.core.node import Node
 from pannier.pki.credentials import Credentials
-from pannier.pki.failures import explain_tls
-from pannier.pki.identity import require_node
-from pannier.storage.base import Driver, LocalCopy
-from pannier.transport.agreement import agree
+from pannier.storage.base import Driver, ResumingDriver
+from pannier.transport.agreement import Agreement, agree
 from pannier.transport.base import Offer, Sent
 from pannier.transport.channel import Channel, TransportTiming
+from pannier.transport.connecting import connect
 from pannier.transport.frames import PROTOCOL, Done, End, Failed, Have, Message, Offered, Start
-from pannier.transport.handshake import open_channel
 from pannier.transport.idle import IdleConnections
 from pannier.transport.lane import Lane
 from pannier.transport.pipes import prepare_pipe
 from pannier.transport.rate import Rate
+
+log = structlog.get_logger(__name__)
 
 _PROGRESS_SECONDS = 0.25
 _HASTY_BYTES = 256 * 1024
@@ -85,26 +87,58 @@ class TransportClient:
             Denied: certificates do not fit.
             PannierError: what the receiver or the driver reported.
         """
-        began, rate = time.monotonic(), self._rate
+        began, rate, sent_bytes = time.monotonic(), self._rate, 0
 
-        def keep_rate(sent_bytes: int) -> None:
+        def keep_rate(piece_bytes: int) -> None:
             if rate is not None and may_wait is not None and may_wait():
-                rate.wait(sent_bytes)
+                rate.wait(piece_bytes)
 
+        def report(more_bytes: int) -> None:
+            if progress is not None:
+                progress(sent_bytes + more_bytes)
+
+        send = partial(self._send_one, to=to, driver=driver, progress=report, keep_rate=keep_rate)
+        agreed, sent_bytes = await send(offer, finishes=True)
+        if agreed.first is not None:
+            # Only once: what the receiver says after that is a reason to send all of it, never to go on for ever.
+            _, sent_bytes = await send(replace(offer, generation=agreed.first), finishes=False)
+            agreed, more_bytes = await send(offer, finishes=False)
+            sent_bytes += more_bytes
+        return Sent(bytes=sent_bytes, base=agreed.base, seconds=time.monotonic() - began)
+
+    async def _send_one(
+        self,
+        offer: Offer,
+        *,
+        finishes: bool,
+        to: Node,
+        driver: Driver,
+        progress: Callable[[int], None],
+        keep_rate: Callable[[int], None],
+    ) -> tuple[Agreement, int]:
+        """Send one generation; returns what was agreed, and the stream's bytes.
+
+        Args:
+            finishes: send nothing if another generation is to be sent first.
+        """
         ours = asyncio.ensure_future(driver.inspect(offer.volume_id))
         try:
             lane, have = await self._offer(offer, to)
             try:
-                sent_bytes, base = await _transfer(
-                    offer, have, ours, driver, lane, progress, keep_rate
-                )
+                agreed = agree(offer, driver, await ours, have.parsed())
+                if finishes and agreed.first is not None:
+                    lane.close(abort=True)
+                    return agreed, 0
+                sent_bytes = 0
+                if not agreed.there:
+                    sent_bytes = await _transfer(offer, agreed, driver, lane, progress, keep_rate)
             except BaseException:
                 lane.close(abort=True)
                 raise
         finally:
             ours.cancel()
         self._idle.keep(to, lane)
-        return Sent(bytes=sent_bytes, base=base, seconds=time.monotonic() - began)
+        return agreed, sent_bytes
 
     async def _offer(self, offer: Offer, to: Node) -> tuple[Lane, Have]:
         """Make the offer and hear what the receiver has, on an open connection if there is one."""
@@ -120,55 +154,17 @@ class TransportClient:
         return lane, await _make_offer(offer, lane)
 
     async def _connect(self, to: Node) -> Channel:
+        secured = await connect(
+            to, context=self._context, cluster=self._cluster, timing=self._timing
+        )
         peer = f"node {to.name}"
-        where = f"{to.address}:{to.transport_port}"
-        try:
-            async with asyncio.timeout(self._timing.connect):
-                sock = await _connected(to.address, to.transport_port)
-                try:
-                    channel, tls = await open_channel(
-                        sock,
-                        context=self._context,
-                        server_name=to.name,
-                        peer=peer,
-                        timing=self._timing,
-                    )
-                except BaseException:
-                    sock.close()
-                    raise
-        except ssl.SSLError as error:
-            raise explain_tls(error, peer=f"{peer} ({where})") from error
-        except (OSError, TimeoutError, UnicodeError) as error:
+        if secured.protocol != PROTOCOL:
+            secured.sock.close()
             raise PeerUnavailable(
-                f"{peer} does not answer at {where}: {str(error) or 'no answer in time'}",
-                remedy="check that pannierd runs there, and the firewalls between",
-            ) from error
-        try:
-            require_node(tls, cluster=self._cluster, name=to.name, certificate=to.certificate)
-        except PannierError:
-            channel.close(abort=True)
-            raise
-        return channel
-
-
-async def _connected(address: str, port: int) -> socket.socket:
-    """A TCP connection to the first of the host's addresses that answers."""
-    loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(address, port, type=socket.SOCK_STREAM)
-    failure = OSError("the name has no address")
-    for family, kind, protocol, _, target in found:
-        sock = socket.socket(family, kind | socket.SOCK_NONBLOCK, protocol)
-        try:
-            await loop.sock_connect(sock, target)
-        except OSError as error:
-            sock.close()
-            failure = error
-        except BaseException:
-            sock.close()
-            raise
-        else:
-            return sock
-    raise failure
+                f"{peer} does not speak {PROTOCOL}",
+                remedy="check the port, and that all nodes run compatible versions",
+            )
+        return secured.channel(peer=peer, timing=self._timing, listens=True)
 
 
 async def _make_offer(offer: Offer, lane: Lane) -> Have:
@@ -185,25 +181,17 @@ async def _make_offer(offer: Offer, lane: Lane) -> Have:
 
 async def _transfer(
     offer: Offer,
-    have: Have,
-    ours: Awaitable[LocalCopy],
+    agreed: Agreement,
     driver: Driver,
     lane: Lane,
-    progress: Callable[[int], None] | None,
+    progress: Callable[[int], None],
     keep_rate: Callable[[int], None],
-) -> tuple[int, Generation | None]:
-    """The rest of the conversation; returns the stream's bytes and its base.
-
-    ``ours`` is what is here of the volume.
-    """
-    channel, theirs = lane.channel, have.parsed()
-    agreed = agree(offer, driver, await ours, theirs)
-    if agreed.there:
-        return 0, None
-    base = agreed.base
+) -> int:
+    """The rest of the conversation; returns the stream's bytes."""
+    channel, base = lane.channel, agreed.base
     report = _reporter(progress, asyncio.get_running_loop())
     try:
-        async with driver.send(offer.volume_id, offer.generation, base=base) as pipe:
+        async with _opened(offer, agreed, driver) as pipe:
             sent_bytes = await lane.run(partial(_stream, channel, pipe, base, report, keep_rate))
     except PannierError as error:
         if channel.failure is None:
@@ -212,12 +200,19 @@ async def _transfer(
             # The driver only knows that its reader went away; the channel knows why.
             raise channel.failure from error
         raise
-    if progress is not None:
-        progress(sent_bytes)
+    progress(sent_bytes)
     answer = await lane.run(partial(_ask, channel, End(sent_bytes)))
     if not isinstance(answer, Done):
         raise channel.unexpected(answer)
-    return sent_bytes, base
+    return sent_bytes
+
+
+def _opened(offer: Offer, agreed: Agreement, driver: Driver) -> AbstractAsyncContextManager[int]:
+    volume, generation, base = offer.volume_id, offer.generation, agreed.base
+    if agreed.position and isinstance(driver, ResumingDriver):
+        log.info("transport.goes-on", volume=offer.volume_name, at=agreed.position)
+        return driver.send_rest(volume, generation, base=base, position=agreed.position)
+    return driver.send(volume, generation, base=base)
 
 
 def _ask(channel: Channel, message: Message) -> Message | int:
@@ -282,11 +277,9 @@ def _gather(channel: Channel, pipe: int, *, patient: bool) -> int:
 
 
 def _reporter(
-    progress: Callable[[int], None] | None, loop: asyncio.AbstractEventLoop
+    progress: Callable[[int], None], loop: asyncio.AbstractEventLoop
 ) -> Callable[[int], None]:
     """A function for the thread that passes progress on to the loop, some times a second."""
-    if progress is None:
-        return lambda _: None
     due = 0.0
 
     def report(sent_bytes: int) -> None:

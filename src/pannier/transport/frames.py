@@ -10,11 +10,15 @@ A conversation::
 
     sender                      receiver
     Offered   ------------->               which generation of which volume, at which epoch
-              <-------------    Have       the whole generations there (or Failed)
+              <-------------    Have       the whole generations there, and the one begun (or Failed)
     Start     ------------->               what the stream is a difference to
     DATA ...  ------------->
     End       ------------->               how many bytes the stream had
               <-------------    Done       whole and durable (or Failed)
+
+A sender that knows how goes on with what was begun there, if that is the offered generation on top of
+the same base: the stream itself says where it begins. Ends that do not know `begun` ignore it, or never
+say it, and all is sent.
 
 After Done, or after a Have with the offered generation in it, which says the same, the sender may
 make its next offer on the same connection, or close it.
@@ -36,6 +40,7 @@ import msgspec
 from pannier.core.errors import InvalidInput, PannierError, from_code
 from pannier.core.generation import Generation
 from pannier.core.volume import check_name
+from pannier.storage.base import Begun, LocalCopy
 from pannier.transport.base import Offer
 
 PROTOCOL = "pannier-transport/2"
@@ -98,19 +103,48 @@ class Offered(msgspec.Struct, tag="offer", frozen=True, kw_only=True):
         )
 
 
-class Have(msgspec.Struct, tag="have", frozen=True):
-    """The receiver's whole generations of the volume."""
+class BegunPart(msgspec.Struct, frozen=True, kw_only=True):
+    """See :class:`~pannier.storage.base.Begun`."""
 
-    generations: tuple[str, ...]
+    generation: str
+    base: str | None
+    position: int
 
     @classmethod
-    def of(cls, generations: tuple[Generation, ...]) -> Have:
-        """The message for ``generations``."""
-        return cls(tuple(str(generation) for generation in generations))
+    def of(cls, begun: Begun) -> BegunPart:
+        """The message for ``begun``."""
+        base = None if begun.base is None else str(begun.base)
+        return cls(generation=str(begun.generation), base=base, position=begun.position)
 
-    def parsed(self) -> tuple[Generation, ...]:
-        """The generations. Raises InvalidInput."""
-        return tuple(Generation.parse(text) for text in self.generations)
+    def parsed(self) -> Begun:
+        """What was begun. Raises InvalidInput."""
+        if self.position <= 0:
+            raise InvalidInput(
+                f"the other side has begun a generation up to byte {self.position}",
+                remedy="check that both nodes run the same version",
+            )
+        base = None if self.base is None else Generation.parse(self.base)
+        generation = Generation.parse(self.generation)
+        return Begun(generation=generation, base=base, position=self.position)
+
+
+class Have(msgspec.Struct, tag="have", frozen=True, omit_defaults=True):
+    """What the receiver has of the volume: whole generations, and the one of which it has a part."""
+
+    generations: tuple[str, ...]
+    begun: BegunPart | None = None
+
+    @classmethod
+    def of(cls, copy: LocalCopy) -> Have:
+        """The message for what is here."""
+        generations = tuple(str(generation) for generation in copy.generations)
+        return cls(generations, None if copy.begun is None else BegunPart.of(copy.begun))
+
+    def parsed(self) -> LocalCopy:
+        """What the receiver has. Raises InvalidInput."""
+        generations = tuple(Generation.parse(text) for text in self.generations)
+        begun = None if self.begun is None else self.begun.parsed()
+        return LocalCopy(generations=generations, begun=begun)
 
 
 class Start(msgspec.Struct, tag="start", frozen=True):

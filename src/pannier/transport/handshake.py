@@ -1,4 +1,4 @@
-"""Opening a channel: TCP options and the TLS handshake, in the event loop.
+"""Opening a connection: TCP options and the TLS handshake, in the event loop.
 
 No thread is spent on a peer before it has shown who it is.
 """
@@ -8,51 +8,68 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+from dataclasses import dataclass
 
-from pannier.core.errors import PeerUnavailable
 from pannier.transport.channel import Channel, TransportTiming
-from pannier.transport.frames import PROTOCOL
 
 _READ_BYTES = 65536
 _FAREWELL_SECONDS = 1.0
 
 
-async def open_channel(
+@dataclass(frozen=True, slots=True)
+class Secured:
+    """A connection after its handshake, which works on memory (see :class:`Channel`).
+
+    Attributes:
+        sock: connected, non-blocking.
+        tls: TLS between the two buffers.
+        incoming: what came from the network and is not decrypted yet.
+        outgoing: what is encrypted and not sent yet.
+    """
+
+    sock: socket.socket
+    tls: ssl.SSLObject
+    incoming: ssl.MemoryBIO
+    outgoing: ssl.MemoryBIO
+
+    @property
+    def protocol(self) -> str | None:
+        """The protocol that both ends have chosen; None where there is none that both speak."""
+        return self.tls.selected_alpn_protocol()
+
+    def channel(self, *, peer: str, timing: TransportTiming, listens: bool) -> Channel:
+        """The connection as a channel of the transport of generations. ``listens``: see :class:`Channel`."""
+        return Channel(
+            self.sock,
+            tls=self.tls,
+            incoming=self.incoming,
+            outgoing=self.outgoing,
+            peer=peer,
+            timing=timing,
+            listens=listens,
+        )
+
+
+async def shake_hands(
     sock: socket.socket,
     *,
     context: ssl.SSLContext,
     server_name: str | None,
-    peer: str,
     timing: TransportTiming,
-) -> tuple[Channel, ssl.SSLObject]:
+) -> Secured:
     """Shake hands on a connected, non-blocking socket; as the client if ``server_name`` is given.
 
-    The caller limits the time, and closes the socket on errors.
+    The caller limits the time, closes the socket on errors, and looks at the protocol.
 
     Raises:
         ssl.SSLError, OSError: as they come. The peer has been told the reason where TLS has one.
-        PeerUnavailable: the peer speaks TLS but not this protocol.
     """
     receiving = server_name is None
     _tune(sock, timing=timing, receiving=receiving)
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     tls = context.wrap_bio(incoming, outgoing, server_side=receiving, server_hostname=server_name)
     await _shake(sock, tls=tls, incoming=incoming, outgoing=outgoing)
-    if tls.selected_alpn_protocol() != PROTOCOL:
-        raise PeerUnavailable(
-            f"{peer} does not speak {PROTOCOL}",
-            remedy="check the port, and that all nodes run compatible versions",
-        )
-    channel = Channel(
-        sock,
-        tls=tls,
-        incoming=incoming,
-        outgoing=outgoing,
-        peer=peer,
-        timing=timing,
-        listens=not receiving,
-    )
-    return channel, tls
+    return Secured(sock, tls, incoming, outgoing)
 
 
 async def _shake(

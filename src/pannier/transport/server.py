@@ -32,9 +32,11 @@ from pannier.transport.frames import (
     Offered,
     Start,
 )
-from pannier.transport.handshake import open_channel
+from pannier.transport.handshake import Secured, shake_hands
 from pannier.transport.lane import Lane
 from pannier.transport.pipes import prepare_pipe
+from pannier.transport.record_frames import RECORDS_PROTOCOL
+from pannier.transport.record_server import RecordServer
 
 CheckPeer = Callable[[str, str], Awaitable[None]]
 """Judges a node by its name and its certificate's fingerprint, before it may say anything."""
@@ -70,6 +72,7 @@ class TransportServer:
         port: int = TRANSPORT_PORT,
         timing: TransportTiming | None = None,
         check_peer: CheckPeer | None = None,
+        records: RecordServer | None = None,
     ) -> None:
         """Prepare; :meth:`start` listens.
 
@@ -81,11 +84,13 @@ class TransportServer:
             timing: how long to wait for what.
             check_peer: raises Denied for a node that was removed or has another certificate by now;
                 asked again at each offer.
+            records: takes in records on the same port; None to let nobody send any.
         """
         self._gate = gate
         self._cluster = credentials.identity.cluster
         self._context = credentials.server_context(client_certificate_required=True)
-        self._context.set_alpn_protocols([PROTOCOL])
+        self._records = records
+        self._context.set_alpn_protocols([PROTOCOL, *([RECORDS_PROTOCOL] if records else [])])
         self._address = (host, port)
         self._timing = timing or TransportTiming()
         self._check_peer = check_peer
@@ -128,7 +133,7 @@ class TransportServer:
         self._start_task(self._accept(listener))
 
     async def close(self) -> None:
-        """Stop listening and break off all transfers; what was half received is discarded."""
+        """Stop listening and break off all transfers. Drivers may keep what they can go on with."""
         while tasks := set(self._tasks):
             for task in tasks:
                 task.cancel()
@@ -158,7 +163,7 @@ class TransportServer:
     async def _serve(self, sock: socket.socket, address: str) -> None:
         """One connection, from the handshake to its end. Raises nothing but cancellation."""
         try:
-            channel, tls = await self._greet(sock, address)
+            secured = await self._greet(sock, address)
         except (PannierError, OSError, TimeoutError) as error:
             sock.close()
             reason = explain_tls(error, peer=address) if isinstance(error, ssl.SSLError) else error
@@ -167,14 +172,18 @@ class TransportServer:
         except BaseException:
             sock.close()
             raise
+        if secured.protocol == RECORDS_PROTOCOL:
+            await self._take_records(secured, address)
+            return
+        channel = secured.channel(peer=address, timing=self._timing, listens=False)
         lane = Lane(channel, timing=self._timing, name=f"receive-{address}")
         abort = True
         try:
-            abort = not await self._answer(tls, lane, address)
+            abort = not await self._answer(secured.tls, lane, address)
         finally:
             lane.close(abort=abort)
 
-    async def _greet(self, sock: socket.socket, address: str) -> tuple[Channel, ssl.SSLObject]:
+    async def _greet(self, sock: socket.socket, address: str) -> Secured:
         task = asyncio.current_task()
         assert task is not None
         if len(self._strangers) >= _STRANGERS:
@@ -183,15 +192,29 @@ class TransportServer:
         self._strangers[task] = None
         try:
             async with asyncio.timeout(self._timing.connect):
-                return await open_channel(
-                    sock,
-                    context=self._context,
-                    server_name=None,
-                    peer=address,
-                    timing=self._timing,
+                secured = await shake_hands(
+                    sock, context=self._context, server_name=None, timing=self._timing
                 )
         finally:
             del self._strangers[task]
+        if secured.protocol is None:
+            raise PeerUnavailable(
+                f"{address} speaks neither {PROTOCOL} nor {RECORDS_PROTOCOL}",
+                remedy="check the port, and that all nodes run compatible versions",
+            )
+        return secured
+
+    async def _take_records(self, secured: Secured, address: str) -> None:
+        """Hand a connection over to the part that takes in records."""
+        assert self._records is not None, "the protocol is offered only with it"
+        try:
+            node = require_node(secured.tls, cluster=self._cluster)
+            certificate = fingerprint(secured.tls.getpeercert(True) or b"")
+        except PannierError as error:
+            await self._records.refuse(secured, error, peer=address)
+            return
+        check = partial(self._check, node.name, certificate)
+        await self._records.serve(secured, peer=node.name, check=check)
 
     async def _answer(self, tls: ssl.SSLObject, lane: Lane, address: str) -> bool:
         """Hold conversations, and report a failure; False if nobody is left to hear it."""
@@ -243,12 +266,12 @@ class TransportServer:
         channel = lane.channel
         driver = await self._gate.admit(offer, peer=peer)
         async with self._claim(offer):
-            have = (await driver.inspect(offer.volume_id)).generations
-            if offer.generation in have:
+            here = await driver.inspect(offer.volume_id)
+            if offer.generation in here.generations:
                 await self._gate.confirm(offer, peer=peer)
-                await lane.run(partial(channel.say, Have.of(have)))
+                await lane.run(partial(channel.say, Have.of(here)))
                 return
-            start = await lane.run(partial(_agree, channel, Have.of(have)))
+            start = await lane.run(partial(_agree, channel, Have.of(here)))
             intake = _Inlet(channel)
             async with driver.receive(
                 offer.volume_id, offer.generation, base=start.parsed()

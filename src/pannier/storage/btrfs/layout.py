@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
@@ -60,6 +61,10 @@ class Home:
     def incoming(self, generation: Generation) -> Path:
         """The directory that a generation is received into."""
         return self.path / "incoming" / str(generation)
+
+    def arriving(self) -> tuple[Generation, ...]:
+        """Generations of which something was received, and that have not got their name yet."""
+        return tuple(sorted(parse_numbers(_names(self.path / "incoming"))))
 
     @property
     def workbench(self) -> Path:
@@ -311,8 +316,15 @@ def sweep_groups(path: Path, *, seen: set[int]) -> set[int]:
     return idle - seen
 
 
-def tidy(entry: Path) -> None:
+def _nothing_stays(_home: Home, _leftover: Path) -> bool:
+    return False
+
+
+def tidy(entry: Path, *, stays: Callable[[Home, Path], bool] = _nothing_stays) -> None:
     """Remove what a crash left half done of one volume, and see that the rest can be read.
+
+    Args:
+        stays: whether something in the directory of what is being received is still of use.
 
     Raises:
         OSError, ValueError: something cannot be removed or read.
@@ -323,7 +335,8 @@ def tidy(entry: Path) -> None:
         return
     home = Home(entry.name, entry)
     for leftover in _children(entry / "incoming"):
-        _remove_with_subvolumes(leftover)
+        if not stays(home, leftover):
+            _remove_with_subvolumes(leftover)
     for child in _children(entry):
         if child.name.startswith(DRAFT):
             ioctl.destroy_subvolume(child)

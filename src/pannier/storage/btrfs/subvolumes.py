@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,12 +24,15 @@ class SubvolumeDriver:
     Args:
         mountpoint: where the pool is mounted.
         volumes: the directory of the volumes' homes in it.
+        tidy_volume: removes what a crash left half done of a volume.
     """
 
-    def __init__(self, mountpoint: Path, volumes: Path) -> None:
+    def __init__(
+        self, mountpoint: Path, volumes: Path, *, tidy_volume: Callable[[Path], None] = tidy
+    ) -> None:
         self._mountpoint = mountpoint
         self._volumes = volumes
-        self._quarantine = Quarantine(volumes, tidy)
+        self._quarantine = Quarantine(volumes, tidy_volume)
         self._changing: set[str] = set()
         """Volumes whose last snapshot had something new."""
         self._making: dict[str, threading.Lock] = {}

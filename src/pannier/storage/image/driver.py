@@ -5,7 +5,7 @@
     POOL/images/VOLUME/                        as the btrfs driver's POOL/volumes/VOLUME, but the subvolumes
         live-EPOCH/image                       have one file each, without copy-on-write
         generations/EPOCH.SEQUENCE/tree/image
-        incoming/EPOCH.SEQUENCE/tree/image     what is being received
+        incoming/EPOCH.SEQUENCE/tree/image     what is being received, or was when the transfer broke
     STAGING/VOLUME.EPOCH/                      where a live image is mounted while it is used
         data/                                  what containers see
 
@@ -24,6 +24,7 @@ import os
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -36,18 +37,19 @@ from pannier.core.size import format_size
 from pannier.host.files import DRAFT
 from pannier.host.memory import dirty_limit_bytes
 from pannier.host.mountinfo import own_mounts
-from pannier.storage.base import Reading, RootAttributes, Space
+from pannier.storage.base import LocalCopy, Reading, RootAttributes, Space
 from pannier.storage.blocking import in_own_thread, in_thread, told_as_storage_error
 from pannier.storage.blocks import BLOCK_BYTES, Piece
 from pannier.storage.btrfs import ioctl, pool
 from pannier.storage.btrfs.allocation import Allocation
 from pannier.storage.btrfs.checked import checked
-from pannier.storage.btrfs.layout import Home, existing_tree
+from pannier.storage.btrfs.layout import Home, existing_tree, tidy
 from pannier.storage.btrfs.subvolumes import SubvolumeDriver, existing_live
 from pannier.storage.image import ext4, mending, nocow
 from pannier.storage.image.check import check_image, pieces_of
 from pannier.storage.image.live import LiveImage
 from pannier.storage.image.nocow import IMAGE
+from pannier.storage.image.partial import begun, discard_parts, is_of_use
 from pannier.storage.image.showing import show
 from pannier.storage.image.transfer import ImageIntake, send
 from pannier.storage.streams import feeding, reading, swallow_stream
@@ -72,7 +74,8 @@ class ImageDriver(SubvolumeDriver):
     compares = True
 
     def __init__(self, mountpoint: Path, *, staging: Path, source: Path | None = None) -> None:
-        super().__init__(mountpoint, mountpoint / "images")
+        images = mountpoint / "images"
+        super().__init__(mountpoint, images, tidy_volume=partial(tidy, stays=is_of_use))
         self._staging = staging
         self._source = source
         self._images: dict[tuple[str, int], LiveImage] = {}
@@ -276,17 +279,38 @@ class ImageDriver(SubvolumeDriver):
         """See :meth:`Driver.promote`."""
         await in_thread(self._promote, self._home(volume), generation, epoch)
 
+    def _promote(self, home: Home, generation: Generation, epoch: int) -> None:
+        super()._promote(home, generation, epoch)
+        with told_as_storage_error(f"remove what a transfer left of volume {home.volume}"):
+            discard_parts(home)  # a holder receives nothing
+
+    def _inspect(self, home: Home) -> LocalCopy:
+        copy = super()._inspect(home)
+        with told_as_storage_error(f"read what was begun of volume {home.volume}"):
+            return replace(copy, begun=begun(home))
+
+    def _has_anything(self, home: Home) -> bool:
+        return super()._has_anything(home) or bool(home.arriving())
+
     @asynccontextmanager
     async def send(
         self, volume: str, generation: Generation, *, base: Generation | None
     ) -> AsyncIterator[int]:
         """See :meth:`Driver.send`."""
+        async with self.send_rest(volume, generation, base=base, position=0) as reader:
+            yield reader
+
+    @asynccontextmanager
+    async def send_rest(
+        self, volume: str, generation: Generation, *, base: Generation | None, position: int
+    ) -> AsyncIterator[int]:
+        """See :meth:`ResumingDriver.send_rest`."""
         home = self._home(volume)
 
         def write(fd: int) -> None:
             tree = existing_tree(home, generation)
             parent = existing_tree(home, base) if base is not None else None
-            send(tree, parent, fd)
+            send(tree, parent, fd, position=position)
 
         await in_thread(existing_tree, home, generation)
         if base is not None:
@@ -310,11 +334,14 @@ class ImageDriver(SubvolumeDriver):
             try:
                 async with reading(intake.take) as (writer, _):
                     yield writer
-                if not await in_thread(intake.accept):
-                    await in_thread(self._mender.mend_arrived, home, generation)
-            except BaseException:
-                await in_thread(home.discard_incoming, generation)
+                await in_thread(self._accept, home, intake)
+            except BaseException as error:
+                await in_thread(intake.break_off, error)
                 raise
+
+    def _accept(self, home: Home, intake: ImageIntake) -> None:
+        with self._mender.naming(home) as put_right:
+            intake.accept(put_right)
 
     async def verify(self, volume: str, generation: Generation | None) -> Reading:
         """See :meth:`CheckedDriver.verify`. What this node made itself has no checksums."""
@@ -421,6 +448,19 @@ class ImageDriver(SubvolumeDriver):
                 self._image(volume, epoch).restrict(limits=self._limits, frozen=volume in frozen)
             except (OSError, PannierError) as error:  # the others must stand still all the same
                 log.warning("volume.not-restricted", id=volume, error=str(error))
+        if self._full:
+            self._give_parts_up()
+
+    def _give_parts_up(self) -> None:
+        """Writers need the room more than transfers that may go on. One under way gives up by itself."""
+        with told_as_storage_error("list the volumes"):
+            homes = [self._home(name) for name in os.listdir(self._volumes) if name[0] != "."]
+        for home in homes:
+            try:
+                if not self._mender.is_receiving(home):
+                    discard_parts(home)
+            except OSError as error:
+                log.warning("volume.part-not-removed", id=home.volume, error=str(error))
 
     def _has_room(self) -> bool:
         return self._allocation.free_bytes() > _ROOM_BYTES

@@ -107,15 +107,41 @@ class LiveImage:
             StorageError: it is sealed, or somebody has what was shut down. Corrupt: it is damaged.
         """
         with self._lock:
-            if self.is_mounted and (self._shut.exists() or self._is_only_shown()):
+            shown = self.is_mounted and self._is_only_shown()
+            if self.is_mounted and (shown or self._shut.exists()):
                 self._detach()
             if not self.is_mounted:
-                self._mount(size=size)
+                self._mount_or_show(size=size, shown=shown)
             elif size is not None:
                 self._grow_mounted(size)
             self._watch()
             with self._mount_lock:
                 self._limit(limits)
+
+    def _mount_or_show(self, *, size: int | None, shown: bool) -> None:
+        """Mount it. Where that fails, what was shown until now can be read again.
+
+        The old mount must go first: an image has one loop device, and that one takes no writes. Nothing is
+        written to the image before the new mount, so what was fit to be shown still is. And a device is to be had for it:
+        the one that was given back, or the old one where somebody has a copy of its mount.
+        """
+        try:
+            self._mount(size=size)
+        except (OSError, StorageError):
+            if shown:
+                self._show_again()
+            raise
+
+    def _show_again(self) -> None:
+        try:
+            with loopdevice.held(self._image) as device:
+                if device is None:
+                    self._mount_read_only(errors=nocow.check(self._image))
+                else:
+                    self.place.mkdir(mode=0o700, exist_ok=True)
+                    ext4.mount(device.path, self.place, read_only=True)
+        except (OSError, StorageError) as error:  # why it cannot be mounted is what is told
+            log.warning("volume.not-shown", volume=self.volume, error=str(error))
 
     def _mount(self, *, size: int | None) -> None:
         if ioctl.is_read_only(self._live):

@@ -10,12 +10,13 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import structlog
 
+from pannier.core.errors import Corrupt
 from pannier.core.generation import Generation
 from pannier.host.files import exchange
 from pannier.storage.blocking import told_as_storage_error
@@ -63,7 +64,7 @@ class Mender:
     """Mends generations, one thing of a volume at a time. All methods block, but :meth:`receiving`.
 
     What was right is remembered, for what is being received on top of a generation that is replaced meanwhile: that
-    has the damaged blocks, too, and is mended when it arrives. A sync call may be waiting for it.
+    has the damaged blocks, too, and is mended before it gets its name. A sync call may be waiting for it.
     """
 
     def __init__(self) -> None:
@@ -77,27 +78,23 @@ class Mender:
     def mend(self, home: Home, blocks: Mapping[int, bytes]) -> None:
         """See :meth:`MendingDriver.mend`.
 
-        What another thread takes in meanwhile is either found here, since this looks until nothing is left, or its
-        receiver sees that its base was replaced.
+        What another thread takes in gets its name before that or after it. Then its receiver sees that its base was
+        replaced.
         """
         with self._lock(home), told_as_storage_error(f"mend blocks of volume {home.volume}"):
             self._right.setdefault(home.volume, {}).update(blocks)
             _mend(home, blocks)
 
-    def mend_arrived(self, home: Home, generation: Generation) -> None:
-        """Mend a generation that was received on top of one that was replaced meanwhile.
+    @contextmanager
+    def naming(self, home: Home) -> Iterator[Callable[[Path], None]]:
+        """What was received gets its name in the block: nothing of the volume is mended or set aside meanwhile.
 
-        Raises:
-            StorageError: the disk refused something. The generation is gone then.
+        Gives what is to be called before, with the tree, if it was received on top of a generation that was
+        replaced since. It puts right what the tree has from there, and raises OSError or Corrupt where it cannot.
         """
-        what = f"generation {generation} of volume {home.volume}"
-        try:
-            with self._lock(home), told_as_storage_error(f"mend {what}"):
-                _mend(home, self._right[home.volume])
-        except Exception:
-            with told_as_storage_error(f"delete {what}"):
-                home.drop_generation(generation)
-            raise
+        with self._lock(home):
+            right = self._right.get(home.volume, {})
+            yield lambda tree: _put_right(home, tree, right)
 
     @contextmanager
     def receiving(self, home: Home) -> Iterator[None]:
@@ -112,6 +109,10 @@ class Mender:
             if not self._on_their_way[volume] and lock.acquire(blocking=False):
                 self._right.pop(volume, None)
                 lock.release()
+
+    def is_receiving(self, home: Home) -> bool:
+        """Whether something of the volume is on its way."""
+        return self._on_their_way.get(home.volume, 0) > 0
 
     def quarantine(self, home: Home) -> None:
         """See :meth:`CheckedDriver.quarantine`: nothing is put in the place of what is taken away."""
@@ -148,6 +149,18 @@ def _wrong(tree: Path, blocks: Mapping[int, bytes]) -> list[int]:
         return []  # it was deleted since it was listed
 
 
+def _put_right(home: Home, tree: Path, blocks: Mapping[int, bytes]) -> None:
+    """Put blocks right in a tree that counts for nothing yet."""
+    if not blocks:
+        raise Corrupt(
+            f"what a generation of volume {home.volume} was received on top of is another one by now",
+            remedy="send it again",
+        )
+    wrong = {at: blocks[at] for at in _wrong(tree, blocks)}
+    _overwrite(tree, wrong)
+    log.info("copy.mended-on-arrival", id=home.volume, blocks=len(wrong))
+
+
 def _replace(home: Home, tree: Path, blocks: Mapping[int, bytes]) -> None:
     """Let a mended snapshot take the place of a generation, unless that is deleted meanwhile."""
     place = home.mended
@@ -168,18 +181,21 @@ def _make(tree: Path, mended: Path, blocks: Mapping[int, bytes]) -> None:
         FileNotFoundError: the generation is deleted.
     """
     ioctl.create_snapshot(tree, target=mended, read_only=False)
-    with _opened(mended, os.O_RDWR) as image:
-        for at, content in blocks.items():
-            if os.pwrite(image, content, at) != BLOCK_BYTES:
-                raise OSError(errno.EIO, "a block was written in part", str(mended))
-        os.fsync(image)
+    _overwrite(mended, blocks)
     ioctl.set_received(mended, uuid=identity_of(tree), ctransid=last_change_of(tree))
     ioctl.set_read_only(mended, read_only=True)
-    if left := _wrong(mended, blocks):
-        raise OSError(
-            errno.EIO, f"the block at {left[0]} was written and is not there", str(mended)
-        )
     ioctl.sync_filesystem(mended.parent)
+
+
+def _overwrite(tree: Path, blocks: Mapping[int, bytes]) -> None:
+    """Write whole blocks to the image in a tree, and see that the disk has them."""
+    with _opened(tree, os.O_RDWR) as image:
+        for at, content in blocks.items():
+            if os.pwrite(image, content, at) != BLOCK_BYTES:
+                raise OSError(errno.EIO, "a block was written in part", str(tree))
+        os.fsync(image)
+    if left := _wrong(tree, blocks):
+        raise OSError(errno.EIO, f"the block at {left[0]} was written and is not there", str(tree))
 
 
 def _read(tree: Path, blocks: Iterable[int]) -> Iterator[tuple[int, int, memoryview | None]]:

@@ -24,6 +24,15 @@ def make_empty(image: Path) -> None:
         os.close(fd)
 
 
+def is_nocow(fd: int) -> bool:
+    """Whether an open file has no copy-on-write.
+
+    Raises:
+        OSError: the file system does not tell.
+    """
+    return bool(_flags(fd) & _NOCOW)
+
+
 def check(image: Path) -> int:
     """Make sure that an image can be attached without losing data.
 
@@ -33,7 +42,7 @@ def check(image: Path) -> int:
         Corrupt: it is none of ours. StorageError: it has copy-on-write.
     """
     with _opened(image) as fd:
-        if not _flags(fd) & _NOCOW:
+        if not is_nocow(fd):
             raise StorageError(
                 f"{image} has copy-on-write: sync calls on it may not reach the disk",
                 remedy="take the volume's copy on another node; see chattr(1), attribute C",

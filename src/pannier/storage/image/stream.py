@@ -3,6 +3,10 @@
 Each record has a checksum over itself and all before it: a flipped bit, a missing record and one in
 another place are found at the record in which they show. The header names the generation and the base
 by their identities, so that a difference is never applied to another base with the same number.
+
+Records are in order. So a stream that broke has brought, up to its last sound record, all that belongs before
+that record's end. The next stream may begin there: its header says so, in a format of its own, and is sent only to
+who has asked for it.
 """
 
 from __future__ import annotations
@@ -16,8 +20,10 @@ from pannier.core.errors import Corrupt
 from pannier.core.line import Buffer, Data, Zeros
 
 _MAGIC = b"PannierI"
-_VERSION = 1
+_WHOLE, _REST = 1, 2
+"""Formats: from the first byte on, and from a position on, which follows the header."""
 _HEADER = struct.Struct(">8sHxxxxxxQ16s16s")
+_POSITION = struct.Struct(">Q")
 _RECORD = struct.Struct(">BxxxxxxxQQ")
 _CHECKSUM = struct.Struct(">I")
 _DATA, _ZERO, _END = 1, 2, 3
@@ -34,11 +40,13 @@ class StreamHeader:
         size: of the image, in bytes.
         identity: of the generation, hex.
         base: identity of the generation that it is the difference to; None if it is whole.
+        position: nothing before this byte is in it: the receiver has that.
     """
 
     size: int
     identity: str
     base: str | None
+    position: int = 0
 
 
 class Encoder:
@@ -51,7 +59,9 @@ class Encoder:
         """The stream's first piece."""
         base = bytes.fromhex(header.base) if header.base else _NOTHING
         identity = bytes.fromhex(header.identity)
-        return self._summed(_HEADER.pack(_MAGIC, _VERSION, header.size, identity, base))
+        format = _REST if header.position else _WHOLE
+        head = _HEADER.pack(_MAGIC, format, header.size, identity, base)
+        return self._summed(head + (_POSITION.pack(header.position) if header.position else b""))
 
     def record(self, record: Zeros | Data) -> tuple[bytes, Buffer]:
         """The two pieces of a record: ours, then its bytes."""
@@ -97,23 +107,29 @@ class _Decoder:
         self._what = what
         self._sum = 0
         self._size = 0
+        self._position = 0
 
     def header(self) -> StreamHeader:
         head = self._exactly(_HEADER.size)
-        magic, version, size, identity, base = _HEADER.unpack(head)
+        magic, format, size, identity, base = _HEADER.unpack(head)
         if magic != _MAGIC:
             raise Corrupt(
                 f"the stream of {self._what} is of something else", remedy="send it again"
             )
-        if version != _VERSION:
+        if format not in (_WHOLE, _REST):
             raise Corrupt(
-                f"the stream of {self._what} has the format {version}, this is {_VERSION}",
+                f"the stream of {self._what} has the format {format}, the newest known is {_REST}",
                 remedy="update Pannier on this node first",
             )
-        self._compare(self._exactly(_CHECKSUM.size), head, b"")
+        rest = self._exactly(_POSITION.size) if format == _REST else b""
+        self._compare(self._exactly(_CHECKSUM.size), head, rest)
         self._size = size
+        self._position = _POSITION.unpack(rest)[0] if rest else 0
         return StreamHeader(
-            size=size, identity=identity.hex(), base=base.hex() if base != _NOTHING else None
+            size=size,
+            identity=identity.hex(),
+            base=base.hex() if base != _NOTHING else None,
+            position=self._position,
         )
 
     def records(self) -> Iterator[Zeros | Data]:
@@ -126,8 +142,9 @@ class _Decoder:
             expected = self._exactly(_CHECKSUM.size)
             content = self._exactly(length) if kind == _DATA else b""
             self._compare(expected, head, content)
-            if start + length > self._size:
+            if kind != _END and not self._position <= start <= start + length <= self._size:
                 raise self._damaged()
+            self._position = start + length
             if kind == _DATA:
                 yield Data(start, content)
             elif kind == _ZERO:

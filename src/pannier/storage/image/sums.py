@@ -53,6 +53,11 @@ class Sums:
         sums = array("I", (sum_of(content[at : at + BLOCK_BYTES]) for at in blocks))
         os.pwrite(self._fd, sums.tobytes(), start // BLOCK_BYTES * _BYTES)
 
+    def sync(self) -> None:
+        """Make what was noted durable."""
+        assert self._fd is not None
+        os.fdatasync(self._fd)
+
     def forget(self, start: int, end: int) -> None:
         """Note that there is nothing on the disk from a byte to another one: it reads as zeros."""
         assert self._fd is not None

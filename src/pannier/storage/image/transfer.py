@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pannier.core.errors import Corrupt
+from pannier.core.errors import Corrupt, StorageError
 from pannier.core.generation import Generation
 from pannier.core.line import Buffer, Data, Zeros
 from pannier.host.files import punch_hole
@@ -19,15 +19,18 @@ from pannier.storage.btrfs.layout import Home, existing_tree, is_whole
 from pannier.storage.image import nocow
 from pannier.storage.image.extents import Range, difference, extents
 from pannier.storage.image.nocow import IMAGE
+from pannier.storage.image.partial import Noting, PartNote, discard_parts, drop_note, noted
 from pannier.storage.image.stream import RECORD_BYTES, Encoder, StreamHeader, decode
 from pannier.storage.image.sums import Sums, sums_into
 
 
-def send(tree: Path, parent: Path | None, pipe: int) -> None:
+def send(tree: Path, parent: Path | None, pipe: int, *, position: int = 0) -> None:
     """Write what a generation has that its base has not, or all of it, to a pipe.
 
     Args:
         tree: the subvolume of the generation; parent: of the base.
+        position: leave out what is before this byte. It need not have been sent by this node: whoever sends it,
+            no byte that differs is left out.
 
     Raises:
         OSError: reading or writing failed. Corrupt: the image is none of ours.
@@ -42,8 +45,9 @@ def send(tree: Path, parent: Path | None, pipe: int) -> None:
                 base = identity_of(parent)
                 ranges = difference(extents(file), size, extents(other), made=made)
         encoder = Encoder()
-        _write(pipe, encoder.header(StreamHeader(size=size, identity=identity_of(tree), base=base)))
-        for record in _records(file, ranges):
+        header = StreamHeader(size=size, identity=identity_of(tree), base=base, position=position)
+        _write(pipe, encoder.header(header))
+        for record in _records(file, behind(ranges, position)):
             head, content = encoder.record(record)
             _write(pipe, head)
             _write(pipe, content)
@@ -72,6 +76,13 @@ def last_change_of(tree: Path) -> int:
     """
     found = ioctl.subvolume_info(tree)
     return found.received_ctransid or found.ctransid
+
+
+def behind(ranges: Iterable[Range], position: int) -> Iterator[Range]:
+    """What of some ranges is not before a byte."""
+    for each in ranges:
+        if each.end > position:
+            yield Range(max(each.start, position), each.end, each.zero)
 
 
 def _records(file: int, ranges: Iterable[Range]) -> Iterator[Zeros | Data]:
@@ -115,7 +126,7 @@ class ImageIntake:
         self._base = base
         self._what = f"generation {generation} of volume {home.volume}"
         self._tree = home.incoming(generation) / "tree"
-        self._made_of = ""
+        self._identity = ""
 
     def prepare(self) -> bool:
         """Prepare to receive the generation. False if it is here already."""
@@ -125,11 +136,15 @@ class ImageIntake:
                 return False
             self._parent()
             home.make(quotas=False)
-            home.discard_incoming(self._generation)
+            discard_parts(home, but=self._generation)
             return True
 
     def take(self, pipe: int) -> None:
-        """Read a stream to its end into an image that counts for nothing yet."""
+        """Read a stream to its end into an image that counts for nothing yet.
+
+        Raises:
+            Corrupt: the stream is damaged, cut short, or does not fit what is here.
+        """
         header, records = decode(_Exactly(pipe), what=self._what)
         parent = self._parent()
         expected = identity_of(parent) if parent is not None else None
@@ -138,44 +153,75 @@ class ImageIntake:
                 f"the stream of {self._what} is not the difference to the base that was agreed",
                 remedy="send it whole",
             )
+        note = self._note(header)
+        if header.position:
+            self._check_part(note)
+        else:
+            self._begin(parent)
+        with open(self._tree / IMAGE, "r+b", buffering=0) as image, sums_into(self._tree) as sums:
+            image.truncate(header.size)
+            noting = Noting(self._tree, image.fileno(), sums, note)
+            for record in records:
+                self._check_room()
+                _apply(image.fileno(), sums, record)
+                noting.applied(record)
+            os.fsync(image.fileno())
+        self._identity = header.identity
+
+    def _note(self, header: StreamHeader) -> PartNote:
+        base = None if self._base is None else str(self._base)
+        return PartNote(
+            identity=header.identity, size=header.size, base=base, position=header.position
+        )
+
+    def _check_part(self, wanted: PartNote) -> None:
+        """Make sure that what is here is what the stream goes on with."""
+        if noted(self._home, self._generation) != wanted:
+            raise Corrupt(
+                f"the stream of {self._what} goes on with something that is not here",
+                remedy="send it from its beginning",
+            )
+
+    def _begin(self, parent: Path | None) -> None:
+        self._home.discard_incoming(self._generation)
         self._tree.parent.mkdir()
         if parent is None:
             ioctl.create_subvolume(self._tree)
             nocow.make_empty(self._tree / IMAGE)
         else:
             ioctl.create_snapshot(parent, target=self._tree, read_only=False)
-            self._made_of = ioctl.subvolume_info(self._tree).parent_uuid
-        with open(self._tree / IMAGE, "r+b", buffering=0) as image, sums_into(self._tree) as sums:
-            image.truncate(header.size)
-            for record in records:
-                self._check_room()
-                _apply(image.fileno(), sums, record)
-            os.fsync(image.fileno())
-        ioctl.set_received(self._tree, uuid=header.identity, ctransid=0)
-        ioctl.set_read_only(self._tree, read_only=True)
 
-    def accept(self) -> bool:
+    def break_off(self, error: BaseException) -> None:
+        """Keep what is here for the next transfer, if it is of use and ``error`` is none of a disk or a stream."""
+        part = None if isinstance(error, StorageError) else noted(self._home, self._generation)
+        if part is None:
+            with told_as_storage_error(f"remove what came of {self._what}"):
+                self._home.discard_incoming(self._generation)
+
+    def accept(self, put_right: Callable[[Path], None]) -> None:
         """Make what was received durable, and only then give it its name.
 
-        Returns:
-            Whether the base is still what this was received on top of. If not, that was mended meanwhile.
+        Args:
+            put_right: called with the tree if the base was mended since this was begun on top of it. Until
+                this returns, nothing of the volume is mended.
 
         Raises:
             Corrupt: the base is not here any more.
         """
         with told_as_storage_error(f"take in {self._what}"):
-            ioctl.sync_filesystem(self._tree)
+            parent, tree = self._parent(), self._tree
+            made_of = ioctl.subvolume_info(tree).parent_uuid
+            if parent is not None and ioctl.subvolume_info(parent).uuid != made_of:
+                put_right(tree)
+            drop_note(tree)
+            ioctl.set_received(tree, uuid=self._identity, ctransid=0)
+            ioctl.set_read_only(tree, read_only=True)
+            ioctl.sync_filesystem(tree)
             place = self._home.tree(self._generation).parent
             if place.exists():
                 place.rmdir()  # the number of a deleted generation, which now comes back
-            self._tree.parent.rename(place)
-            try:
-                parent = self._parent()
-            except Corrupt:  # it was put into quarantine meanwhile
-                self._home.drop_generation(self._generation)
-                raise
+            tree.parent.rename(place)
             ioctl.sync_filesystem(place)
-            return parent is None or ioctl.subvolume_info(parent).uuid == self._made_of
 
     def _parent(self) -> Path | None:
         return None if self._base is None else existing_tree(self._home, self._base)

@@ -1,0 +1,164 @@
+"""Cuts of one volume's image: what was written to it since the last one."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+from pannier.core.errors import InvalidInput, StorageError
+from pannier.core.line import Data, Range
+from pannier.cut.device import LoopSettings
+from pannier.cut.doubt import Doubt, Doubtful, Reason
+from pannier.cut.image import ImageReader
+from pannier.cut.rounds import gather
+from pannier.cut.traced import TracedImage
+from pannier.cut.tracer import Tracer
+from pannier.cut.watch import Watch
+
+_UNWATCHED = Doubt(Reason.GAP, "the device is not watched")
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """What was written since the last cut, as it was at a moment when a power cut could have left it so.
+
+    All that a sync call had made durable before the cut began is in it.
+
+    Attributes:
+        ranges: sorted and disjoint; starts and lengths are multiples of 4 KiB.
+        size: of the image, in bytes.
+    """
+
+    ranges: tuple[Range, ...]
+    size: int
+
+
+class Cutter:
+    """Takes the cuts of one image while its loop device has it. Methods block and may be called from several threads.
+
+    The order is: :meth:`begin`, a generation (a snapshot of the image), then cuts on top of it. A cut is told once.
+    After a :class:`Doubt`, or when a cut was lost on its way: :meth:`restart`, *then* a generation. What was written
+    before the restart is in the snapshot, and what was written after it is told. The other order would lose what is
+    written between. Only a restart forgets what was told and not yet cut, and only a restart ends a gap.
+
+    Args:
+        device: ``dev_t`` of the loop device.
+        image: its file, the live one.
+        tracer: of this node.
+
+    Raises:
+        OSError: the device has no image, or the image cannot be opened.
+    """
+
+    def __init__(self, device: int, image: Path, tracer: Tracer) -> None:
+        self._tracer = tracer
+        self._device = device
+        self._lock = threading.Lock()
+        """One cut at a time."""
+        self._lasting: Doubt | None = _UNWATCHED
+        """A doubt that only a restart ends."""
+        self._watch: Watch | None = None
+        self._source: TracedImage | None = None
+        self._settings = LoopSettings(device)
+        try:
+            self._image = ImageReader(image)
+        except BaseException:
+            self._settings.close()
+            raise
+
+    def begin(self) -> None:
+        """Watch the device, and :meth:`restart`. A second call only restarts.
+
+        Raises:
+            Conflict: another cutter watches it, or the tracer was closed.
+            OSError: the kernel refused.
+        """
+        with self._lock:
+            if self._watch is None:
+                self._watch = watch = self._tracer.watch(self._device)
+                self._source = TracedImage(
+                    tracer=self._tracer, watch=watch, settings=self._settings, image=self._image
+                )
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget what was told, and all doubts. All that is written after the return is told by the cuts.
+
+        A device on which writes complete all the time may leave no moment to begin at: then the next cut is a doubt.
+
+        Raises:
+            Conflict: the tracer was closed.
+            OSError: the kernel refused.
+        """
+        with self._lock:
+            source = self._begun()
+            self._lasting = None
+            try:
+                source.restart()
+            except Doubtful as doubtful:
+                self._lasting = doubtful.doubt
+
+    def flushes(self) -> int:
+        """How many flushes have completed: read it before a group is synced, for :meth:`take`.
+
+        Raises:
+            StorageError: the device was removed, or the cutter closed.
+        """
+        try:
+            return self._settings.statistics().flushes
+        except Doubtful as doubtful:
+            raise StorageError(doubtful.doubt.detail, remedy="attach the image anew") from doubtful
+
+    def take(self, limit_bytes: int, *, flushes: int | None = None) -> Cut | Doubt:
+        """What was written since the last cut.
+
+        Args:
+            limit_bytes: of content at most; zeros do not count.
+            flushes: :meth:`flushes` before a group was synced, if one was: a flush must have been counted since.
+
+        Raises:
+            OSError: the image cannot be read. Nothing is forgotten.
+        """
+        with self._lock:
+            if self._lasting:
+                return self._lasting
+            try:
+                return self._take(limit_bytes, flushes)
+            except Doubtful as doubtful:
+                if doubtful.doubt.reason in (Reason.GAP, Reason.MISMATCH):
+                    self._lasting = doubtful.doubt
+                return doubtful.doubt
+
+    def close(self) -> None:
+        """Watch the device no more. A second call does nothing.
+
+        Raises:
+            OSError: the kernel refused.
+        """
+        with self._lock:
+            self._lasting = _UNWATCHED
+            watch, self._watch, self._source = self._watch, None, None
+            self._settings.close()
+            self._image.close()
+            if watch:
+                self._tracer.unwatch(watch)
+
+    def _begun(self) -> TracedImage:
+        if self._source is None:
+            raise InvalidInput("a cutter must begin before anything else")
+        return self._source
+
+    def _take(self, limit_bytes: int, flushes: int | None) -> Cut:
+        source = self._begun()
+        self._settings.check()
+        if flushes is not None and source.flushes() <= flushes:
+            raise Doubtful(Reason.NO_FLUSH, "a group was synced, and the device counted no flush")
+        source.attempt(limit_bytes)
+        ranges = gather(source)
+        content = sum(one.end - one.start for one in ranges if isinstance(one, Data))
+        if content > limit_bytes:
+            raise Doubtful(Reason.TOO_MUCH, f"{content} bytes were written")
+        source.check()
+        source.forget()
+        return Cut(ranges, self._image.size)

@@ -1,0 +1,43 @@
+"""Why a cut cannot be told."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+
+class Reason(enum.Enum):
+    """What a doubt is about."""
+
+    GAP = "gap"
+    """The trace lost something, or somebody changed it."""
+    MISMATCH = "mismatch"
+    """The events are not what the kernel's statistics counted."""
+    TOO_MUCH = "too-much"
+    """More was written than a cut may have."""
+    SETTINGS = "settings"
+    """The device does not flush, does not count, or has another image."""
+    NO_FLUSH = "no-flush"
+    """A group was synced and no flush was counted."""
+    RESTLESS = "restless"
+    """Flushes came faster than the spans between them could be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """Why there is no cut. What is needed instead is a generation: see :class:`pannier.cut.cutter.Cutter`.
+
+    Attributes:
+        detail: for people: "/sys/... is write through".
+    """
+
+    reason: Reason
+    detail: str
+
+
+class Doubtful(Exception):
+    """Carries a doubt to where it is answered, within this room only."""
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(detail)
+        self.doubt = Doubt(reason, detail)

@@ -1,0 +1,135 @@
+"""A journal through power cuts: nothing that was confirmed is lost, no record is invented, and order is kept."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pannier.core.errors import JournalFull, StorageError
+from pannier.core.generation import Generation
+from pannier.core.line import Place, is_settled
+from pannier.storage.journal.journal import Journal
+
+from journal_disk import MemoryDisk, append, empty, opened, place, record
+
+VOLUMES = ("v-1", "v-2", "v-3")
+
+
+@dataclass
+class Line:
+    """What is known of a volume's records: ``tried`` were given to the journal, ``kept`` were confirmed."""
+
+    tried: list[Place] = field(default_factory=list)
+    kept: list[Place] = field(default_factory=list)
+    generation: int = 1
+    number: int = 0
+
+    def needed(self) -> list[Place]:
+        newest = Generation(1, self.generation, "0f3a94c1")
+        return [each for each in self.kept if not is_settled(each, newest)]
+
+
+@dataclass
+class World:
+    """A journal, its disk, and what it must hold."""
+
+    chance: random.Random
+    disk: MemoryDisk = field(default_factory=lambda: MemoryDisk(empty()))
+    lines: dict[str, Line] = field(default_factory=lambda: {name: Line() for name in VOLUMES})
+    journal: Journal = field(init=False)
+    sizes: dict[Place, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.journal = opened(self.disk, volumes=VOLUMES)
+
+    def append(self, volume: str) -> None:
+        line = self.lines[volume]
+        at = place(volume, line.number + 1, after=line.generation)
+        self.sizes[at] = self.chance.choice((1, 1, 2, 3))
+        line.tried.append(at)
+        try:
+            append(self.journal, at, blocks=self.sizes[at])
+        except JournalFull:
+            line.tried.pop()
+            return
+        line.number += 1
+        line.kept.append(at)
+
+    def settle(self, volume: str) -> None:
+        self.lines[volume].generation += 1
+        self._settle(volume)
+
+    def _settle(self, volume: str) -> None:
+        self.journal.settle(volume, Generation(1, self.lines[volume].generation, "0f3a94c1"))
+
+    def drop(self, volume: str) -> None:
+        line = self.lines[volume]
+        line.kept.clear()  # from here on none of them needs to be there
+        try:
+            self.journal.drop(volume)
+        except JournalFull:
+            return
+        line.tried.clear()  # and from here on none may
+
+    def power(self, content: bytes, *, settle: bool = True) -> None:
+        """The machine boots with this disk; each volume is settled anew, and one line goes on."""
+        cut = None if self.chance.random() < 0.2 else self.chance.randrange(60)
+        self.disk = MemoryDisk(content, cut_after=cut)
+        self.journal = opened(self.disk, volumes=VOLUMES)
+        for volume, line in self.lines.items():
+            line.number = max([line.number, *(each.number for each in line.tried)])
+        self.check(settled=False)
+        if settle:
+            for volume in VOLUMES:
+                self._settle(volume)
+            self.check(settled=True)
+
+    def check(self, *, settled: bool) -> None:
+        assert self.journal.damaged() == {}
+        for volume, line in self.lines.items():
+            there = self.journal.places(volume)
+            assert set(there) <= set(line.tried)
+            assert [each for each in there if each in line.needed()] == line.needed()
+            assert there == sorted(there, key=lambda each: each.number)
+            if settled:
+                assert set(there) - set(line.needed()) <= set(line.tried) - set(line.kept)
+            for each in there:
+                assert self.journal.read(each) == record(each, blocks=self.sizes[each])
+
+
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["append"] * 8 + ["settle", "settle", "drop", "reopen", "cut"]),
+        st.sampled_from(VOLUMES),
+    ),
+    min_size=10,
+    max_size=120,
+)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(STEPS, st.integers(0, 1 << 32))
+def test_what_was_confirmed_survives_and_nothing_else_appears(
+    steps: list[tuple[str, str]], seed: int
+) -> None:
+    world = World(random.Random(seed))
+    for what, volume in steps:
+        try:
+            match what:
+                case "append":
+                    world.append(volume)
+                case "settle":
+                    world.settle(volume)
+                case "drop":
+                    world.drop(volume)
+                case "reopen":
+                    world.journal.close()
+                    world.power(world.disk.content)
+                case "cut":
+                    world.power(world.disk.after_power_cut(world.chance))
+        except StorageError:
+            world.power(world.disk.after_power_cut(world.chance))
+    world.power(world.disk.after_power_cut(world.chance))

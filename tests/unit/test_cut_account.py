@@ -1,0 +1,85 @@
+"""Events against statistics."""
+
+from __future__ import annotations
+
+from pannier.cut.account import Account
+
+
+def based(counted: int) -> Account:
+    account = Account()
+    for _ in range(2):
+        account.open()
+        account.found_base(10, counted, 11)
+    assert account.missing(10, counted) == 0
+    account.close()
+    return account
+
+
+def test_what_was_told_is_what_was_counted():
+    account = based(1000)
+    account.note(20, 8)
+    account.open()
+    account.note(30, 16)
+    assert account.missing(40, 1024) == 0
+
+
+def test_an_event_after_the_moment_does_not_make_up_for_a_lost_one():
+    """A lost event beside other writers: the sum alone would fit."""
+    account = based(1000)
+    account.open()
+    account.note(50, 8)  # after the clock was read; the one that was counted was lost
+    assert account.missing(40, 1008) == 8
+
+
+def test_a_lost_event_is_missed_for_good():
+    account = based(1000)
+    account.open()
+    assert account.missing(40, 1008) == 8
+    account.close()
+    account.note(50, 8)
+    account.open()
+    assert account.missing(60, 1016) == 8
+
+
+def test_sectors_that_were_not_counted_are_a_difference_too():
+    account = based(1000)
+    account.note(20, 8)
+    account.open()
+    assert account.missing(40, 1000) == -8
+
+
+def test_what_a_closed_account_hears_is_older_than_the_next_moment():
+    account = based(0)
+    account.open()
+    account.note(5_000, 8)
+    account.close()
+    account.open()
+    assert account.missing(100, 8) == 0
+
+
+def test_a_base_must_be_found_twice():
+    account = Account()
+    account.open()
+    assert not account.found_base(10, 100, 11)
+    assert account.found_base(20, 100, 21)
+
+
+def test_no_base_is_found_while_something_completes():
+    account = Account()
+    account.open()
+    account.found_base(10, 100, 11)
+    account.note(25, 8)
+    assert not account.found_base(20, 108, 30)
+    account.open()
+    assert not account.found_base(40, 108, 41)
+    assert account.found_base(50, 108, 51)
+
+
+def test_two_bases_that_differ_are_none():
+    """A request was told and not counted when the first was read."""
+    account = Account()
+    account.note(5, 8)
+    account.open()
+    assert not account.found_base(10, 100, 11)
+    assert not account.found_base(20, 108, 21)
+    assert account.found_base(30, 108, 31)
