@@ -144,6 +144,7 @@ class History:
     async def end_well(self) -> None:
         """When all is mended, every volume is of use again, and every copy in sync."""
         world = self.world
+        await asyncio.sleep(2.0)  # a fault that was chosen may still be about to happen
         self.say("all is mended")
         for name in world.machines:
             entry = world.data.get(f"nodes/{name}")
