@@ -27,8 +27,8 @@ from cut_world import (
 )
 
 from pannier.core.errors import Conflict, InvalidInput, StorageError
-from pannier.core.line import Data, Zeros
-from pannier.cut.cutter import Cut, Cutter
+from pannier.core.line import Cut, Data, Zeros
+from pannier.cut.cutter import Cutter
 from pannier.cut.doubt import Doubt, Reason
 from pannier.cut.spans import Written
 from pannier.cut.tracefs import TRACEFS

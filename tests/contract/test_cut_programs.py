@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from cut_world import LIMIT, Volume, mounted_volume, name, pool, program, tracer
 
-from pannier.cut.cutter import Cut
+from pannier.core.line import Cut
 from pannier.cut.tracer import Tracer
 from pannier.storage.image import ext4
 from pannier.storage.image.loopdevice import attached

@@ -65,7 +65,9 @@ class MemoryDisk:
         for start, written in self.unflushed:
             for at in range(0, len(written), SECTOR_BYTES):
                 if chance.random() < keep:
-                    content[start + at : start + at + SECTOR_BYTES] = written[at : at + SECTOR_BYTES]
+                    content[start + at : start + at + SECTOR_BYTES] = written[
+                        at : at + SECTOR_BYTES
+                    ]
         return bytes(content)
 
 

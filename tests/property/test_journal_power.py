@@ -7,13 +7,12 @@ from dataclasses import dataclass, field
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from journal_disk import MemoryDisk, append, empty, opened, place, record
 
 from pannier.core.errors import JournalFull, StorageError
 from pannier.core.generation import Generation
 from pannier.core.line import Place, is_settled
 from pannier.storage.journal.journal import Journal
-
-from journal_disk import MemoryDisk, append, empty, opened, place, record
 
 VOLUMES = ("v-1", "v-2", "v-3")
 
@@ -79,7 +78,7 @@ class World:
         cut = None if self.chance.random() < 0.2 else self.chance.randrange(60)
         self.disk = MemoryDisk(content, cut_after=cut)
         self.journal = opened(self.disk, volumes=VOLUMES)
-        for volume, line in self.lines.items():
+        for line in self.lines.values():
             line.number = max([line.number, *(each.number for each in line.tried)])
         self.check(settled=False)
         if settle:

@@ -61,3 +61,10 @@ class LineDriver(Driver, Protocol):
     async def last(self, volume: str) -> Place | None:
         """The newest record that is kept and that no generation has made useless."""
         ...
+
+    async def missing(self, volume: str) -> str:
+        """Why this node may lack records that it has confirmed; empty if it lacks none.
+
+        Then no takeover may begin here. It ends with a generation that was made after the holder heard of it.
+        """
+        ...

@@ -24,7 +24,10 @@ from pathlib import Path
 import structlog
 
 from pannier.core.errors import Corrupt, StorageError
+from pannier.core.line import Cut, Doubt
 from pannier.core.room import ImageLimits
+from pannier.cut.cutter import Cutter
+from pannier.cut.tracer import Tracer
 from pannier.host.files import DRAFT, exchange
 from pannier.host.mountflags import takes_no_writes
 from pannier.host.mountinfo import mount_at
@@ -77,6 +80,8 @@ class LiveImage:
         self._note_lock = threading.Lock()
         """Taken to set ``_lost``, for a moment."""
         self._watched = WatchedMount(place)
+        self._cutter: Cutter | None = None
+        """Told what is written to the device of this mount."""
         self._frozen: bool | None = None
         """Whether we have frozen it; None if an earlier run may have."""
         self._may_grow = False
@@ -92,7 +97,9 @@ class LiveImage:
         with self._lock:
             there = mount_at(self.place) is not None
             if not there:
-                self._watched.forget()  # somebody else has unmounted it; a descriptor would keep it alive
+                # Somebody else has unmounted it; a descriptor would keep it alive.
+                self._watched.forget()
+                self.end_cuts()
             return there
 
     def attach(self, *, limits: ImageLimits | None, size: int | None) -> None:
@@ -202,6 +209,7 @@ class LiveImage:
                 with suppress(OSError, StorageError):  # what was lost is noted
                     self._write_out()
             self._watched.forget()
+            self.end_cuts()
             try:
                 with self._mount_lock:
                     # One that is unmounted while it is frozen is neither there nor gone.
@@ -304,6 +312,38 @@ class LiveImage:
             f"anew nothing of it is confirmed or sent",
             remedy="its containers are ended and it is mounted anew by itself; see dmesg for the reason",
         )
+
+    def watch_writes(self, tracer: Tracer) -> Doubt | None:
+        """See :meth:`pannier.storage.lines.LineDriver.watch`."""
+        with self._lock:
+            if not self.is_mounted:
+                return Doubt("it is not mounted")
+            if self._cutter is not None:
+                self._cutter.restart()
+                return None
+            cutter = Cutter(self.place.stat().st_dev, self._image, tracer)
+            try:
+                cutter.begin()
+            except BaseException:
+                cutter.close()
+                raise
+            self._cutter = cutter
+            return None
+
+    def cut(self, limit_bytes: int) -> Cut | Doubt:
+        """See :meth:`pannier.storage.lines.LineDriver.cut`."""
+        cutter = self._cutter
+        if cutter is None:
+            return Doubt("it is not watched")
+        found = cutter.take(limit_bytes)
+        return found if isinstance(found, Cut) else Doubt(found.detail)
+
+    def end_cuts(self) -> None:
+        """Watch what is written no more."""
+        cutter, self._cutter = self._cutter, None
+        if cutter is not None:
+            with suppress(OSError):
+                cutter.close()
 
     # -- the end -------------------------------------------------------------------------------------
 
