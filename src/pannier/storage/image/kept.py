@@ -32,7 +32,7 @@ from pannier.storage.journal.journal import Journal
 log = structlog.get_logger(__name__)
 
 JOURNAL = "journal"
-_POOL_PART = 16
+_POOL_PART = 8
 """A journal takes this part of its pool at most, so that a small pool is for its volumes."""
 _MOST_BYTES = 256 << 20
 """Enough for eight volumes that write as fast as they can between two generations."""
