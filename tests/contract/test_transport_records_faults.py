@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
 import ssl
 import sys
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -169,6 +171,34 @@ async def test_a_gate_that_hangs_does_not_keep_the_server_from_closing(
     await until(lambda: not list(threads_of_records()))
 
 
+async def test_the_receivers_event_loop_is_not_waited_for(world: RecordsWorld) -> None:
+    """It may be busy for long, and a sync call waits for the record."""
+    context = world.alder.client_context()
+    context.set_alpn_protocols([RECORDS_PROTOCOL])
+    connected, answered = asyncio.Event(), threading.Event()
+    loop, port = asyncio.get_running_loop(), world.server.port
+    blocked = threading.Event()
+
+    def ask() -> None:
+        with (
+            socket.create_connection(("127.0.0.1", port)) as raw,
+            context.wrap_socket(raw, server_hostname="birch") as tls,
+        ):
+            for when in (None, blocked):
+                if when is not None:
+                    when.wait()
+                tls.sendall(_WHOLE)
+                assert tls.recv(HEAD.size) == record_frames.taken_frame(1)
+                loop.call_soon_threadsafe(connected.set)
+            answered.set()
+
+    asking = asyncio.create_task(asyncio.to_thread(ask))
+    await connected.wait()
+    blocked.set()
+    assert answered.wait(PATIENCE_SECONDS / 2)  # the loop does nothing meanwhile
+    await asking
+
+
 async def test_a_server_that_restarted_is_found_again(world: RecordsWorld) -> None:
     port = world.server.port
     await world.send(record(1), port=port)
@@ -324,25 +354,28 @@ async def test_answers_that_were_not_due_are_ignored(world: RecordsWorld) -> Non
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
 async def test_a_receiver_that_is_killed_or_stands_still_in_the_middle(
-    impatient: RecordsWorld, how: signal.Signals
+    tmp_path: Path, how: signal.Signals
 ) -> None:
+    world = RecordsWorld(tmp_path, timing=TransportTiming(stall=4.0))
     process = await asyncio.create_subprocess_exec(
-        sys.executable, RECEIVER, impatient.birch.directory, stdout=asyncio.subprocess.PIPE
+        sys.executable, RECEIVER, world.birch.directory, stdout=asyncio.subprocess.PIPE
     )
     try:
         assert process.stdout is not None
         port = int(await process.stdout.readline())
-        await impatient.send(record(1), port=port)
-        tasks = [impatient.begin(bulk(n), port=port) for n in range(2, 40)]
+        await world.send(record(1), port=port)
+        tasks = [world.begin(bulk(n, size=MEBIBYTE), port=port) for n in range(2, 100)]
         await tasks[3]
         process.send_signal(how)
         ends = await failures(tasks)
-        assert ends[-1] is PeerUnavailable
         assert set(ends) == {None, PeerUnavailable}
         assert ends == sorted(ends, key=lambda end: end is not None)
     finally:
-        process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
         await process.wait()
+        await world.sender.close()
+    assert not list(threads_of_records())
 
 
 async def test_a_flood_of_refusals_that_nobody_hears_is_not_kept(impatient: RecordsWorld) -> None:
