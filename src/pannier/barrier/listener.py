@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import select
 from collections.abc import Callable
@@ -68,6 +69,7 @@ class Listener:
         self._poll.register(fd, select.POLLIN)
         self._loop = asyncio.get_running_loop()
         self._paused = False
+        self._closed = False
         self._stacked = asyncio.Semaphore(_STACKED_AT_ONCE)
         self._tasks: set[asyncio.Task[None]] = set()
         self._waiting: dict[int, tuple[Waiting, int]] = {}  # by id; with the slot
@@ -88,6 +90,7 @@ class Listener:
             self._groups.discard(waiting)
         self._waiting.clear()
         self._pending.close()
+        self._closed = True
         os.close(self.fd)
 
     # -- calls come ------------------------------------------------------------------------------
@@ -153,7 +156,7 @@ class Listener:
             arrival=first,
             file=file,
             mapped=Mapped(start, start + length) if call.name == "msync" else None,
-            is_there=partial(kernel.is_waiting, self.fd, call.ident),
+            is_there=partial(self._is_there, call.ident),
         )
 
     async def _sync_stacked(self, ident: int, call: SyncCall, waiting: Waiting) -> None:
@@ -193,6 +196,17 @@ class Listener:
             self._wait(unknown, slot, self._clock.now(), everything)
 
     # -- calls end -------------------------------------------------------------------------------
+
+    def _is_there(self, ident: int) -> bool:
+        """Whether a call's thread still waits. Asked from other threads too, also when this listener is closed."""
+        if self._closed:
+            return False
+        try:
+            return kernel.is_waiting(self.fd, ident)
+        except OSError as error:
+            if error.errno in (errno.EBADF, errno.ENOTTY, errno.EINVAL):  # closed in this moment
+                return False
+            raise
 
     def _answer(self, ident: int, answer: Answer) -> None:
         if answer.error is None:
