@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from journal_disk import MemoryDisk, append, append_together, empty, opened, place, record
@@ -164,3 +165,28 @@ def test_what_was_confirmed_survives_and_nothing_else_appears(
         except StorageError:
             world.chance.choice([world.power, world.restart])()
     world.power()
+
+
+@pytest.mark.parametrize("before", range(1, 16))
+def test_power_may_go_at_each_step_of_a_group_that_begins_a_segment(before: int) -> None:
+    """None of it is damage, whatever of it reached the disk."""
+    chance = random.Random(before)
+    for cut in range(9):
+        disk = MemoryDisk(empty())
+        journal = opened(disk)
+        living = place("v-2", 1)
+        append(journal, living)
+        for number in range(1, before + 1):
+            append(journal, place("v-1", number))
+            journal.settle("v-1", Generation(1, 2 if number < before else 1))
+        last = place("v-1", before)
+        disk.cut_after(cut)
+        group = [place("v-3", number) for number in (1, 2, 3, 4)]
+        errors = append_together(journal, group)
+        kept = [at for at, error in zip(group, errors, strict=True) if error is None]
+        for _ in range(30):
+            again = opened(MemoryDisk(disk.after_power_cut(chance)), volumes=VOLUMES)
+            assert again.damaged() == {}
+            assert again.places("v-2") == [living]
+            assert again.last("v-1") == last
+            assert again.places("v-3")[: len(kept)] == kept
