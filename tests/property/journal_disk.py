@@ -11,8 +11,8 @@ from pannier.core.errors import PannierError
 from pannier.core.generation import Generation
 from pannier.core.line import Data, Place, Record, encode
 from pannier.storage.journal.file import fill
-from pannier.storage.journal.format import BLOCK_BYTES, Geometry
 from pannier.storage.journal.journal import Journal
+from pannier.storage.journal.layout import BLOCK_BYTES, Geometry
 
 SECTOR_BYTES = 512
 SMALL = Geometry(identity=b"0123456789abcdef", segments=4, segment_bytes=16 * BLOCK_BYTES)

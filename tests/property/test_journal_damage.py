@@ -13,8 +13,8 @@ from journal_disk import SMALL, MemoryDisk, append, append_together, empty, open
 from pannier.core.errors import Corrupt, JournalFull, NewerFormat, NotFound
 from pannier.core.generation import Generation
 from pannier.core.line import Place
-from pannier.storage.journal.format import BLOCK_BYTES, SUPER_BYTES, read_superblock
 from pannier.storage.journal.journal import Journal
+from pannier.storage.journal.layout import BLOCK_BYTES, SUPER_BYTES, read_superblock
 
 VOLUMES = ("v-1", "v-2", "v-9")
 FIRST, SECOND = Generation(1, 1, "0f3a94c1"), Generation(1, 2, "0f3a94c1")
@@ -252,7 +252,7 @@ def test_a_record_that_is_there_is_not_written_again() -> None:
 
 
 def test_a_newer_format_is_not_touched(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pannier.storage.journal.format.VERSION", 2)
+    monkeypatch.setattr("pannier.storage.journal.layout.VERSION", 2)
     disk = MemoryDisk(empty())
     monkeypatch.undo()
     with pytest.raises(NewerFormat):

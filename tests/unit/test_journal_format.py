@@ -15,17 +15,11 @@ from pannier.core.errors import Corrupt
 from pannier.core.generation import Generation
 from pannier.core.line import Data, Place, Record, decode, encode
 from pannier.storage.journal.format import (
-    BLOCK_BYTES,
-    FEWEST_SEGMENTS,
-    SEGMENT_BYTES,
-    SUPER_BYTES,
     Frame,
     FrameHead,
     FrameKind,
     Gap,
-    Geometry,
     Region,
-    SegmentHead,
     content_of,
     frame_head,
     loss_content,
@@ -33,9 +27,17 @@ from pannier.storage.journal.format import (
     read_frame,
     read_loss,
     read_moved,
+    scan,
+)
+from pannier.storage.journal.layout import (
+    BLOCK_BYTES,
+    FEWEST_SEGMENTS,
+    SEGMENT_BYTES,
+    SUPER_BYTES,
+    Geometry,
+    SegmentHead,
     read_segment_head,
     read_superblock,
-    scan,
     segment_head,
     superblock,
     whole_blocks,
