@@ -55,9 +55,8 @@ class TracedImage:
                 self._watch.open()
                 clock_ns = time.monotonic_ns()
                 counted = self._settings.statistics().sectors
-                after_ns = time.monotonic_ns()
                 self._drain()
-                if self._watch.found_base(clock_ns, counted, after_ns):
+                if self._watch.found_base(clock_ns, counted):
                     return
         raise Doubtful(Reason.MISMATCH, "writes complete all the time: no moment to begin at")
 

@@ -81,9 +81,9 @@ class Watch:
         with self._lock:
             return self._account.missing(clock_ns, counted)
 
-    def found_base(self, clock_ns: int, counted: int, after_ns: int) -> bool:
+    def found_base(self, clock_ns: int, counted: int) -> bool:
         with self._lock:
-            return self._account.found_base(clock_ns, counted, after_ns)
+            return self._account.found_base(clock_ns, counted)
 
     def _fold(self) -> None:
         joined = written(self._plain, self._hollow)
