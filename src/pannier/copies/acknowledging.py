@@ -72,12 +72,15 @@ class Acknowledging:
     async def make_durable(self, volume: str, calls: Sequence[object] = ()) -> None:
         """See :class:`pannier.barrier.calls.Strategy`: what was written reaches all copies that count.
 
+        It is durable here already, and this was begun after the call before had returned.
+
         Raises:
             NotHolder: the volume is not held here, or just being given away.
             Unavailable: it cannot be confirmed now; a later try may succeed.
         """
         replicated = self._replicator.replicated(volume)
         async with replicated.group:
+            replicated.note_synced()
             position = await self._replicator.advance(replicated)
             if refused := await self._confirmed_by_all(replicated, position):
                 raise self._refused(replicated.volume, refused)
