@@ -115,7 +115,7 @@ async def test_records_outlast_the_daemon_of_a_copy(pair: Pair, workplace: Path)
         pair.copy._mountpoint, staging=workplace / f"staging-records-{pair.copy._mountpoint.name}"
     )
     await pair.copy.open()
-    assert await pair.copy.last(pair.volume) == place
+    assert (await pair.copy.inspect(pair.volume)).last == place
     there = await taken_over(pair, place.generation)
     assert (there / "file").read_bytes() == b"kept"
 
@@ -126,7 +126,7 @@ async def test_a_record_without_the_one_before_is_refused(pair: Pair) -> None:
     second, encoded = await pair.synced(first, "two", b"2")
     with pytest.raises(NotFollowing):
         await pair.copy.keep(second, encoded)
-    assert await pair.copy.last(pair.volume) is None
+    assert (await pair.copy.inspect(pair.volume)).last is None
 
 
 async def test_a_generation_that_is_confirmed_frees_the_records_before_it(pair: Pair) -> None:
@@ -137,7 +137,7 @@ async def test_a_generation_that_is_confirmed_frees_the_records_before_it(pair: 
     generation = await pair.holder.snapshot(pair.volume, epoch=1)
     await pair.send(generation, base=first)
     await pair.copy.settle(pair.volume, generation)
-    assert await pair.copy.last(pair.volume) is None
+    assert (await pair.copy.inspect(pair.volume)).last is None
     later = replace(place, generation=generation, included=place.number)
     later, encoded = await pair.synced(later, "two", b"2")
     await pair.copy.keep(later, encoded)

@@ -304,6 +304,8 @@ class FailoverWorld(World):
 
     def _lose_unsynced(self, machine: Machine) -> None:
         """Of what was written since the last sync call, the disk has what was there at some moment."""
+        for home in machine.disk.homes.values():
+            home.notes[:] = [self.random.choice(home.notes)]
         for (name, volume_id, epoch), values in list(self._unsynced.items()):
             home = machine.disk.homes.get(volume_id)
             tree = home.live.get(epoch) if home else None
@@ -467,6 +469,8 @@ class FailoverWorld(World):
 
     def _flush(self, machine: Machine, volume_id: str) -> None:
         """The disk has all that was written to it by now."""
+        if (home := machine.disk.homes.get(volume_id)) is not None:
+            del home.notes[:-1]
         for (name, which, _), values in self._unsynced.items():
             if (name, which) == (machine.name, volume_id):
                 del values[:-1]

@@ -13,7 +13,7 @@ import os
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
@@ -28,9 +28,10 @@ from pannier.core.errors import (
     PoolFull,
     StorageError,
 )
-from pannier.core.generation import Generation
+from pannier.core.generation import Generation, new_identity
 from pannier.core.line import Buffer, Cut, Data, Doubt, Place, decode, is_settled, tail
 from pannier.core.room import ImageLimits, Room
+from pannier.core.set_back import Noted, noting
 from pannier.storage.base import (
     Capacity,
     CheckedDriver,
@@ -63,7 +64,8 @@ class Home:
     """All of one volume on one disk. ``described`` are generations that are or once were here,
     ``damaged`` those of which the disk gives back other bytes everywhere, None the live tree; ``changed`` single
     files that it gives back otherwise; ``sums`` the checksums of what was received; ``unproved`` those of which
-    they are not known; ``records`` what the journal keeps, in the order in which it came.
+    they are not known; ``records`` what the journal keeps, in the order in which it came; ``notes`` what was noted
+    since the last sync call, and what a power cut leaves of that is one of them.
     """
 
     live: dict[int, Tree] = field(default_factory=dict)
@@ -75,6 +77,7 @@ class Home:
     sums: dict[Generation, dict[str, int]] = field(default_factory=dict)
     unproved: set[Generation] = field(default_factory=set)
     records: list[tuple[Place, bytes]] = field(default_factory=list)
+    notes: list[tuple[Noted, ...]] = field(default_factory=lambda: [()])
 
     def with_records(self, generation: Generation) -> dict[str, bytes]:
         """A generation and what the journal has on top of it."""
@@ -85,9 +88,9 @@ class Home:
                 content = _with_change(content, kept[place])
         return content
 
-    def next_generation(self, epoch: int) -> Generation:
+    def next_generation(self, epoch: int, identity: str) -> Generation:
         known = [g.sequence for g in self.described if g.epoch == epoch]
-        return Generation(epoch, max(known, default=0) + 1)
+        return Generation(epoch, max(known, default=0) + 1, identity)
 
     def read(self, generation: Generation) -> dict[str, bytes]:
         """What the disk gives back."""
@@ -250,11 +253,14 @@ class SnapshotDriver(CheckedDriver):
         tree.content = self._gather(volume, epoch, tree)
         if tree.saved_as is not None and home.described.get(tree.saved_as) == tree.content:
             return tree.saved_as
-        generation = home.next_generation(epoch)
+        generation = home.next_generation(epoch, self._new_identity())
         home.described[generation] = dict(tree.content)
         self._keep(home, generation)
         tree.saved_as = generation
         return generation
+
+    def _new_identity(self) -> str:
+        return ""
 
     def _keep(self, home: Home, generation: Generation) -> None:
         home.generations[generation] = home.described[generation]
@@ -524,6 +530,9 @@ class SparseSnapshotDriver(
         self.full = False
         self._watched: dict[str, tuple[int, dict[str, bytes]]] = {}
 
+    def _new_identity(self) -> str:
+        return new_identity()
+
     async def watch(self, volume: str, *, epoch: int) -> Doubt | None:
         if self.disk.attached.get(volume) != epoch:
             return Doubt("it is not attached")
@@ -568,9 +577,14 @@ class SparseSnapshotDriver(
         if generation in home.generations:
             home.records = [one for one in home.records if not is_settled(one[0], generation)]
 
-    async def last(self, volume: str) -> Place | None:
-        records = self._home(volume).records
-        return records[-1][0] if records else None
+    async def note(self, place: Place) -> None:
+        home = self._home(place.volume)
+        home.notes.append(noting(home.notes[-1], place))
+
+    async def inspect(self, volume: str) -> LocalCopy:
+        found, home = await super().inspect(volume), self._home(volume)
+        last = home.records[-1][0] if home.records else None
+        return replace(found, last=last, noted=home.notes[-1])
 
     async def quarantine(self, volume: str) -> None:
         await super().quarantine(volume)

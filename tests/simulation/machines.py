@@ -316,9 +316,9 @@ class Run:
         """As the transport's server does it."""
         driver = await self.reception.admit(offer, peer=peer)
         async with self._claim(offer):
-            have = (await driver.inspect(offer.volume_id)).generations
-            talk.tell(LocalCopy(generations=have))
-            if offer.generation in have:
+            have = await driver.inspect(offer.volume_id)
+            talk.tell(LocalCopy(generations=have.generations, last=have.last))
+            if offer.generation in have.generations:
                 await self.reception.confirm(offer, peer=peer)
                 return Sent(bytes=0, base=None, seconds=0.0)
             base, stream = await talk.stream

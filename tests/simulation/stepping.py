@@ -247,8 +247,8 @@ class SteppedSparseDriver(SteppedDriver, SparseDriver, FileSystemDriver, Mending
     async def settle(self, volume: str, generation: Generation) -> None:
         await stepped(self._life, "driver.settle", lambda: self.sparse.settle(volume, generation))
 
-    async def last(self, volume: str) -> Place | None:
-        return await self.sparse.last(volume)
+    async def note(self, place: Place) -> None:
+        await stepped(self._life, "driver.note", lambda: self.sparse.note(place))
 
     async def pieces(
         self, volume: str, generation: Generation, *, start: int, end: int | None, piece_bytes: int

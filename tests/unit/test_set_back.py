@@ -13,7 +13,8 @@ from copies_world import CopiesWorld
 from world import Machine, SparseSnapshotDriver, event_loop_policy
 
 from pannier.core.generation import Generation
-from pannier.core.set_back import proof_of_set_back
+from pannier.core.line import Place
+from pannier.core.set_back import MOST_RUNS, Noted, lacks_records, noting, proof_of_set_back
 from pannier.core.volume import Volume
 
 __all__ = ["event_loop_policy"]
@@ -45,6 +46,54 @@ def test_what_a_copy_has_proves_it(ours: list[str], theirs: list[str], proof: st
     assert (str(found) if found else None) == proof
 
 
+def place(run: str, number: int, *, acknowledged: int = 0, epoch: int = 3, of: int = 5) -> Place:
+    return Place(
+        volume="v",
+        epoch=epoch,
+        run=run,
+        number=number,
+        generation=Generation(epoch, of),
+        included=0,
+        acknowledged=acknowledged,
+    )
+
+
+@pytest.mark.parametrize(
+    ("last", "lacks"),
+    [
+        (None, False),
+        (place("b", 8, acknowledged=7), False),
+        (place("b", 9, acknowledged=7), False),  # a power cut took the note of the last one
+        (place("b", 9, acknowledged=8), True),
+        (place("a", 5, acknowledged=4), False),  # of a run before
+        (place("a", 6, acknowledged=5), True),
+        (place("c", 1, acknowledged=0), False),  # nothing of it was answered
+        (place("c", 2, acknowledged=1), True),
+        (place("c", 2, acknowledged=1, epoch=2), False),
+    ],
+)
+def test_what_a_copy_keeps_in_its_journal_proves_it(last: Place | None, lacks: bool) -> None:
+    noted = (Noted(3, "a", 4, began=2), Noted(3, "b", 7, began=5))
+    assert lacks_records(noted, last, epoch=3) is lacks
+
+
+def test_a_run_that_is_forgotten_proves_nothing() -> None:
+    noted: tuple[Noted, ...] = ()
+    for number in range(MOST_RUNS):
+        noted = noting(noted, place(f"run-{number}", 2, of=10 + number))
+    assert lacks_records(noted, place("unknown", 2, acknowledged=1, of=9), epoch=3) is False
+    assert lacks_records(noted, place("unknown", 2, acknowledged=1, of=10), epoch=3)
+    noted = noting(noted, place("one-more", 1, of=100))
+    assert len(noted) == MOST_RUNS
+    assert noted[0].run == "run-1"
+
+
+def test_what_is_noted_is_the_newest_record_of_each_run() -> None:
+    noted = noting(noting((), place("a", 1, of=5)), place("a", 2, of=6))
+    assert noted == (Noted(3, "a", 2, began=5),)
+    assert noting(noted, place("a", 1, epoch=4, of=1)) == (Noted(4, "a", 1, began=1),)
+
+
 @pytest_asyncio.fixture(params=[None, SparseSnapshotDriver], ids=["trees", "images"])
 async def world(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[CopiesWorld]:
     wishes = {} if request.param is None else {"driver": request.param}
@@ -53,12 +102,16 @@ async def world(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator
 
 
 async def set_back(world: CopiesWorld, machine: Machine, volume: Volume) -> None:
-    """Power off, an older state of the disk put in its place, power on."""
+    """Power off, an older state of the disk put in its place, power on.
+
+    After that state there were two sync calls: the records of one alone prove nothing.
+    """
     world.losing(volume)
     world.set_back.add(volume.grant)
     older = copy.deepcopy(machine.disk.homes)
-    world.put(machine, volume, "later", b"acknowledged")
-    await world.sync(machine)
+    for file in ("later", "last"):
+        world.put(machine, volume, file, b"acknowledged")
+        await world.sync(machine)
     await world.down(machine)
     machine.disk.homes = older
     await machine.start()
@@ -92,8 +145,9 @@ async def test_a_copy_that_comes_back_later_is_not_overwritten(world: CopiesWorl
     world.losing(volume)
     world.set_back.add(volume.grant)
     older = copy.deepcopy(world.a.disk.homes)
-    world.put(world.a, volume, "later", b"acknowledged")
-    await world.sync(world.a)
+    for file in ("later", "last"):
+        world.put(world.a, volume, file, b"acknowledged")
+        await world.sync(world.a)
     await world.down(world.a)
     await world.down(world.b)
     world.a.disk.homes = older

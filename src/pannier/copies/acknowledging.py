@@ -85,6 +85,7 @@ class Acknowledging:
         if local.lost:
             return local.answers
         async with replicated.group:
+            replicated.note_synced()
             try:
                 if local.whole:
                     await self._local.write_out(replicated.volume)

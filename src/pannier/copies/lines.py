@@ -14,7 +14,7 @@ from pannier.agent.drivers import Drivers
 from pannier.cluster.cluster import Cluster
 from pannier.copies.replicated import Following, Line, Replicated
 from pannier.core.errors import PannierError, PeerUnavailable
-from pannier.core.line import Cut, Doubt, Record
+from pannier.core.line import Cut, Doubt, Place, Record
 from pannier.core.pace import CopiesPace
 from pannier.core.volume import Volume
 from pannier.host.clock import Clock
@@ -79,7 +79,12 @@ class Lines:
             self._note(replicated, cut)
             return False
         if cut.ranges:
-            self._ship(replicated, line, cut, at=began)
+            place = self._ship(replicated, line, cut, at=began)
+            try:
+                await driver.note(place)
+            except BaseException:
+                replicated.line = None  # what follows could not be held against this disk
+                raise
         else:
             replicated.note_unchanged(at=began)
         return True
@@ -90,7 +95,7 @@ class Lines:
             log.info("line.doubt", volume=replicated.volume.name, reason=reason)
         replicated.doubt = reason
 
-    def _ship(self, replicated: Replicated, line: Line, cut: Cut, *, at: float) -> None:
+    def _ship(self, replicated: Replicated, line: Line, cut: Cut, *, at: float) -> Place:
         place = line.next_place(replicated.volume)
         parcel = Parcel.of(Record(place=place, size=cut.size, ranges=cut.ranges))
         followers = [
@@ -121,6 +126,7 @@ class Lines:
             )
         if line.bytes > self._pace.line_bytes:
             replicated.due.set()
+        return place
 
     async def _send(
         self,

@@ -20,6 +20,7 @@ class Line:
         generation: the newest one, made when ``included`` records were.
         number: of the newest record.
         acknowledged: of the newest record whose sync calls were answered.
+        noted: the same, before the newest sync call began: that one has made the note of it durable.
         bytes: of the records since the generation.
     """
 
@@ -28,6 +29,7 @@ class Line:
     included: int = 0
     number: int = 0
     acknowledged: int = 0
+    noted: int = 0
     bytes: int = 0
 
     def next_place(self, volume: Volume) -> Place:
@@ -39,7 +41,7 @@ class Line:
             number=self.number + 1,
             generation=self.generation,
             included=self.included,
-            acknowledged=self.acknowledged,
+            acknowledged=self.noted,
         )
 
 
@@ -227,6 +229,11 @@ class Replicated:
         """A replica did not confirm a record: it gets no more of them until it has a new generation."""
         following.broken = True
         self._note_answer()
+
+    def note_synced(self) -> None:
+        """What sync calls cover, and what was noted on this node's disk before they began, is durable here."""
+        if self.line is not None:
+            self.line.noted = self.line.acknowledged
 
     def note_acknowledged(self) -> None:
         """The newest position made sync calls durable."""

@@ -68,7 +68,8 @@ class Place:
         number: counts the records of a run, from 1 on.
         generation: the newest one that was made before it, whole on the holder's disk.
         included: how many records of the run that generation has.
-        acknowledged: the highest number whose sync calls were answered when it was made.
+        acknowledged: the highest number whose sync calls were answered before the newest one began. It is noted on
+            the holder's disk: see :mod:`pannier.core.set_back`.
     """
 
     volume: str

@@ -2,13 +2,64 @@
 
 A holder makes each generation durable at home before it sends it. So whatever a copy has of the holder's
 own epoch, the holder has made: it has it still, or something newer.
+
+Between two generations there are records. The holder notes each one on its disk before it answers the sync calls
+that wait for it, and the next sync call makes the note durable. A record says which one was noted before the sync
+call that was the newest then. So a holder that has not noted that one had its disk set back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 from pannier.core.generation import Generation
+from pannier.core.line import Place
+
+MOST_RUNS = 64
+"""So many runs of an epoch are remembered. A copy in sync has the generation with which a run begins before
+anything of that run is answered: it is a few runs behind at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """How far a run came, as its holder remembers it.
+
+    Attributes:
+        number: of the run's newest record.
+        began: sequence of the generation on which the run's first record stands.
+    """
+
+    epoch: int
+    run: str
+    number: int
+    began: int
+
+
+def noting(noted: Sequence[Noted], place: Place) -> tuple[Noted, ...]:
+    """What a holder remembers once it has made a record, oldest run first. Other epochs are forgotten."""
+    ours = [one for one in noted if one.epoch == place.epoch]
+    began = place.generation.sequence
+    if ours and ours[-1].run == place.run:
+        began = ours.pop().began
+    return (*ours, Noted(place.epoch, place.run, place.number, began))[-MOST_RUNS:]
+
+
+def lacks_records(noted: Sequence[Noted], last: Place | None, *, epoch: int) -> bool:
+    """Whether a copy has a record that its holder cannot have made, as its disk is now.
+
+    Args:
+        noted: what the holder remembers.
+        last: the newest record of the copy that no generation there has made useless.
+        epoch: the holder's.
+    """
+    if last is None or last.epoch != epoch:
+        return False
+    ours = [one for one in noted if one.epoch == epoch]
+    known = next((one.number for one in ours if one.run == last.run), None)
+    if known is None and len(ours) >= MOST_RUNS and last.generation.sequence < ours[0].began:
+        return False  # of a run that is forgotten
+    return last.acknowledged > (known or 0)
 
 
 def proof_of_set_back(

@@ -21,7 +21,9 @@ from typing import Protocol, runtime_checkable
 
 from pannier.core.errors import StorageError
 from pannier.core.generation import Generation
+from pannier.core.line import Place
 from pannier.core.room import ImageLimits, Room
+from pannier.core.set_back import Noted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,12 +67,17 @@ class LocalCopy:
         bases: generations that are no longer here, but that :meth:`Driver.send` still takes as
             ``base``, oldest first. Only drivers that keep one tree have any.
         begun: what the next transfer can go on with. Only a :class:`ResumingDriver` has any.
+        last: the newest record that is kept of another node's volume, and that no generation has made useless.
+        noted: what is remembered of the records of a volume that is held here, by
+            :meth:`pannier.storage.lines.LineDriver.note`.
     """
 
     live: tuple[LiveTree, ...] = ()
     generations: tuple[Generation, ...] = ()
     bases: tuple[Generation, ...] = ()
     begun: Begun | None = None
+    last: Place | None = None
+    noted: tuple[Noted, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

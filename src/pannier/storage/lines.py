@@ -58,8 +58,16 @@ class LineDriver(Driver, Protocol):
         """
         ...
 
-    async def last(self, volume: str) -> Place | None:
-        """The newest record that is kept and that no generation has made useless."""
+    async def note(self, place: Place) -> None:
+        """Remember that a record of a volume that is held here was made: see :func:`pannier.core.set_back.noting`.
+
+        ``inspect`` tells it as :attr:`LocalCopy.noted`. On return it is written, to where it goes back together with
+        the volume if the disk is set back; but it need not be durable. What makes the volume's next sync call
+        durable makes this durable as well. A power cut before that leaves this note or an earlier one, whole.
+
+        Raises:
+            StorageError: the disk failed.
+        """
         ...
 
     async def missing(self, volume: str) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from pannier.core.errors import SetBack
 from pannier.core.generation import Generation, newest_common
-from pannier.core.set_back import proof_of_set_back
+from pannier.core.set_back import lacks_records, proof_of_set_back
 from pannier.storage.base import Driver, LocalCopy, ResumingDriver
 from pannier.transport.base import Offer
 
@@ -39,7 +39,8 @@ def agree(offer: Offer, driver: Driver, ours: LocalCopy, theirs: LocalCopy) -> A
         theirs: what the receiver has of it.
 
     Raises:
-        SetBack: the receiver has what this node has sent and lacks now.
+        SetBack: the receiver has what this node has sent and lacks now. What would be sent may make a record
+            useless there: so this is looked at first.
     """
     if driver.generations_in_use:
         newest = proof_of_set_back(ours.generations, theirs.generations, epoch=offer.epoch)
@@ -50,6 +51,17 @@ def agree(offer: Offer, driver: Driver, ours: LocalCopy, theirs: LocalCopy) -> A
                 remedy=f"see pannier volume history {offer.volume_name}",
                 newest=str(newest),
             )
+    last = theirs.last
+    if last is not None and lacks_records(ours.noted, last, epoch=offer.epoch):
+        newest = max(
+            (g for g in theirs.generations if g.epoch == offer.epoch), default=last.generation
+        )
+        raise SetBack(
+            f"record {last.number} after generation {last.generation} of volume {offer.volume_name} is there, and "
+            f"this node, which has sent it, has not noted it: its disk was set back",
+            remedy=f"see pannier volume history {offer.volume_name}",
+            newest=str(newest),
+        )
     if offer.generation in theirs.generations:
         return Agreement(there=True)
     base = newest_common(ours.generations + ours.bases, theirs.generations)

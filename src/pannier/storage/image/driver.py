@@ -59,6 +59,7 @@ from pannier.storage.image.check import check_image, pieces_of
 from pannier.storage.image.kept import KeptRecords
 from pannier.storage.image.live import LiveImage
 from pannier.storage.image.nocow import IMAGE
+from pannier.storage.image.noted import NotedRuns
 from pannier.storage.image.partial import begun, discard_parts, is_of_use
 from pannier.storage.image.showing import show
 from pannier.storage.image.sums import SUMS
@@ -105,6 +106,7 @@ class ImageDriver(SubvolumeDriver):
         self._tracing = threading.Lock()
         """Held while the trace is opened."""
         self._kept: KeptRecords | None = None
+        self._noted: dict[str, NotedRuns] = {}
         self._full = False
         self._limits: ImageLimits | None = None
 
@@ -119,9 +121,10 @@ class ImageDriver(SubvolumeDriver):
         self._open_volumes()
         with told_as_storage_error("see how the pool is made"):
             self._pool = Allocation.of(self._mountpoint)
-            self._kept = KeptRecords(
-                self._mountpoint, pool_bytes=self._pool_bytes(), volumes=self._list_volumes()
-            )
+            if self._kept is None:
+                self._kept = KeptRecords(
+                    self._mountpoint, pool_bytes=self._pool_bytes(), volumes=self._list_volumes()
+                )
             places = list(self._staging.iterdir())
         for volume, epoch in filter(None, map(_named, places)):
             try:
@@ -141,8 +144,10 @@ class ImageDriver(SubvolumeDriver):
             image.end_cuts()
         if self._kept is not None:
             self._kept.close()
+            self._kept = None
         if self._tracer is not None:
             self._tracer.close()
+            self._tracer = None
 
     def _image(self, volume: str, epoch: int) -> LiveImage:
         if (volume, epoch) not in self._images:
@@ -343,7 +348,12 @@ class ImageDriver(SubvolumeDriver):
     def _inspect(self, home: Home) -> LocalCopy:
         copy = super()._inspect(home)
         with told_as_storage_error(f"read what was begun of volume {home.volume}"):
-            return replace(copy, begun=begun(home))
+            return replace(
+                copy,
+                begun=begun(home),
+                last=self._kept_records.last(home.volume),
+                noted=self._notes(home).runs() if copy.live else (),
+            )
 
     def _has_anything(self, home: Home) -> bool:
         return super()._has_anything(home) or bool(home.arriving())
@@ -463,6 +473,7 @@ class ImageDriver(SubvolumeDriver):
         for epoch in home.epochs():
             self._detach(home, epoch)
         self._kept_records.forget(home.volume)
+        self._noted.pop(home.volume, None)
         super()._delete(home)
         for key in [key for key in self._images if key[0] == home.volume]:
             del self._images[key]
@@ -586,9 +597,17 @@ class ImageDriver(SubvolumeDriver):
         """See :meth:`LineDriver.settle`."""
         self._kept_records.settle(volume, generation)
 
-    async def last(self, volume: str) -> Place | None:
-        """See :meth:`LineDriver.last`."""
-        return self._kept_records.last(volume)
+    async def note(self, place: Place) -> None:
+        """See :meth:`LineDriver.note`."""
+        home = self._home(place.volume)
+        await in_own_thread(lambda: self._note(home, place))
+
+    def _note(self, home: Home, place: Place) -> None:
+        with told_as_storage_error(f"note a record of volume {home.volume}"):
+            self._notes(home).note(place)
+
+    def _notes(self, home: Home) -> NotedRuns:
+        return self._noted.setdefault(home.volume, NotedRuns(home.path))
 
     async def missing(self, volume: str) -> str:
         """See :meth:`LineDriver.missing`."""

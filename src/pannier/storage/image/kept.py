@@ -111,7 +111,7 @@ class KeptRecords:
             self._journal.drop(volume)
 
     def last(self, volume: str) -> Place | None:
-        """See :meth:`pannier.storage.lines.LineDriver.last`."""
+        """The newest record of a volume that is needed."""
         return self._journal.last(volume) if self._journal is not None else None
 
     def missing(self, volume: str) -> str:
