@@ -577,6 +577,9 @@ class SparseSnapshotDriver(
         if generation in home.generations:
             home.records = [one for one in home.records if not is_settled(one[0], generation)]
 
+    async def missing(self, volume: str) -> str:
+        return ""
+
     async def note(self, place: Place) -> None:
         home = self._home(place.volume)
         home.notes.append(noting(home.notes[-1], place))

@@ -247,6 +247,9 @@ class SteppedSparseDriver(SteppedDriver, SparseDriver, FileSystemDriver, Mending
     async def settle(self, volume: str, generation: Generation) -> None:
         await stepped(self._life, "driver.settle", lambda: self.sparse.settle(volume, generation))
 
+    async def missing(self, volume: str) -> str:
+        return await self.sparse.missing(volume)
+
     async def note(self, place: Place) -> None:
         await stepped(self._life, "driver.note", lambda: self.sparse.note(place))
 
