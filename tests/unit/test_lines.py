@@ -163,6 +163,25 @@ async def test_a_run_begins_with_a_generation_of_its_own(world: CopiesWorld) -> 
     await world.until(lambda: world.current(world.replica(volume), volume))
 
 
+async def test_what_a_power_cut_took_from_the_holder_is_gone_from_its_copies_when_somebody_reads(
+    world: CopiesWorld,
+) -> None:
+    volume = await following(world)
+    world.losing(volume)
+    other, home = world.replica(volume), world.a.disk.homes[volume.id]
+    await world.until(lambda: "first" in home.generations[max(home.generations)])
+    newest = max(home.generations)
+    world.put(world.a, volume, "shipped", b"x")
+    await world.until(lambda: "shipped" in world.copy(other, volume))
+    await world.down(world.a)
+    tree = home.live[volume.grant.epoch]
+    tree.content, tree.saved_as = dict(home.generations[newest]), newest
+    await world.a.start()
+    await world.mount(world.a, "vol")
+    assert "shipped" not in world.contents("vol")
+    assert "shipped" not in world.copy(other, volume)
+
+
 async def test_of_three_copies_one_may_be_slow_or_gone(world: CopiesWorld) -> None:
     volume = await following(world, copies="3")
     one, two = (world.machines[name] for name in volume.replicas)
