@@ -28,8 +28,10 @@ from pannier.barrier.barrier import Barrier
 from pannier.barrier.calls import Strategy
 from pannier.config import PATHS, Config, Paths, load_config
 from pannier.contract.peers import Peer
+from pannier.copies.receiving import Reception
 from pannier.core.errors import Conflict, Denied, PannierError
 from pannier.core.lease import Terms
+from pannier.core.line import Buffer, Place
 from pannier.core.node import Node
 from pannier.core.pace import Pace
 from pannier.engine.configuration import default_runtime
@@ -49,8 +51,11 @@ from pannier.storage.btrfs.driver import BtrfsDriver
 from pannier.storage.directory.driver import DirectoryDriver
 from pannier.storage.image.driver import ImageDriver
 from pannier.store.address import open_store
+from pannier.transport.base import RecordGate
 from pannier.transport.client import TransportClient
 from pannier.transport.rate import Rate
+from pannier.transport.record_sender import RecordSender
+from pannier.transport.record_server import RecordServer
 from pannier.transport.server import TransportServer
 
 log = structlog.get_logger(__name__)
@@ -115,6 +120,19 @@ class Tasks:
             raise self._failure
 
 
+class LoopGate(RecordGate):
+    """Asks the event loop's reception about the records that the transport's threads bring."""
+
+    def __init__(self, reception: Reception, loop: asyncio.AbstractEventLoop) -> None:
+        self._reception = reception
+        self._loop = loop
+
+    def take(self, place: Place, encoded: Buffer, *, volume_name: str, peer: str) -> None:
+        """See :class:`~pannier.transport.base.RecordGate`."""
+        taking = self._reception.take(place, encoded, volume_name=volume_name, peer=peer)
+        asyncio.run_coroutine_threadsafe(taking, self._loop).result()
+
+
 class Daemon:
     """The adapters of a real machine, and the order of starting."""
 
@@ -127,6 +145,7 @@ class Daemon:
         self.peers = PeerDirectory(self.credentials)
         rate = config.catch_up_bytes_per_second()
         self.sender = TransportClient(self.credentials, rate=Rate(rate) if rate else None)
+        self.record_sender = RecordSender(self.credentials)
         self.clock = machine_clock()
         self.pace = Pace()
         self.node = assemble(self._outside(), self._settings())
@@ -208,7 +227,12 @@ class Daemon:
         if name == "btrfs":
             return BtrfsDriver(self.paths.pool, source=source)
         if name == "image":
-            return ImageDriver(self.paths.pool, staging=self._staging, source=source)
+            return ImageDriver(
+                self.paths.pool,
+                staging=self._staging,
+                source=source,
+                trace=f"pannier-{self.config.cluster}-{self.config.node}",
+            )
         return DirectoryDriver(self.paths.state / "directory")
 
     async def run(self) -> None:
@@ -223,6 +247,7 @@ class Daemon:
             await stack.enter_async_context(self.store.session())
             stack.push_async_callback(self.peers.close)
             stack.push_async_callback(self.sender.close)
+            stack.push_async_callback(self.record_sender.close)
             stack.push_async_callback(node.handovers.close)
             stack.push_async_callback(node.leaving.announce)
             stack.push_async_callback(node.services.close)
@@ -290,6 +315,7 @@ class Daemon:
             node.reception,
             port=self.config.transport_port,
             check_peer=self._check_peer,
+            records=RecordServer(LoopGate(node.reception, asyncio.get_running_loop())),
         )
         context = self.credentials.server_context(client_certificate_required=False)
         async with (

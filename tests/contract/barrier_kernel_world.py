@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 
 from pannier.barrier.barrier import Barrier
-from pannier.barrier.calls import SyncCall
+from pannier.barrier.calls import BY_KERNEL, Answer, Strategy, SyncCall
 from pannier.core.errors import Unavailable
 from pannier.host.activation import unix_listener
 from pannier.host.clock import machine_clock
@@ -53,11 +53,12 @@ class Gate:
     def shut(self) -> None:
         self._open.clear()
 
-    async def make_durable(self, volume: str, calls: Sequence[SyncCall]) -> None:
+    async def make_durable(self, volume: str, calls: Sequence[SyncCall]) -> Sequence[Answer]:
         self.groups.append((volume, list(calls)))
         if self.failing:
             raise Unavailable("the test says so")
         await self._open.wait()
+        return [BY_KERNEL for _ in calls]
 
     async def unchanged(self, volume: str) -> bool:
         return self.clean
@@ -147,11 +148,13 @@ class World:
     """A barrier, the volumes ``one`` and ``two``, and processes that use them.
 
     Attributes:
+        strategy: the gate, unless the test has one of its own.
         server: the socket that runc connects to; it outlives the barrier, as systemd's does.
     """
 
     folder: Path
     gate: Gate
+    strategy: Strategy
     systemd: FakeSystemd
     server: socket.socket
     barrier: Barrier = field(init=False)
@@ -168,7 +171,7 @@ class World:
     async def running(self) -> AsyncIterator[Barrier]:
         """A daemon's life: it takes up what systemd has kept."""
         self.barrier = Barrier(
-            self.gate,
+            self.strategy,
             mount_root=self.mounts,
             directory=self.folder / "run",
             clock=machine_clock(),
@@ -244,11 +247,15 @@ def volumes(folder: Path) -> Iterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def new_world(folder: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    with volumes(folder), unix_listener(folder / "sock") as server:
+async def new_world(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, *, strategy: Strategy | None = None
+) -> AsyncIterator[World]:
+    """A world whose volumes are mounted by then, below ``folder/mounts``."""
+    with unix_listener(folder / "sock") as server:
         systemd = FakeSystemd(folder / "notify")
         monkeypatch.setenv("NOTIFY_SOCKET", str(systemd.path))
-        world = World(folder, Gate(), systemd, server)
+        gate = Gate()
+        world = World(folder, gate, strategy or gate, systemd, server)
         try:
             yield world
         finally:

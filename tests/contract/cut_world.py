@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from pannier.core.line import Zeros
+from pannier.core.line import Cut, Zeros
 from pannier.cut import tracefs
-from pannier.cut.cutter import Cut, Cutter
+from pannier.cut.cutter import Cutter
 from pannier.cut.tracer import Tracer
 from pannier.storage.base import RootAttributes
 from pannier.storage.btrfs import ioctl

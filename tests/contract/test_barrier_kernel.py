@@ -13,12 +13,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from barrier_kernel_world import World, new_world, until
+from barrier_kernel_world import World, new_world, until, volumes
 
 from pannier.barrier import barrier, kernel, pending, syncwrites
 from pannier.barrier.keeping import Keeping
 from pannier.barrier.pending import Pending
 from pannier.barrier.reach import Reach
+from pannier.host.mountinfo import OwnMounts
 
 pytestmark = [
     pytest.mark.root,
@@ -30,8 +31,9 @@ WAIT_KILLABLE_RECV = 32
 
 @pytest.fixture
 async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    async with new_world(tmp_path, monkeypatch) as world:
-        yield world
+    with volumes(tmp_path):
+        async with new_world(tmp_path, monkeypatch) as world:
+            yield world
 
 
 async def test_a_call_waits_until_its_volume_is_durable(world: World) -> None:
@@ -315,3 +317,18 @@ async def test_files_that_are_written_through_are_found(world: World) -> None:
         pid, fd = found[caller.pid]
         assert pid == caller.pid
         assert os.readlink(f"/proc/{pid}/fd/{fd}") == str(world.file())
+
+
+# -- this machine's mounts ---------------------------------------------------------------------------
+
+
+def test_a_mount_is_noticed_when_it_comes_and_when_it_goes(tmp_path: Path) -> None:
+    mounts = OwnMounts()
+    for _ in range(3):
+        assert str(tmp_path) not in {mount.point for mount in mounts()}
+        subprocess.run(["mount", "-t", "tmpfs", "none", tmp_path], check=True)
+        try:
+            assert str(tmp_path) in {mount.point for mount in mounts()}
+        finally:
+            subprocess.run(["umount", tmp_path], check=True)
+    assert str(tmp_path) not in {mount.point for mount in mounts()}

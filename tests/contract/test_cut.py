@@ -27,8 +27,8 @@ from cut_world import (
 )
 
 from pannier.core.errors import Conflict, InvalidInput, StorageError
-from pannier.core.line import Data, Zeros
-from pannier.cut.cutter import Cut, Cutter
+from pannier.core.line import Cut, Data, Zeros
+from pannier.cut.cutter import Cutter
 from pannier.cut.doubt import Doubt, Reason
 from pannier.cut.spans import Written
 from pannier.cut.tracefs import TRACEFS
@@ -175,7 +175,7 @@ def test_no_cut_has_a_write_without_what_was_flushed_before_it(raw: Volume):
         until = time.monotonic() + 4
         while time.monotonic() < until:
             time.sleep(0.01)
-            found = raw.cutter.take(LIMIT)
+            found = raw.cutter.take(SIZE)
             if isinstance(found, Doubt):
                 assert found.reason in (Reason.RESTLESS, Reason.MISMATCH)
                 raw.restart()
@@ -186,7 +186,7 @@ def test_no_cut_has_a_write_without_what_was_flushed_before_it(raw: Volume):
             dependent = int.from_bytes(raw.replica[LATER * BLOCK : LATER * BLOCK + 8], "big")
             assert dependent <= flushed
     assert busy > 50
-    raw.cut()
+    raw.cut(SIZE)
     assert raw.is_equal
 
 
@@ -227,18 +227,18 @@ def test_one_lost_event_is_a_doubt_beside_other_writers(raw: Volume, name: str, 
             raw.write(0, block("lost"))
             for file, _, right in lose:
                 (instance(name) / file).write_text(right)
-            found = raw.cutter.take(LIMIT)
+            found = raw.cutter.take(SIZE)
             assert reason(found) in (Reason.MISMATCH, Reason.GAP)
-            assert raw.cutter.take(LIMIT) == found, "a gap stays a gap"
+            assert raw.cutter.take(SIZE) == found, "a gap stays a gap"
             raw.restart()
-    raw.cut()
+    raw.cut(SIZE)
     assert raw.is_equal
 
 
 def assert_takes_cuts(volume: Volume) -> None:
     """A cut is taken, at once or after a restart: a busy device may cost a doubt."""
     for _ in range(5):
-        found = volume.cutter.take(LIMIT)
+        found = volume.cutter.take(SIZE)
         if isinstance(found, Cut):
             volume.apply(found)
             return
@@ -276,10 +276,10 @@ def test_a_ring_that_overruns_is_a_gap(raw: Volume, name: str):
         while not overrun(name) and time.monotonic() < until:
             os.sched_yield()
         assert overrun(name)
-        assert reason(raw.cutter.take(LIMIT)) in (Reason.GAP, Reason.MISMATCH)
+        assert reason(raw.cutter.take(SIZE)) in (Reason.GAP, Reason.MISMATCH)
     raw.restart()
     raw.write(0, block("a"))
-    raw.cut()
+    raw.cut(SIZE)
     assert raw.is_equal
 
 
@@ -490,7 +490,7 @@ def test_a_cpu_may_go_and_come_back(raw: Volume):
     with others(raw):
         for _ in range(20):
             assert_takes_cuts(raw)
-    raw.cut()
+    raw.cut(SIZE)
     assert raw.is_equal
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import subprocess
 import time
 from collections import Counter
@@ -13,14 +12,16 @@ from pathlib import Path
 import pytest
 from cut_world import LIMIT, Volume, mounted_volume, name, pool, program, tracer
 
-from pannier.cut.cutter import Cut
+from pannier.core.line import Cut
 from pannier.cut.tracer import Tracer
 from pannier.storage.image import ext4
 from pannier.storage.image.loopdevice import attached
 
 __all__ = ["name", "pool", "tracer"]
 pytestmark = pytest.mark.root
-SECONDS = 15.0
+SECONDS = 12.0
+LEAST = 125
+"""Cuts, also on a machine that is busy: everything below happens twice."""
 
 PROGRAM = """
 import ctypes, mmap, os, random, sys, time
@@ -83,7 +84,6 @@ def test_a_replica_mounts_clean_at_any_cut_and_equals_the_image_when_it_is_quiet
     pool: Path, tracer: Tracer
 ):
     seen: Counter[str] = Counter()
-    rng = random.Random(0)
     with mounted_volume(pool, tracer) as (made, place), ExitStack() as programs:
         for seed in range(3):
             programs.enter_context(program(PROGRAM, f"{place}/p{seed}", str(seed)))
@@ -91,32 +91,29 @@ def test_a_replica_mounts_clean_at_any_cut_and_equals_the_image_when_it_is_quiet
         programs.callback(os.close, log)
         until = time.monotonic() + SECONDS
         number = 0
-        while time.monotonic() < until:
+        while time.monotonic() < until or number < LEAST:
             number += 1
             before = made.cutter.flushes()
             os.write(log, b"%d\n" % number)
             os.fsync(log)
             seen[take(made, flushes=before)] += 1
-            if rng.random() < 0.01:
+            if number % 40 == 0:
                 check(made, pool.parent / f"taken-{number}.img", number)
                 seen["checked"] += 1
-            if rng.random() < 0.02:
+            if number % 25 == 0:
                 with ext4.frozen(place):
                     seen[take(made)] += 1
                     assert made.is_equal
                     seen["equal"] += 1
-            if rng.random() < 0.01:
+            if number % 60 == 0:
                 made.restart()  # while all of them write
                 seen["restarted"] += 1
-            if rng.random() < 0.02:
+            if number % 35 == 0:
                 ext4.trim(place, 0)
                 seen["trimmed"] += 1
     print(dict(seen))
-    assert seen["cut"] > 100
-    assert seen["checked"] > 2
-    assert seen["equal"] > 2
-    assert seen["trimmed"] > 2
-    assert seen["restarted"] > 2
+    assert seen["cut"] > LEAST // 2
+    assert min(seen[what] for what in ("checked", "equal", "trimmed", "restarted")) >= 2
 
 
 def take(made: Volume, *, flushes: int | None = None) -> str:

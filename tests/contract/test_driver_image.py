@@ -301,7 +301,7 @@ async def test_a_crash_right_before_the_shutdown_is_finished_by_the_next_start(
     with elsewhere(data) as fd:
         os.write(fd, b"before\n")
         live_image(nodes).parents[1].joinpath("shut-1").touch()
-        nodes.a._image(nodes.volume, 1)._forget()  # type: ignore[attr-defined]
+        nodes.a._image(nodes.volume, 1)._watched.forget()  # type: ignore[attr-defined]
         again = ImageDriver(data.parents[2] / "pool-a", staging=data.parents[1])
         await again.open()
         with pytest.raises(OSError, match="Input/output error"):
@@ -435,6 +435,7 @@ async def test_a_daemon_that_is_killed_at_any_moment_leaves_what_the_next_one_us
     await nodes.a.create(nodes.volume, epoch=1, root=nodes.root, size_bytes=None)
     driver = nodes.a
     assert isinstance(driver, ImageDriver)
+    await driver.close()  # a pool has one daemon at a time
     places = [str(driver._mountpoint), str(driver._staging), nodes.volume]
     busy = await asyncio.create_subprocess_exec(
         sys.executable, "-c", BUSY, *places, stdout=asyncio.subprocess.PIPE

@@ -217,7 +217,7 @@ async def test_what_was_refused_is_remembered_by_the_next_daemon(pool: Pool) -> 
     another = ImageDriver(pool.mountpoint, staging=data.parents[1])
     await another.open()
     assert await another.failed() == {pool.volume}
-    pool.driver._image(pool.volume, 1)._forget()  # as the end of its process does
+    pool.driver._image(pool.volume, 1)._watched.forget()  # as the end of its process does
     ballast.unlink()
     await another.seal(pool.volume, epoch=1)  # checked on the way
     await another.unseal(pool.volume, epoch=1)
@@ -228,6 +228,8 @@ def run(*command: str) -> None:
 
 
 def remount(pool: Pool, how: str) -> None:
+    """A file that is open for writing keeps a file system from becoming read-only; a failing disk asks nobody."""
+    pool.driver._kept_records.close()
     run("mount", "-o", f"remount,{how}", str(pool.mountpoint))
 
 
@@ -427,7 +429,7 @@ async def test_the_next_daemon_lets_an_image_grow_again(pool: Pool) -> None:
     await another.open()
     await another.restrict(full=False, limits=None, frozen=frozenset())
     assert os.statvfs(data).f_bavail == room
-    another._image(pool.volume, 1)._forget()  # as the end of its process does
+    another._image(pool.volume, 1)._watched.forget()  # as the end of its process does
 
 
 async def test_writers_are_limited_while_everything_is_being_written_out(pool: Pool) -> None:
@@ -439,6 +441,7 @@ async def test_writers_are_limited_while_everything_is_being_written_out(pool: P
         writing_out = asyncio.create_task(pool.driver.write_out(pool.volume))
         await until(lambda: "syncfs" in "".join(map(stack, Path("/proc/self/task").iterdir())))
         await asyncio.wait_for(restrict(pool, NARROW), 10)
+        assert not await asyncio.wait_for(pool.driver.refused(pool.volume, epoch=1), 10)
         assert not writing_out.done()
     finally:
         run("fsfreeze", "--unfreeze", str(pool.mountpoint))

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
+import time
+from collections.abc import Sequence
+from threading import Thread
 
+from pannier.core.errors import PannierError
 from pannier.core.generation import Generation
 from pannier.core.line import Data, Place, Record, encode
 from pannier.storage.journal.file import fill
-from pannier.storage.journal.format import BLOCK_BYTES, Geometry
 from pannier.storage.journal.journal import Journal
+from pannier.storage.journal.layout import BLOCK_BYTES, Geometry
 
 SECTOR_BYTES = 512
 SMALL = Geometry(identity=b"0123456789abcdef", segments=4, segment_bytes=16 * BLOCK_BYTES)
@@ -22,7 +25,8 @@ class PowerCut(OSError):
 class MemoryDisk:
     """A medium. Power goes after a number of writes and flushes, or never.
 
-    A write is one that was not flushed yet until the next flush.
+    What a flush that failed did not flush is lost by the next power cut, although it can be read until then, and although later
+    flushes succeed: so kernels and disks do it.
     """
 
     def __init__(self, content: bytes, *, cut_after: int | None = None) -> None:
@@ -45,11 +49,18 @@ class MemoryDisk:
 
     def sync(self) -> None:
         self._step()
-        self.flushed = bytes(self.content)
+        flushed = bytearray(self.flushed)
+        for start, written in self.unflushed:
+            flushed[start : start + len(written)] = written
+        self.flushed = bytes(flushed)
         self.unflushed.clear()
 
     def close(self) -> None:
         self.closed = True
+
+    def cut_after(self, steps: int) -> None:
+        """Let power go after so many writes and flushes from now on."""
+        self._left = steps
 
     def _step(self) -> None:
         self.steps += 1
@@ -58,6 +69,12 @@ class MemoryDisk:
                 raise PowerCut(5, "the power is gone")
             self._left -= 1
 
+    def after_restart(self, *, cut_after: int | None) -> MemoryDisk:
+        """The disk as the next process finds it."""
+        disk = MemoryDisk(bytes(self.content), cut_after=cut_after)
+        disk.flushed = self.flushed
+        return disk
+
     def after_power_cut(self, chance: random.Random) -> bytes:
         """What the disk may have: of what was not flushed, any sectors, in any order."""
         content = bytearray(self.flushed)
@@ -65,7 +82,9 @@ class MemoryDisk:
         for start, written in self.unflushed:
             for at in range(0, len(written), SECTOR_BYTES):
                 if chance.random() < keep:
-                    content[start + at : start + at + SECTOR_BYTES] = written[at : at + SECTOR_BYTES]
+                    content[start + at : start + at + SECTOR_BYTES] = written[
+                        at : at + SECTOR_BYTES
+                    ]
         return bytes(content)
 
 
@@ -106,6 +125,28 @@ def append(journal: Journal, at: Place, *, blocks: int = 1) -> None:
     journal.append(encode(record(at, blocks=blocks)), at)
 
 
-def renumbered(at: Place, number: int) -> Place:
-    """The same with another number."""
-    return replace(at, number=number)
+def append_together(journal: Journal, places: Sequence[Place]) -> list[PannierError | None]:
+    """Keep records with one flush; what became of each."""
+    errors: list[PannierError | None] = [None] * len(places)
+
+    def one(index: int) -> None:
+        try:
+            append(journal, places[index])
+        except PannierError as error:
+            errors[index] = error
+
+    with journal._lock:
+        journal._writing = True  # as if somebody wrote just now
+    threads = [Thread(target=one, args=(index,)) for index in range(len(places))]
+    for thread in threads:
+        before = len(journal._waiting)
+        thread.start()
+        while thread.is_alive() and len(journal._waiting) == before:
+            time.sleep(0)
+    with journal._lock:
+        journal._writing = False
+        for each in journal._waiting[:1]:
+            each.woken.set()
+    for thread in threads:
+        thread.join()
+    return errors

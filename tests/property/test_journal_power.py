@@ -5,15 +5,15 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from journal_disk import MemoryDisk, append, append_together, empty, opened, place, record
 
 from pannier.core.errors import JournalFull, StorageError
 from pannier.core.generation import Generation
 from pannier.core.line import Place, is_settled
 from pannier.storage.journal.journal import Journal
-
-from journal_disk import MemoryDisk, append, empty, opened, place, record
 
 VOLUMES = ("v-1", "v-2", "v-3")
 
@@ -58,6 +58,21 @@ class World:
         line.number += 1
         line.kept.append(at)
 
+    def append_together(self, volume: str) -> None:
+        line = self.lines[volume]
+        count = self.chance.randint(2, 5)
+        group = [place(volume, line.number + 1 + at, after=line.generation) for at in range(count)]
+        line.tried += group
+        line.number += count
+        self.sizes.update(dict.fromkeys(group, 1))
+        errors = append_together(self.journal, group)
+        for at, error in zip(group, errors, strict=True):
+            if error is None:
+                line.kept.append(at)
+        for error in errors:
+            if isinstance(error, StorageError):
+                raise error
+
     def settle(self, volume: str) -> None:
         self.lines[volume].generation += 1
         self._settle(volume)
@@ -74,18 +89,27 @@ class World:
             return
         line.tried.clear()  # and from here on none may
 
-    def power(self, content: bytes, *, settle: bool = True) -> None:
-        """The machine boots with this disk; each volume is settled anew, and one line goes on."""
-        cut = None if self.chance.random() < 0.2 else self.chance.randrange(60)
-        self.disk = MemoryDisk(content, cut_after=cut)
+    def power(self) -> None:
+        """The machine boots after a power cut."""
+        self.boot(MemoryDisk(self.disk.after_power_cut(self.chance), cut_after=self._cut()))
+
+    def restart(self) -> None:
+        """The process ends and is started again."""
+        self.boot(self.disk.after_restart(cut_after=self._cut()))
+
+    def _cut(self) -> int | None:
+        return None if self.chance.random() < 0.2 else self.chance.randrange(60)
+
+    def boot(self, disk: MemoryDisk) -> None:
+        """Each volume is settled anew, and its line goes on."""
+        self.disk = disk
         self.journal = opened(self.disk, volumes=VOLUMES)
-        for volume, line in self.lines.items():
+        for line in self.lines.values():
             line.number = max([line.number, *(each.number for each in line.tried)])
         self.check(settled=False)
-        if settle:
-            for volume in VOLUMES:
-                self._settle(volume)
-            self.check(settled=True)
+        for volume in VOLUMES:
+            self._settle(volume)
+        self.check(settled=True)
 
     def check(self, *, settled: bool) -> None:
         assert self.journal.damaged() == {}
@@ -102,7 +126,11 @@ class World:
 
 STEPS = st.lists(
     st.tuples(
-        st.sampled_from(["append"] * 8 + ["settle", "settle", "drop", "reopen", "cut"]),
+        st.sampled_from(
+            ["append"] * 6
+            + ["append together"] * 3
+            + ["settle", "settle", "drop", "close", "restart", "cut"]
+        ),
         st.sampled_from(VOLUMES),
     ),
     min_size=10,
@@ -121,15 +149,44 @@ def test_what_was_confirmed_survives_and_nothing_else_appears(
             match what:
                 case "append":
                     world.append(volume)
+                case "append together":
+                    world.append_together(volume)
                 case "settle":
                     world.settle(volume)
                 case "drop":
                     world.drop(volume)
-                case "reopen":
+                case "close":
                     world.journal.close()
-                    world.power(world.disk.content)
+                    world.restart()
+                case "restart":
+                    world.restart()
                 case "cut":
-                    world.power(world.disk.after_power_cut(world.chance))
+                    world.power()
         except StorageError:
-            world.power(world.disk.after_power_cut(world.chance))
-    world.power(world.disk.after_power_cut(world.chance))
+            world.chance.choice([world.power, world.restart])()
+    world.power()
+
+
+@pytest.mark.parametrize("before", range(1, 16))
+def test_power_may_go_at_each_step_of_a_group_that_begins_a_segment(before: int) -> None:
+    """None of it is damage, whatever of it reached the disk."""
+    chance = random.Random(before)
+    for cut in range(9):
+        disk = MemoryDisk(empty())
+        journal = opened(disk)
+        living = place("v-2", 1)
+        append(journal, living)
+        for number in range(1, before + 1):
+            append(journal, place("v-1", number))
+            journal.settle("v-1", Generation(1, 2 if number < before else 1))
+        last = place("v-1", before)
+        disk.cut_after(cut)
+        group = [place("v-3", number) for number in (1, 2, 3, 4)]
+        errors = append_together(journal, group)
+        kept = [at for at, error in zip(group, errors, strict=True) if error is None]
+        for _ in range(30):
+            again = opened(MemoryDisk(disk.after_power_cut(chance)), volumes=VOLUMES)
+            assert again.damaged() == {}
+            assert again.places("v-2") == [living]
+            assert again.last("v-1") == last
+            assert again.places("v-3")[: len(kept)] == kept

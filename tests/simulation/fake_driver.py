@@ -736,3 +736,9 @@ class SparseSnapshotDriver(
 
     async def failed(self) -> frozenset[str]:
         return frozenset(self.disk.refused & self.disk.attached.keys())
+
+    async def refused(self, volume: str, *, epoch: int) -> bool:
+        return volume in self.disk.refused
+
+    async def note_refused(self, volume: str, *, epoch: int) -> None:
+        self.disk.refused.add(volume)

@@ -302,6 +302,12 @@ class SteppedSparseDriver(SteppedDriver, SparseDriver, FileSystemDriver, Mending
     async def failed(self) -> frozenset[str]:
         return await self.sparse.failed()
 
+    async def refused(self, volume: str, *, epoch: int) -> bool:
+        return await self.sparse.refused(volume, epoch=epoch)
+
+    async def note_refused(self, volume: str, *, epoch: int) -> None:
+        await self.sparse.note_refused(volume, epoch=epoch)
+
 
 def stepped_driver(life: Life, inner: CheckedDriver) -> SteppedDriver:
     """A driver whose every call is a step, of the kind that ``inner`` is."""

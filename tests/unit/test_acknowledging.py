@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import errno
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 from copies_world import CopiesWorld
-from world import event_loop_policy
+from world import SparseSnapshotDriver, event_loop_policy
 
-from pannier.core.errors import NotHolder, StoreUnavailable, Unavailable
+from pannier.barrier.calls import BY_KERNEL, Answer, SyncCall
+from pannier.core.errors import NotHolder, StorageError, StoreUnavailable, Unavailable
 from pannier.core.pace import Pace
+from pannier.core.volume import Volume
 
 PATIENCE = Pace().copies.patience
 
@@ -252,3 +255,80 @@ async def test_a_replica_joins_only_with_the_stores_word(world: CopiesWorld) -> 
     assert world.now_record().in_sync == ()
     with pytest.raises(StoreUnavailable):
         await world.a.ask(lambda run: run.cluster.fresh("vol"))
+
+
+# -- what the local disk says ------------------------------------------------------------------------
+
+
+@pytest_asyncio.fixture
+async def images(tmp_path: Path) -> AsyncIterator[CopiesWorld]:
+    async with CopiesWorld(tmp_path, driver=SparseSnapshotDriver) as world:
+        yield world
+
+
+CALLS = (SyncCall("c", 0, "sync", None, 0.0), SyncCall("c", 0, "unknown", None, 0.0))
+
+
+async def answers(world: CopiesWorld) -> Sequence[Answer]:
+    return await world.a.ask(lambda run: run.acknowledging.make_durable("vol", CALLS))
+
+
+async def attached(world: CopiesWorld) -> Volume:
+    volume = await world.synced_volume(world.a)
+    await world.mount(world.a, "vol")
+    return volume
+
+
+async def test_calls_without_a_file_of_their_own_are_performed_by_the_kernel(
+    images: CopiesWorld,
+) -> None:
+    await attached(images)
+    assert await answers(images) == [BY_KERNEL, BY_KERNEL]
+
+
+async def test_after_a_loss_every_call_fails_at_once_though_no_copy_answers(
+    images: CopiesWorld,
+) -> None:
+    """Nothing will ever be confirmed of this mount, so there is nothing to wait for."""
+    volume = await attached(images)
+    await images.down(images.replica(volume))
+    images.cut_store("a")
+    images.a.disk.refused.add(volume.id)
+    began = now()
+    assert await answers(images) == [Answer(errno.EIO), Answer(errno.EIO)]
+    assert now() - began < 0.1
+    with pytest.raises(StorageError):
+        await images.sync(images.a)  # with no call to tell it to, as when the daemon ends
+
+
+async def test_a_loss_that_only_the_generation_finds_is_told_to_its_group(
+    images: CopiesWorld,
+) -> None:
+    volume = await attached(images)
+    driver = images.sparse_driver(images.a)
+
+    async def write_out(ident: str) -> None:
+        images.a.disk.refused.add(volume.id)
+        raise StorageError("the disk refused something just now")
+
+    driver.write_out = write_out  # type: ignore[method-assign]
+    assert await answers(images) == [Answer(errno.EIO), Answer(errno.EIO)]
+
+
+async def test_where_storage_fails_and_nothing_was_lost_calls_wait(images: CopiesWorld) -> None:
+    await attached(images)
+    driver = images.sparse_driver(images.a)
+
+    async def write_out(ident: str) -> None:
+        raise StorageError("the disk is not there at the moment")
+
+    driver.write_out = write_out  # type: ignore[method-assign]
+    with pytest.raises(StorageError):
+        await answers(images)
+
+
+async def test_a_volume_without_a_file_system_of_its_own_is_synced_by_its_generation(
+    world: CopiesWorld,
+) -> None:
+    await world.synced_volume(world.a)
+    assert await answers(world) == [BY_KERNEL, BY_KERNEL]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import pytest
 from world import event_loop_policy
 
-from pannier.barrier.calls import SyncCall
+from pannier.barrier.calls import BY_KERNEL, DONE, Answer, SyncCall
 from pannier.barrier.groups import Groups, Waiting
 from pannier.core.errors import NotHolder, Unavailable, VolumeNotFound
 from pannier.host.clock import Clock
@@ -23,15 +23,17 @@ class Strategy:
     def __init__(self, *failures: Exception, seconds: float = 1.0, clean: bool = False) -> None:
         self.groups: list[tuple[float, str, list[int]]] = []
         self.looks = 0
+        self.answers: dict[tuple[str, int], Answer] = {}
         self.clean = clean
         self.seconds = seconds
         self._failures = list(failures)
 
-    async def make_durable(self, volume: str, calls: Sequence[SyncCall]) -> None:
+    async def make_durable(self, volume: str, calls: Sequence[SyncCall]) -> Sequence[Answer]:
         self.groups.append((now(), volume, [call.pid for call in calls]))
         await asyncio.sleep(self.seconds)
         if self._failures:
             raise self._failures.pop(0)
+        return [self.answers.get((volume, call.pid), DONE) for call in calls]
 
     async def unchanged(self, volume: str) -> bool:
         self.looks += 1
@@ -45,6 +47,7 @@ class Caller:
     def __init__(self, strategy: Strategy) -> None:
         self.groups = Groups(strategy, clock=Clock(now=now, unix=now))
         self.answered: dict[int, float] = {}
+        self.told: dict[int, Answer] = {}
         self.gone: set[int] = set()
         self.lapsed: list[int] = []
         self._numbers = itertools.count(1)
@@ -53,11 +56,18 @@ class Caller:
         """A call comes; ``first`` is when it came for the first time."""
         number = next(self._numbers)
         arrival = now() if first is None else first
+
+        def answer(told: Answer) -> None:
+            self.answered[number] = now()
+            self.told[number] = told
+            self.groups.discard(waiting)
+
         waiting = Waiting(
-            call=SyncCall("c", number, "fsync", 3, arrival),
+            call=SyncCall(
+                "c", number, "fsync", 3, arrival, is_there=lambda: number not in self.gone
+            ),
             volumes=set(volumes or ("v",)),
-            is_there=lambda: number not in self.gone,
-            answer=lambda: self.answered.update({number: now()}),
+            answer=answer,
             lapse=lambda: self.lapsed.append(number),
         )
         self.groups.add(waiting)
@@ -261,3 +271,32 @@ async def test_one_writer_alone_is_never_held_up() -> None:
     await in_turn(caller, 0, 0.021, 0.021)
     await asyncio.sleep(1)
     assert [at - begin for at, _, _ in strategy.groups] == pytest.approx([0, 0.021, 0.042])
+
+
+# -- what they are told ------------------------------------------------------------------------------
+
+
+async def test_each_call_is_told_what_its_own_volumes_said() -> None:
+    strategy = Strategy()
+    strategy.answers = {("v", 2): Answer(5), ("w", 3): BY_KERNEL}
+    caller = Caller(strategy)
+    caller.call("v")
+    await asyncio.sleep(0.5)
+    caller.call("v")
+    caller.call("v", "w")
+    caller.call("v", "w")
+    await asyncio.sleep(10)
+    assert caller.told == {1: DONE, 2: Answer(5), 3: BY_KERNEL, 4: DONE}
+
+
+async def test_a_failure_is_told_at_once_and_only_once() -> None:
+    """The other volume, whose group has it too, may be unable to confirm anything for hours."""
+    strategy = Strategy()
+    strategy.answers = {("quick", 2): Answer(28), ("slow", 2): Answer(5)}
+    caller, begin = Caller(strategy), now()
+    caller.call("slow")
+    await asyncio.sleep(0.5)
+    caller.call("slow", "quick")
+    await asyncio.sleep(10)
+    assert caller.told == {1: DONE, 2: Answer(28)}
+    assert caller.answered[2] == begin + 1.5

@@ -7,9 +7,10 @@ from pannier.cut.account import Account
 
 def based(counted: int) -> Account:
     account = Account()
-    for _ in range(2):
+    for _ in range(3):
         account.open()
-        account.found_base(10, counted, 11)
+        found = account.found_base(10, counted)
+    assert found
     assert account.missing(10, counted) == 0
     account.close()
     return account
@@ -57,29 +58,31 @@ def test_what_a_closed_account_hears_is_older_than_the_next_moment():
     assert account.missing(100, 8) == 0
 
 
-def test_a_base_must_be_found_twice():
+def test_a_base_must_be_found_three_times_in_a_row():
     account = Account()
     account.open()
-    assert not account.found_base(10, 100, 11)
-    assert account.found_base(20, 100, 21)
+    assert [account.found_base(at, 100) for at in (10, 20, 30)] == [False, False, True]
 
 
-def test_no_base_is_found_while_something_completes():
+def test_what_completes_at_that_moment_makes_it_begin_again():
     account = Account()
     account.open()
-    account.found_base(10, 100, 11)
-    account.note(25, 8)
-    assert not account.found_base(20, 108, 30)
+    account.found_base(10, 100)
+    account.found_base(20, 100)
+    account.note(35, 8)
+    assert not account.found_base(30, 108)  # counted, but stamped after the clock was read
     account.open()
-    assert not account.found_base(40, 108, 41)
-    assert account.found_base(50, 108, 51)
+    assert [account.found_base(at, 108) for at in (40, 50, 60)] == [False, False, True]
+    assert account.missing(70, 108) == 0
 
 
-def test_two_bases_that_differ_are_none():
-    """A request was told and not counted when the first was read."""
+def test_a_base_that_is_wrong_never_matches_later():
+    """A request was told and not counted all the time: it was preempted."""
     account = Account()
     account.note(5, 8)
     account.open()
-    assert not account.found_base(10, 100, 11)
-    assert not account.found_base(20, 108, 21)
-    assert account.found_base(30, 108, 31)
+    assert [account.found_base(at, 100) for at in (10, 20, 30)] == [False, False, True]
+    assert account.missing(40, 108) == 8
+    account.note(45, 16)
+    account.open()
+    assert account.missing(50, 124) == 8

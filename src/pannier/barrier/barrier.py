@@ -18,7 +18,7 @@ from pannier.barrier.listener import Listener
 from pannier.barrier.reach import Reach
 from pannier.core.errors import PannierError
 from pannier.host.clock import Clock
-from pannier.host.mountinfo import Location, locate, own_mounts
+from pannier.host.mountinfo import Location, OwnMounts, locate, own_mounts
 
 log = structlog.get_logger(__name__)
 
@@ -55,6 +55,7 @@ class Barrier:
         self._keeping = Keeping(directory / "listeners")
         self._clock = clock
         self._groups = Groups(strategy, clock=clock)
+        self._host_mounts = OwnMounts()
         self._listeners: dict[str, Listener] = {}
         self._warned: set[str] = set()
         self._handovers: set[asyncio.Task[None]] = set()
@@ -161,7 +162,7 @@ class Barrier:
             fd,
             origin,
             name=name,
-            reach=Reach(origin.places, str(self._mount_root)),
+            reach=Reach(origin.places, str(self._mount_root), self._host_mounts),
             pending=self._keeping.pending(name),
             groups=self._groups,
             clock=self._clock,

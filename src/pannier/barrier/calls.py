@@ -2,9 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class OpenFile:
+    """A file as a descriptor names it, known from /proc alone.
+
+    Attributes:
+        mount: id of the mount through which it was opened.
+        inode: its number.
+    """
+
+    mount: int
+    inode: int
+
+
+@dataclass(frozen=True, slots=True)
+class Mapped:
+    """What an msync is about: addresses of the caller, from ``start`` to before ``end``."""
+
+    start: int
+    end: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +40,10 @@ class SyncCall:
         fd: the descriptor that it is about; None for sync and msync.
         arrival: when the call first came in, in seconds of CLOCK_BOOTTIME. For a call that a signal
             interrupted and the kernel restarted, this is the time before the interruption.
+        file: what ``fd`` was when the call came in; None where it is not known to lie on the file system of
+            a held volume.
+        mapped: for msync.
+        is_there: whether its thread still waits. What was read of the thread before is then true of it.
     """
 
     container: str
@@ -26,6 +51,30 @@ class SyncCall:
     name: str
     fd: int | None
     arrival: float
+    file: OpenFile | None = None
+    mapped: Mapped | None = None
+    is_there: Callable[[], bool] = field(default=lambda: True, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a sync call is told.
+
+    Attributes:
+        error: 0 for success, or the errno with which it fails; None lets the kernel perform the call, whose
+            result it then gets.
+    """
+
+    error: int | None
+
+    def and_also(self, other: Answer) -> Answer:
+        """The answer to a call that waited for both: a failure if one failed."""
+        if self.error or other.error:
+            return self if self.error else other
+        return BY_KERNEL if None in (self.error, other.error) else DONE
+
+
+BY_KERNEL, DONE = Answer(None), Answer(0)
 
 
 class Strategy(Protocol):
@@ -34,7 +83,7 @@ class Strategy(Protocol):
     For one volume there is one call of either method at a time.
     """
 
-    async def make_durable(self, volume: str, calls: Sequence[SyncCall]) -> None:
+    async def make_durable(self, volume: str, calls: Sequence[SyncCall]) -> Sequence[Answer]:
         """Return when all that was written to the volume before this call is on every copy that
         counts, and this node is still entitled to confirm that.
 
@@ -42,6 +91,9 @@ class Strategy(Protocol):
 
         Args:
             calls: those that wait for it; some may have ended meanwhile.
+
+        Returns:
+            One answer for each of ``calls``. Only failures are said before the volume is durable.
 
         Raises:
             NotHolder: this node does not hold the volume, or is just giving it away.

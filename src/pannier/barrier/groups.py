@@ -15,11 +15,11 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import structlog
 
-from pannier.barrier.calls import Strategy, SyncCall
+from pannier.barrier.calls import BY_KERNEL, DONE, Answer, Strategy, SyncCall
 from pannier.core.errors import PannierError
 from pannier.host.clock import Clock
 
@@ -42,16 +42,16 @@ class Waiting:
 
     Attributes:
         volumes: names; changed by the groups, and empty as soon as the call is answered.
-        is_there: whether its thread still waits.
-        answer: lets the call go on.
+        answer: lets the call go on; called once, at the first failure or when no volume is left.
         lapse: called instead of ``answer`` when the thread no longer waits.
+        told: what it is told for the volumes that are done.
     """
 
     call: SyncCall
     volumes: set[str]
-    is_there: Callable[[], bool]
-    answer: Callable[[], None]
+    answer: Callable[[Answer], None]
     lapse: Callable[[], None]
+    told: Answer = field(default=DONE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +156,9 @@ class _Queue:
         while group := self._present():
             begun = self._now()
             try:
-                await self._strategy.make_durable(self._volume, [each.call for each in group])
+                answers = await self._strategy.make_durable(
+                    self._volume, [each.call for each in group]
+                )
             except Exception as error:  # bugs too: an answer would claim what was not done
                 failure = self._complain(error, failure, len(group))
                 await asyncio.sleep(pause)
@@ -167,13 +169,13 @@ class _Queue:
             ended = self._now()
             self._begun, self._let_go = begun, len(group)
             self._gather_until = ended + min(GATHER_SECONDS, GATHER_PART * (ended - begun))
-            for each in group:
-                self._release(each)
+            for each, answer in zip(group, answers, strict=True):
+                self._release(each, answer)
             return
 
     def _present(self) -> list[Waiting]:
         """The calls whose threads still wait; the others are dropped."""
-        for each in [each for each in self.waiting if not each.is_there()]:
+        for each in [each for each in self.waiting if not each.call.is_there()]:
             self.discard(each)
             each.lapse()
         return list(self.waiting)
@@ -191,7 +193,7 @@ class _Queue:
             if not covered or not await self._is_unchanged():
                 return
             for each in covered:
-                self._release(each)
+                self._release(each, BY_KERNEL)
 
     async def _is_unchanged(self) -> bool:
         try:
@@ -199,13 +201,14 @@ class _Queue:
         except Exception:
             return False  # the calls wait for the next group, which says why it cannot be done
 
-    def _release(self, waiting: Waiting) -> None:
+    def _release(self, waiting: Waiting, answer: Answer) -> None:
         if waiting not in self.waiting:
             return  # it was withdrawn, or released already
         self.discard(waiting)
         waiting.volumes.discard(self._volume)
-        if not waiting.volumes:
-            waiting.answer()
+        waiting.told = waiting.told.and_also(answer)
+        if waiting.told.error or not waiting.volumes:
+            waiting.answer(waiting.told)
 
     def _complain(self, error: Exception, before: str, calls: int) -> str:
         """Log a failure, once for each text of it in a row; returns the text."""

@@ -79,6 +79,15 @@ def let_continue(listener: int, ident: int) -> bool:
     return True
 
 
+def answer(listener: int, ident: int, error: int) -> bool:
+    """Let the call return: 0, or with an errno. False where nobody waits for it any more."""
+    try:
+        control(listener, _SEND, bytearray(_RESPONSE.pack(ident, 0, -error, 0)))
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def is_waiting(listener: int, ident: int) -> bool:
     """Whether the call was received, and its thread still waits for the answer."""
     try:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import select
 from collections.abc import Callable
 from functools import partial
 
-from pannier.barrier import kernel
-from pannier.barrier.calls import SyncCall
+from pannier.barrier import kernel, local_sync
+from pannier.barrier.calls import Answer, Mapped, OpenFile, SyncCall
 from pannier.barrier.groups import Groups, Waiting
 from pannier.barrier.keeping import Origin
 from pannier.barrier.kernel import Notification
 from pannier.barrier.pending import Pending
-from pannier.barrier.reach import Reach
+from pannier.barrier.reach import Reach, Reached
 from pannier.host.clock import Clock
+from pannier.host.threads import in_own_thread
 
 _AT_ONCE = 64
 """How many calls are taken in a row before the event loop's other work has its turn."""
@@ -23,6 +25,9 @@ _PROBED = 1024
 """How many ids after the last stored one are looked up after a restart of the daemon."""
 _LAPSED_SECONDS = 60.0
 """How long an interrupted call is remembered; the kernel restarts it right after its signal's handler."""
+_STACKED_AT_ONCE = 8
+"""How many calls of a container on file systems of its own are synced at once. Such a file system may be served by
+the container itself, and hang: each then takes a thread."""
 
 _Key = tuple[str, tuple[int, ...]]
 
@@ -64,6 +69,9 @@ class Listener:
         self._poll.register(fd, select.POLLIN)
         self._loop = asyncio.get_running_loop()
         self._paused = False
+        self._closed = False
+        self._stacked = asyncio.Semaphore(_STACKED_AT_ONCE)
+        self._tasks: set[asyncio.Task[None]] = set()
         self._waiting: dict[int, tuple[Waiting, int]] = {}  # by id; with the slot
         self._by_thread: dict[int, tuple[_Key, int]] = {}  # with the id
         self._lapsed: dict[int, tuple[_Key, float, float]] = {}  # first arrival, and when it lapsed
@@ -76,10 +84,13 @@ class Listener:
     def close(self) -> None:
         """Stop listening. What waits goes on waiting, for as long as systemd has the descriptor."""
         self._loop.remove_reader(self.fd)
+        for task in self._tasks:
+            task.cancel()
         for waiting, _slot in self._waiting.values():
             self._groups.discard(waiting)
         self._waiting.clear()
         self._pending.close()
+        self._closed = True
         os.close(self.fd)
 
     # -- calls come ------------------------------------------------------------------------------
@@ -106,30 +117,63 @@ class Listener:
         reached = self.reach.of(call)
         if reached.synchronous and reached.volumes and call.fd is not None:
             self._synchronous(self, call.tid, call.fd)
-        self._wait(call, slot, first, set(reached.volumes))
+        self._wait(call, slot, first, reached)
 
-    def _wait(self, call: Notification, slot: int, first: float, volumes: set[str]) -> None:
-        """Let a call wait for ``volumes``, or go on at once where there are none.
+    def _wait(self, call: Notification, slot: int, first: float, reached: Reached) -> None:
+        """Let a call wait for the volumes that it reaches, or go on at once where there are none.
 
         What was read from /proc is true of this call if the call can still be answered: the thread
         has then waited all the time.
         """
-        if not volumes:
+        if not reached.volumes:
             kernel.let_continue(self.fd, call.ident)
             self._pending.clear(slot)
             return
-        made = SyncCall(self.origin.container, call.tid, call.name, call.fd, first)
         waiting = Waiting(
-            call=made,
-            volumes=volumes,
-            is_there=partial(kernel.is_waiting, self.fd, call.ident),
+            call=self._made(call, first, None if reached.stacked else reached.file),
+            volumes=set(reached.volumes),
             answer=partial(self._answer, call.ident),
             lapse=partial(self._forget, call.ident),
         )
         self._waiting[call.ident] = waiting, slot
         if call.tid:
             self._by_thread[call.tid] = _key(call), call.ident
-        self._groups.add(waiting)
+        if reached.stacked and reached.file is not None:
+            file = self._made(call, first, reached.file)
+            task = self._loop.create_task(self._sync_stacked(call.ident, file, waiting))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        else:
+            self._groups.add(waiting)
+
+    def _made(self, call: Notification, first: float, file: OpenFile | None) -> SyncCall:
+        start, length = (call.arguments[0], call.arguments[1]) if call.name == "msync" else (0, 0)
+        return SyncCall(
+            container=self.origin.container,
+            pid=call.tid,
+            name=call.name,
+            fd=call.fd,
+            arrival=first,
+            file=file,
+            mapped=Mapped(start, start + length) if call.name == "msync" else None,
+            is_there=partial(self._is_there, call.ident),
+        )
+
+    async def _sync_stacked(self, ident: int, call: SyncCall, waiting: Waiting) -> None:
+        """Bring a file system that may lie in a volume into the volume, before the volume's group.
+
+        No group waits for it: a container that serves the file system itself may need a group to do that.
+        """
+        async with self._stacked:
+            if ident not in self._waiting:
+                return
+            error = await in_own_thread(partial(local_sync.sync_stacked, call))
+        if ident not in self._waiting:
+            return  # it was withdrawn meanwhile
+        if error:
+            self._answer(ident, Answer(error))
+        else:
+            self._groups.add(waiting)
 
     def _restore(self) -> None:
         """Let the calls that an earlier process received wait for all volumes: the kernel does not
@@ -148,15 +192,32 @@ class Listener:
                 self._pending.add(ident)
         for slot, ident in self._pending:
             unknown = Notification(ident, 0, "unknown", ())
-            self._wait(unknown, slot, self._clock.now(), set(self.origin.places))
+            everything = Reached(frozenset(self.origin.places))
+            self._wait(unknown, slot, self._clock.now(), everything)
 
     # -- calls end -------------------------------------------------------------------------------
 
-    def _answer(self, ident: int) -> None:
-        if not kernel.let_continue(self.fd, ident):
+    def _is_there(self, ident: int) -> bool:
+        """Whether a call's thread still waits. Asked from other threads too, also when this listener is closed."""
+        if self._closed:
+            return False
+        try:
+            return kernel.is_waiting(self.fd, ident)
+        except OSError as error:
+            if error.errno in (errno.EBADF, errno.ENOTTY, errno.EINVAL):  # closed in this moment
+                return False
+            raise
+
+    def _answer(self, ident: int, answer: Answer) -> None:
+        if answer.error is None:
+            there = kernel.let_continue(self.fd, ident)
+        else:
+            there = kernel.answer(self.fd, ident, answer.error)
+        if not there:
             self._forget(ident)
             return
         waiting, slot = self._waiting.pop(ident)
+        self._groups.discard(waiting)  # one that failed may still wait for other volumes
         self._pending.clear(slot)
         self._by_thread.pop(waiting.call.pid, None)
         self._resume()

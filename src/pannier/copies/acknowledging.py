@@ -1,7 +1,8 @@
 """Making writes durable on every copy that counts, and deciding which copies count.
 
-A sync call waits for a record or a generation with all that was written before the call, until every node
-that could take the volume over has confirmed it. A replica that does not confirm in time is first removed
+A sync call waits first for the local disk (:mod:`pannier.copies.local`), whose error is its answer, and then for a
+record or a generation with all that was written before the call, until every node that could take the volume
+over has confirmed it. A replica that does not confirm in time is first removed
 from the record's copies in sync; while the store cannot be reached, the call waits. A replica that has
 caught up joins again, between two groups of sync calls. A holder whose own disk has failed lets no
 replica leave: then its own copy is the one that does not count any more.
@@ -17,8 +18,10 @@ import structlog
 
 from pannier.agent.drivers import Drivers
 from pannier.agent.lease import Lease
+from pannier.barrier.calls import Answer, SyncCall
 from pannier.cluster.cluster import Cluster
 from pannier.copies.in_sync import InSync
+from pannier.copies.local import LocalSync, failed
 from pannier.copies.replicated import ReplicaProgress, Replicated
 from pannier.copies.replication import Replicator
 from pannier.core.acknowledging import (
@@ -37,7 +40,7 @@ from pannier.core.acknowledging import (
     refusal,
     rivals,
 )
-from pannier.core.errors import NotHolder, PannierError, Stale, Unavailable
+from pannier.core.errors import NotHolder, PannierError, Stale, StorageError, Unavailable
 from pannier.core.pace import CopiesPace
 from pannier.core.volume import Volume
 from pannier.host.clock import Clock
@@ -68,23 +71,33 @@ class Acknowledging:
             patience=pace.patience, lag_intervals=pace.lag_intervals, lag_seconds=pace.lag
         )
         self._in_sync = InSync(cluster=cluster)
+        self._local = LocalSync(drivers)
 
-    async def make_durable(self, volume: str, calls: Sequence[object] = ()) -> None:
+    async def make_durable(self, volume: str, calls: Sequence[SyncCall] = ()) -> Sequence[Answer]:
         """See :class:`pannier.barrier.calls.Strategy`: what was written reaches all copies that count.
-
-        It is durable here already, and this was begun after the call before had returned.
 
         Raises:
             NotHolder: the volume is not held here, or just being given away.
             Unavailable: it cannot be confirmed now; a later try may succeed.
         """
         replicated = self._replicator.replicated(volume)
+        local = await self._local.sync(replicated.volume, calls)
+        if local.lost:
+            return local.answers
         async with replicated.group:
             replicated.note_synced()
-            position = await self._replicator.advance(replicated)
+            try:
+                if local.whole:
+                    await self._local.write_out(replicated.volume)
+                position = await self._replicator.advance(replicated)
+            except StorageError:
+                if calls and await self._local.has_lost(replicated.volume):
+                    return failed(local.answers)
+                raise
             if refused := await self._confirmed_by_all(replicated, position):
                 raise self._refused(replicated.volume, refused)
             replicated.note_acknowledged()
+        return local.answers
 
     async def unchanged(self, volume: str) -> bool:
         """See :class:`pannier.barrier.calls.Strategy`."""

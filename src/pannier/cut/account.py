@@ -8,6 +8,9 @@ is never made up for by others' events.
 
 from __future__ import annotations
 
+_TIMES = 3
+"""So often in a row the same base is asked for, in some microseconds each."""
+
 
 class Account:
     """The sectors of one device, told and counted.
@@ -24,7 +27,8 @@ class Account:
         self._is_open = False
         self._base = 0
         """What the statistics had counted when nothing had been told."""
-        self._is_based = False
+        self._agreed = 0
+        """How often in a row this base was found."""
 
     def open(self) -> None:
         """A moment will be looked at that is later than all that was noted."""
@@ -47,23 +51,19 @@ class Account:
         """Sectors that were counted and not told by events stamped until a moment; less than 0 if more were told."""
         return counted - self._base - self._until(clock_ns)
 
-    def found_base(self, clock_ns: int, counted: int, after_ns: int) -> bool:
-        """Take the statistics at a moment as those with which this account begins, if nothing completed just then.
+    def found_base(self, clock_ns: int, counted: int) -> bool:
+        """Take the statistics at a moment as those with which this account begins; whether they are believed.
 
-        Twice the same must be found, since what is recorded and not yet counted cannot be seen. A base that was
-        wrong nevertheless never matches: it costs a doubt and hides nothing.
+        What completes at that very moment makes a wrong base. It differs from the next one, and if it does not, then
+        it never matches later on: it costs a doubt, and hides nothing.
 
         Args:
             clock_ns: read before the statistics.
-            after_ns: read after them.
         """
-        base, was_calm = (
-            counted - self._until(clock_ns),
-            self._until(clock_ns) == self._until(after_ns),
-        )
-        is_twice = self._is_based and base == self._base
-        self._base, self._is_based = base, was_calm
-        return is_twice and was_calm
+        base = counted - self._until(clock_ns)
+        self._agreed = self._agreed + 1 if base == self._base else 1
+        self._base = base
+        return self._agreed >= _TIMES
 
     def _until(self, clock_ns: int) -> int:
         return self._told + sum(sectors for at, sectors in self._later if at <= clock_ns)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
 from pathlib import Path
 
 from pannier.core.errors import InvalidInput, StorageError
-from pannier.core.line import Data, Range
+from pannier.core.line import Cut, Data
 from pannier.cut.device import LoopSettings
 from pannier.cut.doubt import Doubt, Doubtful, Reason
 from pannier.cut.image import ImageReader
@@ -17,21 +16,6 @@ from pannier.cut.tracer import Tracer
 from pannier.cut.watch import Watch
 
 _UNWATCHED = Doubt(Reason.GAP, "the device is not watched")
-
-
-@dataclass(frozen=True, slots=True)
-class Cut:
-    """What was written since the last cut, as it was at a moment when a power cut could have left it so.
-
-    All that a sync call had made durable before the cut began is in it.
-
-    Attributes:
-        ranges: sorted and disjoint; starts and lengths are multiples of 4 KiB.
-        size: of the image, in bytes.
-    """
-
-    ranges: tuple[Range, ...]
-    size: int
 
 
 class Cutter:
@@ -161,4 +145,4 @@ class Cutter:
             raise Doubtful(Reason.TOO_MUCH, f"{content} bytes were written")
         source.check()
         source.forget()
-        return Cut(ranges, self._image.size)
+        return Cut(ranges=ranges, size=self._image.size)

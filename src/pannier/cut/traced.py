@@ -50,15 +50,14 @@ class TracedImage:
         """
         self._tracer.restart(self._watch)
         self._told = Written()
-        for _ in _tries():
-            self._watch.open()
-            clock_ns = time.monotonic_ns()
-            counted = self._settings.statistics().sectors
-            after_ns = time.monotonic_ns()
-            self._drain()
-            if self._watch.found_base(clock_ns, counted, after_ns):
-                self._watch.close()
-                return
+        with self._watch.compared():
+            for _ in _tries():
+                self._watch.open()
+                clock_ns = time.monotonic_ns()
+                counted = self._settings.statistics().sectors
+                self._drain()
+                if self._watch.found_base(clock_ns, counted):
+                    return
         raise Doubtful(Reason.MISMATCH, "writes complete all the time: no moment to begin at")
 
     def attempt(self, limit_bytes: int) -> None:
@@ -103,15 +102,15 @@ class TracedImage:
 
     def _matched(self) -> Statistics:
         """Drain the trace until it told what was counted; the statistics at that moment."""
-        for _ in _tries():
-            self._watch.open()
-            clock_ns = time.monotonic_ns()
-            counted = self._settings.statistics()
-            self._drain()
-            missing = self._watch.missing(clock_ns, counted.sectors)
-            if not missing:
-                self._watch.close()
-                return counted
+        with self._watch.compared():
+            for _ in _tries():
+                self._watch.open()
+                clock_ns = time.monotonic_ns()
+                counted = self._settings.statistics()
+                self._drain()
+                missing = self._watch.missing(clock_ns, counted.sectors)
+                if not missing:
+                    return counted
         raise Doubtful(
             Reason.MISMATCH, f"{missing} more sectors were counted than told, of {counted.sectors}"
         )

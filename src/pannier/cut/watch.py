@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from pannier.cut.account import Account
 from pannier.cut.ring import Event
@@ -61,22 +63,27 @@ class Watch:
             self._plain, self._hollow, self._fold_at = [], [], _FOLD
         return written(plain, hollow)
 
+    @contextmanager
+    def compared(self) -> Iterator[None]:
+        """Its account is open in the block, as often as :meth:`open` is called there: see :class:`Account`."""
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._account.close()
+
     def open(self) -> None:
-        """See :class:`Account`, also for the next three."""
+        """See :class:`Account`, also for the next two."""
         with self._lock:
             self._account.open()
-
-    def close(self) -> None:
-        with self._lock:
-            self._account.close()
 
     def missing(self, clock_ns: int, counted: int) -> int:
         with self._lock:
             return self._account.missing(clock_ns, counted)
 
-    def found_base(self, clock_ns: int, counted: int, after_ns: int) -> bool:
+    def found_base(self, clock_ns: int, counted: int) -> bool:
         with self._lock:
-            return self._account.found_base(clock_ns, counted, after_ns)
+            return self._account.found_base(clock_ns, counted)
 
     def _fold(self) -> None:
         joined = written(self._plain, self._hollow)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import select
+import threading
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from pannier.core.errors import StorageError
@@ -56,6 +59,7 @@ def _unescape(field: bytes) -> str:
     return os.fsdecode(field)
 
 
+@lru_cache(maxsize=1024)  # for each sync call the same few lines are read
 def parse_mount_line(line: bytes) -> Mount | None:
     """Read a line; None where it has another form (it is then not one of ours)."""
     fields = line.split(b" ")  # a source may be empty
@@ -83,6 +87,30 @@ def parse_mountinfo(raw: bytes) -> tuple[Mount, ...]:
 def own_mounts() -> tuple[Mount, ...]:
     """The mounts of this process's namespace."""
     return parse_mountinfo(Path("/proc/self/mountinfo").read_bytes())
+
+
+class OwnMounts:
+    """The mounts of this process's namespace, read again only when the kernel says that they changed.
+
+    Thread-safe. It keeps one descriptor for as long as the process lives.
+    """
+
+    def __init__(self) -> None:
+        self._file = open("/proc/self/mountinfo", "rb", buffering=0)  # noqa: SIM115
+        self._poll = select.poll()
+        self._poll.register(self._file, select.POLLPRI)
+        self._lock = threading.Lock()
+        self._known: tuple[Mount, ...] | None = None
+
+    def __call__(self) -> tuple[Mount, ...]:
+        """All mounts, as they are now. Raises OSError where /proc cannot be read."""
+        with self._lock:
+            # Asked before they are read: what changes meanwhile is read, or told the next time.
+            if self._poll.poll(0) or self._known is None:
+                self._known = None
+                self._file.seek(0)
+                self._known = parse_mountinfo(self._file.readall())
+            return self._known
 
 
 def find_mount(tid: int, ident: int) -> Mount | None:

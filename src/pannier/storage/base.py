@@ -463,3 +463,17 @@ class SparseDriver(Driver, Protocol):
         until they were detached and attached again, which checks them.
         """
         ...
+
+    async def refused(self, volume: str, *, epoch: int) -> bool:
+        """Whether a volume is one of the :meth:`failed`. Does not wait for the disk, and writes nothing out.
+
+        Asked after a group of sync calls, so what memory still holds of other files is not in it.
+
+        Raises:
+            StorageError: the kernel does not tell.
+        """
+        ...
+
+    async def note_refused(self, volume: str, *, epoch: int) -> None:
+        """A sync call on the attached volume was told that the disk refused something: it is :meth:`failed`."""
+        ...

@@ -6,15 +6,13 @@ import asyncio
 import contextvars
 import errno
 import functools
-import signal
-import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from queue import SimpleQueue
 from typing import ParamSpec, TypeVar
 
 from pannier.core.errors import PoolFull, StorageError
+from pannier.host.threads import in_own_thread as in_own_thread
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -43,58 +41,6 @@ async def finished(work: asyncio.Future[T]) -> T:
         if not work.cancelled():
             work.exception()  # retrieved, so that asyncio does not log it
         raise
-
-
-class _OwnThreads:
-    """Threads for work that may take hours. One whose work has ended takes the next: to start one
-    stops the event loop until it runs, which takes tens of milliseconds on busy processors.
-
-    They block all signals, which are for the main thread.
-    """
-
-    _MOST_FREE = 16
-    """More of them end with their work. Each costs some 50 KiB."""
-
-    def __init__(self) -> None:
-        self._free: list[SimpleQueue[Callable[[], None]]] = []
-
-    def run(self, work: Callable[[], None]) -> None:
-        """Have ``work``, which raises nothing, done at once."""
-        try:
-            self._free.pop().put(work)
-        except IndexError:
-            begin: SimpleQueue[Callable[[], None]] = SimpleQueue()
-            begin.put(work)
-            threading.Thread(
-                target=self._serve, args=(begin,), name="storage-stream", daemon=True
-            ).start()
-
-    def _serve(self, mine: SimpleQueue[Callable[[], None]]) -> None:
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        while True:
-            mine.get()()
-            if len(self._free) >= self._MOST_FREE:
-                return
-            self._free.append(mine)
-
-
-_own_threads = _OwnThreads()
-
-
-def in_own_thread(function: Callable[[], T]) -> asyncio.Future[T]:
-    """Have ``function`` run at once in a thread of its own, for work that may take hours."""
-    outcome: Future[T] = Future()
-    outcome.set_running_or_notify_cancel()
-
-    def work() -> None:
-        try:
-            outcome.set_result(function())
-        except BaseException as error:
-            outcome.set_exception(error)
-
-    future = asyncio.wrap_future(outcome)
-    _own_threads.run(work)
-    return future
 
 
 @contextmanager

@@ -75,3 +75,10 @@ class LineDriver(Driver, Protocol):
             StorageError: the disk failed.
         """
         ...
+
+    async def missing(self, volume: str) -> str:
+        """Why this node may lack records that it has confirmed; empty if it lacks none.
+
+        Then no takeover may begin here. It ends with a generation that was made after the holder heard of it.
+        """
+        ...

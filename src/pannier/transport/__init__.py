@@ -1,1 +1,1 @@
-"""Generations between nodes over mutual TLS."""
+"""Generations and records between nodes, over mutual TLS."""

@@ -10,7 +10,7 @@ A conversation::
 
     sender                      receiver
     Offered   ------------->               which generation of which volume, at which epoch
-              <-------------    Have       the whole generations there, and the one begun (or Failed)
+              <-------------    Have       the whole generations there, the one begun, the newest record (or Failed)
     Start     ------------->               what the stream is a difference to
     DATA ...  ------------->
     End       ------------->               how many bytes the stream had
@@ -39,6 +39,7 @@ import msgspec
 
 from pannier.core.errors import InvalidInput, PannierError, from_code
 from pannier.core.generation import Generation
+from pannier.core.line import Place
 from pannier.core.volume import check_name
 from pannier.storage.base import Begun, LocalCopy
 from pannier.transport.base import Offer
@@ -128,23 +129,64 @@ class BegunPart(msgspec.Struct, frozen=True, kw_only=True):
         return Begun(generation=generation, base=base, position=self.position)
 
 
+class KeptRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """The newest record that the receiver keeps; see :class:`~pannier.core.line.Place`."""
+
+    epoch: int
+    run: str
+    number: int
+    generation: str
+    included: int
+    acknowledged: int
+
+    @classmethod
+    def of(cls, place: Place) -> KeptRecord:
+        """The message for ``place``."""
+        return cls(
+            epoch=place.epoch,
+            run=place.run,
+            number=place.number,
+            generation=str(place.generation),
+            included=place.included,
+            acknowledged=place.acknowledged,
+        )
+
+    def parsed(self) -> Place:
+        """Its place; the volume is the one that was offered. Raises InvalidInput."""
+        return Place(
+            volume="",
+            epoch=self.epoch,
+            run=self.run,
+            number=self.number,
+            generation=Generation.parse(self.generation),
+            included=self.included,
+            acknowledged=self.acknowledged,
+        )
+
+
 class Have(msgspec.Struct, tag="have", frozen=True, omit_defaults=True):
     """What the receiver has of the volume: whole generations, and the one of which it has a part."""
 
     generations: tuple[str, ...]
     begun: BegunPart | None = None
+    last: KeptRecord | None = None
 
     @classmethod
     def of(cls, copy: LocalCopy) -> Have:
         """The message for what is here."""
         generations = tuple(str(generation) for generation in copy.generations)
-        return cls(generations, None if copy.begun is None else BegunPart.of(copy.begun))
+        return cls(
+            generations,
+            None if copy.begun is None else BegunPart.of(copy.begun),
+            None if copy.last is None else KeptRecord.of(copy.last),
+        )
 
     def parsed(self) -> LocalCopy:
         """What the receiver has. Raises InvalidInput."""
         generations = tuple(Generation.parse(text) for text in self.generations)
         begun = None if self.begun is None else self.begun.parsed()
-        return LocalCopy(generations=generations, begun=begun)
+        last = None if self.last is None else self.last.parsed()
+        return LocalCopy(generations=generations, begun=begun, last=last)
 
 
 class Start(msgspec.Struct, tag="start", frozen=True):

@@ -235,6 +235,7 @@ class Wire:
         """Wait until there is something to read, and send what waits meanwhile."""
         began = time.monotonic()
         while True:
+            self.stay()  # also while bytes come without a pause
             sent = self._sent_all()
             limit = max(self._heard, began) + self._timing.stall
             events = select.POLLOUT * (not sent) | select.POLLIN * (sent or self._listens)
@@ -243,8 +244,6 @@ class Wire:
                 return
             if not ready and time.monotonic() >= limit:
                 raise self._fail(self._silent())
-            if sent:
-                self.stay()
 
     def _poll(self, events: int, *, until: float) -> int:
         """Events of the socket; none when somebody roused us, it is time for a keepalive, or ``until``."""

@@ -35,6 +35,8 @@ class SubvolumeDriver:
         self._quarantine = Quarantine(volumes, tidy_volume)
         self._changing: set[str] = set()
         """Volumes whose last snapshot had something new."""
+        self._anew: set[str] = set()
+        """Volumes whose next generation is a new one, even if nothing was written since the newest."""
         self._making: dict[str, threading.Lock] = {}
         """Held while a generation of a volume is made. Otherwise another thread could give the same
         number, or return a generation that is dropped again because nothing in it is new."""
@@ -89,7 +91,7 @@ class SubvolumeDriver:
         making = self._making.setdefault(home.volume, threading.Lock())
         with making, told_as_storage_error(f"make a generation of volume {home.volume}"):
             live = existing_live(home, epoch)
-            saved = home.saved_as(live)
+            saved = None if home.volume in self._anew else home.saved_as(live)
             if saved is not None and home.volume not in self._changing:
                 # Buffered writes may show only once they are flushed; this costs 30 us when idle.
                 ioctl.sync_filesystem(live)
@@ -104,6 +106,7 @@ class SubvolumeDriver:
                 home.drop_generation(made)
                 return saved
             self._changing.add(home.volume)
+            self._anew.discard(home.volume)
             return made
 
     def _new_identity(self) -> str:

@@ -30,10 +30,19 @@ from pathlib import Path
 
 import structlog
 
-from pannier.core.errors import InvalidInput, PannierError, PoolFull, StorageError
+from pannier.core.errors import (
+    Conflict,
+    InvalidInput,
+    PannierError,
+    PoolFull,
+    StorageError,
+    Unavailable,
+)
 from pannier.core.generation import Generation, new_identity
+from pannier.core.line import MOST_BYTES, Buffer, Cut, Doubt, Place
 from pannier.core.room import ImageLimits, Room
 from pannier.core.size import format_size
+from pannier.cut.tracer import Tracer
 from pannier.host.files import DRAFT
 from pannier.host.memory import dirty_limit_bytes
 from pannier.host.mountinfo import own_mounts
@@ -47,10 +56,13 @@ from pannier.storage.btrfs.layout import Home, existing_tree, tidy
 from pannier.storage.btrfs.subvolumes import SubvolumeDriver, existing_live
 from pannier.storage.image import ext4, mending, nocow
 from pannier.storage.image.check import check_image, pieces_of
+from pannier.storage.image.kept import KeptRecords
 from pannier.storage.image.live import LiveImage
 from pannier.storage.image.nocow import IMAGE
+from pannier.storage.image.noted import NotedRuns
 from pannier.storage.image.partial import begun, discard_parts, is_of_use
 from pannier.storage.image.showing import show
+from pannier.storage.image.sums import SUMS
 from pannier.storage.image.transfer import ImageIntake, send
 from pannier.storage.streams import feeding, reading, swallow_stream
 
@@ -67,13 +79,21 @@ class ImageDriver(SubvolumeDriver):
         mountpoint: where the pool is mounted; somebody else closes it.
         staging: a directory of ours, where live images are mounted.
         source: the pool's device or file; None for a pool that somebody else mounts.
+        trace: name of the kernel's trace that tells what is written; without one there are only generations.
     """
 
     name = "image"
     generations_in_use = True
     compares = True
 
-    def __init__(self, mountpoint: Path, *, staging: Path, source: Path | None = None) -> None:
+    def __init__(
+        self,
+        mountpoint: Path,
+        *,
+        staging: Path,
+        source: Path | None = None,
+        trace: str | None = None,
+    ) -> None:
         images = mountpoint / "images"
         super().__init__(mountpoint, images, tidy_volume=partial(tidy, stays=is_of_use))
         self._staging = staging
@@ -81,6 +101,12 @@ class ImageDriver(SubvolumeDriver):
         self._images: dict[tuple[str, int], LiveImage] = {}
         self._pool: Allocation | None = None
         self._mender = mending.Mender()
+        self._trace = trace
+        self._tracer: Tracer | None = None
+        self._tracing = threading.Lock()
+        """Held while the trace is opened."""
+        self._kept: KeptRecords | None = None
+        self._noted: dict[str, NotedRuns] = {}
         self._full = False
         self._limits: ImageLimits | None = None
 
@@ -95,6 +121,10 @@ class ImageDriver(SubvolumeDriver):
         self._open_volumes()
         with told_as_storage_error("see how the pool is made"):
             self._pool = Allocation.of(self._mountpoint)
+            if self._kept is None:
+                self._kept = KeptRecords(
+                    self._mountpoint, pool_bytes=self._pool_bytes(), volumes=self._list_volumes()
+                )
             places = list(self._staging.iterdir())
         for volume, epoch in filter(None, map(_named, places)):
             try:
@@ -111,6 +141,13 @@ class ImageDriver(SubvolumeDriver):
             image = self._image(volume, epoch)
             with suppress(OSError, StorageError):
                 image.thaw()  # nobody would be there to do it
+            image.end_cuts()
+        if self._kept is not None:
+            self._kept.close()
+            self._kept = None
+        if self._tracer is not None:
+            self._tracer.close()
+            self._tracer = None
 
     def _image(self, volume: str, epoch: int) -> LiveImage:
         if (volume, epoch) not in self._images:
@@ -280,14 +317,43 @@ class ImageDriver(SubvolumeDriver):
         await in_thread(self._promote, self._home(volume), generation, epoch)
 
     def _promote(self, home: Home, generation: Generation, epoch: int) -> None:
+        self._quarantine.check(home.volume)
+        if not home.live(epoch).exists():
+            self._promote_with_records(home, generation, epoch)
         super()._promote(home, generation, epoch)
         with told_as_storage_error(f"remove what a transfer left of volume {home.volume}"):
             discard_parts(home)  # a holder receives nothing
 
+    def _promote_with_records(self, home: Home, generation: Generation, epoch: int) -> None:
+        """Make a live image of a generation and the records on top of it; it has its name only when it is whole."""
+        kept = self._kept_records
+        with told_as_storage_error(
+            f"put the records of volume {home.volume} on top of {generation}"
+        ):
+            places = kept.on_top_of(home.volume, generation)
+            if not places:
+                return
+            live = home.live(epoch)
+            draft = home.path / f"{DRAFT}{live.name}"
+            if draft.exists():
+                ioctl.destroy_subvolume(draft)
+            ioctl.create_snapshot(existing_tree(home, generation), target=draft, read_only=False)
+            (draft / SUMS).unlink(missing_ok=True)  # they are of what the generation has
+            kept.put_on_top(draft / IMAGE, places)
+            self._publish(draft, live)
+        log.info(
+            "volume.with-records", id=home.volume, generation=str(generation), records=len(places)
+        )
+
     def _inspect(self, home: Home) -> LocalCopy:
         copy = super()._inspect(home)
         with told_as_storage_error(f"read what was begun of volume {home.volume}"):
-            return replace(copy, begun=begun(home))
+            return replace(
+                copy,
+                begun=begun(home),
+                last=self._kept_records.last(home.volume),
+                noted=self._notes(home).runs() if copy.live else (),
+            )
 
     def _has_anything(self, home: Home) -> bool:
         return super()._has_anything(home) or bool(home.arriving())
@@ -377,6 +443,7 @@ class ImageDriver(SubvolumeDriver):
         """See :meth:`CheckedDriver.quarantine`."""
         with told_as_storage_error(f"quarantine what is here of volume {volume}"):
             await in_thread(self._mender.quarantine, self._home(volume))
+            await in_thread(self._kept_records.forget, volume)
 
     async def check_file_system(
         self, volume: str, generation: Generation | None
@@ -405,6 +472,8 @@ class ImageDriver(SubvolumeDriver):
     def _delete(self, home: Home) -> None:
         for epoch in home.epochs():
             self._detach(home, epoch)
+        self._kept_records.forget(home.volume)
+        self._noted.pop(home.volume, None)
         super()._delete(home)
         for key in [key for key in self._images if key[0] == home.volume]:
             del self._images[key]
@@ -478,6 +547,77 @@ class ImageDriver(SubvolumeDriver):
         self._home(volume)
         await in_own_thread(lambda: self._each(volume, LiveImage.write_out))
 
+    # -- records --------------------------------------------------------------------------------
+    # In threads of their own: a sync call waits for each.
+
+    async def watch(self, volume: str, *, epoch: int) -> Doubt | None:
+        """See :meth:`LineDriver.watch`."""
+        image = self._image(volume, epoch)
+        return await in_own_thread(lambda: self._watch(image))
+
+    def _watch(self, image: LiveImage) -> Doubt | None:
+        with told_as_storage_error(f"watch what is written to volume {image.volume}"):
+            try:
+                doubt = image.watch_writes(self._open_trace())
+            except (Unavailable, Conflict) as error:
+                return Doubt(error.message)
+        if doubt is None:
+            self._anew.add(image.volume)
+        return doubt
+
+    def _open_trace(self) -> Tracer:
+        if self._trace is None:
+            raise Unavailable("this node was told to use no trace")
+        with self._tracing:
+            if self._tracer is None:
+                self._tracer = Tracer(self._trace)
+            return self._tracer
+
+    async def cut(self, volume: str, *, epoch: int) -> Cut | Doubt:
+        """See :meth:`LineDriver.cut`."""
+        image = self._image(volume, epoch)
+        return await in_own_thread(lambda: self._cut(image))
+
+    def _cut(self, image: LiveImage) -> Cut | Doubt:
+        with told_as_storage_error(f"read what was written to volume {image.volume}"):
+            return image.cut(MOST_BYTES)
+
+    async def keep(self, place: Place, encoded: Buffer) -> None:
+        """See :meth:`LineDriver.keep`."""
+        home = self._home(place.volume)
+        await in_own_thread(lambda: self._keep(home, place, encoded))
+
+    def _keep(self, home: Home, place: Place, encoded: Buffer) -> None:
+        self._quarantine.check(home.volume)
+        self._check_room()
+        with told_as_storage_error(f"keep a record of volume {home.volume}"):
+            self._kept_records.keep(home, place, encoded)
+
+    async def settle(self, volume: str, generation: Generation) -> None:
+        """See :meth:`LineDriver.settle`."""
+        self._kept_records.settle(volume, generation)
+
+    async def note(self, place: Place) -> None:
+        """See :meth:`LineDriver.note`."""
+        home = self._home(place.volume)
+        await in_own_thread(lambda: self._note(home, place))
+
+    def _note(self, home: Home, place: Place) -> None:
+        with told_as_storage_error(f"note a record of volume {home.volume}"):
+            self._notes(home).note(place)
+
+    def _notes(self, home: Home) -> NotedRuns:
+        return self._noted.setdefault(home.volume, NotedRuns(home.path))
+
+    async def missing(self, volume: str) -> str:
+        """See :meth:`LineDriver.missing`."""
+        return self._kept_records.missing(volume)
+
+    @property
+    def _kept_records(self) -> KeptRecords:
+        assert self._kept is not None, "open() comes first"
+        return self._kept
+
     async def thaw(self, volume: str) -> None:
         """See :meth:`SparseDriver.thaw`."""
         self._home(volume)
@@ -501,6 +641,20 @@ class ImageDriver(SubvolumeDriver):
 
     def _failed(self) -> frozenset[str]:
         return frozenset(key[0] for key, image in tuple(self._images.items()) if image.look())
+
+    async def refused(self, volume: str, *, epoch: int) -> bool:
+        """See :meth:`SparseDriver.refused`."""
+        home = self._home(volume)
+        return await in_own_thread(lambda: self._refused(home, epoch))
+
+    def _refused(self, home: Home, epoch: int) -> bool:
+        with told_as_storage_error(f"see what was lost of volume {home.volume}"):
+            return self._image(home.volume, epoch).refused()
+
+    async def note_refused(self, volume: str, *, epoch: int) -> None:
+        """See :meth:`SparseDriver.note_refused`."""
+        image = self._image(self._home(volume).volume, epoch)
+        await in_own_thread(image.note_refused)
 
     async def space(self, volume: str) -> Space | None:
         """See :meth:`SparseDriver.space`."""

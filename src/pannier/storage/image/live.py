@@ -4,9 +4,8 @@ A loop device goes with its last mount, and a mount may have been copied: into a
 with ``docker run -v /:/host``, and into the directory that containers see. So an unmount proves nothing.
 An image has no user only if no loop device has it, and only one that has none is changed from outside.
 
-The kernel tells an error of writing to each open file once: the next sync call says that all is well,
-and so does one of another file. So one descriptor of each mount is kept from its first moment on, and
-nobody else uses it: an error that happened since cannot have been told to anybody else instead.
+What the disk refused is heard of by the mount's :class:`~pannier.storage.image.watched.WatchedMount`, or told by
+a sync call of the volume's user (:meth:`LiveImage.note_refused`). Nothing is confirmed of a mount that lost something.
 
 A program may use direct I/O from memory that is aligned to 512 bytes: the pool then goes through its page cache
 for that, and next to writes that go past it, the kernel refuses one of them. No setting cures it. So an image
@@ -15,7 +14,6 @@ of which a write was refused twice, although there was room, is attached through
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import threading
@@ -26,7 +24,10 @@ from pathlib import Path
 import structlog
 
 from pannier.core.errors import Corrupt, StorageError
+from pannier.core.line import Cut, Doubt
 from pannier.core.room import ImageLimits
+from pannier.cut.cutter import Cutter
+from pannier.cut.tracer import Tracer
 from pannier.host.files import DRAFT, exchange
 from pannier.host.mountflags import takes_no_writes
 from pannier.host.mountinfo import mount_at
@@ -35,13 +36,12 @@ from pannier.storage.btrfs.layout import Home
 from pannier.storage.image import ext4, loopdevice, nocow
 from pannier.storage.image.nocow import IMAGE
 from pannier.storage.image.sums import SUMS
+from pannier.storage.image.watched import WatchedMount
 
 log = structlog.get_logger(__name__)
 
 _WORTH_GROWING = 64
 """An image is grown by this part of its pool at least: it takes a check of the whole file system."""
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class LiveImage:
@@ -77,7 +77,11 @@ class LiveImage:
         """Taken after the other, to unmount it, and alone, to limit or freeze it. Only freezing waits for the disk,
         and lifting a limit, which reads one block."""
         self._lost = self._lost_note.exists()
-        self._kept: int | None = None
+        self._note_lock = threading.Lock()
+        """Taken to set ``_lost``, for a moment."""
+        self._watched = WatchedMount(place)
+        self._cutter: Cutter | None = None
+        """Told what is written to the device of this mount."""
         self._frozen: bool | None = None
         """Whether we have frozen it; None if an earlier run may have."""
         self._may_grow = False
@@ -93,7 +97,9 @@ class LiveImage:
         with self._lock:
             there = mount_at(self.place) is not None
             if not there:
-                self._forget()  # somebody else has unmounted it; a descriptor would keep it alive
+                # Somebody else has unmounted it; a descriptor would keep it alive.
+                self._watched.forget()
+                self.end_cuts()
             return there
 
     def attach(self, *, limits: ImageLimits | None, size: int | None) -> None:
@@ -114,7 +120,7 @@ class LiveImage:
                 self._mount_or_show(size=size, shown=shown)
             elif size is not None:
                 self._grow_mounted(size)
-            self._watch()
+            self._watched.watch()
             with self._mount_lock:
                 self._limit(limits)
 
@@ -202,7 +208,8 @@ class LiveImage:
             if not self._shut.exists():
                 with suppress(OSError, StorageError):  # what was lost is noted
                     self._write_out()
-            self._forget()
+            self._watched.forget()
+            self.end_cuts()
             try:
                 with self._mount_lock:
                     # One that is unmounted while it is frozen is neither there nor gone.
@@ -210,7 +217,7 @@ class LiveImage:
                     ext4.unmount(self.place)
                     self._may_grow = False
             except OSError:
-                self._watch()
+                self._watched.watch()
                 raise
         with suppress(FileNotFoundError):
             self.place.rmdir()
@@ -221,7 +228,7 @@ class LiveImage:
             if not self.is_mounted:
                 return
             self._frozen, self._may_grow = None, False
-            self._watch()
+            self._watched.watch()
             if self._shut.exists():
                 self._refuse_writes()
                 self._detach()
@@ -238,16 +245,22 @@ class LiveImage:
 
         Does not wait for the disk.
         """
-        if self._kept is None:
-            return False
-        if not self._lost and self._lock.acquire(blocking=False):  # else somebody looks right now
-            try:
-                if self._kept is not None and ext4.error_count(os.fstat(self._kept).st_dev):
-                    self._note_loss()
-            except OSError as error:  # it was unmounted meanwhile
-                log.info("volume.not-looked-at", volume=self.volume, error=str(error))
-            finally:
-                self._lock.release()
+        try:
+            return self._watched.is_watched and self.refused()
+        except OSError as error:  # it was unmounted meanwhile
+            log.info("volume.not-looked-at", volume=self.volume, error=str(error))
+            return self._lost
+
+    def refused(self) -> bool:
+        """Whether the disk refused something, as far as is known without writing anything out.
+
+        Takes no lock: what waits for the disk delays no sync call of another file.
+
+        Raises:
+            OSError: the kernel does not tell.
+        """
+        if not self._lost and self._watched.is_watched and self._watched.errors():
+            self.note_refused()
         return self._lost
 
     def write_out(self) -> None:
@@ -269,20 +282,22 @@ class LiveImage:
                 self._alone = True
 
     def _write_out(self) -> None:
-        fd = self._watch()
-        if _libc.syncfs(fd):
-            number = ctypes.get_errno()
-            self._note_loss()
-            raise OSError(number, os.strerror(number), str(self.place))
-        if count := ext4.error_count(os.fstat(fd).st_dev):
-            self._note_loss()
+        self._watched.watch()
+        try:
+            self._watched.write_out()
+        except OSError:
+            self.note_refused()
+            raise
+        if count := self._watched.errors():
+            self.note_refused()
             raise OSError(errno.EIO, f"ext4 has counted {count} errors", str(self.place))
         if self.lost:
             raise self._not_checked()
 
-    def _note_loss(self) -> None:
-        known = self.lost
-        self._lost = True  # first: the kernel does not tell it again
+    def note_refused(self) -> None:
+        """The disk refused something that was written to this mount: a sync call was told so, or ext4 says so."""
+        with self._note_lock:
+            known, self._lost = self._lost, True  # first: the kernel does not tell it again
         try:
             self._lost_note.touch()
             if not known and self._has_room():
@@ -298,16 +313,37 @@ class LiveImage:
             remedy="its containers are ended and it is mounted anew by itself; see dmesg for the reason",
         )
 
-    def _watch(self) -> int:
-        """The descriptor that hears of every loss."""
-        if self._kept is None:
-            self._kept = os.open(self.place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        return self._kept
+    def watch_writes(self, tracer: Tracer) -> Doubt | None:
+        """See :meth:`pannier.storage.lines.LineDriver.watch`."""
+        with self._lock:
+            if not self.is_mounted:
+                return Doubt("it is not mounted")
+            if self._cutter is not None:
+                self._cutter.restart()
+                return None
+            cutter = Cutter(self.place.stat().st_dev, self._image, tracer)
+            try:
+                cutter.begin()
+            except BaseException:
+                cutter.close()
+                raise
+            self._cutter = cutter
+            return None
 
-    def _forget(self) -> None:
-        if self._kept is not None:
-            os.close(self._kept)
-            self._kept = None
+    def cut(self, limit_bytes: int) -> Cut | Doubt:
+        """See :meth:`pannier.storage.lines.LineDriver.cut`."""
+        cutter = self._cutter
+        if cutter is None:
+            return Doubt("it is not watched")
+        found = cutter.take(limit_bytes)
+        return found if isinstance(found, Cut) else Doubt(found.detail)
+
+    def end_cuts(self) -> None:
+        """Watch what is written no more."""
+        cutter, self._cutter = self._cutter, None
+        if cutter is not None:
+            with suppress(OSError):
+                cutter.close()
 
     # -- the end -------------------------------------------------------------------------------------
 

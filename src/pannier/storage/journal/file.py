@@ -19,7 +19,7 @@ from pannier.core.errors import Conflict, Corrupt, StorageError
 from pannier.host.files import draft_of, sync_directory
 from pannier.storage.blocking import told_as_storage_error
 from pannier.storage.image import nocow
-from pannier.storage.journal.format import (
+from pannier.storage.journal.layout import (
     BLOCK_BYTES,
     SEGMENT_BYTES,
     SUPER_BYTES,

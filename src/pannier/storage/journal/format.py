@@ -1,40 +1,22 @@
-"""The journal's file as bytes, described in docs/journal.md. Pure.
-
-All numbers are big-endian. Everything begins at a multiple of BLOCK_BYTES: so a write that a power cut tears never
-touches what was confirmed before it.
-"""
+"""The frames of a journal as bytes, described in docs/journal.md. Pure."""
 
 from __future__ import annotations
 
-import hashlib
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 
-from pannier.core.errors import Corrupt, InvalidInput
+from pannier.core.errors import InvalidInput
 from pannier.core.generation import Generation
 from pannier.core.line import Buffer, Place
-from pannier.core.record import newer_format
+from pannier.storage.journal.layout import BLOCK_BYTES, DIGEST_BYTES, digest, whole_blocks
 
-VERSION = 1
-BLOCK_BYTES = 4096
-"""Direct I/O of the pool wants this alignment, and no disk writes a smaller piece than it halfway twice."""
-SUPER_BYTES = 2 * BLOCK_BYTES
-"""Before the first segment: the superblock and its second copy."""
-SEGMENT_BYTES = 16 << 20
-"""A segment holds three of the largest records, and is freed as a whole: larger ones would be freed later."""
-FEWEST_SEGMENTS = 4
-"""One that is written, one that is free for what is moved, and two with records."""
-
-_SUPER = struct.Struct(">8sH6x16sQQ")
-_SEGMENT = struct.Struct(">8sH6xQQ")
 _FRAME = struct.Struct(">BBHIIQIQQQQ")
 _REGION = struct.Struct(">QII")
 _END = struct.Struct(">I")
-_SUPER_MAGIC, _SEGMENT_MAGIC, _FRAME_MAGIC = b"PNJOURNL", b"PNJSEGMT", b"PNJF"
-_DIGEST_BYTES = 16
+_FRAME_MAGIC = b"PNJF"
 _MOST_TEXT = 255
 
 
@@ -52,46 +34,6 @@ class FrameKind(IntEnum):
     MENDED = 4
     MOVED = 5
     CLOSED = 6
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Geometry:
-    """How a journal's file is divided.
-
-    Attributes:
-        identity: 16 bytes, chosen at random when it was made; the key of all its digests.
-        segments: how many there are, each of ``segment_bytes``.
-    """
-
-    identity: bytes
-    segments: int
-    segment_bytes: int
-
-    def start(self, number: int) -> int:
-        """Where a segment begins in the file. Its number counts all segments ever begun, from 1 on."""
-        return SUPER_BYTES + number % self.segments * self.segment_bytes
-
-    @property
-    def size_bytes(self) -> int:
-        """Of the file."""
-        return SUPER_BYTES + self.segments * self.segment_bytes
-
-    @property
-    def end(self) -> int:
-        """Where the frames of a segment end at most: the last block is for a CLOSED."""
-        return self.segment_bytes - BLOCK_BYTES
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SegmentHead:
-    """The first block of a segment.
-
-    Attributes:
-        previous_end: where the frames of the segment before it end, in bytes from its start; all of them were durable.
-    """
-
-    number: int
-    previous_end: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,68 +91,6 @@ class Gap:
     frame: Frame | None
 
 
-def whole_blocks(count: int) -> int:
-    """A number of bytes, rounded up to blocks."""
-    return -(-count // BLOCK_BYTES) * BLOCK_BYTES
-
-
-# -- heads of the file and of segments ------------------------------------------------------------------
-
-
-def superblock(geometry: Geometry) -> bytes:
-    """Both copies of the superblock."""
-    packed = _SUPER.pack(
-        _SUPER_MAGIC, VERSION, geometry.identity, geometry.segments, geometry.segment_bytes
-    )
-    return (packed + _digest(b"", packed)).ljust(BLOCK_BYTES, b"\0") * 2
-
-
-def read_superblock(content: bytes, *, what: str) -> Geometry:
-    """What either copy says.
-
-    Raises:
-        NewerFormat: a newer version made the journal. Corrupt: neither copy can be read.
-    """
-    for at in (0, BLOCK_BYTES):
-        packed = content[at : at + _SUPER.size]
-        digest = content[at + _SUPER.size : at + _SUPER.size + _DIGEST_BYTES]
-        if packed.startswith(_SUPER_MAGIC) and digest == _digest(b"", packed):
-            _, version, identity, segments, segment_bytes = _SUPER.unpack(packed)
-            if version > VERSION:
-                raise newer_format(what, version, known=VERSION)
-            return Geometry(identity=identity, segments=segments, segment_bytes=segment_bytes)
-    raise Corrupt(f"{what} has no superblock that can be read", remedy=UNREADABLE_REMEDY)
-
-
-UNREADABLE_REMEDY = (
-    "move the file away and restart pannierd on this node: its copies then count as incomplete until "
-    "they have a new generation"
-)
-
-
-def segment_head(identity: bytes, head: SegmentHead) -> bytes:
-    """The first block of a segment."""
-    packed = _SEGMENT.pack(_SEGMENT_MAGIC, VERSION, head.number, head.previous_end)
-    return (packed + _digest(identity, packed)).ljust(BLOCK_BYTES, b"\0")
-
-
-def read_segment_head(identity: bytes, block: bytes, *, what: str) -> SegmentHead | None:
-    """What a segment's first block says; None if it is not one of this journal.
-
-    Raises:
-        NewerFormat: a newer version wrote it.
-    """
-    packed = block[: _SEGMENT.size]
-    if block[_SEGMENT.size : _SEGMENT.size + _DIGEST_BYTES] != _digest(identity, packed):
-        return None
-    magic, version, number, previous_end = _SEGMENT.unpack(packed)
-    if magic != _SEGMENT_MAGIC:
-        return None
-    if version > VERSION:
-        raise newer_format(what, version, known=VERSION)
-    return SegmentHead(number=number, previous_end=previous_end)
-
-
 # -- frames ---------------------------------------------------------------------------------------------
 
 
@@ -256,7 +136,7 @@ def head_bytes(head: FrameHead) -> int:
     return _HEAD_BYTES + sum(1 + len(name.encode()) for name in names)
 
 
-_HEAD_BYTES = len(_FRAME_MAGIC) + _DIGEST_BYTES + _FRAME.size
+_HEAD_BYTES = len(_FRAME_MAGIC) + DIGEST_BYTES + _FRAME.size
 
 
 def read_frame(
@@ -273,8 +153,8 @@ def read_frame(
         return None
     texts_length = int.from_bytes(fixed[-_FRAME.size :][2:4], "big")
     packed = segment[begin + _HEAD_BYTES - _FRAME.size : begin + _HEAD_BYTES + texts_length]
-    digest = fixed[len(_FRAME_MAGIC) : len(_FRAME_MAGIC) + _DIGEST_BYTES]
-    if digest != _frame_digest(identity, number, at, packed):
+    written = fixed[len(_FRAME_MAGIC) : len(_FRAME_MAGIC) + DIGEST_BYTES]
+    if written != _frame_digest(identity, number, at, packed):
         return None
     kind, placed, _, count, check, arrival, synced, *numbers = _FRAME.unpack_from(packed)
     volume, run, generation = texts(packed[_FRAME.size :])
@@ -383,11 +263,4 @@ def texts(encoded: bytes) -> list[str]:
 
 
 def _frame_digest(identity: bytes, number: int, at: int, packed: bytes) -> bytes:
-    return _digest(identity, struct.pack(">QI", number, at), packed)
-
-
-def _digest(identity: bytes, *parts: bytes) -> bytes:
-    made = hashlib.blake2b(key=identity, digest_size=_DIGEST_BYTES)
-    for part in parts:
-        made.update(part)
-    return made.digest()
+    return digest(identity, struct.pack(">QI", number, at), packed)

@@ -20,15 +20,9 @@ from pannier.core.generation import Generation
 from pannier.core.line import Buffer, Place, Record, decode
 from pannier.storage.blocking import storage_error
 from pannier.storage.journal.file import Medium, open_file
-from pannier.storage.journal.format import (
-    BLOCK_BYTES,
-    Frame,
-    FrameHead,
-    FrameKind,
-    Geometry,
-    read_segment_head,
-)
+from pannier.storage.journal.format import Frame, FrameHead, FrameKind
 from pannier.storage.journal.index import Index, Key, LiveRecord, index_of, key_of
+from pannier.storage.journal.layout import BLOCK_BYTES, Geometry, read_segment_head
 from pannier.storage.journal.recovery import recover
 from pannier.storage.journal.room import (
     JournalUsage,

@@ -10,18 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pannier.core.errors import Corrupt
-from pannier.storage.journal.format import (
-    BLOCK_BYTES,
-    UNREADABLE_REMEDY,
-    Frame,
-    FrameKind,
-    Gap,
-    Geometry,
-    Region,
-    SegmentHead,
-    read_moved,
-    scan,
-)
+from pannier.storage.journal.format import Frame, FrameKind, Gap, Region, read_moved, scan
+from pannier.storage.journal.layout import BLOCK_BYTES, UNREADABLE_REMEDY, Geometry, SegmentHead
 
 Read = Callable[[int], bytes]
 """Reads a whole segment, by its number."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pannier.core.errors import InvalidInput, JournalFull
 from pannier.core.size import format_size
-from pannier.storage.journal.format import (
+from pannier.storage.journal.layout import (
     BLOCK_BYTES,
     FEWEST_SEGMENTS,
     SEGMENT_BYTES,

@@ -13,23 +13,25 @@ from pannier.core.line import Buffer
 from pannier.core.size import format_size
 from pannier.storage.journal.file import Medium, aligned
 from pannier.storage.journal.format import (
-    BLOCK_BYTES,
     Frame,
     FrameHead,
     FrameKind,
-    Geometry,
     Region,
-    SegmentHead,
     content_of,
     frame_head,
     head_bytes,
     loss_content,
     moved_content,
     read_frame,
+)
+from pannier.storage.journal.index import Index, LiveRecord, Loss
+from pannier.storage.journal.layout import (
+    BLOCK_BYTES,
+    Geometry,
+    SegmentHead,
     segment_head,
     whole_blocks,
 )
-from pannier.storage.journal.index import Index, LiveRecord, Loss
 from pannier.storage.journal.recovery import Recovered
 from pannier.storage.journal.room import largest_frame, most_live
 

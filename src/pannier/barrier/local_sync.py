@@ -1,0 +1,167 @@
+"""The local sync of a group of sync calls: what each is told is what this node's disk said.
+
+Each open file of the group is synced by itself, so nobody waits for what others wrote to the volume. Calls on one
+file are synced one after the other, each by its own descriptor: only the first one finds something to do, and each is
+told what its descriptor has not been told yet. Different files are synced at once, and share the commits of ext4's
+journal.
+
+What a call is answered:
+
+- fsync, fdatasync and syncfs by the caller's own open file description: the result. The kernel would do the same again,
+  and what others wrote to the file meanwhile would be on this disk only.
+- ``sync``: the kernel performs it, since it concerns every file system of the machine.
+- msync: the kernel performs it, since it also checks the addresses. By then there is nothing left to write.
+- A descriptor that could only be opened anew: the kernel performs it, and tells what the caller's own has to be told.
+- A descriptor that is closed by now, or another file's: success, once the whole file system is synced. The call began
+  before that.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from pannier.barrier.borrowing import borrowed
+from pannier.barrier.calls import BY_KERNEL, DONE, Answer, Mapped, SyncCall
+from pannier.host.syncing import sync_file_system
+from pannier.host.threads import in_own_thread
+
+_AT_ONCE = 8
+"""Threads of one group at most. More files at once do not make a disk faster."""
+_PERFORM = {"fsync": os.fsync, "fdatasync": os.fdatasync, "syncfs": sync_file_system}
+_OF_THE_CALLER = frozenset((errno.EBADF, errno.EINVAL))
+"""What a call is told that cannot be done, such as one on an O_PATH descriptor. The disk was not asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Synced:
+    """What the local disk said.
+
+    Attributes:
+        answer: for the call, if the rest of what it waits for succeeds.
+        whole: whether the whole file system has still to be synced for it.
+        refused: whether the disk refused something that was written.
+    """
+
+    answer: Answer
+    whole: bool = False
+    refused: bool = False
+
+
+async def sync_group(calls: Sequence[SyncCall], *, root: Path) -> list[Synced]:
+    """Sync the files of a group's calls, and nothing else. One result for each call; raises nothing.
+
+    The threads are shared with nothing that could make them wait.
+
+    Args:
+        root: a directory on the file system of the volume, for the mappings of msync.
+    """
+    by_file: dict[object, list[int]] = {}
+    for at, call in enumerate(calls):
+        by_file.setdefault(call.file or call.mapped or at, []).append(at)
+    found: dict[int, Synced] = {}
+    asked = []
+    for files in _shares(list(by_file.values())):
+        if any(calls[at].file or calls[at].mapped for at in files):
+            asked.append(
+                (files, in_own_thread(partial(_sync_all, [calls[at] for at in files], root)))
+            )
+        else:
+            found.update((at, Synced(BY_KERNEL, whole=True)) for at in files)
+    for files, work in asked:
+        found.update(zip(files, await work, strict=True))
+    return [found[at] for at in range(len(calls))]
+
+
+def _shares(files: Sequence[Iterable[int]]) -> list[list[int]]:
+    """The calls on ``files``, in as many parts as there are threads."""
+    return [
+        [at for file in files[n::_AT_ONCE] for at in file] for n in range(min(_AT_ONCE, len(files)))
+    ]
+
+
+def _sync_all(calls: Sequence[SyncCall], root: Path) -> list[Synced]:
+    return [_sync(call, root) for call in calls]
+
+
+def _sync(call: SyncCall, root: Path) -> Synced:
+    if call.mapped is not None:
+        return _sync_mapped(call.pid, call.mapped, root)
+    if call.file is None:
+        return Synced(BY_KERNEL, whole=True)
+    try:
+        with borrowed(call) as file:
+            if file is None:  # its caller has ended, or its descriptor is another file's
+                return Synced(DONE, whole=call.is_there())
+            if error := _error_of(call.name, file.fd):
+                return Synced(Answer(error), refused=error not in _OF_THE_CALLER)
+            return Synced(DONE if file.own else BY_KERNEL)
+    except OSError:  # no file that could be had, or its caller has ended
+        return Synced(BY_KERNEL, whole=call.is_there())
+
+
+def sync_stacked(call: SyncCall) -> int:
+    """Sync the file system of a call's file, which may lie in a volume. Returns the errno; 0 for success.
+
+    It may hang for ever, and raises nothing.
+    """
+    try:
+        with borrowed(call) as file:
+            return _error_of("syncfs", file.fd) if file is not None else 0
+    except OSError:
+        return 0  # no file that could be had
+
+
+def _error_of(name: str, fd: int) -> int:
+    try:
+        _PERFORM[name](fd)
+    except OSError as error:
+        return error.errno or errno.EIO
+    return 0
+
+
+# -- msync -----------------------------------------------------------------------------------------
+
+
+def _sync_mapped(tid: int, mapped: Mapped, root: Path) -> Synced:
+    """Sync the files of the volume that are mapped there; all of it if that cannot be seen."""
+    try:
+        device = os.stat(root).st_dev
+        names = _mappings(tid, mapped, device)
+        for name in names or ():
+            fd = os.open(f"/proc/{tid}/map_files/{name}", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                if error := _error_of("fdatasync", fd):
+                    return Synced(Answer(error), refused=error not in _OF_THE_CALLER)
+            finally:
+                os.close(fd)
+    except (OSError, ValueError):
+        return Synced(BY_KERNEL, whole=True)
+    return Synced(BY_KERNEL, whole=names is None)
+
+
+def _mappings(tid: int, mapped: Mapped, device: int) -> list[str] | None:
+    """Names in ``map_files`` of the volume's files; None if a file of another file system is mapped there, which may
+    lie in the volume.
+
+    Raises:
+        OSError, ValueError: /proc cannot be read, or has an unexpected form.
+    """
+    names = []
+    with open(f"/proc/{tid}/maps", "rb") as lines:
+        for line in lines:
+            span, way, _offset, where, inode = line.split()[:5]
+            start, _, end = span.partition(b"-")
+            if int(end, 16) <= mapped.start or int(start, 16) >= mapped.end:
+                continue
+            if way[3:4] != b"s" or not int(inode):
+                continue
+            major, _, minor = where.partition(b":")
+            if os.makedev(int(major, 16), int(minor, 16)) != device:
+                return None
+            names.append(f"{int(start, 16):x}-{int(end, 16):x}")
+    return names

@@ -1,0 +1,19 @@
+"""System calls that bring what was written to the disk and that Python does not have."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def sync_file_system(fd: int) -> None:
+    """Call syncfs: bring everything that was written to the file system of ``fd`` to its disk.
+
+    Raises:
+        OSError: something was refused since this open file was last told, by this call or an earlier one.
+    """
+    if _libc.syncfs(fd):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))

@@ -1,0 +1,160 @@
+"""The records of other nodes' volumes that this node keeps, and the live image that is made with them.
+
+A journal that was damaged may lack records that were confirmed. Then no takeover begins here until a generation has
+come that was made after this node had told so: each record that is refused meanwhile tells the holder, and a later
+one says which generation was made after that.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+import structlog
+
+from pannier.core.errors import (
+    Conflict,
+    InvalidInput,
+    JournalFull,
+    NotFollowing,
+    PoolFull,
+    StorageError,
+)
+from pannier.core.generation import Generation
+from pannier.core.line import Buffer, Data, Place, Record, Zeros, follows, tail
+from pannier.host.files import punch_hole
+from pannier.storage.btrfs.layout import Home
+from pannier.storage.journal.journal import Journal
+
+log = structlog.get_logger(__name__)
+
+JOURNAL = "journal"
+_POOL_PART = 8
+"""A journal takes this part of its pool at most, so that a small pool is for its volumes."""
+_MOST_BYTES = 256 << 20
+"""Enough for eight volumes that write as fast as they can between two generations."""
+
+
+class KeptRecords:
+    """The journal of a pool. All methods block, and may be called from several threads.
+
+    Args:
+        pool: where the pool is mounted.
+        pool_bytes: its size.
+        volumes: those of which this node has something.
+    """
+
+    def __init__(self, pool: Path, *, pool_bytes: int, volumes: Collection[str]) -> None:
+        self._journal: Journal | None = None
+        self._why = ""
+        """Why there is no journal."""
+        self._lost = False
+        """Whether there was one that cannot be read."""
+        self._lock = threading.Lock()
+        self._refused: dict[str, Place] = {}
+        """By volume that may lack records, the first one that was refused."""
+        path = pool / JOURNAL
+        size = min(_MOST_BYTES, pool_bytes // _POOL_PART)
+        try:
+            self._journal = Journal.open(path, size_bytes=size, volumes=volumes)
+        except (InvalidInput, PoolFull, Conflict) as error:
+            self._why = error.message
+        except StorageError as error:
+            self._why, self._lost = error.message, True
+        if self._why:
+            log.warning("journal.none", reason=self._why)
+
+    def close(self) -> None:
+        """End it in order."""
+        if self._journal is not None:
+            self._journal.close()
+
+    def keep(self, home: Home, place: Place, encoded: Buffer) -> None:
+        """See :meth:`pannier.storage.lines.LineDriver.keep`."""
+        if self._journal is None:
+            raise JournalFull(f"this node has no journal: {self._why}")
+        volume = place.volume
+        newest = max(home.generations(), default=None)
+        if volume in self._journal.damaged():
+            self._mend(place, newest)
+        last = self._journal.last(volume)
+        if newest is None or not (place == last or follows(place, last=last, newest=newest)):
+            raise NotFollowing(
+                f"record {place.number} of run {place.run} of volume {volume} does not follow what is here"
+            )
+        self._journal.append([encoded], place)
+
+    def _mend(self, place: Place, newest: Generation | None) -> None:
+        """See the module. Raises NotFollowing until nothing can be missing."""
+        assert self._journal is not None
+        with self._lock:
+            first = self._refused.setdefault(place.volume, place)
+        made_later = place.run != first.run or place.included >= first.number
+        if not made_later or newest != place.generation:
+            raise NotFollowing(
+                f"this node may lack records of volume {place.volume}, since its journal was damaged"
+            )
+        self._journal.mended(place.volume)
+        log.info("journal.mended", id=place.volume, generation=str(newest))
+
+    def settle(self, volume: str, generation: Generation) -> None:
+        """See :meth:`pannier.storage.lines.LineDriver.settle`."""
+        if self._journal is not None:
+            self._journal.settle(volume, generation)
+
+    def forget(self, volume: str) -> None:
+        """What they stand on is gone, or the volume is."""
+        if self._journal is not None and self._journal.places(volume):
+            self._journal.drop(volume)
+
+    def last(self, volume: str) -> Place | None:
+        """The newest record of a volume that is needed."""
+        return self._journal.last(volume) if self._journal is not None else None
+
+    def missing(self, volume: str) -> str:
+        """See :meth:`pannier.storage.lines.LineDriver.missing`."""
+        if self._journal is None:
+            return self._why if self._lost else ""
+        return self._journal.damaged().get(volume, "")
+
+    def on_top_of(self, volume: str, generation: Generation) -> list[Place]:
+        """The records that stand on a generation, in order.
+
+        Raises:
+            Corrupt: one of them is missing.
+        """
+        return [] if self._journal is None else tail(self._journal.places(volume), generation)
+
+    def put_on_top(self, image: Path, places: Iterable[Place]) -> None:
+        """Put records on top of an image that nobody uses, durably.
+
+        Raises:
+            OSError: the disk refused something. PannierError: a record cannot be read.
+        """
+        assert self._journal is not None
+        fd = os.open(image, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            for place in places:
+                _put(fd, self._journal.read(place))
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def _put(fd: int, record: Record) -> None:
+    if record.size != os.fstat(fd).st_size:
+        os.ftruncate(fd, record.size)
+    for one in record.ranges:
+        match one:
+            case Data(start, content):
+                rest = memoryview(content)
+                while rest:
+                    written = os.pwrite(fd, rest, start)
+                    if not written:
+                        raise OSError(errno.EIO, "a record was written in part")
+                    rest, start = rest[written:], start + written
+            case Zeros(start, end):
+                punch_hole(fd, start, end - start)

@@ -1,0 +1,171 @@
+"""Real images: what one node's trace tells is kept by another node's journal, and is there after a takeover."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from test_driver_kit import ROOT, pools, workplace
+
+from pannier.core.errors import NotFollowing
+from pannier.core.generation import Generation
+from pannier.core.line import Cut, Doubt, Place, Record, encode, new_run
+from pannier.cut import tracefs
+from pannier.storage.image.driver import ImageDriver
+
+__all__ = ["pools", "workplace"]
+pytestmark = pytest.mark.root
+SIZE = 64 << 20
+
+
+@dataclass
+class Pair:
+    """A holder and a copy."""
+
+    holder: ImageDriver
+    copy: ImageDriver
+    volume: str
+
+    @property
+    def data(self) -> Path:
+        return self.holder.data_path(self.volume, 1)
+
+    async def send(self, generation: Generation, base: Generation | None = None) -> None:
+        async with (
+            self.holder.send(self.volume, generation, base=base) as source,
+            self.copy.receive(self.volume, generation, base=base) as target,
+        ):
+            while piece := os.read(source, 1 << 20):
+                os.write(target, piece)
+
+    async def begin(self) -> Place:
+        """A run: the copy has its generation. Returns the place before its first record."""
+        assert await self.holder.watch(self.volume, epoch=1) is None
+        generation = await self.holder.snapshot(self.volume, epoch=1)
+        await self.send(generation)
+        return Place(
+            volume=self.volume,
+            epoch=1,
+            run=new_run(),
+            number=0,
+            generation=generation,
+            included=0,
+        )
+
+    async def synced(self, before: Place, name: str, content: bytes) -> tuple[Place, bytes]:
+        """A file that is written and synced, as the record after another one."""
+        with (self.data / name).open("wb", buffering=0) as file:
+            file.write(content)
+            os.fsync(file.fileno())
+        found = await self.holder.cut(self.volume, epoch=1)
+        assert isinstance(found, Cut), found
+        assert found.ranges
+        place = replace(before, number=before.number + 1)
+        record = Record(place=place, size=found.size, ranges=found.ranges)
+        return place, b"".join(encode(record))
+
+
+@pytest.fixture
+async def pair(pools: list[Path], workplace: Path) -> AsyncIterator[Pair]:
+    name = f"pannier-test-{uuid.uuid4().hex[:8]}"
+    holder, copy = (
+        ImageDriver(pool, staging=workplace / f"staging-records-{pool.name}", trace=name)
+        for pool in pools[:2]
+    )
+    pair = Pair(holder, copy, f"v-{uuid.uuid4().hex[:12]}")
+    await holder.open()
+    await copy.open()
+    try:
+        await holder.create(pair.volume, epoch=1, root=ROOT, size_bytes=SIZE)
+        await holder.attach(pair.volume, epoch=1, grow=False)
+        yield pair
+    finally:
+        for driver in (pair.holder, pair.copy):
+            await driver.delete(pair.volume)
+            await driver.close()
+        tracefs.remove(name)
+
+
+async def taken_over(pair: Pair, generation: Generation) -> Path:
+    await pair.copy.promote(pair.volume, generation, epoch=2, size_bytes=None)
+    await pair.copy.attach(pair.volume, epoch=2, grow=False)
+    return pair.copy.data_path(pair.volume, 2)
+
+
+async def test_a_takeover_has_what_only_records_told(pair: Pair) -> None:
+    place = await pair.begin()
+    wanted = {f"file-{number}": os.urandom(5000 * number) for number in range(1, 6)}
+    for name, content in wanted.items():
+        place, encoded = await pair.synced(place, name, content)
+        await pair.copy.keep(place, encoded)
+    there = await taken_over(pair, place.generation)
+    assert {file.name: file.read_bytes() for file in there.iterdir()} == wanted
+
+
+async def test_records_outlast_the_daemon_of_a_copy(pair: Pair, workplace: Path) -> None:
+    place = await pair.begin()
+    place, encoded = await pair.synced(place, "file", b"kept")
+    await pair.copy.keep(place, encoded)
+    await pair.copy.close()
+    pair.copy = ImageDriver(
+        pair.copy._mountpoint, staging=workplace / f"staging-records-{pair.copy._mountpoint.name}"
+    )
+    await pair.copy.open()
+    assert (await pair.copy.inspect(pair.volume)).last == place
+    there = await taken_over(pair, place.generation)
+    assert (there / "file").read_bytes() == b"kept"
+
+
+async def test_a_record_without_the_one_before_is_refused(pair: Pair) -> None:
+    place = await pair.begin()
+    first, _ = await pair.synced(place, "one", b"1")
+    second, encoded = await pair.synced(first, "two", b"2")
+    with pytest.raises(NotFollowing):
+        await pair.copy.keep(second, encoded)
+    assert (await pair.copy.inspect(pair.volume)).last is None
+
+
+async def test_a_generation_that_is_confirmed_frees_the_records_before_it(pair: Pair) -> None:
+    place = await pair.begin()
+    first = place.generation
+    place, encoded = await pair.synced(place, "one", b"1")
+    await pair.copy.keep(place, encoded)
+    generation = await pair.holder.snapshot(pair.volume, epoch=1)
+    await pair.send(generation, base=first)
+    await pair.copy.settle(pair.volume, generation)
+    assert (await pair.copy.inspect(pair.volume)).last is None
+    later = replace(place, generation=generation, included=place.number)
+    later, encoded = await pair.synced(later, "two", b"2")
+    await pair.copy.keep(later, encoded)
+    there = await taken_over(pair, generation)
+    assert sorted(file.name for file in there.iterdir()) == ["one", "two"]
+
+
+async def test_a_run_begins_with_a_new_generation(pair: Pair) -> None:
+    before = await pair.holder.snapshot(pair.volume, epoch=1)
+    assert await pair.holder.snapshot(pair.volume, epoch=1) == before
+    assert await pair.holder.watch(pair.volume, epoch=1) is None
+    assert await pair.holder.snapshot(pair.volume, epoch=1) > before
+
+
+async def test_what_is_not_mounted_is_not_told(pair: Pair) -> None:
+    assert isinstance(await pair.holder.cut(pair.volume, epoch=1), Doubt)
+    await pair.begin()
+    await pair.holder.detach(pair.volume, epoch=1)
+    assert isinstance(await pair.holder.cut(pair.volume, epoch=1), Doubt)
+    assert isinstance(await pair.holder.watch(pair.volume, epoch=1), Doubt)
+
+
+async def test_records_go_with_what_they_stand_on(pair: Pair) -> None:
+    place = await pair.begin()
+    place, encoded = await pair.synced(place, "one", b"1")
+    await pair.copy.keep(place, encoded)
+    await pair.copy.quarantine(pair.volume)
+    place, encoded = await pair.synced(place, "two", b"2")
+    with pytest.raises(NotFollowing):
+        await pair.copy.keep(place, encoded)
+    await pair.copy.drop_quarantined(pair.volume)

@@ -1,0 +1,192 @@
+"""The journal in a real pool: its room is certain, one process has it, and a failed disk is told once and for all."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from pannier.core.errors import Conflict, InvalidInput, StorageError
+from pannier.core.generation import Generation
+from pannier.core.line import Data, Place, Record, encode
+from pannier.host.files import punch_hole
+from pannier.storage.btrfs.pool import close_pool, create_pool
+from pannier.storage.image import nocow
+from pannier.storage.journal.journal import Journal
+
+pytestmark = pytest.mark.root
+
+MIB = 1 << 20
+SIZE = 65 * MIB
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A pool on a loop device over a file of a small tmpfs: a disk that can fail."""
+
+    disk: Path
+    file: Path
+    mountpoint: Path
+
+    @property
+    def journal(self) -> Path:
+        return self.mountpoint / "journal"
+
+    def break_disk(self) -> None:
+        """No block is there any more, and there is no room for others: writes end with EIO."""
+        fd = os.open(self.file, os.O_RDWR)
+        try:
+            with (self.disk / "ballast").open("wb") as ballast:
+                free = os.statvfs(self.disk)
+                os.posix_fallocate(ballast.fileno(), 0, free.f_bavail * free.f_bsize)
+            self._punch(fd)
+            with (self.disk / "more").open("wb") as ballast:
+                free = os.statvfs(self.disk)
+                os.posix_fallocate(ballast.fileno(), 0, free.f_bavail * free.f_bsize)
+        finally:
+            os.close(fd)
+
+    def _punch(self, fd: int) -> None:
+        """Take what the journal would write next: most of its zeros."""
+        size = os.fstat(fd).st_size
+        at = 0
+        while at < size:
+            at = os.lseek(fd, at, os.SEEK_DATA)
+            if os.pread(fd, MIB, at) == bytes(MIB):
+                punch_hole(fd, at, MIB)
+            at += MIB
+            if at >= size or at > 600 * MIB:
+                break
+
+
+@pytest.fixture
+def pool() -> Iterator[Pool]:
+    with tempfile.TemporaryDirectory(prefix="pannier-journal-") as folder:
+        disk, mountpoint = Path(folder) / "disk", Path(folder) / "pool"
+        disk.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400M", "tmpfs", disk], check=True)
+        try:
+            file = disk / "pool.img"
+            asyncio.run(create_pool(file, mountpoint=mountpoint, size_bytes=300 * MIB))
+            try:
+                yield Pool(disk, file, mountpoint)
+            finally:
+                assert asyncio.run(close_pool(mountpoint))
+        finally:
+            subprocess.run(["umount", disk], check=True)
+
+
+def record(number: int, volume: str = "v-1", *, length: int = 8192) -> Record:
+    generation = Generation(1, 1, "0f3a94c1")
+    place = Place(
+        volume=volume, epoch=1, run="0" * 16, number=number, generation=generation, included=0
+    )
+    content = f"{volume} {number}".encode().ljust(length, b"+")
+    return Record(place=place, size=1 << 30, ranges=(Data(0, content),))
+
+
+def append(journal: Journal, one: Record) -> None:
+    journal.append(encode(one), one.place)
+
+
+def opened(pool: Pool, size_bytes: int = SIZE) -> Journal:
+    return Journal.open(pool.journal, size_bytes=size_bytes, volumes=["v-1"])
+
+
+def append_many(journal: Journal) -> None:
+    for number in range(2, 20):
+        append(journal, record(number, length=2 * MIB))
+
+
+def fill(path: Path) -> None:
+    with path.open("wb", buffering=0) as file:
+        while True:
+            file.write(os.urandom(MIB))
+            os.fsync(file.fileno())
+
+
+def test_what_was_appended_by_many_is_there_after_a_restart(pool: Pool) -> None:
+    journal = opened(pool)
+    volumes = [f"v-{number}" for number in range(16)]
+
+    def run(volume: str) -> None:
+        for number in range(1, 21):
+            append(journal, record(number, volume))
+
+    with ThreadPoolExecutor(16) as threads:
+        list(threads.map(run, volumes))
+    journal.close()
+    again = opened(pool)
+    for volume in volumes:
+        assert [each.number for each in again.places(volume)] == list(range(1, 21))
+        for place in again.places(volume):
+            assert again.read(place) == record(place.number, volume)
+    assert again.damaged() == {}
+    again.close()
+
+
+def test_it_is_written_once_without_copy_on_write_and_keeps_its_size(pool: Pool) -> None:
+    with pytest.raises(InvalidInput, match="too small"):
+        opened(pool, 10 * MIB)
+    opened(pool).close()
+    before = pool.journal.stat()
+    assert before.st_blocks * 512 >= before.st_size
+    fd = os.open(pool.journal, os.O_RDONLY)
+    try:
+        assert nocow.is_nocow(fd)
+    finally:
+        os.close(fd)
+    opened(pool, 200 * MIB).close()
+    assert pool.journal.stat().st_size == before.st_size
+    assert [each.name for each in pool.mountpoint.glob(".new-*")] == []
+
+
+def test_only_one_has_it(pool: Pool) -> None:
+    journal = opened(pool)
+    with pytest.raises(Conflict):
+        opened(pool)
+    journal.close()
+    opened(pool).close()
+
+
+def test_a_full_pool_takes_nothing_from_it(pool: Pool) -> None:
+    journal = opened(pool)
+    ballast = pool.mountpoint / "ballast"
+    with pytest.raises(OSError, match="No space"):
+        fill(ballast)
+    for number in range(1, 31):  # two laps of it
+        append(journal, record(number, length=4 * MIB))
+        journal.settle("v-1", Generation(1, 2))
+    append(journal, record(100))
+    journal.close()
+    again = opened(pool)
+    assert again.last("v-1") == record(100).place
+    again.close()
+    ballast.unlink()
+
+
+def test_after_the_disk_refused_a_write_nothing_is_kept_and_what_was_is_read(pool: Pool) -> None:
+    journal = opened(pool)
+    append(journal, record(1))
+    pool.break_disk()
+    with pytest.raises(StorageError, match="cannot write the journal"):
+        append_many(journal)
+    kept = journal.places("v-1")
+    with pytest.raises(StorageError, match="takes nothing any more"):
+        append(journal, record(100))
+    assert journal.places("v-1") == kept
+    assert journal.read(record(1).place) == record(1)
+    journal.close()
+    for name in ("ballast", "more"):
+        (pool.disk / name).unlink()
+    again = opened(pool)
+    assert again.places("v-1")[: len(kept)] == kept
+    append(again, record(200))
+    again.close()
