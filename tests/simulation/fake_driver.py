@@ -536,9 +536,12 @@ class SparseSnapshotDriver(
     async def watch(self, volume: str, *, epoch: int) -> Doubt | None:
         if self.disk.attached.get(volume) != epoch:
             return Doubt("it is not attached")
-        self._tree(volume, epoch).saved_as = None
+        await self.renew(volume, epoch=epoch)
         self._watched[volume] = epoch, dict(self._tree(volume, epoch).content)
         return None
+
+    async def renew(self, volume: str, *, epoch: int) -> None:
+        self._tree(volume, epoch).saved_as = None
 
     async def cut(self, volume: str, *, epoch: int) -> Cut | Doubt:
         await self.write_out(volume)
