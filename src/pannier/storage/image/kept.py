@@ -20,6 +20,7 @@ from pannier.core.errors import (
     InvalidInput,
     JournalFull,
     NotFollowing,
+    PannierError,
     PoolFull,
     StorageError,
 )
