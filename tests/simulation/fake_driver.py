@@ -561,7 +561,9 @@ class SparseSnapshotDriver(
             changed={file: value for file, value in now.items() if before.get(file) != value},
             removed=[file for file in before if file not in now],
         )
-        return Cut(size=0, ranges=(Data(0, msgspec.json.encode(change)),))
+        content = msgspec.json.encode(change)
+        content = content.ljust(-(-len(content) // BLOCK_BYTES) * BLOCK_BYTES)
+        return Cut(size=len(content), ranges=(Data(0, content),))
 
     def keep(self, place: Place, encoded: Buffer) -> None:
         home = self._home(place.volume)
@@ -582,6 +584,9 @@ class SparseSnapshotDriver(
 
     async def missing(self, volume: str) -> str:
         return ""
+
+    async def check_records(self, volume: str, generation: Generation) -> None:
+        self._home(volume).with_records(generation)
 
     async def note(self, place: Place) -> None:
         home = self._home(place.volume)

@@ -253,6 +253,9 @@ class SteppedSparseDriver(SteppedDriver, SparseDriver, FileSystemDriver, Mending
     async def missing(self, volume: str) -> str:
         return await self.sparse.missing(volume)
 
+    async def check_records(self, volume: str, generation: Generation) -> None:
+        await self.sparse.check_records(volume, generation)
+
     async def note(self, place: Place) -> None:
         await stepped(self._life, "driver.note", lambda: self.sparse.note(place))
 

@@ -130,6 +130,12 @@ class Drivers:
         driver = self.of(volume)
         return await driver.missing(volume.id) if isinstance(driver, LineDriver) else ""
 
+    async def check_records(self, volume: Volume, base: Generation) -> None:
+        """See :meth:`LineDriver.check_records`."""
+        driver = self.of(volume)
+        if isinstance(driver, LineDriver):
+            await driver.check_records(volume.id, base)
+
     async def newest(self, volume: Volume) -> Generation | None:
         """The newest generation of a volume that is here and no stray; None where nothing is."""
         copy = await self.of(volume).inspect(volume.id)

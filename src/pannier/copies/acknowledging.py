@@ -103,6 +103,7 @@ class Acknowledging:
         """See :class:`pannier.barrier.calls.Strategy`."""
         replicated = self._replicator.replicated(volume)
         async with replicated.group:
+            await self._local.write_out(replicated.volume)
             same = await self._replicator.advance(replicated) == replicated.acknowledged
             if refused := refusal(self._claim(replicated)):
                 raise self._refused(replicated.volume, refused)

@@ -18,6 +18,7 @@ from pannier.core.line import Cut, Doubt, Place, Record
 from pannier.core.pace import CopiesPace
 from pannier.core.volume import Volume
 from pannier.host.clock import Clock
+from pannier.storage.base import SparseDriver
 from pannier.storage.lines import LineDriver
 from pannier.transport.base import Parcel, SendsRecords
 
@@ -58,6 +59,16 @@ class Lines:
         doubt = await driver.watch(volume.id, epoch=volume.grant.epoch)
         self._note(replicated, doubt)
         return doubt is None
+
+    async def write_out(self, replicated: Replicated) -> None:
+        """Bring what was written to the disk: a cut sees nothing else.
+
+        Raises:
+            StorageError: the disk refused something.
+        """
+        driver = self._drivers.of(replicated.volume)
+        if isinstance(driver, SparseDriver):
+            await driver.write_out(replicated.volume.id)
 
     async def renew(self, replicated: Replicated) -> None:
         """Let the next generation be a new one, unless a run has begun with one: see :meth:`LineDriver.renew`."""

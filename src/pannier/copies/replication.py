@@ -228,6 +228,8 @@ class Replicator:
                 if replicated.found is None:
                     replicated.found = frozenset(copy.generations)
                 if any(t.epoch == volume.grant.epoch and not t.sealed for t in copy.live):
+                    # Before the lock is taken: what nobody has synced must not hold up sync calls.
+                    await self._lines.write_out(replicated)
                     async with replicated.group:
                         if self._is_due(replicated):
                             await self.make(replicated)
@@ -265,7 +267,7 @@ class Replicator:
         return await self.advance(replicated)
 
     async def advance(self, replicated: Replicated) -> int:
-        """The position that has all that was written so far. The caller has the group lock.
+        """The position that has all that is on this node's disk by now. The caller has the group lock.
 
         It is that of a record, which is on its way to the copies that follow, or of a generation.
         """

@@ -23,6 +23,10 @@ MOST_BYTES = 4 << 20
 """Content of one record at most. What a cut has beyond that goes with a generation: a record is kept in memory by
 both ends, and a copy's journal keeps it whole."""
 
+BLOCK_BYTES = 4096
+"""What is written begins and ends at multiples of this: the block of the file systems in images."""
+_LARGEST_IMAGE = 1 << 60
+"""What a file system in an image may have, and what a file's offset can name."""
 _MAGIC = b"PNRR"
 _VERSION = 1
 _HEAD = struct.Struct(">4sHHIQQQQQQI")
@@ -219,6 +223,8 @@ def _decode(whole: memoryview) -> Record:
     content = table + count * _RANGE.size
     if magic != _MAGIC or version != _VERSION or len(whole) != content + total:
         raise Corrupt(f"{len(whole)} bytes are not one record of version {_VERSION}")
+    if size > _LARGEST_IMAGE:
+        raise Corrupt(f"a record is of an image of {size} bytes")
     head = bytes(whole[: _HEAD.size - 4]) + bytes(4)
     if zlib.crc32(whole[_HEAD.size :], zlib.crc32(head)) != check:
         raise Corrupt(f"a record of {len(whole)} bytes is damaged")
@@ -228,8 +234,13 @@ def _decode(whole: memoryview) -> Record:
         texts.append(bytes(whole[at + 1 : at + 1 + length]).decode())
         at += 1 + length
     ranges: list[Range] = []
+    before = 0
     for index in range(count):
         start, length, kind = _RANGE.unpack_from(whole, table + index * _RANGE.size)
+        end = start + length
+        if not before <= start < end <= size or start % BLOCK_BYTES or length % BLOCK_BYTES:
+            raise Corrupt(f"a record has a range from {start} to {end} in an image of {size} bytes")
+        before = end
         if kind == _DATA:
             ranges.append(Data(start, whole[content : content + length]))
             content += length

@@ -165,6 +165,7 @@ class Takeover:
         base = await self._drivers.newest(volume)
         if base is None:
             raise NotFound(f"node {me} should have a copy of volume {volume.name}, and has none")
+        await self._drivers.check_records(volume, base)
         record = volume.granted(
             me, base=base, replicas=replicas_after_loss(volume, target=me)
         ).with_entry(

@@ -83,3 +83,11 @@ class LineDriver(Driver, Protocol):
         Then no takeover may begin here. It ends with a generation that was made after the holder heard of it.
         """
         ...
+
+    async def check_records(self, volume: str, generation: Generation) -> None:
+        """Read what is to be put on top of a generation, before anything depends on it.
+
+        Raises:
+            Corrupt: a record is missing or damaged. StorageError: the disk refused.
+        """
+        ...

@@ -565,6 +565,8 @@ class ImageDriver(SubvolumeDriver):
                 doubt = image.watch_writes(self._open_trace())
             except (Unavailable, Conflict) as error:
                 return Doubt(error.message)
+            except OSError as error:  # of the trace: the image itself is not read here
+                return Doubt(f"the kernel's trace cannot be had: {error}")
         if doubt is None:
             self._anew.add(image.volume)
         return doubt
@@ -612,6 +614,11 @@ class ImageDriver(SubvolumeDriver):
     async def missing(self, volume: str) -> str:
         """See :meth:`LineDriver.missing`."""
         return self._kept_records.missing(volume)
+
+    async def check_records(self, volume: str, generation: Generation) -> None:
+        """See :meth:`LineDriver.check_records`."""
+        kept = self._kept_records
+        await in_own_thread(lambda: kept.check(volume, generation))
 
     @property
     def _kept_records(self) -> KeptRecords:

@@ -36,7 +36,7 @@ JOURNAL = "journal"
 _POOL_PART = 8
 """A journal takes this part of its pool at most, so that a small pool is for its volumes."""
 _MOST_BYTES = 256 << 20
-"""Enough for eight volumes that write as fast as they can between two generations."""
+"""Enough for four volumes that write as fast as they can between two generations: a good half of it can be used."""
 
 
 class KeptRecords:
@@ -61,9 +61,9 @@ class KeptRecords:
         size = min(_MOST_BYTES, pool_bytes // _POOL_PART)
         try:
             self._journal = Journal.open(path, size_bytes=size, volumes=volumes)
-        except (InvalidInput, PoolFull, Conflict) as error:
+        except (InvalidInput, PoolFull) as error:
             self._why = error.message
-        except StorageError as error:
+        except (Conflict, StorageError) as error:
             self._why, self._lost = error.message, True
         if self._why:
             log.warning("journal.none", reason=self._why)
@@ -143,6 +143,12 @@ class KeptRecords:
             Corrupt: one of them is missing.
         """
         return [] if self._journal is None else tail(self._journal.places(volume), generation)
+
+    def check(self, volume: str, generation: Generation) -> None:
+        """See :meth:`pannier.storage.lines.LineDriver.check_records`."""
+        for place in self.on_top_of(volume, generation):
+            assert self._journal is not None
+            self._journal.read(place)
 
     def put_on_top(self, image: Path, places: Iterable[Place]) -> None:
         """Put records on top of an image that nobody uses, durably.
