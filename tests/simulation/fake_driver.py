@@ -80,12 +80,17 @@ class Home:
     notes: list[tuple[Noted, ...]] = field(default_factory=lambda: [()])
 
     def with_records(self, generation: Generation) -> dict[str, bytes]:
-        """A generation and what the journal has on top of it."""
-        content = self.read(generation)
-        if self.records:
-            kept = dict(self.records)
-            for place in tail(list(kept), generation):
-                content = _with_change(content, kept[place])
+        """What the disk gives back of a generation, and what the journal has on top of it."""
+        return self._on_top_of(generation, self.read(generation))
+
+    def given(self, generation: Generation) -> dict[str, bytes]:
+        """The same as the disk was given it, whatever it gives back."""
+        return self._on_top_of(generation, dict(self.generations[generation]))
+
+    def _on_top_of(self, generation: Generation, content: dict[str, bytes]) -> dict[str, bytes]:
+        kept = dict(self.records)
+        for place in tail(list(kept), generation):
+            content = _with_change(content, kept[place])
         return content
 
     def next_generation(self, epoch: int, identity: str) -> Generation:
@@ -156,7 +161,7 @@ class Disk:
         if epoch in home.live:
             return home.live[epoch].content
         if base in home.generations:
-            return home.with_records(base) if home.records else home.generations[base]
+            return home.given(base)
         return next(
             (t.content for t in home.live.values() if t.sealed and t.saved_as == base), None
         )
