@@ -122,6 +122,50 @@ async def test_another_copy_gives_what_the_holder_has_no_more(world: CopiesWorld
     assert states(again) == {"a": "damaged", "b": "whole", "c": "whole"}
 
 
+async def test_records_on_top_of_a_damaged_block_stay_and_need_not_be_compared(
+    world: CopiesWorld,
+) -> None:
+    volume = await world.saved_volume(world.a)
+    saved = max(world.generations(world.b, volume))
+    world.put(world.a, volume, "more", b"2")
+    await world.sync(world.a)
+    assert "more" not in home_of(world.b, volume).generations[saved]
+    change(world.b, volume)
+    assert states(await verify(world))["b"] == "mended"
+    checks = await verify(world)
+    assert states(checks) == {"a": "whole", "b": "whole"}
+    assert {check.generation for check in checks.values()} == {str(saved)}
+    world.losing(volume)
+    await world.down(world.a)
+    await asyncio.sleep(USUAL.holding.promise)
+    await world.mount(world.b, "vol")
+    held = home_of(world.b, volume).live[world.now_record().grant.epoch].content
+    assert held == {"synced": b"1", "more": b"2"}
+
+
+async def test_records_on_top_of_what_cannot_be_mended_go_with_it(world: CopiesWorld) -> None:
+    """And the holder sends what they had in a generation; sync calls wait for the copy only then."""
+    volume = await world.saved_volume(world.a)
+    world.put(world.a, volume, "more", b"2")
+    await world.sync(world.a)
+    home = home_of(world.b, volume)
+    assert home.records
+    home.damaged |= set(home.generations)
+    assert states(await verify(world))["b"] == "made anew"
+    assert not home.records
+    assert world.now_record().in_sync == ()
+    world.put(world.a, volume, "third", b"3")
+    await world.sync(world.a)
+    await world.until(lambda: world.now_record().in_sync == ("b",))
+    assert world.current(world.b, volume)
+    world.losing(volume)
+    await world.down(world.a)
+    await asyncio.sleep(USUAL.holding.promise)
+    await world.mount(world.b, "vol")
+    held = home_of(world.b, volume).live[world.now_record().grant.epoch].content
+    assert held == {"synced": b"1", "more": b"2", "third": b"3"}
+
+
 async def test_what_nobody_has_is_told_and_left_as_it_is(world: CopiesWorld) -> None:
     """The copy's checksum proves that the holder is wrong as well; made anew, it would prove the holder's."""
     volume = await world.saved_volume(world.a)
@@ -478,16 +522,22 @@ async def test_a_node_that_was_down_after_the_move_is_made_anew_later(world: Cop
 async def test_a_node_that_is_not_proved_right_does_not_make_others_anew(
     world: CopiesWorld,
 ) -> None:
-    """The volume was moved to a node that had nothing, and was sent the damaged bytes. What has the right ones is
-    found by the next look, and both are made anew once it holds the volume."""
+    """The volume was moved to a node that had nothing. What that was sent proves it wrong, and what it has made since
+    has no checksums: nobody can prove that, and all is left."""
     volume = await world.saved_volume(world.a)
     change(world.a, volume)
     await verify(world)
     await world.mount(world.c, "vol")
     change(world.c, volume)
     await asyncio.sleep(2 * USUAL.copies.verify_turn)
+    change(world.c, volume)  # a generation that was made meanwhile shares the block
     assert ("a", "made anew") not in told(world)
-    assert states(await verify(world))["c"] == "damaged"
+    sent = max(home_of(world.c, volume).sums)
+    check = await world.c.ask(lambda run: run.verification.here("vol", wanted=sent))
+    assert (check.state, check.generation) == ("damaged", str(sent))
+    assert states(await verify(world)) == {"c": "read", "a": "differs"}
+    await asyncio.sleep(2 * USUAL.copies.verify_turn)
+    assert ("a", "made anew") not in told(world)
 
 
 async def test_what_was_sent_by_a_damaged_holder_does_not_make_it_whole(world: CopiesWorld) -> None:
