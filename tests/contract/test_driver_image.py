@@ -435,6 +435,7 @@ async def test_a_daemon_that_is_killed_at_any_moment_leaves_what_the_next_one_us
     await nodes.a.create(nodes.volume, epoch=1, root=nodes.root, size_bytes=None)
     driver = nodes.a
     assert isinstance(driver, ImageDriver)
+    await driver.close()  # a pool has one daemon at a time
     places = [str(driver._mountpoint), str(driver._staging), nodes.volume]
     busy = await asyncio.create_subprocess_exec(
         sys.executable, "-c", BUSY, *places, stdout=asyncio.subprocess.PIPE

@@ -152,6 +152,14 @@ async def test_a_run_begins_with_a_new_generation(pair: Pair) -> None:
     assert await pair.holder.snapshot(pair.volume, epoch=1) > before
 
 
+async def test_what_copies_may_have_beyond_it_is_ended_by_a_new_generation(pair: Pair) -> None:
+    await pair.holder.detach(pair.volume, epoch=1)
+    before = await pair.holder.snapshot(pair.volume, epoch=1)
+    assert await pair.holder.snapshot(pair.volume, epoch=1) == before
+    await pair.holder.renew(pair.volume, epoch=1)
+    assert await pair.holder.snapshot(pair.volume, epoch=1) > before
+
+
 async def test_what_is_not_mounted_is_not_told(pair: Pair) -> None:
     assert isinstance(await pair.holder.cut(pair.volume, epoch=1), Doubt)
     await pair.begin()

@@ -12,6 +12,7 @@ from plots import (
     Plot,
     container_that_outlives_its_epoch,
     crash_right_after_a_join,
+    generation_that_comes_under_a_takeover,
     holder_out_of_time,
     holder_that_hears_late,
     join_that_hangs,
@@ -86,16 +87,16 @@ def _acknowledge_without_a_silent_replica(patch: pytest.MonkeyPatch) -> None:
 
 
 @bug()
-def _acknowledge_by_an_earlier_generation(patch: pytest.MonkeyPatch) -> None:
+def _acknowledge_by_an_earlier_position(patch: pytest.MonkeyPatch) -> None:
     """The one that is under way is new enough, is it not?"""
-    real = Replicator.make
+    real = Replicator.advance
 
-    async def make(self: Replicator, replicated: Replicated) -> Generation:
-        before = replicated.newest
+    async def advance(self: Replicator, replicated: Replicated) -> int:
+        before = replicated.position
         made = await real(self, replicated)
         return before or made
 
-    patch.setattr(Replicator, "make", make)
+    patch.setattr(Replicator, "advance", advance)
 
 
 @bug(only_generations_arrive)
@@ -181,24 +182,24 @@ def _count_a_promise_from_the_answer(patch: pytest.MonkeyPatch) -> None:
 # -- taking over -----------------------------------------------------------------------------------
 
 
-@bug(holder_out_of_time, first=660)
+@bug(holder_out_of_time, first=1060)
 def _accept_an_older_epoch(patch: pytest.MonkeyPatch) -> None:
     async def admit(self: Reception, offer: Offer, *, peer: str) -> Driver:
         return self._drivers.named(offer.driver)
 
-    async def confirm(self: Reception, offer: Offer, *, peer: str) -> None:
+    async def check(self: Reception, offer: Offer, *, peer: str) -> None:
         return
 
     patch.setattr(Reception, "admit", admit)
-    patch.setattr(Reception, "confirm", confirm)
+    patch.setattr(Reception, "_check", check)
 
 
-@bug(lease_that_ends_under_a_takeover, first=2110)
+@bug(generation_that_comes_under_a_takeover)
 def _confirm_while_taking_over(patch: pytest.MonkeyPatch) -> None:
-    async def confirm(self: Reception, offer: Offer, *, peer: str) -> None:
+    async def check(self: Reception, offer: Offer, *, peer: str) -> None:
         return
 
-    patch.setattr(Reception, "confirm", confirm)
+    patch.setattr(Reception, "_check", check)
 
 
 @bug()

@@ -541,9 +541,12 @@ class SparseSnapshotDriver(
     async def watch(self, volume: str, *, epoch: int) -> Doubt | None:
         if self.disk.attached.get(volume) != epoch:
             return Doubt("it is not attached")
-        self._tree(volume, epoch).saved_as = None
+        await self.renew(volume, epoch=epoch)
         self._watched[volume] = epoch, dict(self._tree(volume, epoch).content)
         return None
+
+    async def renew(self, volume: str, *, epoch: int) -> None:
+        self._tree(volume, epoch).saved_as = None
 
     async def cut(self, volume: str, *, epoch: int) -> Cut | Doubt:
         await self.write_out(volume)
@@ -581,6 +584,9 @@ class SparseSnapshotDriver(
         home = self._home(volume)
         if generation in home.generations:
             home.records = [one for one in home.records if not is_settled(one[0], generation)]
+
+    async def missing(self, volume: str) -> str:
+        return ""
 
     async def note(self, place: Place) -> None:
         home = self._home(place.volume)

@@ -11,7 +11,7 @@ import random
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from fake_driver import SingleTreeDriver, SnapshotDriver
+from fake_driver import SingleTreeDriver, SnapshotDriver, SparseSnapshotDriver
 from machines import SenderOf
 from world import Died, Fault, Machine, Step, World, run_virtual
 
@@ -20,6 +20,7 @@ from pannier.core.pace import AgentPace, HoldingPace, NodePace, Pace
 from pannier.transport.base import Offer
 
 NAMES = ("web", "db")
+DRIVERS = (SparseSnapshotDriver, SingleTreeDriver, SparseSnapshotDriver, SnapshotDriver)
 OPERATIONS = 24
 SPANS_SECONDS = (12.0, 80.0, 240.0)
 """Over which time the operations are spread: all at once, or one by one."""
@@ -270,7 +271,7 @@ def play(seed: int, directory: Path) -> tuple[History, World]:
     """Play the history of a seed. Raises AssertionError where something does not hold."""
 
     async def work() -> tuple[History, World]:
-        driver = (SnapshotDriver, SingleTreeDriver)[seed % 2]
+        driver = DRIVERS[seed % len(DRIVERS)]
         world = World(directory, driver=driver, seed=seed, with_upkeep=True, pace=PACE)
         async with world:
             history = History(world, seed)

@@ -118,7 +118,7 @@ def _take_a_record_that_was_not_answered_for_confirmed(patch: pytest.MonkeyPatch
 # -- the copy --------------------------------------------------------------------------------------
 
 
-@bug()
+@bug(first=560)
 def _keep_a_record_without_the_one_before(patch: pytest.MonkeyPatch) -> None:
     """From a holder that goes on to send them; the present one does not."""
     patch.setattr("pannier.core.line.follows", lambda place, *, last, newest: True)
@@ -160,7 +160,7 @@ def _free_records_before_their_generation_is_durable(patch: pytest.MonkeyPatch) 
     patch.setattr(SnapshotDriver, "receive", receive)
 
 
-@bug(generation_that_comes_under_a_takeover)
+@bug(generation_that_comes_under_a_takeover, first=680)
 def _free_records_when_their_generation_has_come(patch: pytest.MonkeyPatch) -> None:
     real = SnapshotDriver.receive
 

@@ -233,6 +233,9 @@ class SteppedSparseDriver(SteppedDriver, SparseDriver, FileSystemDriver, Mending
             self._life, "driver.watch", lambda: self.sparse.watch(volume, epoch=epoch)
         )
 
+    async def renew(self, volume: str, *, epoch: int) -> None:
+        await stepped(self._life, "driver.renew", lambda: self.sparse.renew(volume, epoch=epoch))
+
     async def cut(self, volume: str, *, epoch: int) -> Cut | Doubt:
         fault = await self._life.before("driver.cut")
         found = await self.sparse.cut(volume, epoch=epoch)
@@ -246,6 +249,9 @@ class SteppedSparseDriver(SteppedDriver, SparseDriver, FileSystemDriver, Mending
 
     async def settle(self, volume: str, generation: Generation) -> None:
         await stepped(self._life, "driver.settle", lambda: self.sparse.settle(volume, generation))
+
+    async def missing(self, volume: str) -> str:
+        return await self.sparse.missing(volume)
 
     async def note(self, place: Place) -> None:
         await stepped(self._life, "driver.note", lambda: self.sparse.note(place))

@@ -29,7 +29,7 @@ def play_all(seeds: list[int]) -> tuple[Counter[str], list[str]]:
             wrong.append(str(story))
         else:
             happened.update(history.world.changes)
-            happened.update(uses=history.done, syncs=history.synced)
+            happened.update(uses=history.done, syncs=history.synced, kept=history.world.kept)
     return happened, wrong
 
 
@@ -62,6 +62,7 @@ def test_nothing_that_was_acknowledged_is_lost_in_any_history(
     if not given:
         assert happened["syncs"] > 5 * len(seeds), happened
         assert happened["taken over"] > len(seeds) / 10, happened
+        assert happened["kept"] > len(seeds) / 20, happened
         assert happened["moved"] > len(seeds), happened
         assert happened["recovered"] > len(seeds) / 200, happened
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from fake_driver import SingleTreeDriver, SnapshotDriver
+from fake_driver import SingleTreeDriver, SnapshotDriver, SparseSnapshotDriver
 from world import Died, Fault, Step, World, run_virtual
 
 from pannier.core.errors import PannierError, VolumeNotFound
@@ -207,7 +207,7 @@ class Play:
         world.inspect()
 
 
-@pytest.mark.parametrize("driver", [SnapshotDriver, SingleTreeDriver])
+@pytest.mark.parametrize("driver", [SparseSnapshotDriver, SingleTreeDriver])
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
 def test_whatever_step_fails_nothing_is_lost_and_it_can_be_repeated(
     scenario: Scenario,

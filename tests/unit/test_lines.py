@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 from copies_world import CopiesWorld
 from fake_driver import SparseSnapshotDriver
-from world import event_loop_policy
+from world import Step, event_loop_policy
 
+from pannier.agent.promises import Refusal
+from pannier.core.errors import Corrupt
+from pannier.core.generation import Generation
+from pannier.core.line import Place, follows, tail
 from pannier.core.volume import Volume
 
 __all__ = ["event_loop_policy"]
@@ -97,6 +102,86 @@ async def test_a_copy_that_lost_its_generations_keeps_no_records(world: CopiesWo
     assert world.current(other, volume)
 
 
+async def test_a_generation_that_comes_under_a_takeover_frees_no_records(
+    world: CopiesWorld,
+) -> None:
+    """The takeover has chosen what it begins with, and needs the records on top of that."""
+    volume = await following(world)
+    world.losing(volume)
+    world.put(world.a, volume, "record", b"yes")
+    await world.sync(world.a)
+    other = world.replica(volume)
+    (base, *_) = reversed(world.generations(other, volume))
+    promises = other.up.promises
+
+    def begin_a_takeover(step: Step) -> None:
+        if (step.of, step.label) == (other.name, "driver.receive"):
+            entry = world.data.get("volumes/vol")
+            assert entry is not None
+            promises._refused[volume.id] = Refusal(volume.grant.epoch, entry.revision)
+
+    world.faults = begin_a_takeover
+    world.put(world.a, volume, "later", b"x")
+    world.a.disk.untold.add(volume.id)
+    syncing = asyncio.ensure_future(world.sync(world.a))
+    await world.until(lambda: max(world.generations(other, volume)) > base)
+    world.faults = lambda step: None
+    await world.down(world.a)
+    syncing.cancel()
+    assert other.disk.homes[volume.id].with_records(base)["record"] == b"yes"
+
+
+async def test_a_copy_that_was_lost_is_not_confirmed_by_what_was_on_its_way(
+    world: CopiesWorld,
+) -> None:
+    volume = await following(world)
+    replicated = world.a.up.replicator.replicated("vol")
+    progress = replicated.progress[world.replica(volume).name]
+    world.slow[world.replica(volume).name] = 1.0
+    world.put(world.a, volume, "more", b"x")
+    async with replicated.group:
+        await world.a.up.replicator.make(replicated)
+    await world.until(lambda: progress.sending is not None)
+    await replicated.note_lost(world.replica(volume).name)
+    replicated.note_confirmed(world.replica(volume).name, at=0.0)
+    assert not progress.has(replicated.position)
+    assert progress.generation is None
+
+
+async def test_a_run_begins_with_a_generation_of_its_own(world: CopiesWorld) -> None:
+    """What copies have on top of the one before is not of this run, even if this node has none of it."""
+    volume = await following(world)
+    newest = world.a.up.replicator.replicated("vol").newest
+    assert newest is not None
+    world.a.crash()
+    await world.a.start()
+    await world.until(lambda: world.a.up.replicator.all_replicated())
+    (replicated,) = world.a.up.replicator.all_replicated()
+    await world.until(lambda: replicated.line is not None)
+    assert replicated.line is not None
+    assert replicated.line.generation > newest
+    await world.until(lambda: world.current(world.replica(volume), volume))
+
+
+async def test_what_a_power_cut_took_from_the_holder_is_gone_from_its_copies_when_somebody_reads(
+    world: CopiesWorld,
+) -> None:
+    volume = await following(world)
+    world.losing(volume)
+    other, home = world.replica(volume), world.a.disk.homes[volume.id]
+    await world.until(lambda: "first" in home.generations[max(home.generations)])
+    newest = max(home.generations)
+    world.put(world.a, volume, "shipped", b"x")
+    await world.until(lambda: "shipped" in world.copy(other, volume))
+    await world.down(world.a)
+    tree = home.live[volume.grant.epoch]
+    tree.content, tree.saved_as = dict(home.generations[newest]), newest
+    await world.a.start()
+    await world.mount(world.a, "vol")
+    assert "shipped" not in world.contents("vol")
+    assert "shipped" not in world.copy(other, volume)
+
+
 async def test_of_three_copies_one_may_be_slow_or_gone(world: CopiesWorld) -> None:
     volume = await following(world, copies="3")
     one, two = (world.machines[name] for name in volume.replicas)
@@ -120,3 +205,51 @@ async def test_an_interrupted_caller_is_answered_when_nothing_is_new(world: Copi
     assert not await world.a.ask(lambda run: run.acknowledging.unchanged("vol"))
     await world.sync(world.a)
     assert await world.a.ask(lambda run: run.acknowledging.unchanged("vol"))
+
+
+def place(number: int, *, of: int = 1, included: int = 0, run: str = "r") -> Place:
+    return Place(
+        volume="v", epoch=1, run=run, number=number, generation=Generation(1, of), included=included
+    )
+
+
+@pytest.mark.parametrize(
+    ("one", "last", "newest", "kept"),
+    [
+        (place(1), None, 1, True),
+        (place(2), place(1), 1, True),
+        (place(2), None, 1, False),
+        (place(3), place(1), 1, False),
+        (place(1), place(1), 2, False),
+        (place(2, run="s"), place(1), 1, False),
+        (place(3, of=2, included=2), None, 2, True),
+        (place(3, of=2, included=2), place(2), 1, True),
+        (place(4, of=2, included=2), None, 2, False),
+        (place(3, of=2, included=2), None, 1, False),
+    ],
+)
+def test_a_copy_keeps_only_what_follows_what_it_has(
+    one: Place, last: Place | None, newest: int, kept: bool
+) -> None:
+    assert follows(one, last=last, newest=Generation(1, newest)) is kept
+
+
+def test_on_top_of_a_generation_is_what_was_made_after_it() -> None:
+    places = [place(1), place(2), place(3, of=2, included=2)]
+    assert tail(places, Generation(1, 1)) == places
+    assert tail(places, Generation(1, 2)) == places[2:]
+    assert tail(places, Generation(1, 3)) == []
+
+
+def test_what_stands_on_a_generation_that_came_too_late_is_left_out() -> None:
+    places = [place(1), place(4, of=2, included=3)]
+    assert tail(places, Generation(1, 1)) == places[:1]
+    assert tail(places, Generation(1, 2)) == places[1:]
+
+
+@pytest.mark.parametrize(
+    "places", [[place(2)], [place(1), place(3)], [place(1), place(1, run="s")]]
+)
+def test_a_missing_record_is_told(places: list[Place]) -> None:
+    with pytest.raises(Corrupt, match="does not follow"):
+        tail(places, Generation(1, 1))

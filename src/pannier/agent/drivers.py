@@ -13,6 +13,7 @@ from pannier.core.generation import Generation
 from pannier.core.pace import NodePace
 from pannier.core.volume import Volume
 from pannier.storage.base import Driver
+from pannier.storage.lines import LineDriver
 
 log = structlog.get_logger(__name__)
 
@@ -123,6 +124,11 @@ class Drivers:
             f"node {self._node} has no {name} driver, which volume {volume.name} needs",
             remedy=f"use a node that has it; open here: {', '.join(self._open) or 'none yet'}",
         )
+
+    async def missing(self, volume: Volume) -> str:
+        """Why this node's copy may lack what it has confirmed; empty if it lacks nothing."""
+        driver = self.of(volume)
+        return await driver.missing(volume.id) if isinstance(driver, LineDriver) else ""
 
     async def newest(self, volume: Volume) -> Generation | None:
         """The newest generation of a volume that is here and no stray; None where nothing is."""

@@ -185,7 +185,7 @@ class Acknowledging:
             return  # it begins with the generation that the record names
         replicated = self._replicator.replicated(volume.name)
         async with replicated.group:
-            position = await self._replicator.advance(replicated)
+            position = await self._replicator.renew(replicated)
             refused = await self._confirmed_by_all(replicated, position)
             if refused and refused.reason in (Reason.PAUSED, Reason.NOT_HELD):
                 raise self._refused(volume, refused)

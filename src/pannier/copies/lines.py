@@ -59,6 +59,12 @@ class Lines:
         self._note(replicated, doubt)
         return doubt is None
 
+    async def renew(self, replicated: Replicated) -> None:
+        """Let the next generation be a new one, unless a run has begun with one: see :meth:`LineDriver.renew`."""
+        driver = self._driver(replicated.volume)
+        if driver is not None and replicated.line is None:
+            await driver.renew(replicated.volume.id, epoch=replicated.volume.grant.epoch)
+
     async def cut(self, replicated: Replicated) -> bool:
         """Make a record of what was written since the last position, and begin to send it.
 

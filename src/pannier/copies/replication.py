@@ -259,6 +259,11 @@ class Replicator:
             )
         )
 
+    async def renew(self, replicated: Replicated) -> int:
+        """As :meth:`advance`; what copies have on top of an older generation, and this node has not, is ended by it."""
+        await self._lines.renew(replicated)
+        return await self.advance(replicated)
+
     async def advance(self, replicated: Replicated) -> int:
         """The position that has all that was written so far. The caller has the group lock.
 

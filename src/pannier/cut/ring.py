@@ -39,6 +39,7 @@ class Event(NamedTuple):
         start: in bytes.
         end: in bytes.
         may_be_hole: it was no plain write, so its range may be a hole of the file now.
+        refused: the device says that it failed.
     """
 
     device: int
@@ -46,6 +47,7 @@ class Event(NamedTuple):
     start: int
     end: int
     may_be_hole: bool
+    refused: bool = False
 
     @property
     def sectors(self) -> int:
@@ -61,8 +63,8 @@ class Layout:
         data: offset of a sub-buffer's first event.
         page_head: its time, and its bytes in use.
         event_id: of the event that is looked for.
-        body: of that event: the id, then device, sector, sectors and kind, in the order of ``order``.
-        order: places of device, sector, sectors and kind in what ``body`` unpacks.
+        body: of that event: the id, then device, sector, sectors, kind and error, in the order of ``order``.
+        order: places of device, sector, sectors, kind and error in what ``body`` unpacks.
     """
 
     page_bytes: int
@@ -70,7 +72,7 @@ class Layout:
     page_head: struct.Struct
     event_id: int
     body: struct.Struct
-    order: tuple[int, int, int, int]
+    order: tuple[int, int, int, int, int]
 
 
 def layout(header_page: str, event_format: str) -> Layout:
@@ -90,7 +92,7 @@ def layout(header_page: str, event_format: str) -> Layout:
     try:
         # The bytes in use are a machine word, of which the lower 32 bits matter.
         head, _ = _structure({"timestamp": page["timestamp"], "commit": (page["commit"][0], 4)})
-        names = ("dev", "sector", "nr_sector", "rwbs")
+        names = ("dev", "sector", "nr_sector", "rwbs", "error")
         wanted = {name: event[name] for name in names}
         if found is None or wanted["dev"][1] != 4 or wanted["sector"][1] != 8:
             raise KeyError("ID, dev, sector")
@@ -101,14 +103,14 @@ def layout(header_page: str, event_format: str) -> Layout:
             f"this kernel's block trace is not as expected: {error} is missing or of another size",
             remedy="volumes are replicated by generations here; report the kernel's version",
         ) from error
-    first, second, third, fourth = (order.index(name) for name in names)
+    first, second, third, fourth, fifth = (order.index(name) for name in names)
     return Layout(
         page_bytes=data + size,
         data=data,
         page_head=head,
         event_id=int(found[1]),
         body=body,
-        order=(first, second, third, fourth),
+        order=(first, second, third, fourth, fifth),
     )
 
 
@@ -195,10 +197,10 @@ def _event(page: bytes, body: int, now: int, where: Layout) -> Event | None:
     if int.from_bytes(page[body : body + 2], "little") != where.event_id:
         return None
     values = where.body.unpack_from(page, body)
-    device, sector, sectors, kind = (values[place] for place in where.order)
+    device, sector, sectors, kind, error = (values[place] for place in where.order)
     what = kind.lstrip(b"F")  # F before the operation: a flush goes before it
     if not sectors or what[:1] == b"R":
         return None
     start = sector * SECTOR_BYTES
     may_be_hole = what[:1] != b"W" or what[:2] == b"WZ"
-    return Event(device, now, start, start + sectors * SECTOR_BYTES, may_be_hole)
+    return Event(device, now, start, start + sectors * SECTOR_BYTES, may_be_hole, error != 0)

@@ -70,6 +70,32 @@ def remove(name: str) -> None:
         raise _in_use(name) from error
 
 
+def remove_unused(beginning: str) -> None:
+    """Remove all instances whose names begin so, and that no living process has claimed."""
+    try:
+        names = [folder.name for folder in (TRACEFS / "instances").iterdir()]
+    except OSError:  # no tracefs, so no instances
+        return
+    for name in names:
+        if name.startswith(beginning) and not _is_claimed(TRACEFS / "instances" / name):
+            with suppress(Conflict):
+                remove(name)
+
+
+def _is_claimed(folder: Path) -> bool:
+    try:
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
 def filter_text(devices: list[int]) -> str:
     """A filter that lets these devices' completed writes pass, and neither reads nor flushes.
 

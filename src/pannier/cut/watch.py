@@ -42,6 +42,9 @@ class Watch:
     def note(self, event: Event) -> None:
         """An event of this device. The caller holds the lock."""
         self._account.note(event.at_ns, event.sectors)
+        if event.refused:
+            # Who wrote it may never be told. A generation asks the file system whether anything was lost.
+            self.miss("the device refused a write")
         (self._hollow if event.may_be_hole else self._plain).append((event.start, event.end))
         if len(self._plain) + len(self._hollow) >= self._fold_at:
             self._fold()

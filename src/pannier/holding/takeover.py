@@ -24,6 +24,7 @@ from pannier.core.errors import (
     NotFound,
     OutcomeUnknown,
     PannierError,
+    Unavailable,
 )
 from pannier.core.generation import Generation
 from pannier.core.pace import HoldingPace
@@ -98,13 +99,15 @@ class Takeover:
         """This node, if it is in sync and all copies in sync are alike: then no other node has to
         answer. Otherwise the node with the newest generation."""
         me = self._cluster.node
-        if all_alike(volume) and me in volume.in_sync and await self._drivers.newest(volume):
+        if all_alike(volume) and me in volume.in_sync and await self._newest_on(me, volume):
             return me
         found = await asyncio.gather(*(self._newest_on(name, volume) for name in volume.in_sync))
         return choose_in_sync(volume, dict(zip(volume.in_sync, found, strict=True)), node=me)
 
     async def _newest_on(self, name: str, volume: Volume) -> Generation | None:
         if name == self._cluster.node:
+            if await self._drivers.missing(volume):
+                return None
             return await self._drivers.newest(volume)
         node = self._cluster.catalog.node(name)
         if node is None or not self._cluster.catalog.is_up(name):
@@ -154,6 +157,11 @@ class Takeover:
         volume, me = fresh.record, self._cluster.node
         if await self._cluster.registry.is_up(volume.grant.node):
             self._refuse_up(volume)
+        if why := await self._drivers.missing(volume):
+            raise Unavailable(
+                f"node {me} may lack what it has confirmed of volume {volume.name}: {why}",
+                remedy=f"start the nodes of its other copies, or accept the loss: pannier volume recover {volume.name}",
+            )
         base = await self._drivers.newest(volume)
         if base is None:
             raise NotFound(f"node {me} should have a copy of volume {volume.name}, and has none")

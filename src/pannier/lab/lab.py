@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
 
+from pannier.cut import tracefs
 from pannier.lab import cluster, dockerimage, mirror, network, preflight, rootfs, seed, state
 from pannier.lab.cgroup import groups_below
 from pannier.lab.disk import Role, release_loop_devices, serves_disk
@@ -163,6 +164,7 @@ class Lab:
             network.remove_all(self.names)
             release_loop_devices(self.names.run)
             release_loop_devices(self.names.data)
+            tracefs.remove_unused("pannier-")
             for group in groups:
                 group.remove(freeze=not serves_disk(group))
             remove_files(self.names)

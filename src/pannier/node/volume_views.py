@@ -98,8 +98,8 @@ class VolumeViews:
         return asdict(found) if found is not None else {}
 
     async def copy(self, volume: Volume) -> VolumeCopyView:
-        """A volume that another node holds, with whether a copy is here."""
-        generations = await self.generations(volume)
+        """A volume that another node holds, with whether a copy is here that could go on."""
+        generations = [] if await self._drivers.missing(volume) else await self.generations(volume)
         return VolumeCopyView(
             **self._facts(volume),
             generation=generations[-1] if generations else None,

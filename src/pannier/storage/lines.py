@@ -21,11 +21,17 @@ class LineDriver(Driver, Protocol):
     async def watch(self, volume: str, *, epoch: int) -> Doubt | None:
         """Begin to note what is written to the live tree; what was noted before is forgotten.
 
-        Whatever was written before this returns is in the next generation. That is a new one, even if nothing
-        was written since the newest: it ends what copies have on top of that from an earlier run.
+        Whatever was written before this returns is in the next generation, which is a new one: see :meth:`renew`.
 
         Returns:
             None; or why it cannot be noted.
+        """
+        ...
+
+    async def renew(self, volume: str, *, epoch: int) -> None:
+        """Let the next generation be a new one, even if nothing was written since the newest.
+
+        Copies may have records on top of that which a power cut has taken from here. A new one ends them.
         """
         ...
 

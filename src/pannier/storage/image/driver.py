@@ -555,6 +555,10 @@ class ImageDriver(SubvolumeDriver):
         image = self._image(volume, epoch)
         return await in_own_thread(lambda: self._watch(image))
 
+    async def renew(self, volume: str, *, epoch: int) -> None:
+        """See :meth:`LineDriver.renew`."""
+        self._anew.add(volume)
+
     def _watch(self, image: LiveImage) -> Doubt | None:
         with told_as_storage_error(f"watch what is written to volume {image.volume}"):
             try:
