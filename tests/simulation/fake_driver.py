@@ -597,10 +597,6 @@ class SparseSnapshotDriver(
         last = home.records[-1][0] if home.records else None
         return replace(found, last=last, noted=home.notes[-1])
 
-    async def quarantine(self, volume: str) -> None:
-        await super().quarantine(volume)
-        self._home(volume).records.clear()
-
     def behind(self, volume: str, epoch: int) -> Path:
         return self._where / f"{volume}-{epoch}-behind"
 

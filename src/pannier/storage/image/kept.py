@@ -106,7 +106,7 @@ class KeptRecords:
             self._journal.settle(volume, generation)
 
     def forget(self, volume: str) -> None:
-        """What they stand on is gone, or the volume is."""
+        """The volume is gone."""
         if self._journal is not None and self._journal.places(volume):
             self._journal.drop(volume)
 
