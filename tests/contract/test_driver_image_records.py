@@ -168,12 +168,23 @@ async def test_what_is_not_mounted_is_not_told(pair: Pair) -> None:
     assert isinstance(await pair.holder.watch(pair.volume, epoch=1), Doubt)
 
 
-async def test_records_go_with_what_they_stand_on(pair: Pair) -> None:
+async def test_records_outlast_what_they_stand_on(pair: Pair) -> None:
+    """A generation that was on its way when the copy was set aside has not all that was confirmed."""
     place = await pair.begin()
-    place, encoded = await pair.synced(place, "one", b"1")
+    first, encoded = await pair.synced(place, "one", b"1")
+    await pair.copy.keep(first, encoded)
+    coming = await pair.holder.snapshot(pair.volume, epoch=1)
+    place, encoded = await pair.synced(replace(first, generation=coming, included=1), "two", b"2")
     await pair.copy.keep(place, encoded)
     await pair.copy.quarantine(pair.volume)
-    place, encoded = await pair.synced(place, "two", b"2")
+    assert (await pair.copy.inspect(pair.volume)).generations == ()
+    place, encoded = await pair.synced(place, "three", b"3")
     with pytest.raises(NotFollowing):
         await pair.copy.keep(place, encoded)
+    await pair.send(coming)
+    await pair.copy.settle(pair.volume, coming)
     await pair.copy.drop_quarantined(pair.volume)
+    await pair.copy.keep(place, encoded)
+    there = await taken_over(pair, coming)
+    found = {file.name: file.read_bytes() for file in there.iterdir()}
+    assert found == {"one": b"1", "two": b"2", "three": b"3"}
