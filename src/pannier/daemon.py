@@ -28,10 +28,8 @@ from pannier.barrier.barrier import Barrier
 from pannier.barrier.calls import Strategy
 from pannier.config import PATHS, Config, Paths, load_config
 from pannier.contract.peers import Peer
-from pannier.copies.receiving import Reception
 from pannier.core.errors import Conflict, Denied, PannierError
 from pannier.core.lease import Terms
-from pannier.core.line import Buffer, Place
 from pannier.core.node import Node
 from pannier.core.pace import Pace
 from pannier.engine.configuration import default_runtime
@@ -51,7 +49,6 @@ from pannier.storage.btrfs.driver import BtrfsDriver
 from pannier.storage.directory.driver import DirectoryDriver
 from pannier.storage.image.driver import ImageDriver
 from pannier.store.address import open_store
-from pannier.transport.base import RecordGate
 from pannier.transport.client import TransportClient
 from pannier.transport.rate import Rate
 from pannier.transport.record_sender import RecordSender
@@ -118,19 +115,6 @@ class Tasks:
         await asyncio.gather(*running, return_exceptions=True)
         if self._failure:
             raise self._failure
-
-
-class LoopGate(RecordGate):
-    """Asks the event loop's reception about the records that the transport's threads bring."""
-
-    def __init__(self, reception: Reception, loop: asyncio.AbstractEventLoop) -> None:
-        self._reception = reception
-        self._loop = loop
-
-    def take(self, place: Place, encoded: Buffer, *, volume_name: str, peer: str) -> None:
-        """See :class:`~pannier.transport.base.RecordGate`."""
-        taking = self._reception.take(place, encoded, volume_name=volume_name, peer=peer)
-        asyncio.run_coroutine_threadsafe(taking, self._loop).result()
 
 
 class Daemon:
@@ -315,7 +299,7 @@ class Daemon:
             node.reception,
             port=self.config.transport_port,
             check_peer=self._check_peer,
-            records=RecordServer(LoopGate(node.reception, asyncio.get_running_loop())),
+            records=RecordServer(node.reception),
         )
         context = self.credentials.server_context(client_certificate_required=False)
         async with (

@@ -101,7 +101,7 @@ async def test_a_takeover_has_what_only_records_told(pair: Pair) -> None:
     wanted = {f"file-{number}": os.urandom(5000 * number) for number in range(1, 6)}
     for name, content in wanted.items():
         place, encoded = await pair.synced(place, name, content)
-        await pair.copy.keep(place, encoded)
+        pair.copy.keep(place, encoded)
     there = await taken_over(pair, place.generation)
     assert {file.name: file.read_bytes() for file in there.iterdir()} == wanted
 
@@ -109,7 +109,7 @@ async def test_a_takeover_has_what_only_records_told(pair: Pair) -> None:
 async def test_records_outlast_the_daemon_of_a_copy(pair: Pair, workplace: Path) -> None:
     place = await pair.begin()
     place, encoded = await pair.synced(place, "file", b"kept")
-    await pair.copy.keep(place, encoded)
+    pair.copy.keep(place, encoded)
     await pair.copy.close()
     pair.copy = ImageDriver(
         pair.copy._mountpoint, staging=workplace / f"staging-records-{pair.copy._mountpoint.name}"
@@ -125,7 +125,7 @@ async def test_a_record_without_the_one_before_is_refused(pair: Pair) -> None:
     first, _ = await pair.synced(place, "one", b"1")
     second, encoded = await pair.synced(first, "two", b"2")
     with pytest.raises(NotFollowing):
-        await pair.copy.keep(second, encoded)
+        pair.copy.keep(second, encoded)
     assert (await pair.copy.inspect(pair.volume)).last is None
 
 
@@ -133,14 +133,14 @@ async def test_a_generation_that_is_confirmed_frees_the_records_before_it(pair: 
     place = await pair.begin()
     first = place.generation
     place, encoded = await pair.synced(place, "one", b"1")
-    await pair.copy.keep(place, encoded)
+    pair.copy.keep(place, encoded)
     generation = await pair.holder.snapshot(pair.volume, epoch=1)
     await pair.send(generation, base=first)
     await pair.copy.settle(pair.volume, generation)
     assert (await pair.copy.inspect(pair.volume)).last is None
     later = replace(place, generation=generation, included=place.number)
     later, encoded = await pair.synced(later, "two", b"2")
-    await pair.copy.keep(later, encoded)
+    pair.copy.keep(later, encoded)
     there = await taken_over(pair, generation)
     assert sorted(file.name for file in there.iterdir()) == ["one", "two"]
 
@@ -172,19 +172,19 @@ async def test_records_outlast_what_they_stand_on(pair: Pair) -> None:
     """A generation that was on its way when the copy was set aside has not all that was confirmed."""
     place = await pair.begin()
     first, encoded = await pair.synced(place, "one", b"1")
-    await pair.copy.keep(first, encoded)
+    pair.copy.keep(first, encoded)
     coming = await pair.holder.snapshot(pair.volume, epoch=1)
     place, encoded = await pair.synced(replace(first, generation=coming, included=1), "two", b"2")
-    await pair.copy.keep(place, encoded)
+    pair.copy.keep(place, encoded)
     await pair.copy.quarantine(pair.volume)
     assert (await pair.copy.inspect(pair.volume)).generations == ()
     place, encoded = await pair.synced(place, "three", b"3")
     with pytest.raises(NotFollowing):
-        await pair.copy.keep(place, encoded)
+        pair.copy.keep(place, encoded)
     await pair.send(coming)
     await pair.copy.settle(pair.volume, coming)
     await pair.copy.drop_quarantined(pair.volume)
-    await pair.copy.keep(place, encoded)
+    pair.copy.keep(place, encoded)
     there = await taken_over(pair, coming)
     found = {file.name: file.read_bytes() for file in there.iterdir()}
     assert found == {"one": b"1", "two": b"2", "three": b"3"}

@@ -568,7 +568,7 @@ class SparseSnapshotDriver(
         )
         return Cut(size=0, ranges=(Data(0, msgspec.json.encode(change)),))
 
-    async def keep(self, place: Place, encoded: Buffer) -> None:
+    def keep(self, place: Place, encoded: Buffer) -> None:
         home = self._home(place.volume)
         if any(kept == place for kept, _ in home.records):
             return

@@ -9,18 +9,16 @@ from typing import Any
 import pytest
 from failover_bugs import BUGS, bug
 from fake_driver import Content, Home, SnapshotDriver, SparseSnapshotDriver
-from machines import Machine
+from machines import Machine, Run
 from plots import generation_that_comes_under_a_takeover, record_that_comes_under_a_takeover
 from stepping import SteppedSparseDriver
 
 from pannier.copies.lines import Lines
-from pannier.copies.receiving import Reception
 from pannier.copies.replicated import Line, Replicated
 from pannier.copies.replication import Replicator
 from pannier.core.generation import Generation
-from pannier.core.line import Buffer, Cut, Doubt, Place, new_run
+from pannier.core.line import Buffer, Cut, Doubt, Place, decode, new_run
 from pannier.core.line import tail as real_tail
-from pannier.transport.base import Offer
 
 __all__ = ["BUGS"]
 
@@ -130,8 +128,8 @@ def _confirm_a_record_before_it_is_durable(patch: pytest.MonkeyPatch) -> None:
     real_keep, real_cut = SparseSnapshotDriver.keep, Machine.power_off
     newest: dict[int, tuple[Home, Place]] = {}
 
-    async def keep(self: SparseSnapshotDriver, place: Place, encoded: Buffer) -> None:
-        await real_keep(self, place, encoded)
+    def keep(self: SparseSnapshotDriver, place: Place, encoded: Buffer) -> None:
+        real_keep(self, place, encoded)
         newest[id(self.disk)] = self.disk.homes[place.volume], place
 
     def power_off(self: Machine) -> None:
@@ -178,22 +176,17 @@ def _free_records_when_their_generation_has_come(patch: pytest.MonkeyPatch) -> N
 
 @bug(record_that_comes_under_a_takeover)
 def _confirm_a_record_while_taking_over(patch: pytest.MonkeyPatch) -> None:
-    async def take(
-        self: Reception, place: Place, encoded: Buffer, *, volume_name: str, peer: str
-    ) -> None:
-        driver = self._drivers.named("image")
-        offer = Offer(
-            volume_id=place.volume,
-            volume_name=volume_name,
-            driver="image",
-            epoch=place.epoch,
-            generation=place.generation,
-        )
-        await self._volume_of(offer, peer=peer)
-        assert isinstance(driver, SteppedSparseDriver)
-        await driver.keep(place, encoded)
+    patch.setattr(Run, "take_record", _take_without_a_second_look)
 
-    patch.setattr(Reception, "take", take)
+
+async def _take_without_a_second_look(
+    self: Run, encoded: bytes, *, volume_name: str, peer: str
+) -> None:
+    place = decode(encoded).place
+    driver = self.reception.admit_record(place, volume_name=volume_name, peer=peer)
+    fault = await self.before("driver.keep")
+    driver.keep(place, encoded)
+    await self.after("driver.keep", fault)
 
 
 # -- a takeover ------------------------------------------------------------------------------------

@@ -327,6 +327,15 @@ class Run:
         await self.reception.confirm(offer, peer=peer)
         return Sent(bytes=len(stream), base=base, seconds=0.0)
 
+    async def take_record(self, encoded: bytes, *, volume_name: str, peer: str) -> None:
+        """As :meth:`Reception.take`, with a step in the midst."""
+        place = decode(encoded).place
+        driver = self.reception.admit_record(place, volume_name=volume_name, peer=peer)
+        fault = await self.before("driver.keep")
+        driver.keep(place, encoded)
+        await self.after("driver.keep", fault)
+        self.reception.confirm_record(place, volume_name=volume_name, peer=peer)
+
     @asynccontextmanager
     async def _claim(self, offer: Offer) -> AsyncIterator[None]:
         task = asyncio.current_task()
@@ -456,16 +465,12 @@ class RecordSenderOf(SendsRecords):
         self._run = run
 
     async def send(self, parcel: Parcel, *, to: Node, volume_name: str) -> None:
-        run = self._run
-        encoded = b"".join(parcel.pieces)
-        place = decode(encoded).place
+        run, encoded = self._run, b"".join(parcel.pieces)
         await run.world.call(
             run,
             to.name,
             "record.send",
-            lambda there: there.reception.take(
-                place, encoded, volume_name=volume_name, peer=run.name
-            ),
+            lambda there: there.take_record(encoded, volume_name=volume_name, peer=run.name),
             lost=PeerUnavailable(f"the connection to {to.name} broke"),
         )
 

@@ -244,8 +244,8 @@ class SteppedSparseDriver(SteppedDriver, SparseDriver, FileSystemDriver, Mending
             raise StorageError("what was written since the last cut was told, and nobody heard it")
         return found
 
-    async def keep(self, place: Place, encoded: Buffer) -> None:
-        await stepped(self._life, "driver.keep", lambda: self.sparse.keep(place, encoded))
+    def keep(self, place: Place, encoded: Buffer) -> None:
+        self.sparse.keep(place, encoded)
 
     async def settle(self, volume: str, generation: Generation) -> None:
         await stepped(self._life, "driver.settle", lambda: self.sparse.settle(volume, generation))

@@ -58,21 +58,44 @@ class Reception:
                 raise _not_the_holder(now, offer, peer)
         return driver
 
-    async def take(self, place: Place, encoded: Buffer, *, volume_name: str, peer: str) -> None:
+    def take(self, place: Place, encoded: Buffer, *, volume_name: str, peer: str) -> None:
         """See :class:`~pannier.transport.base.RecordGate`."""
-        known = self._cluster.catalog.volume(volume_name)
-        offer = Offer(
-            volume_id=place.volume,
-            volume_name=volume_name,
-            driver=known.spec.driver if known is not None else "",
-            epoch=place.epoch,
-            generation=place.generation,
-        )
-        driver = self._drivers.of(await self._volume_of(offer, peer=peer))
+        driver = self.admit_record(place, volume_name=volume_name, peer=peer)
+        driver.keep(place, encoded)
+        self.confirm_record(place, volume_name=volume_name, peer=peer)
+
+    def admit_record(self, place: Place, *, volume_name: str, peer: str) -> LineDriver:
+        """Decide about a record by what this node remembers: a sync call must not wait for the store.
+
+        Raises:
+            Stale, Denied: as :meth:`take`; also where the store may know better. A generation asks it.
+            NotHolder, StorageError: this node does not keep records.
+        """
+        volume = self._cluster.catalog.volume(volume_name)
+        if volume is None or volume.grant != Grant(peer, place.epoch):
+            raise Stale(
+                f"node {self._cluster.node} does not know that node {peer} holds volume {volume_name} at epoch "
+                f"{place.epoch}",
+                remedy="send a generation",
+            )
+        if volume.id != place.volume:
+            raise Denied(
+                f"volume {volume_name} is another one now ({volume.id})",
+                remedy="the sender's record is out of date",
+            )
+        self.confirm_record(place, volume_name=volume_name, peer=peer)
+        driver = self._drivers.of(volume)
         if not isinstance(driver, LineDriver):
             raise NotHolder(f"volume {volume_name} is kept in generations only")
-        await driver.keep(place, encoded)
-        await self._check(offer, peer=peer)
+        return driver
+
+    def confirm_record(self, place: Place, *, volume_name: str, peer: str) -> None:
+        """Allow the sender to be told that a record is durable here. Raises Stale: this node takes the volume over."""
+        if self._promises.refuses(place.volume, epoch=place.epoch):
+            raise Stale(
+                f"volume {volume_name} is being taken over from node {peer}",
+                remedy="that node must read the record again",
+            )
 
     async def _volume_of(self, offer: Offer, *, peer: str) -> Volume:
         """The record by which something may be taken in from ``peer``. Raises as :meth:`admit`."""

@@ -43,8 +43,9 @@ class LineDriver(Driver, Protocol):
         """
         ...
 
-    async def keep(self, place: Place, encoded: Buffer) -> None:
-        """Keep a record of another node's volume; it is durable on return. Repeatable.
+    def keep(self, place: Place, encoded: Buffer) -> None:
+        """Keep a record of another node's volume; it is durable on return. Repeatable. Any thread may call it, and it
+        waits for the disk: a sync call waits for it, and must not wait for the event loop.
 
         Args:
             encoded: the bytes of :func:`pannier.core.line.encode`, with this place.

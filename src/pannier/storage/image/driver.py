@@ -586,15 +586,11 @@ class ImageDriver(SubvolumeDriver):
         with told_as_storage_error(f"read what was written to volume {image.volume}"):
             return image.cut(MOST_BYTES)
 
-    async def keep(self, place: Place, encoded: Buffer) -> None:
+    def keep(self, place: Place, encoded: Buffer) -> None:
         """See :meth:`LineDriver.keep`."""
         home = self._home(place.volume)
-        await in_own_thread(lambda: self._keep(home, place, encoded))
-
-    def _keep(self, home: Home, place: Place, encoded: Buffer) -> None:
-        self._quarantine.check(home.volume)
-        self._check_room()
-        with told_as_storage_error(f"keep a record of volume {home.volume}"):
+        self._quarantine.check(place.volume)
+        with told_as_storage_error(f"keep a record of volume {place.volume}"):
             self._kept_records.keep(home, place, encoded)
 
     async def settle(self, volume: str, generation: Generation) -> None:

@@ -12,9 +12,10 @@ who has asked for it.
 from __future__ import annotations
 
 import struct
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+
+from isal.isal_zlib import crc32
 
 from pannier.core.errors import Corrupt
 from pannier.core.line import Buffer, Data, Zeros
@@ -77,7 +78,7 @@ class Encoder:
         return self._summed(_RECORD.pack(_END, 0, 0))
 
     def _summed(self, head: bytes, content: Buffer = b"") -> bytes:
-        self._sum = zlib.crc32(content, zlib.crc32(head, self._sum))
+        self._sum = crc32(content, crc32(head, self._sum))
         return head + _CHECKSUM.pack(self._sum)
 
 
@@ -155,7 +156,7 @@ class _Decoder:
                 raise self._damaged()
 
     def _compare(self, expected: Buffer, head: Buffer, content: Buffer) -> None:
-        self._sum = zlib.crc32(content, zlib.crc32(head, self._sum))
+        self._sum = crc32(content, crc32(head, self._sum))
         if _CHECKSUM.pack(self._sum) != expected:
             raise self._damaged()
 
