@@ -144,6 +144,8 @@ class Disk:
         self.untold: set[str] = set()
         """Volumes of which something was written, and the trace does not tell it."""
         self.journal_full = False
+        self.journal_lost: set[str] = set()
+        """Volumes of which the journal may have lost records."""
 
     def write(self, volume: str, epoch: int, file: str, value: bytes) -> None:
         """What a container does; OSError where the tree is sealed or gone."""
@@ -586,7 +588,7 @@ class SparseSnapshotDriver(
             home.records = [one for one in home.records if not is_settled(one[0], generation)]
 
     async def missing(self, volume: str) -> str:
-        return ""
+        return "a part of the journal is damaged" if volume in self.disk.journal_lost else ""
 
     async def note(self, place: Place) -> None:
         home = self._home(place.volume)
