@@ -443,7 +443,10 @@ class ImageDriver(SubvolumeDriver):
         """See :meth:`CheckedDriver.quarantine`. Records stay: the journal has them, and it is not what is damaged. They
         were confirmed, and the generation that comes next may have been on its way before they were made."""
         with told_as_storage_error(f"quarantine what is here of volume {volume}"):
-            await in_thread(self._mender.quarantine, self._home(volume))
+            try:
+                await in_thread(self._mender.quarantine, self._home(volume))
+            finally:
+                self._kept_records.note_set_aside(volume)
 
     async def check_file_system(
         self, volume: str, generation: Generation | None
