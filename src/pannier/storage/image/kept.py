@@ -121,7 +121,10 @@ class KeptRecords:
         newest = max(home.generations(), default=None)
         with self._lock:
             first = self._refused.setdefault(place.volume, place)
-        made_later = place.run != first.run or place.included >= first.number
+        if place.run == first.run:
+            made_later = place.included >= first.number
+        else:  # a later run, and not an earlier one whose record was late
+            made_later = place.generation.number > first.generation.number
         if not made_later or newest != place.generation:
             raise NotFollowing(
                 f"this node may lack records of volume {place.volume}, since its journal was damaged"
