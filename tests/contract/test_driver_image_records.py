@@ -90,6 +90,14 @@ async def pair(pools: list[Path], workplace: Path) -> AsyncIterator[Pair]:
         tracefs.remove(name)
 
 
+async def restart_copy(pair: Pair, workplace: Path) -> None:
+    await pair.copy.close()
+    pair.copy = ImageDriver(
+        pair.copy._mountpoint, staging=workplace / f"staging-records-{pair.copy._mountpoint.name}"
+    )
+    await pair.copy.open()
+
+
 async def taken_over(pair: Pair, generation: Generation) -> Path:
     await pair.copy.promote(pair.volume, generation, epoch=2, size_bytes=None)
     await pair.copy.attach(pair.volume, epoch=2, grow=False)
@@ -110,11 +118,7 @@ async def test_records_outlast_the_daemon_of_a_copy(pair: Pair, workplace: Path)
     place = await pair.begin()
     place, encoded = await pair.synced(place, "file", b"kept")
     pair.copy.keep(place, encoded)
-    await pair.copy.close()
-    pair.copy = ImageDriver(
-        pair.copy._mountpoint, staging=workplace / f"staging-records-{pair.copy._mountpoint.name}"
-    )
-    await pair.copy.open()
+    await restart_copy(pair, workplace)
     assert (await pair.copy.inspect(pair.volume)).last == place
     there = await taken_over(pair, place.generation)
     assert (there / "file").read_bytes() == b"kept"
@@ -168,12 +172,28 @@ async def test_what_is_not_mounted_is_not_told(pair: Pair) -> None:
     assert isinstance(await pair.holder.watch(pair.volume, epoch=1), Doubt)
 
 
-async def test_records_go_with_what_they_stand_on(pair: Pair) -> None:
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_records_outlast_what_they_stand_on(
+    pair: Pair, workplace: Path, restarted: bool
+) -> None:
+    """A generation that was on its way when the copy was set aside has not all that was confirmed."""
     place = await pair.begin()
-    place, encoded = await pair.synced(place, "one", b"1")
+    first, encoded = await pair.synced(place, "one", b"1")
+    pair.copy.keep(first, encoded)
+    coming = await pair.holder.snapshot(pair.volume, epoch=1)
+    place, encoded = await pair.synced(replace(first, generation=coming, included=1), "two", b"2")
     pair.copy.keep(place, encoded)
     await pair.copy.quarantine(pair.volume)
-    place, encoded = await pair.synced(place, "two", b"2")
+    if restarted:
+        await restart_copy(pair, workplace)
+    assert (await pair.copy.inspect(pair.volume)).generations == ()
+    place, encoded = await pair.synced(place, "three", b"3")
     with pytest.raises(NotFollowing):
         pair.copy.keep(place, encoded)
+    await pair.send(coming)
+    await pair.copy.settle(pair.volume, coming)
     await pair.copy.drop_quarantined(pair.volume)
+    pair.copy.keep(place, encoded)
+    there = await taken_over(pair, coming)
+    found = {file.name: file.read_bytes() for file in there.iterdir()}
+    assert found == {"one": b"1", "two": b"2", "three": b"3"}

@@ -79,4 +79,13 @@ def test_what_goes_on_top_of_a_generation() -> None:
     with pytest.raises(Corrupt):
         tail(line[1:], FIRST)
     with pytest.raises(Corrupt):
-        tail([line[0], line[2]], FIRST)
+        tail([line[0], replace(line[1], number=3)], FIRST)
+
+
+def test_what_came_under_a_takeover_is_not_put_on_top_of_its_base() -> None:
+    """The second record was refused, and the generation that has it came when the base was chosen already."""
+    third = replace(PLACE, number=3, generation=SECOND, included=2)
+    assert tail([PLACE, third], FIRST) == [PLACE]
+    assert tail([third], FIRST) == []
+    with pytest.raises(Corrupt):
+        tail([PLACE, replace(third, number=4)], SECOND)

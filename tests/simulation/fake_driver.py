@@ -80,12 +80,17 @@ class Home:
     notes: list[tuple[Noted, ...]] = field(default_factory=lambda: [()])
 
     def with_records(self, generation: Generation) -> dict[str, bytes]:
-        """A generation and what the journal has on top of it."""
-        content = self.read(generation)
-        if self.records:
-            kept = dict(self.records)
-            for place in tail(list(kept), generation):
-                content = _with_change(content, kept[place])
+        """What the disk gives back of a generation, and what the journal has on top of it."""
+        return self._on_top_of(generation, self.read(generation))
+
+    def given(self, generation: Generation) -> dict[str, bytes]:
+        """The same as the disk was given it, whatever it gives back."""
+        return self._on_top_of(generation, dict(self.generations[generation]))
+
+    def _on_top_of(self, generation: Generation, content: dict[str, bytes]) -> dict[str, bytes]:
+        kept = dict(self.records)
+        for place in tail(list(kept), generation):
+            content = _with_change(content, kept[place])
         return content
 
     def next_generation(self, epoch: int, identity: str) -> Generation:
@@ -139,6 +144,8 @@ class Disk:
         self.untold: set[str] = set()
         """Volumes of which something was written, and the trace does not tell it."""
         self.journal_full = False
+        self.journal_lost: set[str] = set()
+        """Volumes of which the journal may have lost records."""
 
     def write(self, volume: str, epoch: int, file: str, value: bytes) -> None:
         """What a container does; OSError where the tree is sealed or gone."""
@@ -156,7 +163,7 @@ class Disk:
         if epoch in home.live:
             return home.live[epoch].content
         if base in home.generations:
-            return home.with_records(base) if home.records else home.generations[base]
+            return home.given(base)
         return next(
             (t.content for t in home.live.values() if t.sealed and t.saved_as == base), None
         )
@@ -583,7 +590,7 @@ class SparseSnapshotDriver(
             home.records = [one for one in home.records if not is_settled(one[0], generation)]
 
     async def missing(self, volume: str) -> str:
-        return ""
+        return "a part of the journal is damaged" if volume in self.disk.journal_lost else ""
 
     async def check_records(self, volume: str, generation: Generation) -> None:
         self._home(volume).with_records(generation)
@@ -596,10 +603,6 @@ class SparseSnapshotDriver(
         found, home = await super().inspect(volume), self._home(volume)
         last = home.records[-1][0] if home.records else None
         return replace(found, last=last, noted=home.notes[-1])
-
-    async def quarantine(self, volume: str) -> None:
-        await super().quarantine(volume)
-        self._home(volume).records.clear()
 
     def behind(self, volume: str, epoch: int) -> Path:
         return self._where / f"{volume}-{epoch}-behind"

@@ -110,7 +110,8 @@ class CopiesWorld(World):
             home = self.machines[name].disk.homes.get(record.id)
             if home is None or home.damaged or home.quarantined or name in self.careless:
                 continue  # the disk, or a person, took it away; whoever is there must not take over
-            found = self.copy(self.machines[name], record)
+            newest = self._newest(self.machines[name], record)
+            found = home.given(newest) if newest else {}
             if not synced <= found.items():
                 self._wrong(f"{record.id}: {name} has {found}, and {synced} was synced")
 
@@ -128,6 +129,12 @@ class CopiesWorld(World):
         await self.until(lambda: set(self.now_record(name).in_sync) == set(volume.replicas))
         self.put(machine, volume, "synced", b"1")
         await self.sync(machine, name)
+        return self.now_record(name)
+
+    async def saved_volume(self, machine: Machine, name: str = "vol", **options: str) -> Volume:
+        """The same, and a generation on every copy has that file."""
+        await self.synced_volume(machine, name, **options)
+        await self.save(machine, name)
         return self.now_record(name)
 
     def replica(self, volume: Volume) -> Machine:
@@ -150,6 +157,22 @@ class CopiesWorld(World):
         await machine.ask(lambda run: run.acknowledging.make_durable(name))
         self.synced.setdefault(volume.id, {}).update(written)
         self.inspect()
+
+    async def save(self, machine: Machine, name: str = "vol") -> Generation:
+        """Have the holder make a generation of what was written so far, and wait until all copies in sync have it."""
+
+        async def make(run: Run) -> Generation:
+            replicated = run.replicator.replicated(name)
+            async with replicated.group:
+                return await run.replicator.make(replicated)
+
+        generation = await machine.ask(make)
+        volume = self.now_record(name)
+        copies = [self.machines[node] for node in volume.in_sync]
+        await self.until(
+            lambda: all(generation in self.generations(copy, volume) for copy in copies)
+        )
+        return generation
 
     def losing(self, volume: Volume) -> None:
         """Its holder will be lost: of what was written, only what was synced is certain."""
@@ -183,10 +206,14 @@ class CopiesWorld(World):
         return sorted(home.generations) if home else []
 
     def copy(self, machine: Machine, volume: Volume) -> dict[str, bytes]:
-        """The content of a node's newest generation and the records on top of it, strays left out."""
+        """What a node's disk gives back of its newest generation, strays left out, with the records on top of it."""
+        newest = self._newest(machine, volume)
+        return machine.disk.homes[volume.id].with_records(newest) if newest else {}
+
+    def _newest(self, machine: Machine, volume: Volume) -> Generation | None:
         record = self.record(volume.name) or volume
         ours = [g for g in self.generations(machine, volume) if record.grew_out_of(g)]
-        return machine.disk.homes[volume.id].with_records(ours[-1]) if ours else {}
+        return max(ours, default=None)
 
     def current(self, machine: Machine, volume: Volume) -> bool:
         """Whether a node's copy has all that was promised."""

@@ -29,7 +29,7 @@ async def check(world: CopiesWorld) -> dict[str, FileSystemView]:
 
 
 async def test_every_copy_is_checked(world: CopiesWorld) -> None:
-    volume = await world.synced_volume(world.a)
+    volume = await world.saved_volume(world.a)
     found = await check(world)
     assert {name: each.state for name, each in found.items()} == {"a": "sound", "b": "sound"}
     assert found["a"].generation is None  # as it is now
@@ -37,7 +37,7 @@ async def test_every_copy_is_checked(world: CopiesWorld) -> None:
 
 
 async def test_what_is_damaged_is_told_and_stays_as_it_is(world: CopiesWorld) -> None:
-    volume = await world.synced_volume(world.a)
+    volume = await world.saved_volume(world.a)
     home = world.b.disk.homes[volume.id]
     home.damaged |= set(home.generations)
     found = (await check(world))["b"]
@@ -47,7 +47,7 @@ async def test_what_is_damaged_is_told_and_stays_as_it_is(world: CopiesWorld) ->
 
 
 async def test_a_node_that_does_not_answer_is_named(world: CopiesWorld) -> None:
-    await world.synced_volume(world.a)
+    await world.saved_volume(world.a)
     world.cut_link("b", "c")
     found = await check(world)
     assert (found["a"].state, found["b"].state) == ("sound", "unknown")
@@ -55,7 +55,7 @@ async def test_a_node_that_does_not_answer_is_named(world: CopiesWorld) -> None:
 
 
 async def test_a_copy_that_is_gone_is_told(world: CopiesWorld) -> None:
-    volume = await world.synced_volume(world.a)
+    volume = await world.saved_volume(world.a)
     world.careless.add("b")
     world.b.disk.homes[volume.id].generations.clear()
     assert (await check(world))["b"].state == "nothing"
@@ -63,7 +63,7 @@ async def test_a_copy_that_is_gone_is_told(world: CopiesWorld) -> None:
 
 async def test_a_tree_of_files_has_no_file_system_of_its_own(tmp_path: Path) -> None:
     async with CopiesWorld(tmp_path) as world:
-        await world.synced_volume(world.a)
+        await world.saved_volume(world.a)
         with pytest.raises(Conflict, match="tree of files") as refused:
             await check(world)
         assert refused.value.remedy == "pannier volume verify vol reads all of it"
@@ -80,7 +80,7 @@ async def show(world: CopiesWorld, tree: str, at: Path) -> None:
 
 
 async def test_an_epoch_or_a_generation_is_shown(world: CopiesWorld, tmp_path: Path) -> None:
-    volume = await world.synced_volume(world.a)
+    volume = await world.saved_volume(world.a)
     for tree in ("1", str(world.generations(world.a, volume)[-1])):
         at = tmp_path / tree
         at.mkdir()
@@ -89,7 +89,7 @@ async def test_an_epoch_or_a_generation_is_shown(world: CopiesWorld, tmp_path: P
 
 
 async def test_what_cannot_be_shown_is_told(world: CopiesWorld, tmp_path: Path) -> None:
-    await world.synced_volume(world.a)
+    await world.saved_volume(world.a)
     with pytest.raises(NotFound, match="nothing of volume vol by the name 7") as refused:
         await show(world, "7", tmp_path)
     assert "1" in refused.value.remedy

@@ -65,10 +65,11 @@ def told(world: CopiesWorld) -> list[tuple[str, str]]:
 
 
 async def rewrite(world: CopiesWorld, volume: Volume) -> None:
-    """The container writes the block anew, and syncs it."""
+    """The container writes the block anew, and syncs it; a generation has that."""
     world.synced[volume.id].clear()
     world.put(world.a, volume, "synced", b"2")
     await world.sync(world.a)
+    await world.save(world.a)
 
 
 async def make_due(world: CopiesWorld, machine: Machine, volume: Volume) -> None:
@@ -87,7 +88,7 @@ def whole_sends(world: CopiesWorld) -> int:
 async def test_a_damaged_block_of_a_copy_is_mended_and_nothing_else_is_sent(
     world: CopiesWorld,
 ) -> None:
-    volume = await world.synced_volume(world.a)
+    volume = await world.saved_volume(world.a)
     change(world.b, volume)
     before = whole_sends(world)
     checks = await verify(world)
@@ -103,7 +104,7 @@ async def test_a_damaged_block_of_a_copy_is_mended_and_nothing_else_is_sent(
 
 
 async def test_a_copy_is_mended_by_its_own_reading_too(world: CopiesWorld) -> None:
-    volume = await world.synced_volume(world.a)
+    volume = await world.saved_volume(world.a)
     await make_due(world, world.b, volume)
     change(world.b, volume)
     await world.until(lambda: not home_of(world.b, volume).changed)
@@ -111,7 +112,7 @@ async def test_a_copy_is_mended_by_its_own_reading_too(world: CopiesWorld) -> No
 
 
 async def test_another_copy_gives_what_the_holder_has_no_more(world: CopiesWorld) -> None:
-    volume = await world.synced_volume(world.a, copies="3")
+    volume = await world.saved_volume(world.a, copies="3")
     change(world.a, volume)
     change(world.b, volume)
     checks = await verify(world)
@@ -121,9 +122,81 @@ async def test_another_copy_gives_what_the_holder_has_no_more(world: CopiesWorld
     assert states(again) == {"a": "damaged", "b": "whole", "c": "whole"}
 
 
+async def test_records_on_top_of_a_damaged_block_stay_and_need_not_be_compared(
+    world: CopiesWorld,
+) -> None:
+    volume = await world.saved_volume(world.a)
+    saved = max(world.generations(world.b, volume))
+    world.put(world.a, volume, "more", b"2")
+    await world.sync(world.a)
+    assert "more" not in home_of(world.b, volume).generations[saved]
+    change(world.b, volume)
+    assert states(await verify(world))["b"] == "mended"
+    checks = await verify(world)
+    assert states(checks) == {"a": "whole", "b": "whole"}
+    assert {check.generation for check in checks.values()} == {str(saved)}
+    world.losing(volume)
+    await world.down(world.a)
+    await asyncio.sleep(USUAL.holding.promise)
+    await world.mount(world.b, "vol")
+    held = home_of(world.b, volume).live[world.now_record().grant.epoch].content
+    assert held == {"synced": b"1", "more": b"2"}
+
+
+async def test_what_cannot_be_mended_is_made_anew_with_the_records_on_top(
+    world: CopiesWorld,
+) -> None:
+    """The holder sends what they had in a generation; sync calls wait for the copy only then."""
+    volume = await world.saved_volume(world.a)
+    world.put(world.a, volume, "more", b"2")
+    await world.sync(world.a)
+    home = home_of(world.b, volume)
+    assert home.records
+    home.damaged |= set(home.generations)
+    assert states(await verify(world))["b"] == "made anew"
+    assert world.now_record().in_sync == ()
+    world.put(world.a, volume, "third", b"3")
+    await world.sync(world.a)
+    await world.until(lambda: world.now_record().in_sync == ("b",))
+    assert world.current(world.b, volume)
+    assert not home.records
+    world.losing(volume)
+    await world.down(world.a)
+    await asyncio.sleep(USUAL.holding.promise)
+    await world.mount(world.b, "vol")
+    held = home_of(world.b, volume).live[world.now_record().grant.epoch].content
+    assert held == {"synced": b"1", "more": b"2", "third": b"3"}
+
+
+async def test_a_generation_that_comes_before_the_holder_is_told_is_not_all_that_was_confirmed(
+    world: CopiesWorld,
+) -> None:
+    """It was on its way while a record after it was confirmed. The copy is set aside, and nobody hears of that."""
+    volume = await world.saved_volume(world.a)
+    world.put(world.a, volume, "more", b"2")
+    await world.sync(world.a)
+    world.slow["b"] = 1.0
+    coming = asyncio.ensure_future(world.save(world.a))
+    await world.until(lambda: len(world.generations(world.a, volume)) > 2)
+    world.put(world.a, volume, "third", b"3")
+    await world.sync(world.a)
+    home = home_of(world.b, volume)
+    home.damaged |= set(home.generations)
+    world.fail_at_label("peer.lost_copy", Fault.LOSE_REQUEST, of="b")
+    assert states(await verify(world))["b"] == "made anew"
+    await coming
+    assert world.now_record().in_sync == ("b",)
+    world.losing(volume)
+    await world.down(world.a)
+    await asyncio.sleep(USUAL.holding.promise)
+    await world.mount(world.b, "vol")
+    held = home.live[world.now_record().grant.epoch].content
+    assert held == {"synced": b"1", "more": b"2", "third": b"3"}
+
+
 async def test_what_nobody_has_is_told_and_left_as_it_is(world: CopiesWorld) -> None:
     """The copy's checksum proves that the holder is wrong as well; made anew, it would prove the holder's."""
-    volume = await world.synced_volume(world.a)
+    volume = await world.saved_volume(world.a)
     change(world.a, volume, value=b"a")
     change(world.b, volume, value=b"b")
     checks = await verify(world)
@@ -142,7 +215,7 @@ async def test_what_nobody_has_is_told_and_left_as_it_is(world: CopiesWorld) -> 
 async def test_what_stays_damaged_is_read_again_when_it_is_due_and_not_before(
     world: CopiesWorld,
 ) -> None:
-    volume = await world.synced_volume(world.a)
+    volume = await world.saved_volume(world.a)
     change(world.a, volume, value=b"a")
     change(world.b, volume, value=b"b")
     await make_due(world, world.b, volume)
@@ -153,7 +226,7 @@ async def test_what_stays_damaged_is_read_again_when_it_is_due_and_not_before(
 
 
 async def test_more_than_blocks_is_made_anew(world: CopiesWorld) -> None:
-    volume = await world.synced_volume(world.a)
+    volume = await world.saved_volume(world.a)
     home = home_of(world.b, volume)
     home.damaged |= set(home.generations)
     assert (await verify(world))["b"].state == "made anew"
@@ -166,7 +239,7 @@ async def test_a_holder_that_does_not_answer_leaves_a_copy_that_is_made_anew(
     world: CopiesWorld,
 ) -> None:
     """It must not take over as it is."""
-    volume = await world.synced_volume(world.a)
+    volume = await world.saved_volume(world.a)
     change(world.b, volume)
     world.cut_link("a", "b")
     assert (await verify(world))["b"].state == "made anew"
@@ -179,7 +252,7 @@ async def test_a_holder_that_does_not_answer_leaves_a_copy_that_is_made_anew(
 
 async def test_a_holder_that_answers_late_is_not_waited_for(world: CopiesWorld) -> None:
     """What it says then is not taken: the copy is another one by that time."""
-    volume = await world.synced_volume(world.a)
+    volume = await world.saved_volume(world.a)
     change(world.b, volume)
     held: list[Volume] = []
 
@@ -210,7 +283,7 @@ async def test_a_generation_that_is_deleted_while_it_is_read_matters_to_nobody(
     world: CopiesWorld,
 ) -> None:
     """The block was written anew, and the generations that had it are gone."""
-    volume = await world.synced_volume(world.a)
+    volume = await world.saved_volume(world.a)
     change(world.b, volume)
     driver = world.b.up.drivers.of(volume)
     verify_it = driver.verify
@@ -232,7 +305,7 @@ async def test_a_generation_that_is_deleted_while_it_is_read_matters_to_nobody(
 
 
 async def test_an_older_generation_that_nobody_can_mend_is_deleted(world: CopiesWorld) -> None:
-    volume = await world.synced_volume(world.a)
+    volume = await world.saved_volume(world.a)
     old = max(world.generations(world.b, volume))
     driver = world.b.up.drivers.of(volume)
     verify_it = driver.verify
@@ -255,7 +328,7 @@ async def test_an_older_generation_that_nobody_can_mend_is_deleted(world: Copies
 
 
 async def test_nothing_is_mended_when_nothing_is_there_any_more(world: CopiesWorld) -> None:
-    volume = await world.synced_volume(world.a)
+    volume = await world.saved_volume(world.a)
     change(world.b, volume)
     driver = world.b.up.drivers.of(volume)
     verify_it = driver.verify
@@ -274,7 +347,7 @@ async def test_nothing_is_mended_when_nothing_is_there_any_more(world: CopiesWor
 
 async def test_a_copy_that_takes_over_meanwhile_is_mended_before(world: CopiesWorld) -> None:
     """The takeover waits for the lock; who asks for the volume is shown what was synced."""
-    volume = await world.synced_volume(world.a, copies="3")
+    volume = await world.saved_volume(world.a, copies="3")
     change(world.b, volume)
     world.losing(volume)
     found = asyncio.ensure_future(verify(world))
@@ -290,7 +363,7 @@ async def test_a_copy_that_takes_over_meanwhile_is_mended_before(world: CopiesWo
 
 
 async def test_a_holder_that_was_replaced_meanwhile_is_asked_as_a_copy(world: CopiesWorld) -> None:
-    volume = await world.synced_volume(world.a, copies="3")
+    volume = await world.saved_volume(world.a, copies="3")
     change(world.b, volume)
     driver = world.b.up.drivers.of(volume)
     verify_it = driver.verify
@@ -311,7 +384,7 @@ async def test_a_holder_that_was_replaced_meanwhile_is_asked_as_a_copy(world: Co
 @pytest.mark.parametrize("fault", [Fault.CUT_BEFORE, Fault.CUT_AFTER])
 @pytest.mark.parametrize("label", ["peer.blocks", "driver.mend"])
 async def test_power_fails_in_the_middle(world: CopiesWorld, label: str, fault: Fault) -> None:
-    volume = await world.synced_volume(world.a)
+    volume = await world.saved_volume(world.a)
     change(world.b, volume)
     world.fail_at_label(label, fault, of="b")
     assert (await verify(world))["b"].state == "unknown"
@@ -325,7 +398,7 @@ async def test_power_fails_in_the_middle(world: CopiesWorld, label: str, fault: 
 
 
 async def test_power_of_the_node_that_gives_fails_in_the_middle(world: CopiesWorld) -> None:
-    volume = await world.synced_volume(world.a)
+    volume = await world.saved_volume(world.a)
     change(world.b, volume)
     world.fail_at_label("driver.find", Fault.CUT_BEFORE, of="a")
     assert (await verify(world))["b"].state == "made anew"
@@ -335,7 +408,7 @@ async def test_power_of_the_node_that_gives_fails_in_the_middle(world: CopiesWor
 
 
 async def test_two_readings_at_once_mend_it_once(world: CopiesWorld) -> None:
-    volume = await world.synced_volume(world.a)
+    volume = await world.saved_volume(world.a)
     change(world.b, volume)
     first, second = await asyncio.gather(verify(world), verify(world))
     assert "mended" in {first["b"].state, second["b"].state}
@@ -345,7 +418,7 @@ async def test_two_readings_at_once_mend_it_once(world: CopiesWorld) -> None:
 
 
 async def test_a_disk_that_refuses_to_be_mended_is_made_anew(world: CopiesWorld) -> None:
-    volume = await world.synced_volume(world.a)
+    volume = await world.saved_volume(world.a)
     change(world.b, volume)
     driver = world.b.up.drivers.of(volume)
 
@@ -361,7 +434,7 @@ async def test_a_disk_that_refuses_to_be_mended_is_made_anew(world: CopiesWorld)
 
 
 async def test_a_holder_whose_block_changed_is_told_and_left_as_it_is(world: CopiesWorld) -> None:
-    volume = await world.synced_volume(world.a)
+    volume = await world.saved_volume(world.a)
     change(world.a, volume)
     checks = await verify(world)
     assert states(checks) == {"a": "damaged", "b": "whole"}
@@ -379,9 +452,10 @@ async def test_a_holder_whose_block_changed_is_told_and_left_as_it_is(world: Cop
 
 async def test_a_copy_proves_single_blocks_although_not_all(world: CopiesWorld) -> None:
     """Before, such a copy was made anew from the holder's damaged bytes."""
-    volume = await world.synced_volume(world.a)
+    volume = await world.saved_volume(world.a)
     world.put(world.a, volume, "other", b"1")
     await world.sync(world.a)
+    await world.save(world.a)
     home = home_of(world.b, volume)
     for known in home.sums.values():
         known.pop("other", None)
@@ -396,7 +470,7 @@ async def test_a_copy_proves_single_blocks_although_not_all(world: CopiesWorld) 
 async def test_a_holder_does_not_mend_what_its_live_image_shares(world: CopiesWorld) -> None:
     """It has checksums of the generation that it began with. Mended alone, that would differ from what is written
     on top of it: the next difference would bring the damaged block to all copies as something new."""
-    volume = await world.synced_volume(world.a)
+    volume = await world.saved_volume(world.a)
     await world.mount(world.b, "vol")
     change(world.b, volume)
     first = max(home_of(world.b, volume).sums.keys() & world.generations(world.b, volume))
@@ -407,7 +481,7 @@ async def test_a_holder_does_not_mend_what_its_live_image_shares(world: CopiesWo
 
 
 async def test_the_holder_compares_now_and_then(world: CopiesWorld) -> None:
-    volume = await world.synced_volume(world.a)
+    volume = await world.saved_volume(world.a)
     await make_due(world, world.a, volume)
     change(world.a, volume)
     await world.until(lambda: told(world)[:1] == [("a", "damaged")])
@@ -415,7 +489,7 @@ async def test_the_holder_compares_now_and_then(world: CopiesWorld) -> None:
 
 async def test_what_is_right_again_is_told(world: CopiesWorld) -> None:
     """The container has written the block anew."""
-    volume = await world.synced_volume(world.a)
+    volume = await world.saved_volume(world.a)
     change(world.a, volume)
     await verify(world)
     home_of(world.a, volume).changed.clear()
@@ -430,7 +504,7 @@ async def test_what_is_right_again_is_told(world: CopiesWorld) -> None:
 
 async def test_after_the_move_what_the_damaged_node_has_is_made_anew(world: CopiesWorld) -> None:
     """The new holder has no checksums of what it writes, so nothing else would prove it any more."""
-    volume = await world.synced_volume(world.a)
+    volume = await world.saved_volume(world.a)
     change(world.a, volume)
     assert (await verify(world))["a"].remedy == "pannier volume move vol b"
     await world.mount(world.b, "vol")
@@ -448,7 +522,7 @@ async def test_after_the_move_what_the_damaged_node_has_is_made_anew(world: Copi
 async def test_what_a_former_holder_wrote_is_dropped_before_its_copy_is_set_aside(
     world: CopiesWorld,
 ) -> None:
-    volume = await world.synced_volume(world.a)
+    volume = await world.saved_volume(world.a)
     change(world.a, volume)
     await verify(world)
     await world.mount(world.b, "vol")
@@ -461,7 +535,7 @@ async def test_what_a_former_holder_wrote_is_dropped_before_its_copy_is_set_asid
 
 
 async def test_a_node_that_was_down_after_the_move_is_made_anew_later(world: CopiesWorld) -> None:
-    volume = await world.synced_volume(world.a)
+    volume = await world.saved_volume(world.a)
     change(world.a, volume)
     await verify(world)
     await world.mount(world.b, "vol")
@@ -476,21 +550,27 @@ async def test_a_node_that_was_down_after_the_move_is_made_anew_later(world: Cop
 async def test_a_node_that_is_not_proved_right_does_not_make_others_anew(
     world: CopiesWorld,
 ) -> None:
-    """The volume was moved to a node that had nothing, and was sent the damaged bytes. What has the right ones is
-    found by the next look, and both are made anew once it holds the volume."""
-    volume = await world.synced_volume(world.a)
+    """The volume was moved to a node that had nothing. What that was sent proves it wrong, and what it has made since
+    has no checksums: nobody can prove that, and all is left."""
+    volume = await world.saved_volume(world.a)
     change(world.a, volume)
     await verify(world)
     await world.mount(world.c, "vol")
     change(world.c, volume)
     await asyncio.sleep(2 * USUAL.copies.verify_turn)
+    change(world.c, volume)  # a generation that was made meanwhile shares the block
     assert ("a", "made anew") not in told(world)
-    assert states(await verify(world))["c"] == "damaged"
+    sent = max(home_of(world.c, volume).sums)
+    check = await world.c.ask(lambda run: run.verification.here("vol", wanted=sent))
+    assert (check.state, check.generation) == ("damaged", str(sent))
+    assert states(await verify(world)) == {"c": "read", "a": "differs"}
+    await asyncio.sleep(2 * USUAL.copies.verify_turn)
+    assert ("a", "made anew") not in told(world)
 
 
 async def test_what_was_sent_by_a_damaged_holder_does_not_make_it_whole(world: CopiesWorld) -> None:
     """The copy that proved it is made anew, from the damaged bytes: all have the same then."""
-    volume = await world.synced_volume(world.a)
+    volume = await world.saved_volume(world.a)
     change(world.a, volume)
     await verify(world)
     await world.b.ask(lambda run: run.verification.set_aside("vol", epoch=1))
@@ -508,7 +588,7 @@ async def test_what_was_sent_by_a_damaged_holder_does_not_make_it_whole(world: C
 
 async def two_unproved(world: CopiesWorld) -> Volume:
     """A copy that is not what the holder has, without checksums: as after a move."""
-    volume = await world.synced_volume(world.a)
+    volume = await world.saved_volume(world.a)
     home_of(world.b, volume).unproved |= set(world.generations(world.b, volume))
     change(world.a, volume)
     return volume
@@ -534,7 +614,7 @@ async def test_a_person_who_trusts_the_holder_has_the_copy_made_anew(world: Copi
 
 
 async def test_nobody_trusts_a_holder_that_is_proved_to_be_wrong(world: CopiesWorld) -> None:
-    volume = await world.synced_volume(world.a)
+    volume = await world.saved_volume(world.a)
     change(world.a, volume)
     checks = await verify(world, trust_holder=True)
     assert states(checks) == {"a": "damaged", "b": "whole"}
@@ -543,7 +623,7 @@ async def test_nobody_trusts_a_holder_that_is_proved_to_be_wrong(world: CopiesWo
 
 async def test_where_two_prove_different_bytes_both_are_left(world: CopiesWorld) -> None:
     """The third copy was made when the holder's disk had changed already."""
-    volume = await world.synced_volume(world.a, copies="3")
+    volume = await world.saved_volume(world.a, copies="3")
     change(world.a, volume)
     change(world.c, volume)
     for known in home_of(world.c, volume).sums.values():
@@ -555,7 +635,7 @@ async def test_where_two_prove_different_bytes_both_are_left(world: CopiesWorld)
 
 
 async def test_a_copy_that_a_third_one_proves_wrong_is_made_anew(world: CopiesWorld) -> None:
-    volume = await world.synced_volume(world.a, copies="3")
+    volume = await world.saved_volume(world.a, copies="3")
     home_of(world.b, volume).unproved |= set(world.generations(world.b, volume))
     change(world.b, volume)
     checks = await verify(world)
@@ -566,7 +646,7 @@ async def test_a_copy_that_a_third_one_proves_wrong_is_made_anew(world: CopiesWo
 async def test_where_holder_and_copy_are_wrong_nothing_is_made_anew_from_either(
     world: CopiesWorld,
 ) -> None:
-    volume = await world.synced_volume(world.a, copies="3")
+    volume = await world.saved_volume(world.a, copies="3")
     home_of(world.b, volume).unproved |= set(world.generations(world.b, volume))
     change(world.a, volume, value=b"a")
     change(world.b, volume, value=b"b")
@@ -627,7 +707,7 @@ async def test_what_was_written_anew_while_it_was_looked_for_is_no_difference(
 
 async def test_only_what_is_kept_in_blocks_is_asked_for(tmp_path: Path) -> None:
     async with CopiesWorld(tmp_path) as world:
-        await world.synced_volume(world.a)
+        await world.saved_volume(world.a)
         peer = world.a.up.peer_service.by("b")
         with pytest.raises(NotHolder):
             await peer.peer_blocks("vol", generation="1.1", blocks=[])

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 from copies_world import CopiesWorld
-from world import Died, Fault, Machine, event_loop_policy
+from world import Died, Fault, Machine, SparseSnapshotDriver, event_loop_policy
 
 from pannier.core.errors import DeadlineExceeded, PeerUnavailable, Unavailable
 from pannier.core.volume import Grant, Volume
@@ -224,3 +224,42 @@ async def test_a_takeover_whose_answer_never_came(world: CopiesWorld, fault: Fau
     assert world.now_record().grant == Grant(replica.name, 2)
     await asyncio.sleep(40)
     assert world.now_record().grant == Grant(replica.name, 2)
+
+
+# -- a copy that may lack what it has confirmed --------------------------------------------------------
+
+
+@pytest_asyncio.fixture
+async def images(tmp_path: Path) -> AsyncIterator[CopiesWorld]:
+    async with CopiesWorld(tmp_path, driver=SparseSnapshotDriver) as world:
+        await asyncio.sleep(15)
+        yield world
+
+
+@pytest.mark.parametrize("typed_on", ["b", "c"])
+async def test_a_copy_whose_journal_lost_something_goes_on_by_a_persons_word_only(
+    images: CopiesWorld, typed_on: str
+) -> None:
+    volume = await images.saved_volume(images.a)
+    images.b.disk.journal_lost.add(volume.id)
+    images.losing(volume)
+    await images.down(images.a)
+    typed = images.machines[typed_on]
+    with pytest.raises((Unavailable, PeerUnavailable, DeadlineExceeded)):
+        await images.mount(typed, "vol")
+    assert images.now_record().grant == Grant("a", 1)
+    record = await images.recover(typed)
+    assert record.grant == Grant("b", 2)
+    assert images.contents("vol") == {"synced": b"1"}
+
+
+async def test_of_two_copies_the_one_that_lacks_nothing_takes_over(images: CopiesWorld) -> None:
+    volume = await images.saved_volume(images.a, copies="3")
+    images.b.disk.journal_lost.add(volume.id)
+    images.losing(volume)
+    await images.down(images.a)
+    await images.mount(images.b, "vol")
+    assert [entry.node for entry in images.now_record().history if entry.what == "taken over"] == [
+        "c"
+    ]
+    assert images.contents("vol") == {"synced": b"1"}

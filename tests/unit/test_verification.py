@@ -219,7 +219,7 @@ async def images(tmp_path: Path) -> AsyncIterator[CopiesWorld]:
 
 
 async def test_equal_copies_are_whole(images: CopiesWorld) -> None:
-    volume = await images.synced_volume(images.a)
+    volume = await images.saved_volume(images.a)
     checks = await verify(images)
     assert {name: check.state for name, check in checks.items()} == {"a": "whole", "b": "whole"}
     newest = str(max(images.generations(images.b, volume)))
@@ -232,7 +232,7 @@ async def test_the_only_image_is_read(images: CopiesWorld) -> None:
 
 
 async def test_a_copy_that_is_not_what_was_sent_is_made_anew(images: CopiesWorld) -> None:
-    volume = await images.synced_volume(images.a)
+    volume = await images.saved_volume(images.a)
     damage(images.b, volume)
     assert (await verify(images))["b"].state == "made anew"
     await images.until(lambda: images.now_record().in_sync == ("b",))
@@ -240,7 +240,7 @@ async def test_a_copy_that_is_not_what_was_sent_is_made_anew(images: CopiesWorld
 
 
 async def test_a_holder_whose_disk_changed_is_found_by_a_copy(images: CopiesWorld) -> None:
-    volume = await images.synced_volume(images.a)
+    volume = await images.saved_volume(images.a)
     damage(images.a, volume)
     checks = await verify(images)
     assert (checks["a"].state, checks["b"].state) == ("damaged", "whole")
@@ -251,7 +251,7 @@ async def test_a_holder_whose_disk_changed_is_found_by_a_copy(images: CopiesWorl
 async def test_copies_of_a_busy_volume_are_compared_by_a_generation_that_both_have(
     images: CopiesWorld,
 ) -> None:
-    volume = await images.synced_volume(images.a)
+    volume = await images.saved_volume(images.a)
     images.slow["b"] = 3.0
     images.put(images.a, volume, "more", b"2")
     newest = max(images.generations(images.b, volume))

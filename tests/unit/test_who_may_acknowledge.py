@@ -27,12 +27,12 @@ from pannier.core.acknowledging import (
     refusal,
     rivals,
 )
-from pannier.core.generation import Generation
 from pannier.core.lease import Standing
 from pannier.core.volume import Durability, Grant, Volume, VolumeSpec
 
 LIMITS = SyncLimits(patience=5.0, lag_intervals=10, lag_seconds=10.0)
-OLD, WANTED, NEWER = Generation(1, 3), Generation(1, 4), Generation(1, 5)
+OLD, WANTED, NEWER = 3, 4, 5
+"""Positions of the holder."""
 RECORD = Volume(
     name="vol",
     id="vol.1",
@@ -63,15 +63,15 @@ def claim(
 def call(
     replicas: Mapping[str, Replica], *, waited: float = 1.0, paused: bool = False
 ) -> Confirmations:
-    return Confirmations(generation=WANTED, replicas=replicas, waited=waited, paused=paused)
+    return Confirmations(position=WANTED, replicas=replicas, waited=waited, paused=paused)
 
 
 # -- one replica that counts ----------------------------------------------------------------------------
 
 GOOD, WAIT, GONE = Acknowledge(), "wait", Leave(frozenset({"b"}))
-Cell = tuple[bool, Generation | None, Generation | None, bool, bool, Decision | str]
+Cell = tuple[bool, int | None, int | None, bool, bool, Decision | str]
 STATES: dict[str, Cell] = {
-    # its lease, the generation that it has, what is sent to it, the last try failed, one since then
+    # its lease, the position that it has, what is sent to it, the last try failed, one since then
     "has it": (True, WANTED, None, False, False, GOOD),
     "has a later one": (True, NEWER, None, False, False, GOOD),
     "has it, and is gone since": (False, WANTED, None, False, False, GOOD),

@@ -108,7 +108,7 @@ class VolumeCopyView(VolumeView, frozen=True, kw_only=True, tag="copy"):
     Attributes:
         generations: all that it has, oldest first; without any it has no copy.
         generation: the newest of them.
-        copies_on: that node, where it has a copy.
+        copies_on: that node, where it has a copy that lacks nothing of what it has confirmed.
     """
 
     generation: str | None

@@ -117,7 +117,7 @@ class Takeover:
                 view = await self._peers.to(node).peer_volume(volume.name)
         except (PannierError, TimeoutError):
             return None
-        if view.id != volume.id:
+        if view.id != volume.id or name not in view.copies_on:
             return None
         return newest_of(volume, map(Generation.parse, view.generations or []))
 

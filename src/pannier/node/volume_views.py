@@ -99,12 +99,13 @@ class VolumeViews:
 
     async def copy(self, volume: Volume) -> VolumeCopyView:
         """A volume that another node holds, with whether a copy is here that could go on."""
-        generations = [] if await self._drivers.missing(volume) else await self.generations(volume)
+        generations = await self.generations(volume)
+        could_go_on = generations and not await self._drivers.missing(volume)
         return VolumeCopyView(
             **self._facts(volume),
             generation=generations[-1] if generations else None,
             generations=generations,
-            copies_on=[self._cluster.node] if generations else [],
+            copies_on=[self._cluster.node] if could_go_on else [],
         )
 
     def _facts(self, volume: Volume) -> dict[str, Any]:

@@ -440,10 +440,13 @@ class ImageDriver(SubvolumeDriver):
         await in_thread(self._mender.mend, self._home(volume), blocks)
 
     async def quarantine(self, volume: str) -> None:
-        """See :meth:`CheckedDriver.quarantine`."""
+        """See :meth:`CheckedDriver.quarantine`. Records stay: the journal has them, and it is not what is damaged. They
+        were confirmed, and the generation that comes next may have been on its way before they were made."""
         with told_as_storage_error(f"quarantine what is here of volume {volume}"):
-            await in_thread(self._mender.quarantine, self._home(volume))
-            await in_thread(self._kept_records.forget, volume)
+            try:
+                await in_thread(self._mender.quarantine, self._home(volume))
+            finally:
+                self._kept_records.note_set_aside(volume)
 
     async def check_file_system(
         self, volume: str, generation: Generation | None

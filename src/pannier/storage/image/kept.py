@@ -57,6 +57,8 @@ class KeptRecords:
         self._lock = threading.Lock()
         self._refused: dict[str, Place] = {}
         """By volume that may lack records, the first one that was refused."""
+        self._based: set[str] = set()
+        """The volumes known to have a generation: looking for one at each record would cost more than the record."""
         path = pool / JOURNAL
         size = min(_MOST_BYTES, pool_bytes // _POOL_PART)
         try:
@@ -90,6 +92,8 @@ class KeptRecords:
         volume = place.volume
         if volume in self._journal.damaged():
             self._mend(home, place)
+        if volume not in self._based:
+            self._look_for_base(home)
         last = self._journal.last(volume)
         if last != place and not follows(place, last=last, newest=None):
             newest = max(home.generations(), default=None)
@@ -98,6 +102,18 @@ class KeptRecords:
                     f"record {place.number} of run {place.run} of volume {volume} does not follow what is here"
                 )
         self._journal.append([encoded], place)
+
+    def _look_for_base(self, home: Home) -> None:
+        """Raises NotFollowing where there are records at most: nothing can be made of those."""
+        with self._lock:
+            if not home.generations():
+                raise NotFollowing(f"no generation of volume {home.volume} is here")
+            self._based.add(home.volume)
+
+    def note_set_aside(self, volume: str) -> None:
+        """Its generations may be gone. Its records stay, and no more are kept before a generation has come."""
+        with self._lock:
+            self._based.discard(volume)
 
     def _mend(self, home: Home, place: Place) -> None:
         """See the module. Raises NotFollowing until nothing can be missing."""
@@ -122,7 +138,8 @@ class KeptRecords:
             self._journal.settle(volume, generation)
 
     def forget(self, volume: str) -> None:
-        """What they stand on is gone, or the volume is."""
+        """The volume is gone."""
+        self.note_set_aside(volume)
         if self._journal is not None and self._journal.places(volume):
             self._journal.drop(volume)
 
