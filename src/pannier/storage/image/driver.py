@@ -64,6 +64,7 @@ from pannier.storage.image.partial import begun, discard_parts, is_of_use
 from pannier.storage.image.showing import show
 from pannier.storage.image.sums import SUMS
 from pannier.storage.image.transfer import ImageIntake, send
+from pannier.storage.lines import JournalState
 from pannier.storage.streams import feeding, reading, swallow_stream
 
 log = structlog.get_logger(__name__)
@@ -564,7 +565,7 @@ class ImageDriver(SubvolumeDriver):
             try:
                 doubt = image.watch_writes(self._open_trace())
             except (Unavailable, Conflict) as error:
-                return Doubt(error.message)
+                return Doubt(error.message, remedy=error.remedy)
         if doubt is None:
             self._anew.add(image.volume)
         return doubt
@@ -613,6 +614,10 @@ class ImageDriver(SubvolumeDriver):
     async def missing(self, volume: str) -> str:
         """See :meth:`LineDriver.missing`."""
         return self._kept_records.missing(volume)
+
+    async def journal(self) -> JournalState:
+        """See :meth:`LineDriver.journal`."""
+        return self._kept_records.state()
 
     @property
     def _kept_records(self) -> KeptRecords:
