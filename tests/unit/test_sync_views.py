@@ -278,7 +278,7 @@ UNREADABLE = JournalState(
     [
         (NONE, Level.WARNING, "there is none: a journal of 1M is too small", "give it 24M"),
         (FAILED, Level.PROBLEM, "it takes nothing any more", "restart pannierd"),
-        (UNREADABLE, Level.PROBLEM, "(vol): none of them is taken over", "only then move"),
+        (UNREADABLE, Level.PROBLEM, "(vol): none of them is taken over", "move the file away"),
     ],
     ids=["none", "failed", "unreadable"],
 )

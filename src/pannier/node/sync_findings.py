@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pannier.contract.views import FindingView
 from pannier.contract.words import Level
 from pannier.copies.replicated import Replicated
+from pannier.core.errors import PannierError
 from pannier.core.line import Doubt
 from pannier.core.size import format_size
 from pannier.core.volume import Volume
@@ -44,7 +45,7 @@ def journal_findings(
     if trouble is None:
         yield FindingView(level=Level.OK, subject=subject, what=_how_full(state))
     elif state.unreadable:
-        yield _unreadable(subject, trouble.message, copies)
+        yield _unreadable(subject, trouble, copies)
     elif state.total_bytes is None:
         yield FindingView(
             level=Level.WARNING,
@@ -71,16 +72,14 @@ def _how_full(state: JournalState) -> str:
     return f"needs {live} of at most {format_size(state.most_bytes or 0)}, for {kept} volumes"
 
 
-def _unreadable(subject: str, why: str, copies: list[Volume]) -> FindingView:
+def _unreadable(subject: str, why: PannierError, copies: list[Volume]) -> FindingView:
     names = ", ".join(sorted(volume.name for volume in copies)) or "none at the moment"
     return FindingView(
         level=Level.PROBLEM,
         subject=subject,
-        what=f"it cannot be read: {why}. It may have had confirmed records of every volume with a copy here "
+        what=f"it cannot be read: {why.message}. It may have had confirmed records of every volume with a copy here "
         f"({names}): none of them is taken over from this copy",
-        remedy="while the holders of these volumes are up, each sends a generation within seconds (pannier volume "
-        "show NAME: the copy is in sync, with the holder's generation); only then move the file away "
-        "and restart pannierd here",
+        remedy=why.remedy or "see dmesg and the disk, then restart pannierd here",
     )
 
 
