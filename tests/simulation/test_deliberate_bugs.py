@@ -27,7 +27,7 @@ from pannier.holding.handover import Handovers
 from pannier.storage.base import Driver
 from pannier.transport.base import Offer
 
-ENOUGH = 60
+ENOUGH = 100
 """Histories within which a bug must show."""
 ENOUGH_FAILOVERS = 2000
 

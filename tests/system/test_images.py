@@ -193,8 +193,13 @@ def test_a_damaged_file_system_is_told_and_never_mended_on_the_only_copy(three: 
 def test_a_former_state_is_looked_into_while_its_containers_go_on(three: World) -> None:
     name = three.create("node1", copies="2")
     writer = three.writer("node1", name)
-    tree = three.json("node1", "volume", "show", name)["generations"][-1]
-    seen = three.former("node1", name, "log", tree=tree)
+    first = three.json("node1", "volume", "show", name)["generations"][-1]
+
+    def newest() -> str:
+        return str(three.json("node1", "volume", "show", name)["generations"][-1])
+
+    story.wait_until("there is a newer generation", lambda: newest() != first)
+    seen = three.former("node1", name, "log", tree=newest())
     assert seen
     assert three.log("node1", name)[: len(seen.splitlines())] == [
         (host, int(number)) for host, number in map(str.split, seen.splitlines())

@@ -591,7 +591,6 @@ class ImageDriver(SubvolumeDriver):
         """See :meth:`LineDriver.keep`."""
         home = self._home(place.volume)
         self._quarantine.check(place.volume)
-        self._check_room()
         with told_as_storage_error(f"keep a record of volume {place.volume}"):
             self._kept_records.keep(home, place, encoded)
 

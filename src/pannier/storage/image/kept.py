@@ -68,6 +68,16 @@ class KeptRecords:
             self._why, self._lost = error, True
         if self._why is not None:
             log.warning("journal.none", reason=self._why.message)
+        self._forget_unknown(volumes)
+
+    def _forget_unknown(self, volumes: Collection[str]) -> None:
+        """Free what a removal has left of volumes that are not here any more."""
+        if self._journal is not None:
+            for volume in self._journal.usage().volumes.keys() - set(volumes):
+                try:
+                    self._journal.drop(volume)
+                except PannierError as error:  # it is freed for now
+                    log.warning("journal.not-dropped", id=volume, error=str(error))
 
     def close(self) -> None:
         """End it in order."""
@@ -79,22 +89,27 @@ class KeptRecords:
         if self._journal is None:
             raise JournalFull(f"this node has no journal: {self._reason}")
         volume = place.volume
-        newest = max(home.generations(), default=None)
         if volume in self._journal.damaged():
-            self._mend(place, newest)
+            self._mend(home, place)
         last = self._journal.last(volume)
-        if newest is None or not (place == last or follows(place, last=last, newest=newest)):
-            raise NotFollowing(
-                f"record {place.number} of run {place.run} of volume {volume} does not follow what is here"
-            )
+        if last != place and not follows(place, last=last, newest=None):
+            newest = max(home.generations(), default=None)
+            if not follows(place, last=None, newest=newest):
+                raise NotFollowing(
+                    f"record {place.number} of run {place.run} of volume {volume} does not follow what is here"
+                )
         self._journal.append([encoded], place)
 
-    def _mend(self, place: Place, newest: Generation | None) -> None:
+    def _mend(self, home: Home, place: Place) -> None:
         """See the module. Raises NotFollowing until nothing can be missing."""
         assert self._journal is not None
+        newest = max(home.generations(), default=None)
         with self._lock:
             first = self._refused.setdefault(place.volume, place)
-        made_later = place.run != first.run or place.included >= first.number
+        if place.run == first.run:
+            made_later = place.included >= first.number
+        else:  # a later run, and not an earlier one whose record was late
+            made_later = place.generation.number > first.generation.number
         if not made_later or newest != place.generation:
             raise NotFollowing(
                 f"this node may lack records of volume {place.volume}, since its journal was damaged"

@@ -53,8 +53,8 @@ class _Asked:
 class Journal:
     """The journal of a node's copies. Its methods block, and any thread may call them.
 
-    A generation frees records in memory only. After a restart what was freed since they were written may be there again, until
-    :meth:`settle` is called anew for each volume. That is harmless: a generation has all that they have.
+    A generation frees records in memory only. After a restart, what was freed since they were written may be there again,
+    until the next generation is confirmed. That is harmless: a generation has all that they have.
 
     Args:
         volumes: those of which this node has copies.
@@ -215,7 +215,7 @@ class Journal:
     def settle(self, volume: str, newest: Generation) -> None:
         """A generation of a volume is durable here: free the records that it makes useless. May be repeated.
 
-        It is not kept: after a restart it is to be called for each volume with the newest generation.
+        It is not kept: after a restart, the next generation that is confirmed frees what comes back.
         """
         with self._lock:
             self._index.settle(volume, newest)
