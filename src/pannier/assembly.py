@@ -441,6 +441,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         engine=engine,
         mounts=mounts,
         room=room,
+        replicator=replicator,
         pool_problems=outside.pool_problems,
         clock=clock,
         doubt=pace.agent.doubt,

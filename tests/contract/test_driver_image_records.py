@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import shutil
+import subprocess
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 from test_driver_kit import ROOT, pools, workplace
 
-from pannier.core.errors import NotFollowing
+from pannier.core.errors import JournalFull, NotFollowing
 from pannier.core.generation import Generation
 from pannier.core.line import Cut, Doubt, Place, Record, encode, new_run
 from pannier.cut import tracefs
+from pannier.cut.tracer import Tracer
+from pannier.storage.btrfs.layout import Home
+from pannier.storage.image import nocow
 from pannier.storage.image.driver import ImageDriver
+from pannier.storage.image.kept import JOURNAL, KeptRecords
 
 __all__ = ["pools", "workplace"]
 pytestmark = pytest.mark.root
@@ -29,6 +36,7 @@ class Pair:
     holder: ImageDriver
     copy: ImageDriver
     volume: str
+    trace: str
 
     @property
     def data(self) -> Path:
@@ -76,7 +84,7 @@ async def pair(pools: list[Path], workplace: Path) -> AsyncIterator[Pair]:
         ImageDriver(pool, staging=workplace / f"staging-records-{pool.name}", trace=name)
         for pool in pools[:2]
     )
-    pair = Pair(holder, copy, f"v-{uuid.uuid4().hex[:12]}")
+    pair = Pair(holder, copy, f"v-{uuid.uuid4().hex[:12]}", name)
     await holder.open()
     await copy.open()
     try:
@@ -197,3 +205,81 @@ async def test_records_outlast_what_they_stand_on(
     there = await taken_over(pair, coming)
     found = {file.name: file.read_bytes() for file in there.iterdir()}
     assert found == {"one": b"1", "two": b"2", "three": b"3"}
+
+
+# -- what an operator sees ---------------------------------------------------------------------------
+
+
+async def test_the_journal_tells_what_each_volume_needs_of_it(pair: Pair) -> None:
+    place = await pair.begin()
+    place, encoded = await pair.synced(place, "one", b"1")
+    pair.copy.keep(place, encoded)
+    state = await pair.copy.journal()
+    assert (state.trouble, state.unreadable, dict(state.damaged)) == (None, False, {})
+    assert len(encoded) <= state.volumes[pair.volume] < len(encoded) + 8192
+    assert state.live_bytes == sum(state.volumes.values())
+    assert state.most_bytes is not None
+    assert state.total_bytes is not None
+    assert state.live_bytes < state.most_bytes < state.total_bytes
+
+
+async def test_a_trace_that_another_process_uses_is_a_doubt_with_what_to_do(pair: Pair) -> None:
+    tracer = Tracer(pair.trace)
+    try:
+        doubt = await pair.holder.watch(pair.volume, epoch=1)
+    finally:
+        tracer.close()
+    assert doubt is not None
+    assert "another process uses the trace" in doubt.reason
+    assert f"fuser -v /sys/kernel/tracing/instances/{pair.trace}" in doubt.remedy
+    await pair.begin()
+
+
+@pytest.mark.parametrize(("setting", "wrong"), [("write_cache", "write through"), ("iostats", "0")])
+async def test_a_device_with_wrong_settings_is_a_doubt_until_its_remedy(
+    pair: Pair, setting: str, wrong: str
+) -> None:
+    place = await pair.begin()
+    device = os.stat(pair.data).st_dev
+    file = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/queue/{setting}")
+    file.write_text(wrong)
+    doubt = await pair.holder.cut(pair.volume, epoch=1)
+    assert isinstance(doubt, Doubt)
+    assert wrong in doubt.reason
+    await asyncio.to_thread(subprocess.run, doubt.remedy, shell=True, check=True)
+    place = await pair.begin()
+    await pair.synced(place, "file", b"1")
+
+
+@pytest.fixture
+def folder(pools: list[Path]) -> Iterator[Path]:
+    """Of a pool, without a journal."""
+    path = pools[2] / f"kept-{uuid.uuid4().hex[:8]}"
+    path.mkdir()
+    yield path
+    shutil.rmtree(path)
+
+
+def test_a_pool_that_is_too_small_has_no_journal_and_says_what_it_needs(folder: Path) -> None:
+    kept = KeptRecords(folder, pool_bytes=64 << 20, volumes=["v"])
+    state = kept.state()
+    assert state.trouble is not None
+    assert "too small" in state.trouble.message
+    assert state.trouble.remedy
+    assert (state.total_bytes, state.unreadable, kept.missing("v")) == (None, False, "")
+
+
+def test_a_journal_that_cannot_be_read_says_so_and_what_may_be_missing(folder: Path) -> None:
+    nocow.make_empty(folder / JOURNAL)
+    (folder / JOURNAL).write_bytes(b"?" * (1 << 20))
+    kept = KeptRecords(folder, pool_bytes=1 << 30, volumes=["v"])
+    state = kept.state()
+    assert state.trouble is not None
+    assert (state.total_bytes, state.unreadable) == (None, True)
+    assert "only then move the file away" in state.trouble.remedy
+    assert kept.missing("v") == state.trouble.message
+    place = Place(
+        volume="v", epoch=1, run=new_run(), number=1, generation=Generation(1, 1), included=0
+    )
+    with pytest.raises(JournalFull, match="no journal"):
+        kept.keep(Home("v", folder / "v"), place, b"")

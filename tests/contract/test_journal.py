@@ -175,12 +175,16 @@ def test_a_full_pool_takes_nothing_from_it(pool: Pool) -> None:
 def test_after_the_disk_refused_a_write_nothing_is_kept_and_what_was_is_read(pool: Pool) -> None:
     journal = opened(pool)
     append(journal, record(1))
+    assert journal.failure() is None
     pool.break_disk()
     with pytest.raises(StorageError, match="cannot write the journal"):
         append_many(journal)
     kept = journal.places("v-1")
     with pytest.raises(StorageError, match="takes nothing any more"):
         append(journal, record(100))
+    failure = journal.failure()
+    assert failure is not None
+    assert "takes nothing any more" in failure.message
     assert journal.places("v-1") == kept
     assert journal.read(record(1).place) == record(1)
     journal.close()

@@ -44,7 +44,7 @@ from pannier.storage.base import (
     SparseDriver,
 )
 from pannier.storage.blocks import BLOCK_BYTES, MendingDriver, Piece
-from pannier.storage.lines import LineDriver
+from pannier.storage.lines import JournalState, LineDriver
 
 Content = Mapping[str, bytes]
 
@@ -146,6 +146,10 @@ class Disk:
         self.journal_full = False
         self.journal_lost: set[str] = set()
         """Volumes of which the journal may have lost records."""
+        self.journal = JournalState(total_bytes=1 << 20, live_bytes=0, most_bytes=1 << 19)
+        """But for what is in it."""
+        self.untraced: Doubt | None = None
+        """Why there is no trace."""
 
     def write(self, volume: str, epoch: int, file: str, value: bytes) -> None:
         """What a container does; OSError where the tree is sealed or gone."""
@@ -543,6 +547,8 @@ class SparseSnapshotDriver(
     async def watch(self, volume: str, *, epoch: int) -> Doubt | None:
         if self.disk.attached.get(volume) != epoch:
             return Doubt("it is not attached")
+        if self.disk.untraced is not None:
+            return self.disk.untraced
         await self.renew(volume, epoch=epoch)
         self._watched[volume] = epoch, dict(self._tree(volume, epoch).content)
         return None
@@ -560,6 +566,8 @@ class SparseSnapshotDriver(
         ):
             self.disk.untold.discard(volume)
             return Doubt("the trace has a gap")
+        if self.disk.untraced is not None:
+            return self.disk.untraced
         now = dict(self._tree(volume, epoch).content)
         self._watched[volume] = epoch, now
         if now == before:
@@ -590,10 +598,19 @@ class SparseSnapshotDriver(
             home.records = [one for one in home.records if not is_settled(one[0], generation)]
 
     async def missing(self, volume: str) -> str:
-        return "a part of the journal is damaged" if volume in self.disk.journal_lost else ""
+        if volume in self.disk.journal_lost:
+            return "a part of the journal is damaged"
+        return self.disk.journal.damaged.get(volume, "")
 
     async def check_records(self, volume: str, generation: Generation) -> None:
         self._home(volume).with_records(generation)
+
+    async def journal(self) -> JournalState:
+        kept = {
+            name: sum(len(each) for _, each in home.records)
+            for name, home in self.disk.homes.items()
+        }
+        return replace(self.disk.journal, volumes=kept, live_bytes=sum(kept.values()))
 
     async def note(self, place: Place) -> None:
         home = self._home(place.volume)

@@ -120,7 +120,7 @@ def _take_a_record_that_was_not_answered_for_confirmed(patch: pytest.MonkeyPatch
 def _keep_a_record_without_the_one_before(patch: pytest.MonkeyPatch) -> None:
     """From a holder that goes on to send them; the present one does not."""
     patch.setattr("pannier.core.line.follows", lambda place, *, last, newest: True)
-    patch.setattr(Replicated, "note_not_following", lambda self, following: self._note_answer())
+    patch.setattr(Replicated, "note_not_following", lambda self, *_: self._note_answer())
 
 
 @bug()

@@ -35,7 +35,7 @@ from pannier.storage.base import (
 )
 from pannier.storage.blocks import MendingDriver, Piece
 from pannier.storage.image.driver import ImageDriver
-from pannier.storage.lines import LineDriver
+from pannier.storage.lines import JournalState, LineDriver
 from pannier.store.base import Change, Entry, Store, WatchEvent
 from pannier.testing.store import MemoryStore
 
@@ -255,6 +255,9 @@ class SteppedSparseDriver(SteppedDriver, SparseDriver, FileSystemDriver, Mending
 
     async def check_records(self, volume: str, generation: Generation) -> None:
         await self.sparse.check_records(volume, generation)
+
+    async def journal(self) -> JournalState:
+        return await self.sparse.journal()
 
     async def note(self, place: Place) -> None:
         await stepped(self._life, "driver.note", lambda: self.sparse.note(place))

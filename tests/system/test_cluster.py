@@ -75,7 +75,8 @@ def test_events_are_shown_as_they_happen(three: World) -> None:
         "node3",
         f"setsid pannier events -f -o json >{log} 2>&1 </dev/null & echo $! >/run/events.pid",
     )
-    story.wait_until("it listens", lambda: three.attempt("node3", "cat", "/run/events.pid").out)
+    connected = ("sh", "-c", "ls -l /proc/$(cat /run/events.pid)/fd | grep socket")
+    story.wait_until("it listens", lambda: three.attempt("node3", *connected).out)
     seen: list[str] = []
 
     def heard(name: str, kind: str) -> bool:

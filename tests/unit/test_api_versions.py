@@ -104,7 +104,7 @@ def test_fields_that_a_newer_node_adds_are_ignored(file: Path) -> None:
     assert msgspec.json.decode(json.dumps(newer), type=_kind(file)) == value
 
 
-WORDS = {"phase", "state", "holder_state"}
+WORDS = {"phase", "state", "holder_state", "way"}
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)

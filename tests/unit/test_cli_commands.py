@@ -7,7 +7,7 @@ import json
 import logging
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,16 @@ from pannier.api.caller import identify_local
 from pannier.api.listen import serve_unix
 from pannier.api.server import build_application
 from pannier.cli.main import cli
-from pannier.contract.views import EventView, FindingView, TransferView
-from pannier.contract.words import EventKind, Level, MovePhase
+from pannier.contract.views import (
+    CopyView,
+    EventView,
+    FindingView,
+    JournalView,
+    SpreadView,
+    SyncView,
+    TransferView,
+)
+from pannier.contract.words import EventKind, Level, MovePhase, SyncWay
 from pannier.core.errors import PoolFull, StoreUnavailable
 from pannier.testing.api import FakeCluster, NotedCall
 
@@ -169,6 +177,61 @@ def test_show(data: Shell) -> None:
     assert shown["in use by"] == "web, pid 17 (bash)"
     assert shown["used"] == "4K"
     assert shown["copies on"] == "node1"
+
+
+def details(text: str) -> dict[str, str]:
+    pairs = (line.split("  ", 1) for line in text.splitlines())
+    return {label: text.strip() for label, text in pairs}
+
+
+def test_show_of_sync_calls_by_records(data: Shell) -> None:
+    times = SpreadView(median=0.00052, worst=0.0301)
+    data.cluster.syncs["data"] = SyncView(
+        way=SyncWay.RECORDS, groups=100, by_generation=2, last_reason="the trace has a gap",
+        total=times, local=times, turn=times, cut=times, copies=times,
+    )  # fmt: skip
+    data.cluster.copies["data"] = [
+        CopyView(node="node2", generation="1.1", lag_seconds=0.0, in_sync=True, follows=True)
+    ]
+    shown = details(data.ok("volume", "show", "data"))
+    assert shown["sync calls"] == "durable by records"
+    for part in ("time", "local", "turn", "cut", "copies"):
+        assert shown[f"sync {part}"] == "0.52 ms, at worst 30.10 ms"
+    assert (
+        shown["by generation"] == "2 of the last 100 groups, the last because the trace has a gap"
+    )
+    assert shown["copy"] == "node2: generation 1.1, 0 s behind, in sync, follows the records"
+
+
+def test_show_of_sync_calls_by_generations(data: Shell) -> None:
+    data.cluster.syncs["data"] = SyncView(
+        way=SyncWay.GENERATIONS, reason="copy on node2: this node has no journal"
+    )
+    data.cluster.copies["data"] = [
+        CopyView(node="node2", generation="1.1", follows=True, record_error="it has no journal")
+    ]
+    shown = details(data.ok("volume", "show", "data"))
+    why = "durable by generations, because copy on node2: this node has no journal"
+    assert shown["sync calls"] == why
+    assert "sync time" not in shown
+    assert shown["copy"] == "node2: generation 1.1, kept no record: it has no journal"
+
+
+def test_show_of_a_node_s_journal(shell: Shell) -> None:
+    assert details(shell.ok("node", "show", "node2"))["journal"] == "-"
+    nodes = shell.cluster.nodes_by_name
+    journal = JournalView(
+        total_bytes=2**28, live_bytes=2**20, most_bytes=2**27, volumes={"data": 2**20}
+    )
+    nodes["node2"] = replace(nodes["node2"], journal=journal)
+    shown = details(shell.ok("node", "show", "node2"))
+    assert shown["journal"] == "1M of 128M needed (data 1M)"
+    lacking = JournalView(trouble="the pool is too small", damaged=["data: a part is damaged"])
+    nodes["node2"] = replace(nodes["node2"], journal=lacking)
+    shown = details(shell.ok("node", "show", "node2"))
+    assert shown["journal"] == "none: the pool is too small"
+    assert shown["damaged"] == "data: a part is damaged"
+    nodes["node2"] = replace(nodes["node2"], journal=None)
 
 
 def test_show_has_the_same_fields_whether_the_holder_answers_or_not(data: Shell) -> None:

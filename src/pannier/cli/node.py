@@ -7,7 +7,7 @@ import click
 from pannier.cli import output
 from pannier.cli.command import CommandGroup, output_options
 from pannier.cli.session import Session, pass_session
-from pannier.contract.views import NodeView
+from pannier.contract.views import JournalView, NodeView
 
 
 @click.group(cls=CommandGroup)
@@ -24,12 +24,15 @@ def list_nodes(session: Session) -> None:
     session.show(nodes, table=nodes_table(nodes))
 
 
-@node.command("show", examples=("pannier node show node2",))
+@node.command("show", examples=("pannier node show node2", "pannier node show node2 -o json"))
 @click.argument("name")
 @output_options()
 @pass_session
 def show_node(session: Session, name: str) -> None:
-    """Show one node."""
+    """Show one node.
+
+    Its journal keeps what sync calls of other nodes' volumes have written, until the next generation of the volume comes.
+    """
     found = session.ask(lambda client: client.node(name))
     session.show_details(
         found,
@@ -40,6 +43,8 @@ def show_node(session: Session, name: str) -> None:
             ("drivers", output.show_names(found.drivers)),
             ("volumes", str(found.volumes)),
             ("pool", found.disk_error or _pool(found)),
+            ("journal", _journal(found.journal)),
+            *[("damaged", each) for each in (found.journal.damaged if found.journal else [])],
             ("version", found.version),
             ("joined", found.joined_at),
         ],
@@ -96,6 +101,18 @@ def nodes_table(nodes: list[NodeView]) -> output.Table:
         right=frozenset({"VOLUMES"}),
         empty="no nodes",
     )
+
+
+def _journal(found: JournalView | None) -> str:
+    if found is None:
+        return output.NOTHING
+    if found.total_bytes is None:
+        return f"none: {found.trouble}"
+    live = f"{output.show_size(found.live_bytes)} of {output.show_size(found.most_bytes)} needed"
+    kept = ", ".join(
+        f"{name} {output.show_size(size)}" for name, size in sorted(found.volumes.items())
+    )
+    return live + (f" ({kept})" if kept else "") + (f"; {found.trouble}" if found.trouble else "")
 
 
 def _pool(found: NodeView) -> str:

@@ -14,7 +14,15 @@ from pannier.cli.move import follow_move
 from pannier.cli.parameters import read_duration, read_pairs
 from pannier.cli.session import Session, pass_session
 from pannier.cli.status import UNHEALTHY
-from pannier.contract.views import CheckView, CopyView, EventView, FileSystemView, TrashView
+from pannier.contract.views import (
+    CheckView,
+    CopyView,
+    EventView,
+    FileSystemView,
+    SpreadView,
+    SyncView,
+    TrashView,
+)
 from pannier.contract.words import CheckState, FileSystemState
 from pannier.core.errors import InvalidInput
 
@@ -64,12 +72,21 @@ def list_volumes(session: Session) -> None:
     session.show(found, table=_volumes_table(found))
 
 
-@volume.command("show", examples=("pannier volume show jenkins_home",))
+@volume.command(
+    "show",
+    examples=("pannier volume show jenkins_home", "pannier volume show jenkins_home -o json"),
+)
 @click.argument("name")
 @output_options()
 @pass_session
 def show_volume(session: Session, name: str) -> None:
-    """Show one volume, with what only its holder knows."""
+    """Show one volume, with what only its holder knows.
+
+    "sync calls" says by what they are made durable now: by records, or by generations, which is slower. The
+    times are of the last groups of sync calls, at most 100: the median and the worst of the whole ("time"), and of its
+    parts. "local" is the holder's own disk, "turn" the wait for the group before, "cut" the making of a record or a
+    generation, and "copies" the slowest copy in sync.
+    """
     found = session.ask(lambda client: client.volume(name))
     session.show_details(found, _details(found))
 
@@ -305,6 +322,7 @@ def _details(found: LiveVolumeView | RememberedVolumeView) -> list[tuple[str, st
         *[("damage", each) for each in found.damage or []],
         ("in use by", output.show_names(found.in_use_by)),
         *(("copy", _copy_line(copy)) for copy in found.copies or []),
+        *(_sync_lines(found.sync) if found.sync is not None else []),
         *(
             [("waiting", f"{found.sync_calls} sync calls, for {found.sync_waiting_seconds:.1f} s")]
             if found.sync_calls
@@ -368,6 +386,30 @@ def _history_table(history: list[EventView]) -> output.Table:
     )
 
 
+def _sync_lines(sync: SyncView) -> list[tuple[str, str]]:
+    """How sync calls are made durable, and what the last groups of them waited for."""
+    why = f", because {sync.reason}" if sync.reason else ""
+    lines = [("sync calls", f"durable by {sync.way}{why}")]
+    times = (
+        ("sync time", sync.total),
+        ("sync local", sync.local),
+        ("sync turn", sync.turn),
+        ("sync cut", sync.cut),
+        ("sync copies", sync.copies),
+    )
+    lines += [(label, _milliseconds(found)) for label, found in times if found is not None]
+    if sync.groups:
+        last = f", the last because {sync.last_reason}" if sync.last_reason else ""
+        lines.append(
+            ("by generation", f"{sync.by_generation} of the last {sync.groups} groups{last}")
+        )
+    return lines
+
+
+def _milliseconds(found: SpreadView) -> str:
+    return f"{found.median * 1000:.2f} ms, at worst {found.worst * 1000:.2f} ms"
+
+
 def _copy_line(copy: CopyView) -> str:
     """Where a copy is and how far behind."""
     if copy.generation is None:
@@ -378,6 +420,10 @@ def _copy_line(copy: CopyView) -> str:
         state = f"generation {copy.generation}, {copy.lag_seconds:.0f} s behind"
     if copy.in_sync:
         state += ", in sync"
+    if copy.record_error:
+        state += f", kept no record: {copy.record_error}"
+    elif copy.follows:
+        state += ", follows the records"
     if copy.room_percent is not None:
         state += f", at least {copy.room_percent} % of its pool free"
     return f"{copy.node}: {state}" + (f" ({copy.error})" if copy.error else "")

@@ -16,6 +16,7 @@ from pannier.contract.words import (
     MovePhase,
     NodeState,
     ServicePhase,
+    SyncWay,
 )
 from pannier.core.hooks import Moment
 
@@ -27,7 +28,8 @@ class CopyView:
     ``lag_seconds`` is the age of its data; None where this is not known yet. While all goes well, it is at
     most the volume's interval plus the time of one transfer, even if nothing is written. ``in_sync``: it
     may take over, and sync calls wait for it. ``error`` says why it is behind. ``room_percent`` is about
-    what its node's pool has free.
+    what its node's pool has free. ``follows``: whether it gets each record; None where its holder does not say.
+    ``record_error``: why it has not kept the last record that it was sent; empty where it has.
     """
 
     node: str
@@ -36,6 +38,50 @@ class CopyView:
     in_sync: bool = False
     error: str = ""
     room_percent: int | None = None
+    follows: bool | None = None
+    record_error: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpreadView:
+    """The middle and the worst of several times, in seconds."""
+
+    median: float
+    worst: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyncView:
+    """How the holder makes sync calls durable, and what the last groups of them waited for.
+
+    The times are all there or, without any group, all None. Each group has a time of each part; the medians of the
+    parts do not add up to the median of the whole.
+
+    Attributes:
+        way: by what the next group would be made durable, as far as is known.
+        reason: why not by a record; empty where it is one.
+        remedy: what a person can do about that; empty where it passes by itself.
+        groups: how many of the last groups the times are of.
+        by_generation: how many of them waited for a generation.
+        last_reason: why the last of those did.
+        total: the whole.
+        local: this node's own disk.
+        turn: the group before, or a generation that was just made.
+        cut: the making of a record, or a generation.
+        copies: the slowest of the awaited copies: the way there, and its journal or disk.
+    """
+
+    way: SyncWay
+    reason: str = ""
+    remedy: str = ""
+    groups: int = 0
+    by_generation: int = 0
+    last_reason: str = ""
+    total: SpreadView | None = None
+    local: SpreadView | None = None
+    turn: SpreadView | None = None
+    cut: SpreadView | None = None
+    copies: SpreadView | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,12 +263,36 @@ class ServiceView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class JournalView:
+    """A node's journal: the records of other nodes' volumes that it keeps until their generations come.
+
+    The figures are None where there is no journal.
+
+    Attributes:
+        total_bytes: of its file.
+        live_bytes: what is needed of it.
+        most_bytes: what may be needed; what does not fit is refused, and goes with a generation.
+        volumes: what each volume needs, in bytes.
+        trouble: why there is none, or why it takes nothing; empty where it is in order.
+        damaged: which volumes may lack records that were confirmed, and why.
+    """
+
+    total_bytes: int | None = None
+    live_bytes: int | None = None
+    most_bytes: int | None = None
+    volumes: dict[str, int] = field(default_factory=dict)
+    trouble: str = ""
+    damaged: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NodeView:
     """A node as users see it.
 
     ``swarm`` is its engine's node id in Docker Swarm. ``sync_obstacle`` says why sync calls of its
     containers would not be held; empty where they are, None where the node or its engine was not asked.
     ``disk_error`` says why its disk keeps no volumes; empty where it does, None where it was not asked.
+    ``journal`` is None where it was not asked, or has no driver that keeps records.
     """
 
     name: str
@@ -237,6 +307,7 @@ class NodeView:
     swarm: str | None = None
     sync_obstacle: str | None = None
     disk_error: str | None = None
+    journal: JournalView | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

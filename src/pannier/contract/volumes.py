@@ -9,7 +9,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-from pannier.contract.views import CopyView, TransferView
+from pannier.contract.views import CopyView, SyncView, TransferView
 from pannier.contract.words import HolderState
 
 
@@ -53,6 +53,7 @@ class LiveVolumeView(VolumeView, frozen=True, kw_only=True, tag="live"):
         inodes, free_inodes: how many files there can be, and how many more; None likewise.
         stands_still: why nobody can write to it now; empty where they can.
         direct: whether its writes go past the page cache; None where it has no file system, or is not attached.
+        sync: how sync calls are made durable; None where no copy is kept up to date.
         damage: what is known of bytes that a disk did not give back as they were written, node by node.
     """
 
@@ -74,6 +75,7 @@ class LiveVolumeView(VolumeView, frozen=True, kw_only=True, tag="live"):
     stands_still: str = ""
     direct: bool | None = None
     damage: list[str] = []
+    sync: SyncView | None = None
 
 
 class RememberedVolumeView(VolumeView, frozen=True, kw_only=True, tag="remembered"):
@@ -100,6 +102,7 @@ class RememberedVolumeView(VolumeView, frozen=True, kw_only=True, tag="remembere
     stands_still: Literal[""] = ""
     direct: None = None
     damage: None = None
+    sync: None = None
 
 
 class VolumeCopyView(VolumeView, frozen=True, kw_only=True, tag="copy"):

@@ -117,6 +117,14 @@ class FileSystemState(Word):
     """The node did not answer."""
 
 
+class SyncWay(Word):
+    """How sync calls are made durable."""
+
+    RECORDS = "records"
+    GENERATIONS = "generations"
+    """Slower, and right."""
+
+
 class Level(Word):
     """How bad a finding is."""
 

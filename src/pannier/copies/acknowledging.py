@@ -42,8 +42,9 @@ from pannier.core.acknowledging import (
 )
 from pannier.core.errors import NotHolder, PannierError, Stale, StorageError, Unavailable
 from pannier.core.pace import CopiesPace
+from pannier.core.sync_times import SyncTimes
 from pannier.core.volume import Volume
-from pannier.host.clock import Clock
+from pannier.host.clock import Clock, Stopwatch
 
 log = structlog.get_logger(__name__)
 
@@ -80,23 +81,36 @@ class Acknowledging:
             NotHolder: the volume is not held here, or just being given away.
             Unavailable: it cannot be confirmed now; a later try may succeed.
         """
-        replicated = self._replicator.replicated(volume)
+        replicated, watch = self._replicator.replicated(volume), Stopwatch(self._clock)
         local = await self._local.sync(replicated.volume, calls)
         if local.lost:
             return local.answers
+        on_disk = watch.lap()
         async with replicated.group:
+            turn, before = watch.lap(), replicated.detour
             replicated.note_synced()
             try:
                 if local.whole:
                     await self._local.write_out(replicated.volume)
+                on_disk += watch.lap()
                 position = await self._replicator.advance(replicated)
             except StorageError:
                 if calls and await self._local.has_lost(replicated.volume):
                     return failed(local.answers)
                 raise
+            cut = watch.lap()
             if refused := await self._confirmed_by_all(replicated, position):
                 raise self._refused(replicated.volume, refused)
             replicated.note_acknowledged()
+            replicated.groups.note(
+                SyncTimes(
+                    local=on_disk,
+                    turn=turn,
+                    cut=cut,
+                    copies=watch.lap(),
+                    generation="" if replicated.detour is before else replicated.detour.reason,
+                )
+            )
         return local.answers
 
     async def unchanged(self, volume: str) -> bool:
@@ -161,13 +175,15 @@ class Acknowledging:
 
     async def _reachable(self, replicated: Replicated, position: int) -> int:
         """The position to wait for: a generation's, if one that is awaited does not get the records."""
-        awaited = self._claim(replicated).rivals & replicated.progress.keys()
-        if position > replicated.newest_position and any(
-            not progress.has(position) and not progress.follows(replicated.line)
-            for progress in (replicated.progress[node] for node in awaited)
-        ):
-            await self._replicator.make(replicated)
-            return replicated.position
+        if position <= replicated.newest_position:
+            return position
+        for node in sorted(self._claim(replicated).rivals & replicated.progress.keys()):
+            progress = replicated.progress[node]
+            if not progress.has(position) and not progress.follows(replicated.line):
+                why = replicated.why_no_records(node)
+                await self._replicator.make(replicated)
+                replicated.note_detour(why)
+                return replicated.position
         return position
 
     async def begin(self, volume: Volume) -> None:

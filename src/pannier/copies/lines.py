@@ -55,9 +55,11 @@ class Lines:
         volume = replicated.volume
         driver = self._driver(volume)
         if driver is None:
+            replicated.doubt = Doubt(f"the driver {volume.spec.driver} makes no records")
             return False
         doubt = await driver.watch(volume.id, epoch=volume.grant.epoch)
-        self._note(replicated, doubt)
+        if doubt is not None:
+            self._note(replicated, doubt)
         return doubt is None
 
     async def write_out(self, replicated: Replicated) -> None:
@@ -90,27 +92,38 @@ class Lines:
             cut = await driver.cut(volume.id, epoch=volume.grant.epoch)
         except BaseException:
             replicated.line = None  # what it would have told is lost
+            replicated.doubt = Doubt("what was written could not be read")
             raise
         if isinstance(cut, Doubt):
             replicated.line = None
             self._note(replicated, cut)
             return False
+        replicated.doubt = None
         if cut.ranges:
             place = self._ship(replicated, line, cut, at=began)
             try:
                 await driver.note(place)
             except BaseException:
                 replicated.line = None  # what follows could not be held against this disk
+                replicated.doubt = Doubt("a record could not be noted on the disk")
                 raise
         else:
             replicated.note_unchanged(at=began)
         return True
 
-    def _note(self, replicated: Replicated, doubt: Doubt | None) -> None:
-        reason = doubt.reason if doubt is not None else ""
-        if reason and reason != replicated.doubt:
-            log.info("line.doubt", volume=replicated.volume.name, reason=reason)
-        replicated.doubt = reason
+    def _note(self, replicated: Replicated, doubt: Doubt) -> None:
+        if doubt != replicated.doubt:
+            self._say(replicated, "line.doubt", reason=doubt.reason)
+        replicated.doubt = doubt
+
+    def _say(self, replicated: Replicated, event: str, **facts: str) -> None:
+        """Log what may happen with each sync call; not each time."""
+        kind = f"{event} {facts.get('node', '')}"
+        if (more := replicated.said.due(kind, now=self._clock.now(), every=self._pace.say)) is None:
+            return
+        log.info(
+            event, volume=replicated.volume.name, **facts, **({"left_out": more} if more else {})
+        )
 
     def _ship(self, replicated: Replicated, line: Line, cut: Cut, *, at: float) -> Place:
         place = line.next_place(replicated.volume)
@@ -125,7 +138,10 @@ class Lines:
         replicated.position += 1
         for node, following in followers:
             if following.waiting >= self._pace.most_waiting:
-                following.broken = True  # a generation is one thing to wait for instead of many
+                # A generation is one thing to wait for instead of many.
+                replicated.note_not_following(
+                    node, following, "too many records are on their way to it"
+                )
                 continue
             following.number += 1
             following.waiting += 1
@@ -162,10 +178,10 @@ class Lines:
             if not following.broken:
                 await self._send_one(replicated, name, parcel)
         except PannierError as error:
-            log.info("line.broken", volume=replicated.volume.name, node=name, error=str(error))
-            replicated.note_not_following(following)
+            self._say(replicated, "line.broken", node=name, error=str(error))
+            replicated.note_not_following(name, following, error.message)
         except BaseException:
-            replicated.note_not_following(following)
+            replicated.note_not_following(name, following, "it was not sent to the end")
             raise
         else:
             if not following.broken:

@@ -8,8 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pannier.core.generation import Generation
-from pannier.core.line import Place
+from pannier.core.line import Doubt, Place
+from pannier.core.seldom import Seldom
+from pannier.core.sync_times import LastGroups
 from pannier.core.volume import Volume
+
+BEGINS = "a run of records begins with a generation"
+"""Why there is a generation where nothing is doubtful."""
 
 
 @dataclass(slots=True)
@@ -80,6 +85,8 @@ class ReplicaProgress:
     sending_position: int = 0
     """Of what is on its way."""
     following: Following | None = None
+    record_error: str = ""
+    """Why it has not kept the last record that it was sent."""
     sent_bytes: int = 0
     """Since the beginning, broken transfers included."""
     absent_since: float | None = None
@@ -103,6 +110,19 @@ class ReplicaProgress:
             and not following.broken
             and (following.run, following.number) == (line.run, line.number)
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Detour:
+    """A generation was made where a record would have done.
+
+    Attributes:
+        number: counts them.
+        reason: for people.
+    """
+
+    number: int
+    reason: str
 
 
 @dataclass(slots=True)
@@ -135,8 +155,14 @@ class Replicated:
     made_at: float = 0.0
     line: Line | None = None
     """None where what is written is not told: then there are only generations."""
-    doubt: str = ""
-    """Why that is so, or was the last time."""
+    doubt: Doubt | None = None
+    """Why what was written could not be told the last time; None since it was told."""
+    detour: Detour = Detour(0, "")
+    """The last one."""
+    groups: LastGroups = field(default_factory=LastGroups)
+    """Of sync calls."""
+    said: Seldom = field(default_factory=Seldom)
+    """What the log was told."""
     due: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when there are so many records that a generation should follow."""
     found: frozenset[Generation] | None = None
@@ -221,14 +247,37 @@ class Replicated:
     def note_followed(self, node: str, *, position: int, at: float) -> None:
         """A replica confirmed a record with all that was written before ``at``, and all before it."""
         progress = self.progress[node]
+        progress.record_error = ""
         progress.position = max(position, progress.position or 0)
         progress.current_at = max(at, progress.current_at or at)
         self._note_answer()
 
-    def note_not_following(self, following: Following) -> None:
+    def note_not_following(self, node: str, following: Following, error: str) -> None:
         """A replica did not confirm a record: it gets no more of them until it has a new generation."""
         following.broken = True
+        self.progress[node].record_error = error
         self._note_answer()
+
+    def note_detour(self, reason: str) -> None:
+        """A generation was made where a record would have done."""
+        self.detour = Detour(self.detour.number + 1, reason)
+
+    def why_no_records(self, node: str) -> str:
+        """For people: why a replica that gets no records does not."""
+        progress = self.progress[node]
+        why = progress.record_error or progress.error or "it has no generation of this run yet"
+        return f"copy on {node}: {why}"
+
+    def without_records(self) -> str:
+        """Why the next group of sync calls would wait for a generation, as far as is known; empty where a record does."""
+        if self.doubt is not None:
+            return self.doubt.reason
+        if self.line is None:
+            return BEGINS
+        for node in sorted(self.circle.required & self.progress.keys()):
+            if self.progress[node].record_error or not self.progress[node].follows(self.line):
+                return self.why_no_records(node)
+        return ""
 
     def note_synced(self) -> None:
         """What sync calls cover, and what was noted on this node's disk before they began, is durable here."""

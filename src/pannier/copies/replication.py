@@ -26,7 +26,7 @@ from pannier.agent.drivers import Drivers
 from pannier.cluster.cluster import Cluster
 from pannier.copies.catching_up import CatchUps
 from pannier.copies.lines import Lines
-from pannier.copies.replicated import Circle, Line, ReplicaProgress, Replicated
+from pannier.copies.replicated import BEGINS, Circle, Line, ReplicaProgress, Replicated
 from pannier.copies.switching import Switching
 from pannier.core.errors import (
     NotHolder,
@@ -113,6 +113,10 @@ class Replicator:
             circle = Circle(frozenset(volume.in_sync))
             self._circles[volume.id] = (volume.grant, circle)
         return circle
+
+    def known(self, volume: Volume) -> Replicated | None:
+        """A volume's replication; None where it is not replicated from here at the moment."""
+        return self._replicated.get(volume.id)
 
     def progress(self, volume: Volume) -> dict[str, ReplicaProgress]:
         """How far each replica of a volume that is held here is; empty where nothing is known."""
@@ -273,6 +277,7 @@ class Replicator:
         """
         if not await self._lines.cut(replicated):
             await self.make(replicated)
+            replicated.note_detour(replicated.doubt.reason if replicated.doubt else BEGINS)
         return replicated.position
 
     async def make(self, replicated: Replicated) -> Generation:

@@ -112,6 +112,8 @@ class Doubt:
     """What was written since the last cut cannot be told, or is too much for a record: a generation has it."""
 
     reason: str
+    remedy: str = ""
+    """What a person can do; empty where it passes by itself."""
 
 
 def new_run() -> str:

@@ -80,6 +80,8 @@ class CopiesPace:
     some tenths of a second, and the journals of copies have room for several volumes."""
     most_waiting: int = 8
     """So many records on their way to a copy: one that has more to wait for gets a generation instead."""
+    say: float = 60.0
+    """Between two lines of the log about the same trouble with a volume's records: each sync call may meet it anew."""
     retry: float = 1.0
     """Before a failed transfer is tried again, the first time; twice as long each time after that."""
     retry_limit: float = 30.0

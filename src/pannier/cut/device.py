@@ -72,8 +72,11 @@ class LoopSettings:
         for file, wanted in ((_CACHE, b"write back"), (_COUNTED, b"1")):
             found = self._read(file).strip()
             if found != wanted:
-                text = f"{file} of block device {self._name} is {found.decode()}"
-                raise Doubtful(Reason.SETTINGS, text)
+                raise Doubtful(
+                    Reason.SETTINGS,
+                    f"{file} of block device {self._name} is {found.decode()}",
+                    remedy=f"echo {wanted.decode()} > /sys/dev/block/{self._name}/{file}",
+                )
 
     def close(self) -> None:
         for fd in self._open.values():

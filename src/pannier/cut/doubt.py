@@ -29,15 +29,17 @@ class Doubt:
 
     Attributes:
         detail: for people: "/sys/... is write through".
+        remedy: what a person can do; empty where it passes by itself.
     """
 
     reason: Reason
     detail: str
+    remedy: str = ""
 
 
 class Doubtful(Exception):
     """Carries a doubt to where it is answered, within this room only."""
 
-    def __init__(self, reason: Reason, detail: str) -> None:
+    def __init__(self, reason: Reason, detail: str, *, remedy: str = "") -> None:
         super().__init__(detail)
-        self.doubt = Doubt(reason, detail)
+        self.doubt = Doubt(reason, detail, remedy)

@@ -26,6 +26,19 @@ class Clock:
     unix: Callable[[], float]
 
 
+class Stopwatch:
+    """Seconds from one moment to the next, the first being its making."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._last = clock.now()
+
+    def lap(self) -> float:
+        """Since the last call, or the making."""
+        before, self._last = self._last, self._clock.now()
+        return self._last - before
+
+
 def machine_clock() -> Clock:
     """The clocks of the machine that this process runs on."""
     return Clock(now=boottime, unix=time.time)

@@ -119,6 +119,13 @@ def _of_live_holder(
             subject=subject,
             what="not in use: the next Mount gets it, on whatever node",
         )
+    if live.sync is not None and live.sync.reason:
+        yield FindingView(
+            level=Level.WARNING if live.sync.remedy else Level.OK,
+            subject=subject,
+            what=f"its sync calls each wait for a generation, which is slow and right: {live.sync.reason}",
+            remedy=live.sync.remedy,
+        )
     if live.sync_calls and live.sync_waiting_seconds > LONG_WAIT_SECONDS:
         yield FindingView(
             level=Level.PROBLEM,

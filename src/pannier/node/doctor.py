@@ -12,6 +12,7 @@ from pannier.agent.use import Use
 from pannier.cluster.cluster import Cluster
 from pannier.contract.views import FindingView
 from pannier.contract.words import Level
+from pannier.copies.replication import Replicator
 from pannier.core.errors import EngineUnavailable, PannierError
 from pannier.core.ownership import LocalState, Lost, plan_cleanup, plan_serving
 from pannier.core.size import format_size
@@ -20,6 +21,8 @@ from pannier.engine.base import Engine
 from pannier.host.clock import Clock
 from pannier.node.diagnosis import damage_findings, standing_still
 from pannier.node.quarantine import quarantine_findings, quarantine_of
+from pannier.node.sync_findings import doubt_findings, journal_findings
+from pannier.node.sync_views import journal_of
 from pannier.storage.base import FileSystemDriver
 from pannier.swarm.labels import excluded_services
 
@@ -42,6 +45,7 @@ class Doctor:
         engine: Engine,
         mounts: Mounts,
         room: RoomGuard,
+        replicator: Replicator,
         pool_problems: Callable[[], Awaitable[list[str]]],
         clock: Clock,
         doubt: float,
@@ -53,6 +57,7 @@ class Doctor:
         self._docker = engine
         self._mounts = mounts
         self._room = room
+        self._replicator = replicator
         self._pool_problems = pool_problems
         self._clock = clock
         self._doubt = doubt
@@ -68,6 +73,8 @@ class Doctor:
             self._hidden,
             self._services,
             self._pool,
+            self._journal,
+            self._sync_calls,
             self._quarantined,
             self._volumes,
         ):
@@ -199,6 +206,19 @@ class Doctor:
             for volume in self._cluster.catalog.volumes()
             if self._cluster.node in (volume.grant.node, *volume.replicas)
         )
+
+    async def _journal(self) -> AsyncIterator[FindingView]:
+        state = await journal_of(self._drivers)
+        if state is not None:
+            catalog = self._cluster.catalog
+            for finding in journal_findings(
+                state, catalog.volumes(), node=self._cluster.node, is_up=catalog.is_up
+            ):
+                yield finding
+
+    async def _sync_calls(self) -> AsyncIterator[FindingView]:
+        for finding in doubt_findings(self._replicator.all_replicated(), node=self._cluster.node):
+            yield finding
 
     async def _quarantined(self) -> AsyncIterator[FindingView]:
         async for finding in quarantine_findings(self._drivers, self._cluster.catalog.volumes()):

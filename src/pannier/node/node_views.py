@@ -17,6 +17,7 @@ from pannier.core.pace import NodePace
 from pannier.engine.base import Engine
 from pannier.host.clock import rfc3339
 from pannier.node.barrier_admission import obstacle
+from pannier.node.sync_views import journal_of, journal_view
 
 
 class NodeViews:
@@ -73,7 +74,7 @@ class NodeViews:
         return NodeState.DRAINED if node.drained else NodeState.UP
 
     async def here(self) -> NodeView:
-        """This node with its pool's figures, and what its engine can do.
+        """This node with the figures of its pool and its journal, and what its engine can do.
 
         Raises:
             NodeNotFound: the cluster does not know this node, or not any more.
@@ -86,6 +87,8 @@ class NodeViews:
             view = replace(view, sync_obstacle=obstacle(facts))
         if not any(self._drivers):
             return view  # its pool is not there: `doctor` says more
+        if (journal := await journal_of(self._drivers)) is not None:
+            view = replace(view, journal=journal_view(journal, self._catalog.volumes()))
         capacity = await self._drivers.named(self._drivers.default).capacity()
         return replace(
             view, pool_total_bytes=capacity.total_bytes, pool_free_bytes=capacity.free_bytes

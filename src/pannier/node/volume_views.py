@@ -12,7 +12,7 @@ from pannier.agent.room import RoomGuard
 from pannier.agent.use import Use
 from pannier.barrier.groups import Backlog
 from pannier.cluster.cluster import Cluster
-from pannier.contract.views import CopyView, TransferView, TrashView
+from pannier.contract.views import CopyView, SyncView, TransferView, TrashView
 from pannier.contract.volumes import (
     LiveVolumeView,
     RememberedVolumeView,
@@ -28,6 +28,7 @@ from pannier.core.volume import Volume
 from pannier.holding.handover import Handovers
 from pannier.host.clock import Clock, rfc3339
 from pannier.node.quarantine import quarantine_of
+from pannier.node.sync_views import sync_view
 from pannier.storage.base import SparseDriver
 
 
@@ -87,9 +88,14 @@ class VolumeViews:
             sync_calls=backlog.calls,
             sync_waiting_seconds=round(backlog.oldest_seconds, 3),
             stands_still=self._room.full(volume),
+            sync=self._sync(volume),
             damage=[f"{line.node}: {line.detail}" for line in open_damage(volume)],
             **await self._space(volume),
         )
+
+    def _sync(self, volume: Volume) -> SyncView | None:
+        replicated = self._replicator.known(volume)
+        return sync_view(replicated) if replicated is not None else None
 
     async def _space(self, volume: Volume) -> dict[str, Any]:
         """The fields on the volume's own file system."""
@@ -145,6 +151,8 @@ class VolumeViews:
     def _copies(self, volume: Volume) -> list[CopyView]:
         now = self._clock.now()
         records = {node: self._cluster.catalog.node(node) for node in volume.replicas}
+        replicated = self._replicator.known(volume)
+        line = replicated.line if replicated is not None else None
         return [
             CopyView(
                 node=node,
@@ -154,6 +162,8 @@ class VolumeViews:
                 if progress.current_at is None
                 else round(max(now - progress.current_at, 0.0), 1),
                 error=progress.error,
+                follows=progress.follows(line),
+                record_error=progress.record_error,
                 room_percent=record.room * 10 if (record := records[node]) else None,
             )
             for node, progress in self._replicator.progress(volume).items()

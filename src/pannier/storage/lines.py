@@ -3,11 +3,35 @@ all drivers. See :mod:`pannier.core.line`."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
+from pannier.core.errors import PannierError
 from pannier.core.generation import Generation
 from pannier.core.line import Buffer, Cut, Doubt, Place
 from pannier.storage.base import Driver
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JournalState:
+    """What keeps the records of other nodes' volumes.
+
+    Attributes:
+        total_bytes, live_bytes, most_bytes: of its file, what is needed of it, and what may be; None where there is none.
+        volumes: what each volume needs, in bytes, by id.
+        damaged: the volumes that may lack records which were confirmed, by id, and why.
+        trouble: why there is none, or it takes nothing; None where it is in order.
+        unreadable: whether there was one: then each copy on this node may lack records.
+    """
+
+    total_bytes: int | None = None
+    live_bytes: int | None = None
+    most_bytes: int | None = None
+    volumes: Mapping[str, int] = field(default_factory=dict)
+    damaged: Mapping[str, str] = field(default_factory=dict)
+    trouble: PannierError | None = None
+    unreadable: bool = False
 
 
 @runtime_checkable
@@ -90,4 +114,8 @@ class LineDriver(Driver, Protocol):
         Raises:
             Corrupt: a record is missing or damaged. StorageError: the disk refused.
         """
+        ...
+
+    async def journal(self) -> JournalState:
+        """How full what keeps the records is, and whether it is in order."""
         ...

@@ -20,6 +20,7 @@ from pannier.contract.views import (
     BlocksView,
     BlockView,
     CheckView,
+    CopyView,
     EventView,
     FileSystemView,
     FindingView,
@@ -34,6 +35,7 @@ from pannier.contract.views import (
     ServiceView,
     StatusView,
     StepView,
+    SyncView,
     TokenView,
     TransferView,
     TrashView,
@@ -97,6 +99,8 @@ class FakeCluster:
     failing: dict[str, Exception] = field(default_factory=dict)
     in_use: dict[str, list[str]] = field(default_factory=dict)
     transfers: dict[str, TransferView] = field(default_factory=dict)
+    syncs: dict[str, SyncView] = field(default_factory=dict)
+    copies: dict[str, list[CopyView]] = field(default_factory=dict)
     silent: set[str] = field(default_factory=set)
     findings: list[FindingView] = field(default_factory=list)
     past: list[EventView] = field(default_factory=list)
@@ -290,12 +294,13 @@ class FakeCluster:
             generations=["1.1"],
             used_bytes=4096,
             in_use_by=self.in_use.get(name, []),
-            copies=[],
+            copies=self.copies.get(name, []),
             copies_on=[volume.holder],
             mountpoint=f"/mounts/{name}",
             transfer=self.transfers.get(name),
             sync_calls=0,
             sync_waiting_seconds=0.0,
+            sync=self.syncs.get(name),
         )
 
     async def create_volume(self, name: str, options: Mapping[str, str]) -> VolumeView:

@@ -64,6 +64,7 @@ from pannier.storage.image.partial import begun, discard_parts, is_of_use
 from pannier.storage.image.showing import show
 from pannier.storage.image.sums import SUMS
 from pannier.storage.image.transfer import ImageIntake, send
+from pannier.storage.lines import JournalState
 from pannier.storage.streams import feeding, reading, swallow_stream
 
 log = structlog.get_logger(__name__)
@@ -567,7 +568,7 @@ class ImageDriver(SubvolumeDriver):
             try:
                 doubt = image.watch_writes(self._open_trace())
             except (Unavailable, Conflict) as error:
-                return Doubt(error.message)
+                return Doubt(error.message, remedy=error.remedy)
             except OSError as error:  # of the trace: the image itself is not read here
                 return Doubt(f"the kernel's trace cannot be had: {error}")
         if doubt is None:
@@ -622,6 +623,10 @@ class ImageDriver(SubvolumeDriver):
         """See :meth:`LineDriver.check_records`."""
         kept = self._kept_records
         await in_own_thread(lambda: kept.check(volume, generation))
+
+    async def journal(self) -> JournalState:
+        """See :meth:`LineDriver.journal`."""
+        return self._kept_records.state()
 
     @property
     def _kept_records(self) -> KeptRecords:

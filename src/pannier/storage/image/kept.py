@@ -29,6 +29,7 @@ from pannier.core.line import Buffer, Data, Place, Record, Zeros, follows, tail
 from pannier.host.files import punch_hole
 from pannier.storage.btrfs.layout import Home
 from pannier.storage.journal.journal import Journal
+from pannier.storage.lines import JournalState
 
 log = structlog.get_logger(__name__)
 
@@ -50,7 +51,7 @@ class KeptRecords:
 
     def __init__(self, pool: Path, *, pool_bytes: int, volumes: Collection[str]) -> None:
         self._journal: Journal | None = None
-        self._why = ""
+        self._why: PannierError | None = None
         """Why there is no journal."""
         self._lost = False
         """Whether there was one that cannot be read."""
@@ -64,11 +65,11 @@ class KeptRecords:
         try:
             self._journal = Journal.open(path, size_bytes=size, volumes=volumes)
         except (InvalidInput, PoolFull) as error:
-            self._why = error.message
+            self._why = error
         except (Conflict, StorageError) as error:
-            self._why, self._lost = error.message, True
-        if self._why:
-            log.warning("journal.none", reason=self._why)
+            self._why, self._lost = error, True
+        if self._why is not None:
+            log.warning("journal.none", reason=self._why.message)
         self._forget_unknown(volumes)
 
     def _forget_unknown(self, volumes: Collection[str]) -> None:
@@ -88,7 +89,7 @@ class KeptRecords:
     def keep(self, home: Home, place: Place, encoded: Buffer) -> None:
         """See :meth:`pannier.storage.lines.LineDriver.keep`."""
         if self._journal is None:
-            raise JournalFull(f"this node has no journal: {self._why}")
+            raise JournalFull(f"this node has no journal: {self._reason}")
         volume = place.volume
         if volume in self._journal.damaged():
             self._mend(home, place)
@@ -150,8 +151,26 @@ class KeptRecords:
     def missing(self, volume: str) -> str:
         """See :meth:`pannier.storage.lines.LineDriver.missing`."""
         if self._journal is None:
-            return self._why if self._lost else ""
+            return self._reason if self._lost else ""
         return self._journal.damaged().get(volume, "")
+
+    @property
+    def _reason(self) -> str:
+        return self._why.message if self._why is not None else ""
+
+    def state(self) -> JournalState:
+        """See :meth:`pannier.storage.lines.LineDriver.journal`."""
+        if self._journal is None:
+            return JournalState(trouble=self._why, unreadable=self._lost)
+        usage = self._journal.usage()
+        return JournalState(
+            total_bytes=usage.total_bytes,
+            live_bytes=usage.live_bytes,
+            most_bytes=usage.most_bytes,
+            volumes=usage.volumes,
+            damaged=self._journal.damaged(),
+            trouble=self._journal.failure(),
+        )
 
     def on_top_of(self, volume: str, generation: Generation) -> list[Place]:
         """The records that stand on a generation, in order.

@@ -336,7 +336,7 @@ class LiveImage:
         if cutter is None:
             return Doubt("it is not watched")
         found = cutter.take(limit_bytes)
-        return found if isinstance(found, Cut) else Doubt(found.detail)
+        return found if isinstance(found, Cut) else Doubt(found.detail, remedy=found.remedy)
 
     def end_cuts(self) -> None:
         """Watch what is written no more."""

@@ -180,6 +180,11 @@ class Journal:
                 volumes=dict(self._index.volumes),
             )
 
+    def failure(self) -> StorageError | None:
+        """Why it takes nothing any more; None where it does."""
+        with self._lock:
+            return self._refusal(self._failed) if self._failed else None
+
     # -- what changes it ------------------------------------------------------------------------------
 
     def append(self, encoded: Sequence[Buffer], place: Place) -> None:
@@ -250,9 +255,9 @@ class Journal:
         if self._closed:
             raise StorageError(f"{self._what} is closed")
         if self._failed:
-            raise self._failure(self._failed)
+            raise self._refusal(self._failed)
 
-    def _failure(self, first: PannierError) -> StorageError:
+    def _refusal(self, first: PannierError) -> StorageError:
         return StorageError(
             f"{self._what} takes nothing any more: {first.message}",
             remedy="restart pannierd on this node when its disk is in order",
@@ -332,7 +337,7 @@ class Journal:
             What went wrong, for whoever waits for it.
         """
         if self._failed:
-            return self._failure(self._failed)
+            return self._refusal(self._failed)
         try:
             work()
         except JournalFull as error:

@@ -101,9 +101,10 @@ def read_superblock(content: bytes, *, what: str) -> Geometry:
 
 
 UNREADABLE_REMEDY = (
-    "move the file away and restart pannierd on this node: its copies then count as incomplete until "
-    "they have a new generation"
+    "while the holders of this node's copies are up, each sends a generation within seconds (pannier volume show NAME: "
+    "the copy is in sync, with the holder's generation); only then move the file away and restart pannierd here"
 )
+"""A new journal knows nothing of what this one had: without those generations, a copy that lacks records could take over."""
 
 
 def segment_head(identity: bytes, head: SegmentHead) -> bytes:
