@@ -570,7 +570,10 @@ class ImageDriver(SubvolumeDriver):
             except (Unavailable, Conflict) as error:
                 return Doubt(error.message, remedy=error.remedy)
             except OSError as error:  # of the trace: the image itself is not read here
-                return Doubt(f"the kernel's trace cannot be had: {error}")
+                return Doubt(
+                    f"the kernel's trace cannot be had: {error}",
+                    remedy="see dmesg, then restart pannierd on this node",
+                )
         if doubt is None:
             self._anew.add(image.volume)
         return doubt

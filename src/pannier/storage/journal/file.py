@@ -117,7 +117,10 @@ def _opened(path: Path, what: str) -> tuple[JournalFile, Geometry]:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise Conflict(f"another process has {what} open") from error
+            raise Conflict(
+                f"another process has {what} open",
+                remedy=f"see who: fuser -v {path}; end it, then restart pannierd here",
+            ) from error
         if not nocow.is_nocow(fd):
             raise StorageError(
                 f"{what} has copy-on-write: its room would not be certain",
