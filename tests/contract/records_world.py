@@ -12,7 +12,7 @@ from pathlib import Path
 from transport_world import MemoryDriver, OpenGate, Proxy, node_credentials, node_record
 
 from pannier.core.generation import Generation
-from pannier.core.line import Buffer, Data, Place, Record
+from pannier.core.line import Buffer, Data, LinePlace, LineRecord
 from pannier.core.node import Node
 from pannier.pki.authority import Authority
 from pannier.transport.base import Parcel
@@ -26,9 +26,9 @@ BLOCK = 4096
 MEBIBYTE = 1 << 20
 
 
-def record(number: int, *, volume: str = "v1", size: int = BLOCK) -> Record:
+def record(number: int, *, volume: str = "v1", size: int = BLOCK) -> LineRecord:
     """A record with random content in ranges of a block each, with gaps between."""
-    place = Place(
+    place = LinePlace(
         volume=volume,
         epoch=3,
         run="0123456789abcdef",
@@ -38,13 +38,13 @@ def record(number: int, *, volume: str = "v1", size: int = BLOCK) -> Record:
     )
     starts = range(0, 2 * size, 2 * BLOCK)
     ranges = tuple(Data(start, os.urandom(BLOCK)) for start in starts)
-    return Record(place=place, size=4 * size, ranges=ranges)
+    return LineRecord(place=place, size=4 * size, ranges=ranges)
 
 
-def bulk(number: int, *, volume: str = "v1", size: int = 4 * MEBIBYTE) -> Record:
+def bulk(number: int, *, volume: str = "v1", size: int = 4 * MEBIBYTE) -> LineRecord:
     """A record with one long range."""
     one = record(number, volume=volume)
-    return Record(place=one.place, size=size, ranges=(Data(0, os.urandom(size)),))
+    return LineRecord(place=one.place, size=size, ranges=(Data(0, os.urandom(size)),))
 
 
 class Shelf:
@@ -69,7 +69,7 @@ class Shelf:
         self.inside = 0
         """How many records are at the gate now."""
 
-    def take(self, place: Place, encoded: Buffer, *, volume_name: str, peer: str) -> None:
+    def take(self, place: LinePlace, encoded: Buffer, *, volume_name: str, peer: str) -> None:
         with self._lock:
             self.inside += 1
         try:
@@ -142,12 +142,12 @@ class RecordsWorld:
         """The receiver's record; behind the proxy if no port is given."""
         return node_record(self.birch, port=port or self._port)
 
-    async def send(self, one: Record, *, port: int | None = None) -> None:
+    async def send(self, one: LineRecord, *, port: int | None = None) -> None:
         """Send a record from alder to birch."""
         name = f"name-{one.place.volume}"
         await self.sender.send(Parcel.of(one), to=self.birch_at(port), volume_name=name)
 
-    def begin(self, one: Record, *, port: int | None = None) -> asyncio.Task[None]:
+    def begin(self, one: LineRecord, *, port: int | None = None) -> asyncio.Task[None]:
         """Begin to send a record."""
         return asyncio.create_task(self.send(one, port=port))
 

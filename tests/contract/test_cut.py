@@ -29,7 +29,7 @@ from cut_world import (
 from pannier.core.errors import Conflict, InvalidInput, StorageError
 from pannier.core.line import Cut, Data, Zeros
 from pannier.cut.cutter import Cutter
-from pannier.cut.doubt import Doubt, Reason
+from pannier.cut.doubt import DoubtKind, TraceDoubt
 from pannier.cut.spans import Written
 from pannier.cut.tracefs import TRACEFS
 from pannier.cut.tracer import Tracer
@@ -50,8 +50,8 @@ def instance(name: str) -> Path:
     return TRACEFS / "instances" / name
 
 
-def reason(found: Cut | Doubt) -> Reason:
-    assert isinstance(found, Doubt), found
+def reason(found: Cut | TraceDoubt) -> DoubtKind:
+    assert isinstance(found, TraceDoubt), found
     return found.reason
 
 
@@ -90,7 +90,7 @@ def test_what_is_told_goes_to_the_volume_that_was_written(pool: Path, tracer: Tr
 
 def test_too_much_is_a_doubt_and_is_not_forgotten(raw: Volume):
     raw.write(0, b"x" * (1 << 20))
-    assert reason(raw.cutter.take((1 << 20) - BLOCK)) is Reason.TOO_MUCH
+    assert reason(raw.cutter.take((1 << 20) - BLOCK)) is DoubtKind.TOO_MUCH
     raw.write(4 << 20, block("later"))
     assert sum(one.end - one.start for one in raw.cut(2 << 20).ranges) == (1 << 20) + BLOCK
     assert raw.is_equal
@@ -176,8 +176,8 @@ def test_no_cut_has_a_write_without_what_was_flushed_before_it(raw: Volume):
         while time.monotonic() < until:
             time.sleep(0.01)
             found = raw.cutter.take(SIZE)
-            if isinstance(found, Doubt):
-                assert found.reason in (Reason.RESTLESS, Reason.MISMATCH)
+            if isinstance(found, TraceDoubt):
+                assert found.reason in (DoubtKind.RESTLESS, DoubtKind.MISMATCH)
                 raw.restart()
             else:
                 raw.apply(found)
@@ -228,7 +228,7 @@ def test_one_lost_event_is_a_doubt_beside_other_writers(raw: Volume, name: str, 
             for file, _, right in lose:
                 (instance(name) / file).write_text(right)
             found = raw.cutter.take(SIZE)
-            assert reason(found) in (Reason.MISMATCH, Reason.GAP)
+            assert reason(found) in (DoubtKind.MISMATCH, DoubtKind.GAP)
             assert raw.cutter.take(SIZE) == found, "a gap stays a gap"
             raw.restart()
     raw.cut(SIZE)
@@ -242,7 +242,7 @@ def assert_takes_cuts(volume: Volume) -> None:
         if isinstance(found, Cut):
             volume.apply(found)
             return
-        assert found.reason in (Reason.MISMATCH, Reason.RESTLESS)
+        assert found.reason in (DoubtKind.MISMATCH, DoubtKind.RESTLESS)
         volume.restart()
     pytest.fail(f"no cut of a busy device: {found}")
 
@@ -261,12 +261,12 @@ def test_a_changed_trace_is_a_gap_of_all_volumes_and_a_restart_sets_it_up(
 ):
     with volume(pool, tracer) as other:
         (instance(name) / file).write_text(wrong)
-        assert reason(raw.cutter.take(LIMIT)) is Reason.GAP
+        assert reason(raw.cutter.take(LIMIT)) is DoubtKind.GAP
         raw.restart()
         raw.write(0, block("a"))
         raw.cut()
         assert raw.is_equal
-        assert reason(other.cutter.take(LIMIT)) is Reason.GAP
+        assert reason(other.cutter.take(LIMIT)) is DoubtKind.GAP
 
 
 def test_a_ring_that_overruns_is_a_gap(raw: Volume, name: str):
@@ -276,7 +276,7 @@ def test_a_ring_that_overruns_is_a_gap(raw: Volume, name: str):
         while not overrun(name) and time.monotonic() < until:
             os.sched_yield()
         assert overrun(name)
-        assert reason(raw.cutter.take(SIZE)) in (Reason.GAP, Reason.MISMATCH)
+        assert reason(raw.cutter.take(SIZE)) in (DoubtKind.GAP, DoubtKind.MISMATCH)
     raw.restart()
     raw.write(0, block("a"))
     raw.cut(SIZE)
@@ -290,7 +290,7 @@ def test_events_that_found_no_place_are_a_gap_even_if_none_was_of_a_volume(raw: 
         with suppress(OSError):
             (instance(name) / "trace_marker").write_text("x" * 200)
     found = raw.cutter.take(LIMIT)
-    assert reason(found) is Reason.GAP
+    assert reason(found) is DoubtKind.GAP
     raw.restart()
     raw.write(0, block("a"))
     raw.cut()
@@ -307,10 +307,10 @@ def test_a_device_that_does_not_flush_is_a_doubt(raw: Volume):
     raw.setting("queue/write_cache").write_text("write through")
     try:
         raw.write(0, block("a"))
-        assert reason(raw.cutter.take(LIMIT)) is Reason.SETTINGS
+        assert reason(raw.cutter.take(LIMIT)) is DoubtKind.SETTINGS
     finally:
         raw.setting("queue/write_cache").write_text("write back")
-    assert reason(raw.cutter.take(LIMIT, flushes=before)) is Reason.NO_FLUSH
+    assert reason(raw.cutter.take(LIMIT, flushes=before)) is DoubtKind.NO_FLUSH
     before = raw.cutter.flushes()
     raw.write(BLOCK, block("b"))
     raw.cut(flushes=before)
@@ -321,10 +321,10 @@ def test_a_device_that_does_not_count_is_a_doubt_also_when_it_counts_again(raw: 
     raw.setting("queue/iostats").write_text("0")
     try:
         raw.write(0, block("a"))
-        assert reason(raw.cutter.take(LIMIT)) is Reason.SETTINGS
+        assert reason(raw.cutter.take(LIMIT)) is DoubtKind.SETTINGS
     finally:
         raw.setting("queue/iostats").write_text("1")
-    assert reason(raw.cutter.take(LIMIT)) is Reason.MISMATCH
+    assert reason(raw.cutter.take(LIMIT)) is DoubtKind.MISMATCH
     raw.restart()
     assert raw.cut().ranges == ()
     assert raw.is_equal
@@ -339,9 +339,9 @@ def test_a_detached_image_is_a_doubt_also_when_its_number_has_another(pool: Path
         cutter = Cutter(os.stat(device.path).st_rdev, first, tracer)
         cutter.begin()
     try:
-        assert reason(cutter.take(LIMIT)) is Reason.SETTINGS
+        assert reason(cutter.take(LIMIT)) is DoubtKind.SETTINGS
         with attached(second):
-            assert reason(cutter.take(LIMIT)) is Reason.SETTINGS
+            assert reason(cutter.take(LIMIT)) is DoubtKind.SETTINGS
     finally:
         cutter.close()
         first.unlink()
@@ -350,7 +350,7 @@ def test_a_detached_image_is_a_doubt_also_when_its_number_has_another(pool: Path
 
 def test_a_cutter_that_has_not_begun_says_so(raw: Volume, tracer: Tracer):
     raw.cutter.close()
-    assert reason(raw.cutter.take(LIMIT)) is Reason.GAP
+    assert reason(raw.cutter.take(LIMIT)) is DoubtKind.GAP
     with pytest.raises(InvalidInput):
         raw.cutter.restart()
 
@@ -362,7 +362,7 @@ def test_a_trace_has_one_user(tracer: Tracer, name: str):
 
 def test_a_closed_trace_is_a_doubt_and_never_read_again(raw: Volume, tracer: Tracer):
     tracer.close()
-    assert reason(raw.cutter.take(LIMIT)) is Reason.GAP
+    assert reason(raw.cutter.take(LIMIT)) is DoubtKind.GAP
     with pytest.raises(Conflict):
         raw.cutter.restart()
 

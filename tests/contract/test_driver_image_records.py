@@ -16,7 +16,7 @@ from test_driver_kit import ROOT, pools, workplace
 
 from pannier.core.errors import JournalFull, NotFollowing
 from pannier.core.generation import Generation
-from pannier.core.line import Cut, Doubt, Place, Record, encode, new_run
+from pannier.core.line import Cut, Doubt, LinePlace, LineRecord, encode, new_run
 from pannier.cut import tracefs
 from pannier.cut.tracer import Tracer
 from pannier.storage.btrfs.layout import Home
@@ -50,12 +50,12 @@ class Pair:
             while piece := os.read(source, 1 << 20):
                 os.write(target, piece)
 
-    async def begin(self) -> Place:
+    async def begin(self) -> LinePlace:
         """A run: the copy has its generation. Returns the place before its first record."""
         assert await self.holder.watch(self.volume, epoch=1) is None
         generation = await self.holder.snapshot(self.volume, epoch=1)
         await self.send(generation)
-        return Place(
+        return LinePlace(
             volume=self.volume,
             epoch=1,
             run=new_run(),
@@ -64,7 +64,7 @@ class Pair:
             included=0,
         )
 
-    async def synced(self, before: Place, name: str, content: bytes) -> tuple[Place, bytes]:
+    async def synced(self, before: LinePlace, name: str, content: bytes) -> tuple[LinePlace, bytes]:
         """A file that is written and synced, as the record after another one."""
         with (self.data / name).open("wb", buffering=0) as file:
             file.write(content)
@@ -73,7 +73,7 @@ class Pair:
         assert isinstance(found, Cut), found
         assert found.ranges
         place = replace(before, number=before.number + 1)
-        record = Record(place=place, size=found.size, ranges=found.ranges)
+        record = LineRecord(place=place, size=found.size, ranges=found.ranges)
         return place, b"".join(encode(record))
 
 
@@ -278,7 +278,7 @@ def test_a_journal_that_cannot_be_read_says_so_and_what_may_be_missing(folder: P
     assert (state.total_bytes, state.unreadable) == (None, True)
     assert "only then move the file away" in state.trouble.remedy
     assert kept.missing("v") == state.trouble.message
-    place = Place(
+    place = LinePlace(
         volume="v", epoch=1, run=new_run(), number=1, generation=Generation(1, 1), included=0
     )
     with pytest.raises(JournalFull, match="no journal"):

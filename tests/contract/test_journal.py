@@ -15,7 +15,7 @@ import pytest
 
 from pannier.core.errors import Conflict, InvalidInput, StorageError
 from pannier.core.generation import Generation
-from pannier.core.line import Data, Place, Record, encode
+from pannier.core.line import Data, LinePlace, LineRecord, encode
 from pannier.host.files import punch_hole
 from pannier.storage.btrfs.pool import close_pool, create_pool
 from pannier.storage.image import nocow
@@ -83,16 +83,16 @@ def pool() -> Iterator[Pool]:
             subprocess.run(["umount", disk], check=True)
 
 
-def record(number: int, volume: str = "v-1", *, length: int = 8192) -> Record:
+def record(number: int, volume: str = "v-1", *, length: int = 8192) -> LineRecord:
     generation = Generation(1, 1, "0f3a94c1")
-    place = Place(
+    place = LinePlace(
         volume=volume, epoch=1, run="0" * 16, number=number, generation=generation, included=0
     )
     content = f"{volume} {number}".encode().ljust(length, b"+")
-    return Record(place=place, size=1 << 30, ranges=(Data(0, content),))
+    return LineRecord(place=place, size=1 << 30, ranges=(Data(0, content),))
 
 
-def append(journal: Journal, one: Record) -> None:
+def append(journal: Journal, one: LineRecord) -> None:
     journal.append(encode(one), one.place)
 
 

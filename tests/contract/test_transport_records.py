@@ -36,7 +36,7 @@ from pannier.core.errors import (
     Stale,
     StorageError,
 )
-from pannier.core.line import Record, Zeros, encode
+from pannier.core.line import LineRecord, Zeros, encode
 from pannier.pki.authority import Authority
 from pannier.pki.credentials import Credentials, new_request
 from pannier.transport import record_server
@@ -57,7 +57,7 @@ async def world(tmp_path: Path) -> AsyncIterator[RecordsWorld]:
 @pytest.mark.parametrize("size", [4096, 8192, 65536, 100_000 // 4096 * 4096, 4 * MEBIBYTE])
 @pytest.mark.parametrize("make", [record, bulk])
 async def test_a_record_arrives_as_it_was_encoded(
-    world: RecordsWorld, make: Callable[..., Record], size: int
+    world: RecordsWorld, make: Callable[..., LineRecord], size: int
 ) -> None:
     sent = make(1, size=size)
     await world.send(sent)

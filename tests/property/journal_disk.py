@@ -9,7 +9,7 @@ from threading import Thread
 
 from pannier.core.errors import PannierError
 from pannier.core.generation import Generation
-from pannier.core.line import Data, Place, Record, encode
+from pannier.core.line import Data, LinePlace, LineRecord, encode
 from pannier.storage.journal.file import fill
 from pannier.storage.journal.journal import Journal
 from pannier.storage.journal.layout import BLOCK_BYTES, Geometry
@@ -102,9 +102,11 @@ def opened(
     return Journal(disk, geometry, volumes=volumes, what="the journal")
 
 
-def place(volume: str = "v-1", number: int = 1, *, after: int = 1, run: str = "0" * 16) -> Place:
+def place(
+    volume: str = "v-1", number: int = 1, *, after: int = 1, run: str = "0" * 16
+) -> LinePlace:
     """Of a record that was made after the generation ``after``."""
-    return Place(
+    return LinePlace(
         volume=volume,
         epoch=1,
         run=run,
@@ -114,18 +116,18 @@ def place(volume: str = "v-1", number: int = 1, *, after: int = 1, run: str = "0
     )
 
 
-def record(at: Place, *, blocks: int = 1) -> Record:
+def record(at: LinePlace, *, blocks: int = 1) -> LineRecord:
     """A record whose content tells it from all others."""
     content = f"{at.volume} {at.number} {at.run}".encode().ljust(BLOCK_BYTES * blocks, b"+")
-    return Record(place=at, size=1 << 30, ranges=(Data(0, content),))
+    return LineRecord(place=at, size=1 << 30, ranges=(Data(0, content),))
 
 
-def append(journal: Journal, at: Place, *, blocks: int = 1) -> None:
+def append(journal: Journal, at: LinePlace, *, blocks: int = 1) -> None:
     """Keep the record of a place."""
     journal.append(encode(record(at, blocks=blocks)), at)
 
 
-def append_together(journal: Journal, places: Sequence[Place]) -> list[PannierError | None]:
+def append_together(journal: Journal, places: Sequence[LinePlace]) -> list[PannierError | None]:
     """Keep records with one flush; what became of each."""
     errors: list[PannierError | None] = [None] * len(places)
 

@@ -12,7 +12,7 @@ from journal_disk import SMALL, MemoryDisk, append, append_together, empty, open
 
 from pannier.core.errors import Corrupt, JournalFull, NewerFormat, NotFound
 from pannier.core.generation import Generation
-from pannier.core.line import Place
+from pannier.core.line import LinePlace
 from pannier.storage.journal.journal import Journal
 from pannier.storage.journal.layout import BLOCK_BYTES, SUPER_BYTES, read_superblock
 
@@ -20,7 +20,7 @@ VOLUMES = ("v-1", "v-2", "v-9")
 FIRST, SECOND = Generation(1, 1, "0f3a94c1"), Generation(1, 2, "0f3a94c1")
 
 
-def closed_journal(count: int, *, laps: bool = False) -> tuple[bytes, list[Place]]:
+def closed_journal(count: int, *, laps: bool = False) -> tuple[bytes, list[LinePlace]]:
     """A journal that was closed, and its records, of v-1 and v-2 in turns."""
     disk = MemoryDisk(empty())
     journal = opened(disk)
@@ -41,7 +41,7 @@ CLOSED = [closed_journal(5), closed_journal(7, laps=True)]
 @settings(max_examples=600, deadline=None)
 @given(st.sampled_from(CLOSED), st.data())
 def test_a_flipped_bit_is_harmless_or_told(
-    closed: tuple[bytes, list[Place]], data: st.DataObject
+    closed: tuple[bytes, list[LinePlace]], data: st.DataObject
 ) -> None:
     content, places = bytearray(closed[0]), closed[1]
     blocks = [at for at in range(0, len(content), BLOCK_BYTES) if any(content[at : at + 400])]
@@ -71,7 +71,7 @@ def test_a_flipped_bit_is_harmless_or_told(
         assert journal.damaged() == told
 
 
-def damaged_content(places: list[Place], at: Place, content: bytes) -> bytearray:
+def damaged_content(places: list[LinePlace], at: LinePlace, content: bytes) -> bytearray:
     """The content of one record is another."""
     damaged = bytearray(content)
     where = damaged.find(f"{at.volume} {at.number} {at.run}".encode())
@@ -192,9 +192,9 @@ def test_what_a_failed_flush_may_have_lost_is_written_again_by_the_next_process(
     assert again.places("v-1") == [place("v-1", 1)]
 
 
-def fill_up(journal: Journal, volume: str) -> list[Place]:
+def fill_up(journal: Journal, volume: str) -> list[LinePlace]:
     """Keep records until there is no room."""
-    kept: list[Place] = []
+    kept: list[LinePlace] = []
     with suppress(JournalFull):
         for number in range(1, 1000):
             append(journal, place(volume, number))
@@ -208,7 +208,7 @@ def fill_up(journal: Journal, volume: str) -> list[Place]:
 def test_a_full_journal_refuses_before_it_writes_and_a_generation_makes_room() -> None:
     disk = MemoryDisk(empty())
     journal = opened(disk)
-    kept: list[Place] = []
+    kept: list[LinePlace] = []
     for volume in ("v-1", "v-2", "v-3"):
         kept += fill_up(journal, volume)
     usage = journal.usage()

@@ -12,7 +12,7 @@ from journal_disk import MemoryDisk, append, append_together, empty, opened, pla
 
 from pannier.core.errors import JournalFull, StorageError
 from pannier.core.generation import Generation
-from pannier.core.line import Place, is_settled
+from pannier.core.line import LinePlace, is_settled
 from pannier.storage.journal.journal import Journal
 
 VOLUMES = ("v-1", "v-2", "v-3")
@@ -22,12 +22,12 @@ VOLUMES = ("v-1", "v-2", "v-3")
 class Line:
     """What is known of a volume's records: ``tried`` were given to the journal, ``kept`` were confirmed."""
 
-    tried: list[Place] = field(default_factory=list)
-    kept: list[Place] = field(default_factory=list)
+    tried: list[LinePlace] = field(default_factory=list)
+    kept: list[LinePlace] = field(default_factory=list)
     generation: int = 1
     number: int = 0
 
-    def needed(self) -> list[Place]:
+    def needed(self) -> list[LinePlace]:
         newest = Generation(1, self.generation, "0f3a94c1")
         return [each for each in self.kept if not is_settled(each, newest)]
 
@@ -40,7 +40,7 @@ class World:
     disk: MemoryDisk = field(default_factory=lambda: MemoryDisk(empty()))
     lines: dict[str, Line] = field(default_factory=lambda: {name: Line() for name in VOLUMES})
     journal: Journal = field(init=False)
-    sizes: dict[Place, int] = field(default_factory=dict)
+    sizes: dict[LinePlace, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.journal = opened(self.disk, volumes=VOLUMES)

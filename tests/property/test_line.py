@@ -10,16 +10,18 @@ from hypothesis import strategies as st
 
 from pannier.core.errors import Corrupt
 from pannier.core.generation import Generation
-from pannier.core.line import Data, Place, Record, Zeros, decode, encode, follows, tail
+from pannier.core.line import Data, LinePlace, LineRecord, Zeros, decode, encode, follows, tail
 
 BLOCK = 4096
 FIRST = Generation(3, 7, "0f3a94c1")
 SECOND = Generation(3, 8, "1f3a94c1")
-PLACE = Place(volume="v-1", epoch=3, run="0123456789abcdef", number=1, generation=FIRST, included=0)
+PLACE = LinePlace(
+    volume="v-1", epoch=3, run="0123456789abcdef", number=1, generation=FIRST, included=0
+)
 
 
 @st.composite
-def records(draw: st.DrawFn) -> Record:
+def records(draw: st.DrawFn) -> LineRecord:
     ranges: list[Data | Zeros] = []
     at = 0
     for _ in range(draw(st.integers(0, 5))):
@@ -33,16 +35,16 @@ def records(draw: st.DrawFn) -> Record:
     place = replace(
         PLACE, number=draw(st.integers(1, 1 << 40)), acknowledged=draw(st.integers(0, 9))
     )
-    return Record(place=place, size=at, ranges=tuple(ranges))
+    return LineRecord(place=place, size=at, ranges=tuple(ranges))
 
 
 @given(records())
-def test_a_record_is_what_was_encoded(record: Record) -> None:
+def test_a_record_is_what_was_encoded(record: LineRecord) -> None:
     assert decode(b"".join(encode(record))) == record
 
 
 @given(records(), st.data())
-def test_a_flipped_bit_or_a_missing_end_is_noticed(record: Record, data: st.DataObject) -> None:
+def test_a_flipped_bit_or_a_missing_end_is_noticed(record: LineRecord, data: st.DataObject) -> None:
     encoded = bytearray(b"".join(encode(record)))
     bit = data.draw(st.integers(0, len(encoded) * 8 - 1))
     encoded[bit // 8] ^= 1 << bit % 8

@@ -29,7 +29,7 @@ from pannier.core.errors import (
     StorageError,
 )
 from pannier.core.generation import Generation, new_identity
-from pannier.core.line import Buffer, Cut, Data, Doubt, Place, decode, is_settled, tail
+from pannier.core.line import Buffer, Cut, Data, Doubt, LinePlace, decode, is_settled, tail
 from pannier.core.room import ImageLimits, Room
 from pannier.core.set_back import Noted, noting
 from pannier.storage.base import (
@@ -76,7 +76,7 @@ class Home:
     changed: dict[tuple[Generation, str], bytes] = field(default_factory=dict)
     sums: dict[Generation, dict[str, int]] = field(default_factory=dict)
     unproved: set[Generation] = field(default_factory=set)
-    records: list[tuple[Place, bytes]] = field(default_factory=list)
+    records: list[tuple[LinePlace, bytes]] = field(default_factory=list)
     notes: list[tuple[Noted, ...]] = field(default_factory=lambda: [()])
 
     def with_records(self, generation: Generation) -> dict[str, bytes]:
@@ -580,7 +580,7 @@ class SparseSnapshotDriver(
         content = content.ljust(-(-len(content) // BLOCK_BYTES) * BLOCK_BYTES)
         return Cut(size=len(content), ranges=(Data(0, content),))
 
-    def keep(self, place: Place, encoded: Buffer) -> None:
+    def keep(self, place: LinePlace, encoded: Buffer) -> None:
         home = self._home(place.volume)
         if any(kept == place for kept, _ in home.records):
             return
@@ -612,7 +612,7 @@ class SparseSnapshotDriver(
         }
         return replace(self.disk.journal, volumes=kept, live_bytes=sum(kept.values()))
 
-    async def note(self, place: Place) -> None:
+    async def note(self, place: LinePlace) -> None:
         home = self._home(place.volume)
         home.notes.append(noting(home.notes[-1], place))
 

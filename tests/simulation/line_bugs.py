@@ -14,10 +14,10 @@ from plots import generation_that_comes_under_a_takeover, record_that_comes_unde
 from stepping import SteppedSparseDriver
 
 from pannier.copies.lines import Lines
-from pannier.copies.replicated import Line, Replicated
+from pannier.copies.replicated import OpenLine, Replicated
 from pannier.copies.replication import Replicator
 from pannier.core.generation import Generation
-from pannier.core.line import Buffer, Cut, Doubt, Place, decode, new_run
+from pannier.core.line import Buffer, Cut, Doubt, LinePlace, decode, new_run
 from pannier.core.line import tail as real_tail
 
 __all__ = ["BUGS"]
@@ -64,7 +64,7 @@ def _watch_after_the_snapshot_with_which_a_run_begins(patch: pytest.MonkeyPatch)
         volume = replicated.volume
         generation = await self._drivers.of(volume).snapshot(volume.id, epoch=volume.grant.epoch)
         if await self._lines.watch(replicated):
-            replicated.line = Line(new_run(), generation)
+            replicated.line = OpenLine(new_run(), generation)
         await replicated.note_made(generation, at=began)
         return generation
 
@@ -79,7 +79,7 @@ def _say_that_a_generation_has_a_record_that_was_cut_after_it(patch: pytest.Monk
         begins = replicated.line is None and await self._lines.watch(replicated)
         generation = await self._drivers.of(volume).snapshot(volume.id, epoch=volume.grant.epoch)
         if begins:
-            replicated.line = Line(new_run(), generation)
+            replicated.line = OpenLine(new_run(), generation)
         else:
             await self._lines.cut(replicated)
             if (line := replicated.line) is not None:
@@ -126,9 +126,9 @@ def _keep_a_record_without_the_one_before(patch: pytest.MonkeyPatch) -> None:
 @bug()
 def _confirm_a_record_before_it_is_durable(patch: pytest.MonkeyPatch) -> None:
     real_keep, real_cut = SparseSnapshotDriver.keep, Machine.power_off
-    newest: dict[int, tuple[Home, Place]] = {}
+    newest: dict[int, tuple[Home, LinePlace]] = {}
 
-    def keep(self: SparseSnapshotDriver, place: Place, encoded: Buffer) -> None:
+    def keep(self: SparseSnapshotDriver, place: LinePlace, encoded: Buffer) -> None:
         real_keep(self, place, encoded)
         newest[id(self.disk)] = self.disk.homes[place.volume], place
 
@@ -204,7 +204,7 @@ def _begin_with_a_generation_alone(patch: pytest.MonkeyPatch) -> None:
 
 @bug()
 def _put_records_on_top_in_another_order(patch: pytest.MonkeyPatch) -> None:
-    def tail(places: Sequence[Place], base: Generation) -> list[Place]:
+    def tail(places: Sequence[LinePlace], base: Generation) -> list[LinePlace]:
         return real_tail(places, base)[::-1]
 
     patch.setattr("fake_driver.tail", tail)

@@ -21,7 +21,7 @@ from pannier.agent.mounts import Mounts
 from pannier.agent.usage import User
 from pannier.core.errors import Conflict, OutcomeUnknown, StorageError, VolumeInUse
 from pannier.core.generation import Generation
-from pannier.core.line import Buffer, Cut, Doubt, Place
+from pannier.core.line import Buffer, Cut, Doubt, LinePlace
 from pannier.core.room import ImageLimits, Room
 from pannier.storage.base import (
     Capacity,
@@ -244,7 +244,7 @@ class SteppedSparseDriver(SteppedDriver, SparseDriver, FileSystemDriver, Mending
             raise StorageError("what was written since the last cut was told, and nobody heard it")
         return found
 
-    def keep(self, place: Place, encoded: Buffer) -> None:
+    def keep(self, place: LinePlace, encoded: Buffer) -> None:
         self.sparse.keep(place, encoded)
 
     async def settle(self, volume: str, generation: Generation) -> None:
@@ -259,7 +259,7 @@ class SteppedSparseDriver(SteppedDriver, SparseDriver, FileSystemDriver, Mending
     async def journal(self) -> JournalState:
         return await self.sparse.journal()
 
-    async def note(self, place: Place) -> None:
+    async def note(self, place: LinePlace) -> None:
         await stepped(self._life, "driver.note", lambda: self.sparse.note(place))
 
     async def pieces(

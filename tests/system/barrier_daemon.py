@@ -21,7 +21,7 @@ from pathlib import Path
 import structlog
 
 from pannier.barrier.barrier import Barrier
-from pannier.barrier.calls import SyncCall
+from pannier.barrier.calls import BY_KERNEL, Answer, SyncCall
 from pannier.config import PATHS
 from pannier.core.errors import Unavailable
 from pannier.host.activation import inherited_fds, listening_socket
@@ -34,13 +34,14 @@ WORDS = Path("/run/barrier-test")
 class Told:
     """A strategy that does as it is told."""
 
-    async def make_durable(self, volume: str, calls: Sequence[SyncCall]) -> None:
+    async def make_durable(self, volume: str, calls: Sequence[SyncCall]) -> Sequence[Answer]:
         if (WORDS / "refuse").exists():
             raise Unavailable("told to refuse")
         await asyncio.sleep(_number("seconds"))
         with (WORDS / "groups").open("a") as file:
             names = ",".join(sorted({call.name for call in calls}))
             file.write(f"{volume} {len(calls)} {names}\n")
+        return [BY_KERNEL] * len(calls)
 
     async def unchanged(self, volume: str) -> bool:
         return (WORDS / "unchanged").exists()

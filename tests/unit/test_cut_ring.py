@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from pannier.core.errors import Unavailable
-from pannier.cut.ring import Event, Layout, kernel_number, layout, parse
+from pannier.cut.ring import Layout, TraceEvent, kernel_number, layout, parse
 
 GOLDEN = Path(__file__).parent / "golden/cut"
 WHERE = layout((GOLDEN / "header_page").read_text(), (GOLDEN / "format").read_text())
@@ -32,7 +32,7 @@ def told_by_the_kernel() -> list[tuple[int, int, int, int, str]]:
 
 
 def test_events_are_what_the_kernel_says_of_them():
-    events: list[Event] = []
+    events: list[TraceEvent] = []
     for page in sorted(GOLDEN.glob("page-*")):
         found, is_missing = parse(page.read_bytes(), WHERE)
         assert not is_missing
@@ -49,7 +49,7 @@ def test_events_are_what_the_kernel_says_of_them():
         assert event.may_be_hole == (kind != "WS")
 
 
-def at(event: Event) -> int:
+def at(event: TraceEvent) -> int:
     return event.at_ns
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from pannier.core.line import Data, Range
-from pannier.cut.doubt import Doubtful, Reason
+from pannier.cut.doubt import Doubtful, DoubtKind
 from pannier.cut.rounds import ROUNDS, Source, gather
 from pannier.cut.spans import BLOCK_BYTES, Written, overlay, written
 
@@ -133,7 +133,7 @@ def new_ones_never_read_again(source: Source) -> Sequence[Range]:
         content = overlay(source.read(new), content)
         if source.flushes() == before:
             return content
-    raise Doubtful(Reason.RESTLESS, "")
+    raise Doubtful(DoubtKind.RESTLESS, "")
 
 
 def faults(way: Way, kind: type[Traced] = Traced) -> tuple[int, int]:
@@ -200,5 +200,5 @@ def test_it_gives_up_after_some_rounds():
     restless = Restless()
     with pytest.raises(Doubtful) as raised:
         gather(restless)
-    assert raised.value.doubt.reason is Reason.RESTLESS
+    assert raised.value.doubt.reason is DoubtKind.RESTLESS
     assert restless.count == ROUNDS

@@ -6,14 +6,14 @@ import random
 import threading
 
 from pannier.cut import watch as module
-from pannier.cut.ring import Event
+from pannier.cut.ring import TraceEvent
 from pannier.cut.spans import BLOCK_BYTES
 from pannier.cut.tracefs import filter_text
 from pannier.cut.watch import MOST_SPANS, Watch
 
 
-def event(block: int, *, may_be_hole: bool = False) -> Event:
-    return Event(1, 5, block * BLOCK_BYTES, (block + 1) * BLOCK_BYTES, may_be_hole)
+def event(block: int, *, may_be_hole: bool = False) -> TraceEvent:
+    return TraceEvent(1, 5, block * BLOCK_BYTES, (block + 1) * BLOCK_BYTES, may_be_hole)
 
 
 def test_many_writes_to_the_same_places_take_little_and_lose_nothing():

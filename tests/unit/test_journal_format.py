@@ -13,7 +13,7 @@ import pytest
 
 from pannier.core.errors import Corrupt
 from pannier.core.generation import Generation
-from pannier.core.line import Data, Place, Record, decode, encode
+from pannier.core.line import Data, LinePlace, LineRecord, decode, encode
 from pannier.storage.journal.format import (
     Frame,
     FrameHead,
@@ -46,7 +46,7 @@ from pannier.storage.journal.room import largest_frame, most_live, most_of_volum
 
 GOLDEN = Path(__file__).parent / "golden" / "journal" / "1.gz"
 GEOMETRY = Geometry(identity=b"0123456789abcdef", segments=4, segment_bytes=8 * BLOCK_BYTES)
-PLACE = Place(
+PLACE = LinePlace(
     volume="db",
     epoch=3,
     run="0123456789abcdef",
@@ -55,7 +55,7 @@ PLACE = Place(
     included=6,
     acknowledged=5,
 )
-RECORD = Record(place=PLACE, size=1 << 20, ranges=(Data(BLOCK_BYTES, b"x" * BLOCK_BYTES),))
+RECORD = LineRecord(place=PLACE, size=1 << 20, ranges=(Data(BLOCK_BYTES, b"x" * BLOCK_BYTES),))
 REGION = Region(number=4, start=4096, end=8192)
 
 
@@ -64,7 +64,7 @@ def golden_journal() -> bytes:
     identity = GEOMETRY.identity
     segment = bytearray(segment_head(identity, SegmentHead(number=5, previous_end=20480)))
     record = b"".join(encode(RECORD))
-    frames: list[tuple[FrameKind, Place | None, str, bytes]] = [
+    frames: list[tuple[FrameKind, LinePlace | None, str, bytes]] = [
         (FrameKind.MOVED, None, "", moved_content(20480)),
         (FrameKind.LOSS, None, "", loss_content(REGION, ["db", "web"])),
         (FrameKind.RECORD, PLACE, "db", record),

@@ -14,7 +14,7 @@ from world import Step, event_loop_policy
 from pannier.agent.promises import Refusal
 from pannier.core.errors import Corrupt
 from pannier.core.generation import Generation
-from pannier.core.line import Place, follows, tail
+from pannier.core.line import LinePlace, follows, tail
 from pannier.core.volume import Volume
 
 __all__ = ["event_loop_policy"]
@@ -207,8 +207,8 @@ async def test_an_interrupted_caller_is_answered_when_nothing_is_new(world: Copi
     assert await world.a.ask(lambda run: run.acknowledging.unchanged("vol"))
 
 
-def place(number: int, *, of: int = 1, included: int = 0, run: str = "r") -> Place:
-    return Place(
+def place(number: int, *, of: int = 1, included: int = 0, run: str = "r") -> LinePlace:
+    return LinePlace(
         volume="v", epoch=1, run=run, number=number, generation=Generation(1, of), included=included
     )
 
@@ -229,7 +229,7 @@ def place(number: int, *, of: int = 1, included: int = 0, run: str = "r") -> Pla
     ],
 )
 def test_a_copy_keeps_only_what_follows_what_it_has(
-    one: Place, last: Place | None, newest: int, kept: bool
+    one: LinePlace, last: LinePlace | None, newest: int, kept: bool
 ) -> None:
     assert follows(one, last=last, newest=Generation(1, newest)) is kept
 
@@ -250,6 +250,6 @@ def test_what_stands_on_a_generation_that_came_too_late_is_left_out() -> None:
 @pytest.mark.parametrize(
     "places", [[place(2)], [place(1), place(3)], [place(1), place(1, run="s")]]
 )
-def test_a_missing_record_is_told(places: list[Place]) -> None:
+def test_a_missing_record_is_told(places: list[LinePlace]) -> None:
     with pytest.raises(Corrupt, match="does not follow"):
         tail(places, Generation(1, 1))

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from pannier.core.generation import Generation
-from pannier.core.line import Place
+from pannier.core.line import LinePlace
 from pannier.core.set_back import MOST_RUNS, Noted
 from pannier.storage.image import noted
 from pannier.storage.image.noted import NotedRuns, pack, parse
 
-PLACE = Place(
+PLACE = LinePlace(
     volume="v-1",
     epoch=3,
     run="0123456789abcdef",

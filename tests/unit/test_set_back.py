@@ -13,7 +13,7 @@ from copies_world import CopiesWorld
 from world import Machine, SparseSnapshotDriver, event_loop_policy
 
 from pannier.core.generation import Generation
-from pannier.core.line import Place
+from pannier.core.line import LinePlace
 from pannier.core.set_back import MOST_RUNS, Noted, lacks_records, noting, proof_of_set_back
 from pannier.core.volume import Volume
 
@@ -46,8 +46,10 @@ def test_what_a_copy_has_proves_it(ours: list[str], theirs: list[str], proof: st
     assert (str(found) if found else None) == proof
 
 
-def place(run: str, number: int, *, acknowledged: int = 0, epoch: int = 3, of: int = 5) -> Place:
-    return Place(
+def place(
+    run: str, number: int, *, acknowledged: int = 0, epoch: int = 3, of: int = 5
+) -> LinePlace:
+    return LinePlace(
         volume="v",
         epoch=epoch,
         run=run,
@@ -72,7 +74,7 @@ def place(run: str, number: int, *, acknowledged: int = 0, epoch: int = 3, of: i
         (place("c", 2, acknowledged=1, epoch=2), False),
     ],
 )
-def test_what_a_copy_keeps_in_its_journal_proves_it(last: Place | None, lacks: bool) -> None:
+def test_what_a_copy_keeps_in_its_journal_proves_it(last: LinePlace | None, lacks: bool) -> None:
     noted = (Noted(3, "a", 4, began=2), Noted(3, "b", 7, began=5))
     assert lacks_records(noted, last, epoch=3) is lacks
 

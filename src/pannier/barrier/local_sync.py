@@ -38,7 +38,7 @@ _OF_THE_CALLER = frozenset((errno.EBADF, errno.EINVAL))
 
 
 @dataclass(frozen=True, slots=True)
-class Synced:
+class SyncedCall:
     """What the local disk said.
 
     Attributes:
@@ -52,7 +52,7 @@ class Synced:
     refused: bool = False
 
 
-async def sync_group(calls: Sequence[SyncCall], *, root: Path) -> list[Synced]:
+async def sync_group(calls: Sequence[SyncCall], *, root: Path) -> list[SyncedCall]:
     """Sync the files of a group's calls, and nothing else. One result for each call; raises nothing.
 
     The threads are shared with nothing that could make them wait.
@@ -63,7 +63,7 @@ async def sync_group(calls: Sequence[SyncCall], *, root: Path) -> list[Synced]:
     by_file: dict[object, list[int]] = {}
     for at, call in enumerate(calls):
         by_file.setdefault(call.file or call.mapped or at, []).append(at)
-    found: dict[int, Synced] = {}
+    found: dict[int, SyncedCall] = {}
     asked = []
     for files in _shares(list(by_file.values())):
         if any(calls[at].file or calls[at].mapped for at in files):
@@ -71,7 +71,7 @@ async def sync_group(calls: Sequence[SyncCall], *, root: Path) -> list[Synced]:
                 (files, in_own_thread(partial(_sync_all, [calls[at] for at in files], root)))
             )
         else:
-            found.update((at, Synced(BY_KERNEL, whole=True)) for at in files)
+            found.update((at, SyncedCall(BY_KERNEL, whole=True)) for at in files)
     for files, work in asked:
         found.update(zip(files, await work, strict=True))
     return [found[at] for at in range(len(calls))]
@@ -84,24 +84,24 @@ def _shares(files: Sequence[Iterable[int]]) -> list[list[int]]:
     ]
 
 
-def _sync_all(calls: Sequence[SyncCall], root: Path) -> list[Synced]:
+def _sync_all(calls: Sequence[SyncCall], root: Path) -> list[SyncedCall]:
     return [_sync(call, root) for call in calls]
 
 
-def _sync(call: SyncCall, root: Path) -> Synced:
+def _sync(call: SyncCall, root: Path) -> SyncedCall:
     if call.mapped is not None:
         return _sync_mapped(call.pid, call.mapped, root)
     if call.file is None:
-        return Synced(BY_KERNEL, whole=True)
+        return SyncedCall(BY_KERNEL, whole=True)
     try:
         with borrowed(call) as file:
             if file is None:  # its caller has ended, or its descriptor is another file's
-                return Synced(DONE, whole=call.is_there())
+                return SyncedCall(DONE, whole=call.is_there())
             if error := _error_of(call.name, file.fd):
-                return Synced(Answer(error), refused=error not in _OF_THE_CALLER)
-            return Synced(DONE if file.own else BY_KERNEL)
+                return SyncedCall(Answer(error), refused=error not in _OF_THE_CALLER)
+            return SyncedCall(DONE if file.own else BY_KERNEL)
     except OSError:  # no file that could be had, or its caller has ended
-        return Synced(BY_KERNEL, whole=call.is_there())
+        return SyncedCall(BY_KERNEL, whole=call.is_there())
 
 
 def sync_stacked(call: SyncCall) -> int:
@@ -127,7 +127,7 @@ def _error_of(name: str, fd: int) -> int:
 # -- msync -----------------------------------------------------------------------------------------
 
 
-def _sync_mapped(tid: int, mapped: Mapped, root: Path) -> Synced:
+def _sync_mapped(tid: int, mapped: Mapped, root: Path) -> SyncedCall:
     """Sync the files of the volume that are mapped there; all of it if that cannot be seen."""
     try:
         device = os.stat(root).st_dev
@@ -136,12 +136,12 @@ def _sync_mapped(tid: int, mapped: Mapped, root: Path) -> Synced:
             fd = os.open(f"/proc/{tid}/map_files/{name}", os.O_RDONLY | os.O_CLOEXEC)
             try:
                 if error := _error_of("fdatasync", fd):
-                    return Synced(Answer(error), refused=error not in _OF_THE_CALLER)
+                    return SyncedCall(Answer(error), refused=error not in _OF_THE_CALLER)
             finally:
                 os.close(fd)
     except (OSError, ValueError):
-        return Synced(BY_KERNEL, whole=True)
-    return Synced(BY_KERNEL, whole=names is None)
+        return SyncedCall(BY_KERNEL, whole=True)
+    return SyncedCall(BY_KERNEL, whole=names is None)
 
 
 def _mappings(tid: int, mapped: Mapped, device: int) -> list[str] | None:

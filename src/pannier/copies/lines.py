@@ -12,9 +12,9 @@ import structlog
 
 from pannier.agent.drivers import Drivers
 from pannier.cluster.cluster import Cluster
-from pannier.copies.replicated import Following, Line, Replicated
+from pannier.copies.replicated import Following, OpenLine, Replicated
 from pannier.core.errors import PannierError, PeerUnavailable
-from pannier.core.line import Cut, Doubt, Place, Record
+from pannier.core.line import Cut, Doubt, LinePlace, LineRecord
 from pannier.core.pace import CopiesPace
 from pannier.core.volume import Volume
 from pannier.host.clock import Clock
@@ -125,9 +125,9 @@ class Lines:
             event, volume=replicated.volume.name, **facts, **({"left_out": more} if more else {})
         )
 
-    def _ship(self, replicated: Replicated, line: Line, cut: Cut, *, at: float) -> Place:
+    def _ship(self, replicated: Replicated, line: OpenLine, cut: Cut, *, at: float) -> LinePlace:
         place = line.next_place(replicated.volume)
-        parcel = Parcel.of(Record(place=place, size=cut.size, ranges=cut.ranges))
+        parcel = Parcel.of(LineRecord(place=place, size=cut.size, ranges=cut.ranges))
         followers = [
             (node, progress.following)
             for node, progress in replicated.progress.items()

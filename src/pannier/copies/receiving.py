@@ -11,7 +11,7 @@ from pannier.agent.drivers import Drivers
 from pannier.agent.promises import Promises
 from pannier.cluster.cluster import Cluster
 from pannier.core.errors import Denied, NotHolder, Stale, Unavailable
-from pannier.core.line import Buffer, Place
+from pannier.core.line import Buffer, LinePlace
 from pannier.core.volume import Grant, Volume
 from pannier.storage.base import Driver
 from pannier.storage.lines import LineDriver
@@ -58,13 +58,13 @@ class Reception:
                 raise _not_the_holder(now, offer, peer)
         return driver
 
-    def take(self, place: Place, encoded: Buffer, *, volume_name: str, peer: str) -> None:
+    def take(self, place: LinePlace, encoded: Buffer, *, volume_name: str, peer: str) -> None:
         """See :class:`~pannier.transport.base.RecordGate`."""
         driver = self.admit_record(place, volume_name=volume_name, peer=peer)
         driver.keep(place, encoded)
         self.confirm_record(place, volume_name=volume_name, peer=peer)
 
-    def admit_record(self, place: Place, *, volume_name: str, peer: str) -> LineDriver:
+    def admit_record(self, place: LinePlace, *, volume_name: str, peer: str) -> LineDriver:
         """Decide about a record by what this node remembers: a sync call must not wait for the store.
 
         Raises:
@@ -89,7 +89,7 @@ class Reception:
             raise NotHolder(f"volume {volume_name} is kept in generations only")
         return driver
 
-    def confirm_record(self, place: Place, *, volume_name: str, peer: str) -> None:
+    def confirm_record(self, place: LinePlace, *, volume_name: str, peer: str) -> None:
         """Allow the sender to be told that a record is durable here. Raises Stale: this node takes the volume over."""
         if self._promises.refuses(place.volume, epoch=place.epoch):
             raise Stale(

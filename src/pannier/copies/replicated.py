@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pannier.core.generation import Generation
-from pannier.core.line import Doubt, Place
+from pannier.core.line import Doubt, LinePlace
 from pannier.core.seldom import Seldom
 from pannier.core.sync_times import LastGroups
 from pannier.core.volume import Volume
@@ -18,7 +18,7 @@ BEGINS = "a run of records begins with a generation"
 
 
 @dataclass(slots=True)
-class Line:
+class OpenLine:
     """The present run of a volume's records: see :mod:`pannier.core.line`.
 
     Attributes:
@@ -37,9 +37,9 @@ class Line:
     noted: int = 0
     bytes: int = 0
 
-    def next_place(self, volume: Volume) -> Place:
+    def next_place(self, volume: Volume) -> LinePlace:
         """Of the record after the newest."""
-        return Place(
+        return LinePlace(
             volume=volume.id,
             epoch=volume.grant.epoch,
             run=self.run,
@@ -101,7 +101,7 @@ class ReplicaProgress:
         """Whether the replica confirmed this position or a later one."""
         return self.position is not None and self.position >= position
 
-    def follows(self, line: Line | None) -> bool:
+    def follows(self, line: OpenLine | None) -> bool:
         """Whether it got, or is getting, all records of a line."""
         following = self.following
         return (
@@ -153,7 +153,7 @@ class Replicated:
     acknowledged: int = 0
     """The last position that made sync calls durable."""
     made_at: float = 0.0
-    line: Line | None = None
+    line: OpenLine | None = None
     """None where what is written is not told: then there are only generations."""
     doubt: Doubt | None = None
     """Why what was written could not be told the last time; None since it was told."""

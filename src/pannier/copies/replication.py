@@ -26,7 +26,7 @@ from pannier.agent.drivers import Drivers
 from pannier.cluster.cluster import Cluster
 from pannier.copies.catching_up import CatchUps
 from pannier.copies.lines import Lines
-from pannier.copies.replicated import BEGINS, Circle, Line, ReplicaProgress, Replicated
+from pannier.copies.replicated import BEGINS, Circle, OpenLine, ReplicaProgress, Replicated
 from pannier.copies.switching import Switching
 from pannier.core.errors import (
     NotHolder,
@@ -288,7 +288,7 @@ class Replicator:
         begins = line is None and await self._lines.watch(replicated)
         generation = await driver.snapshot(volume.id, epoch=volume.grant.epoch)
         if begins:
-            replicated.line = Line(new_run(), generation)
+            replicated.line = OpenLine(new_run(), generation)
         elif line is not None:
             line.generation, line.included, line.bytes = generation, line.number, 0
         await replicated.note_made(generation, at=began)

@@ -62,7 +62,7 @@ Range = Data | Zeros
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class LinePlace:
     """Where a record stands in its line.
 
     Attributes:
@@ -86,7 +86,7 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Record:
+class LineRecord:
     """What was written between two cuts.
 
     Attributes:
@@ -94,14 +94,14 @@ class Record:
         ranges: ascending and disjoint; starts and lengths are multiples of 4 KiB.
     """
 
-    place: Place
+    place: LinePlace
     size: int
     ranges: tuple[Range, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cut:
-    """What was written to an image since the cut before it. See :class:`Record`."""
+    """What was written to an image since the cut before it. See :class:`LineRecord`."""
 
     size: int
     ranges: tuple[Range, ...]
@@ -121,7 +121,7 @@ def new_run() -> str:
     return secrets.token_hex(8)
 
 
-def follows(place: Place, *, last: Place | None, newest: Generation | None) -> bool:
+def follows(place: LinePlace, *, last: LinePlace | None, newest: Generation | None) -> bool:
     """Whether a copy has everything before a record, so that it may keep and confirm it.
 
     Args:
@@ -136,7 +136,7 @@ def follows(place: Place, *, last: Place | None, newest: Generation | None) -> b
     return after_record or (newest == place.generation and place.number == place.included + 1)
 
 
-def tail(places: Sequence[Place], base: Generation) -> list[Place]:
+def tail(places: Sequence[LinePlace], base: Generation) -> list[LinePlace]:
     """What of a copy's records, in the order in which they came, is to be put on top of a generation.
 
     There may be newer generations, which arrived while the copy was just taking the volume over, and records that
@@ -145,7 +145,7 @@ def tail(places: Sequence[Place], base: Generation) -> list[Place]:
     Raises:
         Corrupt: a record is missing among those that were made after the generation.
     """
-    found: list[Place] = []
+    found: list[LinePlace] = []
     for place in places:
         before = found[-1] if found else None
         if is_settled(place, base):
@@ -162,12 +162,12 @@ def tail(places: Sequence[Place], base: Generation) -> list[Place]:
     return found
 
 
-def is_settled(place: Place, newest: Generation) -> bool:
+def is_settled(place: LinePlace, newest: Generation) -> bool:
     """Whether a generation that a copy has durably makes a record of no use."""
     return place.generation.number < newest.number
 
 
-def encode(record: Record) -> list[Buffer]:
+def encode(record: LineRecord) -> list[Buffer]:
     """A record as pieces of one string of bytes, as it is sent and kept. The first piece has all but the content."""
     place = record.place
     texts = [text.encode() for text in (place.volume, place.run, str(place.generation))]
@@ -204,7 +204,7 @@ def encode(record: Record) -> list[Buffer]:
     return [head[:-4] + struct.pack(">I", check) + body, *content]
 
 
-def decode(encoded: Buffer) -> Record:
+def decode(encoded: Buffer) -> LineRecord:
     """A record from its bytes; its content is not copied.
 
     Raises:
@@ -217,7 +217,7 @@ def decode(encoded: Buffer) -> Record:
         raise Corrupt(f"a record of {len(whole)} bytes cannot be read: {error}") from error
 
 
-def _decode(whole: memoryview) -> Record:
+def _decode(whole: memoryview) -> LineRecord:
     magic, version, names, count, total, epoch, number, included, acknowledged, size, check = (
         _HEAD.unpack_from(whole)
     )
@@ -251,7 +251,7 @@ def _decode(whole: memoryview) -> Record:
     if at != table or content != len(whole):
         raise Corrupt(f"the parts of a record of {len(whole)} bytes do not fit together")
     volume, run, generation = texts
-    place = Place(
+    place = LinePlace(
         volume=volume,
         epoch=epoch,
         run=run,
@@ -260,4 +260,4 @@ def _decode(whole: memoryview) -> Record:
         included=included,
         acknowledged=acknowledged,
     )
-    return Record(place=place, size=size, ranges=tuple(ranges))
+    return LineRecord(place=place, size=size, ranges=tuple(ranges))

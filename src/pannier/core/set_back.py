@@ -14,7 +14,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from pannier.core.generation import Generation
-from pannier.core.line import Place
+from pannier.core.line import LinePlace
 
 MOST_RUNS = 64
 """So many runs of an epoch are remembered. A copy in sync has the generation with which a run begins before
@@ -36,7 +36,7 @@ class Noted:
     began: int
 
 
-def noting(noted: Sequence[Noted], place: Place) -> tuple[Noted, ...]:
+def noting(noted: Sequence[Noted], place: LinePlace) -> tuple[Noted, ...]:
     """What a holder remembers once it has made a record, oldest run first. Other epochs are forgotten."""
     ours = [one for one in noted if one.epoch == place.epoch]
     began = place.generation.sequence
@@ -45,7 +45,7 @@ def noting(noted: Sequence[Noted], place: Place) -> tuple[Noted, ...]:
     return (*ours, Noted(place.epoch, place.run, place.number, began))[-MOST_RUNS:]
 
 
-def lacks_records(noted: Sequence[Noted], last: Place | None, *, epoch: int) -> bool:
+def lacks_records(noted: Sequence[Noted], last: LinePlace | None, *, epoch: int) -> bool:
     """Whether a copy has a record that its holder cannot have made, as its disk is now.
 
     Args:

@@ -8,21 +8,21 @@ from pathlib import Path
 from pannier.core.errors import InvalidInput, StorageError
 from pannier.core.line import Cut, Data
 from pannier.cut.device import LoopSettings
-from pannier.cut.doubt import Doubt, Doubtful, Reason
+from pannier.cut.doubt import Doubtful, DoubtKind, TraceDoubt
 from pannier.cut.image import ImageReader
 from pannier.cut.rounds import gather
 from pannier.cut.traced import TracedImage
 from pannier.cut.tracer import Tracer
 from pannier.cut.watch import Watch
 
-_UNWATCHED = Doubt(Reason.GAP, "the device is not watched")
+_UNWATCHED = TraceDoubt(DoubtKind.GAP, "the device is not watched")
 
 
 class Cutter:
     """Takes the cuts of one image while its loop device has it. Methods block and may be called from several threads.
 
     The order is: :meth:`begin`, a generation (a snapshot of the image), then cuts on top of it. A cut is told once.
-    After a :class:`Doubt`, or when a cut was lost on its way: :meth:`restart`, *then* a generation. What was written
+    After a :class:`TraceDoubt`, or when a cut was lost on its way: :meth:`restart`, *then* a generation. What was written
     before the restart is in the snapshot, and what was written after it is told. The other order would lose what is
     written between. Only a restart forgets what was told and not yet cut, and only a restart ends a gap.
 
@@ -40,7 +40,7 @@ class Cutter:
         self._device = device
         self._lock = threading.Lock()
         """One cut at a time."""
-        self._lasting: Doubt | None = _UNWATCHED
+        self._lasting: TraceDoubt | None = _UNWATCHED
         """A doubt that only a restart ends."""
         self._watch: Watch | None = None
         self._source: TracedImage | None = None
@@ -94,7 +94,7 @@ class Cutter:
         except Doubtful as doubtful:
             raise StorageError(doubtful.doubt.detail, remedy="attach the image anew") from doubtful
 
-    def take(self, limit_bytes: int, *, flushes: int | None = None) -> Cut | Doubt:
+    def take(self, limit_bytes: int, *, flushes: int | None = None) -> Cut | TraceDoubt:
         """What was written since the last cut.
 
         Args:
@@ -110,7 +110,7 @@ class Cutter:
             try:
                 return self._take(limit_bytes, flushes)
             except Doubtful as doubtful:
-                if doubtful.doubt.reason in (Reason.GAP, Reason.MISMATCH):
+                if doubtful.doubt.reason in (DoubtKind.GAP, DoubtKind.MISMATCH):
                     self._lasting = doubtful.doubt
                 return doubtful.doubt
 
@@ -137,12 +137,14 @@ class Cutter:
         source = self._begun()
         self._settings.check()
         if flushes is not None and source.flushes() <= flushes:
-            raise Doubtful(Reason.NO_FLUSH, "a group was synced, and the device counted no flush")
+            raise Doubtful(
+                DoubtKind.NO_FLUSH, "a group was synced, and the device counted no flush"
+            )
         source.attempt(limit_bytes)
         ranges = gather(source)
         content = sum(one.end - one.start for one in ranges if isinstance(one, Data))
         if content > limit_bytes:
-            raise Doubtful(Reason.TOO_MUCH, f"{content} bytes were written")
+            raise Doubtful(DoubtKind.TOO_MUCH, f"{content} bytes were written")
         source.check()
         source.forget()
         return Cut(ranges=ranges, size=self._image.size)

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from pannier.cut.doubt import Doubtful, Reason
+from pannier.cut.doubt import Doubtful, DoubtKind
 
 _FILE_BYTES = 4096
 _CLOSED = -1
@@ -73,7 +73,7 @@ class LoopSettings:
             found = self._read(file).strip()
             if found != wanted:
                 raise Doubtful(
-                    Reason.SETTINGS,
+                    DoubtKind.SETTINGS,
                     f"{file} of block device {self._name} is {found.decode()}",
                     remedy=f"echo {wanted.decode()} > /sys/dev/block/{self._name}/{file}",
                 )
@@ -88,4 +88,4 @@ class LoopSettings:
             return os.pread(self._open.get(file, _CLOSED), _FILE_BYTES, 0)
         except OSError as error:
             text = f"block device {self._name} has its image no more: {error}"
-            raise Doubtful(Reason.SETTINGS, text) from error
+            raise Doubtful(DoubtKind.SETTINGS, text) from error

@@ -6,7 +6,7 @@ import enum
 from dataclasses import dataclass
 
 
-class Reason(enum.Enum):
+class DoubtKind(enum.Enum):
     """What a doubt is about."""
 
     GAP = "gap"
@@ -24,7 +24,7 @@ class Reason(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Doubt:
+class TraceDoubt:
     """Why there is no cut. What is needed instead is a generation: see :class:`pannier.cut.cutter.Cutter`.
 
     Attributes:
@@ -32,7 +32,7 @@ class Doubt:
         remedy: what a person can do; empty where it passes by itself.
     """
 
-    reason: Reason
+    reason: DoubtKind
     detail: str
     remedy: str = ""
 
@@ -40,6 +40,6 @@ class Doubt:
 class Doubtful(Exception):
     """Carries a doubt to where it is answered, within this room only."""
 
-    def __init__(self, reason: Reason, detail: str, *, remedy: str = "") -> None:
+    def __init__(self, reason: DoubtKind, detail: str, *, remedy: str = "") -> None:
         super().__init__(detail)
-        self.doubt = Doubt(reason, detail, remedy)
+        self.doubt = TraceDoubt(reason, detail, remedy)

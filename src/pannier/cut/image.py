@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pannier.core.line import Data, Range, Zeros
-from pannier.cut.doubt import Doubtful, Reason
+from pannier.cut.doubt import Doubtful, DoubtKind
 from pannier.cut.spans import BLOCK_BYTES, Span, Written
 
 _BUFFER_BYTES = 256 << 10
@@ -46,7 +46,7 @@ class ImageReader:
             pieces.extend(self._in_holes(span))
             if len(pieces) > _MOST_RANGES:
                 raise Doubtful(
-                    Reason.TOO_MUCH, f"more than {_MOST_RANGES} places were discarded or zeroed"
+                    DoubtKind.TOO_MUCH, f"more than {_MOST_RANGES} places were discarded or zeroed"
                 )
         total = 0
         found: list[Range] = []
@@ -56,7 +56,7 @@ class ImageReader:
                 continue
             total += end - start
             if total > limit_bytes:
-                raise Doubtful(Reason.TOO_MUCH, f"more than {limit_bytes} bytes were written")
+                raise Doubtful(DoubtKind.TOO_MUCH, f"more than {limit_bytes} bytes were written")
             found.append(Data(start, self._bytes(start, end)))
         return found
 

@@ -30,7 +30,7 @@ _MISSED, _FLAGS = 1 << 31, 3 << 30
 _WORD = 4
 
 
-class Event(NamedTuple):
+class TraceEvent(NamedTuple):
     """A completed write, discard or zeroing. (Of these there are many: a tuple.)
 
     Attributes:
@@ -144,7 +144,7 @@ def kernel_number(device: int) -> int:
     return major << 20 | minor & 0xFFFFF
 
 
-def parse(page: bytes, where: Layout) -> tuple[list[Event], bool]:
+def parse(page: bytes, where: Layout) -> tuple[list[TraceEvent], bool]:
     """The events of a sub-buffer, in the ring's order, and whether events are missing before them.
 
     Raises:
@@ -156,9 +156,9 @@ def parse(page: bytes, where: Layout) -> tuple[list[Event], bool]:
         raise ValueError(f"a sub-buffer of {len(page)} bytes cannot be read: {error}") from error
 
 
-def _parse(page: bytes, where: Layout) -> tuple[list[Event], bool]:
+def _parse(page: bytes, where: Layout) -> tuple[list[TraceEvent], bool]:
     now, used = where.page_head.unpack_from(page)
-    found: list[Event] = []
+    found: list[TraceEvent] = []
     at, end = where.data, where.data + (used & ~_FLAGS)
     if end > len(page):
         raise ValueError(f"a sub-buffer of {len(page)} bytes says that it uses {end}")
@@ -192,7 +192,7 @@ def _parse(page: bytes, where: Layout) -> tuple[list[Event], bool]:
     return found, bool(used & _MISSED)
 
 
-def _event(page: bytes, body: int, now: int, where: Layout) -> Event | None:
+def _event(page: bytes, body: int, now: int, where: Layout) -> TraceEvent | None:
     """An event of ours, or None: another one, a read, or one without a range (a flush)."""
     if int.from_bytes(page[body : body + 2], "little") != where.event_id:
         return None
@@ -203,4 +203,4 @@ def _event(page: bytes, body: int, now: int, where: Layout) -> Event | None:
         return None
     start = sector * SECTOR_BYTES
     may_be_hole = what[:1] != b"W" or what[:2] == b"WZ"
-    return Event(device, now, start, start + sectors * SECTOR_BYTES, may_be_hole, error != 0)
+    return TraceEvent(device, now, start, start + sectors * SECTOR_BYTES, may_be_hole, error != 0)

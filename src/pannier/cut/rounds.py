@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from pannier.core.line import Range
-from pannier.cut.doubt import Doubtful, Reason
+from pannier.cut.doubt import Doubtful, DoubtKind
 from pannier.cut.spans import Written, overlay
 
 ROUNDS = 8
@@ -56,4 +56,4 @@ def gather(source: Source) -> tuple[Range, ...]:
         content = overlay(content, source.read(new))
         if source.flushes() == before:
             return content
-    raise Doubtful(Reason.RESTLESS, f"in each of {ROUNDS} rounds a flush completed")
+    raise Doubtful(DoubtKind.RESTLESS, f"in each of {ROUNDS} rounds a flush completed")

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from pannier.core.line import Range
 from pannier.cut.device import LoopSettings, Statistics
-from pannier.cut.doubt import Doubtful, Reason
+from pannier.cut.doubt import Doubtful, DoubtKind
 from pannier.cut.image import ImageReader
 from pannier.cut.spans import Written
 from pannier.cut.tracer import Tracer
@@ -58,7 +58,7 @@ class TracedImage:
                 self._drain()
                 if self._watch.found_base(clock_ns, counted):
                     return
-        raise Doubtful(Reason.MISMATCH, "writes complete all the time: no moment to begin at")
+        raise Doubtful(DoubtKind.MISMATCH, "writes complete all the time: no moment to begin at")
 
     def attempt(self, limit_bytes: int) -> None:
         """Begin an attempt at a cut of so many bytes at most: it is told also what earlier ones were."""
@@ -78,7 +78,7 @@ class TracedImage:
         new = self._watch.claim()
         self._told |= new
         if self._told.plain_bytes > self._limit_bytes:
-            raise Doubtful(Reason.TOO_MUCH, f"{self._told.plain_bytes} bytes were written")
+            raise Doubtful(DoubtKind.TOO_MUCH, f"{self._told.plain_bytes} bytes were written")
         untold, self._untold = self._untold | new, Written()
         return counted.flushes, untold
 
@@ -112,7 +112,8 @@ class TracedImage:
                 if not missing:
                     return counted
         raise Doubtful(
-            Reason.MISMATCH, f"{missing} more sectors were counted than told, of {counted.sectors}"
+            DoubtKind.MISMATCH,
+            f"{missing} more sectors were counted than told, of {counted.sectors}",
         )
 
     def _drain(self) -> None:
@@ -121,7 +122,7 @@ class TracedImage:
 
     def _require_no_gap(self) -> None:
         if self._watch.gap:
-            raise Doubtful(Reason.GAP, self._watch.gap)
+            raise Doubtful(DoubtKind.GAP, self._watch.gap)
 
 
 def _tries() -> Iterator[None]:

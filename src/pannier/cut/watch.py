@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pannier.cut.account import Account
-from pannier.cut.ring import Event
+from pannier.cut.ring import TraceEvent
 from pannier.cut.spans import Span, Written, written
 
 _FOLD = 8192
@@ -39,7 +39,7 @@ class Watch:
         """Why something may be missing: "" or words for people. It stays until :meth:`clear`."""
         return self._gap
 
-    def note(self, event: Event) -> None:
+    def note(self, event: TraceEvent) -> None:
         """An event of this device. The caller holds the lock."""
         self._account.note(event.at_ns, event.sectors)
         if event.refused:

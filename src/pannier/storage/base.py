@@ -21,7 +21,7 @@ from typing import Protocol, runtime_checkable
 
 from pannier.core.errors import StorageError
 from pannier.core.generation import Generation
-from pannier.core.line import Place
+from pannier.core.line import LinePlace
 from pannier.core.room import ImageLimits, Room
 from pannier.core.set_back import Noted
 
@@ -76,7 +76,7 @@ class LocalCopy:
     generations: tuple[Generation, ...] = ()
     bases: tuple[Generation, ...] = ()
     begun: Begun | None = None
-    last: Place | None = None
+    last: LinePlace | None = None
     noted: tuple[Noted, ...] = ()
 
 

@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 
 from pannier.core.errors import PannierError
 from pannier.core.generation import Generation
-from pannier.core.line import Buffer, Cut, Doubt, Place
+from pannier.core.line import Buffer, Cut, Doubt, LinePlace
 from pannier.storage.base import Driver
 
 
@@ -67,7 +67,7 @@ class LineDriver(Driver, Protocol):
         """
         ...
 
-    def keep(self, place: Place, encoded: Buffer) -> None:
+    def keep(self, place: LinePlace, encoded: Buffer) -> None:
         """Keep a record of another node's volume; it is durable on return. Repeatable. Any thread may call it, and it
         waits for the disk: a sync call waits for it, and must not wait for the event loop.
 
@@ -89,7 +89,7 @@ class LineDriver(Driver, Protocol):
         """
         ...
 
-    async def note(self, place: Place) -> None:
+    async def note(self, place: LinePlace) -> None:
         """Remember that a record of a volume that is held here was made: see :func:`pannier.core.set_back.noting`.
 
         ``inspect`` tells it as :attr:`LocalCopy.noted`. On return it is written, to where it goes back together with

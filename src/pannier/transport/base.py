@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from pannier.core.generation import Generation
-from pannier.core.line import Buffer, Place, Record, encode
+from pannier.core.line import Buffer, LinePlace, LineRecord, encode
 from pannier.core.node import Node
 from pannier.core.volume import Volume
 from pannier.storage.base import Driver
@@ -121,7 +121,7 @@ class Parcel:
     pieces: tuple[Buffer, ...]
 
     @classmethod
-    def of(cls, record: Record) -> Parcel:
+    def of(cls, record: LineRecord) -> Parcel:
         """The parcel of a record. Large pieces of its content are not copied."""
         return cls(tuple(encode(record)))
 
@@ -134,7 +134,7 @@ class Parcel:
 class RecordGate(Protocol):
     """The receiving node's decision about records, and where they are kept."""
 
-    def take(self, place: Place, encoded: Buffer, *, volume_name: str, peer: str) -> None:
+    def take(self, place: LinePlace, encoded: Buffer, *, volume_name: str, peer: str) -> None:
         """Keep a record, and return when it is durable here. Threads of the transport call it, and it may block.
 
         Records of one volume that came over one connection are given one at a time, in the order in which they came.

@@ -39,7 +39,7 @@ import msgspec
 
 from pannier.core.errors import InvalidInput, PannierError, from_code
 from pannier.core.generation import Generation
-from pannier.core.line import Place
+from pannier.core.line import LinePlace
 from pannier.core.volume import check_name
 from pannier.storage.base import Begun, LocalCopy
 from pannier.transport.base import Offer
@@ -130,7 +130,7 @@ class BegunPart(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class KeptRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """The newest record that the receiver keeps; see :class:`~pannier.core.line.Place`."""
+    """The newest record that the receiver keeps; see :class:`~pannier.core.line.LinePlace`."""
 
     epoch: int
     run: str
@@ -140,7 +140,7 @@ class KeptRecord(msgspec.Struct, frozen=True, kw_only=True):
     acknowledged: int
 
     @classmethod
-    def of(cls, place: Place) -> KeptRecord:
+    def of(cls, place: LinePlace) -> KeptRecord:
         """The message for ``place``."""
         return cls(
             epoch=place.epoch,
@@ -151,9 +151,9 @@ class KeptRecord(msgspec.Struct, frozen=True, kw_only=True):
             acknowledged=place.acknowledged,
         )
 
-    def parsed(self) -> Place:
+    def parsed(self) -> LinePlace:
         """Its place; the volume is the one that was offered. Raises InvalidInput."""
-        return Place(
+        return LinePlace(
             volume="",
             epoch=self.epoch,
             run=self.run,

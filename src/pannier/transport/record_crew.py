@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import structlog
 
 from pannier.core.errors import Corrupt, InvalidInput, PannierError
-from pannier.core.line import Place, decode
+from pannier.core.line import LinePlace, decode
 from pannier.transport.base import RecordGate
 from pannier.transport.channel import TransportTiming
 from pannier.transport.record_frames import (
@@ -23,7 +23,7 @@ from pannier.transport.record_frames import (
     split_record,
     taken_frame,
 )
-from pannier.transport.wire import Wire, WireStopped
+from pannier.transport.wire import RecordWire, WireStopped
 
 _MOST_AT_GATE = 31
 """Records of a connection that are at the gate at the same time: so many volumes share a flush of the journal. Each
@@ -50,7 +50,7 @@ class _Arrived:
     number: int
     length: int
     volume_name: str
-    place: Place
+    place: LinePlace
     encoded: memoryview
     before: threading.Lock | None
     gone: threading.Lock
@@ -59,7 +59,9 @@ class _Arrived:
 class RecordCrew:
     """Takes in one connection's records. Only the event loop calls the public methods."""
 
-    def __init__(self, wire: Wire, gate: RecordGate, *, peer: str, timing: TransportTiming) -> None:
+    def __init__(
+        self, wire: RecordWire, gate: RecordGate, *, peer: str, timing: TransportTiming
+    ) -> None:
         """Prepare; :meth:`start` begins to read. The crew closes ``wire``."""
         self._wire = wire
         self._gate = gate
@@ -224,7 +226,7 @@ class RecordCrew:
             self._at_gate_bytes += length
 
     def _arrive(
-        self, head: RecordHead, volume_name: str, place: Place, encoded: memoryview
+        self, head: RecordHead, volume_name: str, place: LinePlace, encoded: memoryview
     ) -> _Arrived:
         """Put a record behind those of its volume, and see to it that another thread reads on."""
         gone = threading.Lock()

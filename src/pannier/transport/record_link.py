@@ -12,7 +12,7 @@ import structlog
 from pannier.core.errors import InvalidInput, PannierError, PeerUnavailable
 from pannier.transport.base import Parcel
 from pannier.transport.record_frames import RecordKind, parse_failed, record_frame
-from pannier.transport.wire import Wire, WireStopped
+from pannier.transport.wire import RecordWire, WireStopped
 
 _MOST_UNANSWERED = 256
 """Records that are sent and not answered yet. A further one waits."""
@@ -39,7 +39,9 @@ class RecordLink:
         ended: done when nothing is left of it, with the reason; None if nobody needed it any more.
     """
 
-    def __init__(self, name: str, connect: Callable[[], Awaitable[Wire]], *, idle: float) -> None:
+    def __init__(
+        self, name: str, connect: Callable[[], Awaitable[RecordWire]], *, idle: float
+    ) -> None:
         """Begin to connect.
 
         Args:
@@ -53,7 +55,7 @@ class RecordLink:
         self._connect = connect
         self._idle = idle
         self._loop = asyncio.get_running_loop()
-        self._wire: Wire | None = None
+        self._wire: RecordWire | None = None
         self._failure: PannierError | None = None
         self._unanswered: dict[int, _Unanswered] = {}
         self._bytes = 0
@@ -89,7 +91,7 @@ class RecordLink:
 
     # -- in the event loop ---------------------------------------------------------------------
 
-    async def _room_for(self, size: int) -> Wire:
+    async def _room_for(self, size: int) -> RecordWire:
         """The connection, once it is open and has room for a record of this size."""
         while True:
             if self._failure is not None:
@@ -118,7 +120,7 @@ class RecordLink:
             )
         return reason
 
-    async def _carry(self, wire: Wire) -> PannierError | None:
+    async def _carry(self, wire: RecordWire) -> PannierError | None:
         """Let the thread hear answers until the connection breaks, is stopped, or was idle for long."""
         heard: asyncio.Future[PannierError | None] = self._loop.create_future()
         thread = threading.Thread(
@@ -162,7 +164,7 @@ class RecordLink:
 
     # -- in the thread -------------------------------------------------------------------------
 
-    def _hear(self, wire: Wire, heard: asyncio.Future[PannierError | None]) -> None:
+    def _hear(self, wire: RecordWire, heard: asyncio.Future[PannierError | None]) -> None:
         reason: PannierError | None = None
         try:
             while True:
@@ -181,7 +183,7 @@ class RecordLink:
         self._loop.call_soon_threadsafe(heard.set_result, reason)
 
 
-def _next_answer(wire: Wire) -> tuple[int, PannierError | None]:
+def _next_answer(wire: RecordWire) -> tuple[int, PannierError | None]:
     """The number of the record that the receiver answers next, and the failure it reports, if any.
 
     Raises:

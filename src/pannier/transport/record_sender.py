@@ -14,7 +14,7 @@ from pannier.transport.channel import TransportTiming
 from pannier.transport.connecting import connect
 from pannier.transport.record_frames import RECORDS_PROTOCOL
 from pannier.transport.record_link import RecordLink
-from pannier.transport.wire import Wire
+from pannier.transport.wire import RecordWire
 
 RECORD_TIMING = TransportTiming(idle=300.0)
 """As for generations, but a connection is kept for five minutes: a sync call after a pause should not wait for a new
@@ -79,7 +79,7 @@ class RecordSender:
         link.ended.add_done_callback(partial(self._ended, link))
         return link
 
-    async def _connect(self, to: Node) -> Wire:
+    async def _connect(self, to: Node) -> RecordWire:
         secured = await connect(
             to, context=self._context, cluster=self._cluster, timing=self._timing
         )
@@ -90,7 +90,7 @@ class RecordSender:
                 f"{peer} does not take records: it runs an older version",
                 remedy="update pannierd there",
             )
-        return Wire(secured, peer=peer, timing=self._timing, listens=True)
+        return RecordWire(secured, peer=peer, timing=self._timing, listens=True)
 
     def _ended(self, link: RecordLink, task: asyncio.Task[PannierError | None]) -> None:
         key = self._links.pop(link)

@@ -11,7 +11,7 @@ from pannier.transport.base import RecordGate
 from pannier.transport.channel import TransportTiming
 from pannier.transport.handshake import Secured
 from pannier.transport.record_crew import RecordCrew
-from pannier.transport.wire import Wire
+from pannier.transport.wire import RecordWire
 
 _LOOK_SECONDS = 10.0
 """A node that was removed, or has another certificate by now, is sent away within this time. Until then the gate
@@ -61,7 +61,7 @@ class RecordServer:
             await _end(crew, peer=peer)
 
     def _crew(self, secured: Secured, peer: str) -> RecordCrew:
-        wire = Wire(secured, peer=f"node {peer}", timing=self._timing, listens=False)
+        wire = RecordWire(secured, peer=f"node {peer}", timing=self._timing, listens=False)
         return RecordCrew(wire, self._gate, peer=peer, timing=self._timing)
 
 

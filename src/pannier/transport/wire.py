@@ -38,7 +38,7 @@ class WireStopped(Exception):
     """The connection was stopped by this end. Never leaves the transport."""
 
 
-class Wire:
+class RecordWire:
     """Frames of records over TLS.
 
     Any thread may call :meth:`post`, :meth:`stay` and :meth:`stop`. Reading raises PeerUnavailable when the

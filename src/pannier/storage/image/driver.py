@@ -39,7 +39,7 @@ from pannier.core.errors import (
     Unavailable,
 )
 from pannier.core.generation import Generation, new_identity
-from pannier.core.line import MOST_BYTES, Buffer, Cut, Doubt, Place
+from pannier.core.line import MOST_BYTES, Buffer, Cut, Doubt, LinePlace
 from pannier.core.room import ImageLimits, Room
 from pannier.core.size import format_size
 from pannier.cut.tracer import Tracer
@@ -595,7 +595,7 @@ class ImageDriver(SubvolumeDriver):
         with told_as_storage_error(f"read what was written to volume {image.volume}"):
             return image.cut(MOST_BYTES)
 
-    def keep(self, place: Place, encoded: Buffer) -> None:
+    def keep(self, place: LinePlace, encoded: Buffer) -> None:
         """See :meth:`LineDriver.keep`."""
         home = self._home(place.volume)
         self._quarantine.check(place.volume)
@@ -606,12 +606,12 @@ class ImageDriver(SubvolumeDriver):
         """See :meth:`LineDriver.settle`."""
         self._kept_records.settle(volume, generation)
 
-    async def note(self, place: Place) -> None:
+    async def note(self, place: LinePlace) -> None:
         """See :meth:`LineDriver.note`."""
         home = self._home(place.volume)
         await in_own_thread(lambda: self._note(home, place))
 
-    def _note(self, home: Home, place: Place) -> None:
+    def _note(self, home: Home, place: LinePlace) -> None:
         with told_as_storage_error(f"note a record of volume {home.volume}"):
             self._notes(home).note(place)
 

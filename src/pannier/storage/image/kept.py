@@ -25,7 +25,7 @@ from pannier.core.errors import (
     StorageError,
 )
 from pannier.core.generation import Generation
-from pannier.core.line import Buffer, Data, Place, Record, Zeros, follows, tail
+from pannier.core.line import Buffer, Data, LinePlace, LineRecord, Zeros, follows, tail
 from pannier.host.files import punch_hole
 from pannier.storage.btrfs.layout import Home
 from pannier.storage.journal.journal import Journal
@@ -56,7 +56,7 @@ class KeptRecords:
         self._lost = False
         """Whether there was one that cannot be read."""
         self._lock = threading.Lock()
-        self._refused: dict[str, Place] = {}
+        self._refused: dict[str, LinePlace] = {}
         """By volume that may lack records, the first one that was refused."""
         self._based: set[str] = set()
         """The volumes known to have a generation: looking for one at each record would cost more than the record."""
@@ -86,7 +86,7 @@ class KeptRecords:
         if self._journal is not None:
             self._journal.close()
 
-    def keep(self, home: Home, place: Place, encoded: Buffer) -> None:
+    def keep(self, home: Home, place: LinePlace, encoded: Buffer) -> None:
         """See :meth:`pannier.storage.lines.LineDriver.keep`."""
         if self._journal is None:
             raise JournalFull(f"this node has no journal: {self._reason}")
@@ -116,7 +116,7 @@ class KeptRecords:
         with self._lock:
             self._based.discard(volume)
 
-    def _mend(self, home: Home, place: Place) -> None:
+    def _mend(self, home: Home, place: LinePlace) -> None:
         """See the module. Raises NotFollowing until nothing can be missing."""
         assert self._journal is not None
         newest = max(home.generations(), default=None)
@@ -144,7 +144,7 @@ class KeptRecords:
         if self._journal is not None and self._journal.places(volume):
             self._journal.drop(volume)
 
-    def last(self, volume: str) -> Place | None:
+    def last(self, volume: str) -> LinePlace | None:
         """The newest record of a volume that is needed."""
         return self._journal.last(volume) if self._journal is not None else None
 
@@ -172,7 +172,7 @@ class KeptRecords:
             trouble=self._journal.failure(),
         )
 
-    def on_top_of(self, volume: str, generation: Generation) -> list[Place]:
+    def on_top_of(self, volume: str, generation: Generation) -> list[LinePlace]:
         """The records that stand on a generation, in order.
 
         Raises:
@@ -186,7 +186,7 @@ class KeptRecords:
             assert self._journal is not None
             self._journal.read(place)
 
-    def put_on_top(self, image: Path, places: Iterable[Place]) -> None:
+    def put_on_top(self, image: Path, places: Iterable[LinePlace]) -> None:
         """Put records on top of an image that nobody uses, durably.
 
         Raises:
@@ -202,7 +202,7 @@ class KeptRecords:
             os.close(fd)
 
 
-def _put(fd: int, record: Record) -> None:
+def _put(fd: int, record: LineRecord) -> None:
     if record.size != os.fstat(fd).st_size:
         os.ftruncate(fd, record.size)
     for one in record.ranges:

@@ -18,7 +18,7 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from pannier.core.line import Place
+from pannier.core.line import LinePlace
 from pannier.core.set_back import MOST_RUNS, Noted, noting
 from pannier.host.files import draft_of
 from pannier.storage.blocks import BLOCK_BYTES
@@ -51,7 +51,7 @@ class NotedRuns:
         with self._lock:
             return self._read()[1]
 
-    def note(self, place: Place) -> None:
+    def note(self, place: LinePlace) -> None:
         """Remember a record. It is written on return, and durable with the next flush of the disk."""
         with self._lock:
             count, runs = self._read()

@@ -10,7 +10,7 @@ from enum import IntEnum
 
 from pannier.core.errors import InvalidInput
 from pannier.core.generation import Generation
-from pannier.core.line import Buffer, Place
+from pannier.core.line import Buffer, LinePlace
 from pannier.storage.journal.layout import BLOCK_BYTES, DIGEST_BYTES, digest, whole_blocks
 
 _FRAME = struct.Struct(">BBHIIQIQQQQ")
@@ -50,7 +50,7 @@ class FrameHead:
     arrival: int
     synced: int
     volume: str = ""
-    place: Place | None = None
+    place: LinePlace | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,7 +161,7 @@ def read_frame(
     place = None
     if placed:
         epoch, counted, included, acknowledged = numbers
-        place = Place(
+        place = LinePlace(
             volume=volume,
             epoch=epoch,
             run=run,

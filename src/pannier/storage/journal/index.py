@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from pannier.core.generation import Generation
-from pannier.core.line import Place, is_settled
+from pannier.core.line import LinePlace, is_settled
 from pannier.storage.journal.format import Frame, FrameKind, Region, read_loss
 from pannier.storage.journal.recovery import Damaged, Found, Recovered
 
@@ -26,7 +26,7 @@ class LiveRecord:
     frame: Frame
 
     @property
-    def place(self) -> Place:
+    def place(self) -> LinePlace:
         """Where it stands in its line."""
         assert self.frame.head.place is not None
         return self.frame.head.place
@@ -51,7 +51,7 @@ class Loss:
     """
 
     region: Region
-    place: Place | None
+    place: LinePlace | None
     volumes: frozenset[str]
     number: int | None = None
     arrival: int = 0
@@ -64,7 +64,7 @@ class Loss:
         return "a part of the journal is damaged, and what it held cannot be told"
 
 
-def key_of(place: Place) -> Key:
+def key_of(place: LinePlace) -> Key:
     """What makes a record the same as another."""
     return place.volume, place.epoch, place.run, place.number
 
@@ -79,11 +79,11 @@ class Index:
 
     # -- what is asked --------------------------------------------------------------------------------
 
-    def record(self, place: Place) -> LiveRecord | None:
+    def record(self, place: LinePlace) -> LiveRecord | None:
         """The live record of a place."""
         return self._records.get(place.volume, {}).get(key_of(place))
 
-    def places(self, volume: str) -> list[Place]:
+    def places(self, volume: str) -> list[LinePlace]:
         """Those of a volume's live records, in the order in which they came."""
         return [record.place for record in self._records.get(volume, {}).values()]
 

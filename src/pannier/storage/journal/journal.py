@@ -17,7 +17,7 @@ from pannier.core.errors import (
     StorageError,
 )
 from pannier.core.generation import Generation
-from pannier.core.line import Buffer, Place, Record, decode
+from pannier.core.line import Buffer, LinePlace, LineRecord, decode
 from pannier.storage.blocking import storage_error
 from pannier.storage.journal.file import Medium, open_file
 from pannier.storage.journal.format import Frame, FrameHead, FrameKind
@@ -124,17 +124,17 @@ class Journal:
 
     # -- what is there --------------------------------------------------------------------------------
 
-    def last(self, volume: str) -> Place | None:
+    def last(self, volume: str) -> LinePlace | None:
         """Of the newest record of a volume."""
         places = self.places(volume)
         return places[-1] if places else None
 
-    def places(self, volume: str) -> list[Place]:
+    def places(self, volume: str) -> list[LinePlace]:
         """Of all records of a volume that are needed, in the order in which they came."""
         with self._lock:
             return self._index.places(volume)
 
-    def read(self, place: Place) -> Record:
+    def read(self, place: LinePlace) -> LineRecord:
         """A record.
 
         Raises:
@@ -187,7 +187,7 @@ class Journal:
 
     # -- what changes it ------------------------------------------------------------------------------
 
-    def append(self, encoded: Sequence[Buffer], place: Place) -> None:
+    def append(self, encoded: Sequence[Buffer], place: LinePlace) -> None:
         """Keep a record; it is durable when this returns. One that is here already is not written again.
 
         Args:
