@@ -269,7 +269,7 @@ class Replicated:
         return f"copy on {node}: {why}"
 
     def without_records(self) -> str:
-        """Why the next group of sync calls would wait for a generation, as far as is known; empty where a record does."""
+        """Why the next group of sync calls would wait for a generation, as far as is known; empty if for a record."""
         if self.doubt is not None:
             return self.doubt.reason
         if self.line is None:
