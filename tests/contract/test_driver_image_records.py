@@ -42,6 +42,18 @@ class Pair:
     def data(self) -> Path:
         return self.holder.data_path(self.volume, 1)
 
+    @property
+    def nowhere(self) -> LinePlace:
+        """A place for what is not told."""
+        return LinePlace(
+            volume=self.volume,
+            epoch=1,
+            run=new_run(),
+            number=1,
+            generation=Generation(1, 1),
+            included=0,
+        )
+
     async def send(self, generation: Generation, base: Generation | None = None) -> None:
         async with (
             self.holder.send(self.volume, generation, base=base) as source,
@@ -69,10 +81,10 @@ class Pair:
         with (self.data / name).open("wb", buffering=0) as file:
             file.write(content)
             os.fsync(file.fileno())
-        found = await self.holder.cut(self.volume, epoch=1)
+        place = replace(before, number=before.number + 1)
+        found = await self.holder.cut(place)
         assert isinstance(found, Cut), found
         assert found.ranges
-        place = replace(before, number=before.number + 1)
         record = LineRecord(place=place, size=found.size, ranges=found.ranges)
         return place, b"".join(encode(record))
 
@@ -173,10 +185,10 @@ async def test_what_copies_may_have_beyond_it_is_ended_by_a_new_generation(pair:
 
 
 async def test_what_is_not_mounted_is_not_told(pair: Pair) -> None:
-    assert isinstance(await pair.holder.cut(pair.volume, epoch=1), Doubt)
+    assert isinstance(await pair.holder.cut(pair.nowhere), Doubt)
     await pair.begin()
     await pair.holder.detach(pair.volume, epoch=1)
-    assert isinstance(await pair.holder.cut(pair.volume, epoch=1), Doubt)
+    assert isinstance(await pair.holder.cut(pair.nowhere), Doubt)
     assert isinstance(await pair.holder.watch(pair.volume, epoch=1), Doubt)
 
 
@@ -243,7 +255,7 @@ async def test_a_device_with_wrong_settings_is_a_doubt_until_its_remedy(
     device = os.stat(pair.data).st_dev
     file = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/queue/{setting}")
     file.write_text(wrong)
-    doubt = await pair.holder.cut(pair.volume, epoch=1)
+    doubt = await pair.holder.cut(pair.nowhere)
     assert isinstance(doubt, Doubt)
     assert wrong in doubt.reason
     await asyncio.to_thread(subprocess.run, doubt.remedy, shell=True, check=True)

@@ -556,7 +556,8 @@ class SparseSnapshotDriver(
     async def renew(self, volume: str, *, epoch: int) -> None:
         self._tree(volume, epoch).saved_as = None
 
-    async def cut(self, volume: str, *, epoch: int) -> Cut | Doubt:
+    async def cut(self, place: LinePlace) -> Cut | Doubt:
+        volume, epoch = place.volume, place.epoch
         await self.write_out(volume)
         watched, before = self._watched.pop(volume, (None, {}))
         if (
@@ -577,6 +578,8 @@ class SparseSnapshotDriver(
             removed=[file for file in before if file not in now],
         )
         content = msgspec.json.encode(change)
+        home = self._home(volume)
+        home.notes.append(noting(home.notes[-1], place))
         content = content.ljust(-(-len(content) // BLOCK_BYTES) * BLOCK_BYTES)
         return Cut(size=len(content), ranges=(Data(0, content),))
 
@@ -611,10 +614,6 @@ class SparseSnapshotDriver(
             for name, home in self.disk.homes.items()
         }
         return replace(self.disk.journal, volumes=kept, live_bytes=sum(kept.values()))
-
-    async def note(self, place: LinePlace) -> None:
-        home = self._home(place.volume)
-        home.notes.append(noting(home.notes[-1], place))
 
     async def inspect(self, volume: str) -> LocalCopy:
         found, home = await super().inspect(volume), self._home(volume)

@@ -29,9 +29,9 @@ __all__ = ["BUGS"]
 def _take_a_doubt_for_nothing_written(patch: pytest.MonkeyPatch) -> None:
     real = SteppedSparseDriver.cut
 
-    async def cut(self: SteppedSparseDriver, volume: str, *, epoch: int) -> Cut | Doubt:
-        found = await real(self, volume, epoch=epoch)
-        if isinstance(found, Doubt) and await self.watch(volume, epoch=epoch) is None:
+    async def cut(self: SteppedSparseDriver, place: LinePlace) -> Cut | Doubt:
+        found = await real(self, place)
+        if isinstance(found, Doubt) and await self.watch(place.volume, epoch=place.epoch) is None:
             return Cut(size=0, ranges=())
         return found
 

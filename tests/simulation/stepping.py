@@ -236,9 +236,9 @@ class SteppedSparseDriver(SteppedDriver, SparseDriver, FileSystemDriver, Mending
     async def renew(self, volume: str, *, epoch: int) -> None:
         await stepped(self._life, "driver.renew", lambda: self.sparse.renew(volume, epoch=epoch))
 
-    async def cut(self, volume: str, *, epoch: int) -> Cut | Doubt:
+    async def cut(self, place: LinePlace) -> Cut | Doubt:
         fault = await self._life.before("driver.cut")
-        found = await self.sparse.cut(volume, epoch=epoch)
+        found = await self.sparse.cut(place)
         await self._life.after("driver.cut", fault)
         if fault is Fault.LOSE_ANSWER:
             raise StorageError("what was written since the last cut was told, and nobody heard it")
@@ -258,9 +258,6 @@ class SteppedSparseDriver(SteppedDriver, SparseDriver, FileSystemDriver, Mending
 
     async def journal(self) -> JournalState:
         return await self.sparse.journal()
-
-    async def note(self, place: LinePlace) -> None:
-        await stepped(self._life, "driver.note", lambda: self.sparse.note(place))
 
     async def pieces(
         self, volume: str, generation: Generation, *, start: int, end: int | None, piece_bytes: int

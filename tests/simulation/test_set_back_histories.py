@@ -118,10 +118,7 @@ def _tell_of_what_is_not_noted_durably(patch: pytest.MonkeyPatch) -> None:
 
 
 def _do_not_note(patch: pytest.MonkeyPatch) -> None:
-    async def note(self: SparseSnapshotDriver, place: object) -> None:
-        return
-
-    patch.setattr(SparseSnapshotDriver, "note", note)
+    patch.setattr("fake_driver.noting", lambda noted, place: noted)
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,12 @@ from pannier.agent.drivers import Drivers
 from pannier.cluster.cluster import Cluster
 from pannier.copies.replicated import Following, OpenLine, Replicated
 from pannier.core.errors import PannierError, PeerUnavailable
-from pannier.core.line import Cut, Doubt, LinePlace, LineRecord
+from pannier.core.line import Cut, Doubt, LineRecord
 from pannier.core.pace import CopiesPace
 from pannier.core.volume import Volume
 from pannier.host.clock import Clock
 from pannier.storage.base import SparseDriver
-from pannier.storage.lines import LineDriver
+from pannier.storage.lines import LineDriver, line_driver
 from pannier.transport.base import Parcel, SendsRecords
 
 log = structlog.get_logger(__name__)
@@ -44,8 +44,7 @@ class Lines:
         self._pace = pace
 
     def _driver(self, volume: Volume) -> LineDriver | None:
-        driver = self._drivers.of(volume)
-        return driver if isinstance(driver, LineDriver) else None
+        return line_driver(self._drivers.of(volume))
 
     async def watch(self, replicated: Replicated) -> bool:
         """Begin to note what is written, before the generation with which a run begins.
@@ -89,7 +88,7 @@ class Lines:
             return False
         began = self._clock.now()
         try:
-            cut = await driver.cut(volume.id, epoch=volume.grant.epoch)
+            cut = await driver.cut(line.next_place(volume))
         except BaseException:
             replicated.line = None  # what it would have told is lost
             replicated.doubt = Doubt("what was written could not be read")
@@ -100,13 +99,7 @@ class Lines:
             return False
         replicated.doubt = None
         if cut.ranges:
-            place = self._ship(replicated, line, cut, at=began)
-            try:
-                await driver.note(place)
-            except BaseException:
-                replicated.line = None  # what follows could not be held against this disk
-                replicated.doubt = Doubt("a record could not be noted on the disk")
-                raise
+            self._ship(replicated, line, cut, at=began)
         else:
             replicated.note_unchanged(at=began)
         return True
@@ -125,7 +118,7 @@ class Lines:
             event, volume=replicated.volume.name, **facts, **({"left_out": more} if more else {})
         )
 
-    def _ship(self, replicated: Replicated, line: OpenLine, cut: Cut, *, at: float) -> LinePlace:
+    def _ship(self, replicated: Replicated, line: OpenLine, cut: Cut, *, at: float) -> None:
         place = line.next_place(replicated.volume)
         parcel = Parcel.of(LineRecord(place=place, size=cut.size, ranges=cut.ranges))
         followers = [
@@ -159,7 +152,6 @@ class Lines:
             )
         if line.bytes > self._pace.line_bytes:
             replicated.due.set()
-        return place
 
     async def _send(
         self,

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import structlog
 
@@ -44,6 +45,7 @@ class LocalSync:
 
     def __init__(self, drivers: Drivers) -> None:
         self._drivers = drivers
+        self._kinds: dict[type, bool] = {}
 
     async def sync(self, volume: Volume, calls: Sequence[SyncCall]) -> SaidLocally:
         """Sync the files of a group.
@@ -51,8 +53,8 @@ class LocalSync:
         Raises:
             StorageError: the kernel does not say whether something was lost.
         """
-        driver = self._drivers.of(volume)
-        if not calls or not isinstance(driver, SparseDriver):
+        driver = self._sparse(volume) if calls else None
+        if driver is None:
             return SaidLocally([BY_KERNEL] * len(calls))
         epoch = volume.grant.epoch
         synced = await sync_group(calls, root=driver.data_path(volume.id, epoch))
@@ -64,14 +66,21 @@ class LocalSync:
             return SaidLocally(failed(answers), lost=True)
         return SaidLocally(answers, whole=any(each.whole for each in synced))
 
+    def _sparse(self, volume: Volume) -> SparseDriver | None:
+        driver = self._drivers.of(volume)
+        kind = type(driver)
+        if kind not in self._kinds:  # isinstance takes its time, and sync calls wait
+            self._kinds[kind] = isinstance(driver, SparseDriver)
+        return cast("SparseDriver", driver) if self._kinds[kind] else None
+
     async def write_out(self, volume: Volume) -> None:
         """Bring all that was written to a volume to the disk. One that has only generations is written out by those.
 
         Raises:
             StorageError: the disk refused something.
         """
-        driver = self._drivers.of(volume)
-        if isinstance(driver, SparseDriver):
+        driver = self._sparse(volume)
+        if driver is not None:
             await driver.write_out(volume.id)
 
     async def has_lost(self, volume: Volume) -> bool:
@@ -80,10 +89,8 @@ class LocalSync:
         Raises:
             StorageError: as :meth:`sync`.
         """
-        driver = self._drivers.of(volume)
-        if not isinstance(driver, SparseDriver):
-            return False
-        return await driver.refused(volume.id, epoch=volume.grant.epoch)
+        driver = self._sparse(volume)
+        return driver is not None and await driver.refused(volume.id, epoch=volume.grant.epoch)
 
 
 def failed(answers: Sequence[Answer]) -> list[Answer]:

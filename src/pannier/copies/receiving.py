@@ -14,7 +14,7 @@ from pannier.core.errors import Denied, NotHolder, Stale, Unavailable
 from pannier.core.line import Buffer, LinePlace
 from pannier.core.volume import Grant, Volume
 from pannier.storage.base import Driver
-from pannier.storage.lines import LineDriver
+from pannier.storage.lines import LineDriver, line_driver
 from pannier.transport.base import Offer
 
 log = structlog.get_logger(__name__)
@@ -84,8 +84,8 @@ class Reception:
                 remedy="the sender's record is out of date",
             )
         self.confirm_record(place, volume_name=volume_name, peer=peer)
-        driver = self._drivers.of(volume)
-        if not isinstance(driver, LineDriver):
+        driver = line_driver(self._drivers.of(volume))
+        if driver is None:
             raise NotHolder(f"volume {volume_name} is kept in generations only")
         return driver
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 from pannier.core.errors import PannierError
 from pannier.core.generation import Generation
@@ -34,6 +34,17 @@ class JournalState:
     unreadable: bool = False
 
 
+def line_driver(driver: Driver) -> LineDriver | None:
+    """The same driver, if it is one for lines. Unlike isinstance, this costs next to nothing: sync calls ask."""
+    kind = type(driver)
+    if kind not in _kinds:
+        _kinds[kind] = isinstance(driver, LineDriver)
+    return cast("LineDriver", driver) if _kinds[kind] else None
+
+
+_kinds: dict[type, bool] = {}
+
+
 @runtime_checkable
 class LineDriver(Driver, Protocol):
     """A driver for lines of records.
@@ -59,11 +70,21 @@ class LineDriver(Driver, Protocol):
         """
         ...
 
-    async def cut(self, volume: str, *, epoch: int) -> Cut | Doubt:
+    async def cut(self, place: LinePlace) -> Cut | Doubt:
         """What was written since :meth:`watch` or the cut before, as the disk could have it after a power cut.
 
         All that was durable here before the call is in this cut or an earlier one. After a doubt, or where
         the answer was lost, :meth:`watch` comes first again.
+
+        Args:
+            place: of the record that the cut becomes, of a volume that is held here. If anything was written, it is
+                remembered: see :func:`pannier.core.set_back.noting`. ``inspect`` tells it as :attr:`LocalCopy.noted`. On
+                return it is written, to where it goes back together with the volume if the disk is set back; but it
+                need not be durable. What makes the volume's next sync call durable makes this durable as well. A
+                power cut before that leaves this note or an earlier one, whole.
+
+        Raises:
+            StorageError: the disk failed.
         """
         ...
 
@@ -86,18 +107,6 @@ class LineDriver(Driver, Protocol):
 
         Not when it has come, but when it is confirmed: a takeover that has begun meanwhile begins with an older
         one and the records on top of that.
-        """
-        ...
-
-    async def note(self, place: LinePlace) -> None:
-        """Remember that a record of a volume that is held here was made: see :func:`pannier.core.set_back.noting`.
-
-        ``inspect`` tells it as :attr:`LocalCopy.noted`. On return it is written, to where it goes back together with
-        the volume if the disk is set back; but it need not be durable. What makes the volume's next sync call
-        durable makes this durable as well. A power cut before that leaves this note or an earlier one, whole.
-
-        Raises:
-            StorageError: the disk failed.
         """
         ...
 

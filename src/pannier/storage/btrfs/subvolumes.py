@@ -33,6 +33,7 @@ class SubvolumeDriver:
         self._mountpoint = mountpoint
         self._volumes = volumes
         self._quarantine = Quarantine(volumes, tidy_volume)
+        self._homes: dict[str, Home] = {}
         self._changing: set[str] = set()
         """Volumes whose last snapshot had something new."""
         self._anew: set[str] = set()
@@ -172,6 +173,7 @@ class SubvolumeDriver:
                 self._quarantine.remove(doomed.name)
                 ioctl.sync_filesystem(self._volumes)
         self._changing.discard(home.volume)
+        self._homes.pop(home.volume, None)
 
     async def capacity(self) -> Capacity:
         """See :meth:`Driver.capacity`."""
@@ -189,7 +191,10 @@ class SubvolumeDriver:
         await in_thread(check_disk, self._mountpoint, by_writing=by_writing)
 
     def _home(self, volume: str) -> Home:
-        return Home.of(volume, volumes=self._volumes)
+        home = self._homes.get(volume)
+        if home is None:
+            home = self._homes[volume] = Home.of(volume, volumes=self._volumes)
+        return home
 
 
 def existing_live(home: Home, epoch: int) -> Path:

@@ -151,12 +151,13 @@ class ImageDriver(SubvolumeDriver):
             self._tracer = None
 
     def _image(self, volume: str, epoch: int) -> LiveImage:
-        if (volume, epoch) not in self._images:
+        image = self._images.get((volume, epoch))
+        if image is None:
             home, place = self._home(volume), self._staging / f"{volume}.{epoch}"
+            made = LiveImage(home, epoch, place=place, has_room=self._has_room)
             # Two threads may be here; all must get the same one.
-            image = LiveImage(home, epoch, place=place, has_room=self._has_room)
-            self._images.setdefault((volume, epoch), image)
-        return self._images[volume, epoch]
+            image = self._images.setdefault((volume, epoch), made)
+        return image
 
     # -- making ---------------------------------------------------------------------------------
 
@@ -242,7 +243,6 @@ class ImageDriver(SubvolumeDriver):
 
     def data_path(self, volume: str, epoch: int) -> Path:
         """See :meth:`Driver.data_path`."""
-        self._home(volume)
         return self._image(volume, epoch).place / ext4.DATA
 
     def behind(self, volume: str, epoch: int) -> Path:
@@ -353,7 +353,7 @@ class ImageDriver(SubvolumeDriver):
                 copy,
                 begun=begun(home),
                 last=self._kept_records.last(home.volume),
-                noted=self._notes(home).runs() if copy.live else (),
+                noted=self._notes(home.volume).runs() if copy.live else (),
             )
 
     def _has_anything(self, home: Home) -> bool:
@@ -586,14 +586,17 @@ class ImageDriver(SubvolumeDriver):
                 self._tracer = Tracer(self._trace)
             return self._tracer
 
-    async def cut(self, volume: str, *, epoch: int) -> Cut | Doubt:
+    async def cut(self, place: LinePlace) -> Cut | Doubt:
         """See :meth:`LineDriver.cut`."""
-        image = self._image(volume, epoch)
-        return await in_own_thread(lambda: self._cut(image))
+        image, notes = self._image(place.volume, place.epoch), self._notes(place.volume)
+        return await in_own_thread(lambda: self._cut(image, notes, place))
 
-    def _cut(self, image: LiveImage) -> Cut | Doubt:
+    def _cut(self, image: LiveImage, notes: NotedRuns, place: LinePlace) -> Cut | Doubt:
         with told_as_storage_error(f"read what was written to volume {image.volume}"):
-            return image.cut(MOST_BYTES)
+            found = image.cut(MOST_BYTES)
+            if isinstance(found, Cut) and found.ranges:
+                notes.note(place)
+            return found
 
     def keep(self, place: LinePlace, encoded: Buffer) -> None:
         """See :meth:`LineDriver.keep`."""
@@ -606,17 +609,11 @@ class ImageDriver(SubvolumeDriver):
         """See :meth:`LineDriver.settle`."""
         self._kept_records.settle(volume, generation)
 
-    async def note(self, place: LinePlace) -> None:
-        """See :meth:`LineDriver.note`."""
-        home = self._home(place.volume)
-        await in_own_thread(lambda: self._note(home, place))
-
-    def _note(self, home: Home, place: LinePlace) -> None:
-        with told_as_storage_error(f"note a record of volume {home.volume}"):
-            self._notes(home).note(place)
-
-    def _notes(self, home: Home) -> NotedRuns:
-        return self._noted.setdefault(home.volume, NotedRuns(home.path))
+    def _notes(self, volume: str) -> NotedRuns:
+        notes = self._noted.get(volume)
+        if notes is None:
+            notes = self._noted.setdefault(volume, NotedRuns(self._home(volume).path))
+        return notes
 
     async def missing(self, volume: str) -> str:
         """See :meth:`LineDriver.missing`."""
@@ -661,13 +658,9 @@ class ImageDriver(SubvolumeDriver):
         return frozenset(key[0] for key, image in tuple(self._images.items()) if image.look())
 
     async def refused(self, volume: str, *, epoch: int) -> bool:
-        """See :meth:`SparseDriver.refused`."""
-        home = self._home(volume)
-        return await in_own_thread(lambda: self._refused(home, epoch))
-
-    def _refused(self, home: Home, epoch: int) -> bool:
-        with told_as_storage_error(f"see what was lost of volume {home.volume}"):
-            return self._image(home.volume, epoch).refused()
+        """See :meth:`SparseDriver.refused`. It waits for no disk, so it needs no thread."""
+        with told_as_storage_error(f"see what was lost of volume {volume}"):
+            return self._image(volume, epoch).refused()
 
     async def note_refused(self, volume: str, *, epoch: int) -> None:
         """See :meth:`SparseDriver.note_refused`."""
