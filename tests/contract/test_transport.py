@@ -23,6 +23,7 @@ from pannier.core.errors import Conflict, Denied, PannierError, PeerUnavailable,
 from pannier.core.generation import Generation
 from pannier.pki.authority import Authority
 from pannier.pki.credentials import Credentials, new_request
+from pannier.storage.base import LocalCopy
 from pannier.transport.client import TransportClient
 from pannier.transport.rate import Rate
 from pannier.transport.server import TransportServer
@@ -49,6 +50,23 @@ async def test_a_generation_arrives_whole_where_nothing_was(world: World) -> Non
     assert sent.bytes > len(content)
     assert world.gate.asked[0][0] == "alder"
     assert world.gate.asked[0][1] == offer_of("v1", "1.1")
+
+
+async def test_what_is_here_is_looked_at_once_the_receiver_has_answered(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Records go there meanwhile, and each is noted here first: one that is not noted proves a disk that was set back."""
+    world.ours.add("v1", "1.1", b"x")
+    answered: list[int] = []
+    inspect = world.ours.inspect
+
+    async def inspected(volume: str) -> LocalCopy:
+        answered.append(len(world.gate.asked))
+        return await inspect(volume)
+
+    monkeypatch.setattr(world.ours, "inspect", inspected)
+    await world.send("v1", "1.1")
+    assert answered == [1]
 
 
 async def test_an_empty_stream_arrives(world: World) -> None:

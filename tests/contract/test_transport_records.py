@@ -186,7 +186,7 @@ async def test_a_record_that_is_too_long_is_not_sent(world: RecordsWorld) -> Non
 
 async def test_a_record_of_zeros_arrives(world: RecordsWorld) -> None:
     one = record(1)
-    await world.send(replace(one, ranges=(Zeros(0, 1 << 40),)))
+    await world.send(replace(one, size=1 << 40, ranges=(Zeros(0, 1 << 40),)))
     assert world.shelf.numbers() == [1]
 
 

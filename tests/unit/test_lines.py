@@ -253,3 +253,19 @@ def test_what_stands_on_a_generation_that_came_too_late_is_left_out() -> None:
 def test_a_missing_record_is_told(places: list[LinePlace]) -> None:
     with pytest.raises(Corrupt, match="does not follow"):
         tail(places, Generation(1, 1))
+
+
+async def test_a_generation_that_is_the_newest_again_while_it_is_sent_is_confirmed_as_that(
+    world: CopiesWorld,
+) -> None:
+    """Nothing else would be sent, and a sync call would wait for its position in vain."""
+    volume = await following(world)
+    world.slow[world.replica(volume).name] = 3.0
+    replicated = world.a.up.replicator.replicated("vol")
+    world.put(world.a, volume, "more", b"x")
+    async with replicated.group:
+        await world.a.ask(lambda run: run.replicator.make(replicated))
+        replicated.position += 1  # a record that told nothing new
+        await world.a.ask(lambda run: run.replicator.make(replicated))
+        progress = world.progress(world.a, volume)[world.replica(volume).name]
+        await world.until(lambda: progress.has(replicated.position), seconds=10)

@@ -234,7 +234,10 @@ class Replicated:
             progress.sending,
             max(at, progress.current_at or at),
         )
-        progress.position = max(progress.sending_position, progress.position or 0)
+        position = progress.sending_position
+        if progress.generation == self.newest:
+            position = self.newest_position  # nothing was written since it was begun to be sent
+        progress.position = max(position, progress.position or 0)
         progress.sending, progress.error, progress.caught_up = None, "", True
         if (
             line is not None

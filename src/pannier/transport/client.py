@@ -121,22 +121,20 @@ class TransportClient:
         Args:
             finishes: send nothing if another generation is to be sent first.
         """
-        ours = asyncio.ensure_future(driver.inspect(offer.volume_id))
+        lane, have = await self._offer(offer, to)
         try:
-            lane, have = await self._offer(offer, to)
-            try:
-                agreed = agree(offer, driver, await ours, have.parsed())
-                if finishes and agreed.first is not None:
-                    lane.close(abort=True)
-                    return agreed, 0
-                sent_bytes = 0
-                if not agreed.there:
-                    sent_bytes = await _transfer(offer, agreed, driver, lane, progress, keep_rate)
-            except BaseException:
+            # After the answer: what the receiver has by then, this node must have noted.
+            ours = await driver.inspect(offer.volume_id)
+            agreed = agree(offer, driver, ours, have.parsed())
+            if finishes and agreed.first is not None:
                 lane.close(abort=True)
-                raise
-        finally:
-            ours.cancel()
+                return agreed, 0
+            sent_bytes = 0
+            if not agreed.there:
+                sent_bytes = await _transfer(offer, agreed, driver, lane, progress, keep_rate)
+        except BaseException:
+            lane.close(abort=True)
+            raise
         self._idle.keep(to, lane)
         return agreed, sent_bytes
 
