@@ -17,6 +17,8 @@ from pathlib import Path
 
 from pannier.cluster.catalog import Catalog
 from pannier.config import CONFIG_DIRECTORY, STATE_DIRECTORY
+from pannier.core.node import Node
+from pannier.core.volume import Volume
 from pannier.host.state_files import DurableFile
 from pannier.pki.credentials import Credentials
 from pannier.storage.image.driver import ImageDriver
@@ -77,13 +79,24 @@ def btrfs(*words: str | Path) -> None:
     subprocess.run(["btrfs", "subvolume", *words], check=True, stdout=subprocess.DEVNULL)
 
 
+def records(volume: str, node: str) -> tuple[Volume, Node]:
+    """What the daemon has written down of a volume and a node; it takes its time for new ones."""
+    until = time.monotonic() + LISTENS_SECONDS
+    while True:
+        file = DurableFile(STATE_DIRECTORY / "catalog.json")
+        catalog = Catalog(file=file, cluster=None, boot_id="")
+        catalog.load()
+        found, there = catalog.volume(volume), catalog.node(node)
+        if found is not None and there is not None:
+            return found, there
+        if time.monotonic() > until:
+            raise SystemExit(f"volume {volume} or node {node} is not in the catalog")
+        time.sleep(0.2)
+
+
 async def main() -> None:
-    catalog = Catalog(file=DurableFile(STATE_DIRECTORY / "catalog.json"), cluster=None, boot_id="")
-    catalog.load()
-    volume, target = catalog.volume(sys.argv[1]), catalog.node(sys.argv[2])
+    volume, target = records(sys.argv[1], sys.argv[2])
     size, port, rounds = (int(word) for word in sys.argv[3:6])
-    assert volume is not None
-    assert target is not None
     # Not opened: that is for the daemon, and would tidy up what it is just doing.
     driver = ImageDriver(POOL, staging=STAGING)
     client = TransportClient(Credentials.load(CONFIG_DIRECTORY))
