@@ -352,7 +352,7 @@ class ImageDriver(SubvolumeDriver):
             return replace(
                 copy,
                 begun=begun(home),
-                last=self._kept_records.last(home.volume),
+                last=self._kept.last(home.volume) if self._kept is not None else None,
                 noted=self._notes(home.volume).runs() if copy.live else (),
             )
 
