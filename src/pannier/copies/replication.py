@@ -232,8 +232,10 @@ class Replicator:
                 if replicated.found is None:
                     replicated.found = frozenset(copy.generations)
                 if any(t.epoch == volume.grant.epoch and not t.sealed for t in copy.live):
-                    # Before the lock is taken: what nobody has synced must not hold up sync calls.
-                    await self._lines.write_out(replicated)
+                    if replicated.line is not None:
+                        # A cut sees only what is on the disk. Before the lock is taken: what nobody has synced
+                        # must not hold up sync calls.
+                        await self._lines.write_out(replicated)
                     async with replicated.group:
                         if self._is_due(replicated):
                             await self.make(replicated)

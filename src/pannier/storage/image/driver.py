@@ -557,6 +557,8 @@ class ImageDriver(SubvolumeDriver):
     async def watch(self, volume: str, *, epoch: int) -> Doubt | None:
         """See :meth:`LineDriver.watch`."""
         image = self._image(volume, epoch)
+        if not image.place.exists():  # asked for each idle volume, again and again
+            return Doubt("it is not mounted")
         return await in_own_thread(lambda: self._watch(image))
 
     async def renew(self, volume: str, *, epoch: int) -> None:
