@@ -275,6 +275,15 @@ def check(lab: Lab, after: Scene, loss: Loss) -> Kept:
     )
 
 
+def wait_for_sync(lab: Lab, name: str, *, on: str) -> str:
+    """How long the last synced writes of a volume waited, as its holder tells."""
+    total = wait_until(
+        f"{on} tells how long sync calls of {name} wait",
+        lambda: volume(lab, name, node=on)["sync"]["total"],
+    )
+    return f"{1000 * total['median']:.1f} ms, at worst {1000 * total['worst']:.1f} ms"
+
+
 def come_back(lab: Lab, after: Scene) -> list[str]:
     """Give the node its power back, and wait until it has copies again that are in sync.
 

@@ -83,6 +83,8 @@ def power_cut(lab: Lab, timeline: Timeline) -> None:
         "every sync call in them returns when node3 has the data too",
         lambda: failover.set_the_scene(lab, cast),
     )
+    waits = failover.wait_for_sync(lab, failover.LEDGER, on=cast.victim)
+    timeline.say(f"  a synced line of the ledger waits {waits}")
     loss = failover.lose_power(lab, scene)
     made = sum(loss.transactions.values())
     timeline.say(f"[green]✓[/green] {loss.lines} lines and {made} transactions were acknowledged")
@@ -91,6 +93,8 @@ def power_cut(lab: Lab, timeline: Timeline) -> None:
     after = failover.wait_for_both(lab, cast)
     for event in failover.timeline(lab, after, loss):
         timeline.say(f"  {event.seconds:+6.1f} s  {event.what}")
+    waits = failover.wait_for_sync(lab, failover.LEDGER, on=after.ledger.node)
+    timeline.say(f"  a synced line waits {waits}, while its other copy is away")
     kept = failover.check(lab, after, loss)
     timeline.say(
         f"[green]✓[/green] ledger: [bold]all {loss.lines} acknowledged lines[/bold], none twice; of the "

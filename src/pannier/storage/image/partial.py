@@ -25,6 +25,9 @@ from pannier.storage.image.sums import Sums
 
 NOTE = "arrived"
 _FORMAT = 1
+WRITE_BYTES = 8 << 20
+"""So much of the image is received until the disk is asked to write it: large enough for whole extents, and little beside
+what is dirty on a machine anyway."""
 EACH_BYTES = 64 << 20
 """So much of the image is received between two notes. A broken transfer sends at most that much again; each note
 waits for the disk once or twice, which is nothing beside writing so much."""
@@ -62,6 +65,8 @@ class Noting:
         self._sums = sums
         self._note = note
         self._new_bytes = 0
+        self._begun_at = note.position
+        """The disk has been asked to write what is before this."""
         self._is_durable = note.position > 0
         """Whether the subvolume itself is."""
 
@@ -73,6 +78,11 @@ class Noting:
         """
         if isinstance(record, Data):
             self._new_bytes += len(record.content)
+            if record.end - self._begun_at >= WRITE_BYTES:
+                # The disk begins to write it, and nobody waits: the flush at the end has little left to do.
+                length = record.end - self._begun_at
+                os.posix_fadvise(self._image, self._begun_at, length, os.POSIX_FADV_DONTNEED)
+                self._begun_at = record.end
         if self._new_bytes >= EACH_BYTES:
             self._write(record.end)
             self._new_bytes = 0
