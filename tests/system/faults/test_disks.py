@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from cluster_world import IMAGE, IMAGES, MOUNTS, STAGING
+from cluster_world import IMAGE, IMAGES, MOUNTS, STAGING, World
 from demo import story
 from fault_world import (
     LEASE_SECONDS,
@@ -111,21 +111,23 @@ def test_f52_the_holders_pool_is_full(faults: Faults) -> None:
     )  # fmt: skip
 
 
-# Overwrites a block, found by its bytes, on the device itself.
+# Overwrites a block in each place that has it, found by its bytes, on the device itself: a copy's journal had it, too. No
+# other block is touched: somebody may be writing it.
 CORRUPT = r"""
 import mmap, os, sys
 block = bytes.fromhex(sys.argv[1])
 STEP = 2**20
 device = os.open("/dev/pannier-pool", os.O_RDWR | os.O_DIRECT)
-buffer = mmap.mmap(-1, STEP)
+buffer, found = mmap.mmap(-1, STEP), 0
 for start in range(0, 8 * 2**30, STEP):
     os.preadv(device, [buffer], start)
     at = buffer.find(block)
-    if at >= 0:
+    while at >= 0:
         buffer[at : at + 16] = bytes(16)
-        os.pwritev(device, [buffer], start)
-        break
-else:
+        os.pwritev(device, [memoryview(buffer)[at : at + 4096]], start + at)
+        found += 1
+        at = buffer.find(block, at + 1)
+if not found:
     sys.exit("its bytes are not on the device")
 """
 
@@ -199,8 +201,18 @@ def _victim(faults: Faults, log: Log, writer: Writer) -> tuple[str, str]:
     block = world.sh(
         "node1", f"head -c 4096 {MOUNTS}/{log.volume}/victim | od -An -v -tx1 | tr -d ' \\n'"
     )
+    for _ in range(2):  # the copy has a generation with it then, and the newest was made after that
+        _wait_for_generation(world, log)
     log.wait_in_sync(log.replicas, at="node1")
     return before, block
+
+
+def _wait_for_generation(world: World, log: Log) -> None:
+    def newest() -> str:
+        return str(world.json("node1", "volume", "show", log.volume)["generation"])
+
+    before = newest()
+    wait_until("there is a newer generation", lambda: newest() != before)
 
 
 @pytest.mark.faults
