@@ -12,7 +12,7 @@ from typing import Literal
 from bench.figures import Figure, Result, Rounds, Spread, Target, turns
 from bench.many import create_volumes, remove_volumes
 from bench.world import PYTHON, World, probe_command
-from bench.writers import Calls, Parts, Place, Writers
+from bench.writers import Parts, Place, Writers
 
 _OURS, _OTHER, _AGED, _LOCAL = "bench-sync", "bench-sync-other", "bench-sync-aged", "bench-sync-one"
 _SIZE = "2G"
@@ -92,12 +92,11 @@ class _Bench:
             writers.run(self.world, self.node, place, 1)
         self.catch_up()
 
-    def measure(self, what: str, leg: str, writers: Writers, place: Place) -> Calls:
+    def measure(self, what: str, leg: str, writers: Writers, place: Place) -> None:
         """One round of a leg."""
         calls = writers.run(self.world, self.node, place, self.seconds)
         for of, value in {"median": calls.median, "p99": calls.p99, "rate": calls.rate}.items():
             self.collected.add(f"{what}: {of}", leg, value)
-        return calls
 
     def catch_up(self) -> None:
         """Wait until nothing of what was written is still on its way."""
@@ -144,18 +143,19 @@ def measure(world: World) -> Result:
     return Result(
         title="Sync calls on a volume with durability=fsync",
         reference=(
-            "the same on a volume with copies=1: an ext4 image of the same pool, of which there is no copy, in a "
-            "container whose sync calls are not held. For what goes on beside other work: the same while there is none; "
-            "after many overwrites: the same volume before; for what is not on a volume: a container without any, with "
-            "`--runtime runc`."
+            "the same on a volume with copies=1: an ext4 image of the same pool, of which there is no "
+            "copy, in a container whose sync calls are not held. For what goes on beside other work: "
+            "the same while there is none; after many overwrites: the same volume before; for what "
+            "is not on a volume: a container without any, with `--runtime runc`."
         ),
         how=(
-            f"In a container each writer is a Python program; what it writes and makes durable once, is one value. "
-            f"copies=2; {bench.seconds} s of each, {bench.rounds} rounds. Overwrites are at random places of a file of "
-            f"16 MiB. The neighbour writes {_NEIGHBOUR_RATE} MB/s into a file of 512 MiB, from a container of its own, and "
-            f"makes no sync call. {overwrites:,} overwrites were made by 16 writers. While `pannier volume ls` runs again "
-            f"and again, there are {listed:,} more volumes. The limit of the container's /tmp is the upper quartile of the "
-            f"reference's rounds."
+            f"In a container each writer is a Python program; a value is the time in which it writes "
+            f"something once and makes it durable. copies=2; {bench.seconds} s of each, "
+            f"{bench.rounds} rounds. Overwrites are at random places of a file of 16 MiB. The neighbour "
+            f"writes {_NEIGHBOUR_RATE} MB/s into a file of 512 MiB, from a container of its own, and makes no "
+            f"sync call. 16 writers made the {overwrites:,} overwrites. While `pannier volume ls` runs again "
+            f"and again, there are {listed:,} more volumes. The limit of the container's /tmp is the upper "
+            f"quartile of the reference's rounds."
         ),
         figures=tuple(figures),
         notes=(*bench.parts.notes(), neighbour),
