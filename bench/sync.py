@@ -66,8 +66,11 @@ _WORKS = (
     ),
 )
 _NOT_OURS = {
-    "/tmp of the container": ("/tmp", _ONE_APPENDS),
-    "a tmpfs, which has nothing to sync": ("/dev/shm", _ONE_OVERWRITES),
+    "a 4 KiB append and fdatasync in the container's own /tmp": ("/tmp", _ONE_APPENDS),
+    "an 8 KiB overwrite and fdatasync in a tmpfs, which has nothing to sync": (
+        "/dev/shm",
+        _ONE_OVERWRITES,
+    ),
 }
 
 
@@ -155,7 +158,8 @@ def measure(world: World) -> Result:
             f"writes {_NEIGHBOUR_RATE} MB/s into a file of 512 MiB, from a container of its own, and makes no "
             f"sync call. 16 writers made the {overwrites:,} overwrites. While `pannier volume ls` runs again "
             f"and again, there are {listed:,} more volumes. The limit of the container's /tmp is the upper "
-            f"quartile of the reference's rounds."
+            f"quartile of the reference's rounds. Below is what the last 100 groups of sync calls of each round "
+            f"waited for, as `pannier volume show` tells it."
         ),
         figures=tuple(figures),
         notes=(*bench.parts.notes(), neighbour),
@@ -192,7 +196,7 @@ def _beside_a_neighbour(bench: _Bench) -> tuple[list[Figure], str]:
             bench.catch_up()
         else:
             _append_to_each(bench, volumes, leg)
-    same, other = (f"a neighbour that only writes, {where}" for where in volumes)
+    same, other = (f"beside a neighbour {where}" for where in volumes)
     legs = "beside", "quiet"
     what = "4 KiB append, fdatasync"
     figures = [
@@ -208,7 +212,7 @@ def _beside_a_neighbour(bench: _Bench) -> tuple[list[Figure], str]:
 
 def _append_to_each(bench: _Bench, volumes: Mapping[str, str], leg: str) -> None:
     for where, volume in volumes.items():
-        what = f"a neighbour that only writes, {where}"
+        what = f"beside a neighbour {where}"
         bench.measure(what, leg, _ONE_APPENDS, Place.in_volume(volume))
         if leg == "beside":
             bench.parts.look(bench.world, bench.node, volume, what)
@@ -231,7 +235,9 @@ def _neighbour(bench: _Bench, rates: list[float]) -> Iterator[None]:
 
 
 def _while_listed(bench: _Bench, volumes: int) -> list[Figure]:
-    what = f"while `pannier volume ls` of {volumes:,} volumes runs again and again"
+    what = (
+        f"8 KiB overwrites, while `pannier volume ls` of {volumes:,} volumes runs again and again"
+    )
     bench.world.say(f"   {what}")
     create_volumes(bench.world, volumes)
     ours = Place.in_volume(_OURS)
@@ -259,22 +265,22 @@ def _after_overwrites(bench: _Bench) -> tuple[list[Figure], int]:
     """Figures, and how many overwrites there were."""
     most, seconds = bench.world.pick((1_000_000, 300), (20_000, 60))
     what = {
-        "aged": "after many synced overwrites",
-        "local": "then, on the volume with one copy",
+        "aged": "8 KiB overwrites, when there were many others",
+        "local": "the same on the volume with one copy, which had no others",
     }
     places = {"aged": Place.in_volume(_AGED), "local": Place.in_volume(_LOCAL)}
     bench.warm_up(_ONE_OVERWRITES, *places.values())
     overwrites = 0
-    for when in ("fresh", "old"):
-        if when == "old":
+    for when in ("before", "after"):
+        if when == "after":
             overwrites = _overwrite(bench, places["aged"], most, seconds)
             bench.catch_up()
         for leg in turns(bench.rounds, *places):
             bench.world.settle()
             bench.measure(what[leg], when, _ONE_OVERWRITES, places[leg])
             if leg == "aged":
-                bench.parts.look(bench.world, bench.node, _AGED, f"{what[leg]}: {when}")
-    legs = "old", "fresh"
+                bench.parts.look(bench.world, bench.node, _AGED, f"{what[leg]}, {when}")
+    legs = "after", "before"
     return [
         bench.figure(what["aged"], "median", legs, Target(at_most=1.1)),
         bench.figure(what["aged"], "p99", legs),
@@ -296,9 +302,8 @@ def _overwrite(bench: _Bench, place: Place, most: int, seconds: int) -> int:
 
 def _not_ours(bench: _Bench) -> Iterable[Figure]:
     """What a container with a held volume pays for sync calls elsewhere."""
-    for where, (path, writers) in _NOT_OURS.items():
-        bench.world.say(f"   sync calls in {where}")
-        what = f"a sync call in {where}"
+    for what, (path, writers) in _NOT_OURS.items():
+        bench.world.say(f"   {what}")
         places = {
             "ours": Place(path, Place.in_volume(_OURS).options),
             "runc": Place(path, ("--runtime", "runc")),
