@@ -29,9 +29,9 @@ def measure(world: World) -> Result:
     """See the module."""
     load = Load.full(world)
     world.volume(world.nodes[0], VOLUME, size=SIZE)
-    figures = compare(world, VOLUME, load, sync=True, target=Target(at_least=0.97))
+    figures = compare(world, VOLUME, load, target=Target(at_least=0.97))
     world.volume_in_sync(REPLICATED, durability="interval", size=SIZE)
-    replicated = compare(world, REPLICATED, load, sync=True, prefix="copies=2: ")
+    replicated = compare(world, REPLICATED, load, prefix="copies=2: ")
     return Result(
         title="Reading and writing in a container",
         reference=(
@@ -73,7 +73,6 @@ def compare(
     volume: str,
     load: Load,
     *,
-    sync: bool,
     target: Target | None = None,
     prefix: str = "",
 ) -> tuple[Figure, ...]:
@@ -81,11 +80,10 @@ def compare(
 
     Args:
         volume: of :data:`SIZE`.
-        sync: whether the sync calls are part of what is measured, or made before.
         prefix: of each row's name.
     """
     node = world.nodes[0]
-    sizes = (load.rounds, load.mebibytes, load.operations, load.files, "sync" if sync else "none")
+    sizes = (load.rounds, load.mebibytes, load.operations, load.files)
     with _made_by_hand(world, node, like=volume) as plain:
         within = (*CONTAINER, "-v", f"{volume}:/pannier", "-v", f"{plain}:/plain", PYTHON)
         found = world.probe(node, "load", "/pannier", "/plain", *sizes, within=within)

@@ -22,7 +22,7 @@ def measure(world: World) -> Result:
     names = list(_names(world, first, volumes))[:mounted]
     plain = f"{world.lab.name}-plain"
     with laboratory(plain, say=world.say, nodes=1, cluster_kind="none") as other:
-        _create(world, volumes)
+        create_volumes(world, volumes)
         _create_local(other, volumes)
         with world.held(first, *names):
             world.settle()
@@ -77,10 +77,23 @@ def measure(world: World) -> Result:
     )
 
 
-def _create(world: World, volumes: int) -> None:
+def create_volumes(world: World, volumes: int) -> None:
+    """So many, with one copy each; every node holds as many of them."""
+
     def some(node: str) -> None:
         for name in _names(world, node, volumes):
             world.volume(node, name)
+
+    with ThreadPoolExecutor(max_workers=len(world.nodes)) as pool:
+        list(pool.map(some, world.nodes))
+
+
+def remove_volumes(world: World, volumes: int) -> None:
+    """What :func:`create_volumes` has made."""
+
+    def some(node: str) -> None:
+        names = " ".join(_names(world, node, volumes))
+        world.sh(node, f"docker volume rm {names} >/dev/null", timeout=900)
 
     with ThreadPoolExecutor(max_workers=len(world.nodes)) as pool:
         list(pool.map(some, world.nodes))

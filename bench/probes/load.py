@@ -1,8 +1,7 @@
 """Reads and writes in two directories by turns. Runs in a container; needs nothing but Python.
 
-Arguments: two directories, rounds, MiB of the large file, 4 KiB operations, small files, and whether
-the work includes sync calls: ``sync`` or ``none``. Prints a line for each measurement:
-``{"operation", "leg", "seconds"}``.
+Arguments: two directories, rounds, MiB of the large file, 4 KiB operations, small files. Prints a line for
+each measurement: ``{"operation", "leg", "seconds"}``.
 """
 
 import ctypes
@@ -28,18 +27,6 @@ def settle(root: str) -> None:
     os.close(fd)
 
 
-def sync_data(fd: int) -> None:
-    """fdatasync, where the work includes sync calls."""
-    if SYNC:
-        os.fdatasync(fd)
-
-
-def sync_all(root: str) -> None:
-    """syncfs, where the work includes sync calls."""
-    if SYNC:
-        settle(root)
-
-
 def forget(fd: int) -> None:
     """Drop a file's clean pages from the cache."""
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -58,8 +45,7 @@ def sequential_write(root: str) -> None:
     fd = os.open(large(root), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for _ in range(MEBIBYTES):
         os.write(fd, BLOCK)
-    if SYNC:
-        os.fsync(fd)
+    os.fsync(fd)
     os.close(fd)
 
 
@@ -83,7 +69,7 @@ def random_write(root: str) -> None:
     for number in range(1, OPERATIONS + 1):
         os.pwrite(fd, BLOCK[:PAGE], places.randrange(pages) * PAGE)
         if number % BATCH == 0:
-            sync_data(fd)
+            os.fdatasync(fd)
     os.close(fd)
 
 
@@ -106,7 +92,7 @@ def create_tree(root: str) -> None:
         fd = os.open(f"{folder}/{number}", os.O_WRONLY | os.O_CREAT)
         os.write(fd, SMALL)
         os.close(fd)
-    sync_all(root)
+    settle(root)
 
 
 def walk_tree(root: str) -> None:
@@ -136,18 +122,18 @@ def delete_tree(root: str) -> None:
         for name in names:
             os.unlink(f"{folder}/{name}")
         os.rmdir(folder)
-    sync_all(root)
+    settle(root)
 
 
 STEPS = [
-    ("sequential write", " and fsync", prepare_sequential_write, sequential_write),
-    ("sequential read", "", prepare_read, sequential_read),
-    ("random 4 KiB writes", ", fdatasync after each 32", None, random_write),
-    ("random 4 KiB reads", "", prepare_read, random_read),
-    ("small files: create", ", then sync", None, create_tree),
-    ("small files: stat all", "", None, walk_tree),
-    ("small files: read all", "", prepare_read_tree, read_tree),
-    ("small files: delete all", ", then sync", None, delete_tree),
+    ("sequential write and fsync", prepare_sequential_write, sequential_write),
+    ("sequential read", prepare_read, sequential_read),
+    ("random 4 KiB writes, fdatasync after each 32", None, random_write),
+    ("random 4 KiB reads", prepare_read, random_read),
+    ("small files: create, then sync", None, create_tree),
+    ("small files: stat all", None, walk_tree),
+    ("small files: read all", prepare_read_tree, read_tree),
+    ("small files: delete all, then sync", None, delete_tree),
 ]
 
 
@@ -163,11 +149,9 @@ def measure(root: str, operation: str, prepare, work) -> float:
 
 LEGS = {"ours": sys.argv[1], "theirs": sys.argv[2]}
 ROUNDS, MEBIBYTES, OPERATIONS, FILES = (int(word) for word in sys.argv[3:7])
-SYNC = sys.argv[7] == "sync"
 
 for number in range(-1, ROUNDS):  # the first one warms up and does not count
-    for plain, with_sync, prepare, work in STEPS:
-        operation = plain + (with_sync if SYNC else "")
+    for operation, prepare, work in STEPS:
         for leg in list(LEGS) if number % 2 else list(reversed(LEGS)):
             seconds = measure(LEGS[leg], operation, prepare, work)
             if number >= 0:
