@@ -19,7 +19,7 @@ from fault_world import TAKEOVER_AND_ELECTION_SECONDS, Faults, Log, Writer, upti
 
 from pannier.lab import Lab
 
-pytestmark = [pytest.mark.system, pytest.mark.faults, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
 
 START_SECONDS = 150.0
 """For a program to begin where it was not: a takeover, its own recovery and its own check."""
@@ -196,6 +196,7 @@ def _check(log: Log, kept: list[tuple[str, int]]) -> list[tuple[str, int]]:
     return sorted(set(told) - set(kept))
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("journal", ["journal", "wal"])
 def test_f01_an_sqlite_database_loses_no_commit_with_its_node(faults: Faults, journal: str) -> None:
     """Its integrity check passes, and no transaction is there by half."""
@@ -206,6 +207,7 @@ def test_f01_an_sqlite_database_loses_no_commit_with_its_node(faults: Faults, jo
     )  # fmt: skip
 
 
+@pytest.mark.faults
 @pytest.mark.usefixtures("postgres")
 def test_f01_postgres_loses_no_commit_with_its_node(faults: Faults) -> None:
     """It recovers, pg_amcheck finds nothing, and sums that each transaction changes agree."""
@@ -215,6 +217,7 @@ def test_f01_postgres_loses_no_commit_with_its_node(faults: Faults) -> None:
     )  # fmt: skip
 
 
+@pytest.mark.faults
 def test_f01_what_msync_wrote_outlasts_its_node(faults: Faults) -> None:
     """A file that is only ever changed in memory."""
     endures(
@@ -223,6 +226,7 @@ def test_f01_what_msync_wrote_outlasts_its_node(faults: Faults) -> None:
     )  # fmt: skip
 
 
+@pytest.mark.faults
 def test_f01_mail_that_was_delivered_outlasts_its_node(faults: Faults) -> None:
     """No file that has its last name is half there."""
     endures(
@@ -231,6 +235,7 @@ def test_f01_mail_that_was_delivered_outlasts_its_node(faults: Faults) -> None:
     )  # fmt: skip
 
 
+@pytest.mark.faults
 @pytest.mark.usefixtures("git")
 def test_f01_a_git_repository_loses_no_push_with_its_node(faults: Faults) -> None:
     """git fsck finds nothing."""

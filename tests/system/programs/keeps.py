@@ -152,6 +152,7 @@ def main(folder, way, *show):
             number += 1
             keeper.add(number, host)
             told.write(f"{host} {number} {time.clock_gettime(time.CLOCK_BOOTTIME):.2f}\n")
+            time.sleep(random.random() * 0.004)  # or checks of all that there is would take long
 
 
 main(*sys.argv[1:])
