@@ -67,9 +67,8 @@ class Keeper(Program):
     def records(self, log: Log, writer: Writer) -> list[tuple[str, int]]:
         show = ["docker", "exec", writer.container, *self._command(), "show"]
         found = _pairs(log.world.run(writer.node, *show))
-        assert [number for _, number in found] == list(range(1, len(found) + 1)), (
-            "a gap or a double"
-        )
+        numbers = [number for _, number in found]
+        assert numbers == list(range(1, len(found) + 1)), "a gap or a double"
         return found
 
     def _command(self) -> list[str]:
@@ -176,8 +175,8 @@ def endures(
         crashed_at = uptime()
         faults.world.lab.crash(node)
         before, writer = writer, program.write(log, other)
-        lost = _check(log, program.records(log, writer))
-        assert not lost, f"{len(lost)} acknowledged records are lost, the first is {lost[0]}"
+        told = _told(log)  # before the look at what is there, for the program goes on
+        _check(told, program.records(log, writer))
         faults.note(
             f"F01 the holder loses power under {fault}", outcome=f"a copy takes over; {outcome}",
             pause=log.pause_after(crashed_at), allowed=TAKEOVER_AND_ELECTION_SECONDS,
@@ -188,12 +187,17 @@ def endures(
     log.stop(writer)
 
 
-def _check(log: Log, kept: list[tuple[str, int]]) -> list[tuple[str, int]]:
-    """No number is there twice, and none was told twice; returns what was acknowledged and is not there."""
-    told = [(one.host, one.number) for writer in log.writers for one in writer.acknowledged()]
-    for numbers in ([number for _, number in kept], [number for _, number in told]):
+def _told(log: Log) -> list[tuple[str, int]]:
+    """(host, number) of all that was ever acknowledged."""
+    return [(one.host, one.number) for writer in log.writers for one in writer.acknowledged()]
+
+
+def _check(told: list[tuple[str, int]], kept: list[tuple[str, int]]) -> None:
+    """All that was acknowledged is there, and no number was acknowledged or is there twice."""
+    for numbers in ([number for _, number in told], [number for _, number in kept]):
         assert len(numbers) == len(set(numbers)), "a double"
-    return sorted(set(told) - set(kept))
+    lost = sorted(set(told) - set(kept))
+    assert not lost, f"{len(lost)} acknowledged records are lost, the first is {lost[0]}"
 
 
 @pytest.mark.faults
