@@ -208,10 +208,12 @@ class World:
         """Run a container with the volume at /data to its end; returns what it prints."""
         return self.run(node, *self.docker_run(volume, *([] if not rm else ["--rm"])), *command)
 
-    def docker_run(self, volume: str, *flags: str) -> list[str]:
+    def docker_run(
+        self, volume: str, *flags: str, image: str = IMAGE, at: str = "/data"
+    ) -> list[str]:
         """The command line, up to the command in the container."""
-        mount = ["-v", f"{volume}:/data", "--volume-driver", "pannier"]
-        return ["docker", "run", "--network", "none", *flags, *mount, IMAGE]
+        mount = ["-v", f"{volume}:{at}", "--volume-driver", "pannier"]
+        return ["docker", "run", "--network", "none", *flags, *mount, image]
 
     def holder(self, name: str) -> str:
         """The one node that holds the volume; all nodes that are up must say the same."""

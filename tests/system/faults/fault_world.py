@@ -15,7 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
 
-from cluster_world import World
+from cluster_world import IMAGE, World
 from demo import story
 from notes import Note, Notes
 
@@ -26,6 +26,8 @@ PROMISE_SECONDS = 10.0
 PATIENCE_SECONDS = 5.0
 TAKEOVER_SECONDS = LEASE_SECONDS + 1 + 0.5 + 0.1
 """From a node's death to a Mount elsewhere, by docs/guarantees.md."""
+TAKEOVER_AND_ELECTION_SECONDS = TAKEOVER_SECONDS + LEASE_SECONDS + 2
+"""Where the node that dies led the store: all leases get their full time again."""
 STORE_PORTS = "2379,2380"
 
 # Appends "HOST NUMBER BOOTTIME CHECKSUM", each line synced before "HOST NUMBER BOOTTIME" of that moment
@@ -45,6 +47,7 @@ while :; do
   sleep 0.05
 done
 """
+SHELL_WRITER = ("sh", "-c", WRITER)
 
 
 def uptime() -> float:
@@ -86,6 +89,12 @@ class Writer:
     _told: IO[str] | None = None
     _read: list[Record] = field(default_factory=list)
     _rest: str = ""
+
+    @property
+    def flags(self) -> list[str]:
+        """What ``docker run`` is told: the container's name, and how it tells."""
+        tell = ["-e", f"HOST={self.node}", "-e", f"TELL={self.container}"]
+        return ["--name", self.container, "-v", "/run/lab/told:/told", *tell]
 
     def acknowledged(self) -> list[Record]:
         """Every record that it was told is on disk, in order, with the time at which it was told."""
@@ -132,17 +141,20 @@ class Log:
         (node,) = self.replicas
         return node
 
-    def begin(self, node: str, *flags: str) -> Writer:
+    def begin(
+        self, node: str, *flags: str, image: str = IMAGE, program: Sequence[str] = SHELL_WRITER
+    ) -> Writer:
         """Let a container write on ``node``; returns at once."""
-        world, name = self.world, f"{self.volume}-on-{node}-{len(self.writers)}"
-        file = world.lab.machine(node).shared_dir / "told" / name
-        command = world.docker_run(
-            self.volume, "-d", "--name", name, "-v", "/run/lab/told:/told",
-            "-e", f"HOST={node}", "-e", f"TELL={name}", *flags,
-        )  # fmt: skip
-        writer = Writer(node, name, file)
+        writer = self.expect(node)
+        command = self.world.docker_run(self.volume, "-d", *writer.flags, *flags, image=image)
+        self.world.start(self.world.attempt, node, *command, *program)
+        return writer
+
+    def expect(self, node: str) -> Writer:
+        """Listen to a container that is going to write on ``node``, run with the writer's own flags."""
+        name = f"{self.volume}-on-{node}-{len(self.writers)}"
+        writer = Writer(node, name, self.world.lab.machine(node).shared_dir / "told" / name)
         writer.listen()
-        world.start(world.attempt, node, *command, "sh", "-c", WRITER)
         self.writers.append(writer)
         return writer
 

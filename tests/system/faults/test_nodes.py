@@ -6,7 +6,7 @@ import pytest
 from fault_world import (
     LEASE_SECONDS,
     PATIENCE_SECONDS,
-    TAKEOVER_SECONDS,
+    TAKEOVER_AND_ELECTION_SECONDS,
     Faults,
     records_of,
     uptime,
@@ -14,9 +14,6 @@ from fault_world import (
 )
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
-
-# Where the node that dies led the store, all leases get their full time again.
-TAKEOVER_AND_ELECTION_SECONDS = TAKEOVER_SECONDS + LEASE_SECONDS + 2
 
 
 @pytest.mark.exclusive
