@@ -5,7 +5,7 @@ export GIT_CONFIG_GLOBAL=/dev/null GIT_CONFIG_NOSYSTEM=1
 export GIT_AUTHOR_NAME=nobody GIT_AUTHOR_EMAIL=nobody GIT_COMMITTER_NAME=nobody GIT_COMMITTER_EMAIL=nobody
 repository=/data/repository.git
 if [ ! -e "$repository" ]; then
-  git init -q --bare -b main /data/new.git
+  git init -q --template= --bare -b main /data/new.git
   # By itself it does not sync single objects.
   git -C /data/new.git config core.fsync all
   git -C /data/new.git config receive.autogc false
@@ -17,7 +17,8 @@ git -C "$repository" fsck --full --strict --no-dangling >&2
 if [ "${1:-}" ]; then
   exec git -C "$repository" log --format=%s main
 fi
-find "$repository" -name '*.lock' -delete # of a push that lost its power
+# Of a push that lost its power.
+find "$repository" -name '*.lock' -exec rm {} +
 git clone -q "$repository" /tmp/work 2>/dev/null
 cd /tmp/work
 n=$(git log --format=%s 2>/dev/null | head -n 1 | cut -d ' ' -f 2)
