@@ -42,7 +42,7 @@ class Program(ABC):
 
     @abstractmethod
     def records(self, log: Log, writer: Writer) -> list[tuple[str, int]]:
-        """(host, number) of all that it has, after its own check has found nothing wrong; it goes on."""
+        """(host, number) of all that it has. Its own check of its data has found nothing wrong before."""
 
     def write(self, log: Log, node: str) -> Writer:
         """Start it, and wait until it has some records acknowledged."""
@@ -194,10 +194,10 @@ def _told(log: Log) -> list[tuple[str, int]]:
 
 def _check(told: list[tuple[str, int]], kept: list[tuple[str, int]]) -> None:
     """All that was acknowledged is there, and no number was acknowledged or is there twice."""
-    for numbers in ([number for _, number in told], [number for _, number in kept]):
-        assert len(numbers) == len(set(numbers)), "a double"
     lost = sorted(set(told) - set(kept))
     assert not lost, f"{len(lost)} acknowledged records are lost, the first is {lost[0]}"
+    for numbers in ([number for _, number in told], [number for _, number in kept]):
+        assert len(numbers) == len(set(numbers)), "a double"
 
 
 @pytest.mark.faults

@@ -1,9 +1,13 @@
-# Commits, pushes each commit to a repository in /data, and tells its number then. It first has git check
-# the repository; with "show" it prints "HOST NUMBER" of every commit instead.
+# Has git check a repository in /data, then commits, pushes each commit there, and tells its number.
+# With "show" it prints "HOST NUMBER" of every commit instead: git finds things missing where it checks a
+# repository that is pushed to meanwhile.
 set -eu
 export GIT_CONFIG_GLOBAL=/dev/null GIT_CONFIG_NOSYSTEM=1
 export GIT_AUTHOR_NAME=nobody GIT_AUTHOR_EMAIL=nobody GIT_COMMITTER_NAME=nobody GIT_COMMITTER_EMAIL=nobody
 repository=/data/repository.git
+if [ "${1:-}" ]; then
+  exec git -C "$repository" log --format=%s main
+fi
 if [ ! -e "$repository" ]; then
   git init -q --template= --bare -b main /data/new.git
   # By itself it does not sync single objects.
@@ -14,9 +18,6 @@ if [ ! -e "$repository" ]; then
   sync -f /data
 fi
 git -C "$repository" fsck --full --strict --no-dangling >&2
-if [ "${1:-}" ]; then
-  exec git -C "$repository" log --format=%s main
-fi
 # Of a push that lost its power.
 find "$repository" -name '*.lock' -exec rm {} +
 git clone -q "$repository" /tmp/work 2>/dev/null
