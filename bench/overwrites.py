@@ -42,7 +42,7 @@ def measure(wish: Wish) -> Result:
         how=(
             f"In a container one writer overwrites 4 KiB of a file of {_MEBIBYTES} MiB at random places "
             f"and calls fdatasync each time, for {seconds} s; copies=2, durability=fsync, so that "
-            f"each call makes a generation and sends it. The speed is of pieces of {piece:g} s. The "
+            f"each call is a record, and generations follow every few seconds. The speed is of pieces of {piece:g} s. The "
             f"growth is that of data and metadata of the whole pool since before the volume was made, "
             f"after generations that nobody needs were deleted. There were {sum(rates) * piece:,.0f} "
             f"overwrites; the file has {_MEBIBYTES << 8:,} blocks."
