@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import shutil
 import subprocess
@@ -14,9 +15,9 @@ from pathlib import Path
 import pytest
 from test_driver_kit import ROOT, pools, workplace
 
-from pannier.core.errors import JournalFull, NotFollowing
+from pannier.core.errors import JournalFull, NotFollowing, StorageError
 from pannier.core.generation import Generation
-from pannier.core.line import Cut, Doubt, LinePlace, LineRecord, encode, new_run
+from pannier.core.line import MOST_BYTES, Cut, Doubt, LinePlace, LineRecord, encode, new_run
 from pannier.cut import tracefs
 from pannier.cut.tracer import Tracer
 from pannier.storage.btrfs.layout import Home
@@ -217,6 +218,49 @@ async def test_records_outlast_what_they_stand_on(
     there = await taken_over(pair, coming)
     found = {file.name: file.read_bytes() for file in there.iterdir()}
     assert found == {"one": b"1", "two": b"2", "three": b"3"}
+
+
+async def test_a_takeover_that_a_disk_broke_off_in_the_midst_can_be_repeated(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a power cut does: what is half made never counts as the live image."""
+    place = await pair.begin()
+    for name in ("one", "two"):
+        place, encoded = await pair.synced(place, name, name.encode())
+        pair.copy.keep(place, encoded)
+    whole = KeptRecords.put_on_top
+
+    def half(self: KeptRecords, image: Path, places: list[LinePlace]) -> None:
+        whole(self, image, places[:1])
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(KeptRecords, "put_on_top", half)
+        with pytest.raises(StorageError, match="put the records"):
+            await pair.copy.promote(pair.volume, place.generation, epoch=2, size_bytes=None)
+    assert (await pair.copy.inspect(pair.volume)).live == ()
+    there = await taken_over(pair, place.generation)
+    assert {file.name: file.read_bytes() for file in there.iterdir()} == {
+        "one": b"one",
+        "two": b"two",
+    }
+
+
+async def test_more_than_a_record_may_have_is_a_doubt_and_the_next_run_goes_on(pair: Pair) -> None:
+    first = await pair.begin()
+    with (pair.data / "much").open("wb") as file:
+        file.write(os.urandom(2 * MOST_BYTES))
+        os.fsync(file.fileno())
+    assert isinstance(await pair.holder.cut(replace(first, number=1)), Doubt)
+    assert await pair.holder.watch(pair.volume, epoch=1) is None
+    generation = await pair.holder.snapshot(pair.volume, epoch=1)
+    await pair.send(generation, base=first.generation)
+    place = replace(first, run=new_run(), generation=generation)
+    place, encoded = await pair.synced(place, "small", b"2")
+    pair.copy.keep(place, encoded)
+    there = await taken_over(pair, generation)
+    assert (there / "small").read_bytes() == b"2"
+    assert (there / "much").stat().st_size == 2 * MOST_BYTES
 
 
 # -- what an operator sees ---------------------------------------------------------------------------

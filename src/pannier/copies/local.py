@@ -21,8 +21,11 @@ from pannier.barrier.calls import BY_KERNEL, Answer, SyncCall
 from pannier.barrier.local_sync import sync_group
 from pannier.core.volume import Volume
 from pannier.storage.base import SparseDriver
+from pannier.storage.kinds import by_class
 
 log = structlog.get_logger(__name__)
+
+_is_sparse = by_class(lambda driver: isinstance(driver, SparseDriver))
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +48,6 @@ class LocalSync:
 
     def __init__(self, drivers: Drivers) -> None:
         self._drivers = drivers
-        self._kinds: dict[type, bool] = {}
 
     async def sync(self, volume: Volume, calls: Sequence[SyncCall]) -> SaidLocally:
         """Sync the files of a group.
@@ -68,10 +70,7 @@ class LocalSync:
 
     def _sparse(self, volume: Volume) -> SparseDriver | None:
         driver = self._drivers.of(volume)
-        kind = type(driver)
-        if kind not in self._kinds:  # isinstance takes its time, and sync calls wait
-            self._kinds[kind] = isinstance(driver, SparseDriver)
-        return cast("SparseDriver", driver) if self._kinds[kind] else None
+        return cast("SparseDriver", driver) if _is_sparse(driver) else None
 
     async def write_out(self, volume: Volume) -> None:
         """Bring all that was written to a volume to the disk. One that has only generations is written out by those.

@@ -11,6 +11,7 @@ from pannier.core.errors import PannierError
 from pannier.core.generation import Generation
 from pannier.core.line import Buffer, Cut, Doubt, LinePlace
 from pannier.storage.base import Driver
+from pannier.storage.kinds import by_class
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,14 +36,11 @@ class JournalState:
 
 
 def line_driver(driver: Driver) -> LineDriver | None:
-    """The same driver, if it is one for lines. Unlike isinstance, this costs next to nothing: sync calls ask."""
-    kind = type(driver)
-    if kind not in _kinds:
-        _kinds[kind] = isinstance(driver, LineDriver)
-    return cast("LineDriver", driver) if _kinds[kind] else None
+    """The same driver, if it is one for lines."""
+    return cast("LineDriver", driver) if _is_for_lines(driver) else None
 
 
-_kinds: dict[type, bool] = {}
+_is_for_lines = by_class(lambda driver: isinstance(driver, LineDriver))
 
 
 @runtime_checkable
