@@ -326,7 +326,7 @@ def _running(lab: Lab, service: str, *, not_on: str | None = None) -> Task:
 def written(lab: Lab, task: Task, name: str) -> list[ledger.Line]:
     """What is in the volume ``name``, as the ledger's container sees it."""
     cat = ["docker", "exec", task.container, "cat", f"/{name}/lines"]
-    return ledger.read(output(lab, task.node, *cat))
+    return ledger.read(output(lab, task.node, *cat), synced=name != DRAFTS)
 
 
 def _task_id(lab: Lab, asked: str, service: str) -> str:
