@@ -98,7 +98,7 @@ def test_f01_nothing_that_was_acknowledged_is_lost_with_a_node(world: World, lea
     assert f"volume {DRAFTS}: node {cast.victim} has a stray of epoch 1" in "\n".join(strays)
     assert f"copy on {cast.victim}: in sync" in told(world, cast.witness, DATABASE)
     failover.check(world.lab, after, loss)
-    kept = read(world.former(cast.victim, LEDGER, "lines", tree="1"))
+    kept = read(world.former(cast.victim, LEDGER, "lines", tree="1"), synced=True)
     # What it had written and was never told to be synced may be there as well: it is no copy.
     common = kept[: loss.lines]
     assert len(common) == loss.lines
