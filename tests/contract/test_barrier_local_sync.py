@@ -23,7 +23,7 @@ from barrier_local_world import (
     wrote,
 )
 
-from pannier.barrier import borrowing, local_sync
+from pannier.barrier import local_sync
 from pannier.barrier.calls import Answer, SyncCall
 from pannier.core.errors import StorageError
 from pannier.host.mountinfo import locate, own_mounts
@@ -223,7 +223,7 @@ async def test_without_the_callers_own_descriptor_the_file_is_opened_anew(
     def pidfd_open(pid: int, flags: int = 0) -> int:
         raise OSError(error, "no")
 
-    monkeypatch.setattr(borrowing.os, "pidfd_open", pidfd_open)
+    monkeypatch.setattr(os, "pidfd_open", pidfd_open)
     caller = await local.world.caller()
     await opened_as(caller, 50, local.make("file"))
     before = local.alone.written()

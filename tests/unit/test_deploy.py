@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -13,7 +14,6 @@ from click.testing import CliRunner
 from collection import ROOT, plugin
 
 from pannier.cli.main import cli
-from pannier.deploy import run as runner
 from pannier.deploy.run import PlaybookRun, collection, environment
 
 
@@ -46,7 +46,7 @@ def test_the_callers_settings_have_precedence(monkeypatch: pytest.MonkeyPatch) -
 def test_without_ansible_it_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(runner.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     result = CliRunner().invoke(cli, ["deploy", "-i", str(tmp_path / "hosts.yml")])
     assert result.exit_code == 6
     assert "pip install 'pannier[deploy]'" in result.stderr
