@@ -260,6 +260,25 @@ async def test_an_error_is_the_calls_answer_and_nothing_is_confirmed_after_it(
     assert (local.pool / "images" / local.alone.volume.id / "lost-1").exists()
 
 
+async def test_each_file_of_a_group_is_told_its_own_error(local: Local) -> None:
+    """All are written out before the first is waited for, and that tells nobody's error to another."""
+    caller = await local.world.caller()
+    await opened_as(caller, 50, await local.overwritten())
+    for number in (51, 52):
+        await opened_as(caller, number, local.make(str(number), 4096))
+    local.refuse(errno.ENOSPC)
+    local.alone.waits = True
+    await wrote(caller, 50, 64 * MIB)
+    for number in (51, 50, 52):
+        await caller.begin(f"os.fdatasync({number})")
+    await local.world.waiting(3)
+    local.alone.gate.set()
+    outcomes = sorted([await caller.outcome() for _ in range(3)])
+    assert outcomes[2] == "ok"  # of the group before: nothing was refused yet
+    assert str(errno.ENOSPC) in outcomes[:2]
+    assert all(outcome in FAILURES for outcome in outcomes[:2])
+
+
 async def test_a_full_pool_is_told_as_it_is(local: Local) -> None:
     caller = await local.world.caller()
     await opened_as(caller, 50, await local.overwritten())
