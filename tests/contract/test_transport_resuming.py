@@ -133,7 +133,7 @@ class Pair:
         assert sorted(os.listdir(tree)) == ["image", "sums"]
         assert ioctl.is_read_only(tree)
         assert await self.begun() is None
-        assert not os.listdir(tree.parent.parent.parent / "incoming")
+        assert os.listdir(tree.parent.parent.parent / "incoming") == ["workbench"]
 
 
 @pytest.fixture(autouse=True)

@@ -18,9 +18,10 @@ from pannier.core.errors import InvalidInput
 from pannier.core.generation import Generation
 from pannier.core.line import Data, Zeros
 from pannier.host.files import draft_of, write_file
+from pannier.host.syncing import start_writing
 from pannier.storage.base import Begun
 from pannier.storage.btrfs import ioctl
-from pannier.storage.btrfs.layout import Home, is_whole
+from pannier.storage.btrfs.layout import Home, is_whole, stands_on
 from pannier.storage.image.sums import Sums
 
 NOTE = "arrived"
@@ -81,7 +82,7 @@ class Noting:
             if record.end - self._begun_at >= WRITE_BYTES:
                 # The disk begins to write it, and nobody waits: the flush at the end has little left to do.
                 length = record.end - self._begun_at
-                os.posix_fadvise(self._image, self._begun_at, length, os.POSIX_FADV_DONTNEED)
+                start_writing(self._image, self._begun_at, length)
                 self._begun_at = record.end
         if self._new_bytes >= EACH_BYTES:
             self._write(record.end)
@@ -116,10 +117,9 @@ def noted(home: Home, generation: Generation) -> PartNote | None:
     try:
         note = msgspec.json.decode((tree / NOTE).read_bytes(), type=PartNote)
         base = None if note.base is None else home.tree(Generation.parse(note.base))
-        made_of = ioctl.subvolume_info(tree).parent_uuid
         if note.format != _FORMAT or is_whole(home.tree(generation)) or ioctl.is_read_only(tree):
             return None
-        if base is not None and not (is_whole(base) and ioctl.subvolume_info(base).uuid == made_of):
+        if base is not None and not (is_whole(base) and stands_on(tree, base)):
             return None
     except (FileNotFoundError, NotADirectoryError, msgspec.MsgspecError, InvalidInput, ValueError):
         return None
