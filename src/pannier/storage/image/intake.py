@@ -26,6 +26,7 @@ from pannier.storage.image.nocow import IMAGE
 from pannier.storage.image.partial import Noting, PartNote, discard_parts, drop_note, noted
 from pannier.storage.image.stream import RECORD_BYTES, StreamHeader, decode
 from pannier.storage.image.sums import SUMS, Sums, sums_into
+from pannier.storage.image.written import WrittenImage, written_image
 
 
 class ImageIntake:
@@ -77,14 +78,14 @@ class ImageIntake:
             self._check_part(note)
         else:
             self._begin(parent)
-        with open(self._tree / IMAGE, "r+b", buffering=0) as image, sums_into(self._tree) as sums:
-            image.truncate(header.size)
-            noting = Noting(self._tree, image.fileno(), sums, note)
-            for record in records:
-                self._check_room()
-                _apply(image.fileno(), sums, record)
-                noting.applied(record)
-            write_out(image.fileno())
+        with written_image(self._tree) as image, sums_into(self._tree) as sums:
+            os.ftruncate(image.fd, header.size)
+            with Noting(self._tree, image.fd, sums, note) as noting:
+                for record in records:
+                    self._check_room()
+                    _apply(image, sums, record)
+                    noting.applied(record)
+            write_out(image.fd)
         self._identity = header.identity
 
     def _note(self, header: StreamHeader) -> PartNote:
@@ -190,14 +191,11 @@ class _Exactly:
         return into[:got]
 
 
-def _apply(image: int, sums: Sums, record: Zeros | Data) -> None:
+def _apply(image: WrittenImage, sums: Sums, record: Zeros | Data) -> None:
     match record:
         case Data(start, content):
             sums.keep(start, memoryview(content))
-            rest, at = memoryview(content), start
-            while rest:
-                written = os.pwrite(image, rest, at)
-                rest, at = rest[written:], at + written
+            image.write(start, memoryview(content))
         case Zeros(start, end):
-            punch_hole(image, start, end - start)
+            punch_hole(image.fd, start, end - start)
             sums.forget(start, end)
