@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import subprocess
 from collections.abc import AsyncIterator, Callable
@@ -20,7 +21,8 @@ from pannier.storage.btrfs import ioctl
 from pannier.storage.btrfs.pool import close_pool, create_pool
 from pannier.storage.image import intake, nocow, partial
 from pannier.storage.image.driver import ImageDriver
-from pannier.storage.image.identity import identity_of
+from pannier.storage.image.extents import difference, extents, unshared
+from pannier.storage.image.identity import identity_of, last_change_of
 from pannier.storage.image.nocow import IMAGE
 from pannier.storage.image.written import written_image
 
@@ -294,6 +296,36 @@ async def test_a_note_that_the_disk_refuses_ends_the_transfer(
             await nodes.transfer(holder, copy, first)
     assert (await copy.inspect(nodes.volume)).generations == ()
     assert os.listdir(copy._home(nodes.volume).path / "incoming") == []
+
+
+async def test_what_both_generations_have_need_not_be_compared(
+    nodes: Nodes, holder: ImageDriver
+) -> None:
+    await nodes.create()
+    data = nodes.a.data_path(nodes.volume, 1) / "file"
+    generations = [await written(nodes, blocks=2000)]
+    for step in range(3):
+        with data.open("r+b", buffering=0) as file:
+            for at in range(step, 2000, 97):
+                os.pwrite(file.fileno(), os.urandom(BLOCK_BYTES), at * BLOCK_BYTES)
+            os.truncate(data, (1990 - step) * BLOCK_BYTES)
+            os.fsync(file.fileno())
+        generations.append(await nodes.a.snapshot(nodes.volume, epoch=1))
+    trees = [holder._home(nodes.volume).tree(each) for each in generations]
+    files = [os.open(tree / IMAGE, os.O_RDONLY) for tree in trees]
+    try:
+        size = os.fstat(files[0]).st_size
+        for base, newer in itertools.permutations(range(len(files)), 2):
+            made = last_change_of(trees[base])
+            every = extents(files[newer]), extents(files[base])
+            few = unshared(files[newer], files[base], made=made)
+            assert sum(map(len, few)) < sum(map(len, every))
+            assert difference(few[0], size, few[1], made=made) == difference(
+                every[0], size, every[1], made=made
+            )
+    finally:
+        for each in files:
+            os.close(each)
 
 
 def test_long_and_short_pieces_are_written_side_by_side(pools: list[Path]) -> None:

@@ -10,7 +10,6 @@ base was made.
 from __future__ import annotations
 
 import ctypes
-import operator
 import os
 import struct
 from collections.abc import Iterable, Iterator
@@ -20,11 +19,12 @@ from pannier.core.errors import Corrupt
 
 _SEARCH_V2 = 3 << 30 | 112 << 16 | 0x94 << 8 | 17
 _KEY = struct.Struct("<QQQQQQQIII36x")
-_ITEM = struct.Struct("<QQQIIQQ5sQQQQ")
-"""Of what is found: its header, and an extent that lies on the disk."""
-_of_use = operator.itemgetter(2, 4, 5, 7, 8, 10, 11)
-_EXTENT_BYTES = 53
-"""Of an item without its header."""
+_ITEM = struct.Struct("<Q4xIQ8x5sQ8xQQ")
+"""Of what is found: its place in the file, its size, and an extent that lies on the disk."""
+_ITEM_AT, _ITEM_END = 16, 85
+"""Where that is in an entry of the answer. What is before it is the same for all of a file, or of a leaf of the tree."""
+_SIZE, _FORM = slice(12, 16), slice(32, 37)
+_EXTENT_SIZE = (53).to_bytes(4, "little")
 _EXTENT_DATA = 108
 _REGULAR, _PREALLOCATED = b"\0\0\0\0\1", b"\0\0\0\0\2"
 _FORMS = (_REGULAR, _PREALLOCATED)
@@ -72,12 +72,30 @@ def extents(file: int) -> tuple[Extent, ...]:
         OSError: the kernel refused.
         Corrupt: it has an extent that an image cannot have, such as a compressed one.
     """
-    return tuple(_extents(file, os.fstat(file).st_ino))
+    return tuple(_lying(_items(file)))
 
 
-def _extents(file: int, inode: int) -> Iterator[Extent]:
+def unshared(newer: int, base: int, *, made: int) -> tuple[tuple[Extent, ...], tuple[Extent, ...]]:
+    """The extents of two open files but for those that both have, which is nearly all: what :func:`difference`
+    says is the same.
+
+    Args:
+        made: as :func:`difference` has it.
+
+    Raises:
+        OSError, Corrupt: as :func:`extents`.
+    """
+    ours, theirs = _items(newer), _items(base)
+    both = {item for item in set(ours).intersection(theirs) if _ITEM.unpack(item)[2] <= made}
+    rests = ([item for item in items if item not in both] for items in (ours, theirs))
+    first, second = (tuple(_lying(rest)) for rest in rests)
+    return first, second
+
+
+def _items(file: int) -> list[bytes]:
+    """The extents of an open file as the kernel gives them."""
+    inode, first, found = os.fstat(file).st_ino, 0, list[bytes]()
     block = ctypes.create_string_buffer(_KEY.size + 8 + _BUFFER_BYTES)
-    first = 0
     while True:
         key = (0, inode, inode, first, _LAST, 0, _LAST, _EXTENT_DATA, _EXTENT_DATA, 2**32 - 1)
         _KEY.pack_into(block, 0, *key)
@@ -87,20 +105,25 @@ def _extents(file: int, inode: int) -> Iterator[Extent]:
             raise OSError(number, os.strerror(number))
         (count,) = struct.unpack_from("<I", block, 64)
         if not count:
-            return
+            return found
         # Each takes the same room: one that does not is of a kind that no image has.
-        items = memoryview(block)[_KEY.size + 8 :][: count * _ITEM.size]
-        whole = items[: len(items) // _ITEM.size * _ITEM.size]
-        for item in _ITEM.iter_unpack(whole):
-            start, size, written, form, place, offset, length = _of_use(item)
-            if size != _EXTENT_BYTES or form not in _FORMS:
+        content = memoryview(block)[_KEY.size + 8 :][: count * _ITEM_END].tobytes()
+        for at in range(0, len(content) - _ITEM_END + 1, _ITEM_END):
+            item = content[at + _ITEM_AT : at + _ITEM_END]
+            if item[_SIZE] != _EXTENT_SIZE or item[_FORM] not in _FORMS:
                 raise Corrupt(
-                    f"the image has an extent of another kind at {start}: it is none of ours",
+                    f"the image has an extent of another kind at {_ITEM.unpack(item)[0]}: it is none of ours",
                     remedy="take the volume's copy on another node",
                 )
-            if place and form == _REGULAR:
-                yield Extent(start, start + length, place + offset, written)
-        first = start + 1
+            found.append(item)
+        first = _ITEM.unpack(found[-1])[0] + 1
+
+
+def _lying(items: Iterable[bytes]) -> Iterator[Extent]:
+    """Those that have bytes on the disk."""
+    for start, _size, written, form, place, offset, length in map(_ITEM.unpack, items):
+        if place and form == _REGULAR:
+            yield Extent(start, start + length, place + offset, written)
 
 
 def difference(

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pannier.core.line import Buffer, Data, Zeros
-from pannier.storage.image.extents import Range, difference, extents
+from pannier.storage.image.extents import Range, difference, extents, unshared
 from pannier.storage.image.identity import identity_of, last_change_of
 from pannier.storage.image.nocow import IMAGE
 from pannier.storage.image.stream import RECORD_BYTES, Encoder, StreamHeader
@@ -35,7 +35,8 @@ def send(tree: Path, parent: Path | None, pipe: int, *, position: int = 0) -> No
             with _image(parent) as other:
                 made = last_change_of(parent)
                 base = identity_of(parent)
-                ranges = difference(extents(file), size, extents(other), made=made)
+                ours, theirs = unshared(file, other, made=made)
+                ranges = difference(ours, size, theirs, made=made)
         encoder = Encoder()
         header = StreamHeader(size=size, identity=identity_of(tree), base=base, position=position)
         _write(pipe, encoder.header(header))
