@@ -27,6 +27,8 @@ class Keeper(Protocol):
     def records(self) -> list[tuple[int, str]]:
         """The number and host of every record, in order; first it checks all of its data."""
 
+import lmdb
+
 
 class Database:
     """Rows of a SQLite database. Each transaction changes other pages as well: it is there whole or not."""
@@ -99,6 +101,32 @@ class Mapped:
         return found
 
 
+class Tree:
+    """Keys of LMDB, which maps its file and calls msync. Each transaction changes a count as well."""
+
+    def __init__(self, folder):
+        # Without the writable map it opens its file once more, with O_DSYNC, for the end of each transaction.
+        self.file = lmdb.open(f"{folder}/tree", map_size=2**28, writemap=True)
+        _sync(f"{folder}/tree")
+        _sync(folder)
+
+    def add(self, number, host):
+        with self.file.begin(write=True) as transaction:
+            body = f"{host} ".encode() + os.urandom(random.randrange(3000))
+            transaction.put(b"%08d" % number, _sealed(body))
+            transaction.put(b"count", b"%d" % number)
+
+    def records(self):
+        with self.file.begin() as transaction:
+            found = dict(transaction.cursor())
+            assert transaction.stat()["entries"] == len(found), "keys are missing"
+        count = int(found.pop(b"count", b"0"))
+        assert count == len(found), "half a transaction"
+        bodies = {int(key): _opened(sealed) for key, sealed in found.items()}
+        assert all(bodies.values()), "a value is not whole"
+        return [(number, body.split(b" ", 1)[0].decode()) for number, body in bodies.items()]
+
+
 class Maildir:
     """A file for each record, as mail is delivered: written aside, synced, renamed, and the folder synced."""
 
@@ -132,6 +160,7 @@ WAYS: dict[str, Callable[[str], Keeper]] = {
     "sqlite-journal": lambda folder: Database(folder, "delete"),
     "sqlite-wal": lambda folder: Database(folder, "wal"),
     "mmap": Mapped,
+    "lmdb": Tree,
     "maildir": Maildir,
 }
 
