@@ -42,12 +42,12 @@ class _Work:
 
 
 _WORKS = (
-    _Work("SQLite, a rollback journal: transactions", "sqlite-rollback", 1000),
-    _Work("SQLite, WAL: transactions", "sqlite-wal", 2000),
+    _Work("SQLite, a rollback journal: transactions", "sqlite-rollback", 500),
+    _Work("SQLite, WAL: transactions", "sqlite-wal", 1000),
     _Work("MariaDB, 1 client: inserts", "mariadb", 1000),
     _Work("MariaDB, 8 clients: inserts", "mariadb", 4000, 8),
-    _Work("Redis, `appendfsync always`, 1 client: SETs", "redis", 2000),
-    _Work("Redis, `appendfsync always`, 8 clients: SETs", "redis", 8000, 8),
+    _Work("Redis, `appendfsync always`, 1 client: SETs", "redis", 1000),
+    _Work("Redis, `appendfsync always`, 8 clients: SETs", "redis", 4000, 8),
     _Work("etcd's own benchmark, 1 client: puts", "etcd", 1000),
     _Work("etcd's own benchmark, 8 clients: puts", "etcd", 4000, 8),
     _Work("git: pushes of 100 commits", "git", 10),
@@ -56,7 +56,7 @@ _WORKS = (
 
 def measure(world: World) -> Result:
     """See the module."""
-    rounds = world.pick(5, 1)
+    rounds = world.pick(3, 1)
     databases_image.load(world.lab)
     holder, _ = world.volume_in_sync(_OURS, durability="fsync", size=_SIZE)
     world.volume(holder, _LOCAL, size=_SIZE)
