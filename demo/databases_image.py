@@ -25,11 +25,10 @@ _PACKAGES = (
 # Runs in a root folder with everything and writes a tar of what is needed, links followed. All commands of git
 # that a push and a check need are in the one program, and all of Redis' that serve and check.
 _PICK = r"""
-cd /usr/bin
-programs=$(ls $PWD/{etcd,etcdctl,git,mariadb,mariadb-admin,mariadb-check,mariadb-slap,python3,redis-benchmark,redis-cli})
-programs="$programs $(ls $PWD/{redis-check-rdb,mariadb-install-db,my_print_defaults,resolveip}) /usr/sbin/mariadbd"
+programs=$(ls /usr/bin/{etcd,etcdctl,git,python3,redis-benchmark,redis-check-rdb,redis-cli} /usr/sbin/mariadbd)
+programs="$programs $(ls /usr/bin/{mariadb,mariadb-{admin,check,install-db,slap},my_print_defaults,resolveip})"
 modules=$(find /usr/lib/python3* -name '*.so')
-libraries=$(ldd $programs $modules 2>/dev/null | grep -o '/[^ :]*\.so[^ :]*' | sort -u)
+libraries=$(ldd $programs $modules | grep -o '/[^ :]*\.so[^ :]*' | sort -u)
 tar -c --dereference --exclude=__pycache__ --exclude=test \
   /bin/busybox $programs $libraries $(ls -d /usr/lib/python3 /usr/lib/python3.*) \
   /usr/share/mysql/english /usr/share/mysql/*.sql /usr/share/mysql/charsets
