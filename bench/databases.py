@@ -18,7 +18,7 @@ _TARGET = Target(at_least=0.3)
 
 
 @dataclass(frozen=True, slots=True)
-class _Work:
+class _Workload:
     """What is done (``bench/probes/databases.py``).
 
     Attributes:
@@ -41,16 +41,16 @@ class _Work:
         return float(found["rate"])
 
 
-_WORKS = (
-    _Work("SQLite, a rollback journal: transactions", "sqlite-rollback", 500),
-    _Work("SQLite, WAL: transactions", "sqlite-wal", 1000),
-    _Work("MariaDB, 1 client: inserts", "mariadb", 1000),
-    _Work("MariaDB, 8 clients: inserts", "mariadb", 4000, 8),
-    _Work("Redis, `appendfsync always`, 1 client: SETs", "redis", 1000),
-    _Work("Redis, `appendfsync always`, 8 clients: SETs", "redis", 4000, 8),
-    _Work("etcd's own benchmark, 1 client: puts", "etcd", 1000),
-    _Work("etcd's own benchmark, 8 clients: puts", "etcd", 4000, 8),
-    _Work("git: pushes of 100 commits", "git", 10),
+_WORKLOADS = (
+    _Workload("SQLite, a rollback journal: transactions", "sqlite-rollback", 500),
+    _Workload("SQLite, WAL: transactions", "sqlite-wal", 1000),
+    _Workload("MariaDB, 1 client: inserts", "mariadb", 1000),
+    _Workload("MariaDB, 8 clients: inserts", "mariadb", 4000, 8),
+    _Workload("Redis, `appendfsync always`, 1 client: SETs", "redis", 1000),
+    _Workload("Redis, `appendfsync always`, 8 clients: SETs", "redis", 4000, 8),
+    _Workload("etcd's own benchmark, 1 client: puts", "etcd", 1000),
+    _Workload("etcd's own benchmark, 8 clients: puts", "etcd", 4000, 8),
+    _Workload("git: pushes of 100 commits", "git", 10),
 )
 
 
@@ -65,7 +65,7 @@ def measure(world: World) -> Result:
         world.lab.run(holder, ["sh", "-c", put], stdin=program)
     collected, parts = Rounds(), Parts()
     with world.held(holder, _OURS, _LOCAL):
-        for work in _WORKS:
+        for work in _WORKLOADS:
             world.say(f"   {work.what}")
             _compare(world, holder, work, rounds, collected, parts)
     world.sh(holder, f"docker volume rm {_OURS} {_LOCAL} >/dev/null; rm {_BENCHMARK}")
@@ -91,14 +91,14 @@ def measure(world: World) -> Result:
                 unit="/s",
                 target=_TARGET,
             )
-            for work in _WORKS
+            for work in _WORKLOADS
         ),
         notes=parts.notes(),
     )
 
 
 def _compare(
-    world: World, node: str, work: _Work, rounds: int, collected: Rounds, parts: Parts
+    world: World, node: str, work: _Workload, rounds: int, collected: Rounds, parts: Parts
 ) -> None:
     places = {"ours": _OURS, "local": _LOCAL}
     for volume in places.values():

@@ -52,7 +52,7 @@ class Program(ABC):
 
 
 @dataclass(frozen=True, slots=True)
-class Keeper(Program):
+class PythonProgram(Program):
     """One of the ways of ``keeps.py``."""
 
     way: str
@@ -73,7 +73,7 @@ class Keeper(Program):
 
 
 @dataclass(frozen=True, slots=True)
-class Script(Program):
+class ShellProgram(Program):
     """A shell script that has a server or a program keep records.
 
     Attributes:
@@ -180,19 +180,19 @@ class Case:
 
 CASES = {
     "journal": Case(
-        "SQLite (a rollback journal)", lambda: Keeper("sqlite-journal"), "its integrity check passes", 3
+        "SQLite (a rollback journal)", lambda: PythonProgram("sqlite-journal"), "its integrity check passes", 3
     ),
-    "wal": Case("SQLite (WAL)", lambda: Keeper("sqlite-wal"), "its integrity check passes", 3),
+    "wal": Case("SQLite (WAL)", lambda: PythonProgram("sqlite-wal"), "its integrity check passes", 3),
     "postgres": Case("Postgres and pgbench", Postgres, "pg_amcheck passes"),
-    "mariadb": Case("MariaDB", lambda: Script("mariadb.sh"), "its check of all tables passes"),
-    "redis": Case("Redis (appendfsync always)", lambda: Script("redis.sh"), "redis-check-aof passes"),
-    "etcd": Case("etcd", lambda: Script("etcd.sh"), "its check of the store passes"),
-    "lmdb": Case("LMDB (a writable map)", lambda: Keeper("lmdb"), "every key is whole"),
+    "mariadb": Case("MariaDB", lambda: ShellProgram("mariadb.sh"), "its check of all tables passes"),
+    "redis": Case("Redis (appendfsync always)", lambda: ShellProgram("redis.sh"), "redis-check-aof passes"),
+    "etcd": Case("etcd", lambda: ShellProgram("etcd.sh"), "its check of the store passes"),
+    "lmdb": Case("LMDB (a writable map)", lambda: PythonProgram("lmdb"), "every key is whole"),
     "mmap": Case(
-        "a program that uses mmap and msync", lambda: Keeper("mmap"), "every checksum is right"
+        "a program that uses mmap and msync", lambda: PythonProgram("mmap"), "every checksum is right"
     ),
-    "maildir": Case("a maildir", lambda: Keeper("maildir"), "every mail is whole"),
-    "git": Case("pushes to a git repository", lambda: Script("pushes.sh"), "git fsck passes"),
+    "maildir": Case("a maildir", lambda: PythonProgram("maildir"), "every mail is whole"),
+    "git": Case("pushes to a git repository", lambda: ShellProgram("pushes.sh"), "git fsck passes"),
 }  # fmt: skip
 
 

@@ -17,6 +17,8 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import lmdb  # type: ignore[import-not-found]  # only its image has it
+
 
 class Keeper(Protocol):
     """One of the ways."""
@@ -26,8 +28,6 @@ class Keeper(Protocol):
 
     def records(self) -> list[tuple[int, str]]:
         """The number and host of every record, in order; first it checks all of its data."""
-
-import lmdb
 
 
 class Database:
@@ -101,30 +101,33 @@ class Mapped:
         return found
 
 
-class Tree:
+class MappedKeys:
     """Keys of LMDB, which maps its file and calls msync. Each transaction changes a count as well."""
 
-    def __init__(self, folder):
+    def __init__(self, folder: str) -> None:
         # Without the writable map it opens its file once more, with O_DSYNC, for the end of each transaction.
         self.file = lmdb.open(f"{folder}/tree", map_size=2**28, writemap=True)
         _sync(f"{folder}/tree")
         _sync(folder)
 
-    def add(self, number, host):
+    def add(self, number: int, host: str) -> None:
         with self.file.begin(write=True) as transaction:
             body = f"{host} ".encode() + os.urandom(random.randrange(3000))
             transaction.put(b"%08d" % number, _sealed(body))
             transaction.put(b"count", b"%d" % number)
 
-    def records(self):
+    def records(self) -> list[tuple[int, str]]:
         with self.file.begin() as transaction:
             found = dict(transaction.cursor())
             assert transaction.stat()["entries"] == len(found), "keys are missing"
         count = int(found.pop(b"count", b"0"))
         assert count == len(found), "half a transaction"
-        bodies = {int(key): _opened(sealed) for key, sealed in found.items()}
-        assert all(bodies.values()), "a value is not whole"
-        return [(number, body.split(b" ", 1)[0].decode()) for number, body in bodies.items()]
+        records = []
+        for key, sealed in found.items():
+            body = _opened(sealed)
+            assert body is not None, f"{key!r} is not whole"
+            records.append((int(key), body.split(b" ", 1)[0].decode()))
+        return records
 
 
 class Maildir:
@@ -160,7 +163,7 @@ WAYS: dict[str, Callable[[str], Keeper]] = {
     "sqlite-journal": lambda folder: Database(folder, "delete"),
     "sqlite-wal": lambda folder: Database(folder, "wal"),
     "mmap": Mapped,
-    "lmdb": Tree,
+    "lmdb": MappedKeys,
     "maildir": Maildir,
 }
 
