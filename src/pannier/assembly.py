@@ -52,16 +52,19 @@ from pannier.holding.volumes import Volumes
 from pannier.host.clock import Clock
 from pannier.host.state_files import StateFiles
 from pannier.node.barrier_admission import BarrierAdmission, Marks
+from pannier.node.cleaning import Cleaning
 from pannier.node.cluster_wide import ClusterWide
 from pannier.node.docker_volumes import VolumesForDocker
 from pannier.node.doctor import Doctor
 from pannier.node.facade import NodeService
 from pannier.node.free_space import keep_free_space
+from pannier.node.freeing import Freeing
 from pannier.node.leaving import Leaving
 from pannier.node.membership import Membership
 from pannier.node.node_views import NodeViews
 from pannier.node.own_record import keep_activated, keep_introduced, keep_swarm_node
 from pannier.node.peer_service import PeerService
+from pannier.node.trash import Trash, TrashTerms
 from pannier.node.upkeep import Upkeep
 from pannier.node.volume_views import VolumeViews
 from pannier.pki.authority import Authority
@@ -139,6 +142,7 @@ class Settings:
         store_address: told to machines that join.
         evacuate: whether nodes that are lost are drained in Swarm.
         pace: how often each part checks what it watches, and how long it waits.
+        trash_bytes: what removed volumes may take in a pool; None for what there is room for.
     """
 
     cluster: str | None
@@ -149,6 +153,7 @@ class Settings:
     store_address: str
     evacuate: bool
     pace: Pace
+    trash_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +190,8 @@ class LocalNode(Generic[Calls]):
     membership: Membership
     leaving: Leaving
     upkeep: Upkeep
+    trash: Trash
+    freeing: Freeing
     service: NodeService
     peer_service: PeerService
     after_handover: Callable[[Start], AfterHandover]
@@ -374,6 +381,9 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
     admission = BarrierAdmission(
         engine=engine, marks=sync_calls, configured=outside.configured_runtime, pace=pace.node
     )
+    room = RoomGuard(
+        cluster=cluster, drivers=drivers, custody=custody, use=use, clock=clock, pace=pace.agent
+    )
     docker = VolumesForDocker(
         cluster=cluster,
         custody=custody,
@@ -385,12 +395,18 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         takeover=takeover,
         abdication=abdication,
         admission=admission,
+        room=room,
         clock=clock,
         pace=pace.node,
     )
-    room = RoomGuard(
-        cluster=cluster, drivers=drivers, custody=custody, use=use, clock=clock, pace=pace.agent
+    trash = Trash(
+        cluster=cluster,
+        drivers=drivers,
+        file=files.durable("trash.json"),
+        terms=TrashTerms(keep_seconds=pace.node.trash, most_bytes=settings.trash_bytes),
+        clock=clock,
     )
+    catalog.listen(trash.hear)
     volume_views = VolumeViews(
         cluster=cluster,
         drivers=drivers,
@@ -454,6 +470,8 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         volume_views=volume_views,
         node_views=node_views,
         volumes=volumes,
+        trash=trash,
+        cleaning=Cleaning(cluster=cluster, drivers=drivers, custody=custody, use=use, room=room),
         membership=membership,
         doctor=doctor,
         recovery=recovery,
@@ -488,15 +506,19 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         membership=membership,
         pace=pace.node,
     )
-    upkeep = Upkeep(
+    freeing = Freeing(
         cluster=cluster,
         drivers=drivers,
-        use=use,
+        custody=custody,
         handovers=handovers,
-        is_tight=room.tight,
-        file=files.durable("trash.json"),
+        reception=reception,
+        replicator=replicator,
+        room=room,
+        trash=trash,
+        clock=clock,
         pace=pace.node,
     )
+    upkeep = Upkeep(cluster=cluster, use=use, handovers=handovers, trash=trash, pace=pace.node)
     evacuation = Evacuation(
         cluster=cluster,
         swarm=engine.swarm,
@@ -536,6 +558,8 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         membership=membership,
         leaving=leaving,
         upkeep=upkeep,
+        trash=trash,
+        freeing=freeing,
         service=service,
         peer_service=peer_service,
         after_handover=lambda start: AfterHandover(
@@ -562,6 +586,8 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
             Work("in-sync", acknowledging.run),
             Work("set-back", abdication.run),
             Work("admission", admission.run),
+            Work("trash", trash.run),
+            Work("freeing", freeing.run),
             Work("upkeep", upkeep.run),
             Work("verification", verification.run),
             Work("replication", replicator.run),

@@ -31,7 +31,7 @@ from pannier.contract.peers import Peer
 from pannier.core.errors import Conflict, Denied, PannierError
 from pannier.core.lease import Terms
 from pannier.core.node import Node
-from pannier.core.pace import Pace
+from pannier.core.pace import NodePace, Pace
 from pannier.engine.configuration import default_runtime
 from pannier.engine.docker import DockerEngine
 from pannier.host.activation import fd_named, inherited_fds, listening_socket
@@ -131,7 +131,7 @@ class Daemon:
         self.sender = TransportClient(self.credentials, rate=Rate(rate) if rate else None)
         self.record_sender = RecordSender(self.credentials)
         self.clock = machine_clock()
-        self.pace = Pace()
+        self.pace = Pace(node=NodePace(trash=config.trash_seconds()))
         self.node = assemble(self._outside(), self._settings())
         self.catalog = self.node.cluster.catalog
         self.ready = asyncio.Event()
@@ -196,6 +196,7 @@ class Daemon:
             store_address=config.store,
             evacuate=config.evacuate,
             pace=self.pace,
+            trash_bytes=config.trash_bytes(),
         )
 
     def _make_barrier(self, strategy: Strategy) -> Barrier:

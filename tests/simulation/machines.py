@@ -187,7 +187,7 @@ class Run:
         self.docker = node.docker
         self.membership = node.membership
         self.leaving = node.leaving
-        self.upkeep = node.upkeep
+        self.trash = node.trash
         self.service = node.service
         self.peer_service = node.peer_service
 

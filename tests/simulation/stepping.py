@@ -100,6 +100,7 @@ class SteppedDriver(Driver):
         self._life = life
         self._inner = inner
         self.name = inner.name
+        self.pool = inner.pool
         self.generations_in_use = inner.generations_in_use
 
     async def open(self) -> None:
@@ -304,6 +305,15 @@ class SteppedSparseDriver(
 
     async def room(self) -> Room:
         return await self.sparse.room()
+
+    async def gives_back(self) -> bool:
+        return await self.sparse.gives_back()
+
+    async def parts(self) -> frozenset[str]:
+        return await self.sparse.parts()
+
+    async def drop_part(self, volume: str) -> None:
+        await stepped(self._life, "driver.drop_part", lambda: self.sparse.drop_part(volume))
 
     async def restrict(
         self, *, full: bool, limits: ImageLimits | None, frozen: frozenset[str]

@@ -91,7 +91,7 @@ WISHES = {
         "g", {"nodes": 2, "release": "mixed", "cgroups": "host"}, modules=("cgroups",)
     ),
     "blank_lab": Wish("n", {"nodes": 2, "cluster_kind": "none"}, _joinable, modules=("join",)),
-    "single_lab": Wish("o", {"nodes": 1, "store": "sqlite"}, modules=("single",)),
+    "single_lab": Wish("o", {"nodes": 1, "store": "sqlite"}, modules=("single", "trash")),
     "directory_lab": Wish("d", {"nodes": 2, "driver": "directory"}, modules=("directory",)),
 }  # fmt: skip
 

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 from cluster_world import IMAGES, MOUNTS, STAGING, World, check_sequence
 from demo import story
+from pool_room import nearly_full
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
-
-FILLER = "/var/lib/pannier/pool/filler"
 
 
 def test_a_size_is_what_files_can_fill(three: World) -> None:
@@ -64,18 +61,6 @@ def test_what_an_image_brings_is_handed_out(three: World) -> None:
     three.run("node1", "docker", "rm", made)
     three.run("node1", "docker", "rmi", made)
     assert said.splitlines() == ["hello", "file", "1000 1001 2750"]
-
-
-@contextmanager
-def nearly_full(world: World, node: str, *, left: str) -> Iterator[None]:
-    """Somebody else takes the pool's room, all but a little."""
-    free = f"df -B1 --output=avail {IMAGES} | tail -n 1"
-    keep = f"$(numfmt --from=iec {left})"
-    world.sh(node, f"fallocate -l $(($({free}) - {keep})) {FILLER}; sync -f {FILLER}")
-    try:
-        yield
-    finally:
-        world.sh(node, f"rm -f {FILLER}; sync -f {IMAGES}")
 
 
 def stands_still(world: World, name: str) -> str:

@@ -37,7 +37,7 @@ from pannier.host.clock import machine_clock
 from pannier.host.mountinfo import Location
 from pannier.host.records import decode, encode, read_file
 from pannier.host.state_files import UnsyncedFile
-from pannier.node.upkeep import TrashTimes
+from pannier.node.trash import TrashTimes
 from pannier.pki.token import TokenRecord
 from pannier.storage.btrfs import pool
 from pannier.storage.directory import root as directory
@@ -94,7 +94,10 @@ RECORDS: dict[str, Record] = {
     "node": NODE,
     "volume": VOLUME,
     "trash": replace(VOLUME, removed_at=1767229200.0),
-    "purged": Purged(),
+    "purged": Purged(
+        name="web",
+        entry=HistoryEntry(at=1767229300.0, what="purged", node="n1", epoch=3, detail="by root"),
+    ),
     "token": TokenRecord(
         id="abcdefgh", secret_hash="cd" * 32, expires_at=1767229200.0, uses_left=2
     ),

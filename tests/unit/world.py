@@ -103,7 +103,7 @@ class World:
         self.with_settling = with_settling
         self.without = _NOT_PLAYED
         if not with_upkeep:
-            self.without |= {"upkeep", "verification"}
+            self.without |= {"trash", "freeing", "upkeep", "verification"}
         if not with_replication:
             self.without |= {"fencing", "replication", "in-sync"}
         self.data = Data()

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from pathlib import Path
 
 import structlog
 
@@ -101,9 +102,28 @@ class RoomGuard:
         pool = self._pools.get(volume.spec.driver)
         return pool.what if pool is not None and pool.level is RoomLevel.FULL else ""
 
-    def tight(self) -> bool:
-        """Whether some pool has so little room that writers will soon stand still."""
-        return any(pool.tight for pool in self._pools.values())
+    async def wait_for_trash(self) -> None:
+        """Wait while a pool is full that the trash is just giving room to: nothing new is taken in meanwhile."""
+        until = self._clock.now() + self._pace.room_trash
+        while self._clock.now() < until and any(
+            pool.level is RoomLevel.FULL and pool.gives_bytes for pool in self._pools.values()
+        ):
+            await asyncio.sleep(self._pace.room_look)
+
+    def is_frozen(self, volume: Volume) -> bool:
+        """Whether a volume's file system is frozen, too, since others than containers use it."""
+        pool = self._pools.get(volume.spec.driver)
+        return pool is not None and volume.id in pool.frozen
+
+    def short(self) -> dict[Path, RoomLevel]:
+        """The pools that have so little room that writers will soon stand still, or do so already."""
+        return {pool.path: pool.level for pool in self._pools.values() if pool.tight}
+
+    def gives_way(self, path: Path, size_bytes: int) -> None:
+        """Take in what gives its room by itself, in a pool, before writers stand still."""
+        for pool in self._pools.values():
+            if pool.path == path:
+                pool.gives_bytes = size_bytes
 
     async def _look(self, driver: SparseDriver) -> float:
         pool = self._pools.get(driver.name)
@@ -136,6 +156,8 @@ class _Pool:
         self, driver: SparseDriver, *, cluster: Cluster, use: Use, clock: Clock, pace: AgentPace
     ) -> None:
         self._driver = driver
+        self.path = driver.pool
+        self.gives_bytes = 0
         self._cluster = cluster
         self._use = use
         self._clock = clock
@@ -146,7 +168,7 @@ class _Pool:
         self._rate = 0.0
         self._seen: tuple[float, int] | None = None
         self._users_due = 0.0
-        self._frozen: frozenset[str] = frozenset()
+        self.frozen: frozenset[str] = frozenset()
 
     async def look(self) -> float:
         """See how much room there is, and act on it. Returns when to look again, in seconds."""
@@ -164,6 +186,7 @@ class _Pool:
             rate=self._rate,
             shortest=self._pace.room_look,
             longest=self._pace.room_calm,
+            gives_bytes=self.gives_bytes,
         )
         self.level, self.tight = decided.level, decided.tight
         self.what = (
@@ -171,7 +194,7 @@ class _Pool:
             f"room for {format_size(decided.needed_bytes)}"
         )
         if self.level is not RoomLevel.FULL:
-            self._frozen = frozenset()
+            self.frozen = frozenset()
         await self._restrict(decided)  # first of all, so that nothing new is taken in
         if self.level is not RoomLevel.FULL:
             await self._use.let_go_on()
@@ -189,13 +212,13 @@ class _Pool:
         await self._driver.restrict(
             full=decided.level is RoomLevel.FULL,
             limits=decided.limits,
-            frozen=self._frozen,
+            frozen=self.frozen,
         )
 
     async def _halt(self, decided: RoomPlan, *, at_once: bool) -> None:
         """Stop who writes, and bring to the disk what memory holds, while there is room for it."""
         attached = await self.attached()
-        self._frozen = await self._use.halt(attached, at_once=at_once)
+        self.frozen = await self._use.halt(attached, at_once=at_once)
         await self._restrict(decided)
         await asyncio.gather(*map(self._write_out, attached))
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 import structlog
 
-from pannier.cluster.registry import CLUSTER_KEY, ClusterRecord, decode
+from pannier.cluster.registry import CLUSTER_KEY, ClusterRecord, decode, trash_key
 from pannier.core.errors import PannierError
 from pannier.core.node import Node
 from pannier.core.record import Record
@@ -156,8 +156,12 @@ class Catalog:
         return node in self._known.alive
 
     def trashed(self) -> list[Volume]:
-        """Removed volumes that can be restored, as last heard."""
-        return list(self._known.trash.values())
+        """Removed volumes that can be restored, as last heard, in the order in which they were removed."""
+        return [self._known.trash[name] for name in sorted(self._known.trash, key=self._removed)]
+
+    def _removed(self, volume_id: str) -> int:
+        """The store's order, which no clock can change."""
+        return self._revisions.get(trash_key(volume_id), 0)
 
     @property
     def damaged(self) -> dict[str, str]:

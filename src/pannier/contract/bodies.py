@@ -101,6 +101,12 @@ class ShowOrder(PeopleBody, frozen=True, kw_only=True):
     at: str
 
 
+class CleanOrder(PeopleBody, frozen=True, kw_only=True):
+    """``paths``: files or directories of the volume, from its root."""
+
+    paths: Annotated[list[str], Meta(min_length=1, max_length=1000)]
+
+
 class MoveOrder(PeopleBody, frozen=True, kw_only=True):
     """``wait_seconds``: how long to wait for the containers that use the volume to stop."""
 

@@ -37,6 +37,9 @@ class AgentPace:
     """How long the engine has to say which containers run, before that."""
     room_users: float = 2.0
     """Between two searches for users of the volumes of a full pool: each costs a walk through /proc."""
+    room_trash: float = 20.0
+    """How long Docker's Create or Mount waits for the room that the trash gives: longer than the kernel takes to free
+    some volumes, and far shorter than Docker's patience."""
     trim: float = 24 * 3600.0
     """How often what files no longer need is given back to the pool, counted while the daemon runs."""
     adopt_pause: float = 5.0
@@ -185,6 +188,11 @@ class NodePace:
     """How long a removed volume can be restored, counted while the daemon runs."""
     turn: float = 60.0
     """Between two turns of the slow loop that empties the trash."""
+    free_look: float = 0.2
+    """Between two looks at whether a pool is short of room: a disk fills what is left in about this time."""
+    free_again: float = 5.0
+    """Between two looks at what can be freed where nothing was: each asks the disk about every volume. Also between two
+    looks at how much the trash takes."""
     drain: float = 5.0
     """Between two looks of a drained node for idle volumes: somebody waits for the node to be empty."""
     swarm_look: float = 15.0

@@ -13,6 +13,7 @@ import structlog
 from pannier.agent.custody import Custody
 from pannier.agent.drivers import Drivers
 from pannier.agent.mounts import Mounts
+from pannier.agent.room import RoomGuard
 from pannier.agent.use import Use
 from pannier.cluster.cluster import Cluster, no_such_volume
 from pannier.contract.docker_volumes import DockerVolume
@@ -98,6 +99,7 @@ class VolumesForDocker:
         takeover: Takeover,
         abdication: Abdication,
         admission: BarrierAdmission,
+        room: RoomGuard,
         clock: Clock,
         pace: NodePace,
     ) -> None:
@@ -111,6 +113,7 @@ class VolumesForDocker:
         self._takeover = takeover
         self._abdication = abdication
         self._admission = admission
+        self._room = room
         self._clock = clock
         self._pace = pace
         self._limits = MountLimits(
@@ -119,6 +122,7 @@ class VolumesForDocker:
 
     async def create(self, name: str, options: Mapping[str, str]) -> None:
         """See :class:`~pannier.contract.docker_volumes.DockerVolumes`."""
+        await self._room.wait_for_trash()
         await self._volumes.create(name, options, actor=f"docker on {self._cluster.node}")
 
     async def remove(self, name: str) -> None:
@@ -133,6 +137,7 @@ class VolumesForDocker:
     async def _mount(self, name: str, mount_id: str) -> Path:
         waiting = _Waiting(began=self._clock.now())
         await self._drivers.tried.wait()
+        await self._room.wait_for_trash()
         volume = await self._volumes.find(name)
         state: State = await self._ready(volume, waiting)
         while True:

@@ -15,6 +15,7 @@ from pannier.contract.words import Level
 from pannier.copies.replication import Replicator
 from pannier.core.errors import EngineUnavailable, PannierError
 from pannier.core.ownership import LocalState, Lost, plan_cleanup, plan_serving
+from pannier.core.room import ways_out
 from pannier.core.size import format_size
 from pannier.core.volume import Volume
 from pannier.engine.base import Engine
@@ -186,7 +187,8 @@ class Doctor:
                 yield _warning(
                     subject,
                     f"{', '.join(names)}: only {free}",
-                    "remove volumes or enlarge the pool",
+                    "pannier trash ls shows what gives its room by itself; beyond that, remove or move volumes, or "
+                    "enlarge the pool",
                 )
             else:
                 yield _ok(subject, f"{', '.join(names)}: {free}")
@@ -280,8 +282,7 @@ class Doctor:
             yield _problem(
                 subject,
                 f"nobody can write to it on {self._cluster.node}: {full}",
-                f"move it to another node (pannier volume move {volume.name} NODE), remove what nobody "
-                f"needs, or enlarge the pool's disk",
+                f"{ways_out(volume.name)}; it goes on by itself once there is room",
             )
         if readers := await self._use.readers(volume):
             yield _problem(
