@@ -189,6 +189,7 @@ class Daemon:
                 certificate=self.credentials.fingerprint,
                 api_port=config.api_port,
                 transport_port=config.transport_port,
+                trash_seconds=config.trash_seconds(),
             ),
             default_driver=self._default_driver,
             boot_id=_boot_id(),

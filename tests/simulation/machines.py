@@ -222,6 +222,7 @@ class Run:
             store_address="memory",
             evacuate=False,
             pace=self.world.pace,
+            trash_bytes=self.world.trash_bytes,
         )
 
     async def start(self) -> None:

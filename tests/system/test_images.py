@@ -115,6 +115,27 @@ def test_a_volume_that_stands_still_moves_away(three: World) -> None:
         assert three.holder(name) == "node2"
 
 
+@pytest.mark.faults
+def test_what_is_moved_away_gives_its_room_to_who_stands_still(three: World) -> None:
+    """What a move leaves behind only saves the way back: it gives way, and the volume's history says so.
+
+    The filler's room went at once, so the pool keeps 1.7 GiB free before anybody goes on.
+    """
+    away, bulk = three.create("node1"), three.create("node1")
+    flood = f"flood-{bulk}"
+    write = "dd if=/dev/zero of=/data/bulk bs=1M count=1500 conv=fsync 2>&1"
+    three.container("node1", away, "sh", "-c", write)
+    with nearly_full(three, "node1", left="2G"):
+        command = three.docker_run(bulk, "-d", "--name", flood)
+        three.run("node1", *command, "sh", "-c", "cat /dev/zero >/data/bulk")
+        story.wait_until("writers stand still", lambda: stands_still(three, bulk))
+        three.move(away, "node2")
+        story.wait_until("it goes on", lambda: "volume.continued" in happened(three, bulk))
+        assert "volume.freed" in happened(three, away)
+        three.run("node1", "docker", "rm", "-f", flood)
+    assert three.container("node2", away, "stat", "-c", "%s", "/data/bulk") == f"{1500 << 20}\n"
+
+
 def test_a_daemon_that_ends_leaves_nothing_frozen(three: World) -> None:
     """Nobody would let it go on: what stands still is ended, and comes back with the room."""
     name = three.create("node1")

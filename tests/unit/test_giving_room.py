@@ -190,6 +190,24 @@ async def test_a_container_that_comes_while_the_trash_gives_room_waits_for_it(
     await world.write_once(world.a, "new")
 
 
+async def test_the_oldest_leave_a_trash_that_gets_larger_than_it_may_be(tmp_path: Path) -> None:
+    world = World(tmp_path, driver=SparseSnapshotDriver, with_upkeep=True)
+    world.trash_bytes = 25
+    async with world:
+        ids = []
+        for number in range(4):
+            volume = await world.create(world.a, f"v{number}")
+            await world.write_once(world.a, volume.name, b"ten bytes!")
+            await world.remove(world.a, volume.name)
+            ids.append(volume.id)
+        await until(lambda: there(world.a, ids) == ids[2:])
+        await asyncio.sleep(60)
+        assert there(world.a, ids) == ids[2:]
+        assert await said_of(world, "v0") == [
+            ("volume.purged", "a", "the trash was larger than trash_size")
+        ]
+
+
 # -- by hand ------------------------------------------------------------------------------------------
 
 

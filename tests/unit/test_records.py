@@ -88,6 +88,7 @@ NODE = Node(
     swarm="x1",
     stopping=False,
     room=7,
+    trash_seconds=7200.0,
 )
 RECORDS: dict[str, Record] = {
     "cluster": ClusterRecord("c0ffee", 1767225600.0),

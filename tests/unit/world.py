@@ -134,6 +134,7 @@ class World:
     # -- what machines are made of; a kind of world may have it otherwise ------------------------
 
     terms = Terms()
+    trash_bytes: int | None = None
 
     def make_room(self, machine: Machine) -> None:
         """The directories of its own files."""

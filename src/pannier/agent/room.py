@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
@@ -32,6 +33,14 @@ from pannier.storage.base import SparseDriver
 log = structlog.get_logger(__name__)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shortage:
+    """Too little room in a pool. ``looked``: the time since boot of the look that found it."""
+
+    level: RoomLevel
+    looked: float
+
+
 class RoomGuard:
     """Watches over the pools of this node that images share. Each ``keep`` method is a task, for ever."""
 
@@ -49,6 +58,7 @@ class RoomGuard:
         self._scarce = asyncio.Event()
         self._notes: asyncio.Queue[tuple[_Pool, str, str]] = asyncio.Queue()
         self._leaving = False
+        self._short = asyncio.Event()
 
     async def keep_free(self) -> None:
         """Stop writers in time, and let them go on."""
@@ -115,9 +125,20 @@ class RoomGuard:
         pool = self._pools.get(volume.spec.driver)
         return pool is not None and volume.id in pool.frozen
 
-    def short(self) -> dict[Path, RoomLevel]:
+    def short(self) -> dict[Path, Shortage]:
         """The pools that have so little room that writers will soon stand still, or do so already."""
-        return {pool.path: pool.level for pool in self._pools.values() if pool.tight}
+        return {
+            pool.path: Shortage(level=pool.level, looked=pool.looked)
+            for pool in self._pools.values()
+            if pool.tight
+        }
+
+    async def wait_short(self, *, within: float) -> None:
+        """Return at once when a pool gets short of room, and after ``within`` seconds in any case."""
+        self._short.clear()
+        if not self.short():
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._short.wait(), within)
 
     def gives_way(self, path: Path, size_bytes: int) -> None:
         """Take in what gives its room by itself, in a pool, before writers stand still."""
@@ -138,6 +159,8 @@ class RoomGuard:
             log.warning("pool.not-watched", driver=driver.name, error=str(error))
             return self._pace.room_users
         finally:
+            if pool.tight:
+                self._short.set()
             if before is not pool.level:
                 log.warning("pool.room", driver=driver.name, level=pool.level, what=pool.what)
                 if pool.level is not RoomLevel.AMPLE:
@@ -164,6 +187,7 @@ class _Pool:
         self._pace = pace
         self.level = RoomLevel.AMPLE
         self.tight = False
+        self.looked = 0.0
         self.what = ""
         self._rate = 0.0
         self._seen: tuple[float, int] | None = None
@@ -172,6 +196,7 @@ class _Pool:
 
     async def look(self) -> float:
         """See how much room there is, and act on it. Returns when to look again, in seconds."""
+        began = self._clock.now()
         room, now = await self._driver.room(), self._clock.now()
         if self._seen is not None:
             at, free = self._seen
@@ -188,7 +213,7 @@ class _Pool:
             longest=self._pace.room_calm,
             gives_bytes=self.gives_bytes,
         )
-        self.level, self.tight = decided.level, decided.tight
+        self.level, self.tight, self.looked = decided.level, decided.tight, began
         self.what = (
             f"the pool has room for {format_size(room.free_bytes)} more; writing goes on when it has "
             f"room for {format_size(decided.needed_bytes)}"

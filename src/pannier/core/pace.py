@@ -189,7 +189,7 @@ class NodePace:
     turn: float = 60.0
     """Between two turns of the slow loop that empties the trash."""
     free_look: float = 0.2
-    """Between two looks at whether a pool is short of room: a disk fills what is left in about this time."""
+    """Between two looks at a pool that is short of room: a disk fills what is left in about this time."""
     free_again: float = 5.0
     """Between two looks at what can be freed where nothing was: each asks the disk about every volume. Also between two
     looks at how much the trash takes."""

@@ -14,7 +14,7 @@ import structlog
 
 from pannier.agent.custody import Custody
 from pannier.agent.drivers import Drivers
-from pannier.agent.room import RoomGuard
+from pannier.agent.room import RoomGuard, Shortage
 from pannier.cluster.cluster import Cluster
 from pannier.copies.receiving import Reception
 from pannier.copies.replication import Replicator
@@ -23,7 +23,6 @@ from pannier.core.freeing import Freeable, Rank, in_order, may_free, spare_gener
 from pannier.core.generation import Generation
 from pannier.core.ownership import LocalState, plan_cleanup
 from pannier.core.pace import NodePace
-from pannier.core.room import RoomLevel
 from pannier.core.volume import HistoryEntry, Volume
 from pannier.holding.handover import Handovers
 from pannier.host.clock import Clock
@@ -37,9 +36,18 @@ _WHY = "the pool was nearly full"
 
 @dataclass(slots=True)
 class _Need:
-    """One pool that is short of room: since when nothing was deleted, when to look again, what failed."""
+    """One pool that is short of room.
+
+    Attributes:
+        since: when something was deleted last, or when this began.
+        settled: when nothing was on its way any more; None as long as that is not known. Only a look at the pool
+            that began later counts.
+        due: when to look again for something to free.
+        failed: what could not be freed just now.
+    """
 
     since: float
+    settled: float | None = None
     due: float = 0.0
     failed: set[tuple[Rank, str]] = field(default_factory=set)
 
@@ -79,19 +87,22 @@ class Freeing:
         while True:
             short, now = self._room.short(), self._clock.now()
             self._needs = {pool: self._needs.get(pool) or _Need(now) for pool in short}
-            for pool, level in short.items():
+            for pool, shortage in short.items():
                 if now >= self._needs[pool].due:
-                    await self._attempt(pool, level)
+                    await self._attempt(pool, shortage)
             if now >= measured or self._trash.changed:
                 self._trash.changed = False
                 measured = now + self._pace.free_again
                 await self._measure()
-            await asyncio.sleep(self._pace.free_look)
+            if short:
+                await asyncio.sleep(self._pace.free_look)
+            else:
+                await self._room.wait_short(within=self._pace.free_again)
 
-    async def _attempt(self, pool: Path, level: RoomLevel) -> None:
+    async def _attempt(self, pool: Path, shortage: Shortage) -> None:
         need = self._needs[pool]
         try:
-            if not await self._turn(pool, level, need):
+            if not await self._turn(pool, shortage, need):
                 need.failed.clear()
                 need.due = self._clock.now() + self._pace.free_again
         except (PannierError, OSError) as error:
@@ -112,21 +123,26 @@ class Freeing:
 
     # -- one step -------------------------------------------------------------------------------
 
-    async def _turn(self, pool: Path, level: RoomLevel, need: _Need) -> bool:
+    async def _turn(self, pool: Path, shortage: Shortage, need: _Need) -> bool:
         """Try to free the next thing, unless something is just becoming free. Returns False if there is nothing."""
-        coming = any(
-            [await driver.gives_back() for driver in self._sparse() if driver.pool == pool]
-        )
-        if not may_free(coming=coming, waited=self._clock.now() - need.since):
+        if need.settled is None:
+            coming = await self._gives_back(pool)
+            if may_free(coming=coming, waited=self._clock.now() - need.since):
+                need.settled = self._clock.now()
             return True
-        found = next(iter(in_order(await self._found(pool, need.failed), level=level)), None)
-        if found is None:
+        if shortage.looked <= need.settled:
+            return True
+        ordered = in_order(await self._found(pool, need.failed), level=shortage.level)
+        if not ordered:
             return False
-        if await self._free(found):
-            need.since = self._clock.now()
+        if await self._free(ordered[0]):
+            need.since, need.settled = self._clock.now(), None
         else:
-            need.failed.add((found.rank, found.volume))
+            need.failed.add((ordered[0].rank, ordered[0].volume))
         return True
+
+    async def _gives_back(self, pool: Path) -> bool:
+        return any([await driver.gives_back() for driver in self._sparse() if driver.pool == pool])
 
     async def _found(self, pool: Path, failed: set[tuple[Rank, str]]) -> list[Freeable]:
         """All that may be freed in a pool, without what could just not be."""

@@ -169,8 +169,8 @@ class Trash:
         """
         try:
             found = await self._cluster.registry.trashed(volume.id)
-            if found is None:
-                return False  # restored meanwhile, or given up by another node
+            if found is None or found.record.removed_at != volume.removed_at:
+                return False  # restored meanwhile, and perhaps removed again; or given up by another node
             await self._commit(found, why=why)
             await self._delete(volume.id)
         except PannierError as error:

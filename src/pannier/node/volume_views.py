@@ -173,10 +173,12 @@ class VolumeViews:
     def trashed(self, volume: Volume) -> TrashView:
         """A removed volume."""
         removed_at = volume.removed_at or 0.0
+        holder = self._cluster.catalog.node(volume.grant.node)
+        kept_seconds = holder.trash_seconds if holder is not None else self._pace.trash
         return TrashView(
             name=volume.name,
             id=volume.id,
             holder=volume.grant.node,
             removed_at=rfc3339(removed_at),
-            expires_at=rfc3339(removed_at + self._pace.trash),
+            expires_at=rfc3339(removed_at + kept_seconds),
         )
