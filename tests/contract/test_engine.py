@@ -25,7 +25,8 @@ import pytest
 from pannier.agent.usage import users_of
 from pannier.contract.docker_volumes import DockerVolume
 from pannier.core.errors import Conflict, EngineUnavailable, Stale, VolumeInUse, VolumeNotFound
-from pannier.core.swarm import Availability, SwarmMember, SwarmNode, SwarmService
+from pannier.core.service_volumes import volumes_of
+from pannier.core.swarm import Availability, ServiceMount, SwarmMember, SwarmNode, SwarmService
 from pannier.engine.base import Container, Engine, Executed
 from pannier.engine.docker import DockerEngine
 from pannier.host.activation import unix_listener
@@ -297,8 +298,10 @@ class FakeRig:
             id=f"id-{name}",
             name=name,
             constraints=constraints,
-            volumes=tuple(volumes),
-            driverless=("plain",),
+            mounts=(
+                *(ServiceMount(source=volume, options={"copies": "2"}) for volume in volumes),
+                ServiceMount(source="plain", driverless=True),
+            ),
             replicas=0,
             labels={"kept": "as it is"},
         )
@@ -358,7 +361,8 @@ class DockerRig:
 
     async def create_service(self, name: str, *constraints: str, volumes: Sequence[str]) -> None:
         mounts = [
-            f"type=volume,source={volume},target=/v{number},volume-driver=pannier"
+            f"type=volume,source={volume},target=/v{number},volume-driver=pannier,"
+            "volume-opt=copies=2"
             for number, volume in enumerate(volumes)
         ]
         # Other mounts, which are not ours.
@@ -618,22 +622,23 @@ async def test_services_tell_their_constraints_and_our_volumes(rig: Rig) -> None
     await rig.create_service("web", *constraints, volumes=["My_vol.1-x", "st-{{.Task.Slot}}"])
     await rig.create_service("plain", volumes=[])
     found = sorted(await rig.engine.swarm.services(), key=lambda service: service.name)
+    plain = ServiceMount(source="plain", driverless=True)
     assert found == [
-        replace(found[0], name="plain", constraints=(), volumes=()),
+        replace(found[0], name="plain", constraints=(), mounts=(plain,)),
         replace(
             found[1],
             name="web",
             constraints=constraints,
-            volumes=("My_vol.1-x", "st-{{.Task.Slot}}"),
+            mounts=(
+                ServiceMount(source="My_vol.1-x", options={"copies": "2"}),
+                ServiceMount(source="st-{{.Task.Slot}}", options={"copies": "2"}),
+                plain,
+            ),
         ),
     ]
     for service in found:
         assert (service.mode, service.replicas) == ("replicated", 0)
-        assert (service.order, service.labels, service.driverless) == (
-            "stop-first",
-            {"kept": "as it is"},
-            ("plain",),
-        )
+        assert (service.order, service.labels) == ("stop-first", {"kept": "as it is"})
 
 
 async def test_a_service_s_constraints_and_labels_change_and_nothing_else(rig: Rig) -> None:
@@ -653,7 +658,7 @@ async def test_a_service_s_constraints_and_labels_change_and_nothing_else(rig: R
         await swarm.update_service(replace(changed, id="nosuch"), constraints=(), labels={})
     await swarm.update_service(changed, constraints=(), labels={})
     (bare,) = await swarm.services()
-    assert (bare.constraints, bare.labels, bare.volumes) == ((), {}, ("v1",))
+    assert (bare.constraints, bare.labels, bare.mounts) == ((), {}, service.mounts)
 
 
 # --- the plugin in a real engine -----------------------------------------------------------------
@@ -743,6 +748,50 @@ async def test_a_command_that_ends_early_leaves_no_process(docker: DockerRig, en
     assert "sleep 77" not in left
     assert "sleep 78" not in left
     assert "sleep 1000" in left, "the container itself runs on"
+
+
+_NAMES = (
+    "plain",
+    "st-{{.Task.Slot}}",
+    "{{ .Service.Name }}-{{.Service.ID}}",
+    "{{.Task.Name}}",
+    "{{.Node.Hostname}}-{{.Node.ID}}-{{.Node.Platform.OS}}-{{.Node.Platform.Architecture}}",
+    '{{index $.Service.Labels "tier"}}.{{index .Service.Labels "a.b"}}{{index .Service.Labels "missing"}}',
+    "x{{- .Task.Slot -}}y",
+)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("mode", ["replicated", "global"])
+async def test_names_from_templates_are_told_as_swarm_makes_them(
+    docker: DockerRig, mode: str
+) -> None:
+    await docker.engine.activate_plugin()  # Swarm starts nothing with our volumes elsewhere
+    await docker.form_swarm()
+    words = ["--detach", "--no-resolve-image", "--name", "web", "--mode", mode]
+    words += ["--stop-grace-period", "0s", "--label", "tier=front", "--label", "a.b=c.d"]
+    for number, name in enumerate(_NAMES):
+        quoted = f"source={name}".replace('"', '""')  # the client reads a line of CSV
+        words += ["--mount", f'type=volume,"{quoted}",target=/v{number},volume-driver=pannier']
+    await docker.ok("service", "create", *words, IMAGE, "sleep", "1000")
+    swarm = docker.engine.swarm
+    deadline = time.monotonic() + 30
+    while [task.state for task in await swarm.tasks()] != ["running"]:
+        assert time.monotonic() < deadline, await swarm.tasks()
+        await asyncio.sleep(0.05)
+    (container,) = json.loads(
+        await docker.ok("inspect", *(await docker.ok("ps", "-q")).splitlines())
+    )
+    (service,), nodes = await swarm.services(), await swarm.nodes()
+    told = volumes_of(service, await swarm.tasks(), nodes, is_ours=lambda name: False)
+    assert sorted(each.name for each in told) == sorted(
+        each["Name"] for each in container["Mounts"]
+    )
+    assert len(told) == len(_NAMES)
+    await docker.ok("service", "rm", "web")
+    async with asyncio.timeout(30):
+        while await docker.ok("ps", "-q"):
+            await asyncio.sleep(0.05)
 
 
 @pytest.mark.root
