@@ -390,6 +390,8 @@ class Table:
         self.mounts: dict[str, Path] = {}
         self.containers: dict[str, Path] = {}
         """Running containers: the id, and the tree that its mount shows."""
+        self.onlookers: set[str] = set()
+        """Those of them that have files open for reading only, through a mount of somebody else."""
         self.frozen: dict[str, set[str]] = {}
         """By volume id, containers that stand still for its sake; the daemon's tmpfs remembers it."""
         self._pids: dict[str, int] = {}
@@ -401,7 +403,10 @@ class Table:
     def users_of(self, paths: Sequence[Path]) -> list[User]:
         """What /proc would say."""
         found = [c for c, tree in sorted(self.containers.items()) if tree in paths]
-        return [User(self._pids.setdefault(c, 100 + len(self._pids)), c, "app") for c in found]
+        return [
+            User(self._pids.setdefault(c, 100 + len(self._pids)), c, "app", c in self.onlookers)
+            for c in found
+        ]
 
     def kill(self, pid: int) -> None:
         """Kill a process, and its container with it."""
@@ -467,7 +472,7 @@ class SteppedMounts(Mounts):
         return self.path(name)
 
     def unmount(self, name: str, *, detach: bool = False) -> None:
-        if f"process in {name}" in self._table.containers:
+        if f"process in {name}" in self._table.containers and not detach:
             raise VolumeInUse(f"a process uses {name}")
         self._life.at_once("mounts.unmount", lambda: self._table.mounts.pop(name, None))
 

@@ -27,7 +27,10 @@ from pannier.host.mountinfo import (
 def test_reads_escapes_and_optional_fields() -> None:
     line = rb"36 35 98:0 /a\040b /mnt/c\134d\011e rw,noatime master:1 propagate_from:2 - ext3 /dev/x rw"
     assert parse_mount_line(line) == Mount(
-        36, 35, "98:0", "/a b", "/mnt/c\\d\te", "ext3", "/dev/x", "rw"
+        36, 35, "98:0", "/a b", "/mnt/c\\d\te", "ext3", "/dev/x", "rw", False
+    )
+    assert parse_mount_line(b"36 35 98:0 / /mnt nosuid,ro,noatime - ext3 /dev/x rw") == Mount(
+        36, 35, "98:0", "/", "/mnt", "ext3", "/dev/x", "rw", True
     )
 
 

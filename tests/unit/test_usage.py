@@ -167,6 +167,54 @@ def test_an_open_file_through_a_copy_is_a_use(
     assert idle not in pids()
 
 
+@pytest.mark.parametrize("through", ["mounts/v1", "pool/my volume"])
+@pytest.mark.parametrize("namespace", [True, False])
+@pytest.mark.parametrize(
+    ("script", "looks_on"),
+    [
+        ("exec 7<'{}/file'", True),
+        ("exec 7<'{}/sub'", True),
+        ("exec 7<'{}/file' 8>>'{}/file'", False),
+        ("exec 7<>'{}/file'", False),
+        ("exec 7<'{}/file'; cd '{}'", False),
+    ],
+)
+def test_who_has_files_open_for_reading_only_looks_on(
+    table: MountTable, data: Path, place: Path, process: Process,
+    through: str, namespace: bool, script: str, looks_on: bool,
+) -> None:  # fmt: skip
+    table.mount("v1", data)
+    path = place / through
+    pid = process(script.replace("{}", str(path)), namespace=namespace)
+    (user,) = users_of([data], mount_root=table.root)
+    assert (user.pid, user.looks_on) == (pid, looks_on)
+
+
+@pytest.mark.parametrize(("flags", "looks_on"), [("ro", True), ("rw", False)])
+def test_who_works_in_a_mount_that_takes_no_writes_looks_on(
+    table: MountTable, data: Path, place: Path, process: Process, flags: str, looks_on: bool
+) -> None:
+    """As rsync does in a container with ``-v /:/host:ro``."""
+    path = table.mount("v1", data)
+    pid = process(f"mount -o remount,bind,{flags} '{path}'; cd '{path}'", namespace=True)
+    (user,) = users_of([data], mount_root=table.root)
+    assert (user.pid, user.looks_on) == (pid, looks_on)
+
+
+def test_a_container_that_was_given_the_directory_for_reading_is_a_user(
+    table: MountTable, data: Path, place: Path, process: Process
+) -> None:
+    path = table.mount("v1", data)
+    inside = place / "in"
+    inside.mkdir()
+    script = (
+        f"mount --bind '{path}' {inside}; mount -o remount,bind,ro {inside}; exec 7<{inside}/file"
+    )
+    process(script, namespace=True)
+    (user,) = users_of([data], mount_root=table.root)
+    assert not user.looks_on
+
+
 def test_a_use_is_seen_behind_a_process_with_another_root(
     table: MountTable, data: Path, place: Path, process: Process, pids: Pids
 ) -> None:

@@ -504,6 +504,8 @@ class World:
 
     def _inspect_containers(self, machine: Machine) -> None:
         for container, path in machine.table.containers.items():
+            if container in machine.table.onlookers:
+                continue
             volume, epoch = _parts(path)
             home = machine.disk.homes.get(volume)
             tree = home.live.get(epoch) if home else None

@@ -33,6 +33,7 @@ class Mount:
         fstype: the file system's type.
         source: what was mounted, as the file system names it: a device, or any word.
         options: the file system's own options, separated by commas.
+        read_only: whether nothing can be written through this mount.
     """
 
     id: int
@@ -43,6 +44,7 @@ class Mount:
     fstype: str
     source: str
     options: str
+    read_only: bool
 
     @property
     def location(self) -> Location:
@@ -74,6 +76,7 @@ def parse_mount_line(line: bytes) -> Mount | None:
             fstype=fields[dash + 1].decode(),
             source=_unescape(fields[dash + 2]),
             options=os.fsdecode(fields[dash + 3]),
+            read_only=b"ro" in fields[5].split(b","),
         )
     except (ValueError, IndexError):
         return None

@@ -295,6 +295,8 @@ class Doctor:
         state = f"held by {self._cluster.node}, " + (
             f"used by {', '.join(users)}" if users else "idle"
         )
+        if onlookers := await self._use.onlookers(volume):
+            state += f"; {', '.join(onlookers)} only reads, and keeps it from nothing"
         # The size of a file system of its own is exact, and it takes some room for itself.
         size = None if isinstance(driver, FileSystemDriver) else volume.spec.size
         if size and used > size:
