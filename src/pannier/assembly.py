@@ -67,6 +67,7 @@ from pannier.node.volume_views import VolumeViews
 from pannier.pki.authority import Authority
 from pannier.storage.base import Driver
 from pannier.store.base import Store
+from pannier.swarm.asked_options import AskedOptions
 from pannier.swarm.evacuation import Evacuation
 from pannier.swarm.hooks import Hooks
 from pannier.swarm.labels import Labels
@@ -506,6 +507,9 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         pace=pace.swarm,
     )
     labels = Labels(cluster=cluster, swarm=engine.swarm, clock=clock, pace=pace.swarm)
+    asked_options = AskedOptions(
+        cluster=cluster, custody=custody, swarm=engine.swarm, pace=pace.swarm
+    )
     disks = Disks(drivers=drivers, lease=lease, pace=pace.agent)
 
     async def adopt() -> None:
@@ -571,6 +575,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
             Work("free-space", partial(keep_free_space, drivers, membership, pace=pace.node)),
             Work("evacuation", evacuation.run),
             Work("labels", labels.run),
+            Work("asked-options", asked_options.run),
             Work("hooks", hooks.run),
         ),
     )

@@ -220,6 +220,9 @@ class SwarmPace:
     labels_stale: float = 10.0
     """How long a label must have been wrong before it is removed. Swarm then ends the tasks that need it,
     and a copy may be out of sync only for a moment."""
+    options_look: float = 15.0
+    """Between two looks at whether services ask for a volume with other options than it has: somebody has just
+    deployed, and looks whether it worked."""
     hook_poll: float = 0.2
     """Between two looks at a hook that runs."""
     hook_retry: float = 2.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pannier.core.errors import Conflict
@@ -15,10 +15,17 @@ IsOurs = Callable[[str], bool]
 
 @dataclass(frozen=True, slots=True)
 class MountedVolume:
-    """A volume of ours that tasks of a service mount: its own name, and what the service's spec says of it."""
+    """A volume of ours that tasks of a service mount.
+
+    Attributes:
+        name: its own.
+        mount: what the service's spec says of it, templates included.
+        options: those of the driver that the spec has; None where a template in them cannot be told.
+    """
 
     name: str
     mount: ServiceMount
+    options: Mapping[str, str] | None
 
 
 def volumes_of(
@@ -101,5 +108,11 @@ def _of_task(
     for mount in service.mounts:
         name = expanded(mount.source, service=service, task=task, node=node)
         if name is not None and (not mount.driverless or is_ours(name)):
-            found.setdefault(name, MountedVolume(name, mount))
+            texts = {
+                key: expanded(text, service=service, task=task, node=node)
+                for key, text in mount.options.items()
+            }
+            told = {key: text for key, text in texts.items() if text is not None}
+            options = told if len(told) == len(texts) else None
+            found.setdefault(name, MountedVolume(name, mount, options))
     return list(found.values())

@@ -24,6 +24,7 @@ from pannier.node.quarantine import quarantine_findings, quarantine_of
 from pannier.node.sync_findings import doubt_findings, journal_findings
 from pannier.node.sync_views import journal_of
 from pannier.storage.base import FileSystemDriver
+from pannier.swarm.asked_options import asked_otherwise
 from pannier.swarm.labels import excluded_services
 
 SCARCE_SHARE = 0.10
@@ -161,6 +162,8 @@ class Doctor:
         try:
             async for finding in excluded_services(self._docker.swarm, self._cluster.catalog):
                 yield finding
+            for found in await asked_otherwise(self._docker.swarm, self._cluster.catalog):
+                yield found.finding()
         except EngineUnavailable:
             return  # reported already, or the Swarm has no leader: then its services are not known
 
