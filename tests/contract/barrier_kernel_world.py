@@ -186,7 +186,10 @@ class World:
                 await asyncio.wait([work])
 
     async def caller(self, *volumes: str, flags: int = 0, container: str = "c") -> Caller:
-        """A process whose container uses ``volumes``; it can call as soon as this returns."""
+        """A process whose container uses ``volumes``; it can call as soon as this returns.
+
+        ``*`` is a directory below which volumes come and go.
+        """
         words = [str(self.folder / "sock"), container, ",".join(volumes or ("one",)), str(flags)]
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, str(CALLER), *words),

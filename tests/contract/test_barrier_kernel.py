@@ -80,6 +80,43 @@ async def test_a_call_concerns_the_volume_of_its_file(world: World, tmp_path: Pa
         assert [await caller.outcome() for _ in range(2)] == ["ok", "ok"]
 
 
+async def test_who_passes_by_waits_for_the_held_volumes_that_are_there(
+    world: World, tmp_path: Path
+) -> None:
+    """As a container with the machine's root: it sees what is mounted after its start, too."""
+    (tmp_path / "elsewhere").write_bytes(bytes(4096))
+    async with world.running() as barrier:
+        caller = await world.caller("*")
+        await caller.sync(world.file())
+        assert await caller.outcome() == "ok"  # nothing is held yet
+        barrier.hold("one")
+        assert barrier.containers("one") == {"c"}
+        await caller.sync(world.file())
+        await world.waiting(1)
+        await caller.sync(world.file("two"))
+        assert await caller.outcome() == "ok"
+        world.gate.open()
+        assert await caller.outcome() == "ok"
+        world.gate.shut()
+        await caller.sync_all(tmp_path / "elsewhere")
+        await world.waiting(1)
+        world.gate.open()
+        assert await caller.outcome() == "ok"
+
+
+async def test_who_passes_by_is_told_so_again_after_a_restart_of_the_daemon(world: World) -> None:
+    async with world.running() as barrier:
+        barrier.hold("one")
+        caller = await world.caller("*")
+        await caller.sync(world.file())
+        await world.waiting(1)
+    async with world.running() as barrier:
+        await world.waiting(1)
+        assert barrier.containers("one") == {"c"}
+        world.gate.open()
+        assert await caller.outcome() == "ok"
+
+
 async def test_a_failed_group_is_tried_again(world: World) -> None:
     async with world.running():
         caller = await world.caller()

@@ -143,6 +143,11 @@ def test_a_golden_file_is_read_and_written_as_it_is(name: str) -> None:
     assert json.loads(golden(name))["format"] == 1
 
 
+def test_a_listener_of_an_earlier_version_passes_nothing() -> None:
+    earlier = golden("listener").replace(b',"passing":false', b"")
+    assert read(earlier, Origin) == RECORDS["listener"]
+
+
 @pytest.mark.parametrize("name", RECORDS)
 def test_fields_of_a_later_version_survive_at_every_level(name: str) -> None:
     record = RECORDS[name]

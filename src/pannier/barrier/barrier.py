@@ -18,10 +18,12 @@ from pannier.barrier.listener import Listener
 from pannier.barrier.reach import Reach
 from pannier.core.errors import PannierError
 from pannier.host.clock import Clock
-from pannier.host.mountinfo import Location, OwnMounts, locate, own_mounts
+from pannier.host.mountinfo import Location, Mount, OwnMounts, own_mounts
 
 log = structlog.get_logger(__name__)
 
+UNKNOWN = "unknown"
+"""The container of a listener whose description was lost."""
 _HANDOVER_SECONDS = 10.0
 _SCAN_SECONDS = 30.0
 _ROOM_SECONDS = 1.0
@@ -49,7 +51,7 @@ class Barrier:
             mount_root: the directory with the mount points that Docker is given.
             directory: on tmpfs, for what must survive this process but not a reboot.
         """
-        self._mount_root = mount_root
+        self._mount_root = mount_root.resolve()
         self._marks = directory / "held"
         self._marks.mkdir(mode=0o755, parents=True, exist_ok=True)
         self._keeping = Keeping(directory / "listeners")
@@ -81,7 +83,7 @@ class Barrier:
         return frozenset(
             listener.origin.container
             for listener in self._listeners.values()
-            if volume in listener.origin.places
+            if volume in listener.origin.places or listener.origin.passing
         )
 
     def waiting(self, volume: str) -> Backlog:
@@ -100,7 +102,9 @@ class Barrier:
         kept = [(name, fd) for name, fd in descriptors if is_listener(name)]
         self._keeping.sweep({name for name, _fd in kept})
         for name, fd in kept:
-            origin = self._keeping.recall(name) or Origin("unknown", 0, self._places(self.held()))
+            origin = self._keeping.recall(name) or Origin(
+                UNKNOWN, 0, self._places(self.held()), passing=True
+            )
             self._listen(name, fd, origin)
         if kept:
             log.info("barrier.restored", listeners=len(kept))
@@ -142,7 +146,9 @@ class Barrier:
                 self._keeping.forget(name)
             return
         volumes = self.held() if arrival.volumes is None else arrival.volumes
-        origin = Origin(arrival.container, arrival.pid, self._places(volumes))
+        origin = Origin(
+            arrival.container, arrival.pid, self._places(volumes), passing=arrival.passing
+        )
         # Its calls wait until this has worked: a listener that is closed would let sync() return.
         while not self._begin(names[0], fd, origin):
             await asyncio.sleep(_ROOM_SECONDS)
@@ -162,7 +168,12 @@ class Barrier:
             fd,
             origin,
             name=name,
-            reach=Reach(origin.places, str(self._mount_root), self._host_mounts),
+            reach=Reach(
+                origin.places,
+                str(self._mount_root),
+                self._host_mounts,
+                passing=self._here if origin.passing else None,
+            ),
             pending=self._keeping.pending(name),
             groups=self._groups,
             clock=self._clock,
@@ -179,13 +190,19 @@ class Barrier:
             self._warned.discard(listener.origin.container)
 
     def _places(self, volumes: Iterable[str]) -> Mapping[str, Location | None]:
-        mounts = own_mounts()
-        visible = {mount.point for mount in mounts}
-        points = {volume: self._mount_root / volume for volume in volumes}
-        return {
-            volume: locate(point, mounts) if str(point) in visible else None
-            for volume, point in points.items()
-        }
+        seen = self._seen(volumes, own_mounts())
+        return {volume: seen.get(volume) for volume in volumes}
+
+    def _here(self) -> Mapping[str, Location | None]:
+        """The held volumes that are mounted now."""
+        return self._seen(self.held(), self._host_mounts())
+
+    def _seen(
+        self, volumes: Iterable[str], mounts: tuple[Mount, ...]
+    ) -> dict[str, Location | None]:
+        visible = {mount.point: mount.location for mount in mounts}
+        points = {volume: f"{self._mount_root}/{volume}" for volume in volumes}
+        return {name: visible[point] for name, point in points.items() if point in visible}
 
     # -- files that are written through -----------------------------------------------------------
 
