@@ -62,6 +62,7 @@ from pannier.node.membership import Membership
 from pannier.node.node_views import NodeViews
 from pannier.node.own_record import keep_activated, keep_introduced, keep_swarm_node
 from pannier.node.peer_service import PeerService
+from pannier.node.unheld import Unheld
 from pannier.node.upkeep import Upkeep
 from pannier.node.volume_views import VolumeViews
 from pannier.pki.authority import Authority
@@ -75,10 +76,14 @@ from pannier.transport.base import Sender, SendsRecords
 
 
 class SyncCalls(Marks, Protocol):
-    """The barrier, as the rest of the node knows it. ``waiting`` raises nothing."""
+    """The barrier, as the rest of the node knows it. What is added to :class:`Marks` raises nothing."""
 
     def waiting(self, volume: str) -> Backlog:
         """What waits for this volume now."""
+        ...
+
+    def containers(self, volume: str) -> frozenset[str]:
+        """Ids of the containers whose sync calls on this volume are held."""
         ...
 
 
@@ -388,6 +393,13 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         clock=clock,
         pace=pace.node,
     )
+    unheld = Unheld(
+        cluster=cluster,
+        drivers=drivers,
+        use=use,
+        held_in=sync_calls.containers,
+        pace=pace.node,
+    )
     room = RoomGuard(
         cluster=cluster, drivers=drivers, custody=custody, use=use, clock=clock, pace=pace.agent
     )
@@ -399,6 +411,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         handovers=handovers,
         replicator=replicator,
         backlog=sync_calls.waiting,
+        unheld=unheld,
         room=room,
         clock=clock,
         pace=pace.node,
@@ -442,6 +455,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         mounts=mounts,
         room=room,
         replicator=replicator,
+        unheld=unheld,
         pool_problems=outside.pool_problems,
         clock=clock,
         doubt=pace.agent.doubt,
@@ -562,6 +576,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
             Work("in-sync", acknowledging.run),
             Work("set-back", abdication.run),
             Work("admission", admission.run),
+            Work("unheld", unheld.run),
             Work("upkeep", upkeep.run),
             Work("verification", verification.run),
             Work("replication", replicator.run),

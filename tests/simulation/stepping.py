@@ -401,7 +401,16 @@ class Table:
     def users_of(self, paths: Sequence[Path]) -> list[User]:
         """What /proc would say."""
         found = [c for c, tree in sorted(self.containers.items()) if tree in paths]
-        return [User(self._pids.setdefault(c, 100 + len(self._pids)), c, "app") for c in found]
+        return [
+            User(
+                self._pids.setdefault(c, 100 + len(self._pids)),
+                c,
+                "app",
+                may_write=True,
+                filtered=True,
+            )
+            for c in found
+        ]
 
     def kill(self, pid: int) -> None:
         """Kill a process, and its container with it."""

@@ -19,10 +19,11 @@ from pannier.core.size import format_size
 from pannier.core.volume import Volume
 from pannier.engine.base import Engine
 from pannier.host.clock import Clock
-from pannier.node.diagnosis import damage_findings, standing_still
+from pannier.node.diagnosis import damage_findings, past_the_barrier, standing_still
 from pannier.node.quarantine import quarantine_findings, quarantine_of
 from pannier.node.sync_findings import doubt_findings, journal_findings
 from pannier.node.sync_views import journal_of
+from pannier.node.unheld import Unheld
 from pannier.storage.base import FileSystemDriver
 from pannier.swarm.labels import excluded_services
 
@@ -46,6 +47,7 @@ class Doctor:
         mounts: Mounts,
         room: RoomGuard,
         replicator: Replicator,
+        unheld: Unheld,
         pool_problems: Callable[[], Awaitable[list[str]]],
         clock: Clock,
         doubt: float,
@@ -58,6 +60,7 @@ class Doctor:
         self._mounts = mounts
         self._room = room
         self._replicator = replicator
+        self._unheld = unheld
         self._pool_problems = pool_problems
         self._clock = clock
         self._doubt = doubt
@@ -274,6 +277,8 @@ class Doctor:
             return
         for finding in damage_findings(volume):
             yield finding
+        if past := self._unheld.of(volume):
+            yield past_the_barrier(volume.name, past)
         if self._use.suspended(volume):
             yield standing_still(volume, self._cluster.node, doubt=self._doubt)
         if full := self._room.full(volume):

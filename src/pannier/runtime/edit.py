@@ -19,11 +19,10 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
 
-def main(features: str, runc: str, bundle: str, *arguments: str) -> NoReturn:
+def main(runc: str, bundle: str, *arguments: str) -> NoReturn:
     """Edit the bundle if it may have something of Pannier's, and become runc. In doubt, refuse the container.
 
     Args:
-        features: what ``runc features`` says; empty where it says nothing.
         runc: its path.
         bundle: the bundle's directory.
         arguments: all that runc is called with.
@@ -38,8 +37,7 @@ def main(features: str, runc: str, bundle: str, *arguments: str) -> NoReturn:
         if found.volumes or found.passing:
             if "restore" in arguments:
                 raise RefusedError("a container is not restored from a checkpoint with its barrier")
-            known = json.loads(features) if features else {}
-            add_barrier(config, found, machine=os.uname().machine, features=known)
+            add_barrier(config, found, machine=os.uname().machine, features=_features(runc))
             replace(path, config)
     except FileNotFoundError as error:
         if error.filename != path:
@@ -49,6 +47,21 @@ def main(features: str, runc: str, bundle: str, *arguments: str) -> NoReturn:
     except Exception as error:  # whatever it is: what was not looked at may have a volume of ours
         _refuse(f"its bundle cannot be examined: {error!r}", names, arguments)
     os.execv(runc, [runc, *arguments])
+
+
+def _features(runc: str) -> Any:
+    """What ``runc features`` says, decoded; nothing from one that does not know the command."""
+    end, start = os.pipe()
+    outputs = [
+        (os.POSIX_SPAWN_DUP2, start, 1),
+        (os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0),
+    ]
+    child = os.posix_spawn(runc, [runc, "features"], os.environ, file_actions=outputs)
+    os.close(start)
+    with open(end, encoding="utf-8") as file:
+        said = file.read()
+    _pid, status = os.waitpid(child, 0)
+    return json.loads(said) if status == 0 and said else {}
 
 
 def replace(path: str, config: Any) -> None:

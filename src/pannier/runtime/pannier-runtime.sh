@@ -83,4 +83,4 @@ import sys
 sys.path.append(sys.argv[1])
 from pannier.runtime.edit import main
 main(*sys.argv[2:])
-' "$packages" "$("$runc" features 2>/dev/null)" "$runc" "$bundle" "$@"
+' "$packages" "$runc" "$bundle" "$@"
