@@ -62,6 +62,7 @@ from pannier.node.membership import Membership
 from pannier.node.node_views import NodeViews
 from pannier.node.own_record import keep_activated, keep_introduced, keep_swarm_node
 from pannier.node.peer_service import PeerService
+from pannier.node.twins import Twins
 from pannier.node.unheld import Unheld
 from pannier.node.upkeep import Upkeep
 from pannier.node.volume_views import VolumeViews
@@ -379,6 +380,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
     admission = BarrierAdmission(
         engine=engine, marks=sync_calls, configured=outside.configured_runtime, pace=pace.node
     )
+    twins = Twins(catalog=catalog, engine=engine, pace=pace.node)
     docker = VolumesForDocker(
         cluster=cluster,
         custody=custody,
@@ -390,6 +392,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         takeover=takeover,
         abdication=abdication,
         admission=admission,
+        twins=twins,
         clock=clock,
         pace=pace.node,
     )
@@ -456,6 +459,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         room=room,
         replicator=replicator,
         unheld=unheld,
+        twins=twins,
         pool_problems=outside.pool_problems,
         clock=clock,
         doubt=pace.agent.doubt,
@@ -577,6 +581,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
             Work("set-back", abdication.run),
             Work("admission", admission.run),
             Work("unheld", unheld.run),
+            Work("twins", twins.run),
             Work("upkeep", upkeep.run),
             Work("verification", verification.run),
             Work("replication", replicator.run),
