@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import copy
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +187,23 @@ def test_the_same_bundle_may_be_created_again(host: Host) -> None:
     assert host.run("create", "--bundle", str(bundle), "id").returncode == 7
     assert host.config() == first
     assert [path.name for path in bundle.iterdir()] == ["config.json"]
+
+
+def test_the_script_of_an_earlier_version_still_works(host: Host) -> None:
+    """The package is new, and nobody has installed its script yet."""
+    bundle = host.bundle(f"{host.mounts}/one")
+    script = [sys.executable, "-I", "-S", f"{host.folder}/pannier/runtime/edit.py", "{}"]
+    command = [*script, f"{host.folder}/runc", str(bundle), "create", "-b", str(bundle), "id"]
+    assert subprocess.run(command, check=False).returncode == 7
+    assert host.asked_of_runc() == ["create", "-b", str(bundle), "id"]
+    assert host.barrier()["volumes"] == ["one"]
+
+
+def test_a_container_is_not_restored_past_the_barrier(host: Host) -> None:
+    """Its processes would have the filters of the checkpoint, whose listener is gone."""
+    words = ("restore", "--image-path", "/x", "--bundle")
+    assert host.run(*words, str(host.bundle(f"{host.mounts}/one")), "id").returncode == 1
+    assert host.run(*words, str(host.bundle("/srv")), "id").returncode == 7
 
 
 def test_runcs_features_decide_on_flags(host: Host) -> None:

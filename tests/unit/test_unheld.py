@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,7 @@ def user(
         (user(None), {"c"}, True),
         (user(None, filtered=False, may_write=False), set(), False),
         (user(pid=0), set(), False),
+        (replace(user(None, filtered=False), command="docker-untar / /x"), set(), False),
     ],
     ids=[
         "a container with a listener",
@@ -50,6 +52,7 @@ def user(
         "a process of this machine's",
         "one that only reads",
         "a second mount",
+        "docker cp",
     ],
 )
 def test_who_is_past_the_barrier(one: User, held_in: set[str], outside: bool) -> None:

@@ -24,6 +24,9 @@ from pannier.storage.base import SparseDriver
 
 log = structlog.get_logger(__name__)
 
+_COPIERS = ("docker-tar", "docker-untar")
+"""What older engines start for ``docker cp``. They sync nothing, so nobody relies on that."""
+
 
 class Unheld:
     """Looks for such users of the volumes that this node holds."""
@@ -112,7 +115,8 @@ class Unheld:
 def outsiders(users: Iterable[User], held_in: Collection[str]) -> list[User]:
     """Those users that may write to a volume, and whose sync calls are not held.
 
-    A second mount on the machine itself, such as that of a local volume, writes nothing by itself.
+    A second mount on the machine itself, such as that of a local volume, writes nothing by itself, and neither
+    does ``docker cp`` promise anything.
 
     Args:
         held_in: the containers that have a listener for the volume. ``UNKNOWN`` among them may be any.
@@ -122,5 +126,6 @@ def outsiders(users: Iterable[User], held_in: Collection[str]) -> list[User]:
         for user in users
         if user.pid
         and user.may_write
+        and not (user.container is None and user.command.startswith(_COPIERS))
         and not (user.filtered and (UNKNOWN in held_in or user.container in held_in))
     ]

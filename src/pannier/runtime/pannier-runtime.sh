@@ -71,7 +71,7 @@ if [ ! -e "$bundle/config.json" ] || harmless; then
   exec "$runc" "$@"
 fi
 
-if [ ! -x "$python" ] || [ ! -r "$packages/pannier/runtime/edit.py" ]; then
+if [ ! -x "$python" ] || [ ! -r "$packages/pannier/runtime/start.py" ]; then
   text="pannier-runtime: not started: Pannier's program in $packages is not there, and this container may use a \
 volume; install Pannier again, or give Docker its own runtime back (daemon.json)"
   echo "$text" >&2
@@ -81,6 +81,6 @@ fi
 exec "$python" -I -S -c '
 import sys
 sys.path.append(sys.argv[1])
-from pannier.runtime.edit import main
+from pannier.runtime.start import main
 main(*sys.argv[2:])
 ' "$packages" "$runc" "$bundle" "$@"
