@@ -326,7 +326,7 @@ def install_runtime(target: Path = RUNTIME) -> None:
     directory = resources.files("pannier").joinpath("runtime")
     text = directory.joinpath("pannier-runtime.sh").read_text()
     text = text.replace("@PYTHON@", sys.executable)
-    text = text.replace("@PACKAGES@", str(Path(str(directory)).parents[1]))
+    text = text.replace("@EDIT@", str(directory.joinpath("edit.py")))
     # Whole, also after a power cut: without its runtime Docker starts no container at all.
     write_file(target, text.encode(), mode=0o755)
 

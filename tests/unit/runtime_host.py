@@ -53,7 +53,7 @@ class Host:
             "/var/lib/pannier/catalog.json": str(self.folder / "catalog.json"),
             "/var/lib/docker": str(self.folder / "docker"),
             "@PYTHON@": python,
-            "@PACKAGES@": str(self.folder),
+            "@EDIT@": str(self.folder / "pannier/runtime/edit.py"),
         }
         package = self.folder / "pannier/runtime"
         package.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@
 # once. Of a creation, one grep reads what the bundle mounts. Where that is only what Docker puts into every
 # container, runc goes on with the untouched bundle; everything else is looked at by the program in Python.
 python='@PYTHON@'
-packages='@PACKAGES@'
+edit='@EDIT@'
 held=/run/pannier/barrier/held
 catalog=/var/lib/pannier/catalog.json
 
@@ -71,7 +71,8 @@ if [ ! -e "$bundle/config.json" ] || harmless; then
   exec "$runc" "$@"
 fi
 
-if [ ! -x "$python" ] || [ ! -r "$packages/pannier/runtime/start.py" ]; then
+packages=${edit%/pannier/runtime/edit.py}
+if [ ! -x "$python" ] || [ ! -r "$edit" ]; then
   text="pannier-runtime: not started: Pannier's program in $packages is not there, and this container may use a \
 volume; install Pannier again, or give Docker its own runtime back (daemon.json)"
   echo "$text" >&2
