@@ -281,6 +281,21 @@ def test_every_way_to_a_volume_is_held(box: Box) -> None:
     box.sh("docker volume rm bound >/dev/null; rm /root/link")
 
 
+def test_what_has_nothing_of_ours_starts_where_pannier_is_damaged(box: Box) -> None:
+    """And what may have something does not, with a reason."""
+    program = box.sh("sed -n \"s/^edit='\\(.*\\)'$/\\1/p\" /usr/local/bin/pannier-runtime").strip()
+    box.sh(f"mv {program} {program}.away")
+    try:
+        harmless = ("--tmpfs /t", "--network none", "--privileged", "--ipc private")
+        box.sh("\n".join(f"docker run --rm {flags} {IMAGE} true" for flags in harmless))
+        outcome = box.attempt("docker", "run", "--rm", "-v/srv:/srv", IMAGE, "true")
+    finally:
+        box.sh(f"mv {program}.away {program}")
+    assert outcome.status != 0
+    assert "install Pannier again" in outcome.text
+    box.sh(f"docker run --rm -v /srv:/srv {IMAGE} true")
+
+
 def test_a_volume_that_comes_after_the_container_is_held_where_it_sees_it(box: Box) -> None:
     name = box.sh(f"docker run -d --network=none -v /:/host:rslave {IMAGE} sleep 600").strip()
     box.sh(

@@ -222,4 +222,4 @@ class Barrier:
         container = listener.origin.container
         if container not in self._warned:
             self._warned.add(container)
-            syncwrites.warn(container, listener.origin.places, pid, fd)
+            syncwrites.warn(container, listener.reach.places, pid, fd)

@@ -24,9 +24,12 @@ class Mount:
 
 
 class Mounts:
-    """The mounts of this process's namespace, as they were when this was made."""
+    """The mounts of this process's namespace, as they were read last."""
 
     def __init__(self) -> None:
+        self._read()
+
+    def _read(self) -> None:
         with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
             self.all = [Mount(line) for line in file]
         self._by_id = {mount.ident: mount for mount in self.all}
@@ -46,6 +49,10 @@ class Mounts:
                 (ident,) = (line.split()[1] for line in file if line.startswith("mnt_id:"))
         finally:
             os.close(fd)
+        if (
+            int(ident) not in self._by_id
+        ):  # it came just now, as one that is mounted when it is looked at
+            self._read()
         mount = self._by_id[int(ident)]
         device, root = mount.place
         rest = below(real, mount.point)
