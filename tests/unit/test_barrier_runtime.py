@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -48,13 +49,16 @@ class Host:
     def mounts(self) -> Path:
         return self.folder / "pannier/mounts"
 
-    def install(self, features: str = "{}", python: str = sys.executable) -> None:
+    def install(
+        self, features: str = "{}", python: str = sys.executable, following: str = ""
+    ) -> None:
         """Put the runtime there, with this host's paths instead of a real one's."""
         changes = {
             "/usr/sbin/runc": str(self.folder / "runc"),
             "/run/pannier/barrier/held": str(self.folder / "held"),
             "/var/lib/pannier/mounts": str(self.mounts),
             "@PYTHON@": python,
+            "@NEXT@": shlex.quote(following),
             "@EDIT@": str(self.folder / "edit.py"),
         }
         for name in ("pannier-runtime.sh", "edit.py"):
@@ -218,6 +222,21 @@ def test_runcs_features_decide_on_flags(host: Host) -> None:
     bundle = host.bundle(f"{host.mounts}/one")
     host.run("create", "--bundle", str(bundle), "id")
     assert host.config()["linux"]["seccomp"]["flags"] == [WAIT]
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_it_goes_before_another_runtime(host: Host, held: bool) -> None:
+    """That one gets the same words, and is asked for its features."""
+    features = {"linux": {"seccomp": {"supportedFlags": [WAIT]}}}
+    (host.folder / "of others").mkdir()
+    other = host.folder / "of others/runtime"
+    host.install(features=json.dumps(features), following=str(other))
+    (host.folder / "runc").rename(other)
+    bundle = host.bundle(f"{host.mounts}/{'one' if held else 'loose'}")
+    assert host.run("create", "--bundle", str(bundle), "id").returncode == 7
+    assert host.asked_of_runc() == ["create", "--bundle", str(bundle), "id"]
+    seccomp = host.config()["linux"].get("seccomp", {})
+    assert seccomp.get("flags") == ([WAIT] if held else None)
 
 
 # -- the edit --------------------------------------------------------------------------------------

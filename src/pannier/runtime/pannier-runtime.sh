@@ -1,13 +1,16 @@
 #!/bin/sh
 # pannier-runtime: runc, with a barrier before the sync calls of containers that use held volumes.
 #
-# An OCI runtime for Docker's daemon.json. Whatever is not the creation of such a container is left
-# to runc at once, untouched: no process is started for it here, but one grep for a creation.
+# An OCI runtime for Docker's daemon.json. It becomes runc or, where `next` names one, another runtime
+# that takes runc's arguments. Whatever is not the creation of such a container is left to it at once, untouched: no process is started for it here, but one grep for a creation.
 python='@PYTHON@'
 edit='@EDIT@'
+next=@NEXT@
 held=/run/pannier/barrier/held
 
-if [ -x /usr/sbin/runc ]; then
+if [ -n "$next" ]; then
+  runc=$next
+elif [ -x /usr/sbin/runc ]; then
   runc=/usr/sbin/runc
 elif [ -x /usr/bin/runc ]; then
   runc=/usr/bin/runc
