@@ -49,7 +49,7 @@ TAKES_SECONDS = 15.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Registered(Record):
+class RegisteredRuntime(Record):
     """What the registration found and wrote, so that it can be taken back exactly.
 
     Attributes:
@@ -118,7 +118,7 @@ class Registration:
         noted = self._noted()
         exact, original = _original(noted, text, file)
         if exact or not is_registered(settings):
-            self._write_note(Registered(file=str(file), before=original, after=wanted_text))
+            self._write_note(RegisteredRuntime(file=str(file), before=original, after=wanted_text))
         try:
             await self._bring(file, text, wanted_text=wanted_text, state=state)
         except ProgramFailed:
@@ -242,14 +242,14 @@ class Registration:
             return f"its default runtime is {found}" if found else "it does not answer"
         return None
 
-    def _noted(self) -> Registered | None:
+    def _noted(self) -> RegisteredRuntime | None:
         path = self._note.path
         remedy = (
             f"move {path} away; what it says of Docker's configuration is then not brought back"
         )
-        return read_file(self._note, Registered, remedy=remedy)
+        return read_file(self._note, RegisteredRuntime, remedy=remedy)
 
-    def _write_note(self, note: Registered | None) -> None:
+    def _write_note(self, note: RegisteredRuntime | None) -> None:
         path = self._note.path
         if note is not None:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -259,7 +259,9 @@ class Registration:
             sync_directory(path.parent)
 
 
-def _original(noted: Registered | None, text: str | None, file: Path) -> tuple[bool, str | None]:
+def _original(
+    noted: RegisteredRuntime | None, text: str | None, file: Path
+) -> tuple[bool, str | None]:
     """Whether the text is one that we wrote, and the text that was there before."""
     if noted is None or noted.file != str(file):
         return False, text
@@ -269,7 +271,7 @@ def _original(noted: Registered | None, text: str | None, file: Path) -> tuple[b
 
 
 def _text_without(
-    noted: Registered | None, settings: Configuration, text: str | None, file: Path
+    noted: RegisteredRuntime | None, settings: Configuration, text: str | None, file: Path
 ) -> str | None:
     """What the file is to say without us."""
     exact, original = _original(noted, text, file)
