@@ -94,6 +94,7 @@ def test_it_goes_before_another_runtime_and_back_to_the_byte(three: World) -> No
         assert default_runtime(three, node) == "gpu"
 
 
+@pytest.mark.faults
 def test_what_docker_does_not_take_in_is_undone(three: World) -> None:
     """Docker 20.10 cannot check a file before it is there, and says only in its log that it did not take it in."""
     node = "node3"

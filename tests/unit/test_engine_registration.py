@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -547,5 +549,13 @@ def test_the_daemon_reads_flags_of_the_engine_that_runs(docker: Docker) -> None:
     docker.says('{"default-runtime": "pannier"}')
     pid_file = docker.folder / "pid"
     assert configured_default(file=docker.file, pid_file=pid_file) == "pannier"
+    command = "exec -a dockerd bash -c read dockerd --default-runtime gpu"
+    with subprocess.Popen(["bash", "-c", command], stdin=subprocess.PIPE) as dockerd:
+        pid_file.write_text(str(dockerd.pid))
+        arguments = Path(f"/proc/{dockerd.pid}/cmdline")
+        while not arguments.read_bytes().startswith(b"dockerd"):
+            time.sleep(0.001)
+        assert configured_default(file=docker.file, pid_file=pid_file) == "gpu"
+        dockerd.communicate(b"\n")
     pid_file.write_text(str(os.getpid()))  # a number that another program has by now
     assert configured_default(file=docker.file, pid_file=pid_file) == "pannier"
