@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -364,7 +365,7 @@ async def test_a_hand_over_that_comes_with_the_end_of_the_daemon_is_the_next_one
                     await asyncio.sleep(0)
             world.gate.open()
             async with world.running() as barrier:
-                await until(lambda barrier=barrier: bool(barrier.containers("one")))
+                await until(partial(barrier.containers, "one"))
                 await caller.sync(world.file())
                 assert await caller.outcome() == "ok"
         await caller.end()

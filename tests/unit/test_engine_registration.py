@@ -235,13 +235,14 @@ async def test_power_fails_after_each_write(
     docker: Docker, monkeypatch: pytest.MonkeyPatch, work: str, writes: int
 ) -> None:
     """Docker starts with whatever is there, and a repetition ends in the same state."""
+    from pannier.engine import file as engine_file
     from pannier.engine import registration
 
     docker.says(ODD)
     if work == "unregister":
         await docker.registration.register()
     left = writes
-    real = registration.write_text
+    real = engine_file.write_text
 
     def write(file: Path, text: str | None) -> None:
         nonlocal left

@@ -2,7 +2,8 @@
 # pannier-runtime: runc, with a barrier before the sync calls of containers that use held volumes.
 #
 # An OCI runtime for Docker's daemon.json. It becomes runc or, where `next` names one, another runtime
-# that takes runc's arguments. Whatever is not the creation of such a container is left to it at once, untouched: no process is started for it here, but one grep for a creation.
+# that takes runc's arguments. Whatever is not the creation of such a container is left to it at once,
+# untouched: no process is started for it here, but one grep for a creation.
 python='@PYTHON@'
 edit='@EDIT@'
 next=@NEXT@
