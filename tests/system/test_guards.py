@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import pytest
 from cluster_world import IMAGE, MOUNTS, World, check_sequence
@@ -130,14 +131,14 @@ def test_f37_many_volumes_are_listed_without_the_store(three: World, count: int)
     create = ["/opt/pannier/venv/bin/python3", "-", "create", prefix, str(count)]
     three.run("node1", *create, input=CREATE_MANY)
 
-    def known(node: str) -> int:
-        return sum(name.startswith(prefix) for name in listed(three, node))
+    def knows_all(node: str) -> bool:
+        return sum(name.startswith(prefix) for name in listed(three, node)) == count
 
     def printed(node: str) -> int:
         return three.run(node, "docker", "volume", "ls", "-q").count(prefix)
 
     for node in three.nodes:
-        story.wait_until(f"{node} has heard of all", lambda n=node: known(n) == count)
+        story.wait_until(f"{node} has heard of all", partial(knows_all, node))
     three.on_all(lambda node: three.run(node, "systemctl", "stop", "etcd"))
     assert three.on_all(printed) == [count] * 3
     shown = json.loads(three.run("node3", "docker", "volume", "inspect", f"{prefix}-{count - 1}"))
@@ -196,7 +197,7 @@ def test_f30_a_container_goes_on_while_pannierd_is_killed(three: World) -> None:
     for _ in range(3):
         before = three.acknowledged("node1", writer)
         three.kill("node1", "pannierd")
-        story.wait_until("it goes on", lambda b=before: three.acknowledged("node1", writer) > b)
+        story.wait_until("it goes on", partial(three.has_more, "node1", writer, before))
         three.wait_for_pannier("node1")
     assert three.json("node1", "volume", "show", name)["in_use_by"] == [f"container {writer}"]
     three.stop("node1", writer)

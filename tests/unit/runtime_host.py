@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -43,8 +44,14 @@ class Host:
     def mounts(self) -> Path:
         return self.folder / "state/mounts"
 
-    def install(self, features: str = "{}", python: str = sys.executable) -> None:
-        """Put the runtime there, with this host's paths instead of a real one's."""
+    def install(
+        self, features: str = "{}", python: str = sys.executable, following: str = ""
+    ) -> None:
+        """Put the runtime there, with this host's paths instead of a real one's.
+
+        Args:
+            following: the runtime that it becomes; empty for runc.
+        """
         changes = {
             "/usr/sbin/runc": str(self.folder / "runc"),
             "/run/pannier/barrier/held": str(self.folder / "held"),
@@ -53,6 +60,7 @@ class Host:
             "/var/lib/pannier/catalog.json": str(self.folder / "catalog.json"),
             "/var/lib/docker": str(self.folder / "docker"),
             "@PYTHON@": python,
+            "@NEXT@": shlex.quote(following),
             "@EDIT@": str(self.folder / "pannier/runtime/edit.py"),
         }
         package = self.folder / "pannier/runtime"

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from runtime_host import Host
 
-from pannier.runtime.bundle import Found, RefusedError
+from pannier.runtime.bundle import BundleVolumes, RefusedError
 from pannier.runtime.seccomp import add_barrier
 
 SOCKET = "/run/pannier/barrier.sock"
@@ -214,6 +214,21 @@ def test_runcs_features_decide_on_flags(host: Host) -> None:
     assert host.config()["linux"]["seccomp"]["flags"] == [WAIT]
 
 
+@pytest.mark.parametrize("held", [True, False])
+def test_it_goes_before_another_runtime(host: Host, held: bool) -> None:
+    """That one gets the same words, and is asked for its features."""
+    features = {"linux": {"seccomp": {"supportedFlags": [WAIT]}}}
+    (host.folder / "of others").mkdir()
+    other = host.folder / "of others/runtime"
+    host.install(features=json.dumps(features), following=str(other))
+    (host.folder / "runc").rename(other)
+    bundle = host.bundle(f"{host.mounts}/{'one' if held else 'loose'}")
+    assert host.run("create", "--bundle", str(bundle), "id").returncode == 7
+    assert host.asked_of_runc() == ["create", "--bundle", str(bundle), "id"]
+    seccomp = host.config()["linux"].get("seccomp", {})
+    assert seccomp.get("flags") == ([WAIT] if held else None)
+
+
 # -- the edit --------------------------------------------------------------------------------------
 
 
@@ -235,7 +250,9 @@ def _docker_profile() -> dict[str, Any]:
 
 def edited(seccomp: Any, *, features: Any = None, machine: str = "x86_64") -> Any:
     config = {"linux": {"seccomp": copy.deepcopy(seccomp)}} if seccomp else {}
-    add_barrier(config, Found(["one"], passing=False), machine=machine, features=features or {})
+    add_barrier(
+        config, BundleVolumes(["one"], passing=False), machine=machine, features=features or {}
+    )
     return config["linux"]["seccomp"]
 
 

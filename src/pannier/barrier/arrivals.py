@@ -74,7 +74,7 @@ async def receive(connection: socket.socket, store: Callable[[int], None]) -> tu
     text = b""
     try:
         while True:
-            await _readable(connection)
+            await readable(connection)
             part, came = _read(connection)
             fds += came
             if came and len(fds) == len(came) == 1:
@@ -114,7 +114,8 @@ def _read(connection: socket.socket) -> tuple[bytes, list[int]]:
     return part, list(fds)
 
 
-async def _readable(connection: socket.socket) -> None:
+async def readable(connection: socket.socket) -> None:
+    """Wait until there is something to read, or to accept."""
     loop = asyncio.get_running_loop()
     ready: asyncio.Future[None] = loop.create_future()
     loop.add_reader(connection, _settle, ready)

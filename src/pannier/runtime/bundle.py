@@ -6,7 +6,7 @@ import json
 import os
 import re
 
-from pannier.runtime.mounted import Mounts, Place, below, inside
+from pannier.runtime.mounted import HostMounts, Place, below, inside
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class RefusedError(Exception):
     """The container must not start."""
 
 
-class Found:
+class BundleVolumes:
     """What a bundle mounts of Pannier's.
 
     Attributes:
@@ -53,7 +53,7 @@ class _Ours:
         roots: the places of the directories in which volumes are mounted.
     """
 
-    def __init__(self, mounts: Mounts) -> None:
+    def __init__(self, mounts: HostMounts) -> None:
         held = frozenset(_listed(HELD))
         self.trees: list[tuple[Place, str]] = []
         self.roots: list[Place] = []
@@ -74,7 +74,7 @@ class _Ours:
                     self.trees.append((mount.place, name))
 
 
-def examine(config: Any) -> Found:
+def examine(config: Any) -> BundleVolumes:
     """What a bundle mounts of the held volumes.
 
     Args:
@@ -84,7 +84,7 @@ def examine(config: Any) -> Found:
         RefusedError: it mounts a volume that hides one of Pannier's.
         OSError, ValueError, LookupError, TypeError, AttributeError: it cannot be told.
     """
-    mounts = Mounts()
+    mounts = HostMounts()
     ours = _Ours(mounts)
     volumes, passing = set[str](), False
     binds = [mount for mount in config.get("mounts") or () if _is_bind(mount)]
@@ -104,7 +104,7 @@ def examine(config: Any) -> Found:
             propagates = not _PROPAGATING.isdisjoint(bind.get("options") or ())
             passing = passing or propagates or bool(ours.trees)
         shadows.refuse(real, place)
-    return Found(sorted(volumes), passing=passing)
+    return BundleVolumes(sorted(volumes), passing=passing)
 
 
 def _is_bind(mount: Any) -> bool:
@@ -124,7 +124,7 @@ def _listed(directory: str) -> list[str]:
 class _Shadows:
     """Docker's local volumes, of which none may have the name of a volume of Pannier's."""
 
-    def __init__(self, sources: list[str], mounts: Mounts) -> None:
+    def __init__(self, sources: list[str], mounts: HostMounts) -> None:
         told = (_OWN_FILE.fullmatch(source) for source in sources)
         self._folders: list[tuple[str, Place]] = []
         for top in sorted({DOCKER, *(match[1] for match in told if match)}):

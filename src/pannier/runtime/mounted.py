@@ -11,7 +11,7 @@ Place = tuple[str, str]
 _ESCAPE = re.compile(r"\\([0-7]{3})")
 
 
-class Mount:
+class HostMount:
     """A line of /proc/self/mountinfo: what is at ``point``."""
 
     __slots__ = ("ident", "place", "point")
@@ -23,7 +23,7 @@ class Mount:
         self.point = _unescaped(words[4])
 
 
-class Mounts:
+class HostMounts:
     """The mounts of this process's namespace, as they were read last."""
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class Mounts:
 
     def _read(self) -> None:
         with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-            self.all = [Mount(line) for line in file]
+            self.all = [HostMount(line) for line in file]
         self._by_id = {mount.ident: mount for mount in self.all}
 
     def at(self, path: str) -> tuple[str, Place]:
@@ -62,7 +62,7 @@ class Mounts:
             )
         return real, (device, root.rstrip("/") + rest or "/")
 
-    def under(self, real: str) -> list[Mount]:
+    def under(self, real: str) -> list[HostMount]:
         """What is mounted below a directory; what is mounted at itself is not among it."""
         return [mount for mount in self.all if below(mount.point, real)]
 

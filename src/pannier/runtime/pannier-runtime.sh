@@ -1,15 +1,19 @@
 #!/bin/sh
 # pannier-runtime: runc, with a barrier before the sync calls of containers that use held volumes.
 #
-# An OCI runtime for Docker's daemon.json. Whatever is not the creation of a container is left to runc at
-# once. Of a creation, one grep reads what the bundle mounts. Where that is only what Docker puts into every
-# container, runc goes on with the untouched bundle; everything else is looked at by the program in Python.
+# An OCI runtime for Docker's daemon.json. It becomes runc or, where `next` names one, another runtime
+# that takes runc's arguments. Whatever is not the creation of a container is left to it at once. Of a
+# creation, one grep reads what the bundle mounts. Where that is only what Docker puts into every container,
+# the untouched bundle goes on; everything else is looked at by the program in Python.
 python='@PYTHON@'
 edit='@EDIT@'
+next=@NEXT@
 held=/run/pannier/barrier/held
 catalog=/var/lib/pannier/catalog.json
 
-if [ -x /usr/sbin/runc ]; then
+if [ -n "$next" ]; then
+  runc=$next
+elif [ -x /usr/sbin/runc ]; then
   runc=/usr/sbin/runc
 elif [ -x /usr/bin/runc ]; then
   runc=/usr/bin/runc

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from pannier.runtime.bundle import Found, RefusedError
+from pannier.runtime.bundle import BundleVolumes, RefusedError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ _ARCHITECTURES = {
 _WAIT_KILLABLE = "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"
 
 
-def add_barrier(config: Any, found: Found, *, machine: str, features: Any) -> None:
+def add_barrier(config: Any, found: BundleVolumes, *, machine: str, features: Any) -> None:
     """Let the sync calls that the container may make wait for ``SOCKET``'s answer.
 
     Args:
