@@ -26,6 +26,7 @@ from stepping import (
 from virtual_time import OWNER, VirtualLoop
 
 from pannier.assembly import Outside, Settings, assemble
+from pannier.barrier.barrier import UNKNOWN
 from pannier.barrier.calls import Strategy
 from pannier.barrier.groups import Backlog
 from pannier.contract.operation import Operation
@@ -373,6 +374,9 @@ class NoCalls:
 
     def waiting(self, volume: str) -> Backlog:
         return Backlog(0, 0.0)
+
+    def containers(self, volume: str) -> frozenset[str]:
+        return frozenset((UNKNOWN,))
 
     def hold(self, volume: str) -> None:
         pass

@@ -172,7 +172,7 @@ async def test_a_lease_that_is_known_to_be_gone_counts_no_more(node: Node) -> No
     node.lease.proven(VOLUME, term=1)
     node.store.data.revoke("lease-1")
 
-    async def no_lease(_: float) -> str:
+    async def no_lease(ttl_seconds: float) -> str:
         raise StoreUnavailable("not now")
 
     node.store.grant_lease = no_lease  # type: ignore[method-assign]

@@ -51,6 +51,19 @@ from pannier.host.mountinfo import (
 _CONTAINER = re.compile(r"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
 _FLAGS = re.compile(r"^flags:\s*([0-7]+)$", re.MULTILINE)
 _COMMAND_LENGTH = 80
+_FILTERED = "\nSeccomp:\t2\n"
+
+
+class Access(IntEnum):
+    """What a process can do in a directory with what it has now; more is the higher number."""
+
+    NONE = 0
+    LOOKS_ON = 1
+    """It has something there open for reading only, or is there through a mount that takes no writes."""
+    MAY_WRITE = 2
+    """It is there, such as by its working directory, or nobody can tell what it has open."""
+    WRITES = 3
+    """The directory is mounted for it, or it has something there open for writing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +75,15 @@ class User:
             single process holds.
         container: the engine's id (64 hexadecimal digits) if its cgroup's name has one.
         command: its command line, shortened, for messages.
-        looks_on: it can write nothing there by what it has open now.
+        access: what it can do there.
+        filtered: it has a seccomp filter. No sync call of a process without one can be held.
     """
 
     pid: int
     container: str | None
     command: str
-    looks_on: bool = False
+    access: Access
+    filtered: bool
 
 
 def users_of(
@@ -97,7 +112,9 @@ def users_of(
     skipped = {os.getpid()} if ignore is None else set(ignore)
     search = _Search.prepare([path.resolve() for path in paths], mount_root.resolve())
     own = search.view(own_mounts(), root="/")
-    found = [User(0, None, f"mount at {point}") for point in own.uses]
+    found = [
+        User(0, None, f"mount at {point}", Access.WRITES, filtered=False) for point in own.uses
+    ]
     prefixes = own.prefixes + tuple(str(path.resolve()) for path in paths)
     for space in _namespaces(proc):
         view = _View((), prefixes) if space.own else search.of_namespace(proc, space)
@@ -107,9 +124,9 @@ def users_of(
         for pid in space.pids:
             if pid in skipped:
                 continue
-            use = _Use.WRITES if view.uses else _use_of(proc, pid, patterns, maps=maps)
-            if use is not _Use.NONE:
-                user = _describe(proc, pid, looks_on=use is _Use.LOOKS_ON)
+            access = Access.WRITES if view.uses else _access_of(proc, pid, patterns, maps=maps)
+            if access is not Access.NONE:
+                user = _describe(proc, pid, access=access)
                 if user is not None:
                     found.append(user)
     return sorted(found, key=lambda user: user.pid)
@@ -256,14 +273,6 @@ def _mountinfo(proc: Path, pids: Sequence[int]) -> bytes:
 # --- processes -----------------------------------------------------------------------------------
 
 
-class _Use(IntEnum):
-    """What a process can do with what it has open; more is the higher number."""
-
-    NONE = 0
-    LOOKS_ON = 1
-    WRITES = 2
-
-
 class _Patterns:
     """Path prefixes in the form that the comparison of many links needs."""
 
@@ -277,48 +286,48 @@ class _Patterns:
     def match(self, link: str) -> bool:
         return link.startswith(self.inside) or link in self.exact
 
-    def use(self, link: str) -> _Use:
+    def access(self, link: str) -> Access:
         """What somebody can do who may do there whatever the mount allows."""
         if not self.match(link):
-            return _Use.NONE
+            return Access.NONE
         exact, inside = self._writable
-        return _Use.WRITES if link.startswith(inside) or link in exact else _Use.LOOKS_ON
+        return Access.MAY_WRITE if link.startswith(inside) or link in exact else Access.LOOKS_ON
 
 
 def _inside(paths: Collection[str]) -> tuple[str, ...]:
     return tuple(f"{path.rstrip('/')}/" for path in paths)
 
 
-def _use_of(proc: Path, pid: int, patterns: _Patterns, *, maps: bool) -> _Use:
+def _access_of(proc: Path, pid: int, patterns: _Patterns, *, maps: bool) -> Access:
     base = f"{proc}/{pid}"
-    use = _Use.NONE
+    access = Access.NONE
     for name in ("cwd", "root", "exe"):
         try:
-            use = max(use, patterns.use(os.readlink(f"{base}/{name}")))
+            access = max(access, patterns.access(os.readlink(f"{base}/{name}")))
         except OSError:  # a kernel thread, or it has ended
             continue
     try:
         fds = os.listdir(f"{base}/fd")
     except OSError:
-        return use
+        return access
     for fd in fds:
-        if use is _Use.WRITES:
-            return use
+        if access is Access.WRITES:
+            return access
         try:
             if patterns.match(os.readlink(f"{base}/fd/{fd}")):
-                use = max(use, _opened_for(base, fd))
+                access = max(access, _opened_for(base, fd))
         except OSError:  # closed meanwhile
             continue
-    return _Use.WRITES if maps and _has_mapped(base, patterns) else use
+    return max(access, Access.MAY_WRITE) if maps and _has_mapped(base, patterns) else access
 
 
-def _opened_for(base: str, fd: str) -> _Use:
+def _opened_for(base: str, fd: str) -> Access:
     """What a descriptor allows (proc_pid_fdinfo(5)). Raises OSError: it was closed meanwhile."""
     flags = _FLAGS.search(_read_text(f"{base}/fdinfo/{fd}"))
     if flags is None:
-        return _Use.WRITES
+        return Access.MAY_WRITE
     writes = int(flags[1], 8) & os.O_ACCMODE != os.O_RDONLY
-    return _Use.WRITES if writes else _Use.LOOKS_ON
+    return Access.WRITES if writes else Access.LOOKS_ON
 
 
 def _has_mapped(base: str, patterns: _Patterns) -> bool:
@@ -330,18 +339,25 @@ def _has_mapped(base: str, patterns: _Patterns) -> bool:
     return any(pattern in content for pattern in patterns.mapped)
 
 
-def _describe(proc: Path, pid: int, *, looks_on: bool) -> User | None:
+def _describe(proc: Path, pid: int, *, access: Access) -> User | None:
     """None where the process has ended: it uses nothing any more."""
     try:
         groups = _read_text(f"{proc}/{pid}/cgroup")
         command = _read_text(f"{proc}/{pid}/cmdline").replace("\0", " ").strip()
         command = command or _read_text(f"{proc}/{pid}/comm").strip()
+        status = _read_text(f"{proc}/{pid}/status")
     except OSError:
         return None
     # Of nested containers the outer one: that is the one our engine knows.
     container = _CONTAINER.search(groups)
     printable = "".join(c if c.isprintable() else "?" for c in command[:_COMMAND_LENGTH])
-    return User(pid, container[0] if container else None, printable, looks_on)
+    return User(
+        pid,
+        container[0] if container else None,
+        printable,
+        access=access,
+        filtered=_FILTERED in status,
+    )
 
 
 def _read_text(path: str) -> str:

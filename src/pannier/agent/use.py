@@ -16,7 +16,7 @@ from pannier.agent.drivers import Drivers
 from pannier.agent.freezing import Freezer
 from pannier.agent.mountids import MountIds
 from pannier.agent.mounts import Mounts
-from pannier.agent.usage import User
+from pannier.agent.usage import Access, User
 from pannier.core.errors import EngineUnavailable, PannierError
 from pannier.core.pace import AgentPace
 from pannier.core.volume import Volume
@@ -126,15 +126,15 @@ class Use:
 
         Who only looks on is none of them.
         """
-        named = await self._name_all(_who_write(await self.processes(volume)))
+        named = await self.name_all(_who_write(await self.processes(volume)))
         if not named and self.starting(volume):
             named = ["a container that is being started"]
         return named
 
     async def onlookers(self, volume: Volume) -> list[str]:
         """Who looks on (:class:`~pannier.agent.usage.User`), in words for people."""
-        found = [user for user in await self.processes(volume) if user.looks_on]
-        return await self._name_all(found)
+        found = [user for user in await self.processes(volume) if user.access is Access.LOOKS_ON]
+        return await self.name_all(found)
 
     async def readers(self, volume: Volume) -> list[str]:
         """Who reads what is behind an attached volume, which only the kernel may, in words for people."""
@@ -143,7 +143,7 @@ class Use:
             return []
         paths = [driver.behind(volume.id, volume.grant.epoch)]
         found = await asyncio.to_thread(self._users_of, paths, mount_root=self._mounts.root)
-        return await self._name_all(found)
+        return await self.name_all(found)
 
     async def in_use(self, volume: Volume) -> bool:
         """Whether anybody uses the volume on this node. Does not ask the engine, which may hang.
@@ -170,7 +170,8 @@ class Use:
         """Whether the engine asked for the volume and did not give it back: a hint, which may be wrong."""
         return bool(self._mount_ids.ages(volume.name, self._clock.now()))
 
-    async def _name_all(self, users: list[User]) -> list[str]:
+    async def name_all(self, users: Sequence[User]) -> list[str]:
+        """The same users in words for people, each container once."""
         one_each = {user.container or f"{user.pid} {user.command}": user for user in users}
         names = [await self._name_one(user) for user in one_each.values()]
         return list(dict.fromkeys(names))
@@ -304,4 +305,4 @@ class Use:
 
 def _who_write(users: Sequence[User]) -> list[User]:
     """Without those who only look on."""
-    return [user for user in users if not user.looks_on]
+    return [user for user in users if user.access is not Access.LOOKS_ON]

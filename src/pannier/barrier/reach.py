@@ -58,14 +58,21 @@ class Reach:
     """The held volumes of one container.
 
     Attributes:
-        places: where each volume's tree is; None where that could not be seen.
+        own: where the tree of each volume that it mounts is; None where that could not be seen.
         mount_root: the directory with Pannier's mount points.
         host_mounts: gives this machine's own mounts.
+        passing: gives the held volumes that are on this machine now, for a container that sees them beside its own.
     """
 
-    places: Mapping[str, Location | None]
+    own: Mapping[str, Location | None]
     mount_root: str
     host_mounts: Callable[[], tuple[Mount, ...]] = own_mounts
+    passing: Callable[[], Mapping[str, Location | None]] | None = None
+
+    @property
+    def places(self) -> Mapping[str, Location | None]:
+        """Its own volumes, and those that it sees now."""
+        return self.own if self.passing is None else {**self.passing(), **self.own}
 
     def of(self, call: Notification) -> Reached:
         """The volumes that ``call`` waits for; none if it may go on at once.
@@ -104,15 +111,16 @@ class Reach:
         )
 
     def _of_mount(self, tid: int, fd: int, mount: Mount | None) -> tuple[frozenset[str], _Lies]:
-        everything = frozenset(self.places)
+        places = self.places
+        everything = frozenset(places)
         if mount is None:
             # From another mount namespace, or from none, such as a pipe or socket.
             opened = os.readlink(f"/proc/{tid}/fd/{fd}")
             if opened.startswith(_NO_FILE):
                 return frozenset(), _Lies.UNKNOWN
             return everything, _Lies.ELSEWHERE
-        unseen = frozenset(name for name, place in self.places.items() if place is None)
-        found = {name for name, place in self.places.items() if place and touches(mount, place)}
+        unseen = frozenset(name for name, place in places.items() if place is None)
+        found = {name for name, place in places.items() if place and touches(mount, place)}
         if found or unseen:
             return unseen | found, _Lies.IN_A_VOLUME if found else _Lies.UNKNOWN
         if mount.fstype in _IN_MEMORY or self._is_the_hosts(mount.device):
