@@ -15,10 +15,11 @@ from pannier.barrier.calls import Strategy
 from pannier.barrier.groups import Backlog, Groups
 from pannier.barrier.keeping import Keeping, Origin, is_listener
 from pannier.barrier.listener import Listener
-from pannier.barrier.reach import Reach
+from pannier.barrier.reach import HostDevices, Reach
+from pannier.barrier.turns import Turns
 from pannier.core.errors import PannierError
 from pannier.host.clock import Clock
-from pannier.host.mountinfo import Location, OwnMounts, locate, own_mounts
+from pannier.host.mountinfo import Location, locate, own_mounts
 
 log = structlog.get_logger(__name__)
 
@@ -55,7 +56,8 @@ class Barrier:
         self._keeping = Keeping(directory / "listeners")
         self._clock = clock
         self._groups = Groups(strategy, clock=clock)
-        self._host_mounts = OwnMounts()
+        self._turns = Turns()
+        self._host = HostDevices(str(mount_root))
         self._listeners: dict[str, Listener] = {}
         self._warned: set[str] = set()
         self._handovers: set[asyncio.Task[None]] = set()
@@ -162,9 +164,10 @@ class Barrier:
             fd,
             origin,
             name=name,
-            reach=Reach(origin.places, str(self._mount_root), self._host_mounts),
+            reach=Reach(origin.places, self._host),
             pending=self._keeping.pending(name),
             groups=self._groups,
+            turns=self._turns,
             clock=self._clock,
             synchronous=self._warn,
             ended=self._ended,
