@@ -348,6 +348,29 @@ async def test_a_mount_that_a_container_makes_counts_from_its_next_call_on(
     assert [volume for volume, _calls in world.gate.groups] == ["one"]
 
 
+async def test_a_directory_that_is_renamed_into_a_volume_counts_from_the_next_call_on(
+    world: World, tmp_path: Path
+) -> None:
+    """The kernel does not tell that what is mounted has another name."""
+    (point := tmp_path / "point").mkdir()
+    outside, inside = world.folder / "trees/outside", world.folder / "trees/one/inside"
+    outside.mkdir()
+    (outside / "x").touch()
+    lines = [
+        _OWN_NAMESPACE,
+        _MOUNT.format("none", "/", "none", _PRIVATE),
+        _MOUNT.format(outside, point, "none", _BIND),
+        f"fd = os.open('{point}/x', os.O_RDWR); os.fsync(fd); os.fsync(fd)",
+        f"os.rename('{outside}', '{inside}'); os.fsync(fd)",
+    ]
+    world.gate.open()
+    async with world.running():
+        caller = await world.caller()
+        await caller.begin("; ".join(lines))
+        assert await caller.outcome() == "ok"
+    assert len(world.gate.groups) == 1
+
+
 async def test_threads_in_several_namespaces_are_each_seen_with_their_own_mounts(
     world: World, tmp_path: Path
 ) -> None:

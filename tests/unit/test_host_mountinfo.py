@@ -13,6 +13,7 @@ from pannier.host.mountinfo import (
     Location,
     Mount,
     OthersMounts,
+    OwnMounts,
     below,
     join,
     locate,
@@ -118,11 +119,12 @@ def test_finds_a_thread_s_mount_by_its_id() -> None:
 
 
 def test_what_did_not_change_is_not_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    tid, mounts, known = threading.get_native_id(), OthersMounts(), own_mounts()
+    tid, mounts, own = threading.get_native_id(), OthersMounts(), OwnMounts()
+    known = own()
     assert mounts.find(tid, known[0].id) == known[0]
     monkeypatch.setattr(os, "read", lambda *_: pytest.fail("it was read"))
     assert mounts.find(tid, known[-1].id) == known[-1]
-    assert own_mounts() is known
+    assert own() is known
     mounts.let_go()
     with pytest.raises(pytest.fail.Exception):
         mounts.find(tid, known[0].id)

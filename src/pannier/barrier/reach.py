@@ -15,7 +15,7 @@ from enum import Enum, auto
 
 from pannier.barrier.calls import OpenFile
 from pannier.barrier.kernel import Notification
-from pannier.host.mountinfo import Location, Mount, OthersMounts, below, own_mounts
+from pannier.host.mountinfo import Location, Mount, OthersMounts, OwnMounts, below
 
 O_DSYNC = 0o10000
 """Set for O_SYNC too."""
@@ -64,10 +64,11 @@ class HostDevices:
 
     def __init__(self, mount_root: str) -> None:
         self._mount_root = mount_root
+        self._mounts = OwnMounts()
         self._known: tuple[tuple[Mount, ...], frozenset[str]] = (), frozenset()
 
     def __contains__(self, device: str) -> bool:
-        mounts = own_mounts()
+        mounts = self._mounts()
         seen, devices = self._known
         if mounts is not seen:
             outside = (mount for mount in mounts if below(mount.point, self._mount_root) is None)
@@ -117,13 +118,27 @@ class Reach:
         """
         fields = fdinfo(tid, fd)
         synchronous = bool(int(fields[b"flags:"], 8) & O_DSYNC)
-        mount = self.mounts.find(tid, int(fields[b"mnt_id:"]))
+        ident = int(fields[b"mnt_id:"])
+        mount = self.mounts.find(tid, ident)
+        if mount is not None and not self._is_certain(mount):
+            self.mounts.let_go()
+            mount = self.mounts.find(tid, ident)
         volumes, lies = self._of_mount(tid, fd, mount)
         return Reached(
             volumes,
             synchronous,
             file=None if lies is _Lies.UNKNOWN else open_file(fields),
             stacked=lies is _Lies.ELSEWHERE,
+        )
+
+    def _is_certain(self, mount: Mount) -> bool:
+        """Whether what is known of a mount is enough: of its directory, which may have been renamed since, nothing
+        depends if it is on no volume's file system, or counts for each volume there.
+        """
+        return all(
+            touches(mount, place)
+            for place in self.places.values()
+            if place and place.device == mount.device
         )
 
     def _of_mount(self, tid: int, fd: int, mount: Mount | None) -> tuple[frozenset[str], _Lies]:

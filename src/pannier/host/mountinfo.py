@@ -86,8 +86,16 @@ def parse_mountinfo(raw: bytes) -> tuple[Mount, ...]:
     return tuple(mount for line in raw.split(b"\n") if (mount := parse_mount_line(line)))
 
 
+def own_mounts() -> tuple[Mount, ...]:
+    """The mounts of this process's namespace, read anew."""
+    return parse_mountinfo(Path("/proc/self/mountinfo").read_bytes())
+
+
 class _Watched:
     """One namespace's mountinfo, read again only when the kernel says that it changed. Not thread-safe.
+
+    The kernel tells what is mounted and unmounted. **It does not tell that a directory was renamed or removed**, which
+    changes ``root`` and ``point`` of a mount.
 
     It shows the namespace and root that ``pid`` has when this is made, and keeps that namespace alive until
     :meth:`close`, with all that is mounted in it.
@@ -117,9 +125,9 @@ class _Watched:
 
 
 class OwnMounts:
-    """The mounts of this process's namespace, read again only when the kernel says that they changed.
+    """The mounts of this process's namespace, read again only when something was mounted or unmounted.
 
-    Thread-safe. It keeps one descriptor for as long as the process lives.
+    A directory that was renamed since may have its former name in ``root`` and ``point``. Thread-safe. It keeps one descriptor for as long as the process lives.
     """
 
     def __init__(self) -> None:
@@ -141,12 +149,9 @@ class OwnMounts:
             return self._known
 
 
-own_mounts = OwnMounts()
-"""The one of this process, which stays in its namespace."""
-
-
 class OthersMounts:
-    """The mounts of other processes' namespaces, by id. What was read last is kept until the kernel says that it changed.
+    """The mounts of other processes' namespaces, by id. What was read last is kept until something was mounted or
+    unmounted. A directory that was renamed since may have its former name in ``root`` and ``point``.
 
     Only one namespace is kept: the one that was asked about last. An id is one mount's in the whole machine for as long
     as the mount is there, so a mount that the kept namespace has is right whoever asks. **Until** :meth:`let_go` **the
