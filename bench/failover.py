@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from bench.figures import Figure, Result, Rounds, Target
@@ -198,7 +199,7 @@ class _Cluster:
             body = {"copies": "2", "durability": "fsync", "nodes": f"{victim},{copy}"}
             world.volume(victim, name, layout=layouts[leg], **body)
         for name in volumes.values():
-            world.wait("labels", lambda name=name: self._labelled(name) >= {victim, copy})
+            world.wait("labels", partial(self._labelled, name, victim, copy))
         with self._only(victim, asked=asked):
             for leg, port in _SERVICES.items():
                 own = volumes.get(leg)
@@ -267,13 +268,14 @@ class _Cluster:
 
         return self._world.wait("a leader", leads)
 
-    def _labelled(self, volume: str) -> set[str]:
-        """The nodes that Swarm knows to have a copy."""
-        return {
+    def _labelled(self, volume: str, *nodes: str) -> bool:
+        """Whether Swarm knows that these nodes have a copy."""
+        labelled = {
             node["Description"]["Hostname"]
             for node in self._swarm_nodes()
             if node["Spec"]["Labels"].get(f"pannier.volume.{volume}") == "copy"
         }
+        return labelled.issuperset(nodes)
 
     def _swarm_nodes(self) -> list[dict[str, Any]]:
         for node in self._world.nodes[:3]:

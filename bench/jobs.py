@@ -6,6 +6,7 @@ import http.client
 import json
 import time
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from bench.figures import Figure, Result, Rounds, Target, turns
@@ -78,7 +79,7 @@ def _run_jobs(world: World, count: int, rounds: int, collected: Rounds) -> None:
         start_controller(world, node, f"bench-jobs-{leg}", sources[leg], _PORTS[leg])
     address = address_of(world, node)
     for leg, port in _PORTS.items():
-        world.wait(f"the controller of {leg}", lambda p=port: answers(address, p, "/login"))
+        world.wait(f"the controller of {leg}", partial(answers, address, port, "/login"))
         lost = 0
         while not _all_made(address, port, count):
             lost += 1

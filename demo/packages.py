@@ -19,7 +19,7 @@ from pannier.lab.state import locked
 
 _RELEASE = "bookworm"
 
-Report = Callable[[str], object]
+Report = Callable[[str], None]
 
 
 def kept(

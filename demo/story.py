@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -202,7 +203,7 @@ def compose_everywhere(lab: Lab) -> list[str]:
         compose = [*_compose(lab, node), "-f", "/root/notes/compose.yml", "-p", "notes"]
         output(lab, node, *compose, "up", "-d")
         known = list(visits)
-        visits = wait_until("it wrote its note", lambda n=node, k=known: _more_visits(lab, n, k))
+        visits = wait_until("it wrote its note", partial(_more_visits, lab, node, known))
         expect(visits[: len(known)] == known, f"notes are gone: {known} became {visits}")
         output(lab, node, *compose, "stop")
         output(lab, node, *compose, "rm", "-f")

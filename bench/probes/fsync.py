@@ -106,7 +106,7 @@ pipes = [writer(number) for number in range(WRITERS)]
 if any(os.read(pipe, 1) != b"." for pipe in pipes):
     raise SystemExit("a writer could not prepare its files")
 os.close(LET_GO)
-latencies = []
+latencies: list[float] = []
 for pipe in pipes:
     with os.fdopen(pipe, "rb") as found:
         latencies += array.array("d", found.read())

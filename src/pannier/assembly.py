@@ -63,6 +63,8 @@ from pannier.node.membership import Membership
 from pannier.node.node_views import NodeViews
 from pannier.node.own_record import keep_activated, keep_introduced, keep_swarm_node
 from pannier.node.peer_service import PeerService
+from pannier.node.twins import Twins
+from pannier.node.unheld import Unheld
 from pannier.node.upkeep import Upkeep
 from pannier.node.volume_views import VolumeViews
 from pannier.pki.authority import Authority
@@ -76,10 +78,14 @@ from pannier.transport.base import Sender, SendsRecords
 
 
 class SyncCalls(Marks, Protocol):
-    """The barrier, as the rest of the node knows it. ``waiting`` raises nothing."""
+    """The barrier, as the rest of the node knows it. What is added to :class:`Marks` raises nothing."""
 
     def waiting(self, volume: str) -> Backlog:
         """What waits for this volume now."""
+        ...
+
+    def containers(self, volume: str) -> frozenset[str]:
+        """Ids of the containers whose sync calls on this volume are held."""
         ...
 
 
@@ -375,6 +381,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
     admission = BarrierAdmission(
         engine=engine, marks=sync_calls, configured=outside.configured_runtime, pace=pace.node
     )
+    twins = Twins(catalog=catalog, engine=engine, pace=pace.node)
     docker = VolumesForDocker(
         cluster=cluster,
         custody=custody,
@@ -386,7 +393,15 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         takeover=takeover,
         abdication=abdication,
         admission=admission,
+        twins=twins,
         clock=clock,
+        pace=pace.node,
+    )
+    unheld = Unheld(
+        cluster=cluster,
+        drivers=drivers,
+        use=use,
+        held_in=sync_calls.containers,
         pace=pace.node,
     )
     room = RoomGuard(
@@ -400,6 +415,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         handovers=handovers,
         replicator=replicator,
         backlog=sync_calls.waiting,
+        unheld=unheld,
         room=room,
         clock=clock,
         pace=pace.node,
@@ -443,6 +459,8 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         mounts=mounts,
         room=room,
         replicator=replicator,
+        unheld=unheld,
+        twins=twins,
         pool_problems=outside.pool_problems,
         clock=clock,
         doubt=pace.agent.doubt,
@@ -563,6 +581,8 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
             Work("in-sync", acknowledging.run),
             Work("set-back", abdication.run),
             Work("admission", admission.run),
+            Work("unheld", unheld.run),
+            Work("twins", twins.run),
             Work("upkeep", upkeep.run),
             Work("verification", verification.run),
             Work("replication", replicator.run),

@@ -33,8 +33,8 @@ from pannier.core.errors import Conflict, Denied, PannierError
 from pannier.core.lease import Terms
 from pannier.core.node import Node
 from pannier.core.pace import Pace
-from pannier.engine.configuration import default_runtime
 from pannier.engine.docker import DockerEngine
+from pannier.engine.file import configured_default
 from pannier.host.activation import fd_named, inherited_fds, listening_socket
 from pannier.host.clock import machine_clock
 from pannier.host.files import keep_private
@@ -175,7 +175,7 @@ class Daemon:
             files=files,
             clock=self.clock,
             sync_calls=self._make_barrier,
-            configured_runtime=default_runtime,
+            configured_runtime=configured_default,
             authority=self._authority,
             pool_problems=self._pool_problems,
         )

@@ -14,6 +14,7 @@ import schemathesis
 from aiohttp import web
 from hypothesis import HealthCheck, settings
 from schemathesis import Case
+from schemathesis.checks import CheckFunction
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from pannier.api.caller import Caller, NodeCaller
@@ -96,7 +97,7 @@ schema = schemathesis.openapi.from_dict(document())
 )
 def test_every_answer_is_in_the_document(case: Case, server: str) -> None:
     """No 5xx, no undocumented status, content type or body, no valid request refused for its form."""
-    excluded = [positive_data_acceptance] if _whole_floats(case.body) else []
+    excluded: list[CheckFunction] = [positive_data_acceptance] if _whole_floats(case.body) else []
     case.call_and_validate(base_url=server, timeout=10, excluded_checks=excluded)
 
 

@@ -6,19 +6,23 @@ import asyncio
 import contextlib
 import errno
 import os
+import resource
 import signal
 import socket
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
-from barrier_kernel_world import World, new_world, until, volumes
+from barrier_kernel_world import Caller, World, new_world, until, volumes
 
 from pannier.barrier import barrier, kernel, pending, syncwrites
+from pannier.barrier.arrivals import readable
 from pannier.barrier.keeping import Keeping
 from pannier.barrier.pending import Pending
 from pannier.barrier.reach import HostDevices, Reach
+from pannier.host.activation import unix_listener
 from pannier.host.mountinfo import OwnMounts
 
 pytestmark = [
@@ -78,6 +82,43 @@ async def test_a_call_concerns_the_volume_of_its_file(world: World, tmp_path: Pa
         await world.waiting(2, "two")
         world.gate.open()
         assert [await caller.outcome() for _ in range(2)] == ["ok", "ok"]
+
+
+async def test_who_passes_by_waits_for_the_held_volumes_that_are_there(
+    world: World, tmp_path: Path
+) -> None:
+    """As a container with the machine's root: it sees what is mounted after its start, too."""
+    (tmp_path / "elsewhere").write_bytes(bytes(4096))
+    async with world.running() as barrier:
+        caller = await world.caller("*")
+        await caller.sync(world.file())
+        assert await caller.outcome() == "ok"  # nothing is held yet
+        barrier.hold("one")
+        assert barrier.containers("one") == {"c"}
+        await caller.sync(world.file())
+        await world.waiting(1)
+        await caller.sync(world.file("two"))
+        assert await caller.outcome() == "ok"
+        world.gate.open()
+        assert await caller.outcome() == "ok"
+        world.gate.shut()
+        await caller.sync_all(tmp_path / "elsewhere")
+        await world.waiting(1)
+        world.gate.open()
+        assert await caller.outcome() == "ok"
+
+
+async def test_who_passes_by_is_told_so_again_after_a_restart_of_the_daemon(world: World) -> None:
+    async with world.running() as barrier:
+        barrier.hold("one")
+        caller = await world.caller("*")
+        await caller.sync(world.file())
+        await world.waiting(1)
+    async with world.running() as barrier:
+        await world.waiting(1)
+        assert barrier.containers("one") == {"c"}
+        world.gate.open()
+        assert await caller.outcome() == "ok"
 
 
 async def test_a_failed_group_is_tried_again(world: World) -> None:
@@ -450,3 +491,146 @@ def test_a_mount_is_noticed_when_it_comes_and_when_it_goes(tmp_path: Path) -> No
         finally:
             subprocess.run(["umount", tmp_path], check=True)
     assert str(tmp_path) not in {mount.point for mount in mounts()}
+
+
+async def test_a_hand_over_is_taken_although_the_daemon_ends(world: World) -> None:
+    """Else its calls would return ENOSYS for as long as the container runs."""
+    async with held_back(world) as (caller, send):
+        async with world.running():
+            connection = await connected(world)
+            await settled()
+            asyncio.get_running_loop().call_later(0.1, send, connection)
+        assert len(world.systemd.listen()) == 1
+        world.gate.open()
+        async with world.running() as barrier:
+            await caller.sync(world.file())
+            assert await caller.outcome() == "ok"
+            assert barrier.containers("one") == {"c"}, "what it is about is known, too"
+
+
+async def test_a_hand_over_that_comes_with_the_end_of_the_daemon_is_the_next_ones(
+    world: World,
+) -> None:
+    """It was not accepted yet, or just now: neither may be lost."""
+    for turns in range(6):
+        async with held_back(world) as (caller, send):
+            async with world.running():
+                send(await connected(world))
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+            world.gate.open()
+            async with world.running() as barrier:
+                await until(partial(barrier.containers, "one"))
+                await caller.sync(world.file())
+                assert await caller.outcome() == "ok"
+        await caller.end()
+
+
+async def test_a_hand_over_that_never_ends_does_not_delay_the_end_for_long(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(barrier, "_LAST_SECONDS", 0.2)
+    async with world.running():
+        connection = await connected(world)
+        await settled()
+    loop = asyncio.get_running_loop()
+    assert await asyncio.wait_for(loop.sock_recv(connection, 1), 5) == b""
+    connection.close()
+
+
+@contextlib.asynccontextmanager
+async def held_back(world: World) -> AsyncIterator[tuple[Caller, Callable[[socket.socket], None]]]:
+    """A process that has made its filter, and what hands its listener over on a connection."""
+    with unix_listener(world.folder / "late") as late:
+        starting = asyncio.create_task(world.caller(door="late"))
+        loop = asyncio.get_running_loop()
+        arriving, _address = await loop.sock_accept(late)
+        with arriving:
+            await asyncio.wait_for(readable(arriving), 20)
+            text, fds, _flags, _address = socket.recv_fds(arriving, 1 << 16, 1)
+
+        def send(connection: socket.socket) -> None:
+            with connection:
+                socket.send_fds(connection, [text], fds)
+            os.close(fds[0])
+
+        yield await starting, send
+
+
+async def connected(world: World) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX)
+    connection.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(connection, str(world.folder / "sock"))
+    return connection
+
+
+async def settled() -> None:
+    """Let the event loop do what it can do now."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+@pytest.fixture
+def small_run(world: World) -> Iterator[Path]:
+    """The barrier's files on a tmpfs that can be filled."""
+    run = world.folder / "run"
+    run.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", run], check=True)
+    yield run
+    subprocess.run(["umount", "-l", run], check=True)
+
+
+def fill(file: Path) -> None:
+    with contextlib.suppress(OSError), file.open("wb", buffering=0) as full:
+        while True:
+            full.write(bytes(4096))
+
+
+async def test_a_full_run_directory_ends_nothing(
+    world: World, small_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even over a restart of the daemon: all calls wait, and go on when there is room."""
+    monkeypatch.setattr(barrier, "_ROOM_SECONDS", 0.05)
+    (small_run / "held").mkdir()
+    (small_run / "held/one").touch()
+    (small_run / "listeners").mkdir()
+    world.gate.open()
+    fill(small_run / "much")
+    async with world.running():
+        first = await world.caller(container="first")
+        await first.sync(world.file())
+        await until(lambda: len(world.systemd.listen()) == 1)
+    async with world.running() as second_run:
+        second = await world.caller(container="second")
+        await second.sync(world.file())
+        await until(lambda: len(world.systemd.listen()) == 2)
+        assert not second_run.containers("one")
+    async with world.running() as third_run:
+        (small_run / "much").unlink()
+        assert [await first.outcome(), await second.outcome()] == ["ok", "ok"]
+        await until(lambda: bool(third_run.containers("one")))
+        await first.sync(world.file())
+        assert await first.outcome() == "ok"
+
+
+async def test_the_barrier_goes_on_after_it_was_out_of_descriptors(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    world.gate.open()
+    async with world.running(), held_back(world) as (caller, send):
+        connection = await connected(world)
+        await settled()
+        connection.close()
+        connection = await connected(world)
+        lowest = os.dup(0)
+        os.close(lowest)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+        try:
+            await settled()
+            await asyncio.sleep(0.05)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        send(connection)
+        await caller.sync(world.file())
+        assert await caller.outcome() == "ok"

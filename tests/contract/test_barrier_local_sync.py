@@ -23,7 +23,7 @@ from barrier_local_world import (
     wrote,
 )
 
-from pannier.barrier import borrowing, local_sync
+from pannier.barrier import local_sync
 from pannier.barrier.calls import Answer, SyncCall
 from pannier.core.errors import StorageError
 from pannier.host.mountinfo import locate, own_mounts
@@ -223,7 +223,7 @@ async def test_without_the_callers_own_descriptor_the_file_is_opened_anew(
     def pidfd_open(pid: int, flags: int = 0) -> int:
         raise OSError(error, "no")
 
-    monkeypatch.setattr(borrowing.os, "pidfd_open", pidfd_open)
+    monkeypatch.setattr(os, "pidfd_open", pidfd_open)
     caller = await local.world.caller()
     await opened_as(caller, 50, local.make("file"))
     before = local.alone.written()
@@ -258,6 +258,27 @@ async def test_an_error_is_the_calls_answer_and_nothing_is_confirmed_after_it(
     with pytest.raises(StorageError):
         await local.alone.driver.snapshot(local.alone.volume.id, epoch=1)
     assert (local.pool / "images" / local.alone.volume.id / "lost-1").exists()
+
+
+async def test_each_file_of_a_group_is_told_its_own_error(local: Local) -> None:
+    """All are written out before the first is waited for, and that tells nobody's error to another."""
+    caller = await local.world.caller()
+    await opened_as(caller, 50, await local.overwritten())
+    for number in (51, 52):
+        await opened_as(caller, number, local.make(str(number), 4096))
+    local.refuse(errno.ENOSPC)
+    local.alone.waits = True
+    await wrote(caller, 50, 64 * MIB)
+    for number in (51, 50, 52):
+        await caller.begin(f"os.fdatasync({number})")
+    await local.world.waiting(3)
+    local.alone.gate.set()
+    outcomes = sorted([await caller.outcome() for _ in range(3)])
+    assert str(errno.ENOSPC) in outcomes
+    assert all(
+        outcome in FAILURES for outcome in outcomes[:2]
+    )  # the first call was in a group before
+    assert local.alone.confirmed <= 1
 
 
 async def test_a_full_pool_is_told_as_it_is(local: Local) -> None:

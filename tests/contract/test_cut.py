@@ -55,7 +55,7 @@ def reason(found: Cut | TraceDoubt) -> DoubtKind:
     return found.reason
 
 
-def test_a_cut_has_what_was_written_and_the_next_one_does_not(raw: Volume):
+def test_a_cut_has_what_was_written_and_the_next_one_does_not(raw: Volume) -> None:
     raw.write(8 * BLOCK, block("a") + block("b"))
     raw.write(7 * BLOCK, block("c"))
     found = raw.cut()
@@ -65,20 +65,22 @@ def test_a_cut_has_what_was_written_and_the_next_one_does_not(raw: Volume):
     assert raw.is_equal
 
 
-def test_everything_written_after_the_beginning_is_told_in_order_of_its_place(raw: Volume):
+def test_everything_written_after_the_beginning_is_told_in_order_of_its_place(raw: Volume) -> None:
     for k in (9, 3, 30, 3):
         raw.write(k * BLOCK, block(str(k)), sync=False)
     assert [one.start // BLOCK for one in raw.cut().ranges] == [3, 9, 30]
     assert raw.is_equal
 
 
-def test_reads_and_flushes_are_not_told(raw: Volume):
+def test_reads_and_flushes_are_not_told(raw: Volume) -> None:
     raw.device.path.read_bytes()[:0]
     subprocess.run(["blockdev", "--flushbufs", str(raw.device.path)], check=True)
     assert raw.cut().ranges == ()
 
 
-def test_what_is_told_goes_to_the_volume_that_was_written(pool: Path, tracer: Tracer, raw: Volume):
+def test_what_is_told_goes_to_the_volume_that_was_written(
+    pool: Path, tracer: Tracer, raw: Volume
+) -> None:
     with volume(pool, tracer) as other:
         raw.write(0, block("raw"))
         other.write(BLOCK, block("other"))
@@ -88,7 +90,7 @@ def test_what_is_told_goes_to_the_volume_that_was_written(pool: Path, tracer: Tr
     assert [one.start for one in raw.cut().ranges] == [BLOCK]
 
 
-def test_too_much_is_a_doubt_and_is_not_forgotten(raw: Volume):
+def test_too_much_is_a_doubt_and_is_not_forgotten(raw: Volume) -> None:
     raw.write(0, b"x" * (1 << 20))
     assert reason(raw.cutter.take((1 << 20) - BLOCK)) is DoubtKind.TOO_MUCH
     raw.write(4 << 20, block("later"))
@@ -96,14 +98,14 @@ def test_too_much_is_a_doubt_and_is_not_forgotten(raw: Volume):
     assert raw.is_equal
 
 
-def test_a_restart_forgets_what_the_generation_after_it_has(raw: Volume):
+def test_a_restart_forgets_what_the_generation_after_it_has(raw: Volume) -> None:
     raw.write(0, block("a"))
     raw.restart()
     assert raw.cut().ranges == ()
     assert raw.is_equal
 
 
-def test_discarding_a_lot_costs_little(raw: Volume):
+def test_discarding_a_lot_costs_little(raw: Volume) -> None:
     raw.write(0, os.urandom(4 << 20))
     raw.restart()
     discard(raw, 0, raw.image.stat().st_size)
@@ -111,7 +113,7 @@ def test_discarding_a_lot_costs_little(raw: Volume):
     assert raw.is_equal
 
 
-def test_a_block_written_after_its_discard_is_read(raw: Volume):
+def test_a_block_written_after_its_discard_is_read(raw: Volume) -> None:
     raw.write(0, os.urandom(1 << 20))
     raw.cut()
     discard(raw, 0, 1 << 20)
@@ -121,14 +123,14 @@ def test_a_block_written_after_its_discard_is_read(raw: Volume):
     assert raw.is_equal
 
 
-def test_a_block_discarded_after_it_was_written_is_zeros(raw: Volume):
+def test_a_block_discarded_after_it_was_written_is_zeros(raw: Volume) -> None:
     raw.write(16 * BLOCK, block("gone"))
     discard(raw, 0, 1 << 20)
     raw.cut()
     assert raw.is_equal
 
 
-def test_a_block_written_after_its_discard_was_cut_is_read(raw: Volume):
+def test_a_block_written_after_its_discard_was_cut_is_read(raw: Volume) -> None:
     """The file's holes are looked for at once after each write: none may be seen where a write has ended. The whole
     range is read as if it had been discarded since, which a cut never does."""
     raw.cut()
@@ -140,7 +142,7 @@ def test_a_block_written_after_its_discard_was_cut_is_read(raw: Volume):
         assert [one.content for one in found if isinstance(one, Data)] == [block(str(k))]
 
 
-def test_zeroing_is_told(raw: Volume):
+def test_zeroing_is_told(raw: Volume) -> None:
     raw.write(0, os.urandom(1 << 20))
     raw.cut()
     subprocess.run(["blkdiscard", "-f", "-z", "-l", str(1 << 20), str(raw.device.path)], check=True)
@@ -167,7 +169,7 @@ while True:
 """
 
 
-def test_no_cut_has_a_write_without_what_was_flushed_before_it(raw: Volume):
+def test_no_cut_has_a_write_without_what_was_flushed_before_it(raw: Volume) -> None:
     """Block 20,000 is written after the flush that covers block 0. What others write between the two makes the reading
     long, and it is read last: whoever reads once sees it alone, within a second."""
     busy = 0
@@ -208,7 +210,9 @@ def others(volume: Volume) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("lost_by", ["switch", "filter", "event", "trace", "clock"])
-def test_one_lost_event_is_a_doubt_beside_other_writers(raw: Volume, name: str, lost_by: str):
+def test_one_lost_event_is_a_doubt_beside_other_writers(
+    raw: Volume, name: str, lost_by: str
+) -> None:
     """Somebody does something to the trace for a moment and puts it right again."""
     lose = {
         "switch": [("tracing_on", "0", "1")],
@@ -258,7 +262,7 @@ def assert_takes_cuts(volume: Volume) -> None:
 )
 def test_a_changed_trace_is_a_gap_of_all_volumes_and_a_restart_sets_it_up(
     pool: Path, tracer: Tracer, raw: Volume, name: str, file: str, wrong: str
-):
+) -> None:
     with volume(pool, tracer) as other:
         (instance(name) / file).write_text(wrong)
         assert reason(raw.cutter.take(LIMIT)) is DoubtKind.GAP
@@ -269,7 +273,7 @@ def test_a_changed_trace_is_a_gap_of_all_volumes_and_a_restart_sets_it_up(
         assert reason(other.cutter.take(LIMIT)) is DoubtKind.GAP
 
 
-def test_a_ring_that_overruns_is_a_gap(raw: Volume, name: str):
+def test_a_ring_that_overruns_is_a_gap(raw: Volume, name: str) -> None:
     (instance(name) / "buffer_size_kb").write_text("8")
     with others(raw):
         until = time.monotonic() + 10
@@ -283,7 +287,9 @@ def test_a_ring_that_overruns_is_a_gap(raw: Volume, name: str):
     assert raw.is_equal
 
 
-def test_events_that_found_no_place_are_a_gap_even_if_none_was_of_a_volume(raw: Volume, name: str):
+def test_events_that_found_no_place_are_a_gap_even_if_none_was_of_a_volume(
+    raw: Volume, name: str
+) -> None:
     (instance(name) / "options/overwrite").write_text("0")
     (instance(name) / "buffer_size_kb").write_text("8")
     for _ in range(1000):
@@ -302,7 +308,7 @@ def overrun(name: str) -> bool:
     return any("\noverrun: 0\n" not in text for text in texts)
 
 
-def test_a_device_that_does_not_flush_is_a_doubt(raw: Volume):
+def test_a_device_that_does_not_flush_is_a_doubt(raw: Volume) -> None:
     before = raw.cutter.flushes()
     raw.setting("queue/write_cache").write_text("write through")
     try:
@@ -317,7 +323,7 @@ def test_a_device_that_does_not_flush_is_a_doubt(raw: Volume):
     assert raw.is_equal
 
 
-def test_a_device_that_does_not_count_is_a_doubt_also_when_it_counts_again(raw: Volume):
+def test_a_device_that_does_not_count_is_a_doubt_also_when_it_counts_again(raw: Volume) -> None:
     raw.setting("queue/iostats").write_text("0")
     try:
         raw.write(0, block("a"))
@@ -330,7 +336,9 @@ def test_a_device_that_does_not_count_is_a_doubt_also_when_it_counts_again(raw: 
     assert raw.is_equal
 
 
-def test_a_detached_image_is_a_doubt_also_when_its_number_has_another(pool: Path, tracer: Tracer):
+def test_a_detached_image_is_a_doubt_also_when_its_number_has_another(
+    pool: Path, tracer: Tracer
+) -> None:
     first, second = pool / "first", pool / "second"
     for image in (first, second):
         nocow.make_empty(image)
@@ -348,32 +356,32 @@ def test_a_detached_image_is_a_doubt_also_when_its_number_has_another(pool: Path
         second.unlink()
 
 
-def test_a_cutter_that_has_not_begun_says_so(raw: Volume, tracer: Tracer):
+def test_a_cutter_that_has_not_begun_says_so(raw: Volume, tracer: Tracer) -> None:
     raw.cutter.close()
     assert reason(raw.cutter.take(LIMIT)) is DoubtKind.GAP
     with pytest.raises(InvalidInput):
         raw.cutter.restart()
 
 
-def test_a_trace_has_one_user(tracer: Tracer, name: str):
+def test_a_trace_has_one_user(tracer: Tracer, name: str) -> None:
     with pytest.raises(Conflict):
         Tracer(name)
 
 
-def test_a_closed_trace_is_a_doubt_and_never_read_again(raw: Volume, tracer: Tracer):
+def test_a_closed_trace_is_a_doubt_and_never_read_again(raw: Volume, tracer: Tracer) -> None:
     tracer.close()
     assert reason(raw.cutter.take(LIMIT)) is DoubtKind.GAP
     with pytest.raises(Conflict):
         raw.cutter.restart()
 
 
-def test_a_closed_cutter_counts_no_flushes(raw: Volume):
+def test_a_closed_cutter_counts_no_flushes(raw: Volume) -> None:
     raw.cutter.close()
     with pytest.raises(StorageError):
         raw.cutter.flushes()
 
 
-def test_volumes_are_cut_at_the_same_time(pool: Path, tracer: Tracer, raw: Volume):
+def test_volumes_are_cut_at_the_same_time(pool: Path, tracer: Tracer, raw: Volume) -> None:
     def use(made: Volume) -> bool:
         for k in range(200):
             before = made.cutter.flushes()
@@ -385,7 +393,7 @@ def test_volumes_are_cut_at_the_same_time(pool: Path, tracer: Tracer, raw: Volum
         assert list(threads.map(use, [raw, other])) == [True, True]
 
 
-def test_as_many_devices_as_a_node_may_have_are_filtered(tracer: Tracer, raw: Volume):
+def test_as_many_devices_as_a_node_may_have_are_filtered(tracer: Tracer, raw: Volume) -> None:
     """More than fit into the kernel's page for a filter."""
     watches = [tracer.watch(os.makedev(7, 1000 + k)) for k in range(400)]
     raw.write(0, block("a"))
@@ -398,7 +406,7 @@ def test_as_many_devices_as_a_node_may_have_are_filtered(tracer: Tracer, raw: Vo
     assert raw.is_equal
 
 
-def test_a_device_has_one_watch(raw: Volume, tracer: Tracer):
+def test_a_device_has_one_watch(raw: Volume, tracer: Tracer) -> None:
     with pytest.raises(Conflict):
         tracer.watch(os.stat(raw.device.path).st_rdev)
 
@@ -415,7 +423,7 @@ time.sleep(1000)
 """
 
 
-def test_a_daemon_that_was_killed_leaves_its_trace_to_the_next_one(pool: Path, name: str):
+def test_a_daemon_that_was_killed_leaves_its_trace_to_the_next_one(pool: Path, name: str) -> None:
     with program(DAEMON, name, "/dev/loop0"):
         with pytest.raises(Conflict):
             Tracer(name)
@@ -432,7 +440,7 @@ def test_a_daemon_that_was_killed_leaves_its_trace_to_the_next_one(pool: Path, n
         tracer.close()
 
 
-def test_a_closed_trace_costs_nothing_and_opens_again(name: str):
+def test_a_closed_trace_costs_nothing_and_opens_again(name: str) -> None:
     Tracer(name).close()
     assert (instance(name) / f"{EVENT}/enable").read_text().strip() == "0"
     assert (instance(name) / "tracing_on").read_text().strip() == "0"
@@ -461,7 +469,9 @@ else:
 @pytest.mark.parametrize(
     ("text", "may_mount"), [(MOUNTS, True), (REFUSED, False)], ids=["mounted", "refused"]
 )
-def test_a_tracefs_that_is_not_mounted_is_mounted_or_not_to_be_had(text: str, may_mount: bool):
+def test_a_tracefs_that_is_not_mounted_is_mounted_or_not_to_be_had(
+    text: str, may_mount: bool
+) -> None:
     """In a namespace of mounts of its own, where something else hides it."""
     less = (
         [] if may_mount else ["setpriv", "--bounding-set", "-sys_admin", "--inh-caps", "-sys_admin"]
@@ -471,12 +481,12 @@ def test_a_tracefs_that_is_not_mounted_is_mounted_or_not_to_be_had(text: str, ma
     subprocess.run(command, check=True)
 
 
-def test_a_name_that_is_a_path_is_refused():
+def test_a_name_that_is_a_path_is_refused() -> None:
     with pytest.raises(InvalidInput):
         Tracer("../x")
 
 
-def test_a_cpu_may_go_and_come_back(raw: Volume):
+def test_a_cpu_may_go_and_come_back(raw: Volume) -> None:
     switch = Path("/sys/devices/system/cpu/cpu1/online")
     try:
         switch.write_text("0")
@@ -494,7 +504,7 @@ def test_a_cpu_may_go_and_come_back(raw: Volume):
     assert raw.is_equal
 
 
-def test_a_file_system_that_is_trimmed_costs_little(pool: Path, tracer: Tracer):
+def test_a_file_system_that_is_trimmed_costs_little(pool: Path, tracer: Tracer) -> None:
     with mounted_volume(pool, tracer) as (made, place):
         (place / "large").write_bytes(os.urandom(40 << 20))
         os.sync()

@@ -82,7 +82,7 @@ while True:
 
 def test_a_replica_mounts_clean_at_any_cut_and_equals_the_image_when_it_is_quiet(
     pool: Path, tracer: Tracer
-):
+) -> None:
     seen: Counter[str] = Counter()
     with mounted_volume(pool, tracer) as (made, place), ExitStack() as programs:
         for seed in range(3):

@@ -24,7 +24,7 @@ from test_driver_kit import (
 
 from pannier.core.errors import PoolFull, StorageError
 from pannier.core.generation import Generation
-from pannier.storage.base import LocalCopy
+from pannier.storage.base import Driver, LocalCopy
 from pannier.storage.btrfs import ioctl
 from pannier.storage.btrfs.driver import BtrfsDriver
 from pannier.storage.btrfs.pool import close_pool, create_pool
@@ -39,7 +39,8 @@ def nodes(btrfs_nodes: Nodes) -> Nodes:
     return btrfs_nodes
 
 
-def home_of(driver: BtrfsDriver, volume: str) -> Path:
+def home_of(driver: Driver, volume: str) -> Path:
+    assert isinstance(driver, BtrfsDriver)
     return driver.data_path(volume, 1).parent.parent
 
 
@@ -368,9 +369,9 @@ async def test_looking_and_saving_go_on_beside_deletions(nodes: Nodes) -> None:
 
         deleting = asyncio.create_task(delete(old))
         while not deleting.done():
-            saved, *copies = await asyncio.gather(
+            saved, copies = await asyncio.gather(
                 nodes.a.snapshot(nodes.volume, epoch=1),
-                *(nodes.a.inspect(nodes.volume) for _ in range(4)),
+                asyncio.gather(*(nodes.a.inspect(nodes.volume) for _ in range(4))),
             )
             assert saved == newest
             assert all(newest in copy.generations for copy in copies)

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from test_driver_kit import Nodes, image_nodes, overwrite, pools, read_stream, workplace
@@ -322,7 +323,7 @@ async def test_power_fails_in_the_midst(
     module = mending if step == "exchange" else ioctl
     real = exchange if step == "exchange" else getattr(ioctl, step)
 
-    def fails(*args: object, **named: object) -> None:
+    def fails(*args: Any, **named: Any) -> None:
         if after:
             real(*args, **named)
         raise PowerFails

@@ -79,7 +79,8 @@ async def test_both_ends_of_a_difference_are_equal(image_nodes: Nodes, seed: int
     chance, volume = random.Random(seed), image_nodes.volume
     holder, copy, other = image_nodes.a, image_nodes.b, image_nodes.c
     await holder.create(volume, epoch=1, root=image_nodes.root, size_bytes=SIZE)
-    epoch, common = 1, None
+    epoch = 1
+    common: Generation | None = None
     with mmap.mmap(-1, 1 << 20) as content:
         for _ in range(ROUNDS):
             image = holder._home(volume).live(epoch) / IMAGE  # type: ignore[attr-defined]
@@ -100,5 +101,6 @@ async def test_both_ends_of_a_difference_are_equal(image_nodes: Nodes, seed: int
                 epoch += 1
                 await copy.promote(volume, common, epoch=epoch, size_bytes=None)
                 holder, copy = copy, holder
+        assert common is not None
         await image_nodes.transfer(holder, other, common)
     assert hash_of(other, volume, common) == hash_of(holder, volume, common)

@@ -9,7 +9,7 @@ import os
 import stat
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,21 +90,21 @@ def pools(workplace: Path) -> Iterator[list[Path]]:
 
 
 @pytest.fixture
-async def btrfs_nodes(pools: list[Path]):
+async def btrfs_nodes(pools: list[Path]) -> AsyncIterator[Nodes]:
     a, b, c = (BtrfsDriver(mountpoint) for mountpoint in pools)
     async for nodes in _opened(a, b, c):
         yield nodes
 
 
 @pytest.fixture
-async def image_nodes(pools: list[Path], workplace: Path):
+async def image_nodes(pools: list[Path], workplace: Path) -> AsyncIterator[Nodes]:
     a, b, c = (ImageDriver(pool, staging=workplace / f"staging-{pool.name}") for pool in pools)
     async for nodes in _opened(a, b, c):
         yield nodes
 
 
 @pytest.fixture
-async def directory_nodes(workplace: Path):
+async def directory_nodes(workplace: Path) -> AsyncIterator[Nodes]:
     roots = [workplace / f"directory-{name}" for name in "abc"]
     for root in roots:
         await create_directory(root)
@@ -130,7 +130,7 @@ def overwrite(driver: SubvolumeDriver, block: bytes) -> None:
     Path("/proc/sys/vm/drop_caches").write_text("1")  # the loop device's, and the pool's own
 
 
-async def _opened(a: Driver, b: Driver, c: Driver):
+async def _opened(a: Driver, b: Driver, c: Driver) -> AsyncIterator[Nodes]:
     nodes = Nodes(a, b, c, f"v-{uuid.uuid4().hex[:12]}")
     for driver in (a, b, c):
         await driver.open()

@@ -12,6 +12,7 @@ import stat
 import struct
 import tempfile
 import zlib
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,7 @@ SIZE_BYTES = 200 << 20
 
 
 @pytest.fixture
-async def mountpoint(tmp_path: Path, workplace: Path):
+async def mountpoint(tmp_path: Path, workplace: Path) -> AsyncIterator[Path]:
     place = tmp_path / "pool"
     yield place
     while mount_at(place):
@@ -51,7 +52,7 @@ async def mountpoint(tmp_path: Path, workplace: Path):
 
 
 @pytest.fixture
-async def device(tmp_path: Path, workplace: Path):
+async def device(tmp_path: Path, workplace: Path) -> AsyncIterator[Path]:
     """A block device, blank."""
     backing = tmp_path / "disk"
     backing.touch()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,7 +66,9 @@ def obstacle(request: pytest.FixtureRequest) -> Obstacle:
 
 
 @pytest.fixture
-async def nodes(obstacle: Obstacle, btrfs_nodes: Nodes, directory_nodes: Nodes):
+async def nodes(
+    obstacle: Obstacle, btrfs_nodes: Nodes, directory_nodes: Nodes
+) -> AsyncIterator[Nodes]:
     nodes = btrfs_nodes if obstacle.driver == "btrfs" else directory_nodes
     yield nodes
     obstacle.take_away(volumes_of(nodes))

@@ -26,7 +26,7 @@ from pannier.agent.usage import users_of
 from pannier.contract.docker_volumes import DockerVolume
 from pannier.core.errors import Conflict, EngineUnavailable, Stale, VolumeInUse, VolumeNotFound
 from pannier.core.swarm import Availability, SwarmMember, SwarmNode, SwarmService
-from pannier.engine.base import Container, Engine, Executed
+from pannier.engine.base import Container, Engine, Executed, LocalVolume
 from pannier.engine.docker import DockerEngine
 from pannier.host.activation import unix_listener
 from pannier.plugin.server import PluginServer
@@ -221,8 +221,8 @@ class Rig(Protocol):
     @property
     def engine(self) -> Engine: ...
 
-    async def run(self, name: str, *, volume: str | None) -> str:
-        """Start a container, with a volume of ours or none; its id."""
+    async def run(self, name: str, *, volume: str | None, driver: str = "pannier") -> str:
+        """Start a container, with a volume of ours, of another driver, or none; its id."""
         ...
 
     async def stop_container(self, container_id: str) -> None: ...
@@ -246,12 +246,13 @@ TALK = "echo said; echo wrong >&2; exit 3"
 class FakeRig:
     """The fake."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.engine = FakeEngine()
         self.engine.commands[TALK] = Executed(3, "said\nwrong\n")
         self._volumes: dict[str, tuple[str, ...]] = {}
 
-    async def run(self, name: str, *, volume: str | None) -> str:
+    async def run(self, name: str, *, volume: str | None, driver: str = "pannier") -> str:
         container = Container(id=name.encode().hex(), name=name, service=None, running=True)
         self._volumes[container.id] = (volume,) if volume else ()
         self.engine.put(container, volumes=self._volumes[container.id])
@@ -266,7 +267,8 @@ class FakeRig:
         self.engine.take(container_id)
 
     async def create_foreign_volume(self, name: str) -> None:
-        self.engine.foreign.append(name)
+        self.engine.local[name] = LocalVolume(name, self.folder / name / "_data", plain=True)
+        self.engine.local[name].folder.mkdir(parents=True)
 
     async def stop(self) -> None:
         await self.engine.stop()
@@ -333,8 +335,8 @@ class DockerRig:
         again = plugin(self.dockerd.plugin_socket, self.volumes)
         await self.running.enter_async_context(again)
 
-    async def run(self, name: str, *, volume: str | None) -> str:
-        mount = ("-v", f"{volume}:/data", "--volume-driver", "pannier") if volume else ()
+    async def run(self, name: str, *, volume: str | None, driver: str = "pannier") -> str:
+        mount = ("-v", f"{volume}:/data", "--volume-driver", driver) if volume else ()
         words = ("--network", "none", "--name", name, *mount, IMAGE, "sleep", "1000")
         return await self.ok("run", "-d", "--stop-signal", "KILL", *words)
 
@@ -409,9 +411,9 @@ async def docker_rig(dockerd: Dockerd) -> AsyncIterator[DockerRig]:
 
 
 @pytest.fixture(params=["fake", pytest.param("docker", marks=pytest.mark.root)])
-async def rig(request: pytest.FixtureRequest) -> AsyncIterator[Rig]:
+async def rig(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Rig]:
     if request.param == "fake":
-        yield FakeRig()
+        yield FakeRig(tmp_path)
         return
     async with docker_rig(request.getfixturevalue("dockerd")) as real:
         yield real
@@ -491,6 +493,22 @@ async def test_volumes_of_other_drivers_are_told_apart_from_ours(rig: Rig) -> No
     assert await rig.engine.other_volumes() == ["theirs"]
 
 
+async def test_a_local_volume_is_told_with_its_folder_and_removed_when_nobody_has_it(
+    rig: Rig,
+) -> None:
+    await rig.create_foreign_volume("theirs")
+    (found,) = await rig.engine.local_volumes()
+    assert (found.name, found.folder.name, found.plain) == ("theirs", "_data", True)
+    container = await rig.run("one", volume="theirs", driver="local")
+    assert not await rig.engine.remove_volume("theirs")
+    await rig.stop_container(container)
+    assert not await rig.engine.remove_volume("theirs"), "it may be started again"
+    await rig.remove_container(container)
+    for _ in range(2):
+        assert await rig.engine.remove_volume("theirs")
+    assert await rig.engine.local_volumes() == []
+
+
 async def test_an_engine_that_is_down_is_unavailable(rig: Rig) -> None:
     await rig.form_swarm()
     (node,) = await rig.engine.swarm.nodes()
@@ -502,6 +520,8 @@ async def test_an_engine_that_is_down_is_unavailable(rig: Rig) -> None:
         rig.engine.containers_using("v1"),
         rig.engine.container("f" * 64),
         rig.engine.other_volumes(),
+        rig.engine.local_volumes(),
+        rig.engine.remove_volume("theirs"),
         rig.engine.facts(),
         rig.engine.swarm.member(),
         rig.engine.swarm.nodes(),

@@ -165,7 +165,9 @@ async def test_a_stream_that_does_not_fit_its_base_is_corrupt_at_the_sender(worl
     """The base was deleted and made anew between the negotiation and the stream."""
     world.ours.add("v1", "1.2", b"x")
     send = world.ours.send
-    world.ours.send = lambda v, g, *, base: send(v, g, base=Generation(1, 1))  # type: ignore[method-assign]
+    world.ours.send = lambda volume, generation, *, base: send(  # type: ignore[method-assign]
+        volume, generation, base=Generation(1, 1)
+    )
     with pytest.raises(Corrupt, match="does not fit"):
         await world.send("v1", "1.2")
 

@@ -29,7 +29,7 @@ class MemoryDisk:
     flushes succeed: so kernels and disks do it.
     """
 
-    def __init__(self, content: bytes, *, cut_after: int | None = None) -> None:
+    def __init__(self, content: bytes | bytearray, *, cut_after: int | None = None) -> None:
         self.content = bytearray(content)
         self.flushed = bytes(content)
         self.unflushed: list[tuple[int, bytes]] = []

@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -40,26 +41,29 @@ def entries(draw: st.DrawFn, path: str, directories: list[str], files: list[str]
     kind = draw(st.sampled_from([DIRECTORY, FILE, FILE, SYMLINK, LINK]))
     if kind == LINK and files:
         return TreeEntry(path=path, kind=LINK, target=draw(st.sampled_from(files)))
-    attributes = {
-        "mode": draw(MODES),
-        "uid": draw(st.integers(0, 3)),
-        "gid": draw(st.integers(0, 3)),
-        "mtime_ns": draw(TIMES),
-    }
+    entry = partial(
+        TreeEntry,
+        path=path,
+        mode=draw(MODES),
+        uid=draw(st.integers(0, 3)),
+        gid=draw(st.integers(0, 3)),
+        mtime_ns=draw(TIMES),
+    )
     if kind == DIRECTORY:
         directories.append(path)
-        return TreeEntry(path=path, kind=DIRECTORY, **attributes)
+        return entry(kind=DIRECTORY)
     if kind == SYMLINK:
-        return TreeEntry(path=path, kind=SYMLINK, target=draw(NAMES), **attributes)
+        return entry(kind=SYMLINK, target=draw(NAMES))
     files.append(path)
     size = draw(st.integers(0, 9))
-    return TreeEntry(path=path, kind=FILE, size=size, sha256=f"{size:064x}", **attributes)
+    return entry(kind=FILE, size=size, sha256=f"{size:064x}")
 
 
 @st.composite
 def manifests(draw: st.DrawFn) -> Manifest:
     found = {"": TreeEntry(path="", kind=DIRECTORY, mode=draw(MODES))}
-    directories, files = [""], []
+    directories = [""]
+    files: list[str] = []
     for _ in range(draw(st.integers(0, 12))):
         parent, name = draw(st.sampled_from(directories)), draw(NAMES)
         path = f"{parent}/{name}" if parent else name

@@ -203,7 +203,7 @@ class FaultyStore(SteppedStore):
         await self._run.after("store.commit", fault)
         return revision
 
-    async def watch(self, prefix: str) -> AsyncIterator[WatchEvent]:  # type: ignore[override]
+    async def watch(self, prefix: str) -> AsyncIterator[WatchEvent]:
         async for event in self.inner.watch(prefix):
             await pause(self._world.news_delay(self._run.name))
             yield event
@@ -214,6 +214,7 @@ class FrugalSender(SenderOf):
 
     async def send(self, offer: Offer, *, to: Node, **named: Any) -> Sent:
         world = self._run.world
+        assert isinstance(world, FailoverWorld)
         has = world.has.setdefault((to.name, offer.volume_id), set())
         known = {g for g in has & world.generations(to.name, offer) if g.epoch == offer.epoch}
         try:
@@ -304,8 +305,8 @@ class FailoverWorld(World):
 
     def _lose_unsynced(self, machine: Machine) -> None:
         """Of what was written since the last sync call, the disk has what was there at some moment."""
-        for home in machine.disk.homes.values():
-            home.notes[:] = [self.random.choice(home.notes)]
+        for each in machine.disk.homes.values():
+            each.notes[:] = [self.random.choice(each.notes)]
         for (name, volume_id, epoch), values in list(self._unsynced.items()):
             home = machine.disk.homes.get(volume_id)
             tree = home.live.get(epoch) if home else None
@@ -395,10 +396,9 @@ class FailoverWorld(World):
         task = there.spawn(question(there))
         broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._calls[broken] = frozenset(way)
+        either: set[asyncio.Future[Any]] = {task, broken}
         try:
-            await asyncio.wait(
-                {task, broken}, timeout=SILENCE_SECONDS, return_when=asyncio.FIRST_COMPLETED
-            )
+            await asyncio.wait(either, timeout=SILENCE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
         finally:
             del self._calls[broken]
             if not task.done() and abort and self.random.random() < 0.7:

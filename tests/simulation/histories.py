@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 from fake_driver import SingleTreeDriver, SnapshotDriver, SparseSnapshotDriver
 from machines import SenderOf
@@ -164,13 +165,12 @@ class History:
 
     async def _drain(self) -> None:
         asked, name = self._machine(), self._machine().name
+
+        def drain(drained: bool) -> Coroutine[Any, Any, object]:
+            return asked.ask(lambda run: run.service.drain_node(name, drained=drained))
+
         for drained in (True, False):
-            await self._try(
-                asked.ask(
-                    lambda run, drained=drained: run.service.drain_node(name, drained=drained)
-                ),
-                f"{'drain' if drained else 'undrain'} {name}",
-            )
+            await self._try(drain(drained), f"{'drain' if drained else 'undrain'} {name}")
             await asyncio.sleep(100.0)
 
     # -- faults ---------------------------------------------------------------------------------

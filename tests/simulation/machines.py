@@ -27,6 +27,7 @@ from virtual_time import OWNER, VirtualLoop
 
 from pannier.agent.renewal import Renewal
 from pannier.assembly import Outside, Settings, assemble
+from pannier.barrier.barrier import UNKNOWN
 from pannier.barrier.calls import Strategy
 from pannier.barrier.groups import Backlog
 from pannier.contract.operation import Operation
@@ -383,6 +384,9 @@ class NoCalls:
 
     def waiting(self, volume: str) -> Backlog:
         return Backlog(0, 0.0)
+
+    def containers(self, volume: str) -> frozenset[str]:
+        return frozenset((UNKNOWN,))
 
     def hold(self, volume: str) -> None:
         pass

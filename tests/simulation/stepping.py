@@ -26,6 +26,7 @@ from pannier.core.room import ImageLimits, Room
 from pannier.storage.base import (
     Capacity,
     CheckedDriver,
+    Driver,
     FileSystemDriver,
     LocalCopy,
     Reading,
@@ -92,15 +93,14 @@ async def stepped(life: Life, label: str, effect: Callable[[], Awaitable[T]]) ->
     return result
 
 
-class SteppedDriver(CheckedDriver):
+class SteppedDriver(Driver):
     """A driver whose every call is a step."""
 
-    def __init__(self, life: Life, inner: CheckedDriver) -> None:
+    def __init__(self, life: Life, inner: Driver) -> None:
         self._life = life
         self._inner = inner
         self.name = inner.name
         self.generations_in_use = inner.generations_in_use
-        self.compares = isinstance(inner, CheckedDriver) and inner.compares
 
     async def open(self) -> None:
         await self._inner.open()
@@ -193,19 +193,6 @@ class SteppedDriver(CheckedDriver):
             lambda: self._inner.delete_generation(volume, generation),
         )
 
-    async def verify(self, volume: str, generation: Generation | None) -> Reading:
-        return await stepped(
-            self._life, "driver.verify", lambda: self._inner.verify(volume, generation)
-        )
-
-    async def quarantine(self, volume: str) -> None:
-        await stepped(self._life, "driver.quarantine", lambda: self._inner.quarantine(volume))
-
-    async def drop_quarantined(self, volume: str) -> None:
-        await stepped(
-            self._life, "driver.drop_quarantined", lambda: self._inner.drop_quarantined(volume)
-        )
-
     async def delete(self, volume: str) -> None:
         await stepped(self._life, "driver.delete", lambda: self._inner.delete(volume))
 
@@ -221,7 +208,31 @@ class SteppedDriver(CheckedDriver):
         await self._inner.check_disk(by_writing=by_writing)
 
 
-class SteppedSparseDriver(SteppedDriver, SparseDriver, FileSystemDriver, MendingDriver, LineDriver):
+class SteppedCheckedDriver(SteppedDriver, CheckedDriver):
+    """The same of one that notices what the disk does not give back."""
+
+    def __init__(self, life: Life, inner: CheckedDriver) -> None:
+        super().__init__(life, inner)
+        self._checked = inner
+        self.compares = inner.compares
+
+    async def verify(self, volume: str, generation: Generation | None) -> Reading:
+        return await stepped(
+            self._life, "driver.verify", lambda: self._checked.verify(volume, generation)
+        )
+
+    async def quarantine(self, volume: str) -> None:
+        await stepped(self._life, "driver.quarantine", lambda: self._checked.quarantine(volume))
+
+    async def drop_quarantined(self, volume: str) -> None:
+        await stepped(
+            self._life, "driver.drop_quarantined", lambda: self._checked.drop_quarantined(volume)
+        )
+
+
+class SteppedSparseDriver(
+    SteppedCheckedDriver, SparseDriver, FileSystemDriver, MendingDriver, LineDriver
+):
     """The same of one whose pool may get full. What only looks, or is done at any moment, is no step."""
 
     def __init__(self, life: Life, inner: SparseSnapshotDriver | ImageDriver) -> None:
@@ -277,6 +288,9 @@ class SteppedSparseDriver(SteppedDriver, SparseDriver, FileSystemDriver, Mending
     async def mend(self, volume: str, blocks: Mapping[int, bytes]) -> None:
         await stepped(self._life, "driver.mend", lambda: self.sparse.mend(volume, blocks))
 
+    def behind(self, volume: str, epoch: int) -> Path:
+        return self.sparse.behind(volume, epoch)
+
     async def space(self, volume: str) -> Space | None:
         return await self.sparse.space(volume)
 
@@ -315,10 +329,12 @@ class SteppedSparseDriver(SteppedDriver, SparseDriver, FileSystemDriver, Mending
         await self.sparse.note_refused(volume, epoch=epoch)
 
 
-def stepped_driver(life: Life, inner: CheckedDriver) -> SteppedDriver:
+def stepped_driver(life: Life, inner: Driver) -> SteppedDriver:
     """A driver whose every call is a step, of the kind that ``inner`` is."""
     if isinstance(inner, SparseSnapshotDriver | ImageDriver):
         return SteppedSparseDriver(life, inner)
+    if isinstance(inner, CheckedDriver):
+        return SteppedCheckedDriver(life, inner)
     return SteppedDriver(life, inner)
 
 
@@ -401,7 +417,16 @@ class Table:
     def users_of(self, paths: Sequence[Path]) -> list[User]:
         """What /proc would say."""
         found = [c for c, tree in sorted(self.containers.items()) if tree in paths]
-        return [User(self._pids.setdefault(c, 100 + len(self._pids)), c, "app") for c in found]
+        return [
+            User(
+                self._pids.setdefault(c, 100 + len(self._pids)),
+                c,
+                "app",
+                may_write=True,
+                filtered=True,
+            )
+            for c in found
+        ]
 
     def kill(self, pid: int) -> None:
         """Kill a process, and its container with it."""

@@ -27,19 +27,19 @@ _NEEDS_FILES = {
 }
 
 
-class _Shown:
+class _Shown(SnapshotDriver):
     """Live trees as real directories of small files, for tests that write there."""
 
     def data_path(self, volume: str, epoch: int) -> Path:
-        return Path(super().data_path(volume, epoch))  # type: ignore[misc]
+        return Path(super().data_path(volume, epoch))
 
     def _gather(self, volume: str, epoch: int, tree: Tree) -> dict[str, bytes]:
-        top = self.data_path(volume, epoch)  # type: ignore[attr-defined]
+        top = self.data_path(volume, epoch)
         found = {f.name: b"link " + bytes(f.readlink()) for f in top.iterdir() if f.is_symlink()}
         return found | {f.name: b"file " + f.read_bytes() for f in top.iterdir() if f.is_file()}
 
     def _show(self, volume: str, epoch: int, tree: Tree) -> None:
-        top = self.data_path(volume, epoch)  # type: ignore[attr-defined]
+        top = self.data_path(volume, epoch)
         top.mkdir(parents=True)
         for name, value in tree.content.items():
             if value.startswith(b"link "):
@@ -48,11 +48,7 @@ class _Shown:
                 (top / name).write_bytes(value[5:])
 
     def _hide(self, volume: str, epoch: int) -> None:
-        shutil.rmtree(self.data_path(volume, epoch).parent)  # type: ignore[attr-defined]
-
-
-class _ShownSnapshots(_Shown, SnapshotDriver):
-    pass
+        shutil.rmtree(self.data_path(volume, epoch).parent)
 
 
 class _ShownSparse(_Shown, SparseSnapshotDriver):
@@ -63,7 +59,7 @@ class _ShownSingleTree(_Shown, SingleTreeDriver):
     pass
 
 
-@pytest.fixture(params=[_ShownSnapshots, _ShownSparse, _ShownSingleTree])
+@pytest.fixture(params=[_Shown, _ShownSparse, _ShownSingleTree])
 def nodes(request: pytest.FixtureRequest, tmp_path: Path) -> Nodes:
     a, b, c = (request.param(Disk(), where=tmp_path / name) for name in "abc")
     return Nodes(a, b, c, "v-1")

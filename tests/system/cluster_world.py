@@ -272,6 +272,10 @@ class World:
         said = looks.last_line(self.lab, node, writer)
         return int(said) if said else 0
 
+    def has_more(self, node: str, writer: str, than: int) -> bool:
+        """Whether the writer was told of a number above this one."""
+        return self.acknowledged(node, writer) > than
+
     def stop(self, node: str, container: str) -> None:
         """Stop and remove a container in good order."""
         self.run(node, "docker", "stop", "-t", "5", container)

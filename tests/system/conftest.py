@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # the demo's steps are tests
 
 from cluster_world import World, journal
 from laboratory import WISHES, have, lab_of, leave, open_labs, take_down, wish_of, world_on
-from xdist.scheduler import LoadScopeScheduling
+from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]  # it has no types
 
 from pannier.lab import Lab
 

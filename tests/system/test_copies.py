@@ -11,6 +11,7 @@ import itertools
 import re
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
@@ -282,7 +283,7 @@ def test_f06_a_drained_node_loses_its_service_and_the_volume_keeps_two_copies(
     )  # fmt: skip
     task = story.wait_until("the service runs", lambda: story.running_task(world.lab, name))
     for _ in range(2):
-        story.wait_until("lines", lambda t=task: world.acknowledged(t.node, t.container))
+        story.wait_until("lines", partial(world.acknowledged, task.node, task.container))
         wait_for_copies(world, name, at=task.node)
         sure, left = world.acknowledged(task.node, task.container), task.node
         manager = world.others(left)[0]
@@ -290,13 +291,11 @@ def test_f06_a_drained_node_loses_its_service_and_the_volume_keeps_two_copies(
         try:
             task = story.wait_until(
                 "the service runs elsewhere",
-                lambda old=left: story.running_task(world.lab, name, not_on=old),
+                partial(story.running_task, world.lab, name, not_on=left),
             )
         finally:
             story.set_availability(world.lab, left, "active", asked=manager)
-        story.wait_until(
-            "it goes on", lambda t=task, n=sure: world.acknowledged(t.node, t.container) > n
-        )
+        story.wait_until("it goes on", partial(world.has_more, task.node, task.container, sure))
         assert world.holder(name) == task.node
         found = wait_for_copies(world, name, at=task.node)
         assert found.keys() == {left}, "the former holder is the copy"

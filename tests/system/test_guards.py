@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import pytest
-from cluster_world import MOUNTS, World, check_sequence
+from cluster_world import IMAGE, MOUNTS, World, check_sequence
 from demo import looks, story
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(400)]
@@ -56,6 +57,47 @@ def test_an_unknown_volume_is_made_only_where_the_store_can_be_asked(three: Worl
     three.refused("node2", "pannier", "volume", "show", name, says=["there is no volume"], status=3)
 
 
+def test_a_volume_that_is_named_without_its_driver_is_never_empty(three: World) -> None:
+    """Docker makes a local one of the same name while the plugin is away, and keeps to it for ever."""
+    name = three.create("node1")
+    three.container("node1", name, "sh", "-c", "echo kept >/data/note")
+    saved = ["grep", "-q", f'"{name}"', "/var/lib/pannier/catalog.json"]
+    story.wait_until("node2 knows it", lambda: three.attempt("node2", *saved).status == 0)
+    bare = ["docker", "run", "--rm", "--network", "none", "--mount", f"source={name},target=/data"]
+    three.stop_pannier("node2")
+    outcome = three.refused("node2", *bare, IMAGE, "true", says=[name, "local volume"])
+    assert f"docker volume rm {name}" in outcome.text
+    three.start_pannier("node2")
+    doctor = ["pannier", "doctor", name]
+    story.wait_until(
+        "the empty one is gone", lambda: "local volume" not in three.attempt("node2", *doctor).text
+    )
+    assert three.run("node2", *bare, IMAGE, "cat", "/data/note") == "kept\n"
+
+
+def test_what_is_used_past_the_barrier_is_not_called_replicated(three: World) -> None:
+    name = three.create("node1", copies="2")
+    held = three.sleeper("node1", name)
+
+    def not_held() -> list[str]:
+        return list(three.json("node1", "volume", "show", name)["not_held"])
+
+    past = three.run("node1", *three.docker_run(name, "-d", "--runtime", "runc"), "sleep", "600")
+    (told,) = story.wait_until("it is told", not_held)
+    assert told.startswith("container ")
+    problems = three.attempt("node1", "pannier", "status").text
+    assert f"volume {name}: sync calls of {told} are not held" in problems
+    three.run("node1", "docker", "rm", "-f", past.strip())
+    story.wait_until("it is gone", lambda: not not_held())
+    pid = three.run("node1", "docker", "inspect", "-f", "{{.State.Pid}}", held).strip()
+    inside = f"systemd-run -q --unit past nsenter -t {pid} -m sleep 600"
+    three.sh("node1", inside)
+    (told,) = story.wait_until("who came from outside is told", not_held)
+    assert "sleep 600" in told
+    three.sh("node1", "systemctl stop past")
+    three.stop("node1", held)
+
+
 def listed(world: World, node: str) -> list[str]:
     """The volumes that an engine knows."""
     found = looks.engine(world.lab, node).get("/volumes")["Volumes"] or []
@@ -89,14 +131,14 @@ def test_f37_many_volumes_are_listed_without_the_store(three: World, count: int)
     create = ["/opt/pannier/venv/bin/python3", "-", "create", prefix, str(count)]
     three.run("node1", *create, input=CREATE_MANY)
 
-    def known(node: str) -> int:
-        return sum(name.startswith(prefix) for name in listed(three, node))
+    def knows_all(node: str) -> bool:
+        return sum(name.startswith(prefix) for name in listed(three, node)) == count
 
     def printed(node: str) -> int:
         return three.run(node, "docker", "volume", "ls", "-q").count(prefix)
 
     for node in three.nodes:
-        story.wait_until(f"{node} has heard of all", lambda n=node: known(n) == count)
+        story.wait_until(f"{node} has heard of all", partial(knows_all, node))
     three.on_all(lambda node: three.run(node, "systemctl", "stop", "etcd"))
     assert three.on_all(printed) == [count] * 3
     shown = json.loads(three.run("node3", "docker", "volume", "inspect", f"{prefix}-{count - 1}"))
@@ -155,7 +197,7 @@ def test_f30_a_container_goes_on_while_pannierd_is_killed(three: World) -> None:
     for _ in range(3):
         before = three.acknowledged("node1", writer)
         three.kill("node1", "pannierd")
-        story.wait_until("it goes on", lambda b=before: three.acknowledged("node1", writer) > b)
+        story.wait_until("it goes on", partial(three.has_more, "node1", writer, before))
         three.wait_for_pannier("node1")
     assert three.json("node1", "volume", "show", name)["in_use_by"] == [f"container {writer}"]
     three.stop("node1", writer)

@@ -246,8 +246,8 @@ def test_a_node_loses_power_under_a_build_and_finished_builds_are_there(
     assert found.keys() == jobs.keys()
     assert all(found[name] >= jobs[name] for name in jobs), "no number is given a second time"
     assert "SEVERE" not in stack.log(task), "the home loads without an error"
-    script = re.search("<command>echo (\\d+)</command>", stack.get("job/edited/config.xml"))
-    assert script, "a job is as it was before a change or after it"
+    changed = re.search("<command>echo (\\d+)</command>", stack.get("job/edited/config.xml"))
+    assert changed, "a job is as it was before a change or after it"
     assert taken_over(world, victim) == earlier + 1
     with timed("until the agents that are left are online again"):
         stack.wait_for_agents(MANAGER, other)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from functools import partial
 
 import pytest
 from cluster_world import World, check_sequence
@@ -260,9 +261,7 @@ def test_a_writer_is_followed_over_all_nodes_and_killed_daemons(three: World) ->
         writer = three.writer(node, name)
         if number % 2:
             three.kill(node, "pannierd")
-        story.wait_until(
-            "more lines", lambda n=node, w=writer, a=acknowledged: three.acknowledged(n, w) > a + 5
-        )
+        story.wait_until("more lines", partial(three.has_more, node, writer, acknowledged + 5))
         acknowledged = three.acknowledged(node, writer)
         three.stop(node, writer)
     lines = three.log("node1", name)

@@ -13,7 +13,7 @@ from world import ACTOR, Machine, Run, SenderOf, World  # makes the next import 
 # isort: split
 
 from pannier.contract.views import CopyView
-from pannier.copies.replication import ReplicaProgress
+from pannier.copies.replicated import ReplicaProgress
 from pannier.core.generation import Generation
 from pannier.core.node import Node
 from pannier.core.volume import Grant, Volume
@@ -180,25 +180,16 @@ class CopiesWorld(World):
 
     async def recover(self, machine: Machine, name: str = "vol", *, accept: bool = True) -> Volume:
         """``pannier volume recover``, typed on ``machine``."""
-        record = self.record(name)
-        assert record is not None
+        record = self.now_record(name)
         self.lossy.add(record.id)
         if accept:
             self.synced.pop(record.id, None)
         await machine.ask(
             lambda run: run.service.by(ACTOR).recover_volume(name, accept_loss=accept)
         )
-        found = self.record(name)
-        assert found is not None
-        return found
+        return self.now_record(name)
 
     # -- looking ----------------------------------------------------------------------------------
-
-    def now_record(self, name: str = "vol") -> Volume:
-        """The store's record, which must be there."""
-        record = self.record(name)
-        assert record is not None
-        return record
 
     def generations(self, machine: Machine, volume: Volume) -> list[Generation]:
         """What is on a node's disk, oldest first."""

@@ -16,6 +16,7 @@ import pytest
 
 from pannier.cluster.cluster import Cluster
 from pannier.contract.views import NodeView
+from pannier.contract.words import NodeState
 from pannier.core.errors import PeerUnavailable
 from pannier.core.pace import Pace
 from pannier.host.clock import Clock
@@ -142,7 +143,13 @@ class AnsweringNode:
         if not self._answers:
             raise PeerUnavailable("no answer")
         return NodeView(
-            name="n", address="", state="up", drivers=[], version="", volumes=0, joined_at=""
+            name="n",
+            address="",
+            state=NodeState.UP,
+            drivers=[],
+            version="",
+            volumes=0,
+            joined_at="",
         )
 
 

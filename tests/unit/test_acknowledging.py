@@ -304,11 +304,11 @@ async def test_after_a_loss_every_call_fails_at_once_though_no_copy_answers(
 async def test_a_loss_that_only_the_generation_finds_is_told_to_its_group(
     images: CopiesWorld,
 ) -> None:
-    volume = await attached(images)
+    await attached(images)
     driver = images.sparse_driver(images.a)
 
-    async def write_out(ident: str) -> None:
-        images.a.disk.refused.add(volume.id)
+    async def write_out(volume: str) -> None:
+        images.a.disk.refused.add(volume)
         raise StorageError("the disk refused something just now")
 
     driver.write_out = write_out  # type: ignore[method-assign]
@@ -319,7 +319,7 @@ async def test_where_storage_fails_and_nothing_was_lost_calls_wait(images: Copie
     await attached(images)
     driver = images.sparse_driver(images.a)
 
-    async def write_out(ident: str) -> None:
+    async def write_out(volume: str) -> None:
         raise StorageError("the disk is not there at the moment")
 
     driver.write_out = write_out  # type: ignore[method-assign]

@@ -95,7 +95,7 @@ async def test_nodes_tokens_and_the_rest(client: Client, cluster: FakeCluster) -
 
 async def test_peer_routes(client: Client, cluster: FakeCluster) -> None:
     assert (await ask(client, "GET", "/v1/peer/node"))[1]["name"] == "node1"
-    order = {"name": "data", "options": {}, "actor": "anna"}
+    order: dict[str, object] = {"name": "data", "options": {}, "actor": "anna"}
     assert (await ask(client, "POST", "/v1/peer/volumes", order))[0] == 201
     assert (await ask(client, "GET", "/v1/peer/volumes/data"))[1]["used_bytes"] == 4096
     order = {"node": "node3", "wait_seconds": 5, "actor": "anna"}

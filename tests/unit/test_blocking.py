@@ -62,3 +62,15 @@ async def test_a_thread_that_waits_for_more_keeps_nothing_of_what_it_did() -> No
     del large
     await asyncio.sleep(0.05)
     assert seen() is None
+
+
+async def test_an_answer_that_nobody_waits_for_any_more_is_dropped(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    go_on = threading.Event()
+    given_up = in_own_thread(go_on.wait)
+    given_up.cancel()
+    go_on.set()
+    assert await in_own_thread(lambda: "here") == "here"
+    await asyncio.sleep(0)
+    assert not caplog.records

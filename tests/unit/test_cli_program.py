@@ -183,6 +183,7 @@ MACHINE = {
     "driver": "btrfs",
     "force_format": None,
     "runtime": True,
+    "runtime_before": None,
 }
 
 
@@ -251,11 +252,11 @@ def test_ca(setup: FakeSetup) -> None:
     ]
 
 
-def test_setup_that_refuses(setup: FakeSetup) -> None:
+def test_setup_that_refuses(setup: FakeSetup, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(**_: Any) -> None:
         raise Denied("only root may do this", remedy="use sudo")
 
-    setup.init = refuse
+    monkeypatch.setattr(setup, "init", refuse)
     result = run("init")
     assert (result.exit_code, result.stderr) == (
         5,

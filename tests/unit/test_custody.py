@@ -97,20 +97,20 @@ async def test_a_drained_node_gives_its_idle_volumes_away_and_the_used_when_they
     container = await world.run_container(world.a, "used")
     await drain(world, "a")
     await asyncio.sleep(300)
-    assert world.record("vol").grant.node != "a"
-    assert world.record("used").grant.node == "a"
+    assert world.now_record("vol").grant.node != "a"
+    assert world.now_record("used").grant.node == "a"
     world.stop_container(world.a, container)
     await asyncio.sleep(300)
-    assert world.record("used").grant.node != "a"
+    assert world.now_record("used").grant.node != "a"
 
 
 async def test_a_volume_that_cannot_go_does_not_keep_the_others(world: World) -> None:
-    world.a.disk.homes[world.record("vol").id].live.clear()
+    world.a.disk.homes[world.now_record("vol").id].live.clear()
     await world.create(world.a, "later")
     world.acked.clear()
     await drain(world, "a")
     await asyncio.sleep(300)
-    assert world.record("later").grant.node != "a"
+    assert world.now_record("later").grant.node != "a"
     world.violations.clear()  # of the tree that this test took away
 
 
@@ -119,10 +119,10 @@ async def test_nothing_is_given_to_a_node_that_is_down_or_drained(world: World) 
     await asyncio.sleep(20)
     await drain(world, "a")
     await asyncio.sleep(100)
-    assert world.record("vol").grant.node == "c"
+    assert world.now_record("vol").grant.node == "c"
     await drain(world, "c")
     await asyncio.sleep(200)
-    assert world.record("vol").grant.node == "c"
+    assert world.now_record("vol").grant.node == "c"
 
 
 # -- what is taken in -------------------------------------------------------------------------------
@@ -130,7 +130,7 @@ async def test_nothing_is_given_to_a_node_that_is_down_or_drained(world: World) 
 
 def offer(world: World, *, epoch: int = 1, volume_id: str = "") -> Offer:
     return Offer(
-        volume_id=volume_id or world.record("vol").id,
+        volume_id=volume_id or world.now_record("vol").id,
         volume_name="vol",
         driver="btrfs",
         epoch=epoch,
@@ -139,18 +139,18 @@ def offer(world: World, *, epoch: int = 1, volume_id: str = "") -> Offer:
 
 
 async def test_a_generation_is_taken_only_from_the_holder_at_its_epoch(world: World) -> None:
-    async def admit(run: Run, what: Offer, peer: str) -> None:
-        await run.reception.admit(what, peer=peer)
+    async def admit(what: Offer, peer: str) -> None:
+        await world.b.ask(lambda run: run.reception.admit(what, peer=peer))
 
-    await world.b.ask(lambda run: admit(run, offer(world), "a"))
+    await admit(offer(world), "a")
     for wrong, peer in ((offer(world), "c"), (offer(world, epoch=2), "a")):
         with pytest.raises(Stale, match="node a does, at epoch 1"):
-            await world.b.ask(lambda run, wrong=wrong, peer=peer: admit(run, wrong, peer))
+            await admit(wrong, peer)
     with pytest.raises(Denied, match="is another one now"):
-        await world.b.ask(lambda run: admit(run, offer(world, volume_id="vol.old"), "a"))
+        await admit(offer(world, volume_id="vol.old"), "a")
     await world.write_once(world.c, "vol")
     with pytest.raises(Stale, match="node c does, at epoch 2"):
-        await world.b.ask(lambda run: admit(run, offer(world), "a"))
+        await admit(offer(world), "a")
 
 
 # -- data that is not there ---------------------------------------------------------------------------
@@ -159,14 +159,14 @@ async def test_a_generation_is_taken_only_from_the_holder_at_its_epoch(world: Wo
 async def test_missing_data_is_an_error_for_mount_move_and_remove_and_never_an_empty_tree(
     world: World,
 ) -> None:
-    del world.a.disk.homes[world.record("vol").id]
+    del world.a.disk.homes[world.now_record("vol").id]
     with pytest.raises(Corrupt, match="an empty directory is never given instead"):
         await world.mount(world.a, "vol")
     with pytest.raises(Corrupt):
         await world.move(world.a, "vol", "b")
     with pytest.raises(Corrupt):
         await world.remove(world.a, "vol")
-    assert world.record("vol").grant.node == "a"
+    assert world.now_record("vol").grant.node == "a"
     found = await findings(world, "a", "volume vol")
     assert [(f.level, f.what) for f in found] == [
         ("problem", "its data is not on this node's disk")
@@ -254,7 +254,7 @@ async def test_doctor_names_who_uses_a_volume(world: World) -> None:
 async def test_doctor_tells_of_a_stray_and_of_data_of_nobody(world: World) -> None:
     await world.write_once(world.b, "vol")
     await asyncio.sleep(USUAL.holding.tidy_after + 1)
-    record = world.record("vol")
+    record = world.now_record("vol")
     home = world.a.disk.homes[record.id]
     await world.a.ask(
         lambda run: run.driver._inner.promote(
@@ -338,9 +338,9 @@ async def test_what_a_cut_left_sealed_or_undropped_is_settled_at_the_next_start(
     world.fail_at_label("driver.drop_live", Fault.CUT_BEFORE, of="a")
     await world.mount(world.b, "vol")
     await asyncio.sleep(USUAL.holding.tidy_after + 1)
-    assert world.a.disk.homes[world.record("vol").id].live
+    assert world.a.disk.homes[world.now_record("vol").id].live
     await world.a.start()
     await asyncio.sleep(1)
-    home = world.a.disk.homes[world.record("vol").id]
+    home = world.a.disk.homes[world.now_record("vol").id]
     assert not home.live
     assert len(home.generations) == 1, "kept, so that the way back sends only the difference"

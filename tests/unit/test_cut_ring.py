@@ -31,7 +31,7 @@ def told_by_the_kernel() -> list[tuple[int, int, int, int, str]]:
     ]
 
 
-def test_events_are_what_the_kernel_says_of_them():
+def test_events_are_what_the_kernel_says_of_them() -> None:
     events: list[TraceEvent] = []
     for page in sorted(GOLDEN.glob("page-*")):
         found, is_missing = parse(page.read_bytes(), WHERE)
@@ -53,13 +53,13 @@ def at(event: TraceEvent) -> int:
     return event.at_ns
 
 
-def test_the_recording_has_a_pause_longer_than_an_event_can_tell():
+def test_the_recording_has_a_pause_longer_than_an_event_can_tell() -> None:
     """More than 134 ms are a time of its own in the ring."""
     times = [us for _, us, *_ in told_by_the_kernel()]
     assert max(b - a for a, b in itertools.pairwise(times)) > 134_000
 
 
-def test_a_sub_buffer_before_which_events_are_missing_says_so():
+def test_a_sub_buffer_before_which_events_are_missing_says_so() -> None:
     page = bytearray((GOLDEN / "page-2").read_bytes())
     whole, _ = parse(bytes(page), WHERE)
     (used,) = struct.unpack_from("<I", page, 8)
@@ -83,7 +83,7 @@ def write_of(
     return struct.pack("<I", 12 | delta << 5) + bytes(body)
 
 
-def test_times_are_added_up_and_set():
+def test_times_are_added_up_and_set() -> None:
     extend = struct.pack("<II", 30 | 5 << 5, 2)  # 2 << 27 | 5
     stamp = struct.pack("<II", 31 | 7 << 5, 3)
     found, _ = parse(
@@ -93,20 +93,20 @@ def test_times_are_added_up_and_set():
     assert [e.at_ns for e in found] == [1001, 1001 + (2 << 27 | 5), (3 << 27 | 7) + 4]
 
 
-def test_a_whole_time_keeps_the_upper_bits_of_the_one_before():
+def test_a_whole_time_keeps_the_upper_bits_of_the_one_before() -> None:
     stamp = struct.pack("<II", 31 | 7 << 5, 3)
     found, _ = parse(page_of(stamp, write_of(8, 8), now=1 << 59 | 99), WHERE)
     assert found[0].at_ns == 1 << 59 | 3 << 27 | 7
 
 
-def test_an_event_that_was_taken_back_is_passed_over_and_padding_ends_the_page():
+def test_an_event_that_was_taken_back_is_passed_over_and_padding_ends_the_page() -> None:
     taken_back = struct.pack("<II", 29 | 1 << 5, 20) + bytes(16)
     to_the_end = struct.pack("<I", 29)
     found, _ = parse(page_of(taken_back, write_of(8, 8), to_the_end, write_of(16, 8)), WHERE)
     assert [e.start for e in found] == [8 * 512]
 
 
-def test_a_long_event_has_its_length_in_a_word_of_its_own():
+def test_a_long_event_has_its_length_in_a_word_of_its_own() -> None:
     long = struct.pack("<II", 0, 204) + struct.pack("<H", WHERE.event_id + 1) + bytes(198)
     found, _ = parse(page_of(long, write_of(8, 8)), WHERE)
     assert [e.start for e in found] == [8 * 512]
@@ -127,29 +127,29 @@ def test_a_long_event_has_its_length_in_a_word_of_its_own():
         (b"RA", False, False),
     ],
 )
-def test_all_but_reads_are_told(kind: bytes, is_told: bool, may_be_hole: bool):
+def test_all_but_reads_are_told(kind: bytes, is_told: bool, may_be_hole: bool) -> None:
     found, _ = parse(page_of(write_of(8, 8, kind)), WHERE)
     assert [e.may_be_hole for e in found] == ([may_be_hole] if is_told else [])
 
 
-def test_events_without_a_range_and_others_events_are_passed_over():
+def test_events_without_a_range_and_others_events_are_passed_over() -> None:
     page = page_of(write_of(0, 0, b"FF"), write_of(8, 8, ident=WHERE.event_id + 1))
     assert parse(page, WHERE) == ([], False)
 
 
 @pytest.mark.parametrize("page", [b"", b"\0" * 15, struct.pack("<QQ", 1, 5000).ljust(4096, b"\0")])
-def test_what_is_no_sub_buffer_is_an_error(page: bytes):
+def test_what_is_no_sub_buffer_is_an_error(page: bytes) -> None:
     with pytest.raises(ValueError, match="sub-buffer"):
         parse(page, WHERE)
 
 
-def test_an_event_that_ends_behind_the_page_is_an_error():
+def test_an_event_that_ends_behind_the_page_is_an_error() -> None:
     torn = page_of(write_of(8, 8))[: 16 + 30]
     with pytest.raises(ValueError, match="sub-buffer"):
         parse(torn.ljust(46, b"\0"), WHERE)
 
 
-def test_larger_sub_buffers_and_other_offsets_are_read_as_described():
+def test_larger_sub_buffers_and_other_offsets_are_read_as_described() -> None:
     header = (GOLDEN / "header_page").read_text().replace("size:4080", "size:65520")
     form = (
         (GOLDEN / "format")
@@ -167,7 +167,7 @@ def test_larger_sub_buffers_and_other_offsets_are_read_as_described():
 @pytest.mark.parametrize(
     "gone", ["nr_sector", "rwbs", "ID:", "sector_t sector;\toffset:16;\tsize:8"]
 )
-def test_a_kernel_whose_event_is_another_one_is_refused(gone: str):
+def test_a_kernel_whose_event_is_another_one_is_refused(gone: str) -> None:
     form = (
         (GOLDEN / "format")
         .read_text()
@@ -178,5 +178,5 @@ def test_a_kernel_whose_event_is_another_one_is_refused(gone: str):
 
 
 @pytest.mark.parametrize(("major", "minor"), [(7, 0), (7, 255), (7, 256), (259, 70_000)])
-def test_the_kernels_number_of_a_device(major: int, minor: int):
+def test_the_kernels_number_of_a_device(major: int, minor: int) -> None:
     assert kernel_number(os.makedev(major, minor)) == major << 20 | minor

@@ -162,19 +162,19 @@ def faults(way: Way, kind: type[Traced] = Traced) -> tuple[int, int]:
     return wrong, whole
 
 
-def test_every_cut_is_a_state_that_a_power_cut_could_leave():
+def test_every_cut_is_a_state_that_a_power_cut_could_leave() -> None:
     wrong, whole = faults(gather)
     assert wrong == 0
     assert whole > HISTORIES
 
 
 @pytest.mark.parametrize("way", [read_once, new_ones_never_read_again])
-def test_the_model_finds_the_fault_of_other_ways(way: Way):
+def test_the_model_finds_the_fault_of_other_ways(way: Way) -> None:
     wrong, _ = faults(way)
     assert wrong > 0
 
 
-def test_the_model_finds_out_that_flushes_are_counted_too_late():
+def test_the_model_finds_out_that_flushes_are_counted_too_late() -> None:
     wrong, _ = faults(gather, DrainedTooEarly)
     assert wrong > 0
 
@@ -196,7 +196,7 @@ class Restless:
         return self.count
 
 
-def test_it_gives_up_after_some_rounds():
+def test_it_gives_up_after_some_rounds() -> None:
     restless = Restless()
     with pytest.raises(Doubtful) as raised:
         gather(restless)

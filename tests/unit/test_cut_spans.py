@@ -33,25 +33,25 @@ def union(spans: list[Span]) -> set[int]:
 
 
 @given(SPANS)
-def test_merged_is_the_union(spans: list[Span]):
+def test_merged_is_the_union(spans: list[Span]) -> None:
     joined = merged(spans)
     assert blocks(joined) == union(spans)
     assert all(a[1] < b[0] for a, b in itertools.pairwise(joined))
 
 
-def test_merged_is_aligned_outward():
+def test_merged_is_aligned_outward() -> None:
     assert merged([(512, 1024), (4096 + 512, 8192 + 1)]) == [(0, 3 * 4096)]
 
 
 @given(SPANS, SPANS)
-def test_without_is_the_difference(spans: list[Span], taken: list[Span]):
+def test_without_is_the_difference(spans: list[Span], taken: list[Span]) -> None:
     assert blocks(without(merged(spans), merged(taken))) == union(spans) - union(taken)
 
 
 @given(SPANS, SPANS, SPANS, SPANS)
 def test_a_write_counts_more_than_a_discard(
     a: list[Span], b: list[Span], c: list[Span], d: list[Span]
-):
+) -> None:
     both = written(a, b) | written(c, d)
     assert blocks(both.plain) == union(a) | union(c)
     assert blocks(both.hollow) == (union(b) | union(d)) - union(a) - union(c)
@@ -81,7 +81,7 @@ def image(*layers: list[Range]) -> bytes:
 
 
 @given(SPANS, SPANS)
-def test_overlay_is_one_after_the_other(older: list[Span], newer: list[Span]):
+def test_overlay_is_one_after_the_other(older: list[Span], newer: list[Span]) -> None:
     first, second = content(older, 1), content(newer, 2)
     both = list(overlay(first, second))
     assert image(both) == image(first, second)

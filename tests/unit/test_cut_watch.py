@@ -16,7 +16,7 @@ def event(block: int, *, may_be_hole: bool = False) -> TraceEvent:
     return TraceEvent(1, 5, block * BLOCK_BYTES, (block + 1) * BLOCK_BYTES, may_be_hole)
 
 
-def test_many_writes_to_the_same_places_take_little_and_lose_nothing():
+def test_many_writes_to_the_same_places_take_little_and_lose_nothing() -> None:
     watch, rng = Watch(1, threading.Lock()), random.Random(1)
     expected: set[int] = set()
     for _ in range(50_000):
@@ -29,7 +29,7 @@ def test_many_writes_to_the_same_places_take_little_and_lose_nothing():
     assert not watch.gap
 
 
-def test_a_discard_that_was_joined_before_a_write_is_no_hole_there():
+def test_a_discard_that_was_joined_before_a_write_is_no_hole_there() -> None:
     watch = Watch(1, threading.Lock())
     watch.note(event(7, may_be_hole=True))
     for k in range(module._FOLD):
@@ -38,7 +38,7 @@ def test_a_discard_that_was_joined_before_a_write_is_no_hole_there():
     assert (7 * BLOCK_BYTES, 8 * BLOCK_BYTES) in watch.claim().plain
 
 
-def test_too_many_places_are_a_gap_until_it_is_cleared():
+def test_too_many_places_are_a_gap_until_it_is_cleared() -> None:
     watch = Watch(1, threading.Lock())
     for k in range(MOST_SPANS + module._FOLD):
         watch.note(event(2 * k))
@@ -48,14 +48,14 @@ def test_too_many_places_are_a_gap_until_it_is_cleared():
     assert not watch.gap
 
 
-def test_the_first_reason_of_a_gap_stays():
+def test_the_first_reason_of_a_gap_stays() -> None:
     watch = Watch(1, threading.Lock())
     watch.miss("first")
     watch.miss("second")
     assert watch.gap == "first"
 
 
-def test_a_filter_names_the_devices_while_they_fit_into_a_page():
+def test_a_filter_names_the_devices_while_they_fit_into_a_page() -> None:
     assert filter_text([9, 4]) == 'nr_sector > 0 && !(rwbs ~ "R*") && (dev == 4 || dev == 9)'
     many = filter_text(list(range(7 << 20, (7 << 20) + 1000)))
     assert len(many) < 4096

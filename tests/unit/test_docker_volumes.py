@@ -63,7 +63,7 @@ async def test_a_mount_whose_time_is_over_names_the_holder_and_its_container(wor
     with pytest.raises(DeadlineExceeded, match=rf"still on node a \(.*{container}.*stop-first"):
         await world.mount(world.b, "vol")
     assert now() - began < USUAL.node.mount_budget + 10, "Docker would have hung up"
-    assert world.record("vol").grant.node == "a"
+    assert world.now_record("vol").grant.node == "a"
 
 
 async def test_a_mount_that_gave_up_does_not_take_the_volume_later(world: World) -> None:
@@ -74,7 +74,7 @@ async def test_a_mount_that_gave_up_does_not_take_the_volume_later(world: World)
     world.stop_container(world.a, container)
     await world.unmount(world.a, "vol")
     await asyncio.sleep(60)
-    assert world.record("vol").grant.node == "a"
+    assert world.now_record("vol").grant.node == "a"
 
 
 @pytest.mark.parametrize("how", ["isolated", "without power"])
@@ -97,7 +97,7 @@ async def test_a_holder_that_comes_back_in_time_is_waited_for(world: World) -> N
     await asyncio.sleep(USUAL.node.mount_silence / 2)
     await world.a.start()
     await waiting
-    assert world.record("vol").grant.node == "b"
+    assert world.now_record("vol").grant.node == "b"
 
 
 async def test_each_answer_begins_the_silence_anew(world: World) -> None:
@@ -149,7 +149,7 @@ async def test_a_mount_that_was_just_answered_is_a_use(world: World) -> None:
 async def test_lost_answers_of_the_holder_do_not_end_the_wait(world: World) -> None:
     world.fail_at_label("peer.handover", Fault.LOSE_ANSWER)
     await world.mount(world.b, "vol")
-    assert world.record("vol").grant.node == "b"
+    assert world.now_record("vol").grant.node == "b"
 
 
 async def test_a_holder_mounts_without_the_store(world: World) -> None:
@@ -167,7 +167,7 @@ async def test_a_holder_mounts_without_the_store_also_after_a_restart(world: Wor
 
 async def test_without_the_store_nothing_sealed_is_served(world: World) -> None:
     """It may have been given away: only a fresh record can tell."""
-    record = world.record("vol")
+    record = world.now_record("vol")
     await world.a.ask(lambda run: run.driver.seal(record.id, epoch=1))
     world.cut_store("a")
     with pytest.raises(StoreUnavailable):
@@ -230,18 +230,18 @@ async def test_a_drained_node_keeps_what_its_docker_waits_for(tmp_path: Path) ->
         await world.a.ask(lambda run: run.service.drain_node("b", drained=True))
         world.delay = lambda: 0.5
         await world.mount(world.b, "vol")
-        assert world.record("vol").grant.node == "b"
+        assert world.now_record("vol").grant.node == "b"
 
 
 async def test_an_outcome_that_is_unknown_is_not_a_failure_of_the_mount(world: World) -> None:
     for fault in (Fault.LOSE_REQUEST, Fault.LOSE_ANSWER, Fault.LATE):
         world.fail_at_label("store.commit", fault)
-        target = world.b if world.record("vol").grant.node == "a" else world.a
+        target = world.b if world.now_record("vol").grant.node == "a" else world.a
         try:
             await world.write_once(target, "vol", fault.value.encode())
         except OutcomeUnknown:
             await world.write_once(target, "vol", fault.value.encode())
-        assert world.record("vol").grant.node == target.name
+        assert world.now_record("vol").grant.node == target.name
 
 
 async def test_of_two_nodes_that_mount_it_at_once_one_gets_it(world: World) -> None:
@@ -249,7 +249,7 @@ async def test_of_two_nodes_that_mount_it_at_once_one_gets_it(world: World) -> N
     mounts = [asyncio.ensure_future(world.mount(machine, "vol")) for machine in (world.b, world.c)]
     done, waiting = await asyncio.wait(mounts, return_when=asyncio.FIRST_COMPLETED)
     assert len(done) == 1
-    record = world.record("vol")
+    record = world.now_record("vol")
     assert record.grant.node == ("b" if mounts[0] in done else "c")
     assert record.grant.epoch <= 4
     for one in waiting:

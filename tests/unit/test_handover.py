@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
+from typing import Any
 
 import pytest
 from world import Fault, Machine, World, event_loop_policy
 
+from pannier.contract.views import HandoverReply
 from pannier.core.errors import Conflict, NodeNotFound, PannierError, Stale, VolumeInUse
 from pannier.storage.base import Driver
 from pannier.storage.directory.driver import DirectoryDriver
@@ -32,7 +34,7 @@ def labels(world: World, of: str) -> list[str]:
 
 
 def grant(world: World) -> tuple[str, int]:
-    found = world.record("vol").grant
+    found = world.now_record("vol").grant
     return found.node, found.epoch
 
 
@@ -142,12 +144,14 @@ async def test_a_node_that_is_unknown_or_down_gets_nothing(world: World) -> None
 
 async def test_whoever_asks_with_an_old_epoch_is_sent_to_read_again(world: World) -> None:
     await world.write_once(world.b, "vol")
+
+    def asked(epoch: int, peer: str) -> Coroutine[Any, Any, HandoverReply]:
+        return world.a.ask(lambda run: run.handovers.asked("vol", epoch=epoch, peer=peer))
+
     for epoch in (1, 3):
         with pytest.raises(Stale, match=r"held by node b .epoch 2"):
-            await world.a.ask(
-                lambda run, epoch=epoch: run.handovers.asked("vol", epoch=epoch, peer="c")
-            )
-    again = await world.a.ask(lambda run: run.handovers.asked("vol", epoch=1, peer="b"))
+            await asked(epoch, "c")
+    again = await asked(1, "b")
     assert again.state == "given"
 
 

@@ -231,9 +231,9 @@ def test_what_another_run_made_is_durable_before_this_one_gives_up(
     monkeypatch: pytest.MonkeyPatch, file: Path
 ) -> None:
     write_file(file, OLD, durable=False)
-    synced: list[str] = []
+    synced: list[Path] = []
     with monkeypatch.context() as patch:
-        patch.setattr(files, "sync_directory", lambda path: synced.append(path))
+        patch.setattr(files, "sync_directory", synced.append)
         with pytest.raises(FileExistsError):
             write_file(file, NEW, replace=False)
     assert synced == [file.parent]

@@ -7,16 +7,21 @@ import io
 import pytest
 
 from pannier.core.errors import Corrupt
-from pannier.core.line import Data, Zeros
+from pannier.core.line import Buffer, Data, Zeros
 from pannier.storage.image.stream import Encoder, StreamHeader, decode
 
 HEADER = StreamHeader(size=1 << 20, identity="11" * 16, base="22" * 16)
-RECORDS = [Data(0, b"first"), Zeros(4096, 8192), Data(8192, b"second" * 100), Data(9000, b"")]
+RECORDS: list[Zeros | Data] = [
+    Data(0, b"first"),
+    Zeros(4096, 8192),
+    Data(8192, b"second" * 100),
+    Data(9000, b""),
+]
 
 
 def encoded(header: StreamHeader = HEADER, *, without: int | None = None) -> bytes:
     encoder = Encoder()
-    parts = [encoder.header(header)]
+    parts: list[Buffer] = [encoder.header(header)]
     for number, record in enumerate(RECORDS):
         pieces = encoder.record(record)
         if number != without:
@@ -29,7 +34,7 @@ REST = StreamHeader(size=1 << 20, identity="11" * 16, base="22" * 16, position=4
 
 def rest_of(header: StreamHeader, *records: Zeros | Data) -> bytes:
     encoder = Encoder()
-    parts = [encoder.header(header)]
+    parts: list[Buffer] = [encoder.header(header)]
     for record in records:
         parts += encoder.record(record)
     return b"".join([*parts, encoder.end()])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from math import inf
 
@@ -194,7 +194,7 @@ async def test_what_one_lease_proved_is_never_served_on_another_one_that_comes_m
     keeper = Changing(node.store, node="a", boot_id="x", terms=TERMS, clock=node.clock)
     lease = Lease(node.store, keeper=keeper, terms=TERMS, clock=node.clock)
     lease.proven(VOLUME, term=1)
-    answers = itertools.repeat(first)
+    answers: Iterator[Held] = itertools.repeat(first)
     assert lease.holds(VOLUME)
     for decide in (lease.holds, lambda volume: lease.covers(volume, frozenset({"b"}))):
         for order in itertools.product((ended, anew), repeat=4):
@@ -226,7 +226,7 @@ async def test_a_lease_that_is_known_to_be_gone_counts_no_more(node: Node) -> No
     node.lease.proven(VOLUME, term=1)
     node.store.data.revoke("lease-1")
 
-    async def no_lease(_: float) -> str:
+    async def no_lease(ttl_seconds: float) -> str:
         raise StoreUnavailable("not now")
 
     node.store.grant_lease = no_lease  # type: ignore[method-assign]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -18,6 +19,7 @@ from pannier.core.errors import NotHolder, StorageError, VolumeNotFound
 from pannier.core.generation import Generation
 from pannier.core.pace import Pace
 from pannier.core.volume import Volume
+from pannier.storage.blocks import MendingDriver
 
 USUAL = Pace()
 """The times that the daemon uses."""
@@ -34,6 +36,13 @@ async def world(tmp_path: Path) -> AsyncIterator[CopiesWorld]:
 
 def home_of(machine: Machine, volume: Volume) -> Home:
     return machine.disk.homes[volume.id]
+
+
+def mending(machine: Machine, volume: Volume) -> MendingDriver:
+    """The driver that has a volume there, whose methods a test may replace."""
+    driver = machine.up.drivers.of(volume)
+    assert isinstance(driver, MendingDriver)
+    return driver
 
 
 def change(machine: Machine, volume: Volume, file: str = "synced", value: bytes = b"?") -> None:
@@ -250,7 +259,9 @@ async def test_a_holder_that_does_not_answer_leaves_a_copy_that_is_made_anew(
     await world.until(lambda: world.now_record().in_sync == ("b",))
 
 
-async def test_a_holder_that_answers_late_is_not_waited_for(world: CopiesWorld) -> None:
+async def test_a_holder_that_answers_late_is_not_waited_for(
+    world: CopiesWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What it says then is not taken: the copy is another one by that time."""
     volume = await world.saved_volume(world.a)
     change(world.b, volume)
@@ -260,14 +271,14 @@ async def test_a_holder_that_answers_late_is_not_waited_for(world: CopiesWorld) 
         held.append(volume)
         await asyncio.sleep(10 * USUAL.copies.mend)
 
-    driver = world.a.up.drivers.of(volume)
+    driver = mending(world.a, volume)
     find = driver.find
 
-    async def slow(*args: object) -> object:
+    async def slow(*args: Any) -> object:
         await late()
         return await find(*args)
 
-    driver.find = slow
+    monkeypatch.setattr(driver, "find", slow)
     began = asyncio.get_running_loop().time()
     assert (await verify(world))["b"].state == "made anew"
     assert held
@@ -275,17 +286,17 @@ async def test_a_holder_that_answers_late_is_not_waited_for(world: CopiesWorld) 
     await world.until(lambda: world.now_record().in_sync == ("b",))
     await asyncio.sleep(12 * USUAL.copies.mend)
     assert world.current(world.b, volume)
-    driver.find = find
+    monkeypatch.setattr(driver, "find", find)
     assert states(await verify(world)) == {"a": "whole", "b": "whole"}
 
 
 async def test_a_generation_that_is_deleted_while_it_is_read_matters_to_nobody(
-    world: CopiesWorld,
+    world: CopiesWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The block was written anew, and the generations that had it are gone."""
     volume = await world.saved_volume(world.a)
     change(world.b, volume)
-    driver = world.b.up.drivers.of(volume)
+    driver = mending(world.b, volume)
     verify_it = driver.verify
 
     async def slow(volume_id: str, generation: Generation | None) -> object:
@@ -297,17 +308,19 @@ async def test_a_generation_that_is_deleted_while_it_is_read_matters_to_nobody(
         home.changed.clear()
         return found
 
-    driver.verify = slow
+    monkeypatch.setattr(driver, "verify", slow)
     assert (await verify(world))["b"].state == "mended"
-    driver.verify = verify_it
+    monkeypatch.setattr(driver, "verify", verify_it)
     assert world.current(world.b, volume)
     assert world.now_record().in_sync == ("b",)
 
 
-async def test_an_older_generation_that_nobody_can_mend_is_deleted(world: CopiesWorld) -> None:
+async def test_an_older_generation_that_nobody_can_mend_is_deleted(
+    world: CopiesWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
     volume = await world.saved_volume(world.a)
     old = max(world.generations(world.b, volume))
-    driver = world.b.up.drivers.of(volume)
+    driver = mending(world.b, volume)
     verify_it = driver.verify
 
     async def slow(volume_id: str, generation: Generation | None) -> object:
@@ -319,18 +332,20 @@ async def test_an_older_generation_that_nobody_can_mend_is_deleted(world: Copies
         return found
 
     change(world.b, volume)
-    driver.verify = slow
+    monkeypatch.setattr(driver, "verify", slow)
     assert (await verify(world))["b"].state == "mended"
-    driver.verify = verify_it
+    monkeypatch.setattr(driver, "verify", verify_it)
     assert old not in home_of(world.b, volume).generations
     assert world.current(world.b, volume)
     assert (await verify(world))["b"].state in ("whole", "read")
 
 
-async def test_nothing_is_mended_when_nothing_is_there_any_more(world: CopiesWorld) -> None:
+async def test_nothing_is_mended_when_nothing_is_there_any_more(
+    world: CopiesWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
     volume = await world.saved_volume(world.a)
     change(world.b, volume)
-    driver = world.b.up.drivers.of(volume)
+    driver = mending(world.b, volume)
     verify_it = driver.verify
 
     async def removed(volume_id: str, generation: Generation | None) -> object:
@@ -339,9 +354,9 @@ async def test_nothing_is_mended_when_nothing_is_there_any_more(world: CopiesWor
         home_of(world.b, volume).generations.clear()
         return found
 
-    driver.verify = removed
+    monkeypatch.setattr(driver, "verify", removed)
     assert (await verify(world))["b"].state == "made anew"
-    driver.verify = verify_it
+    monkeypatch.setattr(driver, "verify", verify_it)
     await world.until(lambda: world.current(world.b, volume))
 
 
@@ -362,10 +377,12 @@ async def test_a_copy_that_takes_over_meanwhile_is_mended_before(world: CopiesWo
     assert held["synced"] == b"1"
 
 
-async def test_a_holder_that_was_replaced_meanwhile_is_asked_as_a_copy(world: CopiesWorld) -> None:
+async def test_a_holder_that_was_replaced_meanwhile_is_asked_as_a_copy(
+    world: CopiesWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
     volume = await world.saved_volume(world.a, copies="3")
     change(world.b, volume)
-    driver = world.b.up.drivers.of(volume)
+    driver = mending(world.b, volume)
     verify_it = driver.verify
 
     async def moved(volume_id: str, generation: Generation | None) -> object:
@@ -373,9 +390,9 @@ async def test_a_holder_that_was_replaced_meanwhile_is_asked_as_a_copy(world: Co
         await world.mount(world.c, "vol")
         return found
 
-    driver.verify = moved
+    monkeypatch.setattr(driver, "verify", moved)
     check = await world.b.ask(lambda run: run.verification.here("vol"))
-    driver.verify = verify_it
+    monkeypatch.setattr(driver, "verify", verify_it)
     assert world.now_record().grant.node == "c"
     assert check.state == "mended"
     assert not home_of(world.b, volume).changed
@@ -417,15 +434,17 @@ async def test_two_readings_at_once_mend_it_once(world: CopiesWorld) -> None:
     assert world.now_record().in_sync == ("b",)
 
 
-async def test_a_disk_that_refuses_to_be_mended_is_made_anew(world: CopiesWorld) -> None:
+async def test_a_disk_that_refuses_to_be_mended_is_made_anew(
+    world: CopiesWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
     volume = await world.saved_volume(world.a)
     change(world.b, volume)
-    driver = world.b.up.drivers.of(volume)
+    driver = mending(world.b, volume)
 
     async def refuses(*_: object) -> None:
         raise StorageError("Input/output error")
 
-    driver.mend = refuses
+    monkeypatch.setattr(driver, "mend", refuses)
     assert (await verify(world))["b"].state == "made anew"
     await world.until(lambda: world.now_record().in_sync == ("b",))
 
@@ -443,6 +462,7 @@ async def test_a_holder_whose_block_changed_is_told_and_left_as_it_is(world: Cop
     assert home_of(world.a, volume).changed
     assert told(world) == [("a", "damaged"), ("b", "proved right")]
     view = await world.c.ask(lambda run: run.service.volume("vol"))
+    assert view.damage is not None
     assert any("not what node b was sent" in line for line in view.damage)
     findings = await world.a.ask(lambda run: run.service.doctor())
     assert any("not what node b was sent" in finding.what for finding in findings)
@@ -658,15 +678,17 @@ async def test_where_holder_and_copy_are_wrong_nothing_is_made_anew_from_either(
     assert checks["a"].remedy == "pannier volume move vol c"
 
 
-async def test_a_node_that_cannot_say_what_it_has_leaves_all_as_it_is(world: CopiesWorld) -> None:
+async def test_a_node_that_cannot_say_what_it_has_leaves_all_as_it_is(
+    world: CopiesWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An older version, or one that went away meanwhile."""
     volume = await two_unproved(world)
-    driver = world.b.up.drivers.of(volume)
+    driver = mending(world.b, volume)
 
     async def refuses(*_: object, **__: object) -> None:
         raise StorageError("not here")
 
-    driver.pieces = refuses
+    monkeypatch.setattr(driver, "pieces", refuses)
     checks = await verify(world)
     assert states(checks)["b"] == "differs"
     assert "not here" in checks["b"].error
@@ -683,21 +705,21 @@ async def test_copies_that_differ_in_more_than_blocks_are_told(
 
 
 async def test_what_was_written_anew_while_it_was_looked_for_is_no_difference(
-    world: CopiesWorld,
+    world: CopiesWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     volume = await two_unproved(world)
-    driver = world.b.up.drivers.of(volume)
+    driver = mending(world.b, volume)
     pieces = driver.pieces
 
     async def busy(*args: object, **named: object) -> object:
-        driver.pieces = pieces
+        monkeypatch.setattr(driver, "pieces", pieces)
         await rewrite(world, volume)
         home = home_of(world.b, volume)
         for old in sorted(home.generations)[:-1]:
             del home.generations[old]
         raise StorageError("not here")
 
-    driver.pieces = busy
+    monkeypatch.setattr(driver, "pieces", busy)
     checks = await verify(world)
     assert states(checks) == {"a": "whole", "b": "whole"}
 

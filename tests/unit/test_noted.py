@@ -40,6 +40,15 @@ def test_a_note_is_found_by_the_next_run_of_the_daemon(home: Path) -> None:
     assert [one.number for one in NotedRuns(home).runs()] == [5, 1]
 
 
+def test_a_note_after_the_file_was_closed_is_kept(home: Path) -> None:
+    notes = NotedRuns(home)
+    notes.note(PLACE)
+    notes.close()
+    notes.close()
+    notes.note(replace(PLACE, number=2))
+    assert NotedRuns(home).runs() == (replace(RUN, number=2),)
+
+
 @pytest.mark.parametrize("torn", range(0, 4096, 512))
 def test_a_torn_note_leaves_the_one_before(home: Path, torn: int) -> None:
     notes = NotedRuns(home)

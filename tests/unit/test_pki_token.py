@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -50,7 +52,7 @@ def test_any_other_text_is_refused_without_repeating_it(text: str) -> None:
         lambda text: "ᵖ" + text[1:],
     ],
 )
-def test_a_token_that_was_changed_is_refused(change) -> None:  # type: ignore[no-untyped-def]
+def test_a_token_that_was_changed_is_refused(change: Callable[[str], str]) -> None:
     token, _ = new_token(NOW, ttl_seconds=60, uses=1, ca_fingerprint=FINGERPRINT)
     with pytest.raises(InvalidInput):
         Token.parse(change(token.text()))

@@ -31,8 +31,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
 
 
 def spoil(world: World, name: str) -> str:
-    record = world.record(name)
-    assert record is not None
+    record = world.now_record(name)
     world.a.disk.spoilt[record.id] = StorageError(WHY, remedy=REMEDY)
     return record.id
 
@@ -70,8 +69,7 @@ async def test_its_node_keeps_its_lease(world: World) -> None:
 
 async def test_others_are_purged_and_it_goes_when_it_can(world: World) -> None:
     ident = spoil(world, "bad")
-    record = world.record("good")
-    assert record is not None
+    record = world.now_record("good")
     del world.a.disk.spoilt[ident]
     await world.remove(world.a, "bad")
     await world.remove(world.a, "good")

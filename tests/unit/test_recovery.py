@@ -366,12 +366,11 @@ async def test_recovered_twice_one_after_the_other_changes_nothing_more(
     record = await world.recover(world.b)
     with pytest.raises(Conflict, match="is up"):
         await world.recover(world.c)
-    assert record.base is not None
+    base = record.base
+    assert base is not None
     for _ in range(2):
         again = await replica_of(world, volume).ask(
-            lambda run: run.service._recovery.take(
-                "vol", epoch=1, generation=record.base, actor=ACTOR
-            )
+            lambda run: run.service._recovery.take("vol", epoch=1, generation=base, actor=ACTOR)
         )
         assert again.grant == record.grant
     assert world.now_record().grant == Grant(record.grant.node, 2)

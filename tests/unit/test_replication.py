@@ -6,12 +6,14 @@ import asyncio
 import itertools
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
 from copies_world import CopiesWorld
-from world import Fault, Machine, event_loop_policy
+from world import Fault, Machine, Step, event_loop_policy
 
 from pannier.cluster.registry import encode
 from pannier.copies.replication import Replicator
@@ -38,7 +40,6 @@ async def world(tmp_path: Path) -> AsyncIterator[CopiesWorld]:
 @pytest_asyncio.fixture
 async def large(tmp_path: Path) -> AsyncIterator[CopiesWorld]:
     async with CopiesWorld(tmp_path, names=("a", "b", "c", "d")) as world:
-        world.d = world.machines["d"]
         yield world
 
 
@@ -52,7 +53,7 @@ async def written_for(
         await asyncio.sleep(every)
 
 
-def change_record(world: CopiesWorld, name: str = "vol", **changes: object) -> None:
+def change_record(world: CopiesWorld, name: str = "vol", **changes: Any) -> None:
     """Somebody else changes a volume's record."""
     entry = world.data.get(f"volumes/{name}")
     assert entry is not None
@@ -268,7 +269,7 @@ async def test_a_move_of_a_volume_with_three_copies_sends_no_copy_everything_aga
     record = large.now_record()
     assert len(record.replicas) == 2
     for name in record.replicas:
-        await large.until(lambda n=name: large.current(large.machines[n], volume))
+        await large.until(partial(large.current, large.machines[name], volume))
     assert not [transfer for transfer in large.sent if transfer.base is None]
 
 
@@ -553,15 +554,15 @@ async def test_a_change_of_replicas_that_loses_a_race_is_made_again(large: Copie
     await asyncio.sleep(A_WHILE)
     raced = 0
 
-    def race(step: object) -> None:
+    def race(step: Step) -> None:
         """Somebody else changes the record between the holder's read and its change."""
         nonlocal raced
-        if getattr(step, "of", "") == "a" and getattr(step, "label", "") == "store.commit":
+        if step.of == "a" and step.label == "store.commit":
             large.faults = lambda step: None
             raced += 1
             change_record(large, created_at=5.0)
 
-    large.faults = race  # type: ignore[assignment]
+    large.faults = race
     drain(large, volume.replicas[0])
     await large.until(lambda: large.now_record().replicas != volume.replicas)
     assert raced == 1

@@ -133,11 +133,14 @@ async def test_a_container_that_the_engine_is_starting_is_not_frozen_by_its_grou
 async def test_what_was_removed_gives_its_room_before_writers_stand_still(tmp_path: Path) -> None:
     """The oldest first, one after the other, and nothing while there is room."""
     async with World(tmp_path, driver=SparseSnapshotDriver, with_upkeep=True) as world:
-        ids = []
-        for name in ("first", "second"):
-            ids.append((await world.create(world.a, name)).id)
-            await world.a.ask(lambda run, name=name: run.service.remove_volume(name))
+
+        async def removed(name: str) -> str:
+            made = await world.create(world.a, name)
+            await world.a.ask(lambda run: run.service.remove_volume(name))
             await asyncio.sleep(2)
+            return made.id
+
+        ids = [await removed("first"), await removed("second")]
         await asyncio.sleep(60)
         assert set(ids) <= set(world.a.disk.homes)
         world.a.disk.free_bytes = 500 << 20

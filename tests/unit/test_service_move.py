@@ -121,7 +121,7 @@ class ServiceWorld:
             swarm=self.swarm,
             catalog=catalog,
             hooks=self.hooks["a"],
-            peers=self,  # type: ignore[arg-type]
+            peers=self,
             cluster=self,
             clock=Clock(now=asyncio.get_running_loop().time, unix=time.time),
             pace=Pace().swarm,

@@ -111,7 +111,9 @@ def place(
 
 
 def told(*places: StackPlace, taken: tuple[Publication, ...] = (), **given: str) -> list[str]:
-    found = problems(parse(**given), stack="blog", places=places, taken=taken)
+    found = problems(
+        read(TEXT, environment={}, given=given), stack="blog", places=places, taken=taken
+    )
     return [each.what for each in found]
 
 
@@ -123,8 +125,10 @@ def test_a_node_without_pannier_is_named_if_the_service_could_get_there() -> Non
     bad = place("b", plugin=False)
     assert told(place("a"), bad) == ["b may get service web and has no Pannier"]
     assert told(place("a"), bad, WHERE="node.hostname == a") == []
-    for away in ({"state": "down"}, {"availability": Availability.DRAIN}):
-        assert told(place("a"), place("b", plugin=False, **away)) == []  # type: ignore[arg-type]
+    down = place("b", plugin=False, state="down")
+    drained = place("b", plugin=False, availability=Availability.DRAIN)
+    for away in (down, drained):
+        assert told(place("a"), away) == []
 
 
 def test_a_node_where_sync_calls_would_not_be_held_is_named() -> None:

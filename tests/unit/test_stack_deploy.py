@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 from pannier.cli import stack as command
 from pannier.cli.main import cli
 from pannier.contract.views import NodeView
+from pannier.contract.words import NodeState
 from pannier.core.errors import Conflict, DeadlineExceeded
 from pannier.stacks import deployment, passwords
 from pannier.stacks.docker import Docker
@@ -91,7 +92,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
     monkeypatch.setattr(passwords, "DIRECTORY", tmp_path / "secrets")
-    nodes = [NodeView(name="a", address="10.0.0.1", state="up", drivers=[], version="", volumes=0,
+    nodes = [NodeView(name="a", address="10.0.0.1", state=NodeState.UP, drivers=[], version="", volumes=0,
                       joined_at="", swarm="id-a", sync_obstacle="")]  # fmt: skip
     monkeypatch.setattr(command, "_pannier_nodes", lambda session: nodes)
     monkeypatch.setattr(deployment, "_LOOK_SECONDS", 0.0)

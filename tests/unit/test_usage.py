@@ -244,7 +244,27 @@ def test_a_second_mount_on_the_node_itself_counts(
     side = place / "side"
     side.mkdir()
     subprocess.run(["mount", "--bind", str(path), str(side)], check=True)
-    assert users_of([data], mount_root=table.root) == [User(0, None, f"mount at {side}")]
+    (user,) = users_of([data], mount_root=table.root)
+    assert user == User(0, None, f"mount at {side}", may_write=True, filtered=False)
+
+
+def test_who_only_reads_from_outside_of_containers_cannot_write(
+    table: MountTable, data: Path, process: Process
+) -> None:
+    path = table.mount("v1", data)
+    (path / "x").touch()
+    reader = process(cwd=path)
+    writer = subprocess.Popen(["sleep", "60"], stdout=(path / "x").open("a"))
+    try:
+        found = {user.pid: user for user in users_of([data], mount_root=table.root)}
+    finally:
+        writer.kill()
+        writer.wait()
+    assert {pid: user.may_write for pid, user in found.items()} == {
+        reader: False,
+        writer.pid: True,
+    }
+    assert not found[writer.pid].filtered
 
 
 def test_several_directories_and_missing_ones(
@@ -275,6 +295,7 @@ def make_process(
     (base / "cgroup").write_text(cgroup)
     (base / "cmdline").write_text("java\0-jar\0jenkins.war\0")
     (base / "comm").write_text("java\n")
+    (base / "status").write_text("Name:\tjava\nSeccomp:\t2\nSeccomp_filters:\t1\n")
     return base
 
 
@@ -309,7 +330,8 @@ def test_names_the_container(
 ) -> None:
     make_process(proc, 70, namespace="mnt:[2]", mountinfo=line(data, "/data"), cgroup=cgroup)
     found = users_of([data], mount_root=table.root, proc=proc)
-    assert found == [User(70, container, "java -jar jenkins.war")]
+    command = "java -jar jenkins.war"
+    assert found == [User(70, container, command, may_write=True, filtered=True)]
 
 
 def test_what_ends_while_it_is_read_is_left_out(proc: Path, data: Path, table: MountTable) -> None:

@@ -62,14 +62,16 @@ async def create_everywhere(world: World, *options: dict[str, str]) -> list[obje
 
 async def test_one_name_made_on_three_nodes_at_once_is_one_volume(world: World) -> None:
     made = await create_everywhere(world, {}, {}, {})
-    assert {volume.id for volume in made if isinstance(volume, Volume)} == {world.record("vol").id}
-    assert trees(world) == [world.record("vol").id], "the losers take their trees away"
+    assert {volume.id for volume in made if isinstance(volume, Volume)} == {
+        world.now_record("vol").id
+    }
+    assert trees(world) == [world.now_record("vol").id], "the losers take their trees away"
 
 
 async def test_whoever_wants_another_size_at_the_same_moment_is_refused(world: World) -> None:
     made = await create_everywhere(world, {"size": "1G"}, {"size": "1G"}, {"size": "2G"})
     sizes = {volume.spec.size for volume in made if isinstance(volume, Volume)}
-    assert sizes == {world.record("vol").spec.size}
+    assert sizes == {world.now_record("vol").spec.size}
     refused = [answer for answer in made if not isinstance(answer, Volume)]
     assert refused
     assert all(isinstance(answer, AlreadyExists) for answer in refused)
@@ -96,7 +98,7 @@ async def test_lost_answers_make_no_second_volume(
 
 async def test_a_creation_whose_answer_was_lost_is_a_success(world: World) -> None:
     world.fail_at_label("store.commit", Fault.LOSE_ANSWER)
-    assert (await world.create(world.a, "vol")).id == world.record("vol").id
+    assert (await world.create(world.a, "vol")).id == world.now_record("vol").id
 
 
 async def test_a_creation_that_may_yet_happen_keeps_its_tree(world: World) -> None:
@@ -186,7 +188,7 @@ async def test_removing_while_it_is_given_away_leaves_it_whole(world: World) -> 
     world.delay = lambda: world.random.choice((0.0, 0.1))
     for _ in range(10):
         holder, other = world.a, world.b
-        if world.record("vol").grant.node == "b":
+        if world.now_record("vol").grant.node == "b":
             holder, other = other, holder
         moving = asyncio.ensure_future(world.move(holder, "vol", other.name))
         await asyncio.sleep(world.random.uniform(0, 0.5))

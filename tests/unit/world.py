@@ -14,7 +14,7 @@ import logging
 import random
 import shutil
 import sys
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Generator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
@@ -63,7 +63,7 @@ USUAL = Pace()
 """The times that the daemon uses."""
 _NOT_PLAYED = frozenset(
     ("introduction", "admission", "activation", "swarm-node", "free-space", "evacuation", "labels",
-     "hooks")
+     "hooks", "unheld", "twins")
 )  # fmt: skip
 """Work of a node that has nothing to do with who holds what; its tests have worlds of their own."""
 
@@ -220,7 +220,7 @@ class World:
     def _make_task(
         self,
         loop: asyncio.AbstractEventLoop,
-        work: Coroutine[Any, Any, T],
+        work: Coroutine[Any, Any, T] | Generator[Any, None, T],
         context: Any = None,
         **options: Any,
     ) -> asyncio.Task[T]:
@@ -343,8 +343,9 @@ class World:
         task = there.spawn(question(there))
         broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._calls[broken] = link
+        either: set[asyncio.Future[Any]] = {task, broken}
         try:
-            await asyncio.wait({task, broken}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         finally:
             del self._calls[broken]
             if abort and not task.done() and self.random.random() < 0.7:
@@ -411,6 +412,7 @@ class World:
         """The driver of a running node, in a world of such drivers."""
         driver = machine.up.driver
         assert isinstance(driver, SteppedSparseDriver)
+        assert isinstance(driver.sparse, SparseSnapshotDriver)
         return driver.sparse
 
     async def write_once(self, machine: Machine, name: str, value: bytes = b"x") -> None:
@@ -446,6 +448,12 @@ class World:
         entry = self.data.get(volume_key(name))
         return _volume(entry.value) if entry else None
 
+    def now_record(self, name: str = "vol") -> Volume:
+        """The store's record, which must be there."""
+        record = self.record(name)
+        assert record is not None
+        return record
+
     def trashed(self, volume_id: str) -> Volume | None:
         """The store's record of a removed volume."""
         entry = self.data.get(trash_key(volume_id))
@@ -453,9 +461,7 @@ class World:
 
     def contents(self, name: str) -> dict[str, bytes]:
         """What the holder has of a volume."""
-        record = self.record(name)
-        assert record is not None
-        return dict(self._held(record) or {})
+        return dict(self._held(self.now_record(name)) or {})
 
     def _held(self, record: Volume) -> Any:
         disk = self.machines[record.grant.node].disk

@@ -44,6 +44,7 @@ from pannier.host.mountinfo import (
 
 _CONTAINER = re.compile(r"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
 _COMMAND_LENGTH = 80
+_FILTERED = "\nSeccomp:\t2\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +56,15 @@ class User:
             single process holds.
         container: the engine's id (64 hexadecimal digits) if its cgroup's name has one.
         command: its command line, shortened, for messages.
+        may_write: the directory is mounted for it, or it has something in it open for writing.
+        filtered: it has a seccomp filter. No sync call of a process without one can be held.
     """
 
     pid: int
     container: str | None
     command: str
+    may_write: bool
+    filtered: bool
 
 
 def users_of(
@@ -88,7 +93,9 @@ def users_of(
     skipped = {os.getpid()} if ignore is None else set(ignore)
     search = _Search.prepare([path.resolve() for path in paths], mount_root.resolve())
     own = search.view(own_mounts(), root="/")
-    found = [User(0, None, f"mount at {point}") for point in own.uses]
+    found = [
+        User(0, None, f"mount at {point}", may_write=True, filtered=False) for point in own.uses
+    ]
     prefixes = own.prefixes + tuple(str(path.resolve()) for path in paths)
     for space in _namespaces(proc):
         view = _View((), prefixes) if space.own else search.of_namespace(proc, space)
@@ -99,7 +106,8 @@ def users_of(
             if pid in skipped:
                 continue
             if view.uses or _has_open(proc, pid, patterns, maps=maps):
-                user = _describe(proc, pid)
+                may_write = bool(view.uses) or _has_open_for_writing(proc, pid, patterns)
+                user = _describe(proc, pid, may_write=may_write)
                 if user is not None:
                     found.append(user)
     return sorted(found, key=lambda user: user.pid)
@@ -270,6 +278,19 @@ def _has_open(proc: Path, pid: int, patterns: _Patterns, *, maps: bool) -> bool:
     return maps and _has_mapped(base, patterns)
 
 
+def _has_open_for_writing(proc: Path, pid: int, patterns: _Patterns) -> bool:
+    base = f"{proc}/{pid}"
+    try:
+        for fd in os.listdir(f"{base}/fd"):
+            if patterns.match(os.readlink(f"{base}/fd/{fd}")):
+                flags = re.search(r"flags:\s*(\d+)", _read_text(f"{base}/fdinfo/{fd}"))
+                if flags and int(flags[1], 8) & os.O_ACCMODE != os.O_RDONLY:
+                    return True
+    except OSError:  # closed meanwhile, or it has ended: the next look tells
+        return False
+    return False
+
+
 def _has_mapped(base: str, patterns: _Patterns) -> bool:
     try:
         with open(f"{base}/maps", "rb", buffering=0) as file:
@@ -279,18 +300,25 @@ def _has_mapped(base: str, patterns: _Patterns) -> bool:
     return any(pattern in content for pattern in patterns.mapped)
 
 
-def _describe(proc: Path, pid: int) -> User | None:
+def _describe(proc: Path, pid: int, *, may_write: bool) -> User | None:
     """None where the process has ended: it uses nothing any more."""
     try:
         groups = _read_text(f"{proc}/{pid}/cgroup")
         command = _read_text(f"{proc}/{pid}/cmdline").replace("\0", " ").strip()
         command = command or _read_text(f"{proc}/{pid}/comm").strip()
+        status = _read_text(f"{proc}/{pid}/status")
     except OSError:
         return None
     # Of nested containers the outer one: that is the one our engine knows.
     container = _CONTAINER.search(groups)
     printable = "".join(c if c.isprintable() else "?" for c in command[:_COMMAND_LENGTH])
-    return User(pid, container[0] if container else None, printable)
+    return User(
+        pid,
+        container[0] if container else None,
+        printable,
+        may_write=may_write,
+        filtered=_FILTERED in status,
+    )
 
 
 def _read_text(path: str) -> str:

@@ -123,7 +123,7 @@ class Use:
 
     async def users(self, volume: Volume) -> list[str]:
         """Who uses the volume on this node, in words for people; empty where nobody does."""
-        named = await self._name_all(await self.processes(volume))
+        named = await self.name_all(await self.processes(volume))
         if not named and self.starting(volume):
             named = ["a container that is being started"]
         return named
@@ -135,7 +135,7 @@ class Use:
             return []
         paths = [driver.behind(volume.id, volume.grant.epoch)]
         found = await asyncio.to_thread(self._users_of, paths, mount_root=self._mounts.root)
-        return await self._name_all(found)
+        return await self.name_all(found)
 
     async def in_use(self, volume: Volume) -> bool:
         """Whether anybody uses the volume on this node. Does not ask the engine, which may hang."""
@@ -155,7 +155,8 @@ class Use:
         """Whether the engine asked for the volume and did not give it back: a hint, which may be wrong."""
         return bool(self._mount_ids.ages(volume.name, self._clock.now()))
 
-    async def _name_all(self, users: list[User]) -> list[str]:
+    async def name_all(self, users: Sequence[User]) -> list[str]:
+        """The same users in words for people, each container once."""
         one_each = {user.container or f"{user.pid} {user.command}": user for user in users}
         names = [await self._name_one(user) for user in one_each.values()]
         return list(dict.fromkeys(names))

@@ -23,6 +23,8 @@ _PIDFD_GETFD = 438
 """The number of the system call, the same on every architecture."""
 _PIDFD_THREAD = os.O_EXCL
 """A pidfd of a thread; since Linux 6.9."""
+_NO_PROCESS = frozenset((errno.EINVAL, errno.ENOENT))
+"""The number is that of a thread which is not its process's first one."""
 _NO_WAY = frozenset((errno.EPERM, errno.ENOSYS, errno.EINVAL))
 """The kernel, or a security module as Yama, gives no descriptor away."""
 
@@ -42,10 +44,13 @@ class Borrowed:
 
 
 @contextmanager
-def borrowed(call: SyncCall) -> Iterator[Borrowed | None]:
+def borrowed(call: SyncCall, *, device: int | None) -> Iterator[Borrowed | None]:
     """The file or directory of a call that still waits; None where its descriptor is not that file any more.
 
     To be used in a thread that may wait: closing it may ask its file system.
+
+    Args:
+        device: where the file was when the call came in; None where only its mount is known.
 
     Raises:
         OSError: it cannot be had, such as that of a device or FIFO.
@@ -56,10 +61,20 @@ def borrowed(call: SyncCall) -> Iterator[Borrowed | None]:
         yield None
         return
     try:
-        same = open_file(fdinfo("self", got.fd)) == call.file and call.is_there()
-        if same and not _is_plain(got.fd):
+        status = os.fstat(got.fd)
+        if device is None:
+            same = open_file(fdinfo("self", got.fd)) == call.file
+        else:
+            same = call.file is not None and (status.st_dev, status.st_ino) == (
+                device,
+                call.file.inode,
+            )
+        if not same or not call.is_there():
+            yield None
+            return
+        if not _is_plain(status):
             raise OSError(errno.EINVAL, "neither a file nor a directory")
-        yield got if same else None
+        yield got
     finally:
         os.close(got.fd)
 
@@ -78,11 +93,11 @@ def _borrow(tid: int, fd: int) -> Borrowed | None:
 
 def _own(tid: int, fd: int) -> int:
     try:
-        pidfd = os.pidfd_open(tid, _PIDFD_THREAD)
+        pidfd = os.pidfd_open(tid)
     except OSError as error:
-        if error.errno != errno.EINVAL:
+        if error.errno not in _NO_PROCESS:
             raise
-        pidfd = os.pidfd_open(tid)  # EINVAL again for any but a process's first thread
+        pidfd = os.pidfd_open(tid, _PIDFD_THREAD)
     try:
         ours = int(_libc.syscall(_PIDFD_GETFD, pidfd, fd, 0))
         if ours < 0:
@@ -97,13 +112,12 @@ def _opened_anew(tid: int, fd: int) -> int:
     """Looked at before it is opened: to open a device or FIFO does something."""
     path = os.open(f"/proc/{tid}/fd/{fd}", os.O_PATH | os.O_CLOEXEC)
     try:
-        if not _is_plain(path):
+        if not _is_plain(os.fstat(path)):
             raise OSError(errno.EINVAL, "neither a file nor a directory")
         return os.open(f"/proc/self/fd/{path}", os.O_RDONLY | os.O_CLOEXEC)
     finally:
         os.close(path)
 
 
-def _is_plain(fd: int) -> bool:
-    mode = os.fstat(fd).st_mode
-    return stat.S_ISREG(mode) or stat.S_ISDIR(mode)
+def _is_plain(status: os.stat_result) -> bool:
+    return stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)

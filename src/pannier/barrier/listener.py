@@ -138,6 +138,7 @@ class Listener:
         waiting = Waiting(
             call=self._made(call, first, None if reached.stacked else reached.file),
             volumes=set(reached.volumes),
+            passing=reached.volumes - self.origin.places.keys(),
             answer=partial(self._answer, call.ident),
             lapse=partial(self._forget, call.ident),
         )
@@ -198,7 +199,7 @@ class Listener:
                 self._pending.add(ident)
         for slot, ident in self._pending:
             unknown = Notification(ident, 0, "unknown", ())
-            everything = Reached(frozenset(self.origin.places))
+            everything = Reached(frozenset(self.reach.places))
             self._wait(unknown, slot, self._clock.now(), everything)
 
     # -- calls end -------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ In doubt, a call concerns all the container's held volumes.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
@@ -82,14 +82,21 @@ class Reach:
     """The held volumes of one container.
 
     Attributes:
-        places: where each volume's tree is; None where that could not be seen.
+        own: where the tree of each volume that it mounts is; None where that could not be seen.
         host: the host's file systems.
+        passing: gives the held volumes that are on this machine now, for a container that sees them beside its own.
         mounts: what the container's processes see. It must be let go of soon after the last question.
     """
 
-    places: Mapping[str, Location | None]
+    own: Mapping[str, Location | None]
     host: HostDevices
+    passing: Callable[[], Mapping[str, Location | None]] | None = None
     mounts: OthersMounts = field(default_factory=OthersMounts)
+
+    @property
+    def places(self) -> Mapping[str, Location | None]:
+        """Its own volumes, and those that it sees now."""
+        return self.own if self.passing is None else {**self.passing(), **self.own}
 
     def of(self, call: Notification) -> Reached:
         """The volumes that ``call`` waits for; none if it may go on at once.
@@ -142,15 +149,16 @@ class Reach:
         )
 
     def _of_mount(self, tid: int, fd: int, mount: Mount | None) -> tuple[frozenset[str], _Lies]:
-        everything = frozenset(self.places)
+        places = self.places
+        everything = frozenset(places)
         if mount is None:
             # From another mount namespace, or from none, such as a pipe or socket.
             opened = os.readlink(f"/proc/{tid}/fd/{fd}")
             if opened.startswith(_NO_FILE):
                 return frozenset(), _Lies.UNKNOWN
             return everything, _Lies.ELSEWHERE
-        unseen = frozenset(name for name, place in self.places.items() if place is None)
-        found = {name for name, place in self.places.items() if place and touches(mount, place)}
+        unseen = frozenset(name for name, place in places.items() if place is None)
+        found = {name for name, place in places.items() if place and touches(mount, place)}
         if found or unseen:
             return unseen | found, _Lies.IN_A_VOLUME if found else _Lies.UNKNOWN
         if mount.fstype in _IN_MEMORY or mount.device in self.host:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import assert_never
 
 import structlog
@@ -278,10 +279,9 @@ class Acknowledging:
 
     async def _heard(self, replicated: Replicated, seconds: float) -> None:
         """Wait for a replica's next answer, for ``seconds`` at most."""
-        try:
-            await asyncio.wait_for(replicated.answered.wait(), seconds)
-        except TimeoutError:
-            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await replicated.answered.wait()
 
     # -- who counts -----------------------------------------------------------------------------
 

@@ -6,11 +6,12 @@ import asyncio
 import signal
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
+from contextlib import suppress
 from queue import SimpleQueue
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
+_Outcome = TypeVar("_Outcome")
 
 
 class _OwnThreads:
@@ -49,15 +50,27 @@ _own_threads = _OwnThreads()
 
 def in_own_thread(function: Callable[[], T]) -> asyncio.Future[T]:
     """Have ``function`` run at once in a thread of its own, for work that may take hours."""
-    outcome: Future[T] = Future()
-    outcome.set_running_or_notify_cancel()
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
 
     def work() -> None:
         try:
-            outcome.set_result(function())
+            result = function()
         except BaseException as error:
-            outcome.set_exception(error)
+            tell(future.set_exception, error)
+        else:
+            tell(future.set_result, result)
 
-    future = asyncio.wrap_future(outcome)
+    def tell(how: Callable[[_Outcome], None], outcome: _Outcome) -> None:
+        with suppress(RuntimeError):  # the loop was closed
+            loop.call_soon_threadsafe(_unless_done, future, how, outcome)
+
     _own_threads.run(work)
     return future
+
+
+def _unless_done(
+    future: asyncio.Future[Any], tell: Callable[[_Outcome], None], outcome: _Outcome
+) -> None:
+    if not future.done():  # nobody waits for it any more
+        tell(outcome)

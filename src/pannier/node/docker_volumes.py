@@ -53,6 +53,7 @@ from pannier.holding.takeover import Takeover
 from pannier.holding.volumes import Volumes
 from pannier.host.clock import Clock, rfc3339
 from pannier.node.barrier_admission import BarrierAdmission
+from pannier.node.twins import Twins
 
 log = structlog.get_logger(__name__)
 
@@ -98,6 +99,7 @@ class VolumesForDocker:
         takeover: Takeover,
         abdication: Abdication,
         admission: BarrierAdmission,
+        twins: Twins,
         clock: Clock,
         pace: NodePace,
     ) -> None:
@@ -111,6 +113,7 @@ class VolumesForDocker:
         self._takeover = takeover
         self._abdication = abdication
         self._admission = admission
+        self._twins = twins
         self._clock = clock
         self._pace = pace
         self._limits = MountLimits(
@@ -123,6 +126,7 @@ class VolumesForDocker:
 
     async def remove(self, name: str) -> None:
         """See :class:`~pannier.contract.docker_volumes.DockerVolumes`."""
+        self._twins.check(name)
         await self._volumes.remove(name, actor=f"docker on {self._cluster.node}")
 
     async def mount(self, name: str, mount_id: str) -> Path:

@@ -14,12 +14,24 @@ import random
 import sqlite3
 import sys
 import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+
+class Keeper(Protocol):
+    """One of the ways."""
+
+    def add(self, number: int, host: str) -> None:
+        """Keep a record. It is safe when this returns."""
+
+    def records(self) -> list[tuple[int, str]]:
+        """The number and host of every record, in order; first it checks all of its data."""
 
 
 class Database:
     """Rows of a SQLite database. Each transaction changes other pages as well: it is there whole or not."""
 
-    def __init__(self, folder, journal):
+    def __init__(self, folder: str, journal: str) -> None:
         self.database = sqlite3.connect(f"{folder}/rows.db", timeout=60, isolation_level=None)
         self.ask(f"pragma journal_mode={journal}")
         # With a rollback journal, FULL leaves it to chance whether the end of the last transaction, which
@@ -32,10 +44,10 @@ class Database:
         self.ask("create index if not exists by_filling on rows (filling)")
         self.ask("create table if not exists sums (slot integer primary key, rows integer)")
 
-    def ask(self, query, *values):
+    def ask(self, query: str, *values: object) -> list[tuple[Any, ...]]:
         return self.database.execute(query, values).fetchall()
 
-    def add(self, number, host):
+    def add(self, number: int, host: str) -> None:
         self.ask("begin immediate")
         self.ask(
             "insert into rows values (?, ?, ?)", number, host, os.urandom(random.randrange(3000))
@@ -44,7 +56,7 @@ class Database:
         self.ask(add, random.randrange(1000))
         self.ask("commit")
 
-    def records(self):
+    def records(self) -> list[tuple[int, str]]:
         self.ask("begin")
         assert self.ask("pragma integrity_check") == [("ok",)], self.ask("pragma integrity_check")
         found = self.ask("select number, host from rows order by number")
@@ -61,14 +73,14 @@ class Mapped:
     SLOT = 512
     SLOTS = 2**17
 
-    def __init__(self, folder):
+    def __init__(self, folder: str) -> None:
         with open(f"{folder}/mapped", "a+b") as file:
             if os.fstat(file.fileno()).st_size != self.SLOT * self.SLOTS:
                 file.truncate(self.SLOT * self.SLOTS)
                 os.fsync(file.fileno())
             self.map = mmap.mmap(file.fileno(), self.SLOT * self.SLOTS)
 
-    def add(self, number, host):
+    def add(self, number: int, host: str) -> None:
         at = number * self.SLOT
         self.map[at : at + self.SLOT] = _sealed(
             f"{number} {host} ".encode().ljust(self.SLOT - 32, b".")
@@ -76,7 +88,7 @@ class Mapped:
         page = at - at % mmap.PAGESIZE
         self.map.flush(page, mmap.PAGESIZE)
 
-    def records(self):
+    def records(self) -> list[tuple[int, str]]:
         """Up to the first slot that is not whole: one that nobody was told of may be half there."""
         found = []
         for number in range(1, self.SLOTS):
@@ -90,13 +102,13 @@ class Mapped:
 class Maildir:
     """A file for each record, as mail is delivered: written aside, synced, renamed, and the folder synced."""
 
-    def __init__(self, folder):
+    def __init__(self, folder: str) -> None:
         self.aside, self.new = f"{folder}/tmp", f"{folder}/new"
         for name in (self.aside, self.new):
             os.makedirs(name, exist_ok=True)
         _sync(folder)
 
-    def add(self, number, host):
+    def add(self, number: int, host: str) -> None:
         name = f"{number}.{host}"
         with open(f"{self.aside}/{name}", "wb") as file:
             file.write(_sealed(os.urandom(random.randrange(20_000))))
@@ -105,7 +117,7 @@ class Maildir:
         os.rename(f"{self.aside}/{name}", f"{self.new}/{name}")
         _sync(self.new)
 
-    def records(self):
+    def records(self) -> list[tuple[int, str]]:
         """Every file that has its name is whole."""
         found = []
         for name in os.listdir(self.new):
@@ -116,7 +128,7 @@ class Maildir:
         return sorted(found)
 
 
-WAYS = {
+WAYS: dict[str, Callable[[str], Keeper]] = {
     "sqlite-journal": lambda folder: Database(folder, "delete"),
     "sqlite-wal": lambda folder: Database(folder, "wal"),
     "mmap": Mapped,
@@ -124,23 +136,23 @@ WAYS = {
 }
 
 
-def _sealed(body):
+def _sealed(body: bytes) -> bytes:
     return body + hashlib.sha256(body).digest()
 
 
-def _opened(sealed):
+def _opened(sealed: bytes) -> bytes | None:
     """The body, or None if it is not what was sealed."""
     body = sealed[:-32]
     return body if sealed == _sealed(body) else None
 
 
-def _sync(folder):
+def _sync(folder: str) -> None:
     opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     os.fsync(opened)
     os.close(opened)
 
 
-def main(folder, way, *show):
+def main(folder: str, way: str, *show: str) -> None:
     keeper = WAYS[way](folder)
     records = keeper.records()
     if show:

@@ -143,6 +143,8 @@ class ImageDriver(SubvolumeDriver):
             with suppress(OSError, StorageError):
                 image.thaw()  # nobody would be there to do it
             image.end_cuts()
+        for notes in self._noted.values():
+            notes.close()
         if self._kept is not None:
             self._kept.close()
             self._kept = None
@@ -277,6 +279,7 @@ class ImageDriver(SubvolumeDriver):
         await in_thread(self._detach, self._home(volume), epoch)
 
     def _detach(self, home: Home, epoch: int) -> None:
+        self._end_notes(home.volume)
         with told_as_storage_error(f"detach volume {home.volume}"):
             self._image(home.volume, epoch).detach()
 
@@ -297,6 +300,7 @@ class ImageDriver(SubvolumeDriver):
 
     def _seal(self, home: Home, epoch: int) -> Generation:
         live = existing_live(home, epoch)
+        self._end_notes(home.volume)
         with told_as_storage_error(f"seal volume {home.volume}"):
             self._image(home.volume, epoch).shut()
             generation = super()._snapshot(home, epoch)
@@ -477,6 +481,7 @@ class ImageDriver(SubvolumeDriver):
         for epoch in home.epochs():
             self._detach(home, epoch)
         self._kept_records.forget(home.volume)
+        self._end_notes(home.volume)
         self._noted.pop(home.volume, None)
         super()._delete(home)
         for key in [key for key in self._images if key[0] == home.volume]:
@@ -616,6 +621,11 @@ class ImageDriver(SubvolumeDriver):
         if notes is None:
             notes = self._noted.setdefault(volume, NotedRuns(self._home(volume).path))
         return notes
+
+    def _end_notes(self, volume: str) -> None:
+        """No record is made, until the volume is mounted again."""
+        if (notes := self._noted.get(volume)) is not None:
+            notes.close()
 
     async def missing(self, volume: str) -> str:
         """See :meth:`LineDriver.missing`."""

@@ -10,6 +10,7 @@ that a power cut tears leaves the other block.
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import struct
@@ -45,6 +46,8 @@ class NotedRuns:
         self._path = home / NOTED
         self._lock = threading.Lock()
         self._known: tuple[int, tuple[Noted, ...]] | None = None
+        self._file: _Blocks | None = None
+        """Open from the first note on: each sync call makes one."""
 
     def runs(self) -> tuple[Noted, ...]:
         """What is remembered; nothing where there is no note, or none that is whole."""
@@ -58,8 +61,17 @@ class NotedRuns:
             runs = noting(runs, place)
             if count == 0:
                 self._make()
-            self._write(count + 1, runs)
+            if self._file is None:
+                self._file = _Blocks(self._path)
+            self._file.write((count + 1) % _SLOTS, pack(count + 1, runs))
             self._known = count + 1, runs
+
+    def close(self) -> None:
+        """Close the file, until the next note; a second call does nothing."""
+        with self._lock:
+            file, self._file = self._file, None
+            if file is not None:
+                file.close()
 
     def _read(self) -> tuple[int, tuple[Noted, ...]]:
         if self._known is None:
@@ -85,14 +97,27 @@ class NotedRuns:
         finally:
             os.close(directory)
 
-    def _write(self, count: int, runs: Sequence[Noted]) -> None:
-        with mmap.mmap(-1, BLOCK_BYTES) as block:
-            block[:] = pack(count, runs)
-            fd = os.open(self._path, os.O_WRONLY | os.O_DIRECT | os.O_NOFOLLOW | os.O_CLOEXEC)
-            try:
-                os.pwrite(fd, block, count % _SLOTS * BLOCK_BYTES)
-            finally:
-                os.close(fd)
+
+class _Blocks:
+    """A file of blocks, open for writing past the page cache. For one thread at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self._fd = os.open(path, os.O_WRONLY | os.O_DIRECT | os.O_NOFOLLOW | os.O_CLOEXEC)
+        self._block = mmap.mmap(-1, BLOCK_BYTES)
+
+    def write(self, slot: int, block: bytes) -> None:
+        """Write a block in the place of another.
+
+        Raises:
+            OSError: the disk refused it.
+        """
+        self._block[:] = block
+        if os.pwrite(self._fd, self._block, slot * BLOCK_BYTES) != BLOCK_BYTES:
+            raise OSError(errno.EIO, "a block was written in part")
+
+    def close(self) -> None:
+        os.close(self._fd)
+        self._block.close()
 
 
 def pack(count: int, runs: Sequence[Noted]) -> bytes:

@@ -28,6 +28,8 @@ class WatchedMount:
     def __init__(self, place: Path) -> None:
         self._place = place
         self._kept: int | None = None
+        self._counted: int | None = None
+        """What the kernel tells of ext4's errors, open as well: each sync call asks."""
         self._lock = threading.Lock()
         """Taken to use or change ``_kept``: its number is another file's once it is closed."""
 
@@ -35,14 +37,21 @@ class WatchedMount:
         """Open the descriptor, unless it is open. It keeps the mount from being unmounted."""
         with self._lock:
             if self._kept is None:
-                self._kept = os.open(self._place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                kept = os.open(self._place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                try:
+                    self._counted = ext4.open_error_count(os.fstat(kept).st_dev)
+                except BaseException:
+                    os.close(kept)
+                    raise
+                self._kept = kept
 
     def forget(self) -> None:
         """Close it. What was not told by then is never told."""
         with self._lock:
-            if self._kept is not None:
-                os.close(self._kept)
-                self._kept = None
+            for fd in (self._kept, self._counted):
+                if fd is not None:
+                    os.close(fd)
+            self._kept = self._counted = None
 
     @property
     def is_watched(self) -> bool:
@@ -57,7 +66,7 @@ class WatchedMount:
         """
         with self._lock:
             # A second number of the same open file: a loss that is told to one is told to the other.
-            fd = os.dup(self._open())
+            fd = os.dup(self._require_open(self._kept))
         try:
             sync_file_system(fd)
         finally:
@@ -70,9 +79,9 @@ class WatchedMount:
             OSError: it is not watched, or the kernel does not tell.
         """
         with self._lock:
-            return ext4.error_count(os.fstat(self._open()).st_dev)
+            return ext4.error_count(self._require_open(self._counted))
 
-    def _open(self) -> int:
-        if self._kept is None:
+    def _require_open(self, fd: int | None) -> int:
+        if fd is None:
             raise OSError(errno.ENODEV, "it is not mounted", str(self._place))
-        return self._kept
+        return fd

@@ -87,6 +87,11 @@ class Index:
         """Those of a volume's live records, in the order in which they came."""
         return [record.place for record in self._records.get(volume, {}).values()]
 
+    def last(self, volume: str) -> LinePlace | None:
+        """The place of a volume's live record that came last. Asked for each record, of which there may be many."""
+        newest = next(reversed(self._records.get(volume, {}).values()), None)
+        return newest.place if newest else None
+
     def records_in(self, number: int) -> list[LiveRecord]:
         """The live records of a segment, in the order in which they came."""
         return sorted(

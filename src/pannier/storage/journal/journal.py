@@ -126,8 +126,8 @@ class Journal:
 
     def last(self, volume: str) -> LinePlace | None:
         """Of the newest record of a volume."""
-        places = self.places(volume)
-        return places[-1] if places else None
+        with self._lock:
+            return self._index.last(volume)
 
     def places(self, volume: str) -> list[LinePlace]:
         """Of all records of a volume that are needed, in the order in which they came."""
