@@ -20,6 +20,7 @@ from pannier.agent.lease import Lease
 from pannier.agent.mountids import MountIds
 from pannier.agent.mounts import Mounts
 from pannier.agent.promises import Promises
+from pannier.agent.renewal import Keeper
 from pannier.agent.room import RoomGuard
 from pannier.agent.use import Use, UsersOf
 from pannier.barrier.calls import Strategy
@@ -98,6 +99,7 @@ class Outside(Generic[Calls]):
 
     Attributes:
         store: the cluster's memory; its session is the caller's.
+        keeper: renews this node's lease.
         drivers: those that this node is meant to have, by name, not opened yet, in the order of opening.
         engine: the container engine beside this node.
         peers: the other nodes' APIs.
@@ -116,6 +118,7 @@ class Outside(Generic[Calls]):
     """
 
     store: Store
+    keeper: Keeper
     drivers: Mapping[str, Driver]
     engine: Engine
     peers: Peers
@@ -228,9 +231,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
     cluster = Cluster(node=node, registry=registry, catalog=catalog)
 
     # The agent: what is here, who uses it, and for how long this node may hold it.
-    lease = Lease(
-        outside.store, node=node, boot_id=settings.boot_id, terms=settings.terms, clock=clock
-    )
+    lease = Lease(outside.store, keeper=outside.keeper, terms=settings.terms, clock=clock)
     promises = Promises(
         file=files.durable("takeovers.json"), clock=clock, longest=pace.holding.promise
     )
@@ -573,7 +574,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         ),
         then=(
             Work("introduction", partial(keep_introduced, membership, settings.me, pace=pace.node)),
-            Work("lease", lease.keep),
+            Work("lease", outside.keeper.run),
             Work("disks", disks.run),
             Work("proof", custody.prove_all),
             Work("idle", custody.detach_idle),

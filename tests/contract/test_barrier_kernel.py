@@ -21,7 +21,7 @@ from pannier.barrier import barrier, kernel, pending, syncwrites
 from pannier.barrier.arrivals import readable
 from pannier.barrier.keeping import Keeping
 from pannier.barrier.pending import Pending
-from pannier.barrier.reach import Reach
+from pannier.barrier.reach import HostDevices, Reach
 from pannier.host.activation import unix_listener
 from pannier.host.mountinfo import OwnMounts
 
@@ -349,7 +349,7 @@ async def test_files_that_are_written_through_are_found(world: World) -> None:
     async with world.running():
         caller = await world.caller()
         places = world.barrier._places(["one"])
-        reach = Reach(places, str(world.mounts))
+        reach = Reach(places, HostDevices(str(world.mounts)))
         (world.folder / "elsewhere").touch()
         for file in (world.folder / "elsewhere", world.file()):
             await caller.begin(f"os.open({str(file)!r}, os.O_WRONLY | os.O_SYNC)")
@@ -358,6 +358,124 @@ async def test_files_that_are_written_through_are_found(world: World) -> None:
         pid, fd = found[caller.pid]
         assert pid == caller.pid
         assert os.readlink(f"/proc/{pid}/fd/{fd}") == str(world.file())
+
+
+# -- what is kept of the containers' mounts -----------------------------------------------------------
+
+_OWN_NAMESPACE = "assert libc.unshare(0x20000) == 0"  # CLONE_NEWNS, of this thread
+_MOUNT = "assert libc.mount(b'{0}', b'{1}', b'{2}', {3}, None) == 0"
+_PRIVATE, _BIND = 1 << 18 | 1 << 14, 1 << 12
+
+
+async def test_a_mount_that_a_container_makes_counts_from_its_next_call_on(
+    world: World, tmp_path: Path
+) -> None:
+    (point := tmp_path / "point").mkdir()
+    (point / "x").touch()
+    bind = _MOUNT.format(world.mounts / "one", point, "none", _BIND)
+    sync = f"fd = os.open('{point}/x', os.O_RDWR); os.fsync(fd); os.close(fd)"
+    lines = [
+        _OWN_NAMESPACE,
+        _MOUNT.format("none", "/", "none", _PRIVATE),
+        *(sync, sync, bind, sync),
+        f"assert libc.umount2(b'{point}', 2) == 0",  # MNT_DETACH
+        sync,
+    ]
+    world.gate.open()
+    async with world.running():
+        caller = await world.caller()
+        await caller.begin("; ".join(lines))
+        assert await caller.outcome() == "ok"
+    assert [volume for volume, _calls in world.gate.groups] == ["one"]
+
+
+async def test_a_directory_that_is_renamed_into_a_volume_counts_from_the_next_call_on(
+    world: World, tmp_path: Path
+) -> None:
+    """The kernel does not tell that what is mounted has another name."""
+    (point := tmp_path / "point").mkdir()
+    outside, inside = world.folder / "trees/outside", world.folder / "trees/one/inside"
+    outside.mkdir()
+    (outside / "x").touch()
+    lines = [
+        _OWN_NAMESPACE,
+        _MOUNT.format("none", "/", "none", _PRIVATE),
+        _MOUNT.format(outside, point, "none", _BIND),
+        f"fd = os.open('{point}/x', os.O_RDWR); os.fsync(fd); os.fsync(fd)",
+        f"os.rename('{outside}', '{inside}'); os.fsync(fd)",
+    ]
+    world.gate.open()
+    async with world.running():
+        caller = await world.caller()
+        await caller.begin("; ".join(lines))
+        assert await caller.outcome() == "ok"
+    assert len(world.gate.groups) == 1
+
+
+async def test_threads_in_several_namespaces_are_each_seen_with_their_own_mounts(
+    world: World, tmp_path: Path
+) -> None:
+    (point := tmp_path / "point").mkdir()
+    (point / "x").touch()
+    bind = _MOUNT.format(world.mounts / "one", point, "none", _BIND)
+    apart = [_OWN_NAMESPACE, _MOUNT.format("none", "/", "none", _PRIVATE), bind]
+    sync = f"os.fsync(os.open('{point}/x', os.O_RDWR))"
+    world.gate.open()
+    async with world.running():
+        caller = await world.caller()
+        for number in range(3):
+            await caller.begin(sync)
+            assert await caller.outcome() == "ok"
+            assert len(world.gate.groups) == number
+            await caller.begin("; ".join([*apart, sync]))
+            assert await caller.outcome() == "ok"
+            assert len(world.gate.groups) == number + 1
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    """An ext4 in a file."""
+    image = tmp_path / "image"
+    image.write_bytes(bytes(8 << 20))
+    subprocess.run(["mkfs.ext4", "-q", image], check=True)
+    return image
+
+
+async def test_a_container_s_mounts_are_gone_when_it_has_ended(
+    world: World, image: Path, tmp_path: Path
+) -> None:
+    """What is kept of its mounts keeps them from being unmounted, if it is kept too long."""
+    (point := tmp_path / "point").mkdir()
+
+    def attached() -> bool:
+        asked = ["losetup", "--associated", str(image)]
+        return bool(subprocess.run(asked, check=True, capture_output=True).stdout)
+
+    async with world.running():
+        caller = await world.caller()
+        mount = f"import subprocess; subprocess.run(['mount', '-o', 'loop', {str(image)!r}, {str(point)!r}], check=True)"
+        sync = f"os.fsync(os.open({str(world.file())!r}, os.O_RDWR))"
+        private = _MOUNT.format("none", "/", "none", _PRIVATE)
+        await caller.begin("; ".join([_OWN_NAMESPACE, private, mount, sync]))
+        await world.waiting(1)
+        assert attached()
+        await caller.end()
+        await until(lambda: not attached())
+
+
+async def test_the_end_is_heard_of_while_there_is_no_room_for_calls(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pending, "_SLOTS", 3)
+    monkeypatch.setattr(pending, "_BYTES", 24)
+    async with world.running() as barrier:
+        caller = await world.caller()
+        for _ in range(3):
+            await caller.sync(world.file())
+        await world.waiting(1)
+        await caller.end()
+        await until(lambda: not barrier.containers("one"))
+        assert barrier.waiting("one").calls == 0
 
 
 # -- this machine's mounts ---------------------------------------------------------------------------

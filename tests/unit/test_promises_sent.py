@@ -13,6 +13,7 @@ import pytest
 
 from pannier.agent.lease import Lease
 from pannier.agent.promises import Promises
+from pannier.agent.renewal import Renewal
 from pannier.api.caller import Caller, NodeCaller
 from pannier.api.client import PeerClient
 from pannier.api.connection import UnixEndpoint
@@ -93,7 +94,9 @@ async def test_a_node_that_holds_thousands_of_volumes_gets_all_promises(
     volumes = [volume(number) for number in range(MANY)]
     for each in volumes:
         catalog.remember(each, revision=1)
-    lease = Lease(store, node="a", boot_id="x", terms=Terms(8.0), clock=clock)
+    terms = Terms(8.0)
+    keeper = Renewal(store, node="a", boot_id="x", terms=terms, clock=clock)
+    lease = Lease(store, keeper=keeper, terms=terms, clock=clock)
     promising = Promising(
         cluster=Cluster(node="a", registry=registry, catalog=catalog),
         lease=lease,

@@ -18,7 +18,8 @@ from pannier.barrier.calls import Strategy
 from pannier.barrier.groups import Backlog, Groups
 from pannier.barrier.keeping import Keeping, Origin, is_listener
 from pannier.barrier.listener import Listener
-from pannier.barrier.reach import Reach
+from pannier.barrier.reach import HostDevices, Reach
+from pannier.barrier.turns import Turns
 from pannier.core.errors import PannierError
 from pannier.host.clock import Clock
 from pannier.host.mountinfo import Location, Mount, OwnMounts, own_mounts
@@ -65,7 +66,9 @@ class Barrier:
         self._keeping = Keeping(directory / "listeners")
         self._clock = clock
         self._groups = Groups(strategy, clock=clock)
-        self._host_mounts = OwnMounts()
+        self._turns = Turns()
+        self._host = HostDevices(str(mount_root))
+        self._own_mounts = OwnMounts()
         self._listeners: dict[str, Listener] = {}
         self._warned: set[str] = set()
         self._handovers: set[asyncio.Task[None]] = set()
@@ -216,12 +219,12 @@ class Barrier:
             name=name,
             reach=Reach(
                 origin.places,
-                str(self._mount_root),
-                self._host_mounts,
+                self._host,
                 passing=self._here if origin.passing else None,
             ),
             pending=self._keeping.pending(name),
             groups=self._groups,
+            turns=self._turns,
             clock=self._clock,
             synchronous=self._warn,
             ended=self._ended,
@@ -241,7 +244,7 @@ class Barrier:
 
     def _here(self) -> Mapping[str, Location | None]:
         """The held volumes that are mounted now."""
-        return self._seen(self.held(), self._host_mounts())
+        return self._seen(self.held(), self._own_mounts())
 
     def _seen(
         self, volumes: Iterable[str], mounts: tuple[Mount, ...]
