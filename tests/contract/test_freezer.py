@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pannier.agent.freezing import CgroupFreezer
-from pannier.agent.usage import Access, User
+from pannier.agent.usage import Contact, User
 from pannier.host.state_files import UnsyncedFile
 
 CONTAINER = f"{os.getpid():064x}"
@@ -56,7 +56,7 @@ class Counting:
 
 
 def user(pid: int, container: str | None, command: str) -> User:
-    return User(pid, container, command, Access.WRITES, filtered=False)
+    return User(pid, container, command, Contact.WRITES, filtered=False)
 
 
 def homes() -> dict[str, Path]:

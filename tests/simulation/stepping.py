@@ -18,7 +18,7 @@ from fake_driver import SparseSnapshotDriver
 
 from pannier.agent.freezing import Freezer
 from pannier.agent.mounts import Mounts
-from pannier.agent.usage import Access, User
+from pannier.agent.usage import Contact, User
 from pannier.core.errors import Conflict, OutcomeUnknown, StorageError, VolumeInUse
 from pannier.core.generation import Generation
 from pannier.core.line import Buffer, Cut, Doubt, LinePlace
@@ -424,7 +424,7 @@ class Table:
                 self._pids.setdefault(c, 100 + len(self._pids)),
                 c,
                 "app",
-                Access.LOOKS_ON if c in self.onlookers else Access.WRITES,
+                Contact.LOOKS_ON if c in self.onlookers else Contact.WRITES,
                 filtered=True,
             )
             for c in found

@@ -11,7 +11,7 @@ import pytest_asyncio
 from copies_world import CopiesWorld
 from world import Machine, event_loop_policy
 
-from pannier.agent.usage import Access, User
+from pannier.agent.usage import Contact, User
 from pannier.barrier.barrier import UNKNOWN
 from pannier.contract.words import Level
 from pannier.core.pace import Pace
@@ -26,10 +26,10 @@ def user(
     container: str | None = "c",
     *,
     pid: int = 7,
-    access: Access = Access.WRITES,
+    contact: Contact = Contact.WRITES,
     filtered: bool = True,
 ) -> User:
-    return User(pid, container, "app", access, filtered=filtered)
+    return User(pid, container, "app", contact, filtered=filtered)
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def user(
         (user(filtered=False), {"c"}, True),
         (user(filtered=False), {UNKNOWN}, True),
         (user(None), {"c"}, True),
-        (user(None, filtered=False, access=Access.MAY_WRITE), set(), False),
+        (user(None, filtered=False, contact=Contact.MAY_WRITE), set(), False),
         (user(pid=0), set(), False),
         (replace(user(None, filtered=False), command="docker-untar / /x"), set(), False),
     ],

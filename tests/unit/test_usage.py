@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pannier.agent.mounts import MountTable
-from pannier.agent.usage import Access, User, users_of
+from pannier.agent.usage import Contact, User, users_of
 from pannier.host.mountinfo import below, own_mounts
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -187,7 +187,7 @@ def test_who_has_files_open_for_reading_only_looks_on(
     path = place / through
     pid = process(script.replace("{}", str(path)), namespace=namespace)
     (user,) = users_of([data], mount_root=table.root)
-    assert (user.pid, user.access is Access.LOOKS_ON) == (pid, looks_on)
+    assert (user.pid, user.contact is Contact.LOOKS_ON) == (pid, looks_on)
 
 
 @pytest.mark.parametrize(("flags", "looks_on"), [("ro", True), ("rw", False)])
@@ -198,7 +198,7 @@ def test_who_works_in_a_mount_that_takes_no_writes_looks_on(
     path = table.mount("v1", data)
     pid = process(f"mount -o remount,bind,{flags} '{path}'; cd '{path}'", namespace=True)
     (user,) = users_of([data], mount_root=table.root)
-    assert (user.pid, user.access is Access.LOOKS_ON) == (pid, looks_on)
+    assert (user.pid, user.contact is Contact.LOOKS_ON) == (pid, looks_on)
 
 
 def test_a_container_that_was_given_the_directory_for_reading_is_a_user(
@@ -212,7 +212,7 @@ def test_a_container_that_was_given_the_directory_for_reading_is_a_user(
     )
     process(script, namespace=True)
     (user,) = users_of([data], mount_root=table.root)
-    assert user.access is not Access.LOOKS_ON
+    assert user.contact is not Contact.LOOKS_ON
 
 
 def test_a_use_is_seen_behind_a_process_with_another_root(
@@ -293,7 +293,7 @@ def test_a_second_mount_on_the_node_itself_counts(
     side.mkdir()
     subprocess.run(["mount", "--bind", str(path), str(side)], check=True)
     (user,) = users_of([data], mount_root=table.root)
-    assert user == User(0, None, f"mount at {side}", Access.WRITES, filtered=False)
+    assert user == User(0, None, f"mount at {side}", Contact.WRITES, filtered=False)
 
 
 def test_who_only_reads_from_outside_of_containers_cannot_write(
@@ -308,7 +308,7 @@ def test_who_only_reads_from_outside_of_containers_cannot_write(
     finally:
         writer.kill()
         writer.wait()
-    assert {pid: user.access is Access.WRITES for pid, user in found.items()} == {
+    assert {pid: user.contact is Contact.WRITES for pid, user in found.items()} == {
         reader: False,
         writer.pid: True,
     }
@@ -379,7 +379,7 @@ def test_names_the_container(
     make_process(proc, 70, namespace="mnt:[2]", mountinfo=line(data, "/data"), cgroup=cgroup)
     found = users_of([data], mount_root=table.root, proc=proc)
     command = "java -jar jenkins.war"
-    assert found == [User(70, container, command, Access.WRITES, filtered=True)]
+    assert found == [User(70, container, command, Contact.WRITES, filtered=True)]
 
 
 def test_what_ends_while_it_is_read_is_left_out(proc: Path, data: Path, table: MountTable) -> None:

@@ -54,7 +54,7 @@ _COMMAND_LENGTH = 80
 _FILTERED = "\nSeccomp:\t2\n"
 
 
-class Access(IntEnum):
+class Contact(IntEnum):
     """What a process can do in a directory with what it has now; more is the higher number."""
 
     NONE = 0
@@ -75,14 +75,14 @@ class User:
             single process holds.
         container: the engine's id (64 hexadecimal digits) if its cgroup's name has one.
         command: its command line, shortened, for messages.
-        access: what it can do there.
+        contact: what it can do there.
         filtered: it has a seccomp filter. No sync call of a process without one can be held.
     """
 
     pid: int
     container: str | None
     command: str
-    access: Access
+    contact: Contact
     filtered: bool
 
 
@@ -113,7 +113,7 @@ def users_of(
     search = _Search.prepare([path.resolve() for path in paths], mount_root.resolve())
     own = search.view(own_mounts(), root="/")
     found = [
-        User(0, None, f"mount at {point}", Access.WRITES, filtered=False) for point in own.uses
+        User(0, None, f"mount at {point}", Contact.WRITES, filtered=False) for point in own.uses
     ]
     prefixes = own.prefixes + tuple(str(path.resolve()) for path in paths)
     for space in _namespaces(proc):
@@ -124,9 +124,9 @@ def users_of(
         for pid in space.pids:
             if pid in skipped:
                 continue
-            access = Access.WRITES if view.uses else _access_of(proc, pid, patterns, maps=maps)
-            if access is not Access.NONE:
-                user = _describe(proc, pid, access=access)
+            contact = Contact.WRITES if view.uses else _contact_of(proc, pid, patterns, maps=maps)
+            if contact is not Contact.NONE:
+                user = _describe(proc, pid, contact=contact)
                 if user is not None:
                     found.append(user)
     return sorted(found, key=lambda user: user.pid)
@@ -286,48 +286,48 @@ class _Patterns:
     def match(self, link: str) -> bool:
         return link.startswith(self.inside) or link in self.exact
 
-    def access(self, link: str) -> Access:
+    def contact(self, link: str) -> Contact:
         """What somebody can do who may do there whatever the mount allows."""
         if not self.match(link):
-            return Access.NONE
+            return Contact.NONE
         exact, inside = self._writable
-        return Access.MAY_WRITE if link.startswith(inside) or link in exact else Access.LOOKS_ON
+        return Contact.MAY_WRITE if link.startswith(inside) or link in exact else Contact.LOOKS_ON
 
 
 def _inside(paths: Collection[str]) -> tuple[str, ...]:
     return tuple(f"{path.rstrip('/')}/" for path in paths)
 
 
-def _access_of(proc: Path, pid: int, patterns: _Patterns, *, maps: bool) -> Access:
+def _contact_of(proc: Path, pid: int, patterns: _Patterns, *, maps: bool) -> Contact:
     base = f"{proc}/{pid}"
-    access = Access.NONE
+    contact = Contact.NONE
     for name in ("cwd", "root", "exe"):
         try:
-            access = max(access, patterns.access(os.readlink(f"{base}/{name}")))
+            contact = max(contact, patterns.contact(os.readlink(f"{base}/{name}")))
         except OSError:  # a kernel thread, or it has ended
             continue
     try:
         fds = os.listdir(f"{base}/fd")
     except OSError:
-        return access
+        return contact
     for fd in fds:
-        if access is Access.WRITES:
-            return access
+        if contact is Contact.WRITES:
+            return contact
         try:
             if patterns.match(os.readlink(f"{base}/fd/{fd}")):
-                access = max(access, _opened_for(base, fd))
+                contact = max(contact, _opened_for(base, fd))
         except OSError:  # closed meanwhile
             continue
-    return max(access, Access.MAY_WRITE) if maps and _has_mapped(base, patterns) else access
+    return max(contact, Contact.MAY_WRITE) if maps and _has_mapped(base, patterns) else contact
 
 
-def _opened_for(base: str, fd: str) -> Access:
+def _opened_for(base: str, fd: str) -> Contact:
     """What a descriptor allows (proc_pid_fdinfo(5)). Raises OSError: it was closed meanwhile."""
     flags = _FLAGS.search(_read_text(f"{base}/fdinfo/{fd}"))
     if flags is None:
-        return Access.MAY_WRITE
+        return Contact.MAY_WRITE
     writes = int(flags[1], 8) & os.O_ACCMODE != os.O_RDONLY
-    return Access.WRITES if writes else Access.LOOKS_ON
+    return Contact.WRITES if writes else Contact.LOOKS_ON
 
 
 def _has_mapped(base: str, patterns: _Patterns) -> bool:
@@ -339,7 +339,7 @@ def _has_mapped(base: str, patterns: _Patterns) -> bool:
     return any(pattern in content for pattern in patterns.mapped)
 
 
-def _describe(proc: Path, pid: int, *, access: Access) -> User | None:
+def _describe(proc: Path, pid: int, *, contact: Contact) -> User | None:
     """None where the process has ended: it uses nothing any more."""
     try:
         groups = _read_text(f"{proc}/{pid}/cgroup")
@@ -355,7 +355,7 @@ def _describe(proc: Path, pid: int, *, access: Access) -> User | None:
         pid,
         container[0] if container else None,
         printable,
-        access=access,
+        contact=contact,
         filtered=_FILTERED in status,
     )
 

@@ -16,7 +16,7 @@ from pannier.agent.drivers import Drivers
 from pannier.agent.freezing import Freezer
 from pannier.agent.mountids import MountIds
 from pannier.agent.mounts import Mounts
-from pannier.agent.usage import Access, User
+from pannier.agent.usage import Contact, User
 from pannier.core.errors import EngineUnavailable, PannierError
 from pannier.core.pace import AgentPace
 from pannier.core.volume import Volume
@@ -133,7 +133,7 @@ class Use:
 
     async def onlookers(self, volume: Volume) -> list[str]:
         """Who looks on (:class:`~pannier.agent.usage.User`), in words for people."""
-        found = [user for user in await self.processes(volume) if user.access is Access.LOOKS_ON]
+        found = [user for user in await self.processes(volume) if user.contact is Contact.LOOKS_ON]
         return await self.name_all(found)
 
     async def readers(self, volume: Volume) -> list[str]:
@@ -305,4 +305,4 @@ class Use:
 
 def _who_write(users: Sequence[User]) -> list[User]:
     """Without those who only look on."""
-    return [user for user in users if user.access is not Access.LOOKS_ON]
+    return [user for user in users if user.contact is not Contact.LOOKS_ON]

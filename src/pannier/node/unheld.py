@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable
 import structlog
 
 from pannier.agent.drivers import Drivers
-from pannier.agent.usage import Access, User
+from pannier.agent.usage import Contact, User
 from pannier.agent.use import Use
 from pannier.barrier.barrier import UNKNOWN
 from pannier.cluster.cluster import Cluster
@@ -125,7 +125,7 @@ def outsiders(users: Iterable[User], held_in: Collection[str]) -> list[User]:
         user
         for user in users
         if user.pid
-        and user.access is Access.WRITES
+        and user.contact is Contact.WRITES
         and not (user.container is None and user.command.startswith(_COPIERS))
         and not (user.filtered and (UNKNOWN in held_in or user.container in held_in))
     ]
