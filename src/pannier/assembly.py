@@ -20,6 +20,7 @@ from pannier.agent.lease import Lease
 from pannier.agent.mountids import MountIds
 from pannier.agent.mounts import Mounts
 from pannier.agent.promises import Promises
+from pannier.agent.renewal import Keeper
 from pannier.agent.room import RoomGuard
 from pannier.agent.use import Use, UsersOf
 from pannier.barrier.calls import Strategy
@@ -65,11 +66,14 @@ from pannier.node.node_views import NodeViews
 from pannier.node.own_record import keep_activated, keep_introduced, keep_swarm_node
 from pannier.node.peer_service import PeerService
 from pannier.node.trash import Trash, TrashTerms
+from pannier.node.twins import Twins
+from pannier.node.unheld import Unheld
 from pannier.node.upkeep import Upkeep
 from pannier.node.volume_views import VolumeViews
 from pannier.pki.authority import Authority
 from pannier.storage.base import Driver
 from pannier.store.base import Store
+from pannier.swarm.asked_options import AskedOptions
 from pannier.swarm.evacuation import Evacuation
 from pannier.swarm.hooks import Hooks
 from pannier.swarm.labels import Labels
@@ -78,10 +82,14 @@ from pannier.transport.base import Sender, SendsRecords
 
 
 class SyncCalls(Marks, Protocol):
-    """The barrier, as the rest of the node knows it. ``waiting`` raises nothing."""
+    """The barrier, as the rest of the node knows it. What is added to :class:`Marks` raises nothing."""
 
     def waiting(self, volume: str) -> Backlog:
         """What waits for this volume now."""
+        ...
+
+    def containers(self, volume: str) -> frozenset[str]:
+        """Ids of the containers whose sync calls on this volume are held."""
         ...
 
 
@@ -94,6 +102,7 @@ class Outside(Generic[Calls]):
 
     Attributes:
         store: the cluster's memory; its session is the caller's.
+        keeper: renews this node's lease.
         drivers: those that this node is meant to have, by name, not opened yet, in the order of opening.
         engine: the container engine beside this node.
         peers: the other nodes' APIs.
@@ -112,6 +121,7 @@ class Outside(Generic[Calls]):
     """
 
     store: Store
+    keeper: Keeper
     drivers: Mapping[str, Driver]
     engine: Engine
     peers: Peers
@@ -228,9 +238,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
     cluster = Cluster(node=node, registry=registry, catalog=catalog)
 
     # The agent: what is here, who uses it, and for how long this node may hold it.
-    lease = Lease(
-        outside.store, node=node, boot_id=settings.boot_id, terms=settings.terms, clock=clock
-    )
+    lease = Lease(outside.store, keeper=outside.keeper, terms=settings.terms, clock=clock)
     promises = Promises(
         file=files.durable("takeovers.json"), clock=clock, longest=pace.holding.promise
     )
@@ -384,6 +392,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
     room = RoomGuard(
         cluster=cluster, drivers=drivers, custody=custody, use=use, clock=clock, pace=pace.agent
     )
+    twins = Twins(catalog=catalog, engine=engine, pace=pace.node)
     docker = VolumesForDocker(
         cluster=cluster,
         custody=custody,
@@ -396,6 +405,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         abdication=abdication,
         admission=admission,
         room=room,
+        twins=twins,
         clock=clock,
         pace=pace.node,
     )
@@ -406,6 +416,13 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         terms=TrashTerms(keep_seconds=pace.node.trash, most_bytes=settings.trash_bytes),
         clock=clock,
     )
+    unheld = Unheld(
+        cluster=cluster,
+        drivers=drivers,
+        use=use,
+        held_in=sync_calls.containers,
+        pace=pace.node,
+    )
     catalog.listen(trash.hear)
     volume_views = VolumeViews(
         cluster=cluster,
@@ -415,6 +432,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         handovers=handovers,
         replicator=replicator,
         backlog=sync_calls.waiting,
+        unheld=unheld,
         room=room,
         clock=clock,
         pace=pace.node,
@@ -458,6 +476,8 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         mounts=mounts,
         room=room,
         replicator=replicator,
+        unheld=unheld,
+        twins=twins,
         pool_problems=outside.pool_problems,
         clock=clock,
         doubt=pace.agent.doubt,
@@ -528,6 +548,9 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         pace=pace.swarm,
     )
     labels = Labels(cluster=cluster, swarm=engine.swarm, clock=clock, pace=pace.swarm)
+    asked_options = AskedOptions(
+        cluster=cluster, custody=custody, swarm=engine.swarm, pace=pace.swarm
+    )
     disks = Disks(drivers=drivers, lease=lease, pace=pace.agent)
 
     async def adopt() -> None:
@@ -575,7 +598,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         ),
         then=(
             Work("introduction", partial(keep_introduced, membership, settings.me, pace=pace.node)),
-            Work("lease", lease.keep),
+            Work("lease", outside.keeper.run),
             Work("disks", disks.run),
             Work("proof", custody.prove_all),
             Work("idle", custody.detach_idle),
@@ -588,6 +611,8 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
             Work("admission", admission.run),
             Work("trash", trash.run),
             Work("freeing", freeing.run),
+            Work("unheld", unheld.run),
+            Work("twins", twins.run),
             Work("upkeep", upkeep.run),
             Work("verification", verification.run),
             Work("replication", replicator.run),
@@ -597,6 +622,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
             Work("free-space", partial(keep_free_space, drivers, membership, pace=pace.node)),
             Work("evacuation", evacuation.run),
             Work("labels", labels.run),
+            Work("asked-options", asked_options.run),
             Work("hooks", hooks.run),
         ),
     )

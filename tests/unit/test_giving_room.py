@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from world import Fault, Machine, SparseSnapshotDriver, World, event_loop_policy
+from world import Fault, Machine, Run, SparseSnapshotDriver, World, event_loop_policy
 
 from pannier.core.errors import Conflict, NotHolder, OutcomeUnknown, PannierError, VolumeNotFound
 from pannier.core.freeing import Freeable, Rank
@@ -36,13 +36,17 @@ async def until(what: Callable[[], object]) -> None:
             await asyncio.sleep(0.1)
 
 
+async def remove(world: World, name: str) -> None:
+    await world.a.ask(lambda run: run.service.remove_volume(name))
+
+
 async def removed(world: World, *names: str) -> list[str]:
     """Volumes with something in them that were removed one after the other. Returns their ids."""
     ids = []
     for name in names:
         ids.append((await world.create(world.a, name)).id)
         await world.write_once(world.a, name)
-        await world.a.ask(lambda run, name=name: run.service.remove_volume(name))
+        await remove(world, name)
     return ids
 
 
@@ -67,7 +71,7 @@ async def test_who_was_removed_for_room_is_told_by_name_and_by_node(world: World
     ]
     assert await said_of(world, ids[0]) == await said_of(world, "first")
 
-    async def all_events(run):  # type: ignore[no-untyped-def]
+    async def all_events(run: Run) -> list[str]:
         return [event.kind async for event in run.service.events(follow=False)]
 
     assert await world.c.ask(all_events) == ["volume.purged"]

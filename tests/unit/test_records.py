@@ -33,6 +33,7 @@ from pannier.core.node import Node
 from pannier.core.record import Part, Record
 from pannier.core.swarm import Availability
 from pannier.core.volume import Beginning, Durability, Grant, HistoryEntry, Volume, VolumeSpec
+from pannier.engine.registration import RegisteredRuntime
 from pannier.host.clock import machine_clock
 from pannier.host.mountinfo import Location
 from pannier.host.records import decode, encode, read_file
@@ -112,6 +113,9 @@ RECORDS: dict[str, Record] = {
     "hooks": BegunHooks(containers=("5f", "6a")),
     "listener": Origin("5f", 4711, {"web": Location("0:42", "/live-3"), "db": None}),
     "verified": Verified(at={"web.0a1b2c3d": 1767225600.0}),
+    "runtime": RegisteredRuntime(
+        file="/etc/docker/daemon.json", before='{"debug":true}\n', after="{}\n"
+    ),
     "trash-times": TrashTimes(seconds={"web.0a1b2c3d": 120.0}),
 }
 
@@ -145,6 +149,11 @@ def test_a_golden_file_is_read_and_written_as_it_is(name: str) -> None:
     assert read(golden(name), type(record)) == record
     assert encode(record) == golden(name)
     assert json.loads(golden(name))["format"] == 1
+
+
+def test_a_listener_of_an_earlier_version_passes_nothing() -> None:
+    earlier = golden("listener").replace(b',"passing":false', b"")
+    assert read(earlier, Origin) == RECORDS["listener"]
 
 
 @pytest.mark.parametrize("name", RECORDS)

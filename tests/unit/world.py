@@ -63,7 +63,7 @@ USUAL = Pace()
 """The times that the daemon uses."""
 _NOT_PLAYED = frozenset(
     ("introduction", "admission", "activation", "swarm-node", "free-space", "evacuation", "labels",
-     "hooks")
+     "asked-options", "hooks", "unheld", "twins")
 )  # fmt: skip
 """Work of a node that has nothing to do with who holds what; its tests have worlds of their own."""
 
@@ -511,6 +511,8 @@ class World:
 
     def _inspect_containers(self, machine: Machine) -> None:
         for container, path in machine.table.containers.items():
+            if container in machine.table.onlookers:
+                continue
             volume, epoch = _parts(path)
             home = machine.disk.homes.get(volume)
             tree = home.live.get(epoch) if home else None

@@ -134,6 +134,10 @@ class Catalog:
         """A volume as last heard."""
         return self._known.volumes.get(name)
 
+    def has_volume(self, name: str) -> bool:
+        """Whether there was a volume of that name, as last heard."""
+        return name in self._known.volumes
+
     def volumes(self) -> list[Volume]:
         """All volumes as last heard, sorted by name."""
         return sorted(self._known.volumes.values(), key=lambda volume: volume.name)

@@ -54,6 +54,7 @@ from pannier.holding.takeover import Takeover
 from pannier.holding.volumes import Volumes
 from pannier.host.clock import Clock, rfc3339
 from pannier.node.barrier_admission import BarrierAdmission
+from pannier.node.twins import Twins
 
 log = structlog.get_logger(__name__)
 
@@ -100,6 +101,7 @@ class VolumesForDocker:
         abdication: Abdication,
         admission: BarrierAdmission,
         room: RoomGuard,
+        twins: Twins,
         clock: Clock,
         pace: NodePace,
     ) -> None:
@@ -114,6 +116,7 @@ class VolumesForDocker:
         self._abdication = abdication
         self._admission = admission
         self._room = room
+        self._twins = twins
         self._clock = clock
         self._pace = pace
         self._limits = MountLimits(
@@ -127,6 +130,7 @@ class VolumesForDocker:
 
     async def remove(self, name: str) -> None:
         """See :class:`~pannier.contract.docker_volumes.DockerVolumes`."""
+        self._twins.check(name)
         await self._volumes.remove(name, actor=f"docker on {self._cluster.node}")
 
     async def mount(self, name: str, mount_id: str) -> Path:
