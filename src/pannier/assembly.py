@@ -20,6 +20,7 @@ from pannier.agent.lease import Lease
 from pannier.agent.mountids import MountIds
 from pannier.agent.mounts import Mounts
 from pannier.agent.promises import Promises
+from pannier.agent.renewal import Keeper
 from pannier.agent.room import RoomGuard
 from pannier.agent.use import Use, UsersOf
 from pannier.barrier.calls import Strategy
@@ -52,21 +53,27 @@ from pannier.holding.volumes import Volumes
 from pannier.host.clock import Clock
 from pannier.host.state_files import StateFiles
 from pannier.node.barrier_admission import BarrierAdmission, Marks
+from pannier.node.cleaning import Cleaning
 from pannier.node.cluster_wide import ClusterWide
 from pannier.node.docker_volumes import VolumesForDocker
 from pannier.node.doctor import Doctor
 from pannier.node.facade import NodeService
 from pannier.node.free_space import keep_free_space
+from pannier.node.freeing import Freeing
 from pannier.node.leaving import Leaving
 from pannier.node.membership import Membership
 from pannier.node.node_views import NodeViews
 from pannier.node.own_record import keep_activated, keep_introduced, keep_swarm_node
 from pannier.node.peer_service import PeerService
+from pannier.node.trash import Trash, TrashTerms
+from pannier.node.twins import Twins
+from pannier.node.unheld import Unheld
 from pannier.node.upkeep import Upkeep
 from pannier.node.volume_views import VolumeViews
 from pannier.pki.authority import Authority
 from pannier.storage.base import Driver
 from pannier.store.base import Store
+from pannier.swarm.asked_options import AskedOptions
 from pannier.swarm.evacuation import Evacuation
 from pannier.swarm.hooks import Hooks
 from pannier.swarm.labels import Labels
@@ -75,10 +82,14 @@ from pannier.transport.base import Sender, SendsRecords
 
 
 class SyncCalls(Marks, Protocol):
-    """The barrier, as the rest of the node knows it. ``waiting`` raises nothing."""
+    """The barrier, as the rest of the node knows it. What is added to :class:`Marks` raises nothing."""
 
     def waiting(self, volume: str) -> Backlog:
         """What waits for this volume now."""
+        ...
+
+    def containers(self, volume: str) -> frozenset[str]:
+        """Ids of the containers whose sync calls on this volume are held."""
         ...
 
 
@@ -91,6 +102,7 @@ class Outside(Generic[Calls]):
 
     Attributes:
         store: the cluster's memory; its session is the caller's.
+        keeper: renews this node's lease.
         drivers: those that this node is meant to have, by name, not opened yet, in the order of opening.
         engine: the container engine beside this node.
         peers: the other nodes' APIs.
@@ -109,6 +121,7 @@ class Outside(Generic[Calls]):
     """
 
     store: Store
+    keeper: Keeper
     drivers: Mapping[str, Driver]
     engine: Engine
     peers: Peers
@@ -139,6 +152,7 @@ class Settings:
         store_address: told to machines that join.
         evacuate: whether nodes that are lost are drained in Swarm.
         pace: how often each part checks what it watches, and how long it waits.
+        trash_bytes: what removed volumes may take in a pool; None for what there is room for.
     """
 
     cluster: str | None
@@ -149,6 +163,7 @@ class Settings:
     store_address: str
     evacuate: bool
     pace: Pace
+    trash_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +200,8 @@ class LocalNode(Generic[Calls]):
     membership: Membership
     leaving: Leaving
     upkeep: Upkeep
+    trash: Trash
+    freeing: Freeing
     service: NodeService
     peer_service: PeerService
     after_handover: Callable[[Start], AfterHandover]
@@ -221,9 +238,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
     cluster = Cluster(node=node, registry=registry, catalog=catalog)
 
     # The agent: what is here, who uses it, and for how long this node may hold it.
-    lease = Lease(
-        outside.store, node=node, boot_id=settings.boot_id, terms=settings.terms, clock=clock
-    )
+    lease = Lease(outside.store, keeper=outside.keeper, terms=settings.terms, clock=clock)
     promises = Promises(
         file=files.durable("takeovers.json"), clock=clock, longest=pace.holding.promise
     )
@@ -374,6 +389,10 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
     admission = BarrierAdmission(
         engine=engine, marks=sync_calls, configured=outside.configured_runtime, pace=pace.node
     )
+    room = RoomGuard(
+        cluster=cluster, drivers=drivers, custody=custody, use=use, clock=clock, pace=pace.agent
+    )
+    twins = Twins(catalog=catalog, engine=engine, pace=pace.node)
     docker = VolumesForDocker(
         cluster=cluster,
         custody=custody,
@@ -385,12 +404,26 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         takeover=takeover,
         abdication=abdication,
         admission=admission,
+        room=room,
+        twins=twins,
         clock=clock,
         pace=pace.node,
     )
-    room = RoomGuard(
-        cluster=cluster, drivers=drivers, custody=custody, use=use, clock=clock, pace=pace.agent
+    trash = Trash(
+        cluster=cluster,
+        drivers=drivers,
+        file=files.durable("trash.json"),
+        terms=TrashTerms(keep_seconds=pace.node.trash, most_bytes=settings.trash_bytes),
+        clock=clock,
     )
+    unheld = Unheld(
+        cluster=cluster,
+        drivers=drivers,
+        use=use,
+        held_in=sync_calls.containers,
+        pace=pace.node,
+    )
+    catalog.listen(trash.hear)
     volume_views = VolumeViews(
         cluster=cluster,
         drivers=drivers,
@@ -399,6 +432,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         handovers=handovers,
         replicator=replicator,
         backlog=sync_calls.waiting,
+        unheld=unheld,
         room=room,
         clock=clock,
         pace=pace.node,
@@ -442,6 +476,8 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         mounts=mounts,
         room=room,
         replicator=replicator,
+        unheld=unheld,
+        twins=twins,
         pool_problems=outside.pool_problems,
         clock=clock,
         doubt=pace.agent.doubt,
@@ -454,6 +490,8 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         volume_views=volume_views,
         node_views=node_views,
         volumes=volumes,
+        trash=trash,
+        cleaning=Cleaning(cluster=cluster, drivers=drivers, custody=custody, use=use, room=room),
         membership=membership,
         doctor=doctor,
         recovery=recovery,
@@ -488,15 +526,19 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         membership=membership,
         pace=pace.node,
     )
-    upkeep = Upkeep(
+    freeing = Freeing(
         cluster=cluster,
         drivers=drivers,
-        use=use,
+        custody=custody,
         handovers=handovers,
-        is_tight=room.tight,
-        file=files.durable("trash.json"),
+        reception=reception,
+        replicator=replicator,
+        room=room,
+        trash=trash,
+        clock=clock,
         pace=pace.node,
     )
+    upkeep = Upkeep(cluster=cluster, use=use, handovers=handovers, trash=trash, pace=pace.node)
     evacuation = Evacuation(
         cluster=cluster,
         swarm=engine.swarm,
@@ -506,6 +548,9 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         pace=pace.swarm,
     )
     labels = Labels(cluster=cluster, swarm=engine.swarm, clock=clock, pace=pace.swarm)
+    asked_options = AskedOptions(
+        cluster=cluster, custody=custody, swarm=engine.swarm, pace=pace.swarm
+    )
     disks = Disks(drivers=drivers, lease=lease, pace=pace.agent)
 
     async def adopt() -> None:
@@ -536,6 +581,8 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         membership=membership,
         leaving=leaving,
         upkeep=upkeep,
+        trash=trash,
+        freeing=freeing,
         service=service,
         peer_service=peer_service,
         after_handover=lambda start: AfterHandover(
@@ -551,7 +598,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         ),
         then=(
             Work("introduction", partial(keep_introduced, membership, settings.me, pace=pace.node)),
-            Work("lease", lease.keep),
+            Work("lease", outside.keeper.run),
             Work("disks", disks.run),
             Work("proof", custody.prove_all),
             Work("idle", custody.detach_idle),
@@ -562,6 +609,10 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
             Work("in-sync", acknowledging.run),
             Work("set-back", abdication.run),
             Work("admission", admission.run),
+            Work("trash", trash.run),
+            Work("freeing", freeing.run),
+            Work("unheld", unheld.run),
+            Work("twins", twins.run),
             Work("upkeep", upkeep.run),
             Work("verification", verification.run),
             Work("replication", replicator.run),
@@ -571,6 +622,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
             Work("free-space", partial(keep_free_space, drivers, membership, pace=pace.node)),
             Work("evacuation", evacuation.run),
             Work("labels", labels.run),
+            Work("asked-options", asked_options.run),
             Work("hooks", hooks.run),
         ),
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 
+from pannier.core.duration import parse_duration
 from pannier.core.errors import InvalidInput
 from pannier.core.node import API_PORT, TRANSPORT_PORT
 from pannier.core.size import parse_size
@@ -60,6 +61,10 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tr
             see docs/guarantees.md.
         catch_up_rate: what this node sends at most in a second to copies that were away, such as ``50M``;
             None for as much as disk and network give. Sync calls and moves are not held to it.
+        trash_time: how long removed volumes of this node can be restored, such as ``24h``, while its daemon runs.
+            They give their room before that where writers would else stand still.
+        trash_size: what they may take in the pool, such as ``50G``; the oldest go when it is more. None for what
+            there is room for.
         evacuate: whether this node, where its engine is a Swarm manager, drains lost nodes in Swarm.
         api_port, transport_port: this node's TCP ports; its record tells them to the other nodes.
     """
@@ -72,12 +77,16 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tr
     pool: str | None = None
     lease_seconds: float = 4.0
     catch_up_rate: str | None = None
+    trash_time: str = "24h"
+    trash_size: str | None = None
     evacuate: bool = False
     api_port: int = API_PORT
     transport_port: int = TRANSPORT_PORT
 
     def __post_init__(self) -> None:
         self.catch_up_bytes_per_second()
+        self.trash_seconds()
+        self.trash_bytes()
 
     def catch_up_bytes_per_second(self) -> int | None:
         """``catch_up_rate`` as a number. InvalidInput: it is none."""
@@ -89,6 +98,27 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tr
             raise InvalidInput(
                 f"catch_up_rate = {self.catch_up_rate!r} is not a rate from 1M to 64P a second",
                 remedy='write a number and K, M or G, such as "50M"',
+            ) from None
+
+    def trash_seconds(self) -> float:
+        """``trash_time`` as a number. InvalidInput: it is none."""
+        try:
+            return parse_duration(self.trash_time)
+        except InvalidInput as error:
+            raise InvalidInput(
+                f"trash_time = {self.trash_time!r} is not a time", remedy=error.remedy
+            ) from None
+
+    def trash_bytes(self) -> int | None:
+        """``trash_size`` as a number. InvalidInput: it is none."""
+        if self.trash_size is None:
+            return None
+        try:
+            return parse_size(self.trash_size)
+        except InvalidInput:
+            raise InvalidInput(
+                f"trash_size = {self.trash_size!r} is not a size from 1M to 64P",
+                remedy='write a number and M, G or T, such as "50G"',
             ) from None
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import signal
 import sys
@@ -16,7 +15,9 @@ import structlog
 
 from pannier import __version__
 from pannier.agent.freezing import CgroupFreezer
+from pannier.agent.keeper import KeeperProcess, keeper_command
 from pannier.agent.mounts import MountTable
+from pannier.agent.renewal import Renewal
 from pannier.agent.usage import users_of
 from pannier.api.caller import NodeCaller, UserCaller, identify_local, identify_tls
 from pannier.api.client import PeerClient
@@ -31,12 +32,13 @@ from pannier.contract.peers import Peer
 from pannier.core.errors import Conflict, Denied, PannierError
 from pannier.core.lease import Terms
 from pannier.core.node import Node
-from pannier.core.pace import Pace
-from pannier.engine.configuration import default_runtime
+from pannier.core.pace import NodePace, Pace
 from pannier.engine.docker import DockerEngine
+from pannier.engine.file import configured_default
 from pannier.host.activation import fd_named, inherited_fds, listening_socket
 from pannier.host.clock import machine_clock
 from pannier.host.files import keep_private
+from pannier.host.logs import log_to_journal
 from pannier.host.state_files import HostFiles
 from pannier.host.systemd import notify
 from pannier.pki.authority import Authority
@@ -48,7 +50,7 @@ from pannier.storage.btrfs import pool
 from pannier.storage.btrfs.driver import BtrfsDriver
 from pannier.storage.directory.driver import DirectoryDriver
 from pannier.storage.image.driver import ImageDriver
-from pannier.store.address import open_store
+from pannier.store.address import SqliteAddress, open_store, parse_address
 from pannier.transport.client import TransportClient
 from pannier.transport.rate import Rate
 from pannier.transport.record_sender import RecordSender
@@ -131,7 +133,8 @@ class Daemon:
         self.sender = TransportClient(self.credentials, rate=Rate(rate) if rate else None)
         self.record_sender = RecordSender(self.credentials)
         self.clock = machine_clock()
-        self.pace = Pace()
+        self.pace = Pace(node=NodePace(trash=config.trash_seconds()))
+        self.keeper = self._make_keeper()
         self.node = assemble(self._outside(), self._settings())
         self.catalog = self.node.cluster.catalog
         self.ready = asyncio.Event()
@@ -159,6 +162,7 @@ class Daemon:
         files = HostFiles(state=self.paths.state, run=self.paths.run)
         return Outside(
             store=self.store,
+            keeper=self.keeper,
             drivers={name: self._driver(name) for name in self._drivers},
             engine=DockerEngine(),
             peers=self.peers,
@@ -171,7 +175,7 @@ class Daemon:
             files=files,
             clock=self.clock,
             sync_calls=self._make_barrier,
-            configured_runtime=default_runtime,
+            configured_runtime=configured_default,
             authority=self._authority,
             pool_problems=self._pool_problems,
         )
@@ -189,13 +193,15 @@ class Daemon:
                 certificate=self.credentials.fingerprint,
                 api_port=config.api_port,
                 transport_port=config.transport_port,
+                trash_seconds=config.trash_seconds(),
             ),
             default_driver=self._default_driver,
             boot_id=_boot_id(),
-            terms=Terms(config.lease_seconds),
+            terms=self._terms,
             store_address=config.store,
             evacuate=config.evacuate,
             pace=self.pace,
+            trash_bytes=config.trash_bytes(),
         )
 
     def _make_barrier(self, strategy: Strategy) -> Barrier:
@@ -204,6 +210,27 @@ class Daemon:
             mount_root=self.paths.mounts,
             directory=self.paths.run / "barrier",
             clock=self.clock,
+        )
+
+    @property
+    def _terms(self) -> Terms:
+        return Terms(self.config.lease_seconds)
+
+    def _make_keeper(self) -> Renewal | KeeperProcess:
+        """A store in a file is open in one process only, and there nobody could take anything over."""
+        node, boot_id = self.config.node, _boot_id()
+        if isinstance(parse_address(self.config.store), SqliteAddress):
+            return Renewal(
+                self.store, node=node, boot_id=boot_id, terms=self._terms, clock=self.clock
+            )
+        return KeeperProcess(
+            keeper_command(
+                self.config.store,
+                credentials=self.paths.config,
+                node=node,
+                boot_id=boot_id,
+                terms=self._terms,
+            )
         )
 
     def _driver(self, name: str) -> Driver:
@@ -225,6 +252,8 @@ class Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
         async with AsyncExitStack() as stack:
+            if isinstance(self.keeper, KeeperProcess):
+                self.keeper.start()  # it gets ready meanwhile
             await stack.enter_async_context(self._plugin())
             # Docker may ask from now on, and waits for `ready`; nothing slow comes before this.
             notify("READY=1", f"STATUS=node {self.config.node}, version {__version__}")
@@ -348,24 +377,9 @@ def _boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
-def _configure_logging() -> None:
-    """One line for each event, on stderr: the journal adds the time."""
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.format_exc_info,
-            structlog.processors.LogfmtRenderer(key_order=["level", "event", "volume"]),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s %(message)s")
-
-
 def main() -> None:
     """The daemon's entry point; systemd starts it."""
-    _configure_logging()
+    log_to_journal()
     try:
         PATHS.run.mkdir(mode=0o755, exist_ok=True)
         asyncio.run(_main())

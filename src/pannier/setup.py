@@ -9,14 +9,16 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+import shlex
 import shutil
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import TypeVar
 
 from pannier import __version__
 from pannier.api.client import ApiClient
@@ -41,7 +43,10 @@ from pannier.core.errors import (
 )
 from pannier.core.node import API_PORT, Node, check_node_name
 from pannier.core.size import parse_size
-from pannier.engine.configuration import register_runtime, unregister_runtime
+from pannier.engine.configuration import PROGRAM
+from pannier.engine.docker import DockerEngine
+from pannier.engine.registration import Registration
+from pannier.engine.service import DockerService
 from pannier.host.files import keep_private, write_file
 from pannier.host.process import Failing, run
 from pannier.pki.authority import Authority
@@ -59,10 +64,12 @@ UNITS = ("pannierd.socket", "pannierd-barrier.socket", "pannierd.service")
 UNIT_DIRECTORY = Path("/etc/systemd/system")
 UDEV_RULES = Path("/etc/udev/rules.d")
 UDEV_RULE = "61-pannier.rules"
-RUNTIME = Path("/usr/local/bin/pannier-runtime")
 START_SECONDS = 30.0
+RUNTIME_NOTE = STATE_DIRECTORY / "docker-before.json"
 POOL_SHARE = 0.8
 """The size of a sparse pool where none was given, as a share of what is free when it is made."""
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +82,19 @@ class Storage:
     force_format: str | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Runtime:
+    """What a person asked for as to pannier-runtime.
+
+    Attributes:
+        register: whether it becomes Docker's default runtime, if there is a Docker.
+        before: the runtime before which it goes; None for runc.
+    """
+
+    register: bool
+    before: str | None
+
+
 def init(
     *,
     name: str | None,
@@ -85,6 +105,7 @@ def init(
     driver: str,
     force_format: str | None,
     runtime: bool = True,
+    runtime_before: str | None = None,
 ) -> None:
     """Make a new cluster with this machine as its first node.
 
@@ -92,10 +113,11 @@ def init(
         Denied: the caller is not root, or the files of the CA do not belong together or are too open.
         Conflict: the machine or the store belongs to a cluster already, the machine is not run by
             systemd, another pool is mounted, or Docker has another default runtime.
-        InvalidInput: a name, address, size or Docker's configuration file cannot be accepted.
-        NotFound: the CA's key is missing.
+        InvalidInput: a name, address, size or Docker's configuration file cannot be accepted; the runtime
+            that was asked for cannot be chained to.
+        NotFound: the CA's key is missing, or Docker has no such runtime.
         StorageError: the pool, the directory or the store's file cannot be made or used.
-        ProgramFailed: systemd or a program that makes the pool fails.
+        ProgramFailed: systemd or a program that makes the pool fails, or Docker does not take its settings in.
         Unavailable: the store does not answer, or the daemon does not after its start.
         Stale, OutcomeUnknown: the first records may not have been written.
         OSError: a file cannot be written.
@@ -106,10 +128,11 @@ def init(
     if store == "sqlite":
         store = f"sqlite:{STATE_DIRECTORY / 'store.db'}"
     storage = Storage(driver=driver, pool=pool, pool_size=pool_size, force_format=force_format)
-    asyncio.run(_init(name, address, store, storage, runtime))
+    wish = Runtime(register=runtime, before=runtime_before)
+    asyncio.run(_init(name, address, store, storage, wish))
 
 
-async def _init(name: str, address: str, store: str, storage: Storage, runtime: bool) -> None:
+async def _init(name: str, address: str, store: str, storage: Storage, runtime: Runtime) -> None:
     authority = _authority()
     pool = await _prepare_storage(storage)
     request = new_request(name)
@@ -129,8 +152,7 @@ async def _init(name: str, address: str, store: str, storage: Storage, runtime: 
     )
     await _found(config, credentials)
     await _install_units()
-    if runtime:
-        await _register_runtime()
+    await _register_runtime(runtime)
     save_config(config)
     await _start_daemon()
 
@@ -181,6 +203,7 @@ def join(
     driver: str,
     force_format: str | None,
     runtime: bool = True,
+    runtime_before: str | None = None,
 ) -> None:
     """Make this machine a node of the cluster that ``address`` belongs to.
 
@@ -190,9 +213,10 @@ def join(
         Conflict: the machine belongs to a cluster already or is not run by systemd, the member cannot
             let it in, another pool is mounted, or Docker has another default runtime.
         InvalidInput: a name, address, size, the token's form or Docker's configuration file cannot be
-            accepted.
+            accepted; the runtime that was asked for cannot be chained to.
+        NotFound: Docker has no such runtime.
         StorageError: the pool or the directory cannot be made or used.
-        ProgramFailed: systemd or a program that makes the pool fails.
+        ProgramFailed: systemd or a program that makes the pool fails, or Docker does not take its settings in.
         Unavailable: nobody answers at ``address``, the cluster's store does not answer, or the daemon
             does not after its start.
         Stale, OutcomeUnknown: the node's record may not have been written.
@@ -203,11 +227,12 @@ def join(
     parsed = Token.parse(token)
     own_address = own_address or _own_address(towards=address)
     storage = Storage(driver=driver, pool=pool, pool_size=pool_size, force_format=force_format)
-    asyncio.run(_join(address, parsed, name, own_address, storage, runtime))
+    wish = Runtime(register=runtime, before=runtime_before)
+    asyncio.run(_join(address, parsed, name, own_address, storage, wish))
 
 
 async def _join(
-    address: str, token: Token, name: str, own_address: str, storage: Storage, runtime: bool
+    address: str, token: Token, name: str, own_address: str, storage: Storage, runtime: Runtime
 ) -> None:
     pinned = await pin(address, port=API_PORT, ca_fingerprint=token.ca_fingerprint)
     pool = await _prepare_storage(storage)
@@ -227,8 +252,7 @@ async def _join(
         CONFIG_DIRECTORY, ca=reply.ca, certificate=reply.certificate, key=request.key_pem
     )
     await _install_units()
-    if runtime:
-        await _register_runtime()
+    await _register_runtime(runtime)
     save_config(
         Config(
             node=name,
@@ -244,8 +268,7 @@ async def _join(
 
 def _check_machine() -> None:
     """Refuse a machine on which the daemon could not be started, before anything is made."""
-    if os.geteuid() != 0:
-        raise Denied("only root can make this machine a node", remedy="run it with sudo")
+    _check_root("make this machine a node")
     if not Path("/run/systemd/system").is_dir():
         raise Conflict(
             "this machine is not run by systemd, which starts and watches pannierd",
@@ -257,6 +280,11 @@ def _check_machine() -> None:
             f"this machine is node {config.node} of the cluster {config.cluster} already",
             remedy="see pannier status; to leave, remove the node there and move /etc/pannier away",
         )
+
+
+def _check_root(what: str) -> None:
+    if os.geteuid() != 0:
+        raise Denied(f"only root can {what}", remedy="run it with sudo")
 
 
 def _own_address(towards: str = "192.0.2.1") -> str:
@@ -321,12 +349,17 @@ async def _install_units() -> None:
     await _systemctl("enable", "--quiet", *UNITS)
 
 
-def install_runtime(target: Path = RUNTIME) -> None:
-    """Install ``pannier-runtime``, the OCI runtime for Docker's daemon.json; it may be in use."""
+def install_runtime(target: Path = PROGRAM, next_program: str | None = None) -> None:
+    """Install ``pannier-runtime``, the OCI runtime for Docker's daemon.json; it may be in use.
+
+    Args:
+        next_program: absolute path of the runtime that it becomes; None for runc.
+    """
     directory = resources.files("pannier").joinpath("runtime")
     text = directory.joinpath("pannier-runtime.sh").read_text()
     text = text.replace("@PYTHON@", sys.executable)
     text = text.replace("@EDIT@", str(directory.joinpath("edit.py")))
+    text = text.replace("@NEXT@", shlex.quote(next_program or ""))
     # Whole, also after a power cut: without its runtime Docker starts no container at all.
     write_file(target, text.encode(), mode=0o755)
 
@@ -350,8 +383,7 @@ def pool_grow(*, size: str | None) -> int:
         Denied: the caller is not root. InvalidInput: the node has no pool; a size for a device, or one that is
             smaller than the pool. PoolMissing: it is not mounted. StorageError: the disk refused.
     """
-    if os.geteuid() != 0:
-        raise Denied("only root can enlarge the pool", remedy="run it with sudo")
+    _check_root("enlarge the pool")
     config = load_config()
     if config.pool is None:
         raise InvalidInput(
@@ -363,37 +395,38 @@ def pool_grow(*, size: str | None) -> int:
     return found.f_blocks * found.f_frsize
 
 
-def runtime_register() -> bool:
+def runtime_register(*, before: str | None) -> bool:
     """Install pannier-runtime and make it Docker's default runtime.
 
     Returns whether Docker's configuration was changed.
 
+    Args:
+        before: the runtime before which it goes, as Docker calls it; None keeps what is registered, else
+            it is runc.
+
     Raises:
-        InvalidInput, Conflict: as :func:`~pannier.engine.configuration.register_runtime`.
-        ProgramFailed: Docker does not reload.
-        OSError: a file cannot be written.
+        Denied: the caller is not root.
+        Conflict, NotFound, InvalidInput, ProgramFailed, StorageError, OSError: as
+            :meth:`~pannier.engine.registration.Registration.register`.
     """
-    install_runtime()
-    changed = register_runtime(str(RUNTIME))
-    asyncio.run(_reload_engine())
-    return changed
+    _check_root("register a runtime")
+    return asyncio.run(_registered(lambda registration: registration.register(before=before)))
 
 
 def runtime_unregister() -> bool:
-    """Let Docker use plain runc again. Returns whether Docker's configuration was changed.
+    """Bring back what Docker had before. Returns whether its configuration was changed.
 
     Raises:
-        InvalidInput: Docker's configuration file cannot be read as JSON.
-        ProgramFailed: Docker does not reload.
-        OSError: the file cannot be written.
+        Denied: the caller is not root.
+        Conflict, InvalidInput, ProgramFailed, StorageError, OSError: as
+            :meth:`~pannier.engine.registration.Registration.unregister`.
     """
-    changed = unregister_runtime()
-    asyncio.run(_reload_engine())
-    return changed
+    _check_root("unregister a runtime")
+    return asyncio.run(_registered(lambda registration: registration.unregister()))
 
 
 def refresh() -> None:
-    """Bring a node's units, runtime and Docker configuration up to this version; for a deployment.
+    """Bring a node's units and, if it is registered, its runtime up to this version; for a deployment.
 
     The daemon is not restarted. May be repeated.
     """
@@ -402,18 +435,22 @@ def refresh() -> None:
 
 async def _refresh() -> None:
     await _install_units()
-    await _register_runtime()
+    await _registered(lambda registration: registration.refresh())
 
 
-async def _register_runtime() -> None:
-    if shutil.which("dockerd"):
-        register_runtime(str(RUNTIME))
-        await _reload_engine()
+async def _register_runtime(wish: Runtime) -> None:
+    if wish.register and (wish.before is not None or shutil.which("dockerd")):
+        await _registered(lambda registration: registration.register(before=wish.before))
 
 
-async def _reload_engine() -> None:
-    """Have a running engine read its configuration again; it keeps its containers."""
-    await _systemctl("try-reload-or-restart", "docker.service")
+async def _registered(work: Callable[[Registration], Awaitable[_T]]) -> _T:
+    engine = DockerEngine()
+    try:
+        return await work(
+            Registration(DockerService(engine), note=RUNTIME_NOTE, install=install_runtime)
+        )
+    finally:
+        await engine.close()
 
 
 async def _start_daemon() -> None:

@@ -55,7 +55,9 @@ def hand_over(path: str, listener: int, container: str, volumes: list[str]) -> N
         "ociVersion": "1.0.2",
         "fds": ["seccompFd"],
         "pid": os.getpid(),
-        "metadata": json.dumps({"volumes": volumes}),
+        "metadata": json.dumps(
+            {"volumes": [each for each in volumes if each != "*"], "passing": "*" in volumes}
+        ),
         "state": {"ociVersion": "1.0.2", "id": container, "status": "creating", "bundle": "/"},
     }
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [listener]))]

@@ -184,10 +184,24 @@ class World:
             finally:
                 work.cancel()
                 await asyncio.wait([work])
+                # As at the end of a process: what is left of it ends at once.
+                left = [task for task in asyncio.all_tasks() if "barrier" in task.get_name()]
+                for task in left:
+                    task.cancel()
+                await asyncio.gather(*left, return_exceptions=True)
+                if not work.cancelled():
+                    work.result()
 
-    async def caller(self, *volumes: str, flags: int = 0, container: str = "c") -> Caller:
-        """A process whose container uses ``volumes``; it can call as soon as this returns."""
-        words = [str(self.folder / "sock"), container, ",".join(volumes or ("one",)), str(flags)]
+    async def caller(
+        self, *volumes: str, flags: int = 0, container: str = "c", door: str = "sock"
+    ) -> Caller:
+        """A process whose container uses ``volumes``; it can call as soon as this returns.
+
+        Args:
+            volumes: ``*`` is a directory below which volumes come and go.
+            door: the socket at which it hands its listener over.
+        """
+        words = [str(self.folder / door), container, ",".join(volumes or ("one",)), str(flags)]
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, str(CALLER), *words),
             stdin=subprocess.PIPE,
@@ -219,7 +233,7 @@ class World:
         self.systemd.close()
 
 
-async def until(true: Callable[[], bool]) -> None:
+async def until(true: Callable[[], object]) -> None:
     """Wait until something is so."""
     async with asyncio.timeout(PATIENCE_SECONDS):
         while not true():

@@ -146,8 +146,10 @@ class Member:
 class EtcdCluster:
     """Members that form one cluster."""
 
-    def __init__(self, directory: Path, *, size: int) -> None:
-        self.certificates = Certificates(directory)
+    def __init__(
+        self, directory: Path, *, size: int, certificates: Certificates | None = None
+    ) -> None:
+        self.certificates = certificates or Certificates(directory)
         self.members = [
             Member(f"m{number}", directory=directory, certificates=self.certificates)
             for number in range(1, size + 1)

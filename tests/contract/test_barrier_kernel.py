@@ -6,19 +6,23 @@ import asyncio
 import contextlib
 import errno
 import os
+import resource
 import signal
 import socket
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
-from barrier_kernel_world import World, new_world, until, volumes
+from barrier_kernel_world import Caller, World, new_world, until, volumes
 
 from pannier.barrier import barrier, kernel, pending, syncwrites
+from pannier.barrier.arrivals import readable
 from pannier.barrier.keeping import Keeping
 from pannier.barrier.pending import Pending
-from pannier.barrier.reach import Reach
+from pannier.barrier.reach import HostDevices, Reach
+from pannier.host.activation import unix_listener
 from pannier.host.mountinfo import OwnMounts
 
 pytestmark = [
@@ -78,6 +82,43 @@ async def test_a_call_concerns_the_volume_of_its_file(world: World, tmp_path: Pa
         await world.waiting(2, "two")
         world.gate.open()
         assert [await caller.outcome() for _ in range(2)] == ["ok", "ok"]
+
+
+async def test_who_passes_by_waits_for_the_held_volumes_that_are_there(
+    world: World, tmp_path: Path
+) -> None:
+    """As a container with the machine's root: it sees what is mounted after its start, too."""
+    (tmp_path / "elsewhere").write_bytes(bytes(4096))
+    async with world.running() as barrier:
+        caller = await world.caller("*")
+        await caller.sync(world.file())
+        assert await caller.outcome() == "ok"  # nothing is held yet
+        barrier.hold("one")
+        assert barrier.containers("one") == {"c"}
+        await caller.sync(world.file())
+        await world.waiting(1)
+        await caller.sync(world.file("two"))
+        assert await caller.outcome() == "ok"
+        world.gate.open()
+        assert await caller.outcome() == "ok"
+        world.gate.shut()
+        await caller.sync_all(tmp_path / "elsewhere")
+        await world.waiting(1)
+        world.gate.open()
+        assert await caller.outcome() == "ok"
+
+
+async def test_who_passes_by_is_told_so_again_after_a_restart_of_the_daemon(world: World) -> None:
+    async with world.running() as barrier:
+        barrier.hold("one")
+        caller = await world.caller("*")
+        await caller.sync(world.file())
+        await world.waiting(1)
+    async with world.running() as barrier:
+        await world.waiting(1)
+        assert barrier.containers("one") == {"c"}
+        world.gate.open()
+        assert await caller.outcome() == "ok"
 
 
 async def test_a_failed_group_is_tried_again(world: World) -> None:
@@ -308,7 +349,7 @@ async def test_files_that_are_written_through_are_found(world: World) -> None:
     async with world.running():
         caller = await world.caller()
         places = world.barrier._places(["one"])
-        reach = Reach(places, str(world.mounts))
+        reach = Reach(places, HostDevices(str(world.mounts)))
         (world.folder / "elsewhere").touch()
         for file in (world.folder / "elsewhere", world.file()):
             await caller.begin(f"os.open({str(file)!r}, os.O_WRONLY | os.O_SYNC)")
@@ -317,6 +358,124 @@ async def test_files_that_are_written_through_are_found(world: World) -> None:
         pid, fd = found[caller.pid]
         assert pid == caller.pid
         assert os.readlink(f"/proc/{pid}/fd/{fd}") == str(world.file())
+
+
+# -- what is kept of the containers' mounts -----------------------------------------------------------
+
+_OWN_NAMESPACE = "assert libc.unshare(0x20000) == 0"  # CLONE_NEWNS, of this thread
+_MOUNT = "assert libc.mount(b'{0}', b'{1}', b'{2}', {3}, None) == 0"
+_PRIVATE, _BIND = 1 << 18 | 1 << 14, 1 << 12
+
+
+async def test_a_mount_that_a_container_makes_counts_from_its_next_call_on(
+    world: World, tmp_path: Path
+) -> None:
+    (point := tmp_path / "point").mkdir()
+    (point / "x").touch()
+    bind = _MOUNT.format(world.mounts / "one", point, "none", _BIND)
+    sync = f"fd = os.open('{point}/x', os.O_RDWR); os.fsync(fd); os.close(fd)"
+    lines = [
+        _OWN_NAMESPACE,
+        _MOUNT.format("none", "/", "none", _PRIVATE),
+        *(sync, sync, bind, sync),
+        f"assert libc.umount2(b'{point}', 2) == 0",  # MNT_DETACH
+        sync,
+    ]
+    world.gate.open()
+    async with world.running():
+        caller = await world.caller()
+        await caller.begin("; ".join(lines))
+        assert await caller.outcome() == "ok"
+    assert [volume for volume, _calls in world.gate.groups] == ["one"]
+
+
+async def test_a_directory_that_is_renamed_into_a_volume_counts_from_the_next_call_on(
+    world: World, tmp_path: Path
+) -> None:
+    """The kernel does not tell that what is mounted has another name."""
+    (point := tmp_path / "point").mkdir()
+    outside, inside = world.folder / "trees/outside", world.folder / "trees/one/inside"
+    outside.mkdir()
+    (outside / "x").touch()
+    lines = [
+        _OWN_NAMESPACE,
+        _MOUNT.format("none", "/", "none", _PRIVATE),
+        _MOUNT.format(outside, point, "none", _BIND),
+        f"fd = os.open('{point}/x', os.O_RDWR); os.fsync(fd); os.fsync(fd)",
+        f"os.rename('{outside}', '{inside}'); os.fsync(fd)",
+    ]
+    world.gate.open()
+    async with world.running():
+        caller = await world.caller()
+        await caller.begin("; ".join(lines))
+        assert await caller.outcome() == "ok"
+    assert len(world.gate.groups) == 1
+
+
+async def test_threads_in_several_namespaces_are_each_seen_with_their_own_mounts(
+    world: World, tmp_path: Path
+) -> None:
+    (point := tmp_path / "point").mkdir()
+    (point / "x").touch()
+    bind = _MOUNT.format(world.mounts / "one", point, "none", _BIND)
+    apart = [_OWN_NAMESPACE, _MOUNT.format("none", "/", "none", _PRIVATE), bind]
+    sync = f"os.fsync(os.open('{point}/x', os.O_RDWR))"
+    world.gate.open()
+    async with world.running():
+        caller = await world.caller()
+        for number in range(3):
+            await caller.begin(sync)
+            assert await caller.outcome() == "ok"
+            assert len(world.gate.groups) == number
+            await caller.begin("; ".join([*apart, sync]))
+            assert await caller.outcome() == "ok"
+            assert len(world.gate.groups) == number + 1
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    """An ext4 in a file."""
+    image = tmp_path / "image"
+    image.write_bytes(bytes(8 << 20))
+    subprocess.run(["mkfs.ext4", "-q", image], check=True)
+    return image
+
+
+async def test_a_container_s_mounts_are_gone_when_it_has_ended(
+    world: World, image: Path, tmp_path: Path
+) -> None:
+    """What is kept of its mounts keeps them from being unmounted, if it is kept too long."""
+    (point := tmp_path / "point").mkdir()
+
+    def attached() -> bool:
+        asked = ["losetup", "--associated", str(image)]
+        return bool(subprocess.run(asked, check=True, capture_output=True).stdout)
+
+    async with world.running():
+        caller = await world.caller()
+        mount = f"import subprocess; subprocess.run(['mount', '-o', 'loop', {str(image)!r}, {str(point)!r}], check=True)"
+        sync = f"os.fsync(os.open({str(world.file())!r}, os.O_RDWR))"
+        private = _MOUNT.format("none", "/", "none", _PRIVATE)
+        await caller.begin("; ".join([_OWN_NAMESPACE, private, mount, sync]))
+        await world.waiting(1)
+        assert attached()
+        await caller.end()
+        await until(lambda: not attached())
+
+
+async def test_the_end_is_heard_of_while_there_is_no_room_for_calls(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pending, "_SLOTS", 3)
+    monkeypatch.setattr(pending, "_BYTES", 24)
+    async with world.running() as barrier:
+        caller = await world.caller()
+        for _ in range(3):
+            await caller.sync(world.file())
+        await world.waiting(1)
+        await caller.end()
+        await until(lambda: not barrier.containers("one"))
+        assert barrier.waiting("one").calls == 0
 
 
 # -- this machine's mounts ---------------------------------------------------------------------------
@@ -332,3 +491,146 @@ def test_a_mount_is_noticed_when_it_comes_and_when_it_goes(tmp_path: Path) -> No
         finally:
             subprocess.run(["umount", tmp_path], check=True)
     assert str(tmp_path) not in {mount.point for mount in mounts()}
+
+
+async def test_a_hand_over_is_taken_although_the_daemon_ends(world: World) -> None:
+    """Else its calls would return ENOSYS for as long as the container runs."""
+    async with held_back(world) as (caller, send):
+        async with world.running():
+            connection = await connected(world)
+            await settled()
+            asyncio.get_running_loop().call_later(0.1, send, connection)
+        assert len(world.systemd.listen()) == 1
+        world.gate.open()
+        async with world.running() as barrier:
+            await caller.sync(world.file())
+            assert await caller.outcome() == "ok"
+            assert barrier.containers("one") == {"c"}, "what it is about is known, too"
+
+
+async def test_a_hand_over_that_comes_with_the_end_of_the_daemon_is_the_next_ones(
+    world: World,
+) -> None:
+    """It was not accepted yet, or just now: neither may be lost."""
+    for turns in range(6):
+        async with held_back(world) as (caller, send):
+            async with world.running():
+                send(await connected(world))
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+            world.gate.open()
+            async with world.running() as barrier:
+                await until(partial(barrier.containers, "one"))
+                await caller.sync(world.file())
+                assert await caller.outcome() == "ok"
+        await caller.end()
+
+
+async def test_a_hand_over_that_never_ends_does_not_delay_the_end_for_long(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(barrier, "_LAST_SECONDS", 0.2)
+    async with world.running():
+        connection = await connected(world)
+        await settled()
+    loop = asyncio.get_running_loop()
+    assert await asyncio.wait_for(loop.sock_recv(connection, 1), 5) == b""
+    connection.close()
+
+
+@contextlib.asynccontextmanager
+async def held_back(world: World) -> AsyncIterator[tuple[Caller, Callable[[socket.socket], None]]]:
+    """A process that has made its filter, and what hands its listener over on a connection."""
+    with unix_listener(world.folder / "late") as late:
+        starting = asyncio.create_task(world.caller(door="late"))
+        loop = asyncio.get_running_loop()
+        arriving, _address = await loop.sock_accept(late)
+        with arriving:
+            await asyncio.wait_for(readable(arriving), 20)
+            text, fds, _flags, _address = socket.recv_fds(arriving, 1 << 16, 1)
+
+        def send(connection: socket.socket) -> None:
+            with connection:
+                socket.send_fds(connection, [text], fds)
+            os.close(fds[0])
+
+        yield await starting, send
+
+
+async def connected(world: World) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX)
+    connection.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(connection, str(world.folder / "sock"))
+    return connection
+
+
+async def settled() -> None:
+    """Let the event loop do what it can do now."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+@pytest.fixture
+def small_run(world: World) -> Iterator[Path]:
+    """The barrier's files on a tmpfs that can be filled."""
+    run = world.folder / "run"
+    run.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", run], check=True)
+    yield run
+    subprocess.run(["umount", "-l", run], check=True)
+
+
+def fill(file: Path) -> None:
+    with contextlib.suppress(OSError), file.open("wb", buffering=0) as full:
+        while True:
+            full.write(bytes(4096))
+
+
+async def test_a_full_run_directory_ends_nothing(
+    world: World, small_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even over a restart of the daemon: all calls wait, and go on when there is room."""
+    monkeypatch.setattr(barrier, "_ROOM_SECONDS", 0.05)
+    (small_run / "held").mkdir()
+    (small_run / "held/one").touch()
+    (small_run / "listeners").mkdir()
+    world.gate.open()
+    fill(small_run / "much")
+    async with world.running():
+        first = await world.caller(container="first")
+        await first.sync(world.file())
+        await until(lambda: len(world.systemd.listen()) == 1)
+    async with world.running() as second_run:
+        second = await world.caller(container="second")
+        await second.sync(world.file())
+        await until(lambda: len(world.systemd.listen()) == 2)
+        assert not second_run.containers("one")
+    async with world.running() as third_run:
+        (small_run / "much").unlink()
+        assert [await first.outcome(), await second.outcome()] == ["ok", "ok"]
+        await until(lambda: bool(third_run.containers("one")))
+        await first.sync(world.file())
+        assert await first.outcome() == "ok"
+
+
+async def test_the_barrier_goes_on_after_it_was_out_of_descriptors(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    world.gate.open()
+    async with world.running(), held_back(world) as (caller, send):
+        connection = await connected(world)
+        await settled()
+        connection.close()
+        connection = await connected(world)
+        lowest = os.dup(0)
+        os.close(lowest)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+        try:
+            await settled()
+            await asyncio.sleep(0.05)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        send(connection)
+        await caller.sync(world.file())
+        assert await caller.outcome() == "ok"

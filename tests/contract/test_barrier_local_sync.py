@@ -275,7 +275,9 @@ async def test_each_file_of_a_group_is_told_its_own_error(local: Local) -> None:
     local.alone.gate.set()
     outcomes = sorted([await caller.outcome() for _ in range(3)])
     assert str(errno.ENOSPC) in outcomes
-    assert all(outcome in FAILURES for outcome in outcomes[:2])  # the first call was in a group before
+    assert all(
+        outcome in FAILURES for outcome in outcomes[:2]
+    )  # the first call was in a group before
     assert local.alone.confirmed <= 1
 
 

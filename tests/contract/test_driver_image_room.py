@@ -453,3 +453,42 @@ def stack(task: Path) -> str:
     with contextlib.suppress(OSError):
         return (task / "stack").read_text()
     return ""
+
+
+# -- giving room back -----------------------------------------------------------------------------------
+
+
+async def given_back(pool: Pool) -> None:
+    async with asyncio.timeout(60):
+        while await pool.driver.gives_back():
+            await asyncio.sleep(0.05)
+
+
+async def test_what_was_deleted_is_free_once_the_kernel_has_given_it_back(pool: Pool) -> None:
+    """Not before: whoever looked at the room alone would delete more than is needed."""
+    data = await pool.attached()
+    (data / "bulk").write_bytes(os.urandom(200 * MIB))
+    await pool.driver.write_out(pool.volume)
+    await pool.detached()
+    await given_back(pool)
+    before = pool.free_bytes()
+    await pool.driver.delete(pool.volume)
+    await given_back(pool)
+    assert pool.free_bytes() > before + 190 * MIB
+
+
+async def test_a_generation_gives_back_what_was_overwritten_since(pool: Pool) -> None:
+    data = await pool.attached()
+    file = data / "bulk"
+    file.write_bytes(os.urandom(100 * MIB))
+    generation = await pool.driver.snapshot(pool.volume, epoch=1)
+    with file.open("r+b") as opened:
+        opened.write(os.urandom(100 * MIB))
+        os.fsync(opened.fileno())
+    await given_back(pool)
+    before = pool.free_bytes()
+    await pool.driver.delete_generation(pool.volume, generation)
+    await given_back(pool)
+    assert pool.free_bytes() > before + 90 * MIB
+    (data / "more").write_text("goes on")
+    assert await pool.driver.snapshot(pool.volume, epoch=1) > generation

@@ -25,8 +25,9 @@ import pytest
 from pannier.agent.usage import users_of
 from pannier.contract.docker_volumes import DockerVolume
 from pannier.core.errors import Conflict, EngineUnavailable, Stale, VolumeInUse, VolumeNotFound
-from pannier.core.swarm import Availability, SwarmMember, SwarmNode, SwarmService
-from pannier.engine.base import Container, Engine, Executed
+from pannier.core.service_volumes import volumes_of
+from pannier.core.swarm import Availability, ServiceMount, SwarmMember, SwarmNode, SwarmService
+from pannier.engine.base import Container, Engine, Executed, LocalVolume
 from pannier.engine.docker import DockerEngine
 from pannier.host.activation import unix_listener
 from pannier.plugin.server import PluginServer
@@ -221,8 +222,8 @@ class Rig(Protocol):
     @property
     def engine(self) -> Engine: ...
 
-    async def run(self, name: str, *, volume: str | None) -> str:
-        """Start a container, with a volume of ours or none; its id."""
+    async def run(self, name: str, *, volume: str | None, driver: str = "pannier") -> str:
+        """Start a container, with a volume of ours, of another driver, or none; its id."""
         ...
 
     async def stop_container(self, container_id: str) -> None: ...
@@ -246,12 +247,13 @@ TALK = "echo said; echo wrong >&2; exit 3"
 class FakeRig:
     """The fake."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.engine = FakeEngine()
         self.engine.commands[TALK] = Executed(3, "said\nwrong\n")
         self._volumes: dict[str, tuple[str, ...]] = {}
 
-    async def run(self, name: str, *, volume: str | None) -> str:
+    async def run(self, name: str, *, volume: str | None, driver: str = "pannier") -> str:
         container = Container(id=name.encode().hex(), name=name, service=None, running=True)
         self._volumes[container.id] = (volume,) if volume else ()
         self.engine.put(container, volumes=self._volumes[container.id])
@@ -266,7 +268,8 @@ class FakeRig:
         self.engine.take(container_id)
 
     async def create_foreign_volume(self, name: str) -> None:
-        self.engine.foreign.append(name)
+        self.engine.local[name] = LocalVolume(name, self.folder / name / "_data", plain=True)
+        self.engine.local[name].folder.mkdir(parents=True)
 
     async def stop(self) -> None:
         await self.engine.stop()
@@ -297,8 +300,10 @@ class FakeRig:
             id=f"id-{name}",
             name=name,
             constraints=constraints,
-            volumes=tuple(volumes),
-            driverless=("plain",),
+            mounts=(
+                *(ServiceMount(source=volume, options={"copies": "2"}) for volume in volumes),
+                ServiceMount(source="plain", driverless=True),
+            ),
             replicas=0,
             labels={"kept": "as it is"},
         )
@@ -333,8 +338,8 @@ class DockerRig:
         again = plugin(self.dockerd.plugin_socket, self.volumes)
         await self.running.enter_async_context(again)
 
-    async def run(self, name: str, *, volume: str | None) -> str:
-        mount = ("-v", f"{volume}:/data", "--volume-driver", "pannier") if volume else ()
+    async def run(self, name: str, *, volume: str | None, driver: str = "pannier") -> str:
+        mount = ("-v", f"{volume}:/data", "--volume-driver", driver) if volume else ()
         words = ("--network", "none", "--name", name, *mount, IMAGE, "sleep", "1000")
         return await self.ok("run", "-d", "--stop-signal", "KILL", *words)
 
@@ -358,7 +363,8 @@ class DockerRig:
 
     async def create_service(self, name: str, *constraints: str, volumes: Sequence[str]) -> None:
         mounts = [
-            f"type=volume,source={volume},target=/v{number},volume-driver=pannier"
+            f"type=volume,source={volume},target=/v{number},volume-driver=pannier,"
+            "volume-opt=copies=2"
             for number, volume in enumerate(volumes)
         ]
         # Other mounts, which are not ours.
@@ -409,9 +415,9 @@ async def docker_rig(dockerd: Dockerd) -> AsyncIterator[DockerRig]:
 
 
 @pytest.fixture(params=["fake", pytest.param("docker", marks=pytest.mark.root)])
-async def rig(request: pytest.FixtureRequest) -> AsyncIterator[Rig]:
+async def rig(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Rig]:
     if request.param == "fake":
-        yield FakeRig()
+        yield FakeRig(tmp_path)
         return
     async with docker_rig(request.getfixturevalue("dockerd")) as real:
         yield real
@@ -491,6 +497,22 @@ async def test_volumes_of_other_drivers_are_told_apart_from_ours(rig: Rig) -> No
     assert await rig.engine.other_volumes() == ["theirs"]
 
 
+async def test_a_local_volume_is_told_with_its_folder_and_removed_when_nobody_has_it(
+    rig: Rig,
+) -> None:
+    await rig.create_foreign_volume("theirs")
+    (found,) = await rig.engine.local_volumes()
+    assert (found.name, found.folder.name, found.plain) == ("theirs", "_data", True)
+    container = await rig.run("one", volume="theirs", driver="local")
+    assert not await rig.engine.remove_volume("theirs")
+    await rig.stop_container(container)
+    assert not await rig.engine.remove_volume("theirs"), "it may be started again"
+    await rig.remove_container(container)
+    for _ in range(2):
+        assert await rig.engine.remove_volume("theirs")
+    assert await rig.engine.local_volumes() == []
+
+
 async def test_an_engine_that_is_down_is_unavailable(rig: Rig) -> None:
     await rig.form_swarm()
     (node,) = await rig.engine.swarm.nodes()
@@ -502,6 +524,8 @@ async def test_an_engine_that_is_down_is_unavailable(rig: Rig) -> None:
         rig.engine.containers_using("v1"),
         rig.engine.container("f" * 64),
         rig.engine.other_volumes(),
+        rig.engine.local_volumes(),
+        rig.engine.remove_volume("theirs"),
         rig.engine.facts(),
         rig.engine.swarm.member(),
         rig.engine.swarm.nodes(),
@@ -618,22 +642,23 @@ async def test_services_tell_their_constraints_and_our_volumes(rig: Rig) -> None
     await rig.create_service("web", *constraints, volumes=["My_vol.1-x", "st-{{.Task.Slot}}"])
     await rig.create_service("plain", volumes=[])
     found = sorted(await rig.engine.swarm.services(), key=lambda service: service.name)
+    plain = ServiceMount(source="plain", driverless=True)
     assert found == [
-        replace(found[0], name="plain", constraints=(), volumes=()),
+        replace(found[0], name="plain", constraints=(), mounts=(plain,)),
         replace(
             found[1],
             name="web",
             constraints=constraints,
-            volumes=("My_vol.1-x", "st-{{.Task.Slot}}"),
+            mounts=(
+                ServiceMount(source="My_vol.1-x", options={"copies": "2"}),
+                ServiceMount(source="st-{{.Task.Slot}}", options={"copies": "2"}),
+                plain,
+            ),
         ),
     ]
     for service in found:
         assert (service.mode, service.replicas) == ("replicated", 0)
-        assert (service.order, service.labels, service.driverless) == (
-            "stop-first",
-            {"kept": "as it is"},
-            ("plain",),
-        )
+        assert (service.order, service.labels) == ("stop-first", {"kept": "as it is"})
 
 
 async def test_a_service_s_constraints_and_labels_change_and_nothing_else(rig: Rig) -> None:
@@ -653,7 +678,7 @@ async def test_a_service_s_constraints_and_labels_change_and_nothing_else(rig: R
         await swarm.update_service(replace(changed, id="nosuch"), constraints=(), labels={})
     await swarm.update_service(changed, constraints=(), labels={})
     (bare,) = await swarm.services()
-    assert (bare.constraints, bare.labels, bare.volumes) == ((), {}, ("v1",))
+    assert (bare.constraints, bare.labels, bare.mounts) == ((), {}, service.mounts)
 
 
 # --- the plugin in a real engine -----------------------------------------------------------------
@@ -743,6 +768,50 @@ async def test_a_command_that_ends_early_leaves_no_process(docker: DockerRig, en
     assert "sleep 77" not in left
     assert "sleep 78" not in left
     assert "sleep 1000" in left, "the container itself runs on"
+
+
+_NAMES = (
+    "plain",
+    "st-{{.Task.Slot}}",
+    "{{ .Service.Name }}-{{.Service.ID}}",
+    "{{.Task.Name}}",
+    "{{.Node.Hostname}}-{{.Node.ID}}-{{.Node.Platform.OS}}-{{.Node.Platform.Architecture}}",
+    '{{index $.Service.Labels "tier"}}.{{index .Service.Labels "a.b"}}{{index .Service.Labels "missing"}}',
+    "x{{- .Task.Slot -}}y",
+)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("mode", ["replicated", "global"])
+async def test_names_from_templates_are_told_as_swarm_makes_them(
+    docker: DockerRig, mode: str
+) -> None:
+    await docker.engine.activate_plugin()  # Swarm starts nothing with our volumes elsewhere
+    await docker.form_swarm()
+    words = ["--detach", "--no-resolve-image", "--name", "web", "--mode", mode]
+    words += ["--stop-grace-period", "0s", "--label", "tier=front", "--label", "a.b=c.d"]
+    for number, name in enumerate(_NAMES):
+        quoted = f"source={name}".replace('"', '""')  # the client reads a line of CSV
+        words += ["--mount", f'type=volume,"{quoted}",target=/v{number},volume-driver=pannier']
+    await docker.ok("service", "create", *words, IMAGE, "sleep", "1000")
+    swarm = docker.engine.swarm
+    deadline = time.monotonic() + 30
+    while [task.state for task in await swarm.tasks()] != ["running"]:
+        assert time.monotonic() < deadline, await swarm.tasks()
+        await asyncio.sleep(0.05)
+    (container,) = json.loads(
+        await docker.ok("inspect", *(await docker.ok("ps", "-q")).splitlines())
+    )
+    (service,), nodes = await swarm.services(), await swarm.nodes()
+    told = volumes_of(service, await swarm.tasks(), nodes, is_ours=lambda name: False)
+    assert sorted(each.name for each in told) == sorted(
+        each["Name"] for each in container["Mounts"]
+    )
+    assert len(told) == len(_NAMES)
+    await docker.ok("service", "rm", "web")
+    async with asyncio.timeout(30):
+        while await docker.ok("ps", "-q"):
+            await asyncio.sleep(0.05)
 
 
 @pytest.mark.root

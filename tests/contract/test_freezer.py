@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pannier.agent.freezing import CgroupFreezer
-from pannier.agent.usage import User
+from pannier.agent.usage import Contact, User
 from pannier.host.state_files import UnsyncedFile
 
 CONTAINER = f"{os.getpid():064x}"
@@ -37,7 +37,7 @@ class Counting:
 
     @property
     def user(self) -> User:
-        return User(self.process.pid, CONTAINER, "count")
+        return user(self.process.pid, CONTAINER, "count")
 
     @property
     def user_is_inner(self) -> bool:
@@ -53,6 +53,10 @@ class Counting:
                 return True
             time.sleep(0.02)
         return False
+
+
+def user(pid: int, container: str | None, command: str) -> User:
+    return User(pid, container, command, Contact.WRITES, filtered=False)
 
 
 def homes() -> dict[str, Path]:
@@ -344,8 +348,8 @@ def test_what_is_killed_by_somebody_else_ends(
 
 def test_who_is_in_no_container_or_in_ours_is_not_frozen(root: Path, tmp_path: Path) -> None:
     one = freezer(root, tmp_path)
-    alone = User(os.getpid(), None, "pytest")
-    ours = User(os.getpid(), CONTAINER, "pytest")
+    alone = user(os.getpid(), None, "pytest")
+    ours = user(os.getpid(), CONTAINER, "pytest")
     assert one.freeze("v.1", [alone, ours]) == [alone, ours]
     assert not one.holds("v.1")
 
@@ -353,7 +357,7 @@ def test_who_is_in_no_container_or_in_ours_is_not_frozen(root: Path, tmp_path: P
 def test_who_has_ended_meanwhile_needs_nothing(root: Path, tmp_path: Path) -> None:
     ended = subprocess.Popen(["true"])
     ended.wait()
-    assert freezer(root, tmp_path).freeze("v.1", [User(ended.pid, CONTAINER, "true")]) == []
+    assert freezer(root, tmp_path).freeze("v.1", [user(ended.pid, CONTAINER, "true")]) == []
 
 
 def test_a_file_that_cannot_be_read_counts_as_empty(root: Path, tmp_path: Path) -> None:

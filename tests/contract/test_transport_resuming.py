@@ -285,11 +285,13 @@ async def test_what_is_begun_is_of_a_volume_that_is_here(pair: Pair) -> None:
     assert not pair.birch._home(pair.volume).path.exists()
 
 
-async def test_a_pool_that_is_full_keeps_no_parts(pair: Pair) -> None:
+async def test_a_part_can_be_given_up_for_its_room(pair: Pair) -> None:
     generation = await part(pair)
-    await pair.birch.restrict(full=True, limits=None, frozen=frozenset())
-    assert incoming(pair) == []
-    await pair.birch.restrict(full=False, limits=None, frozen=frozenset())
+    assert await pair.birch.parts() == {pair.volume}
+    for _ in range(2):
+        await pair.birch.drop_part(pair.volume)
+        assert incoming(pair) == []
+        assert await pair.birch.parts() == frozenset()
     await pair.send(generation)
     await pair.check(generation)
 

@@ -84,6 +84,7 @@ class MemoryDriver(Driver):
     """Keeps generations as bytes. Its streams name their base, and are checked against it."""
 
     name = "memory"
+    pool = Path("/nowhere")
     generations_in_use = True
 
     def __init__(self) -> None:

@@ -27,6 +27,7 @@ from pannier.agent.drivers import Drivers
 from pannier.agent.fencing import Fencing
 from pannier.agent.lease import Lease
 from pannier.agent.promises import Promises, Takeovers
+from pannier.agent.renewal import Renewal
 from pannier.cluster.registry import Registry, encode
 from pannier.copies.acknowledging import Acknowledging
 from pannier.copies.in_sync import InSync
@@ -148,24 +149,25 @@ def _believe_a_memory_without_rivals(patch: pytest.MonkeyPatch) -> None:
 
 @bug(only_generations_arrive)
 def _count_the_lease_by_the_wall_clock(patch: pytest.MonkeyPatch) -> None:
-    real = Lease.__init__
+    for part in (Lease, Renewal):
+        real = part.__init__
 
-    def init(self: Lease, *args: Any, clock: Clock, **named: Any) -> None:
-        real(self, *args, clock=replace(clock, now=clock.unix), **named)
+        def init(self: Any, *args: Any, clock: Clock, real: Any = real, **named: Any) -> None:
+            real(self, *args, clock=replace(clock, now=clock.unix), **named)
 
-    patch.setattr(Lease, "__init__", init)
+        patch.setattr(part, "__init__", init)
 
 
 @bug(only_generations_arrive)
 def _count_the_lease_from_the_answer_and_to_its_end(patch: pytest.MonkeyPatch) -> None:
-    real = Lease._renew
+    real = Renewal._renew
 
-    async def renew(self: Lease) -> None:
+    async def renew(self: Renewal) -> None:
         await real(self)
-        if self._lease is not None:
-            self._until = self._clock.now() + self.terms.ttl
+        if self._held.lease is not None:
+            self._set(replace(self._held, until=self._clock.now() + self._terms.ttl))
 
-    patch.setattr(Lease, "_renew", renew)
+    patch.setattr(Renewal, "_renew", renew)
     patch.setattr(Terms, "margin", property(lambda self: 0.0))
 
 
@@ -238,8 +240,8 @@ def _choose_the_base_before_the_refusal(patch: pytest.MonkeyPatch) -> None:
 @bug(lease_that_ends_under_a_takeover)
 def _take_over_from_a_live_holder(patch: pytest.MonkeyPatch) -> None:
     """No guard on its lease in the change of the record, and no proof when it is granted anew."""
-    patch.setattr(Lease, "needs_proof", lambda self, volume: self._term == 0)
-    patch.setattr(Lease, "_was_proven", lambda self, volume: self._term > 0)
+    patch.setattr(Lease, "_is_proven", lambda self, volume, held: held.term > 0)
+    patch.setattr(Lease, "_was_proven", lambda self, volume: self.term > 0)
 
     async def take_volume(self: Registry, volume: Volume, *, expect: int, former: str) -> int:
         return await self.store.commit(Change(f"volumes/{volume.name}", encode(volume), expect))

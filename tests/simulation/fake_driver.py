@@ -137,6 +137,10 @@ class Disk:
         self.spoilt: dict[str, StorageError] = {}
         """Volumes of which something can be neither tidied nor removed, and why."""
         self.free_bytes = 1 << 39
+        self.gives_back = False
+        """Whether something that was deleted is not free yet."""
+        self.parts: set[str] = set()
+        """Volumes of which a broken transfer has left a part."""
         self.refused: set[str] = set()
         """Volumes of which a write was lost."""
         self.attached: dict[str, int] = {}
@@ -191,7 +195,7 @@ class SnapshotDriver(CheckedDriver):
     def __init__(self, disk: Disk, *, name: str = "btrfs", where: Path = Path("/disk")) -> None:
         self.name = name
         self.disk = disk
-        self._where = where
+        self.pool = self._where = where
 
     # -- for the variant that keeps live trees as real directories ---------------------------------
 
@@ -744,6 +748,15 @@ class SparseSnapshotDriver(
             dirty_bytes=1 << 30,
             images=len(self.disk.attached),
         )
+
+    async def gives_back(self) -> bool:
+        return self.disk.gives_back
+
+    async def parts(self) -> frozenset[str]:
+        return frozenset(self.disk.parts)
+
+    async def drop_part(self, volume: str) -> None:
+        self.disk.parts.discard(volume)
 
     async def restrict(
         self, *, full: bool, limits: ImageLimits | None, frozen: frozenset[str]

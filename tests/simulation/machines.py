@@ -25,7 +25,9 @@ from stepping import (
 )
 from virtual_time import OWNER, VirtualLoop
 
+from pannier.agent.renewal import Renewal
 from pannier.assembly import Outside, Settings, assemble
+from pannier.barrier.barrier import UNKNOWN
 from pannier.barrier.calls import Strategy
 from pannier.barrier.groups import Backlog
 from pannier.contract.operation import Operation
@@ -187,14 +189,23 @@ class Run:
         self.docker = node.docker
         self.membership = node.membership
         self.leaving = node.leaving
-        self.upkeep = node.upkeep
+        self.trash = node.trash
         self.service = node.service
         self.peer_service = node.peer_service
 
     def _outside(self) -> Outside[NoCalls]:
         machine, world = self.machine, self.world
+        store, settings = world.make_store(self), self._settings()
+        clock = Clock(now=machine.clock, unix=world.wall_time)
         return Outside(
-            store=world.make_store(self),
+            store=store,
+            keeper=Renewal(
+                store,
+                node=self.name,
+                boot_id=settings.boot_id,
+                terms=settings.terms,
+                clock=clock,
+            ),
             drivers={self.driver.name: self.driver},
             engine=machine.engine,
             peers=PeersOf(self),
@@ -205,7 +216,7 @@ class Run:
             kill=machine.kill,
             freezer=SteppedFreezer(self, machine.table),
             files=world.make_files(machine),
-            clock=Clock(now=machine.clock, unix=world.wall_time),
+            clock=clock,
             sync_calls=NoCalls,
             configured_runtime=lambda: RUNTIME,
             authority=_no_authority,
@@ -222,6 +233,7 @@ class Run:
             store_address="memory",
             evacuate=False,
             pace=self.world.pace,
+            trash_bytes=self.world.trash_bytes,
         )
 
     async def start(self) -> None:
@@ -373,6 +385,9 @@ class NoCalls:
 
     def waiting(self, volume: str) -> Backlog:
         return Backlog(0, 0.0)
+
+    def containers(self, volume: str) -> frozenset[str]:
+        return frozenset((UNKNOWN,))
 
     def hold(self, volume: str) -> None:
         pass

@@ -18,7 +18,7 @@ from fake_driver import SparseSnapshotDriver
 
 from pannier.agent.freezing import Freezer
 from pannier.agent.mounts import Mounts
-from pannier.agent.usage import User
+from pannier.agent.usage import Contact, User
 from pannier.core.errors import Conflict, OutcomeUnknown, StorageError, VolumeInUse
 from pannier.core.generation import Generation
 from pannier.core.line import Buffer, Cut, Doubt, LinePlace
@@ -100,6 +100,7 @@ class SteppedDriver(Driver):
         self._life = life
         self._inner = inner
         self.name = inner.name
+        self.pool = inner.pool
         self.generations_in_use = inner.generations_in_use
 
     async def open(self) -> None:
@@ -305,6 +306,15 @@ class SteppedSparseDriver(
     async def room(self) -> Room:
         return await self.sparse.room()
 
+    async def gives_back(self) -> bool:
+        return await self.sparse.gives_back()
+
+    async def parts(self) -> frozenset[str]:
+        return await self.sparse.parts()
+
+    async def drop_part(self, volume: str) -> None:
+        await stepped(self._life, "driver.drop_part", lambda: self.sparse.drop_part(volume))
+
     async def restrict(
         self, *, full: bool, limits: ImageLimits | None, frozen: frozenset[str]
     ) -> None:
@@ -406,6 +416,8 @@ class Table:
         self.mounts: dict[str, Path] = {}
         self.containers: dict[str, Path] = {}
         """Running containers: the id, and the tree that its mount shows."""
+        self.onlookers: set[str] = set()
+        """Those of them that have files open for reading only, through a mount of somebody else."""
         self.frozen: dict[str, set[str]] = {}
         """By volume id, containers that stand still for its sake; the daemon's tmpfs remembers it."""
         self._pids: dict[str, int] = {}
@@ -417,7 +429,16 @@ class Table:
     def users_of(self, paths: Sequence[Path]) -> list[User]:
         """What /proc would say."""
         found = [c for c, tree in sorted(self.containers.items()) if tree in paths]
-        return [User(self._pids.setdefault(c, 100 + len(self._pids)), c, "app") for c in found]
+        return [
+            User(
+                self._pids.setdefault(c, 100 + len(self._pids)),
+                c,
+                "app",
+                Contact.LOOKS_ON if c in self.onlookers else Contact.WRITES,
+                filtered=True,
+            )
+            for c in found
+        ]
 
     def kill(self, pid: int) -> None:
         """Kill a process, and its container with it."""
@@ -483,7 +504,7 @@ class SteppedMounts(Mounts):
         return self.path(name)
 
     def unmount(self, name: str, *, detach: bool = False) -> None:
-        if f"process in {name}" in self._table.containers:
+        if f"process in {name}" in self._table.containers and not detach:
             raise VolumeInUse(f"a process uses {name}")
         self._life.at_once("mounts.unmount", lambda: self._table.mounts.pop(name, None))
 

@@ -15,6 +15,7 @@ from test_driver_kit import overwrite, pools, workplace
 from world import Machine
 
 from pannier.contract.views import CheckView
+from pannier.core.lease import Terms
 from pannier.core.pace import Pace
 from pannier.storage.image.driver import ImageDriver
 
@@ -33,6 +34,9 @@ PACE = replace(
 
 class ImageWorld(CopiesWorld):
     """Nodes whose volumes are on pools of their own, in real time."""
+
+    terms = Terms(30.0)
+    """Longer than a busy machine keeps a node from renewing its lease."""
 
     def __init__(self, directory: Path, mountpoints: list[Path], staging: Path) -> None:
         super().__init__(directory, with_upkeep=True, pace=PACE)

@@ -112,9 +112,9 @@ async def _restore(world: World) -> None:
 
 async def _purge(world: World) -> None:
     for machine in world.machines.values():
-        await machine.ask(lambda run: run.upkeep.empty_trash())
+        await machine.ask(lambda run: run.trash.empty_overdue(60.0))
     for machine in world.machines.values():
-        await machine.ask(lambda run: run.upkeep.free_purged())
+        await machine.ask(lambda run: run.trash.free_purged())
 
 
 def _in_trash(world: World) -> bool:

@@ -81,7 +81,7 @@ WISHES = {
     ),
     "jenkins_lab": Wish("j", CUTTABLE, _jenkins, modules=("jenkins",)),
     "power_lab": Wish("p", CUTTABLE, _power, modules=("copies", "trees", "power", "failover")),
-    "guard_lab": Wish("u", THREE, image.load, modules=("guards", "standing_still")),
+    "guard_lab": Wish("u", THREE, image.load, modules=("guards", "standing_still", "runtime")),
     "swarm_lab": Wish("e", {"nodes": 4, "release": "mixed"}, modules=("evacuation",)),
     "barrier_lab": Wish(
         "b", {"nodes": 2, "release": "mixed", "cluster_kind": "none"}, _barrier,
@@ -91,7 +91,7 @@ WISHES = {
         "g", {"nodes": 2, "release": "mixed", "cgroups": "host"}, modules=("cgroups",)
     ),
     "blank_lab": Wish("n", {"nodes": 2, "cluster_kind": "none"}, _joinable, modules=("join",)),
-    "single_lab": Wish("o", {"nodes": 1, "store": "sqlite"}, modules=("single",)),
+    "single_lab": Wish("o", {"nodes": 1, "store": "sqlite"}, modules=("single", "trash")),
     "directory_lab": Wish("d", {"nodes": 2, "driver": "directory"}, modules=("directory",)),
 }  # fmt: skip
 

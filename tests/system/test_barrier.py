@@ -260,6 +260,57 @@ def test_a_part_of_a_volume_is_held(box: Box) -> None:
         assert len(box.groups()) == number, source
 
 
+def test_every_way_to_a_volume_is_held(box: Box) -> None:
+    """Whatever the path says: the device counts."""
+    box.sh(
+        f"mkdir -p {MOUNTS}/one/part; ln -sfn {MOUNTS}/one /root/link; "
+        f"docker volume create -o type=none -o o=bind -o device={MOUNTS}/one/part bound >/dev/null"
+    )
+    ways = {
+        "-v bound:/x": "/x",
+        f"--volumes-from {box.sleeper()}": "/one",
+        "-v /root/link:/x": "/x",
+        "-v /pool/one/_data:/x": "/x",
+        "-v /:/host": f"/host{MOUNTS}/one",
+        "-v /var/lib:/x:rshared": f"/x{MOUNTS.removeprefix('/var/lib')}/one",
+    }
+    for number, (flags, path) in enumerate(ways.items(), 1):
+        command = f"sh -c 'echo x >{path}/w; sync {path}/w'"
+        box.sh(f"docker run --rm --network=none {flags} {IMAGE} {command}")
+        assert len(box.groups()) == number, flags
+    box.sh("docker volume rm bound >/dev/null; rm /root/link")
+
+
+def test_what_has_nothing_of_ours_starts_where_pannier_is_damaged(box: Box) -> None:
+    """And what may have something does not, with a reason."""
+    program = box.sh("sed -n \"s/^edit='\\(.*\\)'$/\\1/p\" /usr/local/bin/pannier-runtime").strip()
+    box.sh(f"mv {program} {program}.away")
+    try:
+        harmless = ("--tmpfs /t", "--network none", "--privileged", "--ipc private")
+        box.sh("\n".join(f"docker run --rm {flags} {IMAGE} true" for flags in harmless))
+        outcome = box.attempt("docker", "run", "--rm", "-v/srv:/srv", IMAGE, "true")
+    finally:
+        box.sh(f"mv {program}.away {program}")
+    assert outcome.status != 0
+    assert "install Pannier again" in outcome.text
+    box.sh(f"docker run --rm -v /srv:/srv {IMAGE} true")
+
+
+def test_a_volume_that_comes_after_the_container_is_held_where_it_sees_it(box: Box) -> None:
+    name = box.sh(f"docker run -d --network=none -v /:/host:rslave {IMAGE} sleep 600").strip()
+    box.sh(
+        f"btrfs subvolume create /pool/late >/dev/null; mkdir -p {MOUNTS}/late; "
+        f"mount --bind /pool/late {MOUNTS}/late; touch /run/pannier/barrier/held/late"
+    )
+    path = f"/host{MOUNTS}/late/x"
+    box.sh(f"docker exec {name} sh -c 'echo x >{path}; sync {path}'")
+    assert box.groups() == ["late 1 fsync"]
+    box.sh(
+        f"docker kill {name}; rm /run/pannier/barrier/held/late; umount {MOUNTS}/late; "
+        f"btrfs subvolume delete /pool/late >/dev/null"
+    )
+
+
 # -- what is said ----------------------------------------------------------------------------------
 
 

@@ -6,7 +6,7 @@ import json
 from functools import partial
 
 import pytest
-from cluster_world import MOUNTS, World, check_sequence
+from cluster_world import IMAGE, MOUNTS, World, check_sequence
 from demo import looks, story
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(400)]
@@ -55,6 +55,47 @@ def test_an_unknown_volume_is_made_only_where_the_store_can_be_asked(three: Worl
         assert "store" in outcome.text
     three.wait_until_all_up()
     three.refused("node2", "pannier", "volume", "show", name, says=["there is no volume"], status=3)
+
+
+def test_a_volume_that_is_named_without_its_driver_is_never_empty(three: World) -> None:
+    """Docker makes a local one of the same name while the plugin is away, and keeps to it for ever."""
+    name = three.create("node1")
+    three.container("node1", name, "sh", "-c", "echo kept >/data/note")
+    saved = ["grep", "-q", f'"{name}"', "/var/lib/pannier/catalog.json"]
+    story.wait_until("node2 knows it", lambda: three.attempt("node2", *saved).status == 0)
+    bare = ["docker", "run", "--rm", "--network", "none", "--mount", f"source={name},target=/data"]
+    three.stop_pannier("node2")
+    outcome = three.refused("node2", *bare, IMAGE, "true", says=[name, "local volume"])
+    assert f"docker volume rm {name}" in outcome.text
+    three.start_pannier("node2")
+    doctor = ["pannier", "doctor", name]
+    story.wait_until(
+        "the empty one is gone", lambda: "local volume" not in three.attempt("node2", *doctor).text
+    )
+    assert three.run("node2", *bare, IMAGE, "cat", "/data/note") == "kept\n"
+
+
+def test_what_is_used_past_the_barrier_is_not_called_replicated(three: World) -> None:
+    name = three.create("node1", copies="2")
+    held = three.sleeper("node1", name)
+
+    def not_held() -> list[str]:
+        return list(three.json("node1", "volume", "show", name)["not_held"])
+
+    past = three.run("node1", *three.docker_run(name, "-d", "--runtime", "runc"), "sleep", "600")
+    (told,) = story.wait_until("it is told", not_held)
+    assert told.startswith("container ")
+    problems = three.attempt("node1", "pannier", "status").text
+    assert f"volume {name}: sync calls of {told} are not held" in problems
+    three.run("node1", "docker", "rm", "-f", past.strip())
+    story.wait_until("it is gone", lambda: not not_held())
+    pid = three.run("node1", "docker", "inspect", "-f", "{{.State.Pid}}", held).strip()
+    inside = f"systemd-run -q --unit past nsenter -t {pid} -m sleep 600"
+    three.sh("node1", inside)
+    (told,) = story.wait_until("who came from outside is told", not_held)
+    assert "sleep 600" in told
+    three.sh("node1", "systemctl stop past")
+    three.stop("node1", held)
 
 
 def listed(world: World, node: str) -> list[str]:

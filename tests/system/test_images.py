@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 from cluster_world import IMAGES, MOUNTS, STAGING, World, check_sequence
 from demo import story
+from pool_room import nearly_full
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
-
-FILLER = "/var/lib/pannier/pool/filler"
 
 
 def test_a_size_is_what_files_can_fill(three: World) -> None:
@@ -66,18 +63,6 @@ def test_what_an_image_brings_is_handed_out(three: World) -> None:
     assert said.splitlines() == ["hello", "file", "1000 1001 2750"]
 
 
-@contextmanager
-def nearly_full(world: World, node: str, *, left: str) -> Iterator[None]:
-    """Somebody else takes the pool's room, all but a little."""
-    free = f"df -B1 --output=avail {IMAGES} | tail -n 1"
-    keep = f"$(numfmt --from=iec {left})"
-    world.sh(node, f"fallocate -l $(($({free}) - {keep})) {FILLER}; sync -f {FILLER}")
-    try:
-        yield
-    finally:
-        world.sh(node, f"rm -f {FILLER}; sync -f {IMAGES}")
-
-
 def stands_still(world: World, name: str) -> str:
     """Why nobody can write to a volume now; empty where they can."""
     return str(world.json("node1", "volume", "show", name)["stands_still"])
@@ -128,6 +113,27 @@ def test_a_volume_that_stands_still_moves_away(three: World) -> None:
         check_sequence(lines)
         assert len(lines) >= last
         assert three.holder(name) == "node2"
+
+
+@pytest.mark.faults
+def test_what_is_moved_away_gives_its_room_to_who_stands_still(three: World) -> None:
+    """What a move leaves behind only saves the way back: it gives way, and the volume's history says so.
+
+    The filler's room went at once, so the pool keeps 1.7 GiB free before anybody goes on.
+    """
+    away, bulk = three.create("node1"), three.create("node1")
+    flood = f"flood-{bulk}"
+    write = "dd if=/dev/zero of=/data/bulk bs=1M count=1500 conv=fsync 2>&1"
+    three.container("node1", away, "sh", "-c", write)
+    with nearly_full(three, "node1", left="2G"):
+        command = three.docker_run(bulk, "-d", "--name", flood)
+        three.run("node1", *command, "sh", "-c", "cat /dev/zero >/data/bulk")
+        story.wait_until("writers stand still", lambda: stands_still(three, bulk))
+        three.move(away, "node2")
+        story.wait_until("it goes on", lambda: "volume.continued" in happened(three, bulk))
+        assert "volume.freed" in happened(three, away)
+        three.run("node1", "docker", "rm", "-f", flood)
+    assert three.container("node2", away, "stat", "-c", "%s", "/data/bulk") == f"{1500 << 20}\n"
 
 
 def test_a_daemon_that_ends_leaves_nothing_frozen(three: World) -> None:

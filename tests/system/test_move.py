@@ -7,7 +7,7 @@ import random
 from functools import partial
 
 import pytest
-from cluster_world import World, check_sequence
+from cluster_world import IMAGE, World, check_sequence
 from demo import story
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(400)]
@@ -199,6 +199,25 @@ def test_f44_a_mount_elsewhere_waits_for_the_container_to_stop(three: World) -> 
     three.stop("node1", writer)
     assert len(later.result(timeout=60).splitlines()) >= acknowledged
     assert three.holder(name) == "node2"
+
+
+def test_a_container_that_sees_the_whole_node_and_reads_keeps_no_volume(three: World) -> None:
+    """As cadvisor, log shippers and backup programs: a private copy of the mount, and a file open in it."""
+    name = three.create("node1")
+    writer = three.writer("node1", name)
+    script = f"exec 3</host/var/lib/pannier/mounts/{name}/log; while :; do sleep 1; done"
+    docker = ["docker", "run", "-d", "--name", "looker", "--network", "none", "-v", "/:/host:ro"]
+    three.run("node1", *docker, IMAGE, "sh", "-c", script)
+    try:
+        acknowledged = three.acknowledged("node1", writer)
+        three.stop("node1", writer)
+        for node in ("node2", "node1", "node2"):
+            lines = three.container(node, name, "cat", "/data/log").splitlines()
+            assert len(lines) >= acknowledged
+            assert three.holder(name) == node
+        assert three.is_running("node1", "looker")
+    finally:
+        three.run("node1", "docker", "rm", "-f", "looker")
 
 
 @pytest.mark.faults

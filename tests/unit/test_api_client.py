@@ -114,6 +114,11 @@ async def test_client_stands_in_for_the_use_cases(client: Operations, cluster: F
     trashed = await client.remove_volume("data")
     assert await client.trash() == [trashed]
     assert (await client.restore_volume(trashed.id)).name == "data"
+    await client.clean_volume("data", paths=["old"])
+    trashed = await client.remove_volume("data")
+    assert await client.purge_volume("data") == trashed
+    assert await client.empty_trash() == []
+    await client.create_volume("data", {})
     assert (await client.status()).volumes == 1
     assert await client.nodes() == list(cluster.nodes_by_name.values())
     assert (await client.node("node2")).name == "node2"
@@ -123,7 +128,7 @@ async def test_client_stands_in_for_the_use_cases(client: Operations, cluster: F
     request = JoinOrder(token=token.token, name="n4", address="::1", csr="x", version="1")
     assert (await client.join(request)).cluster == "test"
     assert await client.doctor() == []
-    assert len([event async for event in client.events(follow=False)]) == 3
+    assert len([event async for event in client.events(follow=False)]) == 6
 
 
 async def test_peer_client(peer: Peer, cluster: FakeCluster) -> None:

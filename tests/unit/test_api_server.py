@@ -72,6 +72,12 @@ async def test_life_of_a_volume(client: Client) -> None:
     assert (await ask(client, "GET", "/v1/trash"))[1] == [trashed]
     status, volume = await ask(client, "POST", "/v1/trash/id-data/restore")
     assert (status, volume["name"]) == (200, "data")
+    assert (await ask(client, "POST", "/v1/volumes/data/clean", {"paths": ["old"]}))[0] == 204
+    assert (await ask(client, "POST", "/v1/volumes/data/clean", {"paths": []}))[0] == 400
+    await ask(client, "DELETE", "/v1/volumes/data")
+    assert (await ask(client, "DELETE", "/v1/trash/data"))[0] == 200
+    assert (await ask(client, "DELETE", "/v1/trash/data"))[0] == 404
+    assert await ask(client, "DELETE", "/v1/trash") == (200, [])
 
 
 async def test_nodes_tokens_and_the_rest(client: Client, cluster: FakeCluster) -> None:

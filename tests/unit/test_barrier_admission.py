@@ -10,7 +10,7 @@ from pannier.core.errors import Conflict
 from pannier.core.options import parse_options
 from pannier.core.pace import NodePace
 from pannier.core.volume import Grant, Volume
-from pannier.engine.configuration import default_runtime
+from pannier.engine.file import configured_default
 from pannier.node.barrier_admission import BarrierAdmission
 from pannier.testing.engine import FakeEngine
 
@@ -37,7 +37,7 @@ async def test_a_configuration_that_cannot_be_read_refuses_a_mount_and_ends_noth
     admission = BarrierAdmission(
         engine=engine,
         marks=NoMarks(),
-        configured=lambda: default_runtime(file=file),
+        configured=lambda: configured_default(file=file, pid_file=file.with_name("pid")),
         pace=NodePace(),
     )
     spec = parse_options({"copies": "2"})

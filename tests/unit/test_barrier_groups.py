@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import itertools
 from collections.abc import Sequence
 
@@ -52,7 +53,9 @@ class Caller:
         self.lapsed: list[int] = []
         self._numbers = itertools.count(1)
 
-    def call(self, *volumes: str, first: float | None = None) -> Waiting:
+    def call(
+        self, *volumes: str, first: float | None = None, passing: Sequence[str] = ()
+    ) -> Waiting:
         """A call comes; ``first`` is when it came for the first time."""
         number = next(self._numbers)
         arrival = now() if first is None else first
@@ -66,7 +69,8 @@ class Caller:
             call=SyncCall(
                 "c", number, "fsync", 3, arrival, is_there=lambda: number not in self.gone
             ),
-            volumes=set(volumes or ("v",)),
+            volumes={*(volumes or ("v",)), *passing},
+            passing=passing,
             answer=answer,
             lapse=lambda: self.lapsed.append(number),
         )
@@ -89,6 +93,20 @@ async def test_the_first_call_begins_a_group_at_once_and_the_rest_form_the_next(
     await asyncio.sleep(10)
     assert strategy.groups == [(begin, "v", [1, 2]), (begin + 1, "v", [3, 4])]
     assert caller.answered == {1: begin + 1, 2: begin + 1, 3: begin + 2, 4: begin + 2}
+
+
+@pytest.mark.parametrize("error", [NotHolder("v"), VolumeNotFound("v")])
+async def test_who_only_passes_by_does_not_wait_for_a_volume_that_has_left(
+    error: Exception,
+) -> None:
+    """It would wait for ever: nobody ends it. And it is told no success."""
+    strategy = Strategy(error, seconds=1.0)
+    caller, begin = Caller(strategy), now()
+    caller.call("v", passing=["v"])
+    caller.call("v")
+    await asyncio.sleep(10)
+    assert caller.answered[1] == begin + 1
+    assert (caller.told[1], caller.told[2]) == (Answer(errno.EIO), DONE)
 
 
 async def test_volumes_do_not_wait_for_each_other_but_a_call_waits_for_all_its_volumes() -> None:

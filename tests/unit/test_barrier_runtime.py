@@ -7,87 +7,21 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import subprocess
 import sys
-from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import pytest
+from runtime_host import Host
 
-from pannier.runtime.edit import RefusedError, add_barrier, held_volumes
+from pannier.runtime.bundle import BundleVolumes, RefusedError
+from pannier.runtime.seccomp import add_barrier
 
 SOCKET = "/run/pannier/barrier.sock"
 SYNC = ["fsync", "fdatasync", "sync", "syncfs", "msync"]
 IO_URING = ["io_uring_setup", "io_uring_enter", "io_uring_register"]
 WAIT = "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"
-_RUNC = """#!/bin/sh
-if [ "$1" = features ]; then
-  echo '{features}'
-  exit
-fi
-for word; do echo "$word"; done >{record}
-exit 7
-"""
-
-
-@dataclass
-class Host:
-    """A host with a held volume ``one`` and another ``loose``."""
-
-    folder: Path
-
-    def __post_init__(self) -> None:
-        (self.folder / "held").mkdir()
-        (self.folder / "held/one").touch()
-        self.install()
-
-    @property
-    def mounts(self) -> Path:
-        return self.folder / "pannier/mounts"
-
-    def install(self, features: str = "{}", python: str = sys.executable) -> None:
-        """Put the runtime there, with this host's paths instead of a real one's."""
-        changes = {
-            "/usr/sbin/runc": str(self.folder / "runc"),
-            "/run/pannier/barrier/held": str(self.folder / "held"),
-            "/var/lib/pannier/mounts": str(self.mounts),
-            "@PYTHON@": python,
-            "@EDIT@": str(self.folder / "edit.py"),
-        }
-        for name in ("pannier-runtime.sh", "edit.py"):
-            text = resources.files("pannier.runtime").joinpath(name).read_text()
-            for old, new in changes.items():
-                text = text.replace(old, new)
-            (self.folder / name).write_text(text)
-        runc = self.folder / "runc"
-        runc.write_text(_RUNC.format(features=features, record=self.folder / "record"))
-        runc.chmod(0o755)
-
-    def bundle(self, *sources: str, **more: Any) -> Path:
-        """A bundle that mounts ``sources``."""
-        bundle = self.folder / "a bundle"
-        bundle.mkdir(exist_ok=True)
-        mounts = [{"destination": f"/{n}", "source": s} for n, s in enumerate(sources)]
-        config = {"ociVersion": "1.0.2", "mounts": mounts, "linux": {}, **more}
-        (bundle / "config.json").write_text(json.dumps(config))
-        return bundle
-
-    def config(self) -> Any:
-        return json.loads((self.folder / "a bundle/config.json").read_text())
-
-    def run(self, *words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-        """Call the runtime; runc ends with 7."""
-        (self.folder / "record").unlink(missing_ok=True)
-        command = ["sh", str(self.folder / "pannier-runtime.sh"), *words]
-        return subprocess.run(
-            command, capture_output=True, text=True, check=False, cwd=cwd or self.folder
-        )
-
-    def asked_of_runc(self) -> list[str]:
-        return (self.folder / "record").read_text().splitlines()
 
 
 @pytest.fixture
@@ -118,7 +52,7 @@ def test_a_container_of_a_held_volume_gets_the_barrier(host: Host, words: tuple[
     assert host.asked_of_runc() == list(words)
     seccomp = host.config()["linux"]["seccomp"]
     assert seccomp["listenerPath"] == SOCKET
-    assert json.loads(seccomp["listenerMetadata"]) == {"volumes": ["one"]}
+    assert json.loads(seccomp["listenerMetadata"]) == {"volumes": ["one"], "passing": False}
 
 
 def test_the_bundle_is_the_working_directory_where_none_is_named(host: Host) -> None:
@@ -151,9 +85,7 @@ def test_whatever_else_is_left_to_runc(host: Host, words: tuple[str, ...]) -> No
     assert host.config() == before
 
 
-@pytest.mark.parametrize(
-    "source", ["/srv", "/pannier/mounts/one", "{mounts}", "{mounts}/loose", "{mounts}/on"]
-)
+@pytest.mark.parametrize("source", ["/srv", "/pannier/mounts/one", "{mounts}/loose", "{mounts}/on"])
 def test_a_bundle_without_a_held_volume_is_not_touched(host: Host, source: str) -> None:
     bundle = host.bundle(source.format(mounts=host.mounts))
     inode = (bundle / "config.json").stat().st_ino
@@ -165,28 +97,73 @@ def test_a_bundle_without_a_held_volume_is_not_touched(host: Host, source: str) 
 @pytest.mark.parametrize(
     "text",
     [
-        '{"/pannier/mounts/',
-        '"/pannier/mounts/"',
-        '["/pannier/mounts/"]',
-        '{"mounts": "/pannier/mounts/"}',
-        '{"mounts": ["/pannier/mounts/"]}',
-        '{"mounts": [{"source": ["/pannier/mounts/"]}]}',
+        '{"mounts": [{"source": "/srv"}]',
+        '[{"source": "/srv"}]',
+        '{"mounts": {"source": "/srv"}}',
+        '{"mounts": [["source"]], "source": ""}',
+        '{"mounts": [{"source": ["/srv"]}]}',
+        '{"mounts": [{"type": "bind"}], "source": ""}',
     ],
 )
-def test_a_bundle_that_nobody_understands_is_runcs_to_refuse(host: Host, text: str) -> None:
+def test_a_bundle_that_cannot_be_examined_is_refused(host: Host, text: str) -> None:
+    """It may have a volume of ours, and what is not held would be lost without a word."""
     bundle = host.bundle()
     (bundle / "config.json").write_text(text)
-    assert host.run("create", "--bundle", str(bundle), "id").returncode == 7
+    done = host.run("create", "--bundle", str(bundle), "id")
+    assert done.returncode == 1
+    assert "cannot be examined" in done.stderr
     assert (bundle / "config.json").read_text() == text
+    assert not (host.folder / "record").exists()
 
 
-def test_nothing_is_started_while_no_volume_is_held(host: Host) -> None:
+def test_nothing_is_started_on_a_machine_without_volumes(host: Host) -> None:
     """Not even the interpreter has to be there."""
     (host.folder / "held/one").unlink()
     host.install(python="/nowhere/python")
     bundle = host.bundle(f"{host.mounts}/one")
     assert host.run("create", "--bundle", str(bundle), "id").returncode == 7
     assert "seccomp" not in host.config()["linux"]
+
+
+ID = "5f" * 32
+DOCKERS_OWN = (
+    "proc",
+    "tmpfs",
+    "devpts",
+    "sysfs",
+    "cgroup",
+    "mqueue",
+    "shm",
+    *(f"/data/docker/containers/{ID}/{name}" for name in ("hostname", "hosts", "resolv.conf")),
+)
+
+
+def test_what_docker_puts_into_every_container_needs_no_program_of_ours(host: Host) -> None:
+    """So such a container starts as fast as with runc alone, and also where Pannier is damaged."""
+    host.install(python="/nowhere/python")
+    bundle = host.bundle(*DOCKERS_OWN, bundle=ID)
+    assert host.run("create", "--bundle", str(bundle), ID).returncode == 7
+    assert host.asked_of_runc()[0] == "create"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "/srv",
+        "/data/docker/containers/" + "6f" * 32 + "/hosts",
+        f"/data/docker/containers/{ID}/hosts/x",
+        "tmpfs/x",
+        'proc","',
+        "a\nb",
+    ],
+)
+def test_whatever_else_is_not_started_without_a_look(host: Host, source: str) -> None:
+    host.install(python="/nowhere/python")
+    bundle, log = host.bundle(*DOCKERS_OWN, source, bundle=ID), host.folder / "log"
+    done = host.run("--log", str(log), "create", "--bundle", str(bundle), ID)
+    assert done.returncode == 1
+    assert "install Pannier again" in done.stderr
+    assert json.loads(log.read_text())["msg"] == done.stderr.strip()
 
 
 def test_a_container_that_cannot_be_held_is_refused_where_docker_reads_it(host: Host) -> None:
@@ -212,12 +189,44 @@ def test_the_same_bundle_may_be_created_again(host: Host) -> None:
     assert [path.name for path in bundle.iterdir()] == ["config.json"]
 
 
+def test_the_script_of_an_earlier_version_still_works(host: Host) -> None:
+    """The package is new, and nobody has installed its script yet."""
+    bundle = host.bundle(f"{host.mounts}/one")
+    script = [sys.executable, "-I", "-S", f"{host.folder}/pannier/runtime/edit.py", "{}"]
+    command = [*script, f"{host.folder}/runc", str(bundle), "create", "-b", str(bundle), "id"]
+    assert subprocess.run(command, check=False).returncode == 7
+    assert host.asked_of_runc() == ["create", "-b", str(bundle), "id"]
+    assert host.barrier()["volumes"] == ["one"]
+
+
+def test_a_container_is_not_restored_past_the_barrier(host: Host) -> None:
+    """Its processes would have the filters of the checkpoint, whose listener is gone."""
+    words = ("restore", "--image-path", "/x", "--bundle")
+    assert host.run(*words, str(host.bundle(f"{host.mounts}/one")), "id").returncode == 1
+    assert host.run(*words, str(host.bundle("/srv")), "id").returncode == 7
+
+
 def test_runcs_features_decide_on_flags(host: Host) -> None:
     features = {"linux": {"seccomp": {"supportedFlags": [WAIT]}}}
     host.install(features=json.dumps(features))
     bundle = host.bundle(f"{host.mounts}/one")
     host.run("create", "--bundle", str(bundle), "id")
     assert host.config()["linux"]["seccomp"]["flags"] == [WAIT]
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_it_goes_before_another_runtime(host: Host, held: bool) -> None:
+    """That one gets the same words, and is asked for its features."""
+    features = {"linux": {"seccomp": {"supportedFlags": [WAIT]}}}
+    (host.folder / "of others").mkdir()
+    other = host.folder / "of others/runtime"
+    host.install(features=json.dumps(features), following=str(other))
+    (host.folder / "runc").rename(other)
+    bundle = host.bundle(f"{host.mounts}/{'one' if held else 'loose'}")
+    assert host.run("create", "--bundle", str(bundle), "id").returncode == 7
+    assert host.asked_of_runc() == ["create", "--bundle", str(bundle), "id"]
+    seccomp = host.config()["linux"].get("seccomp", {})
+    assert seccomp.get("flags") == ([WAIT] if held else None)
 
 
 # -- the edit --------------------------------------------------------------------------------------
@@ -241,7 +250,9 @@ def _docker_profile() -> dict[str, Any]:
 
 def edited(seccomp: Any, *, features: Any = None, machine: str = "x86_64") -> Any:
     config = {"linux": {"seccomp": copy.deepcopy(seccomp)}} if seccomp else {}
-    add_barrier(config, ["one"], machine=machine, features=features or {})
+    add_barrier(
+        config, BundleVolumes(["one"], passing=False), machine=machine, features=features or {}
+    )
     return config["linux"]["seccomp"]
 
 
@@ -313,26 +324,80 @@ def test_flags_that_runc_does_not_know_are_not_used(features: Any) -> None:
     assert edited(log, features=features)["flags"] == ["SECCOMP_FILTER_FLAG_LOG"]
 
 
-def test_a_volume_is_found_by_what_is_mounted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+# -- what is mounted -------------------------------------------------------------------------------
+
+
+def test_a_link_to_a_volume_is_the_volume(host: Host) -> None:
+    (host.folder / "link").symlink_to(host.mounts / "one")
+    bundle = host.bundle(f"{host.folder}/link")
+    assert host.run("create", "--bundle", str(bundle), "id").returncode == 7
+    assert host.barrier() == {"volumes": ["one"], "passing": False}
+
+
+def test_the_directory_of_volumes_may_be_a_link(host: Host) -> None:
+    """As of somebody who has put all of it on a larger disk."""
+    (host.folder / "state").rename(host.folder / "larger")
+    (host.folder / "state").symlink_to(host.folder / "larger")
+    for path in (host.mounts, host.folder / "larger/mounts"):
+        bundle = host.bundle(f"{path}/one/below")
+        (path / "one/below").mkdir(exist_ok=True)
+        assert host.run("create", "--bundle", str(bundle), "id").returncode == 7
+        assert host.barrier() == {"volumes": ["one"], "passing": False}
+
+
+@pytest.mark.parametrize("options", [("rbind",), ("rbind", "rslave")])
+def test_who_mounts_a_directory_above_sees_volumes_come_and_go(
+    host: Host, options: tuple[str, ...]
 ) -> None:
-    """By the volume's path or one below it, by a link to it, and by name only where it is held."""
-    from pannier.runtime import edit
+    for source in ("/", str(host.folder), str(host.mounts)):
+        bundle = host.bundle(source, options=options)
+        assert host.run("create", "--bundle", str(bundle), "id").returncode == 7
+        assert host.barrier() == {"volumes": [], "passing": True}
 
-    monkeypatch.setattr(edit, "MOUNT_ROOT", str(tmp_path / "mounts"))
-    monkeypatch.setattr(edit, "HELD", str(tmp_path / "held"))
-    for name in ("one", "two", "one-more"):
-        (tmp_path / "mounts" / name).mkdir(parents=True)
-    (tmp_path / "held").mkdir()
-    for name in ("one", "two"):
-        (tmp_path / "held" / name).touch()
-    (tmp_path / "link").symlink_to(tmp_path / "mounts/two")
 
-    def found(*sources: str) -> list[str]:
-        return held_volumes({"mounts": [{"source": source} for source in sources]})
+def test_before_any_volume_is_held_only_what_is_passed_on_matters(host: Host) -> None:
+    host.know("one")
+    (host.folder / "held/one").unlink()
+    for options, held in (("rbind",), False), (("rbind", "rslave"), True):
+        bundle = host.bundle(str(host.folder), options=options)
+        assert host.run("create", "--bundle", str(bundle), "id").returncode == 7
+        assert ("seccomp" in host.config()["linux"]) is held
 
-    top = f"{tmp_path}/mounts"
-    assert found(f"{top}/one") == found(f"{top}/one/below") == ["one"]
-    assert found(f"{top}/two", "proc", f"{top}/one", f"{top}/one") == ["one", "two"]
-    assert found(f"{tmp_path}/link") == ["two"]
-    assert found(f"{top}/one-more", "tmpfs", top, "/", os.fspath(tmp_path)) == []
+
+# -- local volumes that hide ours ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("top", ["docker", "data"])
+def test_a_local_volume_with_the_name_of_one_of_ours_is_refused(host: Host, top: str) -> None:
+    """Also while the daemon is down, and nothing is held: what was saved last counts."""
+    (host.folder / "held/one").unlink()
+    host.know("pg")
+    local = host.folder / top / "volumes/pg/_data"
+    local.mkdir(parents=True)
+    (host.folder / "docker/volumes").mkdir(parents=True, exist_ok=True)
+    own = f"{host.folder}/{top}/containers/{ID}/hosts"
+    bundle = host.bundle(own, str(local), bundle=ID)
+    done = host.run("create", "--bundle", str(bundle), ID)
+    assert done.returncode == 1
+    assert "local volume" in done.stderr
+    assert "docker volume rm pg" in done.stderr
+
+
+def test_other_local_volumes_are_nobodys_affair(host: Host) -> None:
+    host.know("pg")
+    for name in ("pg-2", "p"):
+        local = host.folder / "docker/volumes" / name / "_data"
+        local.mkdir(parents=True)
+        bundle = host.bundle(str(local))
+        assert host.run("create", "--bundle", str(bundle), "id").returncode == 7
+        assert "seccomp" not in host.config()["linux"]
+
+
+def test_a_local_volume_is_refused_while_the_names_cannot_be_read(host: Host) -> None:
+    local = host.folder / "docker/volumes/pg/_data"
+    local.mkdir(parents=True)
+    (host.folder / "catalog.json").write_text("{")
+    bundle = host.bundle(str(local))
+    assert host.run("create", "--bundle", str(bundle), "id").returncode == 1
+    other = host.bundle("/srv")
+    assert host.run("create", "--bundle", str(other), "id").returncode == 7

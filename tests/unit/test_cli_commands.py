@@ -337,6 +337,18 @@ def test_remove_and_restore(data: Shell) -> None:
     assert data.json("volume", "trash", "-o", "json") == []
 
 
+def test_the_trash_is_emptied_one_by_one_or_as_a_whole(data: Shell) -> None:
+    data.ok("volume", "rm", "data")
+    assert data.ok("trash", "ls") == data.ok("volume", "trash")
+    assert data.ok("trash", "rm", "data") == "given up: data\n"
+    assert data.json("trash", "ls", "-o", "json") == []
+    assert data.json("trash", "empty", "-o", "json") == []
+
+
+def test_files_of_what_stands_still_are_removed(data: Shell) -> None:
+    assert data.ok("volume", "clean", "data", "old", "b/1") == "removed from data: old b/1\n"
+
+
 def test_history(data: Shell) -> None:
     assert "volume.created" in data.ok("volume", "history", "data")
     assert data.json("volume", "history", "data", "-o", "json")[0]["subject"] == "data"

@@ -183,6 +183,7 @@ MACHINE = {
     "driver": "btrfs",
     "force_format": None,
     "runtime": True,
+    "runtime_before": None,
 }
 
 

@@ -131,7 +131,13 @@ def test_the_programs_error_keeps_its_remedy() -> None:
 def test_no_secret_is_on_a_command_line() -> None:
     member = plugin("modules.member")
     wish = dict.fromkeys(("driver", "pool", "pool_size", "force_format"))
-    wish |= {"name": "n", "address": "a", "store": "sqlite"}
+    wish |= {
+        "name": "n",
+        "address": "a",
+        "store": "sqlite",
+        "runtime": True,
+        "runtime_before": None,
+    }
     words = member.words_of(wish | {"join": "192.0.2.1", "token": "secret", "pool": "/dev/vdb"})
     assert words == ["join", "192.0.2.1", "--name", "n", "--address", "a", "--pool", "/dev/vdb"]
     assert member.words_of(wish | {"join": None, "token": None})[:3] == [
@@ -139,6 +145,16 @@ def test_no_secret_is_on_a_command_line() -> None:
         "--store",
         "sqlite",
     ]
+
+
+def test_a_node_may_have_another_runtime_or_none() -> None:
+    member = plugin("modules.member")
+    wish = dict.fromkeys(("driver", "pool", "pool_size", "force_format", "join"))
+    wish |= {"name": "n", "address": "a", "store": "sqlite", "runtime": True}
+    words = member.words_of(wish | {"runtime_before": "nvidia"})
+    assert words[-2:] == ["--runtime-before", "nvidia"]
+    words = member.words_of(wish | {"runtime": False, "runtime_before": None})
+    assert words[-1] == "--no-runtime"
 
 
 def test_what_is_to_be_installed_has_a_digest(tmp_path: Path) -> None:

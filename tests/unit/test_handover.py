@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from world import Fault, Machine, World, event_loop_policy
+from world import Fault, Machine, Step, World, event_loop_policy
 
 from pannier.contract.views import HandoverReply
 from pannier.core.errors import Conflict, NodeNotFound, PannierError, Stale, VolumeInUse
@@ -57,6 +57,40 @@ async def test_the_bulk_is_sent_while_it_is_in_use(world: World) -> None:
     assert phases == ["copying", "waiting", "switching", "done"]
     assert any(container in user for step in steps for user in step.in_use_by)
     assert world.contents("vol") == {"by-a": b"precious", "late": b"write"}
+
+
+async def test_who_only_looks_on_is_not_waited_for_and_keeps_what_it_has(world: World) -> None:
+    """A backup program has a file open, so that the kernel refuses an ordinary unmount."""
+    await world.mount(world.a, "vol")
+    await asyncio.sleep(100)
+    table = world.a.table
+    for looker in ("cadvisor", "process in vol"):
+        table.containers[looker] = table.mounts["vol"]
+        table.onlookers.add(looker)
+    steps = await world.move(world.a, "vol", "b", wait_seconds=1)
+    assert grant(world) == ("b", 2)
+    assert all(not step.in_use_by for step in steps)
+    assert {"cadvisor", "process in vol"} <= set(table.containers), "nobody was killed"
+    await world.write_once(world.b, "vol", b"on")
+    assert world.contents("vol") == {"by-a": b"precious", "by-b": b"on"}
+
+
+async def test_who_begins_to_write_between_the_look_and_the_unmount_keeps_the_volume(
+    world: World,
+) -> None:
+    await world.mount(world.a, "vol")
+    await asyncio.sleep(100)
+    table = world.a.table
+
+    def begin(step: Step) -> None:
+        """At the last question to the store before the unmount."""
+        if (step.of, step.label) == ("a", "store.get"):
+            table.containers["process in vol"] = table.mounts["vol"]
+
+    world.faults = begin
+    with pytest.raises(VolumeInUse):
+        await world.move(world.a, "vol", "b", wait_seconds=1)
+    assert grant(world) == ("a", 1)
 
 
 async def test_no_container_waits_for_the_deletion_of_what_a_move_leaves_behind(

@@ -12,8 +12,9 @@ from pannier.core.errors import StorageError
 from pannier.host.mountinfo import (
     Location,
     Mount,
+    OthersMounts,
+    OwnMounts,
     below,
-    find_mount,
     join,
     locate,
     mount_at,
@@ -27,7 +28,10 @@ from pannier.host.mountinfo import (
 def test_reads_escapes_and_optional_fields() -> None:
     line = rb"36 35 98:0 /a\040b /mnt/c\134d\011e rw,noatime master:1 propagate_from:2 - ext3 /dev/x rw"
     assert parse_mount_line(line) == Mount(
-        36, 35, "98:0", "/a b", "/mnt/c\\d\te", "ext3", "/dev/x", "rw"
+        36, 35, "98:0", "/a b", "/mnt/c\\d\te", "ext3", "/dev/x", "rw", False
+    )
+    assert parse_mount_line(b"36 35 98:0 / /mnt nosuid,ro,noatime - ext3 /dev/x rw") == Mount(
+        36, 35, "98:0", "/", "/mnt", "ext3", "/dev/x", "rw", True
     )
 
 
@@ -108,12 +112,25 @@ def test_of_several_mounts_at_one_place_the_last_is_seen() -> None:
 
 
 def test_finds_a_thread_s_mount_by_its_id() -> None:
-    tid = threading.get_native_id()
+    tid, mounts = threading.get_native_id(), OthersMounts()
     for mount in own_mounts():
-        assert find_mount(tid, mount.id) == mount
-    assert find_mount(tid, 0) is None
+        assert mounts.find(tid, mount.id) == mount
+    assert mounts.find(tid, 0) is None
     with pytest.raises(OSError, match="No such file"):
-        find_mount(2**30, 1)
+        mounts.find(2**30, 0)
+    mounts.let_go()
+
+
+def test_what_did_not_change_is_not_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    tid, mounts, own = threading.get_native_id(), OthersMounts(), OwnMounts()
+    known = own()
+    assert mounts.find(tid, known[0].id) == known[0]
+    monkeypatch.setattr(os, "read", lambda *_: pytest.fail("it was read"))
+    assert mounts.find(tid, known[-1].id) == known[-1]
+    assert own() is known
+    mounts.let_go()
+    with pytest.raises(pytest.fail.Exception):
+        mounts.find(tid, known[0].id)
 
 
 def test_what_is_mounted_at_a_path_is_found_through_links(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from swarm_world import SwarmWorld, event_loop_policy, volume
 
 from pannier.core.constraints import matches
 from pannier.core.errors import EngineUnavailable
-from pannier.core.swarm import Availability, SwarmNode, SwarmService, volume_label
+from pannier.core.swarm import Availability, ServiceMount, SwarmNode, SwarmService, volume_label
 from pannier.swarm.labels import excluded, excluded_services
 from pannier.testing.engine import FakeSwarm
 
@@ -91,7 +91,8 @@ def test_all_constraints_must_be_met() -> None:
 def service(
     *constraints: str, name: str = "web", volumes: tuple[str, ...] = ("v",)
 ) -> SwarmService:
-    return SwarmService(name=name, constraints=constraints, volumes=volumes)
+    mounts = tuple(ServiceMount(source=volume) for volume in volumes)
+    return SwarmService(id=f"id-{name}", name=name, constraints=constraints, mounts=mounts)
 
 
 def test_a_service_that_may_run_on_no_copy_is_warned_of() -> None:
@@ -119,12 +120,13 @@ async def test_services_are_held_against_the_nodes_that_have_a_copy(tmp_path: Pa
         world.swarm.services = [
             service("node.hostname==b", name="on-a-copy"),
             service("node.hostname==c", name="apart"),
-            service("node.hostname==c", name="templated", volumes=("v-{{.Task.Slot}}", "unknown")),
+            service("node.hostname==c", name="v", volumes=("{{.Service.Name}}", "unknown")),
+            service("node.hostname==c", name="untold", volumes=('{{printf "v"}}',)),
         ]
         await asyncio.sleep(5)
         catalog, manager = world.catalogs["a"], FakeSwarm(world.swarm, node="id-a")
         found = [finding async for finding in excluded_services(manager, catalog)]
-        assert [finding.subject for finding in found] == ["service apart"]
+        assert [finding.subject for finding in found] == ["service apart", "service v"]
         worker = FakeSwarm(world.swarm, node="id-d")
         assert [finding async for finding in excluded_services(worker, catalog)] == []
         world.swarm.has_leader = False

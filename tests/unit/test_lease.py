@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import itertools
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from math import inf
 
@@ -12,6 +13,7 @@ import pytest_asyncio
 from world import event_loop_policy
 
 from pannier.agent.lease import Lease
+from pannier.agent.renewal import Held, Renewal
 from pannier.core.errors import InvalidInput, StoreUnavailable
 from pannier.core.lease import Standing, Terms, held_until, promised_until
 from pannier.core.volume import Durability, Grant, Volume, VolumeSpec
@@ -38,8 +40,23 @@ class Node:
     def __init__(self, data: MemoryData) -> None:
         self.store = MemoryStore(data)
         self.rate = 1.0
-        self.lease = Lease(
-            self.store, node="a", boot_id="x", terms=TERMS, clock=Clock(now=self.now, unix=self.now)
+        self.wanted = True
+        self.renewal = self.new_renewal()
+        self.lease = Lease(self.store, keeper=self.renewal, terms=TERMS, clock=self.clock)
+
+    @property
+    def clock(self) -> Clock:
+        return Clock(now=self.now, unix=self.now)
+
+    def new_renewal(self) -> Renewal:
+        """As of a daemon that was started again."""
+        return Renewal(
+            self.store,
+            node="a",
+            boot_id="x",
+            terms=TERMS,
+            clock=self.clock,
+            wanted=lambda: self.wanted,
         )
 
     def now(self) -> float:
@@ -54,7 +71,7 @@ class Node:
 async def node() -> AsyncIterator[Node]:
     node = Node(MemoryData())
     async with node.store.session():
-        keeping = asyncio.create_task(node.lease.keep())
+        keeping = asyncio.create_task(node.renewal.run())
         await asyncio.sleep(0.1)
         yield node
         keeping.cancel()
@@ -148,6 +165,43 @@ async def test_it_is_over_here_before_it_is_over_in_the_store(node: Node, rate: 
         assert node.is_up()
 
 
+async def test_a_node_that_does_not_work_any_more_lets_its_lease_run_out(node: Node) -> None:
+    node.lease.proven(VOLUME, term=1)
+    await asyncio.sleep(20)
+    node.wanted = False
+    await asyncio.sleep(TERMS.ttl + 0.1)
+    assert not node.is_up()
+    assert not node.lease.holds(VOLUME)
+    node.wanted = True
+    await asyncio.sleep(TERMS.renewal + 0.1)
+    assert node.lease.term == 2
+    assert not node.lease.holds(VOLUME)
+
+
+async def test_what_one_lease_proved_is_never_served_on_another_one_that_comes_meanwhile(
+    node: Node,
+) -> None:
+    """Renewals come from another process: between any two looks of a decision, the next term may begin."""
+
+    class Changing(Renewal):
+        """Has another answer each time."""
+
+        def held(self) -> Held:
+            return next(answers)
+
+    ended, first = Held(term=1, ended_early_until=-inf), Held(lease="1", term=1, until=inf)
+    anew = Held(lease="2", term=2, until=inf)
+    keeper = Changing(node.store, node="a", boot_id="x", terms=TERMS, clock=node.clock)
+    lease = Lease(node.store, keeper=keeper, terms=TERMS, clock=node.clock)
+    lease.proven(VOLUME, term=1)
+    answers: Iterator[Held] = itertools.repeat(first)
+    assert lease.holds(VOLUME)
+    for decide in (lease.holds, lambda volume: lease.covers(volume, frozenset({"b"}))):
+        for order in itertools.product((ended, anew), repeat=4):
+            answers = itertools.chain(order, itertools.repeat(anew))
+            assert not decide(VOLUME), order
+
+
 async def test_a_lease_that_ran_out_begins_another_term(node: Node) -> None:
     node.lease.proven(VOLUME, term=node.lease.term)
     assert node.lease.holds(VOLUME)
@@ -183,11 +237,10 @@ async def test_a_lease_that_is_known_to_be_gone_counts_no_more(node: Node) -> No
 async def test_a_restarted_daemon_takes_the_key_over_and_has_everything_to_prove(
     node: Node,
 ) -> None:
-    again = Lease(
-        node.store, node="a", boot_id="x", terms=TERMS, clock=Clock(now=node.now, unix=node.now)
-    )
+    renewal = node.new_renewal()
+    again = Lease(node.store, keeper=renewal, terms=TERMS, clock=node.clock)
     async with asyncio.timeout(5):
-        await again._renew()
+        await renewal._renew()
     assert again.term == 1
     assert not again.holds(VOLUME)
     node.store.data.revoke("lease-1")

@@ -33,11 +33,12 @@ from pannier.core.node import Node
 from pannier.core.record import Part, Record
 from pannier.core.swarm import Availability
 from pannier.core.volume import Beginning, Durability, Grant, HistoryEntry, Volume, VolumeSpec
+from pannier.engine.registration import RegisteredRuntime
 from pannier.host.clock import machine_clock
 from pannier.host.mountinfo import Location
 from pannier.host.records import decode, encode, read_file
 from pannier.host.state_files import UnsyncedFile
-from pannier.node.upkeep import TrashTimes
+from pannier.node.trash import TrashTimes
 from pannier.pki.token import TokenRecord
 from pannier.storage.btrfs import pool
 from pannier.storage.directory import root as directory
@@ -88,13 +89,17 @@ NODE = Node(
     swarm="x1",
     stopping=False,
     room=7,
+    trash_seconds=7200.0,
 )
 RECORDS: dict[str, Record] = {
     "cluster": ClusterRecord("c0ffee", 1767225600.0),
     "node": NODE,
     "volume": VOLUME,
     "trash": replace(VOLUME, removed_at=1767229200.0),
-    "purged": Purged(),
+    "purged": Purged(
+        name="web",
+        entry=HistoryEntry(at=1767229300.0, what="purged", node="n1", epoch=3, detail="by root"),
+    ),
     "token": TokenRecord(
         id="abcdefgh", secret_hash="cd" * 32, expires_at=1767229200.0, uses_left=2
     ),
@@ -108,6 +113,9 @@ RECORDS: dict[str, Record] = {
     "hooks": BegunHooks(containers=("5f", "6a")),
     "listener": Origin("5f", 4711, {"web": Location("0:42", "/live-3"), "db": None}),
     "verified": Verified(at={"web.0a1b2c3d": 1767225600.0}),
+    "runtime": RegisteredRuntime(
+        file="/etc/docker/daemon.json", before='{"debug":true}\n', after="{}\n"
+    ),
     "trash-times": TrashTimes(seconds={"web.0a1b2c3d": 120.0}),
 }
 
@@ -141,6 +149,11 @@ def test_a_golden_file_is_read_and_written_as_it_is(name: str) -> None:
     assert read(golden(name), type(record)) == record
     assert encode(record) == golden(name)
     assert json.loads(golden(name))["format"] == 1
+
+
+def test_a_listener_of_an_earlier_version_passes_nothing() -> None:
+    earlier = golden("listener").replace(b',"passing":false', b"")
+    assert read(earlier, Origin) == RECORDS["listener"]
 
 
 @pytest.mark.parametrize("name", RECORDS)

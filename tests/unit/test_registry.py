@@ -23,6 +23,7 @@ from pannier.pki.authority import Authority
 from pannier.store.base import ABSENT, Change, Entry, Put, Synced
 from pannier.testing.store import MemoryData, MemoryStore
 
+ENTRY = HistoryEntry(at=1.0, what="purged", node="n1", epoch=1)
 VOLUME = Volume(name="web", id="web.1", spec=VolumeSpec(), grant=Grant("n1", 1), created_at=0.0)
 NODE = Node(
     name="n1", address="192.0.2.1", drivers=(), version="1", joined_at=1.0, certificate="ab"
@@ -211,7 +212,7 @@ async def test_a_record_of_a_newer_format_is_listed_and_not_changed(world: World
     with pytest.raises(NewerFormat):
         await world.registry.restore_volume(trashed.record, expect=trashed.revision)
     with pytest.raises(NewerFormat):
-        await world.registry.purge_volume(trashed.record, expect=trashed.revision)
+        await world.registry.purge_volume(trashed.record, expect=trashed.revision, entry=ENTRY)
     assert world.read("volumes/web") == record
     assert "web.1" in await world.registry.known_ids()
 
@@ -269,3 +270,21 @@ async def test_a_volume_of_a_newer_format_is_known_by_name(world: World) -> None
     assert known is not None
     assert known.is_newer
     assert world.catalog.damaged == {}
+
+
+async def test_a_purged_volume_leaves_its_name_and_why_and_older_marks_say_nothing(
+    world: World,
+) -> None:
+    world.write("trash/web.1", later(replace(VOLUME, removed_at=1.0)))
+    world.write("purged/old.1", {"format": 1})
+    world.write("purged/bad.1", b"{")
+    [trashed] = await world.registry.trash()
+    await world.registry.purge_volume(trashed.record, expect=trashed.revision, entry=ENTRY)
+    assert await world.registry.trashed("web.1") is None
+    mark = await world.registry.purge_of("web.1")
+    assert mark is not None
+    assert (mark.name, mark.entry) == ("web", ENTRY)
+    assert [(key, mark.name) for key, mark in await world.registry.purges()] == [
+        ("old.1", ""), ("web.1", "web"),
+    ]  # fmt: skip
+    assert await world.registry.purged() == {"old.1", "web.1", "bad.1"}

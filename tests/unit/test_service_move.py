@@ -28,7 +28,7 @@ from pannier.core.errors import (
 )
 from pannier.core.hooks import Moment
 from pannier.core.pace import Pace
-from pannier.core.swarm import SwarmService, SwarmTask, volume_label
+from pannier.core.swarm import ServiceMount, SwarmService, SwarmTask, volume_label
 from pannier.engine.base import Container, Executed
 from pannier.host.clock import Clock
 from pannier.host.state_files import UnsyncedFile
@@ -95,7 +95,7 @@ class ServiceWorld:
 
     async def __aenter__(self) -> ServiceWorld:
         world = await self.swarms.__aenter__()
-        for name in ("home", "cache"):
+        for name in ("home", "ci-cache"):
             await world.put_volume(volume(name, "a", "b"))
         catalog = world.catalogs["a"]
         while len(catalog.volumes()) < 2:
@@ -130,7 +130,7 @@ class ServiceWorld:
             id="id-ci",
             name="ci",
             constraints=(LABEL,),
-            volumes=("home", "cache"),
+            mounts=(ServiceMount(source="home"), ServiceMount(source="{{.Service.Name}}-cache")),
             container_labels=self.labels,
         )
         world.swarm.services.append(service)
@@ -292,7 +292,7 @@ async def test_a_service_moves_with_hooks_in_order_and_its_own_constraints_come_
         end = await world.move()
         assert whats(end) == [
             "ci runs on a; its volumes are copied to b",
-            "copied: home, cache (0 sent)",
+            "copied: home, ci-cache (0 sent)",
             "pre-move hook in ci.1.t1 on a",
             "pre-move hook done",
             "Swarm is told to run it on b",
@@ -397,7 +397,7 @@ async def test_a_pre_move_hook_that_fails_changes_nothing_and_is_undone(tmp_path
         await asyncio.sleep(30)
         assert world.unchanged()
         assert world.executed() == ["a c-t1 quiet", "a c-t1 loud"]
-        assert world.said == ["home is not wanted any more", "cache is not wanted any more"]
+        assert world.said == ["home is not wanted any more", "ci-cache is not wanted any more"]
         world.engines["a"].commands["quiet"] = Executed(0, "")
         assert (await world.move()).phase == "done"
 
@@ -525,7 +525,7 @@ async def test_the_old_container_s_node_is_lost_before_swarm_is_told(tmp_path: P
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"volumes": ("home",)}, "it has other volumes now"),
+        ({"mounts": (ServiceMount(source="home"),)}, "it has other volumes now"),
         ({"id": "id-anew"}, "it has other volumes now"),
         ({"replicas": 2}, "has 2 replicas"),
         ({"constraints": ("node.hostname==a",)}, "excludes it"),
@@ -551,7 +551,7 @@ async def test_a_node_whose_room_was_taken_while_it_copied_is_refused(tmp_path: 
         services[0] = replace(world.service(), host_ports=("8080/tcp",))
         moving = asyncio.create_task(world.move())
         await asyncio.sleep(1)
-        services.append(replace(services[0], id="id-other", name="other", volumes=()))
+        services.append(replace(services[0], id="id-other", name="other", mounts=()))
         other = SwarmTask(id="o1", service="id-other", node="id-b", state="running", wanted=True)
         tasks.append(other)
         with pytest.raises(Conflict, match="on b service other does so already"):

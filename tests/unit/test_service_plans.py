@@ -18,16 +18,23 @@ from pannier.core.service_move import (
     TIED,
     Place,
     check_capacity,
-    check_constraints,
     check_kind,
     check_room,
+    check_volumes,
     find_service,
     find_target,
     is_tied,
     tied,
     untied,
 )
-from pannier.core.swarm import Availability, Resources, SwarmNode, SwarmService, SwarmTask
+from pannier.core.swarm import (
+    Availability,
+    Resources,
+    ServiceMount,
+    SwarmNode,
+    SwarmService,
+    SwarmTask,
+)
 from pannier.core.volume import Grant, Volume, VolumeSpec
 
 
@@ -58,7 +65,7 @@ def service(**facts: Any) -> SwarmService:
     given: dict[str, Any] = {
         "id": "id-ci",
         "name": "ci",
-        "volumes": ("home", "cache"),
+        "mounts": (ServiceMount(source="home"), ServiceMount(source="cache")),
         "constraints": ("node.platform.os == linux",),
         "labels": {"com.docker.stack.namespace": "ci"},
     }
@@ -67,6 +74,7 @@ def service(**facts: Any) -> SwarmService:
 
 A, B = swarm_node("a"), swarm_node("b")
 CI = service()
+VOLUMES = ("home", "cache")
 
 
 # -- finding ----------------------------------------------------------------------------------------
@@ -139,15 +147,14 @@ def test_a_node_that_can_take_no_service_is_refused_with_a_remedy(
         ({"replicas": 3}, "has 3 replicas", "docker service scale ci=1"),
         ({"replicas": 0}, "has 0 replicas", "docker service scale ci=1"),
         ({"order": "start-first"}, "start-first", "--update-order stop-first ci"),
-        ({"volumes": ()}, "nothing to bring along", "--constraint-add node.hostname==b ci"),
     ],
 )
 def test_services_of_other_kinds_are_refused(
     changes: dict[str, Any], words: str, remedy: str
 ) -> None:
-    check_kind(CI, target="b")
+    check_kind(CI)
     with pytest.raises(Conflict, match=words) as caught:
-        check_kind(replace(CI, **changes), target="b")
+        check_kind(replace(CI, **changes))
     assert remedy in caught.value.remedy
 
 
@@ -167,16 +174,22 @@ def test_a_service_s_own_constraints_are_kept_but_for_those_that_follow_its_volu
 ) -> None:
     asked = replace(CI, constraints=(constraint,))
     if allowed:
-        check_constraints(asked, B)
+        check_volumes(asked, VOLUMES, B)
         return
     with pytest.raises(Conflict, match="excludes it") as caught:
-        check_constraints(asked, B)
+        check_volumes(asked, VOLUMES, B)
     assert f"--constraint-rm '{constraint}' ci" in caught.value.remedy
+
+
+def test_a_service_without_volumes_of_ours_brings_nothing_along() -> None:
+    with pytest.raises(Conflict, match="nothing to bring along") as caught:
+        check_volumes(CI, (), B)
+    assert "--constraint-add node.hostname==b ci" in caught.value.remedy
 
 
 def test_the_constraint_of_an_earlier_move_is_not_in_the_way() -> None:
     moved = tied(CI, A, [A, B])
-    check_constraints(replace(CI, constraints=moved.constraints, labels=moved.labels), B)
+    check_volumes(replace(CI, constraints=moved.constraints, labels=moved.labels), VOLUMES, B)
 
 
 def volume(name: str, holder: str, *replicas: str, driver: str = "btrfs") -> Volume:

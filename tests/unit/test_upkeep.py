@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pannier.core.pace import Pace
 from pannier.host.state_files import DurableFile
-from pannier.node.upkeep import TrashClock
+from pannier.node.trash import TrashClock
 
 USUAL = Pace()
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pannier.agent.mounts import MountTable
-from pannier.agent.usage import User, users_of
+from pannier.agent.usage import Contact, User, users_of
 from pannier.host.mountinfo import below, own_mounts
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -167,6 +167,54 @@ def test_an_open_file_through_a_copy_is_a_use(
     assert idle not in pids()
 
 
+@pytest.mark.parametrize("through", ["mounts/v1", "pool/my volume"])
+@pytest.mark.parametrize("namespace", [True, False])
+@pytest.mark.parametrize(
+    ("script", "looks_on"),
+    [
+        ("exec 7<'{}/file'", True),
+        ("exec 7<'{}/sub'", True),
+        ("exec 7<'{}/file' 8>>'{}/file'", False),
+        ("exec 7<>'{}/file'", False),
+        ("exec 7<'{}/file'; cd '{}'", False),
+    ],
+)
+def test_who_has_files_open_for_reading_only_looks_on(
+    table: MountTable, data: Path, place: Path, process: Process,
+    through: str, namespace: bool, script: str, looks_on: bool,
+) -> None:  # fmt: skip
+    table.mount("v1", data)
+    path = place / through
+    pid = process(script.replace("{}", str(path)), namespace=namespace)
+    (user,) = users_of([data], mount_root=table.root)
+    assert (user.pid, user.contact is Contact.LOOKS_ON) == (pid, looks_on)
+
+
+@pytest.mark.parametrize(("flags", "looks_on"), [("ro", True), ("rw", False)])
+def test_who_works_in_a_mount_that_takes_no_writes_looks_on(
+    table: MountTable, data: Path, place: Path, process: Process, flags: str, looks_on: bool
+) -> None:
+    """As rsync does in a container with ``-v /:/host:ro``."""
+    path = table.mount("v1", data)
+    pid = process(f"mount -o remount,bind,{flags} '{path}'; cd '{path}'", namespace=True)
+    (user,) = users_of([data], mount_root=table.root)
+    assert (user.pid, user.contact is Contact.LOOKS_ON) == (pid, looks_on)
+
+
+def test_a_container_that_was_given_the_directory_for_reading_is_a_user(
+    table: MountTable, data: Path, place: Path, process: Process
+) -> None:
+    path = table.mount("v1", data)
+    inside = place / "in"
+    inside.mkdir()
+    script = (
+        f"mount --bind '{path}' {inside}; mount -o remount,bind,ro {inside}; exec 7<{inside}/file"
+    )
+    process(script, namespace=True)
+    (user,) = users_of([data], mount_root=table.root)
+    assert user.contact is not Contact.LOOKS_ON
+
+
 def test_a_use_is_seen_behind_a_process_with_another_root(
     table: MountTable, data: Path, place: Path, process: Process, pids: Pids
 ) -> None:
@@ -244,7 +292,27 @@ def test_a_second_mount_on_the_node_itself_counts(
     side = place / "side"
     side.mkdir()
     subprocess.run(["mount", "--bind", str(path), str(side)], check=True)
-    assert users_of([data], mount_root=table.root) == [User(0, None, f"mount at {side}")]
+    (user,) = users_of([data], mount_root=table.root)
+    assert user == User(0, None, f"mount at {side}", Contact.WRITES, filtered=False)
+
+
+def test_who_only_reads_from_outside_of_containers_cannot_write(
+    table: MountTable, data: Path, process: Process
+) -> None:
+    path = table.mount("v1", data)
+    (path / "x").touch()
+    reader = process(cwd=path)
+    writer = subprocess.Popen(["sleep", "60"], stdout=(path / "x").open("a"))
+    try:
+        found = {user.pid: user for user in users_of([data], mount_root=table.root)}
+    finally:
+        writer.kill()
+        writer.wait()
+    assert {pid: user.contact is Contact.WRITES for pid, user in found.items()} == {
+        reader: False,
+        writer.pid: True,
+    }
+    assert not found[writer.pid].filtered
 
 
 def test_several_directories_and_missing_ones(
@@ -275,6 +343,7 @@ def make_process(
     (base / "cgroup").write_text(cgroup)
     (base / "cmdline").write_text("java\0-jar\0jenkins.war\0")
     (base / "comm").write_text("java\n")
+    (base / "status").write_text("Name:\tjava\nSeccomp:\t2\nSeccomp_filters:\t1\n")
     return base
 
 
@@ -309,7 +378,8 @@ def test_names_the_container(
 ) -> None:
     make_process(proc, 70, namespace="mnt:[2]", mountinfo=line(data, "/data"), cgroup=cgroup)
     found = users_of([data], mount_root=table.root, proc=proc)
-    assert found == [User(70, container, "java -jar jenkins.war")]
+    command = "java -jar jenkins.war"
+    assert found == [User(70, container, command, Contact.WRITES, filtered=True)]
 
 
 def test_what_ends_while_it_is_read_is_left_out(proc: Path, data: Path, table: MountTable) -> None:

@@ -63,7 +63,7 @@ USUAL = Pace()
 """The times that the daemon uses."""
 _NOT_PLAYED = frozenset(
     ("introduction", "admission", "activation", "swarm-node", "free-space", "evacuation", "labels",
-     "hooks")
+     "asked-options", "hooks", "unheld", "twins")
 )  # fmt: skip
 """Work of a node that has nothing to do with who holds what; its tests have worlds of their own."""
 
@@ -103,7 +103,7 @@ class World:
         self.with_settling = with_settling
         self.without = _NOT_PLAYED
         if not with_upkeep:
-            self.without |= {"upkeep", "verification"}
+            self.without |= {"trash", "freeing", "upkeep", "verification"}
         if not with_replication:
             self.without |= {"fencing", "replication", "in-sync"}
         self.data = Data()
@@ -134,6 +134,7 @@ class World:
     # -- what machines are made of; a kind of world may have it otherwise ------------------------
 
     terms = Terms()
+    trash_bytes: int | None = None
 
     def make_room(self, machine: Machine) -> None:
         """The directories of its own files."""
@@ -510,6 +511,8 @@ class World:
 
     def _inspect_containers(self, machine: Machine) -> None:
         for container, path in machine.table.containers.items():
+            if container in machine.table.onlookers:
+                continue
             volume, epoch = _parts(path)
             home = machine.disk.homes.get(volume)
             tree = home.live.get(epoch) if home else None

@@ -42,6 +42,13 @@ options:
   force_format:
     description: The pool's device again, if what it holds may be erased.
     type: str
+  runtime:
+    description: Whether pannier-runtime becomes Docker's default runtime.
+    type: bool
+    default: true
+  runtime_before:
+    description: Docker's runtime before which it goes; runc if not given.
+    type: str
 author: The Pannier authors (@pannier)
 """
 EXAMPLES = """
@@ -67,10 +74,18 @@ from ansible_collections.pannier.cluster.plugins.module_utils.program import pan
 def words_of(wish: dict) -> list:
     """The command line, without the token."""
     words = ["join", wish["join"]] if wish["join"] else ["init", "--store", wish["store"]]
-    for option in ("name", "address", "driver", "pool", "pool_size", "force_format"):
+    for option in (
+        "name",
+        "address",
+        "driver",
+        "pool",
+        "pool_size",
+        "force_format",
+        "runtime_before",
+    ):
         if wish[option]:
             words += [f"--{option.replace('_', '-')}", wish[option]]
-    return words
+    return words if wish["runtime"] else [*words, "--no-runtime"]
 
 
 def main() -> None:
@@ -86,6 +101,8 @@ def main() -> None:
             "pool": {"type": "str"},
             "pool_size": {"type": "str"},
             "force_format": {"type": "str"},
+            "runtime": {"type": "bool", "default": True},
+            "runtime_before": {"type": "str"},
         },
         supports_check_mode=True,
     )

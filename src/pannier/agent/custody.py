@@ -27,6 +27,7 @@ from pannier.core.errors import (
     Stale,
     StorageError,
     StoreUnavailable,
+    VolumeInUse,
 )
 from pannier.core.generation import Generation
 from pannier.core.ownership import (
@@ -248,8 +249,17 @@ class Custody:
                 await self.depose(former, successor=volume.grant.node)
 
     async def take_down(self, volume: Volume) -> None:
-        """Unmount the volume's path. The caller has the lock and saw that nobody uses it."""
-        await asyncio.to_thread(self._mounts.unmount, volume.name)
+        """Unmount the volume's path. The caller has the lock and saw that nobody uses it.
+
+        Raises:
+            VolumeInUse: somebody has begun to. StorageError: the kernel refused.
+        """
+        try:
+            await asyncio.to_thread(self._mounts.unmount, volume.name)
+        except VolumeInUse:
+            if await self._use.in_use(volume):
+                raise
+            await asyncio.to_thread(self._mounts.unmount, volume.name, detach=True)  # some look on
 
     async def detach_idle(self) -> None:
         """Detach volumes that nobody has used for a while, for ever: run as a task."""
@@ -281,7 +291,7 @@ class Custody:
             seen = volume.id in used and now - used[volume.id] < self._pace.busy_look
             if seen and self._use.engine_uses(volume):
                 idle[volume.id] = now
-            elif await self._use.in_use(volume):
+            elif await self._use.is_seen(volume):
                 idle[volume.id] = used[volume.id] = now
             elif now - since >= self._pace.linger:
                 await self._detach_one(volume)
@@ -290,7 +300,7 @@ class Custody:
         driver = self._drivers.of(volume)
         try:
             async with self.lock(volume):
-                if not await self._use.in_use(volume):
+                if not await self._use.is_seen(volume):
                     await self.take_down(volume)
                     await driver.detach(volume.id, epoch=volume.grant.epoch)
         except PannierError as error:

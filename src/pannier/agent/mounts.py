@@ -196,7 +196,8 @@ class MountTable(Mounts):
         """Unmount whatever is mounted there; nothing mounted is no error.
 
         Args:
-            detach: unmount also what processes use; they keep writing to it. For fencing only.
+            detach: unmount also what processes use; they keep what they have. For fencing, and where
+                they only look on.
 
         Raises:
             VolumeInUse: a process on the node itself uses it. Containers do not count here.

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
 
 import structlog
 
@@ -29,6 +31,14 @@ from pannier.host.clock import Clock
 from pannier.storage.base import SparseDriver
 
 log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shortage:
+    """Too little room in a pool. ``looked``: the time since boot of the look that found it."""
+
+    level: RoomLevel
+    looked: float
 
 
 class RoomGuard:
@@ -48,6 +58,7 @@ class RoomGuard:
         self._scarce = asyncio.Event()
         self._notes: asyncio.Queue[tuple[_Pool, str, str]] = asyncio.Queue()
         self._leaving = False
+        self._short = asyncio.Event()
 
     async def keep_free(self) -> None:
         """Stop writers in time, and let them go on."""
@@ -101,9 +112,39 @@ class RoomGuard:
         pool = self._pools.get(volume.spec.driver)
         return pool.what if pool is not None and pool.level is RoomLevel.FULL else ""
 
-    def tight(self) -> bool:
-        """Whether some pool has so little room that writers will soon stand still."""
-        return any(pool.tight for pool in self._pools.values())
+    async def wait_for_trash(self) -> None:
+        """Wait while a pool is full that the trash is just giving room to: nothing new is taken in meanwhile."""
+        until = self._clock.now() + self._pace.room_trash
+        while self._clock.now() < until and any(
+            pool.level is RoomLevel.FULL and pool.gives_bytes for pool in self._pools.values()
+        ):
+            await asyncio.sleep(self._pace.room_look)
+
+    def is_frozen(self, volume: Volume) -> bool:
+        """Whether a volume's file system is frozen, too, since others than containers use it."""
+        pool = self._pools.get(volume.spec.driver)
+        return pool is not None and volume.id in pool.frozen
+
+    def short(self) -> dict[Path, Shortage]:
+        """The pools that have so little room that writers will soon stand still, or do so already."""
+        return {
+            pool.path: Shortage(level=pool.level, looked=pool.looked)
+            for pool in self._pools.values()
+            if pool.tight
+        }
+
+    async def wait_short(self, *, within: float) -> None:
+        """Return at once when a pool gets short of room, and after ``within`` seconds in any case."""
+        self._short.clear()
+        if not self.short():
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._short.wait(), within)
+
+    def gives_way(self, path: Path, size_bytes: int) -> None:
+        """Take in what gives its room by itself, in a pool, before writers stand still."""
+        for pool in self._pools.values():
+            if pool.path == path:
+                pool.gives_bytes = size_bytes
 
     async def _look(self, driver: SparseDriver) -> float:
         pool = self._pools.get(driver.name)
@@ -118,6 +159,8 @@ class RoomGuard:
             log.warning("pool.not-watched", driver=driver.name, error=str(error))
             return self._pace.room_users
         finally:
+            if pool.tight:
+                self._short.set()
             if before is not pool.level:
                 log.warning("pool.room", driver=driver.name, level=pool.level, what=pool.what)
                 if pool.level is not RoomLevel.AMPLE:
@@ -136,20 +179,24 @@ class _Pool:
         self, driver: SparseDriver, *, cluster: Cluster, use: Use, clock: Clock, pace: AgentPace
     ) -> None:
         self._driver = driver
+        self.path = driver.pool
+        self.gives_bytes = 0
         self._cluster = cluster
         self._use = use
         self._clock = clock
         self._pace = pace
         self.level = RoomLevel.AMPLE
         self.tight = False
+        self.looked = 0.0
         self.what = ""
         self._rate = 0.0
         self._seen: tuple[float, int] | None = None
         self._users_due = 0.0
-        self._frozen: frozenset[str] = frozenset()
+        self.frozen: frozenset[str] = frozenset()
 
     async def look(self) -> float:
         """See how much room there is, and act on it. Returns when to look again, in seconds."""
+        began = self._clock.now()
         room, now = await self._driver.room(), self._clock.now()
         if self._seen is not None:
             at, free = self._seen
@@ -164,14 +211,15 @@ class _Pool:
             rate=self._rate,
             shortest=self._pace.room_look,
             longest=self._pace.room_calm,
+            gives_bytes=self.gives_bytes,
         )
-        self.level, self.tight = decided.level, decided.tight
+        self.level, self.tight, self.looked = decided.level, decided.tight, began
         self.what = (
             f"the pool has room for {format_size(room.free_bytes)} more; writing goes on when it has "
             f"room for {format_size(decided.needed_bytes)}"
         )
         if self.level is not RoomLevel.FULL:
-            self._frozen = frozenset()
+            self.frozen = frozenset()
         await self._restrict(decided)  # first of all, so that nothing new is taken in
         if self.level is not RoomLevel.FULL:
             await self._use.let_go_on()
@@ -189,13 +237,13 @@ class _Pool:
         await self._driver.restrict(
             full=decided.level is RoomLevel.FULL,
             limits=decided.limits,
-            frozen=self._frozen,
+            frozen=self.frozen,
         )
 
     async def _halt(self, decided: RoomPlan, *, at_once: bool) -> None:
         """Stop who writes, and bring to the disk what memory holds, while there is room for it."""
         attached = await self.attached()
-        self._frozen = await self._use.halt(attached, at_once=at_once)
+        self.frozen = await self._use.halt(attached, at_once=at_once)
         await self._restrict(decided)
         await asyncio.gather(*map(self._write_out, attached))
 

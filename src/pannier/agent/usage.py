@@ -18,6 +18,11 @@ that covers a child of our mount root is a copy and no use by itself, and open f
 A second mount of the directory in our own namespace (``docker cp`` makes one while it copies) counts
 as a use by process 0.
 
+*Looking on.* A program that makes backups, ships logs or measures disks has files of the directory open for
+reading only. It writes nothing, and need not end before others write. A process looks on if all that it has
+there was opened for reading only, or is reached through a mount that takes no writes. One whose container was
+given the directory is a user, whatever it has open.
+
 *Not seen:* a file that is mapped but no longer open, unless ``maps`` asks for it; a thread whose
 namespace differs from its process's; a descriptor sent to a process whose namespace does not show
 the directory; a mount namespace without processes.
@@ -29,6 +34,7 @@ import os
 import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from enum import IntEnum
 from pathlib import Path
 
 from pannier.agent.mounts import DEFAULT_ROOT
@@ -43,7 +49,21 @@ from pannier.host.mountinfo import (
 )
 
 _CONTAINER = re.compile(r"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
+_FLAGS = re.compile(r"^flags:\s*([0-7]+)$", re.MULTILINE)
 _COMMAND_LENGTH = 80
+_FILTERED = "\nSeccomp:\t2\n"
+
+
+class Contact(IntEnum):
+    """What a process can do in a directory with what it has now; more is the higher number."""
+
+    NONE = 0
+    LOOKS_ON = 1
+    """It has something there open for reading only, or is there through a mount that takes no writes."""
+    MAY_WRITE = 2
+    """It is there, such as by its working directory, or nobody can tell what it has open."""
+    WRITES = 3
+    """The directory is mounted for it, or it has something there open for writing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +75,15 @@ class User:
             single process holds.
         container: the engine's id (64 hexadecimal digits) if its cgroup's name has one.
         command: its command line, shortened, for messages.
+        contact: what it can do there.
+        filtered: it has a seccomp filter. No sync call of a process without one can be held.
     """
 
     pid: int
     container: str | None
     command: str
+    contact: Contact
+    filtered: bool
 
 
 def users_of(
@@ -88,18 +112,21 @@ def users_of(
     skipped = {os.getpid()} if ignore is None else set(ignore)
     search = _Search.prepare([path.resolve() for path in paths], mount_root.resolve())
     own = search.view(own_mounts(), root="/")
-    found = [User(0, None, f"mount at {point}") for point in own.uses]
+    found = [
+        User(0, None, f"mount at {point}", Contact.WRITES, filtered=False) for point in own.uses
+    ]
     prefixes = own.prefixes + tuple(str(path.resolve()) for path in paths)
     for space in _namespaces(proc):
         view = _View((), prefixes) if space.own else search.of_namespace(proc, space)
         if not view.uses and not view.prefixes:
             continue
-        patterns = _Patterns(view.prefixes)
+        patterns = _Patterns(view.prefixes, read_only=view.read_only)
         for pid in space.pids:
             if pid in skipped:
                 continue
-            if view.uses or _has_open(proc, pid, patterns, maps=maps):
-                user = _describe(proc, pid)
+            contact = Contact.WRITES if view.uses else _contact_of(proc, pid, patterns, maps=maps)
+            if contact is not Contact.NONE:
+                user = _describe(proc, pid, contact=contact)
                 if user is not None:
                     found.append(user)
     return sorted(found, key=lambda user: user.pid)
@@ -146,10 +173,12 @@ class _View:
     Attributes:
         uses: mount points that are a use in themselves.
         prefixes: paths under which the directories can be reached otherwise.
+        read_only: those of the prefixes through which nothing can be written.
     """
 
     uses: tuple[str, ...] = ()
     prefixes: tuple[str, ...] = ()
+    read_only: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,32 +203,39 @@ class _Search:
         )
 
     def of_namespace(self, proc: Path, space: _Namespace) -> _View:
-        uses: list[str] = []
-        prefixes: list[str] = []
+        found: list[_View] = []
         for root, pids in space.by_root.items():
             raw = _mountinfo(proc, pids)
             if not any(device in raw for device in self.devices):
                 continue
-            view = self.view(parse_mountinfo(raw), root=root)
-            uses += view.uses
-            prefixes += view.prefixes
-        return _View(tuple(uses), tuple(prefixes))
+            found.append(self.view(parse_mountinfo(raw), root=root))
+        return _View(
+            uses=tuple(each for view in found for each in view.uses),
+            prefixes=tuple(each for view in found for each in view.prefixes),
+            read_only=tuple(each for view in found for each in view.read_only),
+        )
 
     def view(self, mounts: tuple[Mount, ...], *, root: str) -> _View:
         """What ``mounts`` show, as paths of their namespace; theirs are relative to ``root``."""
         by_id = {mount.id: mount for mount in mounts}
         uses: list[str] = []
-        prefixes: list[str] = []
+        prefixes: dict[str, bool] = {}
         for mount in mounts:
             for target in self.targets:
                 if mount.device != target.device:
                     continue
+                path: str | None = None
                 if below(mount.root, target.path) is not None:
-                    is_copy = self._is_ours(_underneath(mount, by_id))
-                    (prefixes if is_copy else uses).append(join(root, mount.point))
+                    path = join(root, mount.point)
+                    if not self._is_ours(_underneath(mount, by_id)):
+                        uses.append(path)
+                        continue
                 elif (rest := below(target.path, mount.root)) is not None:
-                    prefixes.append(join(root, join(mount.point, rest)))
-        return _View(tuple(uses), tuple(prefixes))
+                    path = join(root, join(mount.point, rest))
+                if path is not None:
+                    prefixes[path] = mount.read_only and prefixes.get(path, True)
+        read_only = tuple(path for path, is_so in prefixes.items() if is_so)
+        return _View(tuple(uses), tuple(prefixes), read_only)
 
     def _is_ours(self, place: Location | None) -> bool:
         if place is None:
@@ -240,34 +276,58 @@ def _mountinfo(proc: Path, pids: Sequence[int]) -> bytes:
 class _Patterns:
     """Path prefixes in the form that the comparison of many links needs."""
 
-    def __init__(self, prefixes: Sequence[str]) -> None:
+    def __init__(self, prefixes: Sequence[str], *, read_only: Collection[str]) -> None:
         self.exact = frozenset(prefixes)
-        self.inside = tuple(f"{prefix.rstrip('/')}/" for prefix in self.exact)
+        self.inside = _inside(self.exact)
         self.mapped = tuple(os.fsencode(f" {prefix}") for prefix in self.inside)
+        writable = self.exact - frozenset(read_only)
+        self._writable = (writable, _inside(writable))
 
     def match(self, link: str) -> bool:
         return link.startswith(self.inside) or link in self.exact
 
+    def contact(self, link: str) -> Contact:
+        """What somebody can do who may do there whatever the mount allows."""
+        if not self.match(link):
+            return Contact.NONE
+        exact, inside = self._writable
+        return Contact.MAY_WRITE if link.startswith(inside) or link in exact else Contact.LOOKS_ON
 
-def _has_open(proc: Path, pid: int, patterns: _Patterns, *, maps: bool) -> bool:
+
+def _inside(paths: Collection[str]) -> tuple[str, ...]:
+    return tuple(f"{path.rstrip('/')}/" for path in paths)
+
+
+def _contact_of(proc: Path, pid: int, patterns: _Patterns, *, maps: bool) -> Contact:
     base = f"{proc}/{pid}"
+    contact = Contact.NONE
     for name in ("cwd", "root", "exe"):
         try:
-            if patterns.match(os.readlink(f"{base}/{name}")):
-                return True
+            contact = max(contact, patterns.contact(os.readlink(f"{base}/{name}")))
         except OSError:  # a kernel thread, or it has ended
             continue
     try:
         fds = os.listdir(f"{base}/fd")
     except OSError:
-        return False
+        return contact
     for fd in fds:
+        if contact is Contact.WRITES:
+            return contact
         try:
             if patterns.match(os.readlink(f"{base}/fd/{fd}")):
-                return True
+                contact = max(contact, _opened_for(base, fd))
         except OSError:  # closed meanwhile
             continue
-    return maps and _has_mapped(base, patterns)
+    return max(contact, Contact.MAY_WRITE) if maps and _has_mapped(base, patterns) else contact
+
+
+def _opened_for(base: str, fd: str) -> Contact:
+    """What a descriptor allows (proc_pid_fdinfo(5)). Raises OSError: it was closed meanwhile."""
+    flags = _FLAGS.search(_read_text(f"{base}/fdinfo/{fd}"))
+    if flags is None:
+        return Contact.MAY_WRITE
+    writes = int(flags[1], 8) & os.O_ACCMODE != os.O_RDONLY
+    return Contact.WRITES if writes else Contact.LOOKS_ON
 
 
 def _has_mapped(base: str, patterns: _Patterns) -> bool:
@@ -279,18 +339,25 @@ def _has_mapped(base: str, patterns: _Patterns) -> bool:
     return any(pattern in content for pattern in patterns.mapped)
 
 
-def _describe(proc: Path, pid: int) -> User | None:
+def _describe(proc: Path, pid: int, *, contact: Contact) -> User | None:
     """None where the process has ended: it uses nothing any more."""
     try:
         groups = _read_text(f"{proc}/{pid}/cgroup")
         command = _read_text(f"{proc}/{pid}/cmdline").replace("\0", " ").strip()
         command = command or _read_text(f"{proc}/{pid}/comm").strip()
+        status = _read_text(f"{proc}/{pid}/status")
     except OSError:
         return None
     # Of nested containers the outer one: that is the one our engine knows.
     container = _CONTAINER.search(groups)
     printable = "".join(c if c.isprintable() else "?" for c in command[:_COMMAND_LENGTH])
-    return User(pid, container[0] if container else None, printable)
+    return User(
+        pid,
+        container[0] if container else None,
+        printable,
+        contact=contact,
+        filtered=_FILTERED in status,
+    )
 
 
 def _read_text(path: str) -> str:

@@ -16,7 +16,7 @@ from pannier.agent.drivers import Drivers
 from pannier.agent.freezing import Freezer
 from pannier.agent.mountids import MountIds
 from pannier.agent.mounts import Mounts
-from pannier.agent.usage import User
+from pannier.agent.usage import Contact, User
 from pannier.core.errors import EngineUnavailable, PannierError
 from pannier.core.pace import AgentPace
 from pannier.core.volume import Volume
@@ -111,7 +111,7 @@ class Use:
     # -- who it is ------------------------------------------------------------------------------
 
     async def processes(self, volume: Volume) -> list[User]:
-        """Processes that use the volume's tree or its mountpoint, as the kernel sees it."""
+        """Processes that use the volume's tree or its mountpoint, or look on, as the kernel sees it."""
         return await self._using([volume])
 
     async def _using(self, volumes: Sequence[Volume]) -> list[User]:
@@ -122,11 +122,19 @@ class Use:
         return await asyncio.to_thread(self._users_of, paths, mount_root=self._mounts.root)
 
     async def users(self, volume: Volume) -> list[str]:
-        """Who uses the volume on this node, in words for people; empty where nobody does."""
-        named = await self._name_all(await self.processes(volume))
+        """Who uses the volume on this node, in words for people; empty where nobody does.
+
+        Who only looks on is none of them.
+        """
+        named = await self.name_all(_who_write(await self.processes(volume)))
         if not named and self.starting(volume):
             named = ["a container that is being started"]
         return named
+
+    async def onlookers(self, volume: Volume) -> list[str]:
+        """Who looks on (:class:`~pannier.agent.usage.User`), in words for people."""
+        found = [user for user in await self.processes(volume) if user.contact is Contact.LOOKS_ON]
+        return await self.name_all(found)
 
     async def readers(self, volume: Volume) -> list[str]:
         """Who reads what is behind an attached volume, which only the kernel may, in words for people."""
@@ -135,10 +143,17 @@ class Use:
             return []
         paths = [driver.behind(volume.id, volume.grant.epoch)]
         found = await asyncio.to_thread(self._users_of, paths, mount_root=self._mounts.root)
-        return await self._name_all(found)
+        return await self.name_all(found)
 
     async def in_use(self, volume: Volume) -> bool:
-        """Whether anybody uses the volume on this node. Does not ask the engine, which may hang."""
+        """Whether anybody uses the volume on this node. Does not ask the engine, which may hang.
+
+        Who only looks on does not count: a volume may be given away, and they keep what they have.
+        """
+        return self.starting(volume) or bool(_who_write(await self.processes(volume)))
+
+    async def is_seen(self, volume: Volume) -> bool:
+        """Whether anybody uses the volume on this node, or looks on."""
         return self.starting(volume) or bool(await self.processes(volume))
 
     def starting(self, volume: Volume) -> bool:
@@ -155,7 +170,8 @@ class Use:
         """Whether the engine asked for the volume and did not give it back: a hint, which may be wrong."""
         return bool(self._mount_ids.ages(volume.name, self._clock.now()))
 
-    async def _name_all(self, users: list[User]) -> list[str]:
+    async def name_all(self, users: Sequence[User]) -> list[str]:
+        """The same users in words for people, each container once."""
         one_each = {user.container or f"{user.pid} {user.command}": user for user in users}
         names = [await self._name_one(user) for user in one_each.values()]
         return list(dict.fromkeys(names))
@@ -183,9 +199,9 @@ class Use:
         """Stop all users of a volume that another node may have taken over.
 
         Containers are frozen, and processes outside of containers are killed. Users that start
-        meanwhile are found by the next call.
+        meanwhile are found by the next call. Who only looks on goes on.
         """
-        users = [user for user in await self.processes(volume) if user.pid]
+        users = [user for user in _who_write(await self.processes(volume)) if user.pid]
         if users and not self.suspended(volume):
             log.warning("volume.suspended", volume=volume.name, epoch=volume.grant.epoch)
         self._kill(volume, await asyncio.to_thread(self._freezer.freeze, volume.id, users))
@@ -216,17 +232,18 @@ class Use:
             starting = [each for each, runs in zip(starting, settled, strict=True) if not runs]
         left = {volume.id for volume in starting}
         old = [volume for volume in volumes if volume.id not in left]
-        if await asyncio.to_thread(self._freeze_for_room, await self._using(old)):
+        users = _who_write(await self._using(old))
+        if await asyncio.to_thread(self._freeze_for_room, users):
             return frozenset(left)
         for volume in old:
-            users = await self.processes(volume)
+            users = _who_write(await self.processes(volume))
             if not await asyncio.to_thread(self._freeze_for_room, users):
                 left.add(volume.id)
         return frozenset(left)
 
     async def _all_run(self, volume: Volume) -> bool:
         """Whether all who got the volume are containers that the engine has started. It may hang."""
-        users = await self.processes(volume)
+        users = _who_write(await self.processes(volume))
         try:
             async with asyncio.timeout(self._pace.room_engine):
                 found = await self._engine.containers_using(volume.name)
@@ -253,11 +270,14 @@ class Use:
             await asyncio.to_thread(self._freezer.thaw, _FOR_ROOM)
 
     async def end(self, volume: Volume) -> None:
-        """Unmount, and kill until nobody is left, since new processes may start meanwhile."""
+        """Unmount, and kill until no user is left, since new processes may start meanwhile.
+
+        Who only looks on keeps what it has.
+        """
         await asyncio.to_thread(self._mounts.unmount, volume.name, detach=True)
         self._mount_ids.forget(volume.name)
         for _ in range(self._pace.end_tries):
-            users = [user for user in await self.processes(volume) if user.pid]
+            users = [user for user in _who_write(await self.processes(volume)) if user.pid]
             if not users:
                 break
             self._kill(volume, users)
@@ -281,3 +301,8 @@ class Use:
             with suppress(ProcessLookupError):
                 self._kill_process(user.pid, signal.SIGKILL)
             log.warning("volume.user-killed", volume=volume.name, pid=user.pid)
+
+
+def _who_write(users: Sequence[User]) -> list[User]:
+    """Without those who only look on."""
+    return [user for user in users if user.contact is not Contact.LOOKS_ON]

@@ -12,8 +12,10 @@ from pathlib import Path
 
 from aiohttp import web
 
+from pannier.api.strangers import LIMITS, Doorkeeper, StrangerLimits
 from pannier.core.errors import Conflict, ForeignData
 from pannier.core.node import API_PORT
+from pannier.host.listening import tcp_listener
 
 STOP_SECONDS = 5.0
 """How long requests that are under way may take when the server stops."""
@@ -51,19 +53,32 @@ async def serve_unix(application: web.Application, *, path: Path) -> AsyncIterat
 
 @asynccontextmanager
 async def serve_tls(
-    application: web.Application, *, context: ssl.SSLContext, host: str, port: int = API_PORT
+    application: web.Application,
+    *,
+    context: ssl.SSLContext,
+    host: str,
+    port: int = API_PORT,
+    strangers: StrangerLimits = LIMITS,
 ) -> AsyncIterator[int]:
     """Serve on TCP with TLS, and give the port (useful when ``port`` is 0).
 
     Args:
         context: must ask for client certificates without insisting (``CERT_OPTIONAL``): a machine
             that joins has none yet, and each route decides who may use it.
+        host: the address; empty for all of this machine.
+        strangers: bounds connections that show no certificate.
+
+    Raises:
+        OSError: the address is taken or not ours.
     """
     runner = _runner(application)
     await runner.setup()
     try:
-        await web.TCPSite(runner, host, port, ssl_context=context).start()
-        yield runner.addresses[0][1]
+        assert runner.server is not None
+        door = Doorkeeper(runner.server, context=context, limits=strangers)
+        listener = tcp_listener(host, port)
+        async with door.listening(listener):
+            yield listener.getsockname()[1]
     finally:
         await runner.cleanup()
 

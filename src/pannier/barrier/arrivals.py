@@ -38,6 +38,7 @@ class _Message(msgspec.Struct):
 
 class _Metadata(msgspec.Struct):
     volumes: list[str] | None = None
+    passing: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +48,13 @@ class Arrival:
     Attributes:
         pid: the process, as this pid namespace numbers it.
         volumes: the names that ``pannier-runtime`` put into the metadata; None where there are none.
+        passing: it sees other volumes beside these, as they come and go.
     """
 
     container: str
     pid: int
     volumes: Sequence[str] | None
+    passing: bool
 
 
 async def receive(connection: socket.socket, store: Callable[[int], None]) -> tuple[Arrival, int]:
@@ -71,7 +74,7 @@ async def receive(connection: socket.socket, store: Callable[[int], None]) -> tu
     text = b""
     try:
         while True:
-            await _readable(connection)
+            await readable(connection)
             part, came = _read(connection)
             fds += came
             if came and len(fds) == len(came) == 1:
@@ -96,10 +99,10 @@ def _decode(text: bytes, fds: list[int]) -> tuple[Arrival, int]:
     if message.fds != ["seccompFd"] or len(fds) != 1:
         raise InvalidInput(f"{len(fds)} descriptors, announced as {message.fds}")
     try:
-        volumes = msgspec.json.decode(message.metadata or "{}", type=_Metadata).volumes
+        told = msgspec.json.decode(message.metadata or "{}", type=_Metadata)
     except msgspec.MsgspecError:
-        volumes = None
-    return Arrival(message.state.id, message.pid, volumes), fds[0]
+        told = _Metadata()
+    return Arrival(message.state.id, message.pid, told.volumes, told.passing), fds[0]
 
 
 def _read(connection: socket.socket) -> tuple[bytes, list[int]]:
@@ -111,7 +114,8 @@ def _read(connection: socket.socket) -> tuple[bytes, list[int]]:
     return part, list(fds)
 
 
-async def _readable(connection: socket.socket) -> None:
+async def readable(connection: socket.socket) -> None:
+    """Wait until there is something to read, or to accept."""
     loop = asyncio.get_running_loop()
     ready: asyncio.Future[None] = loop.create_future()
     loop.add_reader(connection, _settle, ready)

@@ -3,29 +3,40 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import structlog
 
 from pannier.barrier import arrivals, syncwrites
+from pannier.barrier.arrivals import Arrival
 from pannier.barrier.calls import Strategy
 from pannier.barrier.groups import Backlog, Groups
 from pannier.barrier.keeping import Keeping, Origin, is_listener
 from pannier.barrier.listener import Listener
-from pannier.barrier.reach import Reach
+from pannier.barrier.reach import HostDevices, Reach
+from pannier.barrier.turns import Turns
 from pannier.core.errors import PannierError
 from pannier.host.clock import Clock
-from pannier.host.mountinfo import Location, OwnMounts, locate, own_mounts
+from pannier.host.mountinfo import Location, Mount, OwnMounts, own_mounts
 
 log = structlog.get_logger(__name__)
 
+UNKNOWN = "unknown"
+"""The container of a listener whose description was lost."""
 _HANDOVER_SECONDS = 10.0
 _SCAN_SECONDS = 30.0
 _ROOM_SECONDS = 1.0
-"""Between two tries to write a new listener's files while tmpfs is full; its calls wait meanwhile."""
+"""Between two tries to write a listener's files while tmpfs is full; its calls wait meanwhile."""
+_LAST_SECONDS = 2.0
+"""How long hand-overs that have begun may take at the end: runc sends at once what it has connected for, and the daemon
+has 20 s for all of its end."""
+_ACCEPT_AGAIN_SECONDS = 0.1
+"""Between two tries to accept a connection while this process is out of file descriptors."""
 
 
 class Barrier:
@@ -49,16 +60,19 @@ class Barrier:
             mount_root: the directory with the mount points that Docker is given.
             directory: on tmpfs, for what must survive this process but not a reboot.
         """
-        self._mount_root = mount_root
+        self._mount_root = mount_root.resolve()
         self._marks = directory / "held"
         self._marks.mkdir(mode=0o755, parents=True, exist_ok=True)
         self._keeping = Keeping(directory / "listeners")
         self._clock = clock
         self._groups = Groups(strategy, clock=clock)
-        self._host_mounts = OwnMounts()
+        self._turns = Turns()
+        self._host = HostDevices(str(mount_root))
+        self._own_mounts = OwnMounts()
         self._listeners: dict[str, Listener] = {}
         self._warned: set[str] = set()
         self._handovers: set[asyncio.Task[None]] = set()
+        self._without_room: set[asyncio.Task[None]] = set()
 
     # -- marks -----------------------------------------------------------------------------------
 
@@ -81,7 +95,7 @@ class Barrier:
         return frozenset(
             listener.origin.container
             for listener in self._listeners.values()
-            if volume in listener.origin.places
+            if volume in listener.origin.places or listener.origin.passing
         )
 
     def waiting(self, volume: str) -> Backlog:
@@ -100,8 +114,7 @@ class Barrier:
         kept = [(name, fd) for name, fd in descriptors if is_listener(name)]
         self._keeping.sweep({name for name, _fd in kept})
         for name, fd in kept:
-            origin = self._keeping.recall(name) or Origin("unknown", 0, self._places(self.held()))
-            self._listen(name, fd, origin)
+            self._begin(name, fd, partial(self._recall, name))
         if kept:
             log.info("barrier.restored", listeners=len(kept))
 
@@ -109,23 +122,40 @@ class Barrier:
         """Take new listeners from ``server`` for ever; run as a task.
 
         Ending the task ends no container: calls that wait go on waiting until the next process of the
-        daemon takes them up.
+        daemon takes them up. A hand-over that has begun is taken first; those that were not accepted stay
+        in the socket.
         """
-        loop = asyncio.get_running_loop()
         server.setblocking(False)
         scan = asyncio.create_task(self._scan(), name="barrier scan")
         try:
             while True:
-                connection, _address = await loop.sock_accept(server)
-                task = asyncio.create_task(self._take(connection), name="barrier hand-over")
-                self._handovers.add(task)
-                task.add_done_callback(self._handovers.discard)
+                await arrivals.readable(server)
+                try:
+                    # Between this and the task's start nothing can be cancelled: a connection that was
+                    # accepted and dropped would be a container whose calls fail.
+                    connection, _address = server.accept()
+                except BlockingIOError:
+                    continue
+                except OSError as error:
+                    log.error("barrier.not-accepting", error=str(error))
+                    await asyncio.sleep(_ACCEPT_AGAIN_SECONDS)
+                    continue
+                _keep(self._handovers, self._take(connection), "barrier hand-over")
         finally:
             scan.cancel()
+            await self._end_handovers()
             await self._groups.close()
             for listener in self._listeners.values():
                 listener.close()
             self._listeners.clear()
+
+    async def _end_handovers(self) -> None:
+        if self._handovers:
+            await asyncio.wait(self._handovers, timeout=_LAST_SECONDS)
+        if rest := self._handovers | self._without_room:
+            for task in rest:
+                task.cancel()
+            await asyncio.wait(rest)
 
     async def _take(self, connection: socket.socket) -> None:
         names: list[str] = []
@@ -141,19 +171,44 @@ class Barrier:
             for name in names:
                 self._keeping.forget(name)
             return
-        volumes = self.held() if arrival.volumes is None else arrival.volumes
-        origin = Origin(arrival.container, arrival.pid, self._places(volumes))
-        # Its calls wait until this has worked: a listener that is closed would let sync() return.
-        while not self._begin(names[0], fd, origin):
-            await asyncio.sleep(_ROOM_SECONDS)
+        self._begin(names[0], fd, partial(self._describe, names[0], arrival))
 
-    def _begin(self, name: str, fd: int, origin: Origin) -> bool:
-        """Describe a listener and listen to it; False where its files cannot be written now."""
+    def _describe(self, name: str, arrival: Arrival) -> Origin:
+        volumes = self.held() if arrival.volumes is None else arrival.volumes
+        origin = Origin(
+            arrival.container, arrival.pid, self._places(volumes), passing=arrival.passing
+        )
+        self._keeping.describe(name, origin)
+        return origin
+
+    def _recall(self, name: str) -> Origin:
+        return self._keeping.recall(name) or Origin(
+            UNKNOWN, 0, self._places(self.held()), passing=True
+        )
+
+    def _begin(self, name: str, fd: int, origin: Callable[[], Origin]) -> None:
+        """Listen to a listener, now or when its files can be written.
+
+        Its calls wait until this has worked: a listener that is closed would let sync() return.
+        """
+        if not self._try(name, fd, origin):
+            _keep(self._without_room, self._insist(name, fd, origin), "barrier without room")
+
+    async def _insist(self, name: str, fd: int, origin: Callable[[], Origin]) -> None:
         try:
-            self._keeping.describe(name, origin)
-            self._listen(name, fd, origin)
+            while True:
+                await asyncio.sleep(_ROOM_SECONDS)
+                if self._try(name, fd, origin):
+                    return
+        except asyncio.CancelledError:
+            os.close(fd)  # systemd has it
+            raise
+
+    def _try(self, name: str, fd: int, origin: Callable[[], Origin]) -> bool:
+        try:
+            self._listen(name, fd, origin())
         except OSError as error:  # such as a full tmpfs
-            log.error("barrier.not-listening", container=origin.container, error=str(error))
+            log.error("barrier.not-listening", listener=name, error=str(error))
             return False
         return True
 
@@ -162,15 +217,20 @@ class Barrier:
             fd,
             origin,
             name=name,
-            reach=Reach(origin.places, str(self._mount_root), self._host_mounts),
+            reach=Reach(
+                origin.places,
+                self._host,
+                passing=self._here if origin.passing else None,
+            ),
             pending=self._keeping.pending(name),
             groups=self._groups,
+            turns=self._turns,
             clock=self._clock,
             synchronous=self._warn,
             ended=self._ended,
         )
-        self._listeners[name] = listener
         listener.start()
+        self._listeners[name] = listener
 
     def _ended(self, listener: Listener) -> None:
         self._keeping.forget(listener.name)
@@ -179,13 +239,19 @@ class Barrier:
             self._warned.discard(listener.origin.container)
 
     def _places(self, volumes: Iterable[str]) -> Mapping[str, Location | None]:
-        mounts = own_mounts()
-        visible = {mount.point for mount in mounts}
-        points = {volume: self._mount_root / volume for volume in volumes}
-        return {
-            volume: locate(point, mounts) if str(point) in visible else None
-            for volume, point in points.items()
-        }
+        seen = self._seen(volumes, own_mounts())
+        return {volume: seen.get(volume) for volume in volumes}
+
+    def _here(self) -> Mapping[str, Location | None]:
+        """The held volumes that are mounted now."""
+        return self._seen(self.held(), self._own_mounts())
+
+    def _seen(
+        self, volumes: Iterable[str], mounts: tuple[Mount, ...]
+    ) -> dict[str, Location | None]:
+        visible = {mount.point: mount.location for mount in mounts}
+        points = {volume: f"{self._mount_root}/{volume}" for volume in volumes}
+        return {name: visible[point] for name, point in points.items() if point in visible}
 
     # -- files that are written through -----------------------------------------------------------
 
@@ -205,4 +271,11 @@ class Barrier:
         container = listener.origin.container
         if container not in self._warned:
             self._warned.add(container)
-            syncwrites.warn(container, listener.origin.places, pid, fd)
+            syncwrites.warn(container, listener.reach.places, pid, fd)
+
+
+def _keep(tasks: set[asyncio.Task[None]], work: Coroutine[Any, Any, None], name: str) -> None:
+    """Start a task that is in ``tasks`` until it ends."""
+    task = asyncio.create_task(work, name=name)
+    tasks.add(task)
+    task.add_done_callback(tasks.discard)

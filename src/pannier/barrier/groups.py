@@ -13,14 +13,15 @@ released once a group that began after that time is done and nothing was written
 from __future__ import annotations
 
 import asyncio
+import errno
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 import structlog
 
 from pannier.barrier.calls import BY_KERNEL, DONE, Answer, Strategy, SyncCall
-from pannier.core.errors import PannierError
+from pannier.core.errors import NotHolder, PannierError, VolumeNotFound
 from pannier.host.clock import Clock
 
 log = structlog.get_logger(__name__)
@@ -44,6 +45,8 @@ class Waiting:
         volumes: names; changed by the groups, and empty as soon as the call is answered.
         answer: lets the call go on; called once, at the first failure or when no volume is left.
         lapse: called instead of ``answer`` when the thread no longer waits.
+        passing: those of ``volumes`` that it only sees beside its own. Where one leaves this node, the call fails:
+            whoever mounts it is ended then, and this caller goes on.
         told: what it is told for the volumes that are done.
     """
 
@@ -51,6 +54,7 @@ class Waiting:
     volumes: set[str]
     answer: Callable[[Answer], None]
     lapse: Callable[[], None]
+    passing: Collection[str] = ()
     told: Answer = field(default=DONE)
 
 
@@ -160,6 +164,9 @@ class _Queue:
                     self._volume, [each.call for each in group]
                 )
             except Exception as error:  # bugs too: an answer would claim what was not done
+                if isinstance(error, NotHolder | VolumeNotFound):
+                    for each in [each for each in group if self._volume in each.passing]:
+                        self._release(each, Answer(errno.EIO))
                 failure = self._complain(error, failure, len(group))
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE_SECONDS)

@@ -35,11 +35,13 @@ class Origin(Record):
         container: the container's id.
         pid: the process that installed the filter: the container's first, or one of an exec.
         places: the container's held volumes, and where each tree was seen at the start.
+        passing: it mounts a directory below which volumes come and go, such as the machine's root.
     """
 
     container: str
     pid: int
     places: Mapping[str, Location | None]
+    passing: bool = False
 
 
 def is_listener(name: str) -> bool:

@@ -16,11 +16,13 @@ from pannier.barrier.keeping import Origin
 from pannier.barrier.kernel import Notification
 from pannier.barrier.pending import Pending
 from pannier.barrier.reach import Reach, Reached
+from pannier.barrier.turns import Turns
 from pannier.host.clock import Clock
 from pannier.host.threads import in_own_thread
 
-_AT_ONCE = 64
-"""How many calls are taken in a row before the event loop's other work has its turn."""
+_MOUNTS_KEPT_SECONDS = 1.0
+"""How long what was read of the mounts of a container serves its calls: it keeps the container's mount namespace, with
+the volume in it, also when the container has ended."""
 _PROBED = 1024
 """How many ids after the last stored one are looked up after a restart of the daemon."""
 _LAPSED_SECONDS = 60.0
@@ -44,6 +46,7 @@ class Listener:
         reach: Reach,
         pending: Pending,
         groups: Groups,
+        turns: Turns,
         clock: Clock,
         synchronous: Callable[[Listener, int, int], None],
         ended: Callable[[Listener], None],
@@ -62,14 +65,14 @@ class Listener:
         self.reach = reach
         self._pending = pending
         self._groups = groups
+        self._turns = turns
         self._clock = clock
         self._synchronous = synchronous
         self._ended = ended
-        self._poll = select.poll()
-        self._poll.register(fd, select.POLLIN)
         self._loop = asyncio.get_running_loop()
         self._paused = False
         self._closed = False
+        self._mounts_kept: asyncio.TimerHandle | None = None
         self._stacked = asyncio.Semaphore(_STACKED_AT_ONCE)
         self._tasks: set[asyncio.Task[None]] = set()
         self._waiting: dict[int, tuple[Waiting, int]] = {}  # by id; with the slot
@@ -79,11 +82,14 @@ class Listener:
     def start(self) -> None:
         """Take up the calls from before a restart, and listen."""
         self._restore()
-        self._loop.add_reader(self.fd, self._readable)
+        self._turns.add(self.fd, self._turn)
 
     def close(self) -> None:
         """Stop listening. What waits goes on waiting, for as long as systemd has the descriptor."""
-        self._loop.remove_reader(self.fd)
+        self._turns.remove(self.fd)
+        if self._mounts_kept is not None:
+            self._mounts_kept.cancel()
+        self._let_go_of_mounts()
         for task in self._tasks:
             task.cancel()
         for waiting, _slot in self._waiting.values():
@@ -95,29 +101,29 @@ class Listener:
 
     # -- calls come ------------------------------------------------------------------------------
 
-    def _readable(self) -> None:
-        for _ in range(_AT_ONCE):
-            events = self._poll.poll(0)
-            if not events:
-                return
-            if not events[0][1] & select.POLLIN:
-                self.close()
-                self._ended(self)
-                return
-            if self._pending.full:  # the rest waits in the kernel
-                self._loop.remove_reader(self.fd)
-                self._paused = True
-                return
-            if call := kernel.receive(self.fd):
-                self._take(call)
+    def _turn(self, events: int) -> None:
+        if not events & select.EPOLLIN:
+            self.close()
+            self._ended(self)
+        elif self._pending.full:  # the rest waits in the kernel
+            self._turns.rest(self.fd)
+            self._paused = True
+        elif call := kernel.receive(self.fd):
+            self._take(call)
 
     def _take(self, call: Notification) -> None:
         slot = self._pending.add(call.ident)
         first = self._first_arrival(call)
+        if self._mounts_kept is None:
+            self._mounts_kept = self._loop.call_later(_MOUNTS_KEPT_SECONDS, self._let_go_of_mounts)
         reached = self.reach.of(call)
         if reached.synchronous and reached.volumes and call.fd is not None:
             self._synchronous(self, call.tid, call.fd)
         self._wait(call, slot, first, reached)
+
+    def _let_go_of_mounts(self) -> None:
+        self._mounts_kept = None
+        self.reach.mounts.let_go()
 
     def _wait(self, call: Notification, slot: int, first: float, reached: Reached) -> None:
         """Let a call wait for the volumes that it reaches, or go on at once where there are none.
@@ -132,6 +138,7 @@ class Listener:
         waiting = Waiting(
             call=self._made(call, first, None if reached.stacked else reached.file),
             volumes=set(reached.volumes),
+            passing=reached.volumes - self.origin.places.keys(),
             answer=partial(self._answer, call.ident),
             lapse=partial(self._forget, call.ident),
         )
@@ -192,7 +199,7 @@ class Listener:
                 self._pending.add(ident)
         for slot, ident in self._pending:
             unknown = Notification(ident, 0, "unknown", ())
-            everything = Reached(frozenset(self.origin.places))
+            everything = Reached(frozenset(self.reach.places))
             self._wait(unknown, slot, self._clock.now(), everything)
 
     # -- calls end -------------------------------------------------------------------------------
@@ -243,7 +250,7 @@ class Listener:
         """Listen again, if there was no room."""
         if self._paused:
             self._paused = False
-            self._loop.add_reader(self.fd, self._readable)
+            self._turns.go_on(self.fd)
 
     def _first_arrival(self, call: Notification) -> float:
         """When the call came for the first time: earlier than now for a restarted one."""

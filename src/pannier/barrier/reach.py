@@ -1,25 +1,27 @@
 """Which volumes a sync call concerns: decided from /proc alone, so a hanging file system is no risk.
 
 A descriptor's mount is in ``fdinfo``, and the mount's device and directory in ``mountinfo`` of the
-same thread. Both are read anew for each call: ids of mounts and devices are reused, and a privileged
-container mounts at will. What such a line means is remembered, and so are this machine's own mounts for as long as
-the kernel says that they are the same. In doubt, a call concerns all the container's held volumes.
+same thread. The first is read anew for each call. The second is kept for as long as the kernel says that it is the
+same: ids of mounts and devices are reused, and a privileged container mounts at will. So are this machine's own mounts.
+In doubt, a call concerns all the container's held volumes.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from pannier.barrier.calls import OpenFile
 from pannier.barrier.kernel import Notification
-from pannier.host.mountinfo import Location, Mount, below, find_mount, own_mounts
+from pannier.host.mountinfo import Location, Mount, OthersMounts, OwnMounts, below
 
 O_DSYNC = 0o10000
 """Set for O_SYNC too."""
 _MS_SYNC = 4
+_FDINFO_BYTES = 1 << 12
+"""What is asked of a descriptor is in its first lines; such as an epoll has a line for each file after them."""
 _IN_MEMORY = frozenset(
     ("tmpfs", "ramfs", "devtmpfs", "devpts", "mqueue", "proc", "sysfs", "cgroup", "cgroup2")
 )
@@ -53,19 +55,48 @@ class Reached:
     stacked: bool = False
 
 
+class HostDevices:
+    """The file systems that this process sees, outside of Pannier's mount points.
+
+    Such a one was not made from a file in a volume inside a container. Mount points below ``mount_root`` do not
+    count: what a container mounts in a volume may reach us by propagation.
+    """
+
+    def __init__(self, mount_root: str) -> None:
+        self._mount_root = mount_root
+        self._mounts = OwnMounts()
+        self._known: tuple[tuple[Mount, ...], frozenset[str]] = (), frozenset()
+
+    def __contains__(self, device: str) -> bool:
+        mounts = self._mounts()
+        seen, devices = self._known
+        if mounts is not seen:
+            outside = (mount for mount in mounts if below(mount.point, self._mount_root) is None)
+            devices = frozenset(mount.device for mount in outside)
+            self._known = mounts, devices  # at once: another thread may look
+        return device in devices
+
+
 @dataclass(frozen=True, slots=True)
 class Reach:
     """The held volumes of one container.
 
     Attributes:
-        places: where each volume's tree is; None where that could not be seen.
-        mount_root: the directory with Pannier's mount points.
-        host_mounts: gives this machine's own mounts.
+        own: where the tree of each volume that it mounts is; None where that could not be seen.
+        host: the host's file systems.
+        passing: gives the held volumes that are on this machine now, for a container that sees them beside its own.
+        mounts: what the container's processes see. It must be let go of soon after the last question.
     """
 
-    places: Mapping[str, Location | None]
-    mount_root: str
-    host_mounts: Callable[[], tuple[Mount, ...]] = own_mounts
+    own: Mapping[str, Location | None]
+    host: HostDevices
+    passing: Callable[[], Mapping[str, Location | None]] | None = None
+    mounts: OthersMounts = field(default_factory=OthersMounts)
+
+    @property
+    def places(self) -> Mapping[str, Location | None]:
+        """Its own volumes, and those that it sees now."""
+        return self.own if self.passing is None else {**self.passing(), **self.own}
 
     def of(self, call: Notification) -> Reached:
         """The volumes that ``call`` waits for; none if it may go on at once.
@@ -94,7 +125,11 @@ class Reach:
         """
         fields = fdinfo(tid, fd)
         synchronous = bool(int(fields[b"flags:"], 8) & O_DSYNC)
-        mount = find_mount(tid, int(fields[b"mnt_id:"]))
+        ident = int(fields[b"mnt_id:"])
+        mount = self.mounts.find(tid, ident)
+        if mount is not None and not self._is_certain(mount):
+            self.mounts.let_go()
+            mount = self.mounts.find(tid, ident)
         volumes, lies = self._of_mount(tid, fd, mount)
         return Reached(
             volumes,
@@ -103,35 +138,35 @@ class Reach:
             stacked=lies is _Lies.ELSEWHERE,
         )
 
+    def _is_certain(self, mount: Mount) -> bool:
+        """Whether what is known of a mount is enough: of its directory, which may have been renamed since, nothing
+        depends if it is on no volume's file system, or counts for each volume there.
+        """
+        return all(
+            touches(mount, place)
+            for place in self.places.values()
+            if place and place.device == mount.device
+        )
+
     def _of_mount(self, tid: int, fd: int, mount: Mount | None) -> tuple[frozenset[str], _Lies]:
-        everything = frozenset(self.places)
+        places = self.places
+        everything = frozenset(places)
         if mount is None:
             # From another mount namespace, or from none, such as a pipe or socket.
             opened = os.readlink(f"/proc/{tid}/fd/{fd}")
             if opened.startswith(_NO_FILE):
                 return frozenset(), _Lies.UNKNOWN
             return everything, _Lies.ELSEWHERE
-        unseen = frozenset(name for name, place in self.places.items() if place is None)
-        found = {name for name, place in self.places.items() if place and touches(mount, place)}
+        unseen = frozenset(name for name, place in places.items() if place is None)
+        found = {name for name, place in places.items() if place and touches(mount, place)}
         if found or unseen:
             return unseen | found, _Lies.IN_A_VOLUME if found else _Lies.UNKNOWN
-        if mount.fstype in _IN_MEMORY or self._is_the_hosts(mount.device):
+        if mount.fstype in _IN_MEMORY or mount.device in self.host:
             return frozenset(), _Lies.UNKNOWN
         return (
             everything,
             _Lies.ELSEWHERE,
         )  # such as an overlay made inside, with its upper directory in a volume
-
-    def _is_the_hosts(self, device: str) -> bool:
-        """Whether this process sees the device too, outside of Pannier's mount points.
-
-        If so, it was not made from a file in a volume inside the container. Mount points below
-        ``mount_root`` do not count: what a container mounts in a volume may reach us by propagation.
-        """
-        return any(
-            mount.device == device and not below(mount.point, self.mount_root)
-            for mount in self.host_mounts()
-        )
 
 
 def touches(mount: Mount, place: Location) -> bool:
@@ -147,8 +182,11 @@ def fdinfo(tid: int | str, fd: int) -> dict[bytes, bytes]:
     Raises:
         FileNotFoundError: no such thread or descriptor. OSError: /proc cannot be read.
     """
-    with open(f"/proc/{tid}/fdinfo/{fd}", "rb", buffering=0) as file:
-        lines = file.readall().splitlines()
+    info = os.open(f"/proc/{tid}/fdinfo/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        lines = os.read(info, _FDINFO_BYTES).splitlines()
+    finally:
+        os.close(info)
     return dict(words for line in lines if len(words := line.split()) == 2)
 
 

@@ -13,6 +13,7 @@ from pannier.cli.session import DEFAULT_SOCKET, Session, pass_session
 from pannier.cli.setup import ca, init, join, pool, runtime
 from pannier.cli.status import doctor, events, status
 from pannier.cli.token import token
+from pannier.cli.trash import trash
 from pannier.cli.volume import volume
 
 
@@ -70,7 +71,7 @@ def cli(session: Session, socket: str, host: str | None, certificates: str | Non
 
 
 for _command in (
-    *(init, join, token, ca, pool, runtime, status, doctor, events, node, volume, service),
+    *(init, join, token, ca, pool, runtime, status, doctor, events, node, volume, trash, service),
     Lazy(
         "deploy",
         module="pannier.cli.deploy",

@@ -144,7 +144,8 @@ def _options_page() -> str:
 
 For `pannier volume create -o KEY=VALUE` and `docker volume create -d pannier -o KEY=VALUE`. They are
 read strictly: an unknown option, a value that cannot be and a second creation that asks for something
-else are errors.
+else are errors. Docker, though, asks for no creation of a name that exists, whatever the options are; of
+services `pannier doctor` tells it.
 
 {table}
 """

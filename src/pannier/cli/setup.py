@@ -34,6 +34,7 @@ class Setup(Protocol):
         driver: str,
         force_format: str | None,
         runtime: bool,
+        runtime_before: str | None,
     ) -> None:
         """Make a new cluster with this machine as its first node.
 
@@ -55,12 +56,13 @@ class Setup(Protocol):
         driver: str,
         force_format: str | None,
         runtime: bool,
+        runtime_before: str | None,
     ) -> None:
         """Make this machine a node of the cluster that ``address`` belongs to.
 
         Raises:
-            Denied, AlreadyExists, Conflict, InvalidInput, StorageError, ProgramFailed, Unavailable,
-                Stale, OutcomeUnknown: see :func:`pannier.setup.join`.
+            Denied, AlreadyExists, Conflict, InvalidInput, NotFound, StorageError, ProgramFailed,
+                Unavailable, Stale, OutcomeUnknown: see :func:`pannier.setup.join`.
         """
         ...
 
@@ -72,22 +74,21 @@ class Setup(Protocol):
         """
         ...
 
-    def runtime_register(self) -> bool:
+    def runtime_register(self, *, before: str | None) -> bool:
         """Make pannier-runtime Docker's default runtime; returns whether that changed anything.
 
         Raises:
-            InvalidInput: Docker's configuration file cannot be read as JSON.
-            Conflict: it names another default runtime.
-            ProgramFailed: Docker does not reload.
+            Denied, Conflict, NotFound, InvalidInput, ProgramFailed, StorageError: see
+                :func:`pannier.setup.runtime_register`.
         """
         ...
 
     def runtime_unregister(self) -> bool:
-        """Let Docker use plain runc again; returns whether that changed anything.
+        """Bring back what Docker had before; returns whether that changed anything.
 
         Raises:
-            InvalidInput: Docker's configuration file cannot be read as JSON.
-            ProgramFailed: Docker does not reload.
+            Denied, Conflict, InvalidInput, ProgramFailed, StorageError: see
+                :func:`pannier.setup.runtime_unregister`.
         """
         ...
 
@@ -152,6 +153,11 @@ def _machine_options(command: Decorated) -> Decorated:
             show_default=True,
             help="Make pannier-runtime Docker's default, which durability=fsync needs.",
         ),
+        click.option(
+            "--runtime-before",
+            metavar="NAME",
+            help="Docker's runtime before which pannier-runtime goes; runc if not given.",
+        ),
     ]
     for option in reversed(options):
         command = option(command)
@@ -163,6 +169,14 @@ def _check_force(pool: str | None, force_format: str | None) -> None:
         raise InvalidInput(
             f"--force-format {force_format} is not the pool, which is {pool or DEFAULT_POOL}",
             remedy="repeat the path that --pool names, if it is really to be erased",
+        )
+
+
+def _check_runtime(runtime: bool, runtime_before: str | None) -> None:
+    if runtime_before is not None and not runtime:
+        raise InvalidInput(
+            "--no-runtime leaves pannier-runtime out, so it goes before no other",
+            remedy="leave out --no-runtime or --runtime-before",
         )
 
 
@@ -187,6 +201,7 @@ def _check_force(pool: str | None, force_format: str | None) -> None:
 def init(session: Session, /, store: str, **machine: Any) -> None:
     """Make this machine the first node of a new cluster. Needs root."""
     _check_force(machine["pool"], machine["force_format"])
+    _check_runtime(machine["runtime"], machine["runtime_before"])
     _setup().init(store=store, **machine)
     session.show({"done": "init"}, line="this machine is the first node of a new cluster")
     session.hint("its daemon runs; see: pannier status")
@@ -212,6 +227,7 @@ def init(session: Session, /, store: str, **machine: Any) -> None:
 def join(session: Session, /, member: str, token: str, **machine: Any) -> None:
     """Make this machine a node of the cluster that has a node at ADDRESS. Needs root."""
     _check_force(machine["pool"], machine["force_format"])
+    _check_runtime(machine["runtime"], machine["runtime_before"])
     own_address = machine.pop("address")
     _setup().join(address=member, token=token, own_address=own_address, **machine)
     session.show({"done": "join"}, line="this machine is a node of the cluster")
@@ -223,16 +239,28 @@ def runtime() -> None:
     """The container runtime that holds sync calls until every copy has what was written."""
 
 
-@runtime.command("register", examples=("pannier runtime register",))
+@runtime.command(
+    "register", examples=("pannier runtime register", "pannier runtime register --before nvidia")
+)
+@click.option(
+    "--before",
+    metavar="NAME",
+    help="Docker's runtime before which it goes; if not given, the one that is registered, else runc.",
+)
 @output_options()
 @pass_session
-def register(session: Session) -> None:
+def register(session: Session, before: str | None) -> None:
     """Make pannier-runtime Docker's default runtime on this machine. Needs root.
 
     It is runc, with a barrier before the sync calls of containers that use a volume with
     durability=fsync. Other containers are handed to runc untouched. Running ones stay as they are.
+
+    With --before it is another runtime in place of runc, such as NVIDIA's or crun. That one must be in Docker's
+    configuration, and must hand sync calls over as runc does.
+
+    What Docker does not take in is undone.
     """
-    changed = _setup().runtime_register()
+    changed = _setup().runtime_register(before=before)
     line = "Docker's default runtime is pannier-runtime" + ("" if changed else ", as it was")
     session.show({"done": "register", "changed": changed}, line=line)
 
@@ -241,9 +269,13 @@ def register(session: Session) -> None:
 @output_options()
 @pass_session
 def unregister(session: Session) -> None:
-    """Let Docker use plain runc again. Volumes with durability=fsync are then refused here."""
+    """Bring back the default runtime that Docker had. Needs root.
+
+    Docker's configuration file is as it was before 'register', to the byte if nobody changed it since. Volumes
+    with durability=fsync are then refused here.
+    """
     changed = _setup().runtime_unregister()
-    line = "Docker's default runtime is runc" + ("" if changed else ", as it was")
+    line = "Docker has no pannier-runtime" + ("" if not changed else " any more")
     session.show({"done": "unregister", "changed": changed}, line=line)
 
 

@@ -14,6 +14,7 @@ from pannier.cli.move import follow_move
 from pannier.cli.parameters import read_duration, read_pairs
 from pannier.cli.session import Session, pass_session
 from pannier.cli.status import UNHEALTHY
+from pannier.cli.trash import show_trash
 from pannier.contract.views import (
     CheckView,
     CopyView,
@@ -21,10 +22,10 @@ from pannier.contract.views import (
     FileSystemView,
     SpreadView,
     SyncView,
-    TrashView,
 )
 from pannier.contract.words import CheckState, FileSystemState
 from pannier.core.errors import InvalidInput
+from pannier.core.room import ways_out
 
 if TYPE_CHECKING:
     from pannier.contract.volumes import LiveVolumeView, RememberedVolumeView, VolumeView
@@ -221,6 +222,24 @@ def mount_tree(session: Session, what: str, at: str) -> None:
     session.hint(f"umount {at} ends it")
 
 
+@volume.command("clean", examples=("pannier volume clean jenkins_home caches builds/17",))
+@click.argument("name")
+@click.argument("paths", metavar="PATH...", nargs=-1, required=True)
+@output_options()
+@pass_session
+def clean_volume(session: Session, name: str, paths: tuple[str, ...]) -> None:
+    """Remove files of a volume that stands still for want of room, on this node.
+
+    Containers that stand still cannot do it. PATH is a file or a directory in the volume, from its root;
+    a directory is removed with all in it. Everybody goes on by themselves once there is room.
+    """
+    with output.waiting(f"removing files of {name}"):
+        session.ask(lambda client: client.clean_volume(name, paths=list(paths)))
+    session.show(
+        {"volume": name, "removed": list(paths)}, line=f"removed from {name}: {' '.join(paths)}"
+    )
+
+
 @volume.command("rm", examples=("pannier volume rm jenkins_home",))
 @click.argument("name")
 @output_options()
@@ -250,8 +269,7 @@ def restore_volume(session: Session, name_or_id: str) -> None:
 @pass_session
 def list_trash(session: Session) -> None:
     """List the removed volumes that can still be restored."""
-    found = session.ask(lambda client: client.trash())
-    session.show(found, table=_trash_table(found))
+    show_trash(session)
 
 
 @volume.command("history", examples=("pannier volume history jenkins_home",))
@@ -318,7 +336,12 @@ def _details(found: LiveVolumeView | RememberedVolumeView) -> list[tuple[str, st
         ("epoch", str(found.epoch)),
         ("generation", found.generation or "-"),
         *([("quarantined", found.quarantine)] if found.quarantine else []),
-        *([("stands still", found.stands_still)] if found.stands_still else []),
+        *(
+            [("stands still", found.stands_still), ("ways out", ways_out(found.name))]
+            if found.stands_still
+            else []
+        ),
+        *[("not replicated", f"sync calls of {each}") for each in found.not_held or []],
         *[("damage", each) for each in found.damage or []],
         ("in use by", output.show_names(found.in_use_by)),
         *(("copy", _copy_line(copy)) for copy in found.copies or []),
@@ -367,14 +390,6 @@ def _file_systems_table(copies: list[FileSystemView]) -> output.Table:
             for c in copies
         ],
         empty="there is no copy",
-    )
-
-
-def _trash_table(trash: list[TrashView]) -> output.Table:
-    return output.Table(
-        ("NAME", "ID", "HOLDER", "REMOVED", "KEPT UNTIL"),
-        [(each.name, each.id, each.holder, each.removed_at, each.expires_at) for each in trash],
-        empty="the trash is empty",
     )
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 import structlog
 
-from pannier.cluster.registry import CLUSTER_KEY, ClusterRecord, decode
+from pannier.cluster.registry import CLUSTER_KEY, ClusterRecord, decode, trash_key
 from pannier.core.errors import PannierError
 from pannier.core.node import Node
 from pannier.core.record import Record
@@ -134,6 +134,10 @@ class Catalog:
         """A volume as last heard."""
         return self._known.volumes.get(name)
 
+    def has_volume(self, name: str) -> bool:
+        """Whether there was a volume of that name, as last heard."""
+        return name in self._known.volumes
+
     def volumes(self) -> list[Volume]:
         """All volumes as last heard, sorted by name."""
         return sorted(self._known.volumes.values(), key=lambda volume: volume.name)
@@ -156,8 +160,12 @@ class Catalog:
         return node in self._known.alive
 
     def trashed(self) -> list[Volume]:
-        """Removed volumes that can be restored, as last heard."""
-        return list(self._known.trash.values())
+        """Removed volumes that can be restored, as last heard, in the order in which they were removed."""
+        return [self._known.trash[name] for name in sorted(self._known.trash, key=self._removed)]
+
+    def _removed(self, volume_id: str) -> int:
+        """The store's order, which no clock can change."""
+        return self._revisions.get(trash_key(volume_id), 0)
 
     @property
     def damaged(self) -> dict[str, str]:

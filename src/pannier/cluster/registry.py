@@ -28,7 +28,7 @@ from pannier.core.errors import PannierError, Stale
 from pannier.core.evacuation import Evacuated
 from pannier.core.node import Node
 from pannier.core.record import Record
-from pannier.core.volume import Volume
+from pannier.core.volume import HistoryEntry, Volume
 from pannier.host.records import RecordType
 from pannier.host.records import decode as decode_json
 from pannier.host.records import encode as encode_json
@@ -54,7 +54,15 @@ class ClusterRecord(Record):
 
 @dataclass(frozen=True, slots=True)
 class Purged(Record):
-    """The mark of a purged volume, whose id is in the key."""
+    """The mark of a purged volume, whose id is in the key.
+
+    Attributes:
+        name: the volume's; empty in marks of earlier versions.
+        entry: the last line of its history; None in marks of earlier versions.
+    """
+
+    name: str = ""
+    entry: HistoryEntry | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +100,11 @@ def decode(entry: Entry, kind: type[RecordType], *, shown: bool = False) -> Reco
 
 def volume_key(name: str) -> str:
     return f"volumes/{name}"
+
+
+def purged_key(volume_id: str) -> str:
+    """The key of the mark of a purged volume."""
+    return f"purged/{volume_id}"
 
 
 def trash_key(volume_id: str) -> str:
@@ -269,12 +282,20 @@ class Registry:
             Change(volume_key(volume.name), encode(volume), ABSENT),
         )
 
-    async def purge_volume(self, volume: Volume, *, expect: int) -> None:
-        """Give a trashed volume up: from now on every node deletes what it has of it."""
+    async def trashed(self, volume_id: str) -> Versioned[Volume] | None:
+        """The record of a removed volume."""
+        return await self._read(trash_key(volume_id), Volume)
+
+    async def purge_volume(self, volume: Volume, *, expect: int, entry: HistoryEntry) -> None:
+        """Give a trashed volume up: from now on every node deletes what it has of it.
+
+        Args:
+            entry: the last line of its history.
+        """
         volume.check_format(f"the record of volume {volume.name} in the trash")
         await self.store.commit(
             Change(trash_key(volume.id), None, expect),
-            Change(f"purged/{volume.id}", encode(Purged()), ABSENT),
+            Change(purged_key(volume.id), encode(Purged(name=volume.name, entry=entry)), ABSENT),
         )
 
     async def known_ids(self) -> frozenset[str]:
@@ -285,6 +306,23 @@ class Registry:
         """Ids of volumes whose data may be deleted. That an id is in no list is never a reason to delete."""
         entries = await self.store.list("purged/")
         return frozenset(entry.key.removeprefix("purged/") for entry in entries)
+
+    async def purge_of(self, volume_id: str) -> Purged | None:
+        """The mark of a purged volume; None where it is not purged."""
+        found = await self._read(purged_key(volume_id), Purged)
+        return found.record if found else None
+
+    async def purges(self) -> list[tuple[str, Purged]]:
+        """Ids and marks of all purged volumes, in the order of their ids, without those that are damaged."""
+        found = []
+        for entry in await self.store.list("purged/"):
+            try:
+                mark = decode(entry, Purged, shown=True)
+            except PannierError as error:
+                log.error("registry.unreadable", key=entry.key, error=str(error))
+            else:
+                found.append((entry.key.removeprefix("purged/"), mark))
+        return found
 
     # -- nodes ----------------------------------------------------------------------------------
 

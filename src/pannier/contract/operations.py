@@ -309,6 +309,28 @@ class Operations(Protocol):
         ...
 
     @cluster(
+        "POST",
+        "/volumes/{volume}/clean",
+        "Remove files of a volume that stands still for want of room, on the node that is asked",
+        body=bodies.CleanOrder,
+        raises=(*_VOLUME, errors.NotFound, errors.Conflict),
+    )
+    async def clean_volume(self, name: str, *, paths: list[str]) -> None:
+        """Remove files or directories of a volume whose containers stand still, since its pool is full.
+
+        Args:
+            paths: in the volume, from its root. The first that cannot be removed ends it.
+
+        Raises:
+            VolumeNotFound: there is none of that name.
+            NotHolder: the node that is asked does not hold it.
+            NotFound: nothing is there; what came before it is removed.
+            Conflict: it does not stand still, or its file system is frozen as well.
+            StorageError: something cannot be removed.
+        """
+        ...
+
+    @cluster(
         "GET",
         "/volumes/{volume}/history",
         "What happened to a volume, oldest first",
@@ -398,6 +420,31 @@ class Operations(Protocol):
         Raises:
             VolumeNotFound: nothing of that name or id is in the trash.
             Stale: another volume has its name now, or it was restored or purged meanwhile.
+        """
+        ...
+
+    @cluster(
+        "DELETE",
+        "/trash/{name_or_id}",
+        "Give up a removed volume for ever",
+        raises=(errors.VolumeNotFound, errors.Conflict),
+    )
+    async def purge_volume(self, name_or_id: str) -> TrashView:
+        """Give up a removed volume for ever: every node deletes what it has of it.
+
+        Raises:
+            VolumeNotFound: nothing of that name or id is in the trash.
+            Conflict: there are several of that name.
+            Stale: it was restored or purged meanwhile.
+        """
+        ...
+
+    @cluster("DELETE", "/trash", "Give up all removed volumes for ever")
+    async def empty_trash(self) -> list[TrashView]:
+        """Give up everything in the trash for ever; returns what was.
+
+        Raises:
+            Stale: something was restored or purged meanwhile; what was given up before stays so.
         """
         ...
 

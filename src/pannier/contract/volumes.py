@@ -52,6 +52,7 @@ class LiveVolumeView(VolumeView, frozen=True, kw_only=True, tag="live"):
         size_bytes, free_bytes: of the volume's own file system; None where it has none, or is not attached.
         inodes, free_inodes: how many files there can be, and how many more; None likewise.
         stands_still: why nobody can write to it now; empty where they can.
+        not_held: who uses it past the barrier: what they sync is not on the copies when the call returns.
         direct: whether its writes go past the page cache; None where it has no file system, or is not attached.
         sync: how sync calls are made durable; None where no copy is kept up to date.
         damage: what is known of bytes that a disk did not give back as they were written, node by node.
@@ -73,6 +74,7 @@ class LiveVolumeView(VolumeView, frozen=True, kw_only=True, tag="live"):
     inodes: int | None = None
     free_inodes: int | None = None
     stands_still: str = ""
+    not_held: list[str] = []
     direct: bool | None = None
     damage: list[str] = []
     sync: SyncView | None = None
@@ -100,6 +102,7 @@ class RememberedVolumeView(VolumeView, frozen=True, kw_only=True, tag="remembere
     inodes: None = None
     free_inodes: None = None
     stands_still: Literal[""] = ""
+    not_held: None = None
     direct: None = None
     damage: None = None
     sync: None = None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import structlog
 
@@ -41,6 +42,16 @@ class Reception:
         self._custody = custody
         self._drivers = drivers
         self._promises = promises
+        self._refused: set[str] = set()
+
+    @contextmanager
+    def refusing(self, volume: Volume) -> Iterator[None]:
+        """Take nothing of a volume in, and confirm nothing, in this block: what is here of it is being removed."""
+        self._refused.add(volume.id)
+        try:
+            yield
+        finally:
+            self._refused.discard(volume.id)
 
     async def admit(self, offer: Offer, *, peer: str) -> Driver:
         """See :class:`~pannier.transport.base.Gate`. Older generations are tidied away first."""
@@ -125,6 +136,12 @@ class Reception:
 
     async def _check(self, offer: Offer, *, peer: str) -> None:
         """Raise as :meth:`confirm`."""
+        if offer.volume_id in self._refused:
+            raise Stale(
+                f"node {self._cluster.node} is just removing what it has of volume {offer.volume_name}: its pool is "
+                f"short of room",
+                remedy="ask again",
+            )
         if not self._promises.refuses(offer.volume_id, epoch=offer.epoch):
             return
         fresh = await self._cluster.fresh(offer.volume_name)

@@ -25,6 +25,7 @@ class Node(Record):
         swarm: its engine's node id in Docker Swarm; None outside a Swarm, or before it was asked.
         stopping: its daemon was told to stop; it takes this back when it starts.
         room: tenths of its pool that are free, rounded down: coarse, so that it seldom changes.
+        trash_seconds: how long it keeps removed volumes that it held, while its daemon runs and there is room.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Node(Record):
     swarm: str | None = None
     stopping: bool = False
     room: int = 10
+    trash_seconds: float = 86_400.0
 
     def started_as(self, now: Node) -> Node:
         """This record with the fields that a start of the node sets anew; the rest stays as it was."""
@@ -50,6 +52,7 @@ class Node(Record):
             certificate=now.certificate,
             api_port=now.api_port,
             transport_port=now.transport_port,
+            trash_seconds=now.trash_seconds,
             stopping=False,
         )
 

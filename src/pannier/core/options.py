@@ -269,14 +269,22 @@ def check_same_options(existing: Volume, options: Mapping[str, str]) -> None:
         AlreadyExists: an option differs; the message names both values.
         InvalidInput: an option cannot be read.
     """
-    wanted = parse_options(options, default_driver=existing.spec.driver)
-    differing = [
-        f"{name} is {describe_spec(existing.spec).get(name, _BY_NAME[name].default)}, not {text}"
-        for name, text in options.items()
-        if _as_typed(wanted, name) != _as_typed(existing.spec, name)
-    ]
-    if differing:
+    if differing := differing_options(existing, options):
         raise AlreadyExists(
             f"volume {existing.name} exists with other options: " + ", ".join(differing),
             remedy="use it as it is, or create one with another name",
         )
+
+
+def differing_options(existing: Volume, options: Mapping[str, str]) -> list[str]:
+    """What a volume is and is not, of the options that were given: "copies is 1, not 2".
+
+    Raises:
+        InvalidInput: an option cannot be read, or two do not go together.
+    """
+    wanted = parse_options(options, default_driver=existing.spec.driver)
+    return [
+        f"{name} is {describe_spec(existing.spec).get(name, _BY_NAME[name].default)}, not {text}"
+        for name, text in options.items()
+        if _as_typed(wanted, name) != _as_typed(existing.spec, name)
+    ]

@@ -90,6 +90,12 @@ class Cleanup:
     strays: tuple[int, ...] = ()
 
 
+def is_older(record: Volume, copy: LocalState) -> bool:
+    """Whether the record is older than this disk, as after an old store was restored. Nothing is deleted then."""
+    epoch = record.grant.epoch
+    return any(e > epoch for e in copy.sealed) or any(g.epoch > epoch for g in copy.generations)
+
+
 def plan_cleanup(
     record: Volume,
     copy: LocalState,
@@ -104,8 +110,8 @@ def plan_cleanup(
     sends only the difference. Nothing is deleted on a holder that does not have its live tree yet.
     """
     epoch = record.grant.epoch
-    if any(e > epoch for e in copy.sealed) or any(g.epoch > epoch for g in copy.generations):
-        return Cleanup()  # the record is older than this disk: an old store was restored
+    if is_older(record, copy):
+        return Cleanup()
     holds = record.grant.node == node
     ours = sorted(g for g in copy.generations if record.grew_out_of(g))
     stray = copy.generations - set(ours)

@@ -37,6 +37,9 @@ class AgentPace:
     """How long the engine has to say which containers run, before that."""
     room_users: float = 2.0
     """Between two searches for users of the volumes of a full pool: each costs a walk through /proc."""
+    room_trash: float = 20.0
+    """How long Docker's Create or Mount waits for the room that the trash gives: longer than the kernel takes to free
+    some volumes, and far shorter than Docker's patience."""
     trim: float = 24 * 3600.0
     """How often what files no longer need is given back to the pool, counted while the daemon runs."""
     adopt_pause: float = 5.0
@@ -175,6 +178,12 @@ class NodePace:
     """How long the background task waits for that answer, and its pause between two tries."""
     free_space: float = 60.0
     """Between two updates of the free space in the node's record."""
+    unheld_look: float = 5.0
+    """Between two looks for users whose sync calls nobody holds; one that two looks in a row find is reported."""
+    unheld_at_once: int = 4
+    """So many volumes are looked at each time beside those just mounted: each is a walk through /proc."""
+    twins_look: float = 10.0
+    """Between two looks for local volumes of Docker's that hide ours: a service may be waiting for their end."""
     leave_within: float = 10.0
     """How long a daemon that ends may take to bring everything to the copies: systemd waits for 20 s."""
     leave_doubt: float = 4.0
@@ -185,6 +194,11 @@ class NodePace:
     """How long a removed volume can be restored, counted while the daemon runs."""
     turn: float = 60.0
     """Between two turns of the slow loop that empties the trash."""
+    free_look: float = 0.2
+    """Between two looks at a pool that is short of room: a disk fills what is left in about this time."""
+    free_again: float = 5.0
+    """Between two looks at what can be freed where nothing was: each asks the disk about every volume. Also between two
+    looks at how much the trash takes."""
     drain: float = 5.0
     """Between two looks of a drained node for idle volumes: somebody waits for the node to be empty."""
     swarm_look: float = 15.0
@@ -220,6 +234,9 @@ class SwarmPace:
     labels_stale: float = 10.0
     """How long a label must have been wrong before it is removed. Swarm then ends the tasks that need it,
     and a copy may be out of sync only for a moment."""
+    options_look: float = 15.0
+    """Between two looks at whether services ask for a volume with other options than it has: somebody has just
+    deployed, and looks whether it worked."""
     hook_poll: float = 0.2
     """Between two looks at a hook that runs."""
     hook_retry: float = 2.0

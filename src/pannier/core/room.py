@@ -34,11 +34,9 @@ _LATE_LOOKS = 3
 _RELEASE = 1.25
 """Writers go on when there is this many times the room that they were stopped for. Otherwise they would
 stand and go on with every megabyte."""
-
-
 _TIGHT = 2
-"""What somebody has removed is freed when there is less than this many times the room at which writers go
-on: before they stand still, and no sooner than it must be."""
+"""What :mod:`pannier.core.freeing` lists is freed when there is less than this many times the room at which
+writers go on: before they stand still, and no sooner than it must be."""
 
 
 class RoomLevel(StrEnum):
@@ -114,11 +112,19 @@ def shrinking(known: float, *, taken: int, seconds: float, level: RoomLevel) -> 
 
 
 def plan(
-    room: Room, *, before: RoomLevel, rate: float, shortest: float, longest: float
+    room: Room,
+    *,
+    before: RoomLevel,
+    rate: float,
+    shortest: float,
+    longest: float,
+    gives_bytes: int = 0,
 ) -> RoomPlan:
     """Decide what a pool's images may do, and when to look again.
 
     Args:
+        gives_bytes: what gives its room by itself before writers stand still, such as the trash. Files may count
+            on it as long as there is time to free it.
         before: what was decided last time.
         rate: see :func:`shrinking`.
         shortest: the shortest time between two looks, in seconds; longest: the longest one.
@@ -131,6 +137,7 @@ def plan(
     release = round(stop * _RELEASE)
     tight = room.free_bytes < release * _TIGHT
     growth = max(0, room.free_bytes - _SLACK) // min(max(room.images, 1), _AT_ONCE)
+    growth += 0 if tight else gives_bytes
     limits = ImageLimits(dirty_bytes=limit, growth_bytes=growth)
     if room.free_bytes < (release if before is RoomLevel.FULL else stop):
         return RoomPlan(
@@ -157,4 +164,12 @@ def plan(
         needed_bytes=release,
         tight=tight,
         next_look=min(longest, max(shortest, in_time)),
+    )
+
+
+def ways_out(name: str) -> str:
+    """What a person can do about a volume that stands still: what gives way by itself has done so already."""
+    return (
+        f"remove files of it (pannier volume clean {name} PATH), move it or others away (pannier volume move {name} "
+        f"NODE), remove volumes that nobody needs, or enlarge the pool (pannier pool grow)"
     )

@@ -44,7 +44,7 @@ class Placement:
 def tied(service: SwarmService, target: SwarmNode, nodes: Iterable[SwarmNode]) -> Placement:
     """The service as it must run on ``target``.
 
-    Constraints that exclude ``target`` are set aside. After :func:`check_constraints` these are only
+    Constraints that exclude ``target`` are set aside. After :func:`check_volumes` these are only
     those to our volumes' labels, which follow the copies.
     """
     free = untied(service)
@@ -98,7 +98,7 @@ def find_service(name: str, services: Sequence[SwarmService]) -> SwarmService:
     raise NotFound(f"the Swarm has no service {name}", remedy=f"{meant}see docker service ls")
 
 
-def check_kind(service: SwarmService, *, target: str) -> None:
+def check_kind(service: SwarmService) -> None:
     """Whether this kind of service can be moved.
 
     Raises:
@@ -121,11 +121,6 @@ def check_kind(service: SwarmService, *, target: str) -> None:
             f"service {name} has the update order {service.order}: its new container would wait "
             "for the volumes, and its old one for the new container",
             remedy=f"docker service update --update-order stop-first {name}",
-        )
-    if not service.volumes:
-        raise Conflict(
-            f"service {name} has no volumes of Pannier: there is nothing to bring along",
-            remedy=f"docker service update --constraint-add node.hostname=={target} {name}",
         )
 
 
@@ -209,13 +204,22 @@ def _check_ready(node: Node, member: SwarmNode, *, is_up: bool) -> None:
         )
 
 
-def check_constraints(service: SwarmService, target: SwarmNode) -> None:
-    """Whether the service's own constraints let it run on ``target``.
+def check_volumes(service: SwarmService, volumes: Iterable[str], target: SwarmNode) -> None:
+    """Whether there is anything to bring along, and the service's own constraints let it run on ``target``.
+
+    Args:
+        volumes: names of those that its task mounts.
 
     Raises:
-        Conflict: they do not.
+        Conflict: it has no volumes of ours, or its constraints exclude ``target``.
     """
-    labels = {f"node.labels.{volume_label(name)}".casefold() for name in service.volumes}
+    labels = {f"node.labels.{volume_label(name)}".casefold() for name in volumes}
+    if not labels:
+        raise Conflict(
+            f"service {service.name} has no volumes of Pannier: there is nothing to bring along",
+            remedy="docker service update --constraint-add "
+            f"node.hostname=={target.hostname} {service.name}",
+        )
     for constraint in untied(service).constraints:
         follows = constraint.partition("==")[0].strip().casefold() in labels
         if not follows and not matches(target, [constraint]):

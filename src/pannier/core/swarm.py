@@ -75,12 +75,27 @@ class SwarmNode:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceMount:
+    """A volume that may be ours among the mounts of a service, as its spec has it.
+
+    Attributes:
+        source: the volume's name. It may have templates (:mod:`pannier.core.swarm_template`).
+        driverless: the spec names no driver. The volume is ours if we have one of that name.
+        options: those of the driver, as they were typed.
+    """
+
+    source: str
+    driverless: bool = False
+    options: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SwarmService:
     """A service.
 
     Attributes:
-        volumes: those of our driver that its tasks mount, as its spec names them.
-        driverless: volumes for which the spec names no driver: ours if we have one of that name.
+        mounts: the volumes of its tasks, but for those of other drivers. For their names ask
+            :mod:`pannier.core.service_volumes`.
         mode: ``replicated``, ``global``, ``replicated job`` or ``global job``.
         replicas: how many tasks a replicated service shall have.
         order: what an update does, ``stop-first`` or ``start-first``.
@@ -94,8 +109,7 @@ class SwarmService:
 
     name: str
     constraints: tuple[str, ...]
-    volumes: tuple[str, ...]
-    driverless: tuple[str, ...] = ()
+    mounts: tuple[ServiceMount, ...] = ()
     id: str = ""
     version: int = 0
     mode: str = "replicated"
@@ -118,6 +132,7 @@ class SwarmTask:
         state: ``pending``, ``preparing``, ``starting``, ``running`` (and healthy, where there is a
             health check), ``failed``, ``rejected``, ``shutdown`` and the like.
         wanted: whether Swarm wants it to run.
+        slot: which of a replicated service's tasks it is, from 1 on; 0 where the service has no slots.
         container: the container's id; None before there is one.
         message: what Swarm says of it, an error if there is one.
         reserved: what it reserves of its node.
@@ -128,6 +143,7 @@ class SwarmTask:
     node: str
     state: str
     wanted: bool
+    slot: int = 0
     container: str | None = None
     message: str = ""
     reserved: Resources = Resources()

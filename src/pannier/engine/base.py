@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from pannier.core.swarm import (
@@ -45,6 +46,20 @@ class EngineFacts:
     runtimes: Mapping[str, str]
     runc: str | None
     libseccomp: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class LocalVolume:
+    """A volume of the engine's own driver.
+
+    Attributes:
+        folder: the directory with its content, on this machine.
+        plain: it was made without options. One with options may be a mount of something else.
+    """
+
+    name: str
+    folder: Path
+    plain: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +195,22 @@ class Engine(Protocol):
         """Names of the engine's volumes of other drivers.
 
         One of these hides ours of the same name: ``docker run -v NAME:/path`` takes the other.
+        """
+        ...
+
+    async def local_volumes(self) -> list[LocalVolume]:
+        """The volumes of the engine's own driver, by name. No plugin is asked for this."""
+        ...
+
+    async def remove_volume(self, name: str) -> bool:
+        """Remove the volume that the engine takes for this name, of whatever driver.
+
+        Returns:
+            Whether it is gone; False where a container, running or not, has it.
+
+        Raises:
+            EngineUnavailable: also if the volume's driver refuses.
+            OutcomeUnknown: no answer came; it may be gone.
         """
         ...
 

@@ -74,19 +74,35 @@ class EngineConnection:
             EngineUnavailable: it was not made: the engine refused, or was not reached.
             OutcomeUnknown: no answer came; it may have been made.
         """
+        status, content = await self._change("POST", path, query, body, timeout_seconds)
+        if status not in (200, 201, 204):
+            raise self.refused(path, status, content)
+        return content
+
+    async def delete(self, path: str, *, timeout_seconds: float) -> bool:
+        """Remove something; returns whether it is gone. It is not where the engine says that it is in use.
+
+        Raises:
+            As :meth:`post`.
+        """
+        status, content = await self._change("DELETE", path, {}, None, timeout_seconds)
+        if status not in (204, 404, 409):
+            raise self.refused(path, status, content)
+        return status != 409
+
+    async def _change(
+        self, method: str, path: str, query: Mapping[str, str], body: object, seconds: float
+    ) -> tuple[int, bytes]:
         try:
-            status, content = await self._exchange("POST", path, query, body, timeout_seconds)
+            return await self._exchange(method, path, query, body, seconds)
         except aiohttp.ClientConnectorError as error:
             raise self._unreachable(error) from error
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise OutcomeUnknown(
                 f"the Docker engine at {self._socket} was asked for {path} and did not answer "
-                f"within {timeout_seconds:g} s",
+                f"within {seconds:g} s",
                 remedy="look whether it was done, and ask again if not",
             ) from error
-        if status not in (200, 201, 204):
-            raise self.refused(path, status, content)
-        return content
 
     async def _exchange(
         self, method: str, path: str, query: Mapping[str, str], body: object, seconds: float

@@ -13,12 +13,13 @@ import aiohttp
 import msgspec
 
 from pannier.core.errors import EngineUnavailable
-from pannier.engine.base import Container, EngineFacts, Executed
+from pannier.engine.base import Container, EngineFacts, Executed, LocalVolume
 from pannier.engine.connection import EngineConnection, as_filters
 from pannier.engine.execution import Execution
 from pannier.engine.swarm import DockerSwarm
 
 DEFAULT_SOCKET = Path("/var/run/docker.sock")
+_OWN_DRIVER = "local"
 _SERVICE_LABEL = "com.docker.swarm.service.name"
 # A paused container keeps its volume; one that restarts is about to take it again.
 _RUNNING = ("running", "paused", "restarting")
@@ -86,6 +87,8 @@ class _Features(msgspec.Struct, frozen=True):
 class _Volume(msgspec.Struct, frozen=True, rename="pascal"):
     name: str
     driver: str
+    mountpoint: str = ""
+    options: dict[str, str] | None = None
 
 
 class _Volumes(msgspec.Struct, frozen=True, rename="pascal"):
@@ -200,6 +203,25 @@ class DockerEngine:
         listed = await self._get("/volumes", _Volumes)
         volumes = (listed.volumes or []) if listed else []
         return sorted({item.name for item in volumes if item.driver != self._plugin})
+
+    async def local_volumes(self) -> list[LocalVolume]:
+        """See :class:`~pannier.engine.base.Engine`."""
+        listed = await self._get(
+            "/volumes", _Volumes, filters=as_filters({"driver": [_OWN_DRIVER]})
+        )
+        volumes = (listed.volumes or []) if listed else []
+        found = [
+            LocalVolume(item.name, Path(item.mountpoint), plain=not item.options)
+            for item in volumes
+            if item.driver == _OWN_DRIVER
+        ]
+        return sorted(found, key=lambda volume: volume.name)
+
+    async def remove_volume(self, name: str) -> bool:
+        """See :class:`~pannier.engine.base.Engine`."""
+        return await self._connection.delete(
+            f"/volumes/{quote(name, safe='')}", timeout_seconds=self._timeout_seconds
+        )
 
     async def version(self) -> str:
         """See :class:`~pannier.engine.base.Engine`."""

@@ -12,6 +12,7 @@ from pannier.core.errors import Conflict, EngineUnavailable, Stale
 from pannier.core.swarm import (
     Availability,
     Resources,
+    ServiceMount,
     SwarmMember,
     SwarmNode,
     SwarmService,
@@ -104,6 +105,7 @@ class _Raw(msgspec.Struct, frozen=True, rename="pascal"):
 
 class _Driver(msgspec.Struct, frozen=True, rename="pascal"):
     name: str = ""
+    options: dict[str, str] | None = None
 
 
 class _VolumeOptions(msgspec.Struct, frozen=True, rename="pascal"):
@@ -220,6 +222,7 @@ class _Task(msgspec.Struct, frozen=True, rename="pascal"):
 
     id: str = msgspec.field(name="ID")
     service_id: str = msgspec.field(name="ServiceID", default="")
+    slot: int = 0
     node_id: str = msgspec.field(name="NodeID", default="")
     status: _TaskStatus = _TaskStatus()
     desired_state: str = ""
@@ -334,16 +337,16 @@ class DockerSwarm:
     def _service(self, found: _Service) -> SwarmService:
         spec, task = found.spec, found.spec.task_template
         container = task.container_spec or _ContainerSpec()
-        mounts = [mount for mount in container.mounts or [] if mount.type == "volume"]
-        named = [(mount.source, _driver(mount)) for mount in mounts if mount.source]
+        mounts = [each for each in container.mounts or [] if each.type == "volume" and each.source]
         ports = (spec.endpoint_spec.ports if spec.endpoint_spec else None) or ()
         return SwarmService(
             id=found.id,
             name=spec.name,
             version=found.version.index,
             constraints=tuple((task.placement.constraints if task.placement else None) or ()),
-            volumes=tuple(source for source, driver in named if driver == self._plugin),
-            driverless=tuple(source for source, driver in named if not driver),
+            mounts=tuple(
+                _mount(each) for each in mounts if _driver(each).name in ("", self._plugin)
+            ),
             mode=spec.mode.word,
             replicas=spec.mode.replicas,
             order=spec.update_config.order if spec.update_config else "stop-first",
@@ -359,9 +362,16 @@ class DockerSwarm:
         )
 
 
-def _driver(mount: _Mount) -> str:
+def _driver(mount: _Mount) -> _Driver:
     driver = mount.volume_options.driver_config if mount.volume_options else None
-    return driver.name if driver else ""
+    return driver or _Driver()
+
+
+def _mount(found: _Mount) -> ServiceMount:
+    driver = _driver(found)
+    return ServiceMount(
+        source=found.source, driverless=not driver.name, options=driver.options or {}
+    )
 
 
 def _swarm_task(found: _Task) -> SwarmTask:
@@ -372,6 +382,7 @@ def _swarm_task(found: _Task) -> SwarmTask:
         node=found.node_id,
         state=found.status.state,
         wanted=found.desired_state in ("ready", "running"),
+        slot=found.slot,
         container=status.container_id or None if status else None,
         message=found.status.err or found.status.message,
         reserved=found.spec.reserved(),

@@ -15,6 +15,7 @@ import structlog
 from pannier.agent.lease import Lease
 from pannier.agent.promises import Promises
 from pannier.cluster.cluster import Cluster
+from pannier.contract.bodies import MOST_PROMISES
 from pannier.contract.peers import Peers
 from pannier.core.errors import PannierError
 from pannier.core.lease import promised_until
@@ -82,7 +83,14 @@ class Promising:
             if volume.grant.node == self._cluster.node and volume.spec.copies > 1:
                 for name in sorted(self._rivals(volume.name)):  # the same order each time
                     wanted[name].append(volume)
-        await asyncio.gather(*(self._ask_one(name, asked) for name, asked in wanted.items()))
+        # Each request by itself: one that fails or is late costs the promises of its own volumes only.
+        await asyncio.gather(
+            *(
+                self._ask_one(name, asked[first : first + MOST_PROMISES])
+                for name, asked in wanted.items()
+                for first in range(0, len(asked), MOST_PROMISES)
+            )
+        )
 
     async def _ask_one(self, name: str, volumes: list[Volume]) -> None:
         node = self._cluster.catalog.node(name)

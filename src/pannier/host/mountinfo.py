@@ -33,6 +33,7 @@ class Mount:
         fstype: the file system's type.
         source: what was mounted, as the file system names it: a device, or any word.
         options: the file system's own options, separated by commas.
+        read_only: whether nothing can be written through this mount.
     """
 
     id: int
@@ -43,6 +44,7 @@ class Mount:
     fstype: str
     source: str
     options: str
+    read_only: bool
 
     @property
     def location(self) -> Location:
@@ -50,6 +52,8 @@ class Mount:
         return Location(self.device, self.root)
 
 
+_CHUNK = 1 << 16
+"""Bytes that are asked for at once; the kernel gives a page or so."""
 _ESCAPE = re.compile(rb"\\([0-7]{3})")
 
 
@@ -74,6 +78,7 @@ def parse_mount_line(line: bytes) -> Mount | None:
             fstype=fields[dash + 1].decode(),
             source=_unescape(fields[dash + 2]),
             options=os.fsdecode(fields[dash + 3]),
+            read_only=b"ro" in fields[5].split(b","),
         )
     except (ValueError, IndexError):
         return None
@@ -85,46 +90,119 @@ def parse_mountinfo(raw: bytes) -> tuple[Mount, ...]:
 
 
 def own_mounts() -> tuple[Mount, ...]:
-    """The mounts of this process's namespace."""
+    """The mounts of this process's namespace, read anew."""
     return parse_mountinfo(Path("/proc/self/mountinfo").read_bytes())
 
 
-class OwnMounts:
-    """The mounts of this process's namespace, read again only when the kernel says that they changed.
+class _Watched:
+    """One namespace's mountinfo, read again only when the kernel says that it changed. Not thread-safe.
 
-    Thread-safe. It keeps one descriptor for as long as the process lives.
+    The kernel tells what is mounted and unmounted. **It does not tell that a directory was renamed or removed**, which
+    changes ``root`` and ``point`` of a mount.
+
+    It shows the namespace and root that ``pid`` has when this is made, and keeps that namespace alive until
+    :meth:`close`, with all that is mounted in it.
+    """
+
+    def __init__(self, pid: int | str) -> None:
+        self._fd = os.open(f"/proc/{pid}/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
+        self._poll = select.poll()
+        self._poll.register(self._fd, select.POLLPRI)
+        self._raw: bytes | None = None
+
+    def read(self) -> tuple[bytes, bool]:
+        """What it says now, and whether it was read anew. Raises OSError where /proc cannot be read."""
+        # Asked before it is read: what changes meanwhile is read, or told the next time.
+        if not self._poll.poll(0) and self._raw is not None:
+            return self._raw, False
+        self._raw = None
+        os.lseek(self._fd, 0, os.SEEK_SET)
+        lines = [b"\n"]  # so that each line begins after one
+        while part := os.read(self._fd, _CHUNK):
+            lines.append(part)
+        self._raw = b"".join(lines)
+        return self._raw, True
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+class OwnMounts:
+    """The mounts of this process's namespace, read again only when something was mounted or unmounted.
+
+    A directory that was renamed since may have its former name in ``root`` and ``point``. Thread-safe. It keeps one descriptor for as long as the process lives.
     """
 
     def __init__(self) -> None:
-        self._file = open("/proc/self/mountinfo", "rb", buffering=0)  # noqa: SIM115
-        self._poll = select.poll()
-        self._poll.register(self._file, select.POLLPRI)
         self._lock = threading.Lock()
-        self._known: tuple[Mount, ...] | None = None
+        self._watched: _Watched | None = None
+        self._known: tuple[Mount, ...] = ()
 
     def __call__(self) -> tuple[Mount, ...]:
-        """All mounts, as they are now. Raises OSError where /proc cannot be read."""
+        """All mounts, as they are now; the same object while nothing changed.
+
+        Raises OSError where /proc cannot be read.
+        """
         with self._lock:
-            # Asked before they are read: what changes meanwhile is read, or told the next time.
-            if self._poll.poll(0) or self._known is None:
-                self._known = None
-                self._file.seek(0)
-                self._known = parse_mountinfo(self._file.readall())
+            if self._watched is None:
+                self._watched = _Watched("self")
+            raw, anew = self._watched.read()
+            if anew:
+                self._known = parse_mountinfo(raw)
             return self._known
 
 
-def find_mount(tid: int, ident: int) -> Mount | None:
-    """The mount with the id ``ident`` in the namespace of the thread ``tid``.
+class OthersMounts:
+    """The mounts of other processes' namespaces, by id. What was read last is kept until something was mounted or
+    unmounted. A directory that was renamed since may have its former name in ``root`` and ``point``.
 
-    Only that line is parsed: this is called for each sync call of a container.
-
-    Raises:
-        OSError: no such thread, or /proc cannot be read.
+    Only one namespace is kept: the one that was asked about last. An id is one mount's in the whole machine for as long
+    as the mount is there, so a mount that the kept namespace has is right whoever asks. **Until** :meth:`let_go` **the
+    namespace stays alive, with all that is mounted in it.** Thread-safe.
     """
-    with open(f"/proc/{tid}/mountinfo", "rb", buffering=0) as file:
-        raw = b"\n" + file.readall()
-    begin = raw.find(b"\n%d " % ident) + 1
-    return parse_mount_line(raw[begin : raw.find(b"\n", begin)]) if begin else None
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kept: _Watched | None = None
+        self._found: dict[int, Mount] = {}
+
+    def find(self, tid: int, ident: int) -> Mount | None:
+        """The mount with the id ``ident`` that the thread ``tid`` sees; None where it sees none.
+
+        Only that line is parsed: this is called for each sync call of a container.
+
+        Raises:
+            OSError: no such thread, or /proc cannot be read.
+        """
+        with self._lock:
+            if self._kept is not None and (found := self._look(self._kept, ident)):
+                return found
+            self._let_go()  # the thread may have another namespace or another root
+            self._kept = _Watched(tid)
+            return self._look(self._kept, ident)
+
+    def _look(self, watched: _Watched, ident: int) -> Mount | None:
+        raw, anew = watched.read()
+        if anew:
+            self._found.clear()
+        if ident not in self._found:
+            begin = raw.find(b"\n%d " % ident) + 1
+            mount = parse_mount_line(raw[begin : raw.find(b"\n", begin)]) if begin else None
+            if mount is None:
+                return None
+            self._found[ident] = mount
+        return self._found[ident]
+
+    def let_go(self) -> None:
+        """Keep nothing; the next question is answered by what is read then."""
+        with self._lock:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        if self._kept is not None:
+            self._kept.close()
+            self._kept = None
+        self._found.clear()
 
 
 def visible_at(point: str, mounts: tuple[Mount, ...]) -> Mount | None:

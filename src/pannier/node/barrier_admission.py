@@ -87,8 +87,7 @@ class BarrierAdmission:
         if problem:
             raise Conflict(
                 f"volume {volume.name} asks for durability=fsync, and {problem}",
-                remedy="pannier runtime register, then systemctl reload docker; or use a volume with "
-                "durability=interval",
+                remedy="pannier runtime register; or use a volume with durability=interval",
             )
         self._marks.hold(volume.name)
 

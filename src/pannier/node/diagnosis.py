@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from pannier.contract.views import CopyView, FindingView
 from pannier.contract.volumes import LiveVolumeView
@@ -11,6 +11,10 @@ from pannier.core.damage import open_damage
 from pannier.core.volume import Volume
 from pannier.host.clock import rfc3339
 
+UNHELD_REMEDY = (
+    "make the container anew with Docker's default runtime (docker rm, then docker run), and end other "
+    "processes; what they have written is on the copies within an interval"
+)
 LONG_WAIT_SECONDS = 10.0
 """Sync calls that wait for longer than this are reported as a problem."""
 
@@ -80,6 +84,16 @@ def standing_still(record: Volume, node: str, *, doubt: float) -> FindingView:
     )
 
 
+def past_the_barrier(name: str, users: Sequence[str]) -> FindingView:
+    """The finding on a volume that is used past the barrier: see :mod:`pannier.node.unheld`."""
+    return FindingView(
+        level=Level.PROBLEM,
+        subject=f"volume {name}",
+        what=f"sync calls of {', '.join(users)} are not held: they return before the copies have what was written",
+        remedy=UNHELD_REMEDY,
+    )
+
+
 def _held(record: Volume) -> str:
     since = next((e for e in reversed(record.history) if e.epoch == record.grant.epoch), None)
     when = f" since {rfc3339(since.at)} ({since.what} {since.detail})" if since else ""
@@ -119,6 +133,8 @@ def _of_live_holder(
             subject=subject,
             what="not in use: the next Mount gets it, on whatever node",
         )
+    if live.not_held:
+        yield past_the_barrier(name, live.not_held)
     if live.sync is not None and live.sync.reason:
         yield FindingView(
             level=Level.WARNING if live.sync.remedy else Level.OK,

@@ -13,6 +13,7 @@ import structlog
 from pannier.agent.custody import Custody
 from pannier.agent.drivers import Drivers
 from pannier.agent.mounts import Mounts
+from pannier.agent.room import RoomGuard
 from pannier.agent.use import Use
 from pannier.cluster.cluster import Cluster, no_such_volume
 from pannier.contract.docker_volumes import DockerVolume
@@ -53,6 +54,7 @@ from pannier.holding.takeover import Takeover
 from pannier.holding.volumes import Volumes
 from pannier.host.clock import Clock, rfc3339
 from pannier.node.barrier_admission import BarrierAdmission
+from pannier.node.twins import Twins
 
 log = structlog.get_logger(__name__)
 
@@ -98,6 +100,8 @@ class VolumesForDocker:
         takeover: Takeover,
         abdication: Abdication,
         admission: BarrierAdmission,
+        room: RoomGuard,
+        twins: Twins,
         clock: Clock,
         pace: NodePace,
     ) -> None:
@@ -111,6 +115,8 @@ class VolumesForDocker:
         self._takeover = takeover
         self._abdication = abdication
         self._admission = admission
+        self._room = room
+        self._twins = twins
         self._clock = clock
         self._pace = pace
         self._limits = MountLimits(
@@ -119,10 +125,12 @@ class VolumesForDocker:
 
     async def create(self, name: str, options: Mapping[str, str]) -> None:
         """See :class:`~pannier.contract.docker_volumes.DockerVolumes`."""
+        await self._room.wait_for_trash()
         await self._volumes.create(name, options, actor=f"docker on {self._cluster.node}")
 
     async def remove(self, name: str) -> None:
         """See :class:`~pannier.contract.docker_volumes.DockerVolumes`."""
+        self._twins.check(name)
         await self._volumes.remove(name, actor=f"docker on {self._cluster.node}")
 
     async def mount(self, name: str, mount_id: str) -> Path:
@@ -133,6 +141,7 @@ class VolumesForDocker:
     async def _mount(self, name: str, mount_id: str) -> Path:
         waiting = _Waiting(began=self._clock.now())
         await self._drivers.tried.wait()
+        await self._room.wait_for_trash()
         volume = await self._volumes.find(name)
         state: State = await self._ready(volume, waiting)
         while True:

@@ -15,15 +15,19 @@ from pannier.contract.words import Level
 from pannier.copies.replication import Replicator
 from pannier.core.errors import EngineUnavailable, PannierError
 from pannier.core.ownership import LocalState, Lost, plan_cleanup, plan_serving
+from pannier.core.room import ways_out
 from pannier.core.size import format_size
 from pannier.core.volume import Volume
 from pannier.engine.base import Engine
 from pannier.host.clock import Clock
-from pannier.node.diagnosis import damage_findings, standing_still
+from pannier.node.diagnosis import damage_findings, past_the_barrier, standing_still
 from pannier.node.quarantine import quarantine_findings, quarantine_of
 from pannier.node.sync_findings import doubt_findings, journal_findings
 from pannier.node.sync_views import journal_of
+from pannier.node.twins import Twin, Twins
+from pannier.node.unheld import Unheld
 from pannier.storage.base import FileSystemDriver
+from pannier.swarm.asked_options import asked_otherwise
 from pannier.swarm.labels import excluded_services
 
 SCARCE_SHARE = 0.10
@@ -46,6 +50,8 @@ class Doctor:
         mounts: Mounts,
         room: RoomGuard,
         replicator: Replicator,
+        unheld: Unheld,
+        twins: Twins,
         pool_problems: Callable[[], Awaitable[list[str]]],
         clock: Clock,
         doubt: float,
@@ -58,6 +64,8 @@ class Doctor:
         self._mounts = mounts
         self._room = room
         self._replicator = replicator
+        self._unheld = unheld
+        self._twins = twins
         self._pool_problems = pool_problems
         self._clock = clock
         self._doubt = doubt
@@ -146,10 +154,13 @@ class Doctor:
     async def _hidden(self) -> AsyncIterator[FindingView]:
         ours = {volume.name for volume in self._cluster.catalog.volumes()}
         try:
-            others = await self._docker.other_volumes()
+            others, twins = await self._docker.other_volumes(), await self._twins.find()
         except EngineUnavailable:
             return  # reported already
-        for name in sorted(ours & set(others)):
+        for twin in twins:
+            yield _twin(twin, self._cluster.node)
+        local = {twin.volume.name for twin in twins}
+        for name in sorted((ours & set(others)) - local):
             yield _warning(
                 f"volume {name}",
                 f"docker on {self._cluster.node} has a volume of another driver with this name, "
@@ -161,6 +172,8 @@ class Doctor:
         try:
             async for finding in excluded_services(self._docker.swarm, self._cluster.catalog):
                 yield finding
+            for found in await asked_otherwise(self._docker.swarm, self._cluster.catalog):
+                yield found.finding()
         except EngineUnavailable:
             return  # reported already, or the Swarm has no leader: then its services are not known
 
@@ -186,7 +199,8 @@ class Doctor:
                 yield _warning(
                     subject,
                     f"{', '.join(names)}: only {free}",
-                    "remove volumes or enlarge the pool",
+                    "pannier trash ls shows what gives its room by itself; beyond that, remove or move volumes, or "
+                    "enlarge the pool",
                 )
             else:
                 yield _ok(subject, f"{', '.join(names)}: {free}")
@@ -274,14 +288,15 @@ class Doctor:
             return
         for finding in damage_findings(volume):
             yield finding
+        if past := self._unheld.of(volume):
+            yield past_the_barrier(volume.name, past)
         if self._use.suspended(volume):
             yield standing_still(volume, self._cluster.node, doubt=self._doubt)
         if full := self._room.full(volume):
             yield _problem(
                 subject,
                 f"nobody can write to it on {self._cluster.node}: {full}",
-                f"move it to another node (pannier volume move {volume.name} NODE), remove what nobody "
-                f"needs, or enlarge the pool's disk",
+                f"{ways_out(volume.name)}; it goes on by itself once there is room",
             )
         if readers := await self._use.readers(volume):
             yield _problem(
@@ -295,6 +310,8 @@ class Doctor:
         state = f"held by {self._cluster.node}, " + (
             f"used by {', '.join(users)}" if users else "idle"
         )
+        if onlookers := await self._use.onlookers(volume):
+            state += f"; {', '.join(onlookers)} only reads, and keeps it from nothing"
         # The size of a file system of its own is exact, and it takes some room for itself.
         size = None if isinstance(driver, FileSystemDriver) else volume.spec.size
         if size and used > size:
@@ -305,6 +322,24 @@ class Doctor:
             )
         else:
             yield _ok(subject, state)
+
+
+def _twin(twin: Twin, node: str) -> FindingView:
+    name, folder = twin.volume.name, twin.volume.folder
+    what = (
+        f"docker on {node} has a local volume with this name: no container with it is started there"
+    )
+    if twin.empty:
+        return _warning(
+            f"volume {name}",
+            f"{what}. It is empty, and is removed by itself once no container has it",
+            f"docker ps -a --filter volume={name} shows those; docker rm them there",
+        )
+    return _warning(
+        f"volume {name}",
+        f"{what}. It may have content: look into {folder}",
+        f"if that is not needed: docker volume rm {name} there",
+    )
 
 
 def _ok(subject: str, what: str) -> FindingView:

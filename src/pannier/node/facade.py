@@ -31,12 +31,14 @@ from pannier.copies.verification import Verification
 from pannier.core.errors import PannierError, Unavailable, VolumeNotFound
 from pannier.holding.recovery import Recovery
 from pannier.holding.volumes import Volumes
+from pannier.node.cleaning import Cleaning
 from pannier.node.cluster_wide import ClusterWide
 from pannier.node.diagnosis import explain
 from pannier.node.doctor import Doctor
-from pannier.node.events import changes, history_of, recent
+from pannier.node.events import changes, history_of, purged_events, recent
 from pannier.node.membership import Membership
 from pannier.node.node_views import NodeViews
+from pannier.node.trash import Trash
 from pannier.node.volume_views import VolumeViews
 from pannier.swarm.service_plan import Wish
 from pannier.swarm.services import Services
@@ -55,6 +57,8 @@ class NodeService:
         volume_views: VolumeViews,
         node_views: NodeViews,
         volumes: Volumes,
+        trash: Trash,
+        cleaning: Cleaning,
         membership: Membership,
         doctor: Doctor,
         recovery: Recovery,
@@ -71,6 +75,8 @@ class NodeService:
         self._volume_views = volume_views
         self._node_views = node_views
         self._volumes = volumes
+        self._trash = trash
+        self._cleaning = cleaning
         self._membership = membership
         self._doctor = doctor
         self._recovery = recovery
@@ -164,6 +170,10 @@ class NodeService:
         """Mount a former state of a volume, read-only, on this node."""
         await self._file_systems.show(name, tree=tree, at=at)
 
+    async def clean_volume(self, name: str, *, paths: list[str]) -> None:
+        """Remove files of a volume that stands still, on this node."""
+        await self._cleaning.remove(name, paths, actor=self._actor)
+
     async def remove_volume(self, name: str) -> TrashView:
         """Move a volume to the trash."""
         return self._volume_views.trashed(await self._volumes.remove(name, actor=self._actor))
@@ -177,13 +187,16 @@ class NodeService:
         )
 
     async def history(self, name: str) -> list[EventView]:
-        """What happened to a volume, oldest first; to a removed one if no present one has that name."""
+        """What happened to a volume, oldest first; to a removed one if no present one has that name. Of volumes that
+        left the trash, only that is known."""
         try:
             return history_of((await self._cluster.fresh(name)).record)
         except VolumeNotFound:
             for volume in self._catalog.trashed():
                 if name in (volume.name, volume.id):
                     return history_of(volume)
+            if purged := await purged_events(self._cluster.registry, name):
+                return purged
             raise
 
     async def trash(self) -> list[TrashView]:
@@ -193,6 +206,15 @@ class NodeService:
     async def restore_volume(self, name_or_id: str) -> VolumeView:
         """Bring a volume back from the trash."""
         return self._volume_views.listed(await self._volumes.restore(name_or_id, actor=self._actor))
+
+    async def purge_volume(self, name_or_id: str) -> TrashView:
+        """Give up a removed volume for ever."""
+        return self._volume_views.trashed(await self._trash.give_up(name_or_id, actor=self._actor))
+
+    async def empty_trash(self) -> list[TrashView]:
+        """Give up all removed volumes for ever."""
+        gone = await self._trash.give_all_up(actor=self._actor)
+        return [self._volume_views.trashed(volume) for volume in gone]
 
     async def explain_volume(self, name: str) -> list[FindingView]:
         """Who holds a volume, what will happen next, and the one safe command."""
@@ -237,8 +259,8 @@ class NodeService:
 
     async def events(self, *, follow: bool) -> AsyncGenerator[EventView, None]:
         """What happened; with ``follow`` everything from now on too, without end."""
-        for event in recent(self._catalog):
+        for event in await recent(self._cluster):
             yield event
         if follow:
-            async for event in changes(self._catalog):
+            async for event in changes(self._cluster):
                 yield event

@@ -29,6 +29,7 @@ from pannier.holding.handover import Handovers
 from pannier.host.clock import Clock, rfc3339
 from pannier.node.quarantine import quarantine_of
 from pannier.node.sync_views import sync_view
+from pannier.node.unheld import Unheld
 from pannier.storage.base import SparseDriver
 
 
@@ -45,6 +46,7 @@ class VolumeViews:
         handovers: Handovers,
         replicator: Replicator,
         backlog: Callable[[str], Backlog],
+        unheld: Unheld,
         room: RoomGuard,
         clock: Clock,
         pace: NodePace,
@@ -56,6 +58,7 @@ class VolumeViews:
         self._handovers = handovers
         self._replicator = replicator
         self._backlog = backlog
+        self._unheld = unheld
         self._room = room
         self._clock = clock
         self._pace = pace
@@ -88,6 +91,7 @@ class VolumeViews:
             sync_calls=backlog.calls,
             sync_waiting_seconds=round(backlog.oldest_seconds, 3),
             stands_still=self._room.full(volume),
+            not_held=list(self._unheld.of(volume)),
             sync=self._sync(volume),
             damage=[f"{line.node}: {line.detail}" for line in open_damage(volume)],
             **await self._space(volume),
@@ -173,10 +177,12 @@ class VolumeViews:
     def trashed(self, volume: Volume) -> TrashView:
         """A removed volume."""
         removed_at = volume.removed_at or 0.0
+        holder = self._cluster.catalog.node(volume.grant.node)
+        kept_seconds = holder.trash_seconds if holder is not None else self._pace.trash
         return TrashView(
             name=volume.name,
             id=volume.id,
             holder=volume.grant.node,
             removed_at=rfc3339(removed_at),
-            expires_at=rfc3339(removed_at + self._pace.trash),
+            expires_at=rfc3339(removed_at + kept_seconds),
         )

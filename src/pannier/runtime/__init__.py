@@ -1,5 +1,5 @@
 """``pannier-runtime``: runc, with a barrier before the sync calls of containers of held volumes.
 
-Neither file imports other code of Pannier: the script must start within a millisecond, and the edit of
-a bundle within some ten.
+Nothing here imports other code of Pannier, nor ``typing`` or ``dataclasses``: the script must start within a
+millisecond, and the look at a bundle take some ten.
 """

@@ -100,7 +100,7 @@ def _nodes(service: Service, places: Sequence[StackPlace], *, fsync: bool) -> It
             yield Problem(
                 f"{place.node.hostname} may get service {service.name}, whose volume has "
                 f"durability=fsync: {place.sync_obstacle}",
-                f"on {place.node.hostname}: pannier runtime register, then systemctl reload docker",
+                f"on {place.node.hostname}: pannier runtime register",
             )
 
 

@@ -129,6 +129,9 @@ class Driver(Protocol):
     name: str
     """``btrfs`` or ``directory``: what users write in ``-o driver=``."""
 
+    pool: Path
+    """Where it keeps its volumes. Drivers of one pool share its room."""
+
     generations_in_use: bool
     """Whether :meth:`snapshot` works while containers write. If not, only :meth:`seal` makes one."""
 
@@ -424,13 +427,29 @@ class SparseDriver(Driver, Protocol):
         """What the pool can still take."""
         ...
 
+    async def gives_back(self) -> bool:
+        """Whether the kernel still gives back what was deleted: the pool has more room a little later."""
+        ...
+
+    async def parts(self) -> frozenset[str]:
+        """Ids of volumes of which a broken transfer has left a part, with which the next one may go on."""
+        ...
+
+    async def drop_part(self, volume: str) -> None:
+        """Remove such a part. One that is just being received stays. No error if there is none.
+
+        Raises:
+            StorageError: it cannot be removed.
+        """
+        ...
+
     async def restrict(
         self, *, full: bool, limits: ImageLimits | None, frozen: frozenset[str]
     ) -> None:
         """Say what may be written until this is called again, now and whenever a volume is attached.
 
         Args:
-            full: :meth:`create`, :meth:`attach` and :meth:`receive` raise PoolFull.
+            full: :meth:`create`, :meth:`attach` and :meth:`receive` raise PoolFull, also what is being received.
             limits: of each volume.
             frozen: ids of attached volumes whose writers wait in the kernel, also those that are in no
                 container. Who waits cannot be killed. All others go on that were frozen by an earlier call.

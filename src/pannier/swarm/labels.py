@@ -17,6 +17,7 @@ from pannier.core.constraints import matches
 from pannier.core.errors import Conflict, OutcomeUnknown, PannierError, Stale
 from pannier.core.node import Node
 from pannier.core.pace import SwarmPace
+from pannier.core.service_volumes import volumes_of
 from pannier.core.swarm import (
     VOLUME_LABEL_PREFIX,
     VOLUME_LABEL_VALUE,
@@ -154,12 +155,13 @@ async def excluded_services(swarm: Swarm, catalog: Catalog) -> AsyncIterator[Fin
     Nothing if this engine is no Swarm manager. Raises EngineUnavailable.
     """
     try:
-        services, nodes = await swarm.services(), await swarm.nodes()
+        services, nodes, tasks = await swarm.services(), await swarm.nodes(), await swarm.tasks()
     except Conflict:
         return
     names = {node.swarm: node.name for node in catalog.nodes() if node.swarm}
     for service in services:
-        for volume in filter(None, map(catalog.volume, service.volumes)):
+        mounted = volumes_of(service, tasks, nodes, is_ours=catalog.has_volume)
+        for volume in filter(None, (catalog.volume(each.name) for each in mounted)):
             holders = (volume.grant.node, *volume.replicas)
             copies = [node for node in nodes if names.get(node.id) in holders]
             finding = excluded(service, volume, copies)

@@ -125,7 +125,7 @@ class Relocation:
         self._step(f"{self.name} {where}; its volumes are copied to {self.target}")
         self._copies = [
             asyncio.create_task(self._send(name), name=f"service-move {name}")
-            for name in dict.fromkeys(self.plan.service.volumes)
+            for name in self.plan.volumes
         ]
         if not await self._until_near(seconds=self.wish.timeout_seconds):
             raise DeadlineExceeded(
@@ -240,7 +240,7 @@ class Relocation:
         """Refuse if its volumes, or the container that the hook was run in, are others now."""
         before, now = self.plan, plan
         other = before.service.id != now.service.id
-        if other or set(before.service.volumes) != set(now.service.volumes):
+        if other or set(before.volumes) != set(now.volumes):
             what = "it has other volumes now"
         elif self._prepared is not None and _id(before.task) != _id(now.task):
             what = "its container is another one now"

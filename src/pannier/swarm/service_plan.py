@@ -36,6 +36,7 @@ class Plan:
     """A move that nothing in the Swarm forbids.
 
     Attributes:
+        volumes: names of those that come along.
         task: what runs now, if anything does.
         source: the node on which it runs.
         tasks: all of the service.
@@ -43,6 +44,7 @@ class Plan:
     """
 
     service: SwarmService
+    volumes: tuple[str, ...]
     target: Place
     task: SwarmTask | None
     source: str | None

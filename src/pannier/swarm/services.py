@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from dataclasses import replace
 from typing import Protocol
 
 import structlog
@@ -27,14 +26,15 @@ from pannier.core.pace import SwarmPace
 from pannier.core.service_move import (
     TIED,
     check_capacity,
-    check_constraints,
     check_kind,
     check_room,
+    check_volumes,
     find_service,
     find_target,
     is_same,
     is_tied,
 )
+from pannier.core.service_volumes import volumes_of, volumes_that_move
 from pannier.core.swarm import SwarmNode, SwarmService, SwarmTask
 from pannier.core.volume import Volume
 from pannier.engine.base import Swarm
@@ -123,17 +123,20 @@ class Services:
         """
         services, nodes = await self._services(), await self.swarm.nodes()
         tasks = await self.swarm.tasks()
-        with_volumes = [service for service in services if service.volumes]
-        found = [self._view(service, tasks, nodes) for service in with_volumes]
-        return sorted(found, key=lambda view: view.name)
+        found = [self._view(service, tasks, nodes) for service in services]
+        return sorted((view for view in found if view), key=lambda view: view.name)
 
     def _view(
         self, service: SwarmService, tasks: list[SwarmTask], nodes: list[SwarmNode]
-    ) -> ServiceView:
+    ) -> ServiceView | None:
+        """None for a service that has no volumes of ours."""
+        mounted = volumes_of(service, tasks, nodes, is_ours=self._catalog.has_volume)
+        if not mounted and all(mount.driverless for mount in service.mounts):
+            return None
         running = [
             t for t in tasks if t.service == service.id and t.wanted and t.state == "running"
         ]
-        volumes = [volume for volume in map(self._catalog.volume, service.volumes) if volume]
+        volumes = [volume for each in mounted if (volume := self._catalog.volume(each.name))]
         whole = [{volume.grant.node, *volume.in_sync} for volume in volumes]
         return ServiceView(
             name=service.name,
@@ -152,18 +155,10 @@ class Services:
         return swarm_id
 
     async def _services(self) -> list[SwarmService]:
-        """All services, each with the volumes that are ours, whether its spec says so or not."""
         try:
-            services = await self.swarm.services()
+            return await self.swarm.services()
         except Conflict as error:
             raise await self._no_manager() from error
-        return [
-            replace(service, volumes=(*service.volumes, *filter(self._is_ours, service.driverless)))
-            for service in services
-        ]
-
-    def _is_ours(self, volume: str) -> bool:
-        return self._catalog.volume(volume) is not None
 
     async def _no_manager(self) -> Conflict:
         member = await self.swarm.member()
@@ -235,13 +230,18 @@ class Services:
         found = find_service(service, await self._services())
         nodes = await self.swarm.nodes()
         target = find_target(node, self._catalog.nodes(), nodes, is_up=self._catalog.is_up)
-        check_kind(found, target=target.swarm.hostname)
-        check_constraints(found, target.swarm)
-        read_hooks(found.container_labels)
+        check_kind(found)
         tasks = await self.swarm.tasks(service=found.id)
+        mounted = volumes_that_move(
+            found, tasks, nodes, target=target.swarm, is_ours=self._catalog.has_volume
+        )
+        volumes = tuple(volume.name for volume in mounted)
+        check_volumes(found, volumes, target.swarm)
+        read_hooks(found.container_labels)
         running = [task for task in tasks if task.wanted and task.state == "running"]
         return Plan(
             service=found,
+            volumes=volumes,
             target=target,
             task=running[0] if running else None,
             source=self._name(running[0].node, nodes) if running else None,
@@ -264,7 +264,7 @@ class Services:
         """Plan a move, and check that the target has room and that the volumes can come along."""
         plan = await self.plan(service, node)
         await self.check_capacity(plan)
-        volumes = [self._volume(name, plan.service) for name in plan.service.volumes]
+        volumes = [self._volume(name, plan.service) for name in plan.volumes]
         views = await asyncio.gather(*(self._cluster.volume(each.name) for each in volumes))
         for volume, view in zip(volumes, views, strict=True):
             await self._check_others(plan.service, volume, view)
@@ -290,8 +290,7 @@ class Services:
         volume = self._catalog.volume(name)
         if volume is None:
             raise Conflict(
-                f"service {service.name} mounts volume {name}, which does not exist"
-                + (": it has another name for each task" if "{{" in name else " yet"),
+                f"service {service.name} mounts volume {name}, which does not exist yet",
                 remedy="see pannier volume ls, and docker service ps " + service.name,
             )
         if not self._catalog.is_up(volume.grant.node):

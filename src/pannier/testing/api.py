@@ -221,6 +221,10 @@ class FakeCluster:
         self._change("show_tree", name)
         self._volume(name)
 
+    async def clean_volume(self, name: str, *, paths: list[str]) -> None:
+        self._change("clean_volume", name)
+        self._volume(name)
+
     async def peer_check(self, name: str) -> FileSystemView:
         self._change("peer_check", name)
         return FileSystemView(node="node1", state=FileSystemState.SOUND, generation="1.1")
@@ -430,6 +434,20 @@ class FakeCluster:
                 self.volumes_by_name[name] = self.removed.pop(name)
                 return volume
         raise VolumeNotFound(f"{name_or_id} is not in the trash", remedy="see 'volume trash'")
+
+    async def purge_volume(self, name_or_id: str) -> TrashView:
+        self._change("purge_volume", name_or_id)
+        for name, volume in self.removed.items():
+            if name_or_id in (name, volume.id):
+                self._note(EventKind.VOLUME_PURGED, name)
+                return _as_trash(self.removed.pop(name))
+        raise VolumeNotFound(f"{name_or_id} is not in the trash", remedy="see 'trash ls'")
+
+    async def empty_trash(self) -> list[TrashView]:
+        self._change("empty_trash", "")
+        gone = [_as_trash(volume) for volume in self.removed.values()]
+        self.removed.clear()
+        return gone
 
     async def doctor(self) -> list[FindingView]:
         self._begin("doctor")

@@ -14,7 +14,7 @@ from pannier.core.swarm import (
     SwarmService,
     SwarmTask,
 )
-from pannier.engine.base import Container, EngineFacts, Executed
+from pannier.engine.base import Container, EngineFacts, Executed, LocalVolume
 
 
 class FakeSwarmData:
@@ -124,7 +124,7 @@ class FakeEngine:
     Attributes:
         plugin_answers: whether an activation finds our plugin.
         activations: how often the plugin was activated, over all starts.
-        foreign: names of volumes of other drivers.
+        local: volumes of its own driver, by name.
         commands: how each command ends, for all containers; one that is not in it never ends.
         executed: container and command of each execution that was begun.
         swarm: its place in a Swarm; none at first.
@@ -139,7 +139,7 @@ class FakeEngine:
         self._changed = asyncio.Condition()
         self._starts = 1
         self._containers: dict[str, tuple[Container, frozenset[str]]] = {}
-        self.foreign: list[str] = []
+        self.local: dict[str, LocalVolume] = {}
         self.commands: dict[str, Executed] = {}
         self.executed: list[tuple[str, str]] = []
         self.swarm = FakeSwarm()
@@ -207,7 +207,17 @@ class FakeEngine:
 
     async def other_volumes(self) -> list[str]:
         self._check()
-        return sorted(self.foreign)
+        return sorted(self.local)
+
+    async def local_volumes(self) -> list[LocalVolume]:
+        self._check()
+        return [self.local[name] for name in sorted(self.local)]
+
+    async def remove_volume(self, name: str) -> bool:
+        if await self.containers_using(name):
+            return False
+        self.local.pop(name, None)
+        return True
 
     async def version(self) -> str:
         self._check()

@@ -18,6 +18,7 @@ import structlog
 
 from pannier.core.errors import Conflict, Corrupt, PannierError, PeerUnavailable
 from pannier.core.node import TRANSPORT_PORT
+from pannier.host.listening import tcp_listener
 from pannier.pki.credentials import Credentials
 from pannier.pki.failures import explain_tls
 from pannier.pki.identity import fingerprint, require_node
@@ -41,7 +42,6 @@ from pannier.transport.record_server import RecordServer
 CheckPeer = Callable[[str, str], Awaitable[None]]
 """Judges a node by its name and its certificate's fingerprint, before it may say anything."""
 
-_BACKLOG = 256
 _STRANGERS = 256
 """Largest number of connections that have not shown a certificate yet. A further one ends the oldest."""
 
@@ -121,14 +121,7 @@ class TransportServer:
             OSError: the address is taken or not ours.
         """
         host, port = self._address
-        if host is None and socket.has_dualstack_ipv6():
-            listener = socket.create_server(
-                ("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=_BACKLOG
-            )
-        else:
-            family = socket.AF_INET6 if ":" in (host or "") else socket.AF_INET
-            listener = socket.create_server((host or "", port), family=family, backlog=_BACKLOG)
-        listener.setblocking(False)
+        listener = tcp_listener(host or "", port)
         self._listener = listener
         self._start_task(self._accept(listener))
 

@@ -45,6 +45,8 @@ _READ_ONLY = 1 << 1
 _QUOTA_ENABLE_SIMPLE = 4
 _ROOT_TREE, _QUOTA_TREE = 1, 8
 _ROOT_KEY = 132
+_ORPHANS, _ORPHAN_KEY = 2**64 - 5, 48
+"""The object, and the kind of item, by which the tree of roots lists subvolumes that are deleted and not freed."""
 _QGROUP_INFO_KEY, _QGROUP_LIMIT_KEY = 242, 244
 _SEARCH_KEY_BYTES, _ITEM_HEADER_BYTES = 104, 32
 _LIMIT_REFERENCED = 1
@@ -313,18 +315,19 @@ def _items(fd: int, tree: int, key: int, *, first: int, last: int) -> Iterator[t
 
 
 def _has_root(fd: int, subvolume_id: int) -> bool:
+    return _has_item(fd, subvolume_id, _ROOT_KEY)
+
+
+def has_deleted(path: Path) -> bool:
+    """Whether the cleaner has still to free subvolumes that were deleted."""
+    with _directory(path) as fd:
+        return _has_item(fd, _ORPHANS, _ORPHAN_KEY)
+
+
+def _has_item(fd: int, number: int, key: int) -> bool:
+    """Whether the tree of roots has an item of an object."""
     block = bytearray(4096)
-    search = (
-        _ROOT_TREE,
-        subvolume_id,
-        subvolume_id,
-        0,
-        2**64 - 1,
-        0,
-        2**64 - 1,
-        *(_ROOT_KEY,) * 2,
-        1,
-    )
+    search = (_ROOT_TREE, number, number, 0, 2**64 - 1, 0, 2**64 - 1, key, key, 1)
     struct.pack_into("<QQQQQQQIII", block, 0, *search)
     control(fd, _TREE_SEARCH, block)
     return struct.unpack_from("<I", block, 64) != (0,)

@@ -30,7 +30,7 @@ class SubvolumeDriver:
     def __init__(
         self, mountpoint: Path, volumes: Path, *, tidy_volume: Callable[[Path], None] = tidy
     ) -> None:
-        self._mountpoint = mountpoint
+        self.pool = self._mountpoint = mountpoint
         self._volumes = volumes
         self._quarantine = Quarantine(volumes, tidy_volume)
         self._homes: dict[str, Home] = {}

@@ -50,7 +50,7 @@ class DirectoryDriver:
     generations_in_use = False
 
     def __init__(self, root: Path) -> None:
-        self._root = root
+        self.pool = self._root = root
         self._volumes = root / "volumes"
         self._quarantine = Quarantine(self._volumes, tidy)
         self._used: dict[str, tuple[float, int]] = {}

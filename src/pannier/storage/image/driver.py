@@ -515,6 +515,38 @@ class ImageDriver(SubvolumeDriver):
                 images=len(self._mounted()),
             )
 
+    async def gives_back(self) -> bool:
+        """See :meth:`SparseDriver.gives_back`. What was deleted is free after the commit that follows it."""
+        return await in_own_thread(self._gives_back)
+
+    def _gives_back(self) -> bool:
+        with told_as_storage_error("see whether the pool still frees what was deleted"):
+            found = ioctl.has_deleted(self._mountpoint)
+            ioctl.sync_filesystem(self._mountpoint)  # wakes the kernel's cleaner, too
+            return found
+
+    async def parts(self) -> frozenset[str]:
+        """See :meth:`SparseDriver.parts`."""
+        return await in_own_thread(self._parts)
+
+    def _parts(self) -> frozenset[str]:
+        with told_as_storage_error("list the volumes"):
+            homes = [self._home(name) for name in os.listdir(self._volumes) if name[0] != "."]
+            return frozenset(
+                home.volume
+                for home in homes
+                if home.arriving() and not self._mender.is_receiving(home)
+            )
+
+    async def drop_part(self, volume: str) -> None:
+        """See :meth:`SparseDriver.drop_part`."""
+        await in_own_thread(functools.partial(self._drop_part, self._home(volume)))
+
+    def _drop_part(self, home: Home) -> None:
+        with told_as_storage_error(f"remove what was received of volume {home.volume}"):
+            if not self._mender.is_receiving(home):
+                discard_parts(home)
+
     async def restrict(
         self, *, full: bool, limits: ImageLimits | None, frozen: frozenset[str]
     ) -> None:
@@ -528,20 +560,6 @@ class ImageDriver(SubvolumeDriver):
                 self._image(volume, epoch).restrict(limits=self._limits, frozen=volume in frozen)
             except (OSError, PannierError) as error:  # the others must stand still all the same
                 log.warning("volume.not-restricted", id=volume, error=str(error))
-        if self._full:
-            self._give_parts_up()
-
-    def _give_parts_up(self) -> None:
-        """Writers need the room more than transfers that may go on. One under way gives up by itself."""
-        with told_as_storage_error("list the volumes"):
-            homes = [self._home(name) for name in os.listdir(self._volumes) if name[0] != "."]
-        for home in homes:
-            try:
-                if not self._mender.is_receiving(home):
-                    discard_parts(home)
-                    home.discard_workbench()
-            except OSError as error:
-                log.warning("volume.part-not-removed", id=home.volume, error=str(error))
 
     def _has_room(self) -> bool:
         return self._allocation.free_bytes() > _ROOM_BYTES

@@ -57,6 +57,7 @@ _OPTIONS = "errors=remount-ro,data_err=abort,barrier=1,data=ordered"
 _READ_ONLY, _NOSUID, _NODEV, _NOATIME = 0x1, 0x2, 0x4, 0x400
 _FREEZE, _THAW = 0xC0045877, 0xC0045878
 _SHUTDOWN, _WITHOUT_LOG = 0x8004587D, 2
+_UMOUNT_NOFOLLOW, _MNT_DETACH = 0x8, 0x2
 _TRIM = 0xC0185879
 TRIM_BYTES = 8 << 30
 """As much is trimmed at once: meanwhile the file system cannot be unmounted."""
@@ -204,13 +205,16 @@ def mount(device: Path, at: Path, *, read_only: bool = False) -> None:
         _fail(at)
 
 
-def unmount(at: Path) -> None:
+def unmount(at: Path, *, detach: bool = False) -> None:
     """Unmount. A frozen file system must not be: it would be neither there nor gone.
+
+    Args:
+        detach: also if somebody has files open there, which stay open.
 
     Raises:
         OSError: the kernel refused; EBUSY while it is in use.
     """
-    if _libc.umount2(os.fsencode(at), 8):  # UMOUNT_NOFOLLOW
+    if _libc.umount2(os.fsencode(at), _UMOUNT_NOFOLLOW | (_MNT_DETACH if detach else 0)):
         _fail(at)
 
 

@@ -2,7 +2,8 @@
 
 A loop device goes with its last mount, and a mount may have been copied: into another namespace, as
 with ``docker run -v /:/host``, and into the directory that containers see. So an unmount proves nothing.
-An image has no user only if no loop device has it, and only one that has none is changed from outside.
+An image has no user only if no loop device has it, and only one that has none is changed from outside. While
+somebody keeps a copy of what was shut down, the volume goes on as another file of the same bytes.
 
 What the disk refused is heard of by the mount's :class:`~pannier.storage.image.watched.WatchedMount`, or told by
 a sync call of the volume's user (:meth:`LiveImage.note_refused`). Nothing is confirmed of a mount that lost something.
@@ -17,8 +18,8 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import structlog
@@ -110,7 +111,7 @@ class LiveImage:
             size: what it should grow to, in bytes; one that is in use may grow only the next time.
 
         Raises:
-            StorageError: it is sealed, or somebody has what was shut down. Corrupt: it is damaged.
+            StorageError: it is sealed, or somebody has what was only shown. Corrupt: it is damaged.
         """
         with self._lock:
             shown = self.is_mounted and self._is_only_shown()
@@ -162,11 +163,12 @@ class LiveImage:
         with loopdevice.held(self._image) as device:
             if device is not None:
                 # Somebody has a copy of an earlier mount, and with it the one file system that there is.
-                if self._shut.exists() or self.lost or not device.takes_writes:
+                if not device.takes_writes:
                     raise self._in_use(device)
-                self._frozen = None
-                ext4.mount(device.path, self.place)
-                return
+                if not self._shut.exists() and not self.lost:
+                    self._join(device)
+                    return
+                self._leave_behind(device)
         self._shut.unlink(missing_ok=True)
         if errors or self.lost:
             self._mend()
@@ -178,6 +180,51 @@ class LiveImage:
         with loopdevice.attached(self._image, direct=direct) as device:
             self._frozen = False
             ext4.mount(device.path, self.place)
+
+    def _join(self, device: loopdevice.LoopDevice) -> None:
+        """Mount the file system that somebody has a copy of an earlier mount of: it is the same one."""
+        self._frozen = None
+        self.place.mkdir(mode=0o700, exist_ok=True)
+        ext4.mount(device.path, self.place)
+
+    def _leave_behind(self, device: loopdevice.LoopDevice) -> None:
+        """Let who has a copy of an earlier mount keep it, dead, and go on with another file of the same bytes.
+
+        What was shut down, or lost something, cannot be mounted anew while somebody has it.
+        """
+        log.warning("volume.left-behind", volume=self.volume, device=str(device.path))
+        self._join_whatever(device)
+        self._refuse_writes()
+        ext4.unmount(self.place, detach=True)
+        with self._anew():
+            pass
+
+    def _join_whatever(self, device: loopdevice.LoopDevice) -> None:
+        """The same with one that may have found itself damaged, and takes no writes since."""
+        try:
+            self._join(device)
+        except OSError as error:
+            if error.errno not in (errno.EBUSY, errno.EROFS):
+                raise
+            ext4.mount(device.path, self.place, read_only=True)
+
+    def _join_who_has_it(self) -> None:
+        """Mount it if somebody has a copy of an earlier mount, through which it can still be written."""
+        with loopdevice.held(self._image) as device:
+            if device is not None and device.takes_writes:
+                self._join_whatever(device)
+
+    @contextmanager
+    def _anew(self) -> Iterator[Path]:
+        """A snapshot of the image, which is in its place after the block; after a power cut, one or the other is."""
+        if self._aside.exists():
+            ioctl.destroy_subvolume(self._aside)
+        ioctl.create_snapshot(self._live, target=self._aside, read_only=False)
+        yield self._aside / IMAGE
+        ioctl.sync_filesystem(self._aside)
+        exchange(self._aside, self._live)
+        ioctl.sync_filesystem(self._live)
+        ioctl.destroy_subvolume(self._aside)
 
     def _is_only_shown(self) -> bool:
         """Whether it was mounted while the pool took no writes, which it does by now."""
@@ -214,13 +261,17 @@ class LiveImage:
                 with self._mount_lock:
                     # One that is unmounted while it is frozen is neither there nor gone.
                     self._thaw()
-                    ext4.unmount(self.place)
+                    ext4.unmount(self.place, detach=self._is_dead())
                     self._may_grow = False
             except OSError:
                 self._watched.watch()
                 raise
         with suppress(FileNotFoundError):
             self.place.rmdir()
+
+    def _is_dead(self) -> bool:
+        """Whether nothing that is written through this mount counts: who looks on may keep it."""
+        return self._shut.exists() or self.lost
 
     def take_over(self) -> None:
         """Go on with what an earlier run left mounted, and finish what it may have begun to seal."""
@@ -267,8 +318,7 @@ class LiveImage:
         """Bring everything that was written into the image.
 
         Raises:
-            OSError: the disk refused something just now. StorageError: it did earlier, or somebody else
-                has it mounted.
+            OSError: the disk refused something just now. StorageError: it did earlier.
         """
         with self._lock:
             if self.is_mounted:
@@ -277,8 +327,11 @@ class LiveImage:
             elif self.lost:
                 raise self._not_checked()
             elif not self._alone:
-                if (device := loopdevice.find(self._image)) is not None:
-                    raise self._in_use(device)
+                with loopdevice.held(self._image) as device:
+                    if device is not None and device.takes_writes:
+                        self._join(device)  # it may lack what memory holds
+                        self._write_out()
+                        return
                 self._alone = True
 
     def _write_out(self) -> None:
@@ -351,9 +404,11 @@ class LiveImage:
         """Bring everything into the image, refuse every further write through whatever mount, unmount.
 
         Raises:
-            StorageError: somebody else has mounted it.
+            OSError, StorageError: that cannot be done, or what the disk had refused cannot be mended.
         """
         with self._lock:
+            if not self.is_mounted and not self._shut.exists():
+                self._join_who_has_it()
             if self.is_mounted:
                 if not self._shut.exists():
                     with suppress(
@@ -363,9 +418,10 @@ class LiveImage:
                     self._shut.touch()
                 self._refuse_writes()
                 self._detach()
-            elif not self._shut.exists() and (device := loopdevice.find(self._image)) is not None:
-                raise self._in_use(device)
             if self.lost:
+                with loopdevice.held(self._image) as device:
+                    if device is not None:
+                        self._leave_behind(device)
                 self._mend()
 
     def _refuse_writes(self) -> None:
@@ -407,18 +463,11 @@ class LiveImage:
         try:
             if not self._is_worth_growing(size):
                 return
-            if self._aside.exists():
-                ioctl.destroy_subvolume(self._aside)
-            ioctl.create_snapshot(self._live, target=self._aside, read_only=False)
-            image = self._aside / IMAGE
-            os.truncate(image, size)
-            with loopdevice.attached(image) as device:
-                ext4.mend(device.path)
-                ext4.grow_unmounted(device.path)
-            ioctl.sync_filesystem(self._aside)
-            exchange(self._aside, self._live)
-            ioctl.sync_filesystem(self._live)
-            ioctl.destroy_subvolume(self._aside)
+            with self._anew() as image:
+                os.truncate(image, size)
+                with loopdevice.attached(image) as device:
+                    ext4.mend(device.path)
+                    ext4.grow_unmounted(device.path)
         except Corrupt:
             raise
         except (OSError, StorageError) as error:

@@ -1,0 +1,22 @@
+"""Little room in a node's pool, for tests of what happens then."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from cluster_world import IMAGES, World
+
+_FILLER = "/var/lib/pannier/pool/filler"
+
+
+@contextmanager
+def nearly_full(world: World, node: str, *, left: str) -> Iterator[None]:
+    """Somebody else takes the pool's room, all but a little."""
+    free = f"df -B1 --output=avail {IMAGES} | tail -n 1"
+    keep = f"$(numfmt --from=iec {left})"
+    world.sh(node, f"fallocate -l $(($({free}) - {keep})) {_FILLER}; sync -f {_FILLER}")
+    try:
+        yield
+    finally:
+        world.sh(node, f"rm -f {_FILLER}; sync -f {IMAGES}")

@@ -1,0 +1,65 @@
+"""Room on one node: a CI that leaves volumes in the trash, and a volume that is too full to clean itself up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from cluster_world import World
+from demo import story
+from pool_room import nearly_full
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
+
+NODE = "node1"
+
+
+def kinds(world: World, name: str) -> list[str]:
+    return [entry["kind"] for entry in world.json(NODE, "volume", "history", name)]
+
+
+def stands_still(world: World, name: str) -> str:
+    return str(world.json(NODE, "volume", "show", name)["stands_still"])
+
+
+@pytest.fixture
+def room(single: World) -> Iterator[World]:
+    """Nothing in the trash, and little room. A new daemon has not seen how fast that went."""
+    single.run(NODE, "pannier", "trash", "empty")
+    with nearly_full(single, NODE, left="2G"):
+        single.run(NODE, "systemctl", "restart", "pannierd")
+        single.wait_for_pannier(NODE)
+        yield single
+
+
+def test_a_ci_finds_room_however_many_volumes_it_has_removed(room: World) -> None:
+    """One at a time, each removed with its container; together they are more than the pool has."""
+    write = "dd if=/dev/zero of=/data/fill bs=1M count=600 conv=fsync 2>&1"
+    names = [room.create(NODE, "ci") for _ in range(5)]
+    for name in names:
+        room.container(NODE, name, "sh", "-c", write)
+        room.run(NODE, "docker", "volume", "rm", name)
+    left = {each["name"] for each in room.json(NODE, "volume", "trash")}
+    gone = [name for name in names if name not in left]
+    assert gone == names[: len(gone)] != [], "the oldest first"
+    (line,) = room.json(NODE, "volume", "history", gone[0])
+    assert (line["kind"], line["node"]) == ("volume.purged", NODE)
+    assert "nearly full" in line["detail"]
+
+
+def test_what_stands_still_is_cleaned_up_from_outside(room: World) -> None:
+    name = room.create(NODE)
+    flood, more = f"flood-{name}", "dd if=/dev/zero of=/data/old/bulk bs=1M count=600 conv=fsync"
+    script = f"mkdir /data/old; {more} 2>/dev/null; cat /dev/zero >/data/new"
+    room.run(NODE, *room.docker_run(name, "-d", "--name", flood), "sh", "-c", script)
+    story.wait_until("it stands still", lambda: stands_still(room, name))
+    assert f"volume clean {name}" in room.run(NODE, "pannier", "volume", "show", name)
+    room.refused(NODE, "pannier", "volume", "clean", name, "../old", says=["names no file"])
+    room.refused(NODE, "pannier", "volume", "clean", name, "none", says=["not there"])
+    room.run(NODE, "pannier", "volume", "clean", name, "old")
+    story.wait_until("it goes on", lambda: "volume.continued" in kinds(room, name))
+    story.wait_until("it stands still again", lambda: stands_still(room, name))
+    room.run(NODE, "docker", "rm", "-f", flood)
+    room.run(NODE, "pannier", "volume", "clean", name, "new")
+    story.wait_until("there is room", lambda: not stands_still(room, name))
+    room.refused(NODE, "pannier", "volume", "clean", name, "new", says=["not stand still"])
