@@ -37,7 +37,7 @@ from pannier.storage.base import (
 from pannier.storage.blocks import MendingDriver, Piece
 from pannier.storage.image.driver import ImageDriver
 from pannier.storage.lines import JournalState, LineDriver
-from pannier.store.base import Change, Entry, Store, WatchEvent
+from pannier.store.base import Change, Entry, MemberHealth, Store, WatchEvent
 from pannier.testing.store import MemoryStore
 
 T = TypeVar("T")
@@ -405,7 +405,7 @@ class SteppedStore(Store):
         async with self.inner.session():
             yield self
 
-    async def health(self) -> dict[str, str]:
+    async def health(self) -> dict[str, MemberHealth]:
         return await self.inner.health()
 
 

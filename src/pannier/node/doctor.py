@@ -96,11 +96,13 @@ class Doctor:
         return findings
 
     async def _store(self) -> AsyncIterator[FindingView]:
-        for member, state in (await self._cluster.registry.store.health()).items():
-            if state == "ok":
-                yield _ok(f"store {member}", "answers")
+        for member, health in (await self._cluster.registry.store.health()).items():
+            if health.problem:
+                yield _problem(f"store {member}", health.problem, health.remedy)
+            elif health.warning:
+                yield _warning(f"store {member}", health.warning, health.remedy)
             else:
-                yield _problem(f"store {member}", state, "see whether it runs and can be reached")
+                yield _ok(f"store {member}", "answers")
 
     async def _own_lease(self) -> AsyncIterator[FindingView]:
         subject = f"lease of node {self._cluster.node}"
