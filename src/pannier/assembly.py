@@ -58,6 +58,7 @@ from pannier.node.cluster_wide import ClusterWide
 from pannier.node.docker_volumes import VolumesForDocker
 from pannier.node.doctor import Doctor
 from pannier.node.facade import NodeService
+from pannier.node.forgetting import Forgetting
 from pannier.node.free_space import keep_free_space
 from pannier.node.freeing import Freeing
 from pannier.node.leaving import Leaving
@@ -90,6 +91,10 @@ class SyncCalls(Marks, Protocol):
 
     def containers(self, volume: str) -> frozenset[str]:
         """Ids of the containers whose sync calls on this volume are held."""
+        ...
+
+    def held(self) -> frozenset[str]:
+        """Names of the volumes that have a mark."""
         ...
 
 
@@ -200,6 +205,7 @@ class LocalNode(Generic[Calls]):
     membership: Membership
     leaving: Leaving
     upkeep: Upkeep
+    forgetting: Forgetting
     trash: Trash
     freeing: Freeing
     service: NodeService
@@ -539,6 +545,15 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         pace=pace.node,
     )
     upkeep = Upkeep(cluster=cluster, use=use, handovers=handovers, trash=trash, pace=pace.node)
+    forgetting = Forgetting(
+        cluster=cluster,
+        drivers=drivers,
+        mounts=mounts,
+        marks=sync_calls,
+        membership=membership,
+        clock=clock,
+        pace=pace.node,
+    )
     evacuation = Evacuation(
         cluster=cluster,
         swarm=engine.swarm,
@@ -581,6 +596,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         membership=membership,
         leaving=leaving,
         upkeep=upkeep,
+        forgetting=forgetting,
         trash=trash,
         freeing=freeing,
         service=service,
@@ -614,6 +630,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
             Work("unheld", unheld.run),
             Work("twins", twins.run),
             Work("upkeep", upkeep.run),
+            Work("forgetting", forgetting.run),
             Work("verification", verification.run),
             Work("replication", replicator.run),
             Work("activation", partial(keep_activated, engine)),

@@ -190,6 +190,7 @@ class Run:
         self.membership = node.membership
         self.leaving = node.leaving
         self.trash = node.trash
+        self.forgetting = node.forgetting
         self.service = node.service
         self.peer_service = node.peer_service
 
@@ -388,6 +389,9 @@ class NoCalls:
 
     def containers(self, volume: str) -> frozenset[str]:
         return frozenset((UNKNOWN,))
+
+    def held(self) -> frozenset[str]:
+        return frozenset()
 
     def hold(self, volume: str) -> None:
         pass

@@ -508,6 +508,12 @@ class SteppedMounts(Mounts):
             raise VolumeInUse(f"a process uses {name}")
         self._life.at_once("mounts.unmount", lambda: self._table.mounts.pop(name, None))
 
+    def prepared(self) -> frozenset[str]:
+        return frozenset(self._table.mounts)  # a path without a mount is not played
+
+    def forget(self, name: str) -> bool:
+        return name not in self._table.mounts
+
     def users_of(self, paths: Sequence[Path], *, mount_root: Path) -> list[User]:
         """What /proc would say."""
         self._life.check()

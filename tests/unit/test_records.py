@@ -99,6 +99,7 @@ RECORDS: dict[str, Record] = {
     "purged": Purged(
         name="web",
         entry=HistoryEntry(at=1767229300.0, what="purged", node="n1", epoch=3, detail="by root"),
+        cleared=("n2",),
     ),
     "token": TokenRecord(
         id="abcdefgh", secret_hash="cd" * 32, expires_at=1767229200.0, uses_left=2

@@ -77,6 +77,11 @@ class Drivers:
         with suppress(TimeoutError):
             await asyncio.wait_for(self.tried.wait(), within or self._pace.memory)
 
+    @property
+    def complete(self) -> bool:
+        """Whether all are open: only then is it known what this node has nothing of."""
+        return self._open.keys() == self._wanted.keys()
+
     def __contains__(self, name: str) -> bool:
         return name in self._open
 

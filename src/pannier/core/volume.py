@@ -23,6 +23,11 @@ class Durability(StrEnum):
     NONE = "none"
 
 
+def is_name(name: str) -> bool:
+    """Whether it can name a volume."""
+    return _NAME.fullmatch(name) is not None
+
+
 def check_name(name: str) -> str:
     """Return ``name`` if it can name a volume.
 
@@ -31,7 +36,7 @@ def check_name(name: str) -> str:
     Raises:
         InvalidInput: it cannot.
     """
-    if _NAME.fullmatch(name):
+    if is_name(name):
         return name
     shown = name if len(name) <= 40 else name[:40] + "..."
     if len(name) > 128:

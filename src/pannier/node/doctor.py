@@ -264,7 +264,8 @@ class Doctor:
                 yield _warning(
                     f"data {orphan}",
                     f"on this node's {driver.name} driver, and of no volume that the cluster knows",
-                    "left by a creation that did not finish, or by another cluster; kept",
+                    "left by a creation that did not finish, by another cluster, or of a volume that was removed while this disk "
+                    "was away; kept",
                 )
 
     async def _volume(self, volume: Volume) -> AsyncIterator[FindingView]:
