@@ -39,8 +39,8 @@ SILENCE_SECONDS = 6 * KEEPALIVE_SECONDS
 ANSWER_LIMIT_BYTES = 64 * 2**20
 
 Answer = TypeVar("Answer")
-# A text that is not UTF-8 makes a ValueError.
-_UNREADABLE = (msgspec.MsgspecError, ValueError)
+# A text that is not UTF-8 makes a ValueError, and one that is too deep a RecursionError.
+_UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
 
 
 @dataclass(frozen=True, slots=True)
