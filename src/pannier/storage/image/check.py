@@ -10,6 +10,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
+from pannier.core.errors import StorageError
 from pannier.storage.base import Reading
 from pannier.storage.blocks import BLOCK_BYTES, Piece
 from pannier.storage.image.extents import extents
@@ -23,6 +24,8 @@ _ZEROS = bytes(BLOCK_BYTES)
 _ZEROS_SUM = sum_of(memoryview(_ZEROS))
 _DIGEST_BYTES = 16
 _PIECE_DIGEST_BYTES = 8
+_MOST_PIECES = 1 << 18
+"""In one answer, which is in memory: 16 TiB in pieces of 64 MiB. Another node says how large the pieces are."""
 
 
 class _Block(NamedTuple):
@@ -77,10 +80,16 @@ def pieces_of(
 
     Raises:
         Corrupt: a block cannot be read. ReadingStopped: ``stop`` was set.
+        StorageError: there are more pieces than any node asks for.
     """
     blocks = _blocks(tree, start, end, SlowReader(stop))
-    found = []
+    found: list[Piece] = []
     for number, group in groupby(blocks, key=lambda block: block.start // piece_bytes):
+        if len(found) == _MOST_PIECES:
+            raise StorageError(
+                f"{of} has more than {_MOST_PIECES} pieces of {piece_bytes} bytes there",
+                remedy="check that both nodes run the same version",
+            )
         digest = hashlib.blake2b(digest_size=_PIECE_DIGEST_BYTES)
         proved, zero = True, True
         for block in group:
