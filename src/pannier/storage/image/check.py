@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
@@ -82,28 +83,28 @@ def pieces_of(
         Corrupt: a block cannot be read. ReadingStopped: ``stop`` was set.
         StorageError: there are more pieces than any node asks for.
     """
-    blocks = _blocks(tree, start, end, SlowReader(stop))
     found: list[Piece] = []
-    for number, group in groupby(blocks, key=lambda block: block.start // piece_bytes):
-        if len(found) == _MOST_PIECES:
-            raise StorageError(
-                f"{of} has more than {_MOST_PIECES} pieces of {piece_bytes} bytes there",
-                remedy="check that both nodes run the same version",
-            )
-        digest = hashlib.blake2b(digest_size=_PIECE_DIGEST_BYTES)
-        proved, zero = True, True
-        for block in group:
-            if block.sum is None:
-                raise damaged(of, _where(block.start))
-            proved &= block.known == block.sum
-            zero &= block.zero
-            _add(digest, block)
-        found.append(
-            Piece(
-                start=number * piece_bytes, digest="" if zero else digest.hexdigest(), proved=proved
-            )
-        )
+    with closing(_blocks(tree, start, end, SlowReader(stop))) as blocks:
+        for number, group in groupby(blocks, key=lambda block: block.start // piece_bytes):
+            if len(found) == _MOST_PIECES:
+                raise StorageError(
+                    f"{of} has more than {_MOST_PIECES} pieces of {piece_bytes} bytes there",
+                    remedy="check that both nodes run the same version",
+                )
+            found.append(_piece(of, number * piece_bytes, group))
     return tuple(found)
+
+
+def _piece(of: str, start: int, blocks: Iterable[_Block]) -> Piece:
+    digest = hashlib.blake2b(digest_size=_PIECE_DIGEST_BYTES)
+    proved, zero = True, True
+    for block in blocks:
+        if block.sum is None:
+            raise damaged(of, _where(block.start))
+        proved &= block.known == block.sum
+        zero &= block.zero
+        _add(digest, block)
+    return Piece(start=start, digest="" if zero else digest.hexdigest(), proved=proved)
 
 
 def _add(digest: hashlib.blake2b, block: _Block) -> None:
@@ -112,7 +113,9 @@ def _add(digest: hashlib.blake2b, block: _Block) -> None:
         digest.update(block.start.to_bytes(8, "big") + block.sum.to_bytes(4, "big"))
 
 
-def _blocks(tree: Path, start: int, end: int | None, reader: SlowReader) -> Iterator[_Block]:
+def _blocks(
+    tree: Path, start: int, end: int | None, reader: SlowReader
+) -> Generator[_Block, None, None]:
     fd = os.open(tree / IMAGE, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         size = os.fstat(fd).st_size
