@@ -263,6 +263,34 @@ async def test_more_than_a_record_may_have_is_a_doubt_and_the_next_run_goes_on(p
     assert (there / "much").stat().st_size == 2 * MOST_BYTES
 
 
+async def test_a_copy_whose_journal_was_moved_away_waits_for_a_generation_made_after_that(
+    pair: Pair, workplace: Path
+) -> None:
+    place = await pair.begin()
+    first, encoded = await pair.synced(place, "one", b"1")
+    pair.copy.keep(first, encoded)
+    journal = pair.copy._mountpoint / JOURNAL
+    journal.rename(journal.with_name("away"))
+    await restart_copy(pair, workplace)
+    assert "another journal" in await pair.copy.missing(pair.volume)
+    on_its_way = await pair.holder.snapshot(pair.volume, epoch=1)
+    await pair.send(on_its_way, base=place.generation)
+    await pair.copy.settle(pair.volume, on_its_way)
+    assert await pair.copy.missing(pair.volume)
+    second, encoded = await pair.synced(
+        replace(first, generation=on_its_way, included=1), "two", b"2"
+    )
+    with pytest.raises(NotFollowing, match="may lack records"):
+        pair.copy.keep(second, encoded)
+    later = await pair.holder.snapshot(pair.volume, epoch=1)
+    await pair.send(later, base=on_its_way)
+    await pair.copy.settle(pair.volume, later)
+    third, encoded = await pair.synced(replace(second, generation=later, included=2), "three", b"3")
+    pair.copy.keep(third, encoded)
+    assert await pair.copy.missing(pair.volume) == ""
+    journal.with_name("away").unlink()
+
+
 # -- what an operator sees ---------------------------------------------------------------------------
 
 
@@ -332,7 +360,7 @@ def test_a_journal_that_cannot_be_read_says_so_and_what_may_be_missing(folder: P
     state = kept.state()
     assert state.trouble is not None
     assert (state.total_bytes, state.unreadable) == (None, True)
-    assert "only then move the file away" in state.trouble.remedy
+    assert "move it away and restart pannierd" in state.trouble.remedy
     assert kept.missing("v") == state.trouble.message
     place = LinePlace(
         volume="v", epoch=1, run=new_run(), number=1, generation=Generation(1, 1), included=0

@@ -152,6 +152,39 @@ def test_a_disk_without_a_superblock_or_of_a_newer_format_is_refused() -> None:
     assert read_superblock(bytes(second), what="the journal") == SMALL
 
 
+# -- another journal had the records -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", range(8))
+def test_a_stranger_tells_all_only_when_a_power_cut_leaves_what_it_tells(steps: int) -> None:
+    disk = MemoryDisk(empty(), cut_after=steps)
+    journal = opened(disk, volumes=VOLUMES, stranger=True)
+    assert set(journal.damaged()) == set(VOLUMES)
+    for seed in range(8):
+        again = opened(MemoryDisk(disk.after_power_cut(random.Random(seed))))
+        if journal.tells_all:
+            assert set(again.damaged()) == set(VOLUMES)
+
+
+def test_a_stranger_whose_disk_takes_everything_tells_all() -> None:
+    assert opened(MemoryDisk(empty()), volumes=VOLUMES, stranger=True).tells_all
+
+
+def test_what_was_healed_is_lost_again_in_a_journal_that_is_a_stranger_twice() -> None:
+    disk = MemoryDisk(empty())
+    journal = opened(disk, volumes=VOLUMES, stranger=True)
+    journal.mended("v-1")
+    journal.close()
+    assert set(opened(MemoryDisk(disk.flushed)).damaged()) == {"v-2", "v-9"}
+    twice = MemoryDisk(disk.flushed)
+    opened(twice, volumes=VOLUMES, stranger=True)
+    again = opened(MemoryDisk(twice.flushed))
+    assert set(again.damaged()) == set(VOLUMES)
+    for volume in VOLUMES:
+        again.mended(volume)
+    assert again.damaged() == {}
+
+
 # -- a torn tail --------------------------------------------------------------------------------------
 
 

@@ -29,6 +29,7 @@ from pannier.core.line import Buffer, Data, LinePlace, LineRecord, Zeros, follow
 from pannier.host.files import punch_hole
 from pannier.storage.btrfs.layout import Home
 from pannier.storage.journal.journal import Journal
+from pannier.storage.journal.opening import open_journal
 from pannier.storage.lines import JournalState
 
 log = structlog.get_logger(__name__)
@@ -63,7 +64,7 @@ class KeptRecords:
         path = pool / JOURNAL
         size = min(_MOST_BYTES, pool_bytes // _POOL_PART)
         try:
-            self._journal = Journal.open(path, size_bytes=size, volumes=volumes)
+            self._journal = open_journal(path, size_bytes=size, volumes=volumes)
         except (InvalidInput, PoolFull) as error:
             self._why = error
         except (Conflict, StorageError) as error:

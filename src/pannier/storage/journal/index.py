@@ -13,6 +13,9 @@ from pannier.storage.journal.recovery import Damaged, Found, Recovered
 
 Key = tuple[str, int, str, int]
 
+ELSEWHERE = Region(number=0, start=0, end=0)
+"""For what may be in another journal: segments are counted from 1."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveRecord:
@@ -39,10 +42,10 @@ class LiveRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loss:
-    """Volumes that may lack a record, because a part of the journal was damaged.
+    """Volumes that may lack a record, because a part of the journal was damaged, or another journal had it.
 
     Attributes:
-        region: what could not be read.
+        region: what could not be read, or :data:`ELSEWHERE`.
         place: of the record that was there, where that is known; the one volume is the record's then.
         volumes: those for which nothing has healed it.
         number: the segment in which it is noted; None until it is.
@@ -59,6 +62,8 @@ class Loss:
 
     def told(self) -> str:
         """What is wrong, for people."""
+        if self.region == ELSEWHERE:
+            return "another journal had its records, and is not here any more"
         if self.place:
             return f"record {self.place.number} of run {self.place.run} is damaged in the journal"
         return "a part of the journal is damaged, and what it held cannot be told"
@@ -159,6 +164,10 @@ class Index:
         if self.record(record.place) is record:
             self._free([record])
             self.add_loss(loss)
+
+    def lose_all(self, volumes: Collection[str]) -> None:
+        """Records of these volumes may be in another journal. It is a new loss, also where such a one was healed."""
+        self.add_loss(Loss(region=ELSEWHERE, place=None, volumes=frozenset(volumes)))
 
     def settle(self, volume: str, newest: Generation) -> None:
         """Free what a generation makes useless."""

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from threading import Event, Lock
-from typing import Self
 
 from pannier.core.errors import (
     Corrupt,
@@ -19,7 +17,7 @@ from pannier.core.errors import (
 from pannier.core.generation import Generation
 from pannier.core.line import Buffer, LinePlace, LineRecord, decode
 from pannier.storage.blocking import storage_error
-from pannier.storage.journal.file import Medium, open_file
+from pannier.storage.journal.file import Medium
 from pannier.storage.journal.format import Frame, FrameHead, FrameKind
 from pannier.storage.journal.index import Index, Key, LiveRecord, index_of, key_of
 from pannier.storage.journal.layout import BLOCK_BYTES, Geometry, read_segment_head
@@ -58,10 +56,17 @@ class Journal:
 
     Args:
         volumes: those of which this node has copies.
+        stranger: whether records of theirs may be in another journal, which is not here. That is noted in this one.
     """
 
     def __init__(
-        self, medium: Medium, geometry: Geometry, *, volumes: Collection[str], what: str
+        self,
+        medium: Medium,
+        geometry: Geometry,
+        *,
+        volumes: Collection[str],
+        what: str,
+        stranger: bool = False,
     ) -> None:
         self._medium = medium
         self._geometry = geometry
@@ -84,33 +89,10 @@ class Journal:
             lambda number: medium.read(geometry.start(number), geometry.segment_bytes),
         )
         self._index: Index = index_of(recovered, volumes)
+        if stranger:
+            self._index.lose_all(volumes)
         self._writer = Writer(medium, geometry, recovered, self._index, self._lock)
         self._write(lambda: self._take_up(recovered.stale))
-
-    @classmethod
-    def open(cls, path: Path, *, size_bytes: int, volumes: Collection[str]) -> Self:
-        """Open a node's journal for this process alone; make it where there is none.
-
-        All of it is read. What is damaged is told by :meth:`damaged`. If the disk takes no writes, it opens
-        too, and what it has can be read.
-
-        Args:
-            path: in a pool, outside of what is snapshotted.
-            size_bytes: of a new one; one that exists keeps its size.
-            volumes: of which this node has copies. Damage that cannot be told apart may concern each of them.
-
-        Raises:
-            NewerFormat: a newer version wrote it. Corrupt: nothing of it can be read. Conflict: another process has it open.
-            InvalidInput: the size is too small. PoolFull: it cannot be made. StorageError: the disk refused.
-        """
-        medium, geometry = open_file(path, size_bytes=size_bytes)
-        try:
-            return cls(medium, geometry, volumes=volumes, what=f"the journal {path}")
-        except BaseException as error:
-            medium.close()
-            if isinstance(error, OSError):
-                raise storage_error(f"read the journal {path}", error) from error
-            raise
 
     def close(self) -> None:
         """End it in order: what is damaged after that is told, to the last record. Call it when no other call is on its way."""
@@ -168,6 +150,12 @@ class Journal:
         """
         with self._lock:
             return self._index.damaged()
+
+    @property
+    def tells_all(self) -> bool:
+        """Whether whoever opens it next finds all of :meth:`damaged` in it."""
+        with self._lock:
+            return self._failed is None and not self._index.losses_in(None)
 
     def usage(self) -> JournalUsage:
         """How full it is."""
