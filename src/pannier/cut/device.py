@@ -15,6 +15,8 @@ _WRITTEN, _DISCARDED, _FLUSHES = 6, 13, 15
 _ATTACHED = "loop/autoclear"
 """Detaching removes this file of sysfs, and an open one can never be read again: its value does not matter."""
 _COUNTED, _CACHE = "queue/iostats", "queue/write_cache"
+_EXT4 = Path("/proc/fs/ext4")
+"""What an ext4 is mounted with, by the name of its device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,7 @@ class LoopSettings:
         self._name = f"{os.major(device)}:{os.minor(device)}"
         self._open: dict[str, int] = {}
         folder = Path("/sys/dev/block") / self._name
+        self._options = _EXT4 / folder.resolve().name / "options"
         try:
             for file in ("stat", _ATTACHED, _COUNTED, _CACHE):
                 self._open[file] = os.open(folder / file, os.O_RDONLY | os.O_CLOEXEC)
@@ -66,9 +69,10 @@ class LoopSettings:
         """Look whether the statistics mean what they must.
 
         Raises:
-            Doubtful: flushes do not reach the disk, nothing is counted, or the image was detached.
+            Doubtful: nothing is flushed, flushes do not reach the disk, nothing is counted, or the image was detached.
         """
         self._read(_ATTACHED)
+        self._check_barrier()
         for file, wanted in ((_CACHE, b"write back"), (_COUNTED, b"1")):
             found = self._read(file).strip()
             if found != wanted:
@@ -77,6 +81,20 @@ class LoopSettings:
                     f"{file} of block device {self._name} is {found.decode()}",
                     remedy=f"echo {wanted.decode()} > /sys/dev/block/{self._name}/{file}",
                 )
+
+    def _check_barrier(self) -> None:
+        """An ext4 that was remounted with ``nobarrier`` orders its writes without flushes, which a cut counts on."""
+        try:
+            options = self._options.read_text().split()
+        except FileNotFoundError:
+            return  # no ext4 is mounted: whoever writes to the device flushes it
+        if "barrier" not in options:
+            where = f"/dev/{self._options.parent.name}"
+            raise Doubtful(
+                DoubtKind.SETTINGS,
+                f"the file system on {where} is mounted with nobarrier",
+                remedy=f"mount -o remount,barrier $(findmnt -nfo TARGET {where})",
+            )
 
     def close(self) -> None:
         for fd in self._open.values():
