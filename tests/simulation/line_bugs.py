@@ -17,7 +17,7 @@ from pannier.copies.lines import Lines
 from pannier.copies.replicated import OpenLine, Replicated
 from pannier.copies.replication import Replicator
 from pannier.core.generation import Generation
-from pannier.core.line import Buffer, Cut, Doubt, LinePlace, decode, new_run
+from pannier.core.line import Buffer, Cut, Doubt, LinePlace, OnTop, Tail, decode, new_run
 from pannier.core.line import tail as real_tail
 
 __all__ = ["BUGS"]
@@ -94,8 +94,10 @@ def _say_that_a_generation_has_a_record_that_was_cut_after_it(patch: pytest.Monk
 def _confirm_the_newest_position_by_any_record(patch: pytest.MonkeyPatch) -> None:
     real = Replicated.note_followed
 
-    def note_followed(self: Replicated, node: str, *, position: int, at: float) -> None:
-        real(self, node, position=self.position, at=at)
+    def note_followed(
+        self: Replicated, node: str, place: LinePlace, *, position: int, at: float
+    ) -> None:
+        real(self, node, place, position=self.position, at=at)
 
     patch.setattr(Replicated, "note_followed", note_followed)
 
@@ -195,17 +197,21 @@ async def _take_without_a_second_look(
 @bug()
 def _begin_with_a_generation_alone(patch: pytest.MonkeyPatch) -> None:
     def take(
-        self: SparseSnapshotDriver, volume: str, home: Home, generation: Generation
+        self: SparseSnapshotDriver,
+        volume: str,
+        home: Home,
+        generation: Generation,
+        on_top: OnTop,
     ) -> Content:
-        return SnapshotDriver._take(self, volume, home, generation)
+        return SnapshotDriver._take(self, volume, home, generation, on_top)
 
     patch.setattr(SparseSnapshotDriver, "_take", take)
 
 
 @bug()
 def _put_records_on_top_in_another_order(patch: pytest.MonkeyPatch) -> None:
-    def tail(places: Sequence[LinePlace], base: Generation) -> list[LinePlace]:
-        return real_tail(places, base)[::-1]
+    def tail(places: Sequence[LinePlace], base: Generation) -> Tail:
+        return Tail(places=real_tail(places, base).places[::-1])
 
     patch.setattr("fake_driver.tail", tail)
 

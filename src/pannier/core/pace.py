@@ -75,6 +75,8 @@ class CopiesPace:
     """... and by this time at least; an older one leaves those in sync."""
     sync_look: float = 0.5
     """Between two looks at whether copies still count, or count again."""
+    own_copies: float = 1.0
+    """Between two looks at whether this node's copies lack something: memory knows it, but after a start."""
     generation: float = 10.0
     """Between two generations of a volume whose records tell what is written: a takeover puts the records since
     then on top of it, and a copy's journal keeps them."""

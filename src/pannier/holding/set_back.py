@@ -17,11 +17,13 @@ from pannier.cluster.cluster import Cluster
 from pannier.copies.acknowledging import Acknowledging
 from pannier.copies.replicated import Replicated
 from pannier.copies.replication import Replicator
-from pannier.core.errors import NotHolder, PannierError, SetBack
+from pannier.core.errors import NotHolder, PannierError, SetBack, Unavailable
 from pannier.core.generation import Generation
+from pannier.core.line import OnTop
 from pannier.core.pace import HoldingPace
 from pannier.core.placement import replicas_after_move
 from pannier.core.volume import HistoryEntry, Volume
+from pannier.holding.finding import CopyFinder
 from pannier.host.clock import Clock
 
 log = structlog.get_logger(__name__)
@@ -38,6 +40,7 @@ class Abdication:
         use: Use,
         replicator: Replicator,
         acknowledging: Acknowledging,
+        finder: CopyFinder,
         clock: Clock,
         pace: HoldingPace,
     ) -> None:
@@ -46,6 +49,7 @@ class Abdication:
         self._use = use
         self._replicator = replicator
         self._acknowledging = acknowledging
+        self._finder = finder
         self._clock = clock
         self._pace = pace
         self._unheard: set[tuple[str, int]] = set()
@@ -122,6 +126,14 @@ class Abdication:
 
     async def _abdicate(self, volume: Volume, node: str, base: Generation) -> None:
         log.error("volume.set-back", volume=volume.name, node=node, generation=str(base))
+        found = await self._finder.on(node, volume, within=self._pace.take_ask)
+        if found is None or found.lacks:
+            why = "it does not answer" if found is None else found.lacks
+            raise Unavailable(
+                f"node {node} has what this node lacks of volume {volume.name}, and cannot go on with it now: {why}",
+                remedy=f"if the rest is lost for good: stop pannierd on {self._cluster.node}, then pannier volume recover "
+                f"{volume.name}",
+            )
         await self._use.end(volume)
         await self._replicator.pause(volume)
         async with self._custody.lock(volume):
@@ -132,7 +144,10 @@ class Abdication:
             await self._use.end(volume)
             await self._custody.take_down(volume)
             record = record.granted(
-                node, base=base, replicas=replicas_after_move(record, target=node)
+                node,
+                base=base,
+                on_top=OnTop.ALL,
+                replicas=replicas_after_move(record, target=node),
             ).with_entry(
                 HistoryEntry(
                     at=self._clock.unix(),

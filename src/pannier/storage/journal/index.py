@@ -63,7 +63,7 @@ class Loss:
     def told(self) -> str:
         """What is wrong, for people."""
         if self.region == ELSEWHERE:
-            return "another journal had its records, and is not here any more"
+            return "another journal had its records, or this node's disk was set back"
         if self.place:
             return f"record {self.place.number} of run {self.place.run} is damaged in the journal"
         return "a part of the journal is damaged, and what it held cannot be told"
@@ -168,6 +168,13 @@ class Index:
     def lose_all(self, volumes: Collection[str]) -> None:
         """Records of these volumes may be in another journal. It is a new loss, also where such a one was healed."""
         self.add_loss(Loss(region=ELSEWHERE, place=None, volumes=frozenset(volumes)))
+
+    def lack(self, volume: str) -> None:
+        """The same for one volume more."""
+        lacking = {
+            each for loss in self._losses if loss.region == ELSEWHERE for each in loss.volumes
+        }
+        self.lose_all({*lacking, volume})
 
     def settle(self, volume: str, newest: Generation) -> None:
         """Free what a generation makes useless."""

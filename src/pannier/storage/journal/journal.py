@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from threading import Event, Lock
+from threading import Event, Lock, Thread
 
 from pannier.core.errors import (
     Corrupt,
@@ -29,6 +30,10 @@ from pannier.storage.journal.room import (
     most_of_volume,
 )
 from pannier.storage.journal.writing import Writer, frame_bytes
+
+END_SECONDS = 5.0
+"""What a disk has to answer when the journal is closed: the daemon has 20 s for all of its end. A flush that takes longer is
+of a disk that is failing."""
 
 
 @dataclass(slots=True, eq=False)
@@ -77,6 +82,9 @@ class Journal:
         self._writing = False
         self._failed: PannierError | None = None
         self._closed = False
+        self._end = _Asked(FrameHead(kind=FrameKind.CLOSED, arrival=0, synced=0), [])
+        """The last that is ever asked."""
+        self._ended = Event()
         heads = [
             read_segment_head(
                 geometry.identity, medium.read(geometry.start(at), BLOCK_BYTES), what=what
@@ -94,15 +102,33 @@ class Journal:
         self._writer = Writer(medium, geometry, recovered, self._index, self._lock)
         self._write(lambda: self._take_up(recovered.stale))
 
-    def close(self) -> None:
-        """End it in order: what is damaged after that is told, to the last record. Call it when no other call is on its way."""
+    def close(self, *, within: float = END_SECONDS) -> bool:
+        """End it in order: what is damaged after that is told, to the last record. Nothing reads any more.
+
+        What waits to be written is written before that. A disk that does not answer is not waited for: the journal then ends as by a
+        power cut, and its file stays open.
+
+        Args:
+            within: seconds that the disk has.
+
+        Returns:
+            Whether it ended in order. A second call only waits again.
+        """
         with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-        if self._failed is None:
-            self._write(self._put_end)
-        self._medium.close()
+            begins, self._closed = not self._closed, True
+            if begins:
+                self._waiting.append(self._end)
+        if begins:
+            Thread(target=self._close, name="journal-end", daemon=True).start()
+        return self._ended.wait(within) and self._end.error is None
+
+    def _close(self) -> None:
+        try:
+            with suppress(PannierError):  # of a disk that has refused something
+                self._until_done(self._end)
+            self._medium.close()
+        finally:
+            self._ended.set()
 
     # -- what is there --------------------------------------------------------------------------------
 
@@ -208,6 +234,17 @@ class Journal:
         with self._lock:
             self._index.settle(volume, newest)
 
+    def lack(self, volume: str) -> None:
+        """The copy of a volume lacks what this node has confirmed, and nothing here shows it; durable when this returns. It
+        ends as damage does: see :meth:`mended`.
+
+        Raises:
+            JournalFull, StorageError: as :meth:`append`. It is so in memory all the same.
+        """
+        with self._lock:
+            self._index.lack(volume)
+        self._ask(FrameHead(kind=FrameKind.LOSS, arrival=0, synced=0))
+
     def mended(self, volume: str) -> None:
         """The copy of a volume lacks nothing any more; durable when this returns.
 
@@ -288,7 +325,11 @@ class Journal:
             self._writer.put_losses()
             for asked in group:
                 try:
-                    put.append(self._writer.put(asked.head, asked.content))
+                    if asked is self._end:
+                        self._writer.sync()  # what is before a CLOSED is known to be durable
+                        self._writer.put_closed()
+                    elif asked.head.kind is not FrameKind.LOSS:  # those are put already
+                        put.append(self._writer.put(asked.head, asked.content))
                 except (JournalFull, InvalidInput) as error:
                     asked.error = error
             self._writer.sync()
@@ -342,8 +383,4 @@ class Journal:
         self._writer.take_up(stale)
         self._writer.free_oldest()
         self._writer.put_losses()
-        self._writer.sync()
-
-    def _put_end(self) -> None:
-        self._writer.put_closed()
         self._writer.sync()
