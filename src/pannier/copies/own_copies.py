@@ -52,8 +52,8 @@ class OwnCopies:
         self._clock = clock
         self._pace = pace
         self._said = Seldom()
-        self._compared: set[_Held] = set()
-        """Since the start."""
+        self._compared: set[str] = set()
+        """Ids of volumes, since the start: while it runs, no disk is set back."""
         self._told: set[_Held] = set()
         """Those of which the holder has heard that they lack something."""
 
@@ -83,10 +83,10 @@ class OwnCopies:
         if lines is None or node is None or not self._cluster.catalog.is_up(holder):
             return
         peer = self._peers.to(node)
-        if held not in self._compared:
+        if volume.id not in self._compared:
             if not await self._compare(volume, lines, peer):
                 return
-            self._compared.add(held)
+            self._compared.add(volume.id)
         if volume.id in (await lines.journal()).damaged:
             await self._have_mended(volume, lines, peer)
         else:
