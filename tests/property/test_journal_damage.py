@@ -288,6 +288,39 @@ class HangingDisk(MemoryDisk):
             self.answers.wait()
 
 
+def test_what_a_copy_is_found_to_lack_while_the_same_of_another_one_is_noted_is_noted_too() -> None:
+    disk = HangingDisk(empty())
+    journal = opened(disk, volumes=VOLUMES)
+    disk.hangs_at = "sync"
+    first = Thread(target=journal.lack, args=("v-1",))
+    first.start()
+    assert disk.hangs.wait(10)
+    second = Thread(target=journal.lack, args=("v-2",))
+    second.start()
+    while not journal._waiting:
+        second.join(0.001)
+    disk.answers.set()
+    first.join(10)
+    second.join(10)
+    again = opened(MemoryDisk(disk.flushed), volumes=VOLUMES)
+    for each in (journal, again):
+        assert set(each.damaged()) == {"v-1", "v-2"}
+        each.mended("v-1")
+        assert set(each.damaged()) == {"v-2"}
+
+
+def test_what_a_copy_lacks_already_is_not_noted_again() -> None:
+    disk = MemoryDisk(empty())
+    journal = opened(disk, volumes=VOLUMES, stranger=True)
+    before = journal.usage().live_bytes
+    for _ in range(100):
+        journal.lack("v-1")
+        journal = opened(MemoryDisk(disk.flushed), volumes=VOLUMES)
+    assert journal.usage().live_bytes == before
+    journal.mended("v-1")
+    assert set(journal.damaged()) == set(VOLUMES) - {"v-1"}
+
+
 @pytest.mark.parametrize("where", ["write", "sync"])
 def test_an_append_whose_answer_never_comes_does_not_hold_up_the_end(where: str) -> None:
     disk = HangingDisk(empty())
