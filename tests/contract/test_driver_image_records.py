@@ -19,9 +19,12 @@ from test_driver_kit import ROOT, pools, workplace
 from pannier.core.errors import Corrupt, JournalFull, NotFollowing, StorageError
 from pannier.core.generation import Generation
 from pannier.core.line import MOST_BYTES, Cut, Doubt, LinePlace, LineRecord, OnTop, encode, new_run
+from pannier.core.set_back import lacks_confirmed
 from pannier.cut import tracefs
 from pannier.cut.tracer import Tracer
+from pannier.storage.base import LocalCopy
 from pannier.storage.btrfs.layout import Home
+from pannier.storage.btrfs.subvolumes import SubvolumeDriver
 from pannier.storage.image import nocow
 from pannier.storage.image.driver import ImageDriver
 from pannier.storage.image.kept import JOURNAL, KeptRecords
@@ -308,6 +311,30 @@ async def test_what_a_copy_is_found_to_lack_is_remembered_until_it_is_mended(
     await restart_copy(pair, workplace)
     assert await pair.copy.missing(pair.volume) == ""
     await taken_over(pair, place.generation)
+
+
+async def test_a_generation_that_comes_while_a_copy_is_looked_at_hides_nothing(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = await pair.begin()
+    place, encoded = await pair.synced(place, "file", b"1")
+    pair.copy.keep(place, encoded)
+    later = await pair.holder.snapshot(pair.volume, epoch=1)
+    real = SubvolumeDriver._inspect
+
+    def inspect(self: SubvolumeDriver, home: Home) -> LocalCopy:
+        found = real(self, home)
+        pair.copy._kept_records.settle(pair.volume, later)
+        return found
+
+    monkeypatch.setattr(SubvolumeDriver, "_inspect", inspect)
+    there = await pair.copy.inspect(pair.volume)
+    assert not lacks_confirmed(
+        there.generations,
+        there.last,
+        generation=place.generation,
+        record=(place.run, place.generation, place.number),
+    )
 
 
 async def test_a_volume_that_is_deleted_may_lack_nothing_any_more(

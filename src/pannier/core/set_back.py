@@ -74,16 +74,16 @@ def lacks_confirmed(
     What a copy has only grows. So it looks at what it has after it was told what it should have.
 
     Args:
-        ours: what the copy has.
+        ours: what the copy has, without strays.
         last: the newest record that it keeps.
         generation: the newest that it has confirmed to the holder; None if the holder has not heard of any.
         record: the newest that it has confirmed: its run, the newest generation when it was made, its number; None without any.
     """
     newest = max(ours, default=None)
-    if generation is not None and (
-        newest is None
-        or newest.number < generation.number
-        or (newest.number == generation.number and newest != generation)
+    if (
+        generation is not None
+        and generation not in ours
+        and (newest is None or newest.number <= generation.number)
     ):
         return True
     if record is None:

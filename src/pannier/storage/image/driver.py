@@ -370,12 +370,14 @@ class ImageDriver(SubvolumeDriver):
         )
 
     def _inspect(self, home: Home) -> LocalCopy:
+        # Before the generations: one that arrives meanwhile frees records, and would else be missing in what is told, too.
+        last = self._kept.last(home.volume) if self._kept is not None else None
         copy = super()._inspect(home)
         with told_as_storage_error(f"read what was begun of volume {home.volume}"):
             return replace(
                 copy,
                 begun=begun(home),
-                last=self._kept.last(home.volume) if self._kept is not None else None,
+                last=last,
                 noted=self._notes(home.volume).runs() if copy.live else (),
             )
 
