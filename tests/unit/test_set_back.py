@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -13,7 +14,8 @@ import pytest_asyncio
 from copies_world import CopiesWorld
 from world import Fault, Machine, SparseSnapshotDriver, event_loop_policy
 
-from pannier.core.errors import DeadlineExceeded, PeerUnavailable, Unavailable
+from pannier.contract.volumes import LiveVolumeView, VolumeCopyView
+from pannier.core.errors import DeadlineExceeded, PannierError, PeerUnavailable, Unavailable
 from pannier.core.generation import Generation
 from pannier.core.line import LinePlace
 from pannier.core.set_back import (
@@ -25,6 +27,7 @@ from pannier.core.set_back import (
     proof_of_set_back,
 )
 from pannier.core.volume import Volume
+from pannier.node.peer_service import PeerService
 
 __all__ = ["event_loop_policy"]
 
@@ -117,6 +120,7 @@ FIRST, SECOND = generations("3.5-0f3a94c1", "3.6-0f3a94c1")
         ([], None, FIRST, None, True),
         ([FIRST], None, SECOND, None, True),
         (generations("3.5-77aa00ff"), None, FIRST, None, True),
+        (generations("3.5-0f3a94c1", "3.5-77aa00ff"), None, FIRST, None, False),
         ([FIRST], place("a", 3), FIRST, ("a", FIRST, 3), False),
         ([FIRST], place("a", 4), FIRST, ("a", FIRST, 3), False),
         ([FIRST], place("a", 2), FIRST, ("a", FIRST, 3), True),
@@ -306,3 +310,66 @@ async def test_a_copy_whose_journal_lost_something_is_mended_also_where_nothing_
     await world.until(lambda: not world.b.disk.journal_lost, seconds=10)
     assert [step.label for step in world.steps if "lost_copy" in step.label]
     assert world.now_record().in_sync == ("b",)
+
+
+@pytest.mark.parametrize("world", [SparseSnapshotDriver], indirect=True)
+async def test_a_holder_is_asked_about_one_copy_after_the_other_and_once(
+    world: CopiesWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volumes = [await world.synced_volume(world.a, f"vol-{number}") for number in range(12)]
+    copies = [volume.name for volume in volumes if "b" in volume.replicas]
+    asked: list[str] = []
+    now = most = 0
+    real = PeerService.peer_volume
+
+    async def peer_volume(self: PeerService, name: str) -> LiveVolumeView | VolumeCopyView:
+        nonlocal now, most
+        asked.append(name)
+        now += 1
+        most = max(now, most)
+        await asyncio.sleep(0.05)
+        now -= 1
+        return await real(self, name)
+
+    monkeypatch.setattr(PeerService, "peer_volume", peer_volume)
+    await world.down(world.b)
+    await world.b.start()
+    await asyncio.sleep(30)
+    assert sorted(asked) == sorted(copies)
+    assert most == 1
+
+
+@pytest.mark.parametrize("world", [SparseSnapshotDriver], indirect=True)
+async def test_a_holder_that_does_not_answer_delays_no_other(world: CopiesWorld) -> None:
+    """It has the volumes that come first."""
+    silent = world.machines["c"]
+    for number in range(5):
+        await world.synced_volume(silent, f"first-{number}", copies="3")
+    volume = await world.saved_volume(world.a, copies="3")
+    older = copy.deepcopy(world.b.disk.homes)
+    world.put(world.a, volume, "later", b"acknowledged")
+    await world.sync(world.a)
+    world.careless.add("b")
+    await world.down(world.b)
+    world.b.disk.homes = older
+    silent.freeze()
+    await world.b.start()
+    await world.until(lambda: volume.id in world.b.disk.journal_lost, seconds=2)
+    silent.thaw()
+
+
+@pytest.mark.parametrize("world", [SparseSnapshotDriver], indirect=True)
+async def test_a_copy_of_a_dead_holder_takes_over_without_asking_it(world: CopiesWorld) -> None:
+    volume = await world.synced_volume(world.a)
+    world.losing(volume)
+    world.b.power_off()
+    await world.down(world.a)
+    await world.b.start()
+    began = asyncio.get_running_loop().time()
+    await world.until(lambda: world.b.run is not None and world.b.run.serving)
+    while world.now_record().grant.node == "a":
+        with contextlib.suppress(PannierError):
+            await world.mount(world.b, "vol")
+    # It waits for as long as it may have promised something, and for nothing else.
+    assert asyncio.get_running_loop().time() - began < 12
+    assert world.contents("vol") == {"synced": b"1"}
