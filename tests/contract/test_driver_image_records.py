@@ -313,6 +313,32 @@ async def test_what_a_copy_is_found_to_lack_is_remembered_until_it_is_mended(
     await taken_over(pair, place.generation)
 
 
+async def test_a_refusal_of_an_earlier_loss_does_not_end_a_later_one(
+    pair: Pair, workplace: Path
+) -> None:
+    """The earlier one ended by a generation, and the holder was told nothing of the later one."""
+    content = os.urandom(8192)
+    place, encoded = await pair.synced(await pair.begin(), "damaged", content)
+    pair.copy.keep(place, encoded)
+    await pair.copy.close()
+    flip(pair.copy._mountpoint / JOURNAL, content)
+    await restart_copy(pair, workplace)
+    place, encoded = await pair.synced(place, "refused", b"2")
+    with pytest.raises(NotFollowing):
+        pair.copy.keep(place, encoded)
+    generation = await pair.holder.snapshot(pair.volume, epoch=1)
+    await pair.send(generation, base=place.generation)
+    await pair.copy.settle(pair.volume, generation)
+    place = replace(place, generation=generation, included=place.number)
+    place, encoded = await pair.synced(place, "kept", b"3")
+    pair.copy.keep(place, encoded)
+    await pair.copy.lack(pair.volume)
+    place, encoded = await pair.synced(place, "refused again", b"4")
+    with pytest.raises(NotFollowing):
+        pair.copy.keep(place, encoded)
+    assert await pair.copy.missing(pair.volume)
+
+
 async def test_a_generation_that_comes_while_a_copy_is_looked_at_hides_nothing(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -389,8 +415,9 @@ async def test_damage_that_is_found_while_records_are_put_on_top_ends_that(pair:
     flip(pair.copy._mountpoint / JOURNAL, content)
     assert await pair.copy.missing(pair.volume) == ""
     assert "record 1 of run" in await pair.copy.lost(pair.volume, place.generation)
-    with pytest.raises(Corrupt, match="record 1 of run"):
+    with pytest.raises(Corrupt, match="record 1 of run") as refusal:
         await taken_over(pair, place.generation)
+    assert "--accept-loss" in refusal.value.remedy
     assert (await pair.copy.inspect(pair.volume)).live == ()
 
 

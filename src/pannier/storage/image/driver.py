@@ -346,10 +346,7 @@ class ImageDriver(SubvolumeDriver):
             look = kept.tail if on_top is OnTop.ALL else kept.readable
             found = look(home.volume, generation)
             if found.lacks and on_top is OnTop.ALL:
-                raise Corrupt(
-                    f"this node may lack what it has confirmed of volume {home.volume}: {found.lacks}",
-                    remedy="if no other node has it either, accept the loss: pannier volume recover NAME --accept-loss",
-                )
+                raise _may_lack(home.volume, found.lacks)
             if found.lacks:
                 log.warning("volume.without-records", id=home.volume, lost=found.lacks)
             if not found.places:
@@ -360,7 +357,10 @@ class ImageDriver(SubvolumeDriver):
                 ioctl.destroy_subvolume(draft)
             ioctl.create_snapshot(existing_tree(home, generation), target=draft, read_only=False)
             (draft / SUMS).unlink(missing_ok=True)  # they are of what the generation has
-            kept.put_on_top(draft / IMAGE, found.places)
+            try:
+                kept.put_on_top(draft / IMAGE, found.places)
+            except Corrupt as error:  # it was damaged since the last look
+                raise _may_lack(home.volume, error.message) from error
             self._publish(draft, live)
         log.info(
             "volume.with-records",
@@ -758,3 +758,10 @@ def _named(place: Path) -> tuple[str, int] | None:
     """The volume and epoch that a place in the staging directory is for."""
     volume, _, epoch = place.name.rpartition(".")
     return (volume, int(epoch)) if volume and epoch.isdecimal() else None
+
+
+def _may_lack(volume: str, why: str) -> Corrupt:
+    return Corrupt(
+        f"this node may lack what it has confirmed of volume {volume}: {why}",
+        remedy="if no other node has it either, accept the loss: pannier volume recover NAME --accept-loss",
+    )

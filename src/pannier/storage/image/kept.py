@@ -98,6 +98,8 @@ class KeptRecords:
         volume = place.volume
         if volume in self._may_lack():
             self._mend(home, place)
+        elif volume in self._refused:
+            self._refused.pop(volume, None)  # it was before what it may lack later on
         if volume not in self._based:
             self._look_for_base(home)
         last = self._journal.last(volume)
