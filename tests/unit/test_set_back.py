@@ -191,6 +191,7 @@ async def test_a_copy_that_lacks_something_itself_is_given_nothing(world: Copies
     await world.a.start()
     await asyncio.sleep(30)
     assert world.now_record().grant.node == "a"
+    assert len([step for step in world.steps if (step.of, step.label) == ("a", "peer.volume")]) < 40
     world.b.disk.journal = replace(world.b.disk.journal, damaged={})
     await world.until(lambda: world.now_record().grant.node == "b")
 

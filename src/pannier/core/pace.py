@@ -144,6 +144,9 @@ class HoldingPace:
     """How long another node has to answer what copy it has, before a takeover."""
     recover_ask: float = 5.0
     """The same where a person recovers a volume: being complete counts more than being quick."""
+    abdicate: float = 1.0
+    """Between two attempts to give a volume to the copy that has what this node lacks: it may lack something, too, until a
+    person has decided."""
     promise: float = 10.0
     """How long a peer promises not to take a volume over. Longer than a lease, to bridge an election of
     the store's leader."""

@@ -8,6 +8,7 @@ since is kept as a stray. Until a copy has answered once after a start, no conta
 from __future__ import annotations
 
 import asyncio
+from math import inf
 
 import structlog
 
@@ -53,6 +54,8 @@ class Abdication:
         self._clock = clock
         self._pace = pace
         self._unheard: set[tuple[str, int]] = set()
+        self._tried: dict[str, tuple[float, str]] = {}
+        """By volume id, when this node could not give it away the last time, and why."""
 
     async def run(self) -> None:
         """For ever: run as a task."""
@@ -117,15 +120,21 @@ class Abdication:
         return node, generation
 
     async def _attempt(self, volume: Volume, node: str, base: Generation) -> None:
+        at, why = self._tried.get(volume.id, (-inf, ""))
+        if self._clock.now() - at < self._pace.abdicate:
+            return
         try:
             await self._abdicate(volume, node, base)
         except NotHolder:
             return  # it was given away meanwhile
-        except PannierError as error:  # tried again at the next look
-            log.warning("volume.not-abdicated", volume=volume.name, to=node, error=str(error))
+        except PannierError as error:  # tried again after a while
+            if error.message != why:
+                log.warning("volume.not-abdicated", volume=volume.name, to=node, error=str(error))
+            self._tried[volume.id] = self._clock.now(), error.message
+        else:
+            self._tried.pop(volume.id, None)
 
     async def _abdicate(self, volume: Volume, node: str, base: Generation) -> None:
-        log.error("volume.set-back", volume=volume.name, node=node, generation=str(base))
         found = await self._finder.on(node, volume, within=self._pace.take_ask)
         if found is None or found.lacks:
             why = "it does not answer" if found is None else found.lacks
@@ -134,6 +143,7 @@ class Abdication:
                 remedy=f"if the rest is lost for good: stop pannierd on {self._cluster.node}, then pannier volume recover "
                 f"{volume.name}",
             )
+        log.error("volume.set-back", volume=volume.name, node=node, generation=str(base))
         await self._use.end(volume)
         await self._replicator.pause(volume)
         async with self._custody.lock(volume):
