@@ -42,6 +42,7 @@ class _Due:
 
     volume: Volume
     driver: LineDriver
+    lacks: bool
 
 
 class OwnCopies:
@@ -102,7 +103,8 @@ class OwnCopies:
                 and volume.spec.driver in drivers
                 and (volume.id not in self._compared or volume.id in lacking)
             ):
-                found[volume.grant.node].append(_Due(volume, drivers[volume.spec.driver]))
+                driver, lacks = drivers[volume.spec.driver], volume.id in lacking
+                found[volume.grant.node].append(_Due(volume, driver, lacks))
         return found
 
     async def _ask(self, holder: str, all_due: list[_Due]) -> None:
@@ -111,7 +113,7 @@ class OwnCopies:
             if node is None:
                 return
             try:
-                await self._look(due.volume, due.driver, self._peers.to(node))
+                await self._look(due, self._peers.to(node))
             except (PannierError, TimeoutError) as error:  # at the next look again
                 self._say(due.volume, str(error) or "no answer in time")
                 if isinstance(error, PeerUnavailable | TimeoutError):
@@ -123,13 +125,16 @@ class OwnCopies:
         if (more := self._said.due(volume.id, now=now, every=every)) is not None:
             log.info("copy.not-compared", volume=volume.name, error=why, left_out=more)
 
-    async def _look(self, volume: Volume, driver: LineDriver, peer: Peer) -> None:
-        if volume.id not in self._compared:
-            if not await self._compare(volume, driver, peer):
+    async def _look(self, due: _Due, peer: Peer) -> None:
+        lacks = due.lacks
+        if due.volume.id not in self._compared:
+            confirmed = await self._confirmed(due.volume, peer)
+            if confirmed is None:
                 return
-            self._compared.add(volume.id)
-        if volume.id in (await driver.journal()).damaged:
-            await self._have_mended(volume, driver, peer)
+            lacks |= await self._compare(due.volume, due.driver, confirmed)
+            self._compared.add(due.volume.id)
+        if lacks:
+            await self._have_mended(due.volume, due.driver, peer)
 
     async def _confirmed(self, volume: Volume, peer: Peer) -> CopyView | None:
         """What the holder has heard of this copy since it began; None where that is not the holder any more, or is not
@@ -141,27 +146,30 @@ class OwnCopies:
         mine = (copy for copy in view.copies if copy.node == self._cluster.node)
         return next(mine, None)
 
-    async def _compare(self, volume: Volume, driver: LineDriver, peer: Peer) -> bool:
-        """Returns whether the holder said what it has heard. One that has just begun has heard nothing, and gives the volume to
-        nobody before each copy in sync has a new generation."""
-        confirmed = await self._confirmed(volume, peer)
-        if confirmed is None:
-            return False
+    async def _compare(self, volume: Volume, driver: LineDriver, confirmed: CopyView) -> bool:
+        """Returns whether the copy lacks what its holder has heard. One that has just begun has heard nothing, and gives the
+        volume to nobody before each copy in sync has a new generation."""
         # After the answer: what is here by now may be more, and never less.
         copy = await driver.inspect(volume.id)
-        if lacks_confirmed(
+        lacks = lacks_confirmed(
             [each for each in copy.generations if volume.grew_out_of(each)],
             copy.last,
             generation=Generation.parse(confirmed.generation) if confirmed.generation else None,
             record=_record_of(confirmed),
-        ):
-            log.error("volume.copy-set-back", volume=volume.name, confirmed=confirmed.generation)
+        )
+        if lacks:
+            if not await driver.missing(volume.id):  # memory knows it where the disk refuses
+                log.error(
+                    "volume.copy-set-back", volume=volume.name, confirmed=confirmed.generation
+                )
             await driver.lack(volume.id)
-        return True
+        return lacks
 
     async def _have_mended(self, volume: Volume, driver: LineDriver, peer: Peer) -> None:
         held, me = (volume.id, volume.grant.epoch), self._cluster.node
         if held not in self._told:
+            if not await driver.missing(volume.id):
+                return  # it was mended since it was looked at
             confirmed = await self._confirmed(volume, peer)
             if confirmed is None or confirmed.generation is None:
                 # This copy may have what the holder lacks, whose disk was set back: then it must go on counting.

@@ -37,6 +37,7 @@ from pannier.storage.lines import JournalState
 log = structlog.get_logger(__name__)
 
 JOURNAL = "journal"
+SET_BACK = "this node's disk was set back"
 _POOL_PART = 8
 """A journal takes this part of its pool at most, so that a small pool is for its volumes."""
 _MOST_BYTES = 256 << 20
@@ -96,7 +97,7 @@ class KeptRecords:
         if self._journal is None:
             raise JournalFull(f"this node has no journal: {self._reason}")
         volume = place.volume
-        if volume in self._may_lack():
+        if self._lack_of(volume):
             self._mend(home, place)
         elif volume in self._refused:
             self._refused.pop(volume, None)  # it was before what it may lack later on
@@ -149,7 +150,7 @@ class KeptRecords:
 
     def mend(self, volume: str) -> None:
         """See :meth:`pannier.storage.lines.LineDriver.mend_records`."""
-        if self._journal is not None and volume in self._journal.damaged():
+        if self._journal is not None and self._journal.damage_of(volume):
             self._journal.mended(volume)
         with self._lock:
             self._lacking -= {volume}
@@ -157,7 +158,7 @@ class KeptRecords:
 
     def _may_lack(self) -> dict[str, str]:
         """The volumes that may lack records and can be mended, and why."""
-        lacking = dict.fromkeys(self._lacking, "this node's disk was set back")
+        lacking = dict.fromkeys(self._lacking, SET_BACK)
         return lacking if self._journal is None else {**lacking, **self._journal.damaged()}
 
     def settle(self, volume: str, generation: Generation) -> None:
@@ -184,8 +185,12 @@ class KeptRecords:
 
     def missing(self, volume: str) -> str:
         """See :meth:`pannier.storage.lines.LineDriver.missing`."""
-        lost = self._reason if self._lost else ""
-        return self._may_lack().get(volume, lost)
+        return self._lack_of(volume) or (self._reason if self._lost else "")
+
+    def _lack_of(self, volume: str) -> str:
+        """Why a volume may lack records that can be mended; empty if it lacks none."""
+        damage = self._journal.damage_of(volume) if self._journal is not None else ""
+        return damage or (SET_BACK if volume in self._lacking else "")
 
     @property
     def _reason(self) -> str:

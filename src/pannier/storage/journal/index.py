@@ -118,6 +118,10 @@ class Index:
         """The volumes that may lack a record, and why."""
         return {volume: loss.told() for loss in self._losses for volume in loss.volumes}
 
+    def damage_of(self, volume: str) -> str:
+        """Why one volume may lack a record; empty if it lacks none. Asked for each record, of which there may be many."""
+        return next((loss.told() for loss in self._losses if volume in loss.volumes), "")
+
     def bytes_of(self, volume: str) -> int:
         """What a volume's live records take."""
         return self._bytes.get(volume, 0)

@@ -177,6 +177,11 @@ class Journal:
         with self._lock:
             return self._index.damaged()
 
+    def damage_of(self, volume: str) -> str:
+        """The same for one volume; empty if it lacks none."""
+        with self._lock:
+            return self._index.damage_of(volume)
+
     @property
     def tells_all(self) -> bool:
         """Whether whoever opens it next finds all of :meth:`damaged` in it."""
