@@ -22,6 +22,7 @@ from pannier.barrier.arrivals import readable
 from pannier.barrier.keeping import Keeping
 from pannier.barrier.pending import Pending
 from pannier.barrier.reach import HostDevices, Reach
+from pannier.core.volume import UnheldWrites
 from pannier.host.activation import unix_listener
 from pannier.host.mountinfo import OwnMounts
 
@@ -93,7 +94,7 @@ async def test_who_passes_by_waits_for_the_held_volumes_that_are_there(
         caller = await world.caller("*")
         await caller.sync(world.file())
         assert await caller.outcome() == "ok"  # nothing is held yet
-        barrier.hold("one")
+        barrier.hold("one", UnheldWrites.WARN)
         assert barrier.containers("one") == {"c"}
         await caller.sync(world.file())
         await world.waiting(1)
@@ -110,7 +111,7 @@ async def test_who_passes_by_waits_for_the_held_volumes_that_are_there(
 
 async def test_who_passes_by_is_told_so_again_after_a_restart_of_the_daemon(world: World) -> None:
     async with world.running() as barrier:
-        barrier.hold("one")
+        barrier.hold("one", UnheldWrites.WARN)
         caller = await world.caller("*")
         await caller.sync(world.file())
         await world.waiting(1)

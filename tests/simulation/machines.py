@@ -36,6 +36,7 @@ from pannier.core.errors import Conflict, OutcomeUnknown, PannierError, PeerUnav
 from pannier.core.generation import Generation
 from pannier.core.line import decode
 from pannier.core.node import Node
+from pannier.core.volume import UnheldWrites
 from pannier.engine.base import EngineFacts
 from pannier.host.clock import Clock
 from pannier.node.barrier_admission import RUNTIME
@@ -389,7 +390,7 @@ class NoCalls:
     def containers(self, volume: str) -> frozenset[str]:
         return frozenset((UNKNOWN,))
 
-    def hold(self, volume: str) -> None:
+    def hold(self, volume: str, unheld_writes: UnheldWrites) -> None:
         pass
 
     def release(self, volume: str) -> None:

@@ -21,6 +21,7 @@ from pannier.barrier.listener import Listener
 from pannier.barrier.reach import HostDevices, Reach
 from pannier.barrier.turns import Turns
 from pannier.core.errors import PannierError
+from pannier.core.volume import UnheldWrites
 from pannier.host.clock import Clock
 from pannier.host.mountinfo import Location, Mount, OwnMounts, own_mounts
 
@@ -76,9 +77,14 @@ class Barrier:
 
     # -- marks -----------------------------------------------------------------------------------
 
-    def hold(self, volume: str) -> None:
-        """Give new containers with this volume the barrier. Called before Docker may mount it."""
-        (self._marks / volume).touch()
+    def hold(self, volume: str, unheld_writes: UnheldWrites) -> None:
+        """Give new containers with this volume the barrier. Called before Docker may mount it.
+
+        The mark is replaced as a whole: another container with this volume may be starting.
+        """
+        draft = self._marks.with_name(f"mark.{volume}")
+        draft.write_text(unheld_writes, encoding="ascii")
+        draft.replace(self._marks / volume)
 
     def release(self, volume: str) -> None:
         """New containers with this volume get no barrier any more."""
