@@ -30,6 +30,7 @@ from pannier.assembly import Outside, Settings, assemble
 from pannier.barrier.barrier import UNKNOWN
 from pannier.barrier.calls import Strategy
 from pannier.barrier.groups import Backlog
+from pannier.barrier.syncwrites import UnheldWriter
 from pannier.contract.operation import Operation
 from pannier.contract.peers import PEER_OPERATIONS, Peer, Peers
 from pannier.core.errors import Conflict, OutcomeUnknown, PannierError, PeerUnavailable
@@ -389,6 +390,9 @@ class NoCalls:
 
     def containers(self, volume: str) -> frozenset[str]:
         return frozenset((UNKNOWN,))
+
+    def unheld_writers(self, volume: str) -> list[UnheldWriter]:
+        return []
 
     def hold(self, volume: str, unheld_writes: UnheldWrites) -> None:
         pass
