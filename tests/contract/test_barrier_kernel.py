@@ -371,6 +371,19 @@ async def test_files_that_are_written_through_are_told_until_they_are_closed(
         await until(lambda: not running.unheld_writers("one"))
 
 
+async def test_a_mark_says_what_is_refused(world: World) -> None:
+    """Another container may be starting: the mark is never without its word."""
+    async with world.running() as running:
+        mark = world.folder / "run/held/one"
+        for word in (UnheldWrites.WARN, UnheldWrites.REFUSE, UnheldWrites.REFUSE):
+            with contextlib.ExitStack() as opened:
+                before = opened.enter_context(mark.open()) if mark.exists() else None
+                running.hold("one", word)
+                assert mark.read_text() == word
+                assert running.held() == {"one"}
+                assert before is None or before.read()  # whoever had it open reads all of it
+
+
 async def test_who_uses_linux_aio_is_told_until_the_container_ends(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

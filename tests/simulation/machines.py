@@ -383,7 +383,7 @@ class NoCalls:
     """There is no runtime here that would look at marks, and no sync call that would wait."""
 
     def __init__(self, strategy: Strategy) -> None:
-        pass
+        self.writers: list[UnheldWriter] = []
 
     def waiting(self, volume: str) -> Backlog:
         return Backlog(0, 0.0)
@@ -392,7 +392,7 @@ class NoCalls:
         return frozenset((UNKNOWN,))
 
     def unheld_writers(self, volume: str) -> list[UnheldWriter]:
-        return []
+        return [each for each in self.writers if volume in each.volumes]
 
     def hold(self, volume: str, unheld_writes: UnheldWrites) -> None:
         pass

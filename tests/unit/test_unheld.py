@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from world import Machine, event_loop_policy
 from pannier.agent.usage import Contact, User
 from pannier.barrier.barrier import UNKNOWN
 from pannier.barrier.syncwrites import UnheldWriter
+from pannier.contract.volumes import LiveVolumeView
 from pannier.contract.words import Level
 from pannier.core.pace import Pace
 from pannier.core.volume import Volume
@@ -184,6 +186,28 @@ async def test_who_writes_past_the_barrier_to_a_volume_that_went_away_is_not_tol
     await world.write_once(world.b, "vol")
     await look(world.a, unheld)
     assert unheld.writers_of(volume) == ()
+
+
+async def test_what_the_barrier_finds_is_shown_wherever_people_look(tmp_path: Path) -> None:
+    world = CopiesWorld(tmp_path)
+    world.without -= {"unheld"}
+    async with world:
+        await volume_of(world)
+        writers = world.a.up.node.sync_calls.writers
+        writers.append(UnheldWriter("c", frozenset({"vol"}), 7, "mdb", "/data/lock.mdb"))
+        await asyncio.sleep(2 * Pace().node.unheld_look)
+        shown = await world.a.ask(lambda run: run.service.volume("vol"))
+        assert isinstance(shown, LiveVolumeView)
+        (told,) = shown.unheld_writes
+        assert "/data/lock.mdb" in told
+        status = await world.a.ask(lambda run: run.service.status())
+        assert len([each for each in status.warnings if told in each]) == 1
+        findings = await world.a.ask(lambda run: run.service.doctor())
+        assert [each.level for each in findings if told in each.what] == [Level.WARNING]
+        writers.clear()
+        await asyncio.sleep(2 * Pace().node.unheld_look)
+        status = await world.a.ask(lambda run: run.service.status())
+        assert not [each for each in status.warnings if told in each]
 
 
 async def test_writes_past_the_barrier_are_a_warning(world: CopiesWorld) -> None:

@@ -85,15 +85,15 @@ def _with_files(space: Space, pids: list[int], proc: Path) -> Iterator[UnheldWri
             ):  # it has ended, or was closed
                 reached = space.reach.of_descriptor(pid, fd)
                 if reached.synchronous and (volumes := reached.volumes - told):
-                    path = os.readlink(proc / str(pid) / "fd" / str(fd))
+                    path = _printable(os.readlink(proc / str(pid) / "fd" / str(fd)))
                     yield UnheldWriter(space.container, volumes, pid, _command(proc, pid), path)
                     told |= volumes
 
 
 def _with_aio(space: Space, pids: list[int], proc: Path) -> Iterator[UnheldWriter]:
     volumes = frozenset(space.reach.own)
-    if not volumes or not int((proc / "sys/fs/aio-nr").read_bytes()):
-        return  # to read what a process has mapped takes its lock, so it is not done for nothing
+    if not volumes or not _machine_uses_aio(proc):
+        return
     for pid in pids:
         with contextlib.suppress(OSError):
             if _AIO in (proc / str(pid) / "maps").read_bytes():
@@ -101,9 +101,22 @@ def _with_aio(space: Space, pids: list[int], proc: Path) -> Iterator[UnheldWrite
                 return
 
 
+def _machine_uses_aio(proc: Path) -> bool:
+    """Whether anybody does: what a process has mapped is not read for nothing, since that takes the process's lock."""
+    try:
+        return int((proc / "sys/fs/aio-nr").read_bytes()) > 0
+    except FileNotFoundError:  # a kernel without it
+        return False
+
+
 def _command(proc: Path, pid: int) -> str:
     name = (proc / str(pid) / "comm").read_text(encoding="utf-8", errors="replace")
-    return "".join(letter if letter.isprintable() else "?" for letter in name.rstrip("\n"))
+    return _printable(name.rstrip("\n"))
+
+
+def _printable(name: str) -> str:
+    """A name that a container chose, without what a terminal would obey."""
+    return "".join(letter if letter.isprintable() else "?" for letter in name)
 
 
 def _namespace(proc: Path, pid: int) -> str:
