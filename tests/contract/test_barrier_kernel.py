@@ -414,7 +414,7 @@ def test_one_file_of_each_volume_is_told(world: World) -> None:
         for name in ("one", "one", "two"):
             fd = os.open(world.file(name), os.O_RDWR | os.O_DSYNC)
             opened.callback(os.close, fd)
-        found = syncwrites.find({os.getpid(): syncwrites.Space("c", reach)})
+        found = syncwrites.find({os.getpid(): syncwrites.ContainerSpace("c", reach)})
     told = [(each.volumes, each.file) for each in found if each.pid == os.getpid()]
     assert told == [({name}, str(world.file(name))) for name in ("one", "two")]
 

@@ -19,7 +19,7 @@ from pannier.barrier.groups import Backlog, Groups
 from pannier.barrier.keeping import Keeping, Origin, is_listener
 from pannier.barrier.listener import Listener
 from pannier.barrier.reach import HostDevices, Reach
-from pannier.barrier.syncwrites import Space, UnheldWriter
+from pannier.barrier.syncwrites import ContainerSpace, UnheldWriter
 from pannier.barrier.turns import Turns
 from pannier.core.errors import PannierError
 from pannier.core.volume import UnheldWrites
@@ -270,7 +270,7 @@ class Barrier:
         while True:
             await asyncio.sleep(_SCAN_SECONDS)
             spaces = {
-                listener.origin.pid: Space(listener.origin.container, listener.reach)
+                listener.origin.pid: ContainerSpace(listener.origin.container, listener.reach)
                 for listener in self._listeners.values()
             }
             try:

@@ -38,14 +38,16 @@ class UnheldWriter:
 
 
 @dataclass(frozen=True, slots=True)
-class Space:
+class ContainerSpace:
     """A container to look at: all processes in one mount namespace."""
 
     container: str
     reach: Reach
 
 
-def find(spaces: Mapping[int, Space], *, proc: Path = Path("/proc")) -> tuple[UnheldWriter, ...]:
+def find(
+    spaces: Mapping[int, ContainerSpace], *, proc: Path = Path("/proc")
+) -> tuple[UnheldWriter, ...]:
     """Look for processes that can write past the barrier.
 
     Of each container and volume one file is told, and of each container one process that uses Linux AIO:
@@ -76,7 +78,7 @@ def find(spaces: Mapping[int, Space], *, proc: Path = Path("/proc")) -> tuple[Un
         mounts.let_go()
 
 
-def _with_files(space: Space, pids: list[int], proc: Path) -> Iterator[UnheldWriter]:
+def _with_files(space: ContainerSpace, pids: list[int], proc: Path) -> Iterator[UnheldWriter]:
     told: frozenset[str] = frozenset()
     for pid in pids:
         for fd in _descriptors(proc, pid):
@@ -90,7 +92,7 @@ def _with_files(space: Space, pids: list[int], proc: Path) -> Iterator[UnheldWri
                     told |= volumes
 
 
-def _with_aio(space: Space, pids: list[int], proc: Path) -> Iterator[UnheldWriter]:
+def _with_aio(space: ContainerSpace, pids: list[int], proc: Path) -> Iterator[UnheldWriter]:
     volumes = frozenset(space.reach.own)
     if not volumes or not _machine_uses_aio(proc):
         return
