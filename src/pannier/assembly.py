@@ -6,7 +6,7 @@ complete when it is constructed, and no setting that could lose data has a defau
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
@@ -25,6 +25,7 @@ from pannier.agent.room import RoomGuard
 from pannier.agent.use import Use, UsersOf
 from pannier.barrier.calls import Strategy
 from pannier.barrier.groups import Backlog
+from pannier.barrier.syncwrites import UnheldWriter
 from pannier.cluster.catalog import Catalog
 from pannier.cluster.cluster import Cluster
 from pannier.cluster.registry import Registry
@@ -97,6 +98,10 @@ class SyncCalls(Marks, Protocol):
 
     def held(self) -> frozenset[str]:
         """Names of the volumes that have a mark."""
+        ...
+
+    def unheld_writers(self, volume: str) -> Sequence[UnheldWriter]:
+        """Who could write to this volume past the barrier when that was looked at last."""
         ...
 
 
@@ -433,6 +438,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         drivers=drivers,
         use=use,
         held_in=sync_calls.containers,
+        writers=sync_calls.unheld_writers,
         pace=pace.node,
     )
     catalog.listen(trash.hear)

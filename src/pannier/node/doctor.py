@@ -20,7 +20,12 @@ from pannier.core.size import format_size
 from pannier.core.volume import Volume
 from pannier.engine.base import Engine
 from pannier.host.clock import Clock
-from pannier.node.diagnosis import damage_findings, past_the_barrier, standing_still
+from pannier.node.diagnosis import (
+    damage_findings,
+    past_the_barrier,
+    standing_still,
+    written_past_the_barrier,
+)
 from pannier.node.quarantine import quarantine_findings, quarantine_of
 from pannier.node.sync_findings import doubt_findings, journal_findings
 from pannier.node.sync_views import journal_of
@@ -293,6 +298,8 @@ class Doctor:
             yield finding
         if past := self._unheld.of(volume):
             yield past_the_barrier(volume.name, past)
+        if writers := self._unheld.writers_of(volume):
+            yield written_past_the_barrier(volume.name, writers)
         if self._use.suspended(volume):
             yield standing_still(volume, self._cluster.node, doubt=self._doubt)
         if full := self._room.full(volume):

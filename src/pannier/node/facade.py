@@ -108,6 +108,7 @@ class NodeService:
             nodes=await self.nodes(),
             volumes=len(self._catalog.volumes()),
             problems=[f"{f.subject}: {f.what}" for f in findings if f.level is Level.PROBLEM],
+            warnings=[f"{f.subject}: {f.what}" for f in findings if f.level is Level.WARNING],
         )
 
     async def nodes(self) -> list[NodeView]:
