@@ -166,6 +166,12 @@ def test_fields_of_a_later_version_survive_at_every_level(name: str) -> None:
     assert json.loads(encode(read(encode(found), type(record)))) == later
 
 
+def test_an_earlier_version_says_nothing_of_where_a_removed_volume_stands() -> None:
+    earlier = golden("trash").replace(b',"removed_in":null', b"")
+    assert b"removed_in" not in earlier
+    assert read(earlier, Volume) == RECORDS["trash"]
+
+
 @pytest.mark.parametrize("name", RECORDS)
 def test_a_newer_format_is_refused_clearly(name: str) -> None:
     kind = type(RECORDS[name])

@@ -139,7 +139,7 @@ class KeptRecords:
             self._journal.settle(volume, generation)
 
     def forget(self, volume: str) -> None:
-        """The volume is gone."""
+        """The volume is gone, or nobody needs its records: see :meth:`pannier.storage.lines.LineDriver.drop_records`."""
         self.note_set_aside(volume)
         if self._journal is not None and self._journal.places(volume):
             self._journal.drop(volume)
