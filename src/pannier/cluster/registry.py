@@ -262,7 +262,7 @@ class Registry:
         guard = (Change(f"alive/{lost_with}", None, ABSENT),) if lost_with else ()
         await self.store.commit(
             Change(volume_key(volume.name), None, expect),
-            Change(trash_key(volume.id), encode(volume), ABSENT),
+            Change(trash_key(volume.id), encode(replace(volume, removed_in=None)), ABSENT),
             *guard,
         )
 

@@ -119,8 +119,11 @@ class JournalRoom:
 
     async def _free(self, volume: Volume, driver: LineDriver) -> None:
         """Free a volume's records, if a fresh record still says that they may go."""
+        lock = self._custody.lock(volume)
+        if lock.locked():  # pools are not freed either while this waits
+            return
         try:
-            async with self._custody.lock(volume):
+            async with lock:
                 with self._reception.refusing(volume):
                     fresh = await self._fresh(volume)
                     if fresh is None or (rank := await self._rank(fresh.record, driver)) is None:
