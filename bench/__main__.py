@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from bench import (
+    databases,
     deploy,
     failover,
     files,
@@ -45,6 +46,7 @@ ON_CLUSTER: dict[str, Callable[[World], Result]] = {
     "unchanged": unchanged.measure,
     "move": move.measure,
     "postgres": postgres.measure,
+    "databases": databases.measure,
     "many": many.measure,  # the last one: it takes the cluster's memory away
 }
 ALONE: dict[str, Callable[[Wish], Result]] = {

@@ -40,7 +40,7 @@ def kept(
         for garbage in cache.glob(f"draft-{name}-*"):
             shutil.rmtree(garbage, ignore_errors=True)
         if not target.exists():
-            report(f"making an image of {name} from packages (once; about a minute)")
+            report(f"making the files of {name} (once; about a minute)")
             with tempfile.TemporaryDirectory(dir=cache, prefix=f"draft-{name}-") as draft:
                 files = make(Path(draft))
                 # Not before its content is on the disk may the name be there.

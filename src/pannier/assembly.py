@@ -6,7 +6,7 @@ complete when it is constructed, and no setting that could lose data has a defau
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
@@ -25,6 +25,7 @@ from pannier.agent.room import RoomGuard
 from pannier.agent.use import Use, UsersOf
 from pannier.barrier.calls import Strategy
 from pannier.barrier.groups import Backlog
+from pannier.barrier.syncwrites import UnheldWriter
 from pannier.cluster.catalog import Catalog
 from pannier.cluster.cluster import Cluster
 from pannier.cluster.registry import Registry
@@ -34,6 +35,7 @@ from pannier.copies.differences import Differences
 from pannier.copies.file_systems import FileSystems
 from pannier.copies.lines import Lines
 from pannier.copies.mending import Mending
+from pannier.copies.own_copies import OwnCopies
 from pannier.copies.receiving import Reception
 from pannier.copies.replication import Replicator
 from pannier.copies.settling import Settling
@@ -44,6 +46,7 @@ from pannier.core.node import Node
 from pannier.core.pace import Pace
 from pannier.engine.base import Engine
 from pannier.holding.after_handover import AfterHandover
+from pannier.holding.finding import CopyFinder
 from pannier.holding.handover import Handovers
 from pannier.holding.promising import Promising
 from pannier.holding.recovery import Recovery
@@ -58,6 +61,7 @@ from pannier.node.cluster_wide import ClusterWide
 from pannier.node.docker_volumes import VolumesForDocker
 from pannier.node.doctor import Doctor
 from pannier.node.facade import NodeService
+from pannier.node.forgetting import Forgetting
 from pannier.node.free_space import keep_free_space
 from pannier.node.freeing import Freeing
 from pannier.node.journal_room import JournalRoom
@@ -91,6 +95,14 @@ class SyncCalls(Marks, Protocol):
 
     def containers(self, volume: str) -> frozenset[str]:
         """Ids of the containers whose sync calls on this volume are held."""
+        ...
+
+    def held(self) -> frozenset[str]:
+        """Names of the volumes that have a mark."""
+        ...
+
+    def unheld_writers(self, volume: str) -> Sequence[UnheldWriter]:
+        """Who could write to this volume past the barrier when that was looked at last."""
         ...
 
 
@@ -201,6 +213,7 @@ class LocalNode(Generic[Calls]):
     membership: Membership
     leaving: Leaving
     upkeep: Upkeep
+    forgetting: Forgetting
     trash: Trash
     freeing: Freeing
     service: NodeService
@@ -331,10 +344,12 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         clock=clock,
         pace=pace.holding,
     )
+    finder = CopyFinder(cluster=cluster, drivers=drivers, peers=peers)
     takeover = Takeover(
         cluster=cluster,
         custody=custody,
         drivers=drivers,
+        finder=finder,
         peers=peers,
         promises=promises,
         clock=clock,
@@ -346,6 +361,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         use=use,
         replicator=replicator,
         acknowledging=acknowledging,
+        finder=finder,
         clock=clock,
         pace=pace.holding,
     )
@@ -353,6 +369,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         cluster=cluster,
         custody=custody,
         drivers=drivers,
+        finder=finder,
         peers=peers,
         promises=promises,
         takeover=takeover,
@@ -422,6 +439,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         drivers=drivers,
         use=use,
         held_in=sync_calls.containers,
+        writers=sync_calls.unheld_writers,
         pace=pace.node,
     )
     catalog.listen(trash.hear)
@@ -517,6 +535,9 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         file_systems=file_systems,
         services=services,
     )
+    own_copies = OwnCopies(
+        cluster=cluster, drivers=drivers, peers=peers, clock=clock, pace=pace.copies
+    )
     leaving = Leaving(
         cluster=cluster,
         custody=custody,
@@ -543,6 +564,15 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         pace=pace.node,
     )
     upkeep = Upkeep(cluster=cluster, use=use, handovers=handovers, trash=trash, pace=pace.node)
+    forgetting = Forgetting(
+        cluster=cluster,
+        drivers=drivers,
+        mounts=mounts,
+        marks=sync_calls,
+        membership=membership,
+        clock=clock,
+        pace=pace.node,
+    )
     evacuation = Evacuation(
         cluster=cluster,
         swarm=engine.swarm,
@@ -585,6 +615,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         membership=membership,
         leaving=leaving,
         upkeep=upkeep,
+        forgetting=forgetting,
         trash=trash,
         freeing=freeing,
         service=service,
@@ -612,12 +643,14 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
             Work("promises", promising.run),
             Work("in-sync", acknowledging.run),
             Work("set-back", abdication.run),
+            Work("own-copies", own_copies.run),
             Work("admission", admission.run),
             Work("trash", trash.run),
             Work("freeing", freeing.run),
             Work("unheld", unheld.run),
             Work("twins", twins.run),
             Work("upkeep", upkeep.run),
+            Work("forgetting", forgetting.run),
             Work("verification", verification.run),
             Work("replication", replicator.run),
             Work("activation", partial(keep_activated, engine)),

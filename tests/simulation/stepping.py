@@ -21,7 +21,7 @@ from pannier.agent.mounts import Mounts
 from pannier.agent.usage import Contact, User
 from pannier.core.errors import Conflict, OutcomeUnknown, StorageError, VolumeInUse
 from pannier.core.generation import Generation
-from pannier.core.line import Buffer, Cut, Doubt, LinePlace
+from pannier.core.line import Buffer, Cut, Doubt, LinePlace, OnTop
 from pannier.core.room import ImageLimits, Room
 from pannier.storage.base import (
     Capacity,
@@ -37,7 +37,7 @@ from pannier.storage.base import (
 from pannier.storage.blocks import MendingDriver, Piece
 from pannier.storage.image.driver import ImageDriver
 from pannier.storage.lines import JournalState, LineDriver
-from pannier.store.base import Change, Entry, Store, WatchEvent
+from pannier.store.base import Change, Entry, MemberHealth, Store, WatchEvent
 from pannier.testing.store import MemoryStore
 
 T = TypeVar("T")
@@ -155,12 +155,20 @@ class SteppedDriver(Driver):
         await stepped(self._life, "driver.unseal", lambda: self._inner.unseal(volume, epoch=epoch))
 
     async def promote(
-        self, volume: str, generation: Generation, *, epoch: int, size_bytes: int | None
+        self,
+        volume: str,
+        generation: Generation,
+        *,
+        epoch: int,
+        size_bytes: int | None,
+        on_top: OnTop,
     ) -> None:
         await stepped(
             self._life,
             "driver.promote",
-            lambda: self._inner.promote(volume, generation, epoch=epoch, size_bytes=size_bytes),
+            lambda: self._inner.promote(
+                volume, generation, epoch=epoch, size_bytes=size_bytes, on_top=on_top
+            ),
         )
 
     async def drop_live(self, volume: str, *, epoch: int) -> None:
@@ -268,8 +276,17 @@ class SteppedSparseDriver(
     async def missing(self, volume: str) -> str:
         return await self.sparse.missing(volume)
 
-    async def check_records(self, volume: str, generation: Generation) -> None:
-        await self.sparse.check_records(volume, generation)
+    async def lack(self, volume: str) -> None:
+        await stepped(self._life, "driver.lack", lambda: self.sparse.lack(volume))
+
+    async def mend_records(self, volume: str) -> None:
+        await stepped(self._life, "driver.mend_records", lambda: self.sparse.mend_records(volume))
+
+    async def lost(self, volume: str, generation: Generation) -> str:
+        return await self.sparse.lost(volume, generation)
+
+    async def end_journal(self) -> None:
+        await self.sparse.end_journal()
 
     async def journal(self) -> JournalState:
         return await self.sparse.journal()
@@ -408,7 +425,7 @@ class SteppedStore(Store):
         async with self.inner.session():
             yield self
 
-    async def health(self) -> dict[str, str]:
+    async def health(self) -> dict[str, MemberHealth]:
         return await self.inner.health()
 
 
@@ -510,6 +527,12 @@ class SteppedMounts(Mounts):
         if f"process in {name}" in self._table.containers and not detach:
             raise VolumeInUse(f"a process uses {name}")
         self._life.at_once("mounts.unmount", lambda: self._table.mounts.pop(name, None))
+
+    def prepared(self) -> frozenset[str]:
+        return frozenset(self._table.mounts)  # a path without a mount is not played
+
+    def forget(self, name: str) -> bool:
+        return name not in self._table.mounts
 
     def users_of(self, paths: Sequence[Path], *, mount_root: Path) -> list[User]:
         """What /proc would say."""

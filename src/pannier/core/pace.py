@@ -75,6 +75,8 @@ class CopiesPace:
     """... and by this time at least; an older one leaves those in sync."""
     sync_look: float = 0.5
     """Between two looks at whether copies still count, or count again."""
+    own_copies: float = 1.0
+    """Between two looks at whether this node's copies lack something: memory knows it, but after a start."""
     generation: float = 10.0
     """Between two generations of a volume whose records tell what is written: a takeover puts the records since
     then on top of it, and a copy's journal keeps them."""
@@ -145,6 +147,9 @@ class HoldingPace:
     """How long another node has to answer what copy it has, before a takeover."""
     recover_ask: float = 5.0
     """The same where a person recovers a volume: being complete counts more than being quick."""
+    abdicate: float = 1.0
+    """Between two attempts to give a volume to the copy that has what this node lacks: it may lack something, too, until a
+    person has decided."""
     promise: float = 10.0
     """How long a peer promises not to take a volume over. Longer than a lease, to bridge an election of
     the store's leader."""
@@ -195,6 +200,15 @@ class NodePace:
     """Between two looks at whether any container is still frozen."""
     trash: float = 24 * 3600.0
     """How long a removed volume can be restored, counted while the daemon runs."""
+    history: float = 7 * 24 * 3600.0
+    """How long `volume history` and `events` tell, at least, how a volume left the trash for ever: somebody who looks after a
+    holiday week still finds it. Its mark stays until then, so it bounds how many there are. By the wall clock."""
+    token_history: float = 24 * 3600.0
+    """How long a join token that has expired is told from one that never was."""
+    forget: float = 600.0
+    """Between two looks at what nobody needs any more: nothing waits for it, and each reads all marks of purged volumes."""
+    forget_at_once: int = 500
+    """So many marks are changed in one look at most: each is a write to the store, and all nodes do the same."""
     turn: float = 60.0
     """Between two turns of the slow loop that empties the trash."""
     free_look: float = 0.2

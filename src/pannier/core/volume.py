@@ -8,6 +8,7 @@ from enum import StrEnum
 
 from pannier.core.errors import InvalidInput
 from pannier.core.generation import Generation
+from pannier.core.line import OnTop
 from pannier.core.record import Part, Record
 
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{1,127}", re.ASCII)
@@ -23,6 +24,18 @@ class Durability(StrEnum):
     NONE = "none"
 
 
+def is_name(name: str) -> bool:
+    """Whether it can name a volume."""
+    return _NAME.fullmatch(name) is not None
+
+
+class UnheldWrites(StrEnum):
+    """What is done about writes of containers that no sync call waits for (docs/sync.md)."""
+
+    WARN = "warn"
+    REFUSE = "refuse"
+
+
 def check_name(name: str) -> str:
     """Return ``name`` if it can name a volume.
 
@@ -31,7 +44,7 @@ def check_name(name: str) -> str:
     Raises:
         InvalidInput: it cannot.
     """
-    if _NAME.fullmatch(name):
+    if is_name(name):
         return name
     shown = name if len(name) <= 40 else name[:40] + "..."
     if len(name) > 128:
@@ -54,6 +67,7 @@ class VolumeSpec(Part):
         durability: what a node's death may cost.
         interval: seconds between generations sent to the other copies, while there are writes.
         min_copies: how many copies, the holder's included, must be in sync to acknowledge a sync call.
+        unheld_writes: whether writes that a volume with durability=fsync cannot hold are told, or refused.
         driver: where the bytes live: ``btrfs`` (a tree of files on a btrfs pool), ``image`` (one file on
             a btrfs pool) or ``directory``.
         nodes: names of nodes wished for, in order of preference; the first one available makes it.
@@ -66,6 +80,7 @@ class VolumeSpec(Part):
     durability: Durability = Durability.NONE
     interval: float = 1.0
     min_copies: int = 1
+    unheld_writes: UnheldWrites = UnheldWrites.WARN
     driver: str = "btrfs"
     nodes: tuple[str, ...] = ()
     uid: int = 0
@@ -89,10 +104,14 @@ class Grant(Part):
 
 @dataclass(frozen=True, slots=True)
 class Beginning(Part):
-    """The generation with which an epoch began."""
+    """The generation with which an epoch began, and what on top of it.
+
+    An earlier version does not say that, and put on top what was there. Now nothing may be missing.
+    """
 
     epoch: int
     base: Generation
+    on_top: OnTop = OnTop.ALL
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,6 +159,7 @@ class Volume(Record):
         node: str,
         *,
         base: Generation,
+        on_top: OnTop,
         replicas: tuple[str, ...],
         in_sync: tuple[str, ...] = (),
     ) -> Volume:
@@ -152,10 +172,26 @@ class Volume(Record):
             self,
             grant=Grant(node, epoch),
             base=base,
-            lineage=(*self.lineage, Beginning(epoch, base))[-LINEAGE_LIMIT:],
+            lineage=(*self.lineage, Beginning(epoch, base, on_top))[-LINEAGE_LIMIT:],
             replicas=replicas,
             in_sync=tuple(name for name in in_sync if name in replicas),
         )
+
+    @property
+    def on_top(self) -> OnTop:
+        """What the present epoch begins with, beyond :attr:`base`."""
+        last = self.lineage[-1] if self.lineage else None
+        return last.on_top if last is not None and last.epoch == self.grant.epoch else OnTop.ALL
+
+    def accepting_loss(self) -> Volume:
+        """This record, which has a base, and whose present epoch begins with what is left of what it should begin with."""
+        assert self.base is not None
+        epoch = self.grant.epoch
+        before = tuple(each for each in self.lineage if each.epoch != epoch)
+        present = next(
+            (each for each in self.lineage if each.epoch == epoch), Beginning(epoch, self.base)
+        )
+        return replace(self, lineage=(*before, replace(present, on_top=OnTop.WHAT_IS_HERE)))
 
     def grew_out_of(self, generation: Generation) -> bool:
         """Whether the present content has ``generation`` among its ancestors.

@@ -17,6 +17,8 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import lmdb  # type: ignore[import-not-found]  # only its image has it
+
 
 class Keeper(Protocol):
     """One of the ways."""
@@ -99,6 +101,35 @@ class Mapped:
         return found
 
 
+class MappedKeys:
+    """Keys of LMDB, which maps its file and calls msync. Each transaction changes a count as well."""
+
+    def __init__(self, folder: str) -> None:
+        # Without the writable map it opens its file once more, with O_DSYNC, for the end of each transaction.
+        self.file = lmdb.open(f"{folder}/tree", map_size=2**28, writemap=True)
+        _sync(f"{folder}/tree")
+        _sync(folder)
+
+    def add(self, number: int, host: str) -> None:
+        with self.file.begin(write=True) as transaction:
+            body = f"{host} ".encode() + os.urandom(random.randrange(3000))
+            transaction.put(b"%08d" % number, _sealed(body))
+            transaction.put(b"count", b"%d" % number)
+
+    def records(self) -> list[tuple[int, str]]:
+        with self.file.begin() as transaction:
+            found = dict(transaction.cursor())
+            assert transaction.stat()["entries"] == len(found), "keys are missing"
+        count = int(found.pop(b"count", b"0"))
+        assert count == len(found), "half a transaction"
+        records = []
+        for key, sealed in found.items():
+            body = _opened(sealed)
+            assert body is not None, f"{key!r} is not whole"
+            records.append((int(key), body.split(b" ", 1)[0].decode()))
+        return records
+
+
 class Maildir:
     """A file for each record, as mail is delivered: written aside, synced, renamed, and the folder synced."""
 
@@ -132,6 +163,7 @@ WAYS: dict[str, Callable[[str], Keeper]] = {
     "sqlite-journal": lambda folder: Database(folder, "delete"),
     "sqlite-wal": lambda folder: Database(folder, "wal"),
     "mmap": Mapped,
+    "lmdb": MappedKeys,
     "maildir": Maildir,
 }
 
