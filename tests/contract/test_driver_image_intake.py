@@ -16,6 +16,7 @@ from test_driver_kit import Nodes, image_nodes, pools, read_stream, workplace, w
 
 from pannier.core.errors import StorageError
 from pannier.core.generation import Generation
+from pannier.core.line import OnTop
 from pannier.storage.blocks import BLOCK_BYTES
 from pannier.storage.btrfs import ioctl
 from pannier.storage.btrfs.pool import close_pool, create_pool
@@ -229,7 +230,7 @@ async def test_what_is_made_of_a_received_generation_has_an_identity_of_its_own(
     await nodes.create()
     first = await written(nodes)
     await nodes.transfer(holder, copy, first)
-    await copy.promote(nodes.volume, first, epoch=2, size_bytes=None)
+    await copy.promote(nodes.volume, first, epoch=2, size_bytes=None, on_top=OnTop.NOTHING)
     assert not workbench(copy, nodes.volume).exists()
     (await nodes.attached(copy, epoch=2) / "new").write_bytes(b"new")
     second = await copy.snapshot(nodes.volume, epoch=2)
