@@ -242,7 +242,7 @@ async def test_what_is_made_of_a_received_generation_has_an_identity_of_its_own(
     ).digest
 
 
-async def test_no_workbench_remains_without_a_generation_or_on_a_full_pool(
+async def test_no_workbench_remains_without_its_generation(
     nodes: Nodes, holder: ImageDriver, copy: ImageDriver
 ) -> None:
     await nodes.create()
@@ -252,11 +252,6 @@ async def test_no_workbench_remains_without_a_generation_or_on_a_full_pool(
         assert workbench(copy, nodes.volume).exists()
         await copy.delete_generation(nodes.volume, first)
         assert not workbench(copy, nodes.volume).exists()
-    await nodes.transfer(holder, copy, first)
-    await copy.restrict(full=True, limits=None, frozen=frozenset())
-    assert not workbench(copy, nodes.volume).exists()
-    assert await same(nodes, holder, copy, first)
-    await copy.restrict(full=False, limits=None, frozen=frozenset())
 
 
 async def test_what_the_disk_refused_gets_no_name(
