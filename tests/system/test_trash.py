@@ -47,6 +47,7 @@ def test_a_ci_finds_room_however_many_volumes_it_has_removed(room: World) -> Non
     assert "nearly full" in line["detail"]
 
 
+@pytest.mark.faults  # on a fast disk a daemon that has just started stops this writer too late
 def test_what_stands_still_is_cleaned_up_from_outside(room: World) -> None:
     name = room.create(NODE)
     flood, more = f"flood-{name}", "dd if=/dev/zero of=/data/old/bulk bs=1M count=600 conv=fsync"
