@@ -29,9 +29,9 @@ from pannier.core.errors import Unavailable
 from pannier.core.lease import Terms
 from pannier.host.threads import in_own_thread
 
-SILENCE_SECONDS: Final = 10.0
-"""A daemon that has said nothing for so long does not come back by itself. Longer than a starved processor or a full
-queue of a disk holds its event loop up: that must not cost a node its lease."""
+SILENCE_SECONDS: Final = 3.0
+"""A daemon that has said nothing for so long may not come back by itself. Each second of it makes the takeover from a daemon
+that hangs later; a starved processor or a full queue of a disk holds its event loop up for less."""
 SAY_SECONDS: Final = 0.5
 """Between two times at which the daemon says that it works."""
 MESSAGE_BYTES: Final = 1 << 16
