@@ -48,7 +48,9 @@ from pannier.engine.base import Engine
 from pannier.holding.after_handover import AfterHandover
 from pannier.holding.finding import CopyFinder
 from pannier.holding.handover import Handovers
+from pannier.holding.memories import Memories
 from pannier.holding.promising import Promising
+from pannier.holding.putting_back import PuttingBack
 from pannier.holding.recovery import Recovery
 from pannier.holding.set_back import Abdication
 from pannier.holding.takeover import Takeover
@@ -344,12 +346,22 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         clock=clock,
         pace=pace.holding,
     )
+    memories = Memories(cluster=cluster, peers=peers, pace=pace.holding)
+    putting_back = PuttingBack(
+        cluster=cluster,
+        custody=custody,
+        drivers=drivers,
+        memories=memories,
+        clock=clock,
+        pace=pace.holding,
+    )
     finder = CopyFinder(cluster=cluster, drivers=drivers, peers=peers)
     takeover = Takeover(
         cluster=cluster,
         custody=custody,
         drivers=drivers,
         finder=finder,
+        memories=memories,
         peers=peers,
         promises=promises,
         clock=clock,
@@ -373,6 +385,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         peers=peers,
         promises=promises,
         takeover=takeover,
+        putting_back=putting_back,
         clock=clock,
         pace=pace.holding,
     )
@@ -421,6 +434,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         peers=peers,
         takeover=takeover,
         abdication=abdication,
+        memories=memories,
         admission=admission,
         room=room,
         twins=twins,
@@ -643,6 +657,8 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
             Work("promises", promising.run),
             Work("in-sync", acknowledging.run),
             Work("set-back", abdication.run),
+            Work("memories", memories.run),
+            Work("putting-back", putting_back.run),
             Work("own-copies", own_copies.run),
             Work("admission", admission.run),
             Work("trash", trash.run),

@@ -512,7 +512,7 @@ class PeersOf(Peers):
 class PeerAt:
     """Another node, as this one calls it: each operation is a numbered step."""
 
-    CHANGE_NOTHING = frozenset({"peer_volume", "peer_node", "peer_promise"})
+    CHANGE_NOTHING = frozenset({"peer_volume", "peer_node", "peer_promise", "peer_memory"})
 
     def __init__(self, run: Run, name: str) -> None:
         self._run = run

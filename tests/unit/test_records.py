@@ -84,6 +84,7 @@ VOLUME = Volume(
         HistoryEntry(at=1767225600.5, what="created", node="n2", epoch=1, detail="by root"),
         HistoryEntry(at=1767225700.0, what="moved", node="n1", epoch=3),
     ),
+    changes=12,
 )
 NODE = Node(
     name="n1",

@@ -32,6 +32,7 @@ from pannier.core.errors import (
 from pannier.core.generation import Generation
 from pannier.core.ownership import (
     AskHolder,
+    Disbelieve,
     LocalState,
     Lost,
     Promote,
@@ -41,6 +42,7 @@ from pannier.core.ownership import (
     plan_serving,
 )
 from pannier.core.pace import AgentPace
+from pannier.core.restored import disk_is_newer
 from pannier.core.volume import Grant, HistoryEntry, Volume
 from pannier.host.clock import Clock
 from pannier.host.mountflags import takes_no_writes
@@ -111,7 +113,10 @@ class Custody:
         return await asyncio.to_thread(self._mounts.mount, volume.name, source)
 
     def _taken_perhaps(self, volume: Volume) -> bool:
-        """Whether another node may have taken the volume over, while this one was off or had no lease."""
+        """Whether another node may have taken the volume over, while this one was off or had no lease, or the store was
+        restored from an older backup."""
+        if self._cluster.catalog.doubts(volume.name):
+            return True
         if volume.spec.copies == 1:
             return False
         return not self._cluster.catalog.trusted or not self._lease.holds(volume)
@@ -190,6 +195,8 @@ class Custody:
                         f"volume {volume.name} is held by node {holder} (epoch {epoch})",
                         remedy="ask that node for it",
                     )
+                case Disbelieve(newest):
+                    raise disk_is_newer(record, newest, node=self._cluster.node)
                 case Lost(epoch, missing):
                     raise self._lost(record, epoch, str(missing) if missing else None)
 
@@ -202,10 +209,7 @@ class Custody:
         )
 
     async def _local(self, volume: Volume) -> LocalState:
-        copy = await self._drivers.of(volume).inspect(volume.id)
-        return LocalState(
-            {tree.epoch: tree.sealed for tree in copy.live}, frozenset(copy.generations)
-        )
+        return (await self._drivers.of(volume).inspect(volume.id)).state
 
     async def tidy(
         self, volume: Volume, *, needed: Callable[[], frozenset[Generation]] | None = None

@@ -126,6 +126,11 @@ def _key(record: Volume | Node | TokenRecord) -> str:
 Changing = TypeVar("Changing", Volume, Node, TokenRecord)
 
 
+def _changed(volume: Volume) -> Volume:
+    """A volume's record as it is written: it counts how often it was, so that an older store is known as such."""
+    return replace(volume, changes=volume.changes + 1)
+
+
 class Registry:
     """Typed reads and compare-and-swap changes of the store's records.
 
@@ -194,6 +199,8 @@ class Registry:
 
     async def _put(self, record: Volume | Node | TokenRecord, expect: int) -> int:
         used_up = isinstance(record, TokenRecord) and not record.uses_left
+        if isinstance(record, Volume):
+            record = _changed(record)
         value = None if used_up else encode(record)
         return await self.store.commit(Change(_key(record), value, expect))
 
@@ -249,7 +256,7 @@ class Registry:
         it is.
         """
         return await self.store.commit(
-            Change(volume_key(volume.name), encode(volume), expect),
+            Change(volume_key(volume.name), encode(_changed(volume)), expect),
             Change(f"alive/{former}", None, ABSENT),
         )
 
@@ -272,7 +279,9 @@ class Registry:
         guard = (Change(f"alive/{lost_with}", None, ABSENT),) if lost_with else ()
         await self.store.commit(
             Change(volume_key(volume.name), None, expect),
-            Change(trash_key(volume.id), encode(replace(volume, removed_in=None)), ABSENT),
+            Change(
+                trash_key(volume.id), encode(_changed(replace(volume, removed_in=None))), ABSENT
+            ),
             *guard,
         )
 
@@ -289,7 +298,7 @@ class Registry:
         """Take a volume out of the trash; Stale where its name was taken meanwhile."""
         return await self.store.commit(
             Change(trash_key(volume.id), None, expect),
-            Change(volume_key(volume.name), encode(volume), ABSENT),
+            Change(volume_key(volume.name), encode(_changed(volume)), ABSENT),
         )
 
     async def trashed(self, volume_id: str) -> Versioned[Volume] | None:
@@ -301,7 +310,8 @@ class Registry:
         volume.check_format(f"the record of volume {volume.name} in the trash")
         if volume.removed_in is None:
             volume = replace(volume, removed_in=expect)
-        return await self.store.commit(Change(trash_key(volume.id), encode(volume), expect))
+        changed = encode(_changed(volume))
+        return await self.store.commit(Change(trash_key(volume.id), changed, expect))
 
     async def purge_volume(self, volume: Volume, *, expect: int, entry: HistoryEntry) -> None:
         """Give a trashed volume up: from now on every node deletes what it has of it.
@@ -345,6 +355,20 @@ class Registry:
         """Change the mark of a purged volume, or remove it: then nobody may delete its data any more."""
         value = None if mark is None else encode(mark)
         await self.store.commit(Change(purged_key(volume_id), value, expect))
+
+    async def put_back(
+        self, volume: Volume, *, expect: int, removed: Versioned[Volume] | None
+    ) -> int:
+        """Write a volume's record into a store that was restored from an older backup. Returns its revision.
+
+        Args:
+            expect: the revision of the older record; ABSENT for none.
+            removed: the older record in the trash, which goes.
+        """
+        changes = [Change(volume_key(volume.name), encode(_changed(volume)), expect)]
+        if removed is not None:
+            changes.append(Change(trash_key(volume.id), None, removed.revision))
+        return await self.store.commit(*changes)
 
     # -- nodes ----------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from pannier.contract.views import (
     FileSystemView,
     HandoverReply,
     HookView,
+    MemoryView,
     MoveProgress,
     NodeView,
     PiecesView,
@@ -56,6 +57,11 @@ class Peer(Protocol):
             NodeNotFound: the called node does not find itself in the cluster, or not any more.
             StorageError: its pool cannot be read.
         """
+        ...
+
+    @peer("GET", "/memory", "What this node remembers of volumes' records")
+    async def peer_memory(self) -> MemoryView:
+        """All volumes' records as this node remembers them: the store may have been restored from an older backup."""
         ...
 
     @peer(

@@ -131,6 +131,17 @@ class PiecesView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryView:
+    """What a node remembers of volumes' records.
+
+    Attributes:
+        records: each as JSON, as the store keeps it.
+    """
+
+    records: list[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BlockView:
     """The bytes of a block that begins at ``start``; base64 in JSON."""
 

@@ -14,6 +14,7 @@ from pannier.cluster.cluster import Cluster
 from pannier.core.errors import Denied, NotHolder, Stale, Unavailable
 from pannier.core.line import Buffer, LinePlace
 from pannier.core.recovery import newest_of
+from pannier.core.restored import check_disk_is_not_newer
 from pannier.core.volume import Grant, Volume
 from pannier.storage.base import Driver
 from pannier.storage.lines import LineDriver, line_driver
@@ -55,11 +56,17 @@ class Reception:
             self._refused.discard(volume.id)
 
     async def admit(self, offer: Offer, *, peer: str) -> Driver:
-        """See :class:`~pannier.transport.base.Gate`. Older generations are tidied away first."""
+        """See :class:`~pannier.transport.base.Gate`. Older generations are tidied away first.
+
+        Raises:
+            StoreIsOlder: what is here is of a later epoch, so the record is not believed.
+        """
         volume = await self._volume_of(offer, peer=peer)
         driver = self._drivers.of(volume)
         kept = KEPT_GENERATIONS if self._cluster.node in volume.replicas else KEPT_DURING_MOVE
-        if len((await driver.inspect(volume.id)).generations) > kept:
+        copy = await driver.inspect(volume.id)
+        check_disk_is_not_newer(volume, copy.state, node=self._cluster.node)
+        if len(copy.generations) > kept:
             # Not at each offer, and an offer does not depend on it: copies are kept up without the store too.
             with suppress(Unavailable):
                 async with self._custody.lock(volume):

@@ -150,6 +150,8 @@ class HoldingPace:
     abdicate: float = 1.0
     """Between two attempts to give a volume to the copy that has what this node lacks: it may lack something, too, until a
     person has decided."""
+    put_back: float = 0.5
+    """Between two looks at volumes of which the store seems to know less than the nodes: each asks it."""
     promise: float = 10.0
     """How long a peer promises not to take a volume over. Longer than a lease, to bridge an election of
     the store's leader."""

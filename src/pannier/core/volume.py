@@ -139,6 +139,7 @@ class Volume(Record):
         lineage: how the latest epochs began, oldest first.
         removed_at: Unix time at which it went to the trash; None outside the trash.
         removed_in: the revision of the record that took it there, once that was replaced by another; None before.
+        changes: how often the record was written: a store in which this is less was restored from an older backup.
     """
 
     name: str
@@ -153,6 +154,7 @@ class Volume(Record):
     removed_at: float | None = None
     removed_in: int | None = None
     history: tuple[HistoryEntry, ...] = ()
+    changes: int = field(default=0, compare=False)
 
     def granted(
         self,

@@ -37,6 +37,7 @@ from pannier.core.recovery import (
 )
 from pannier.core.volume import Grant, HistoryEntry, Volume
 from pannier.holding.finding import CopyFinder
+from pannier.holding.memories import Memories
 from pannier.host.clock import Clock
 
 log = structlog.get_logger(__name__)
@@ -52,6 +53,7 @@ class Takeover:
         custody: Custody,
         drivers: Drivers,
         finder: CopyFinder,
+        memories: Memories,
         peers: Peers,
         promises: Promises,
         clock: Clock,
@@ -61,6 +63,7 @@ class Takeover:
         self._custody = custody
         self._drivers = drivers
         self._finder = finder
+        self._memories = memories
         self._peers = peers
         self._promises = promises
         self._clock = clock
@@ -121,6 +124,7 @@ class Takeover:
             in sync; Unavailable: this node has promised to wait; OutcomeUnknown.
         """
         me = self._cluster.node
+        await self._memories.asked()
         fresh = await self._cluster.fresh(name)
         if fresh.record.grant == Grant(me, epoch + 1):
             return fresh.record

@@ -14,7 +14,7 @@ from pannier.contract.views import FindingView
 from pannier.contract.words import Level
 from pannier.copies.replication import Replicator
 from pannier.core.errors import EngineUnavailable, PannierError
-from pannier.core.ownership import LocalState, Lost, plan_cleanup, plan_serving
+from pannier.core.ownership import Lost, plan_cleanup, plan_serving
 from pannier.core.room import ways_out
 from pannier.core.size import format_size
 from pannier.core.volume import Volume
@@ -276,7 +276,7 @@ class Doctor:
     async def _volume(self, volume: Volume) -> AsyncIterator[FindingView]:
         driver = self._drivers.of(volume)
         copy = await driver.inspect(volume.id)
-        local = LocalState({t.epoch: t.sealed for t in copy.live}, frozenset(copy.generations))
+        local = copy.state
         subject = f"volume {volume.name}"
         for epoch in plan_cleanup(volume, local, node=self._cluster.node).strays:
             yield _warning(

@@ -15,6 +15,7 @@ from pannier.contract.views import (
     FileSystemView,
     HandoverReply,
     HookView,
+    MemoryView,
     MoveProgress,
     NodeView,
     PiecesView,
@@ -34,6 +35,7 @@ from pannier.holding.promising import Promising
 from pannier.holding.recovery import Recovery
 from pannier.holding.takeover import Takeover
 from pannier.holding.volumes import Volumes
+from pannier.host.records import encode
 from pannier.node.node_views import NodeViews
 from pannier.node.volume_views import VolumeViews
 from pannier.swarm.services import Services
@@ -94,6 +96,11 @@ class PeerService:
         if volume is None:
             raise no_such_volume(name)
         return volume
+
+    async def peer_memory(self) -> MemoryView:
+        """What this node remembers of volumes' records."""
+        known = self._cluster.catalog.volumes()
+        return MemoryView(records=[encode(volume).decode() for volume in known])
 
     async def peer_node(self) -> NodeView:
         """This node with its pool's figures, and what its engine can do."""

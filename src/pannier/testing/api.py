@@ -27,6 +27,7 @@ from pannier.contract.views import (
     HandoverReply,
     HookView,
     JoinReply,
+    MemoryView,
     MoveProgress,
     NodeView,
     PiecesView,
@@ -250,6 +251,10 @@ class FakeCluster:
     async def peer_lost_copy(self, name: str, *, epoch: int) -> None:
         self._change("peer_lost_copy", name)
         self._volume(name)
+
+    async def peer_memory(self) -> MemoryView:
+        self._change("peer_memory", "")
+        return MemoryView(records=[])
 
     async def peer_promise(self, volumes: Mapping[str, int], *, seconds: float) -> list[str]:
         self._change("peer_promise", ",".join(volumes))
