@@ -28,7 +28,7 @@ from pannier.agent.fencing import Fencing
 from pannier.agent.lease import Lease
 from pannier.agent.promises import Promises, Takeovers
 from pannier.agent.renewal import Renewal
-from pannier.cluster.registry import Registry, encode
+from pannier.cluster.registry import Registry, Versioned
 from pannier.copies.acknowledging import Acknowledging
 from pannier.copies.in_sync import InSync
 from pannier.copies.receiving import Reception
@@ -43,7 +43,6 @@ from pannier.core.volume import Volume
 from pannier.holding.takeover import Takeover
 from pannier.host.clock import Clock
 from pannier.storage.base import Driver
-from pannier.store.base import Change
 from pannier.transport.base import Offer
 
 Patch = Callable[[pytest.MonkeyPatch], None]
@@ -109,11 +108,11 @@ def _acknowledge_without_a_lease(patch: pytest.MonkeyPatch) -> None:
 def _treat_leaving_with_an_unknown_outcome_as_done(patch: pytest.MonkeyPatch) -> None:
     real = Registry.replace_volume
 
-    async def replace_volume(self: Registry, volume: Volume, *, expect: int) -> int:
+    async def replace_volume(self: Registry, volume: Volume, *, expect: int) -> Versioned[Volume]:
         try:
             return await real(self, volume, expect=expect)
         except OutcomeUnknown:
-            return expect + 1
+            return Versioned(volume, expect + 1)
 
     patch.setattr(Registry, "replace_volume", replace_volume)
 
@@ -243,8 +242,10 @@ def _take_over_from_a_live_holder(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Lease, "_is_proven", lambda self, volume, held: held.term > 0)
     patch.setattr(Lease, "_was_proven", lambda self, volume: self.term > 0)
 
-    async def take_volume(self: Registry, volume: Volume, *, expect: int, former: str) -> int:
-        return await self.store.commit(Change(f"volumes/{volume.name}", encode(volume), expect))
+    async def take_volume(
+        self: Registry, volume: Volume, *, expect: int, former: str
+    ) -> Versioned[Volume]:
+        return await self.replace_volume(volume, expect=expect)
 
     patch.setattr(Registry, "take_volume", take_volume)
 

@@ -56,6 +56,7 @@ from pannier.core.node import Node
 from pannier.core.pace import Pace
 from pannier.core.volume import Volume
 from pannier.store.base import Change, Entry, WatchEvent
+from pannier.testing.store import Backup
 from pannier.transport.base import Offer, Sent
 
 T = TypeVar("T")
@@ -235,6 +236,11 @@ def newest_of(content: Content) -> bytes:
     return max(content.values(), key=lambda value: int(value.rpartition(b" ")[2]), default=b"")
 
 
+def _age(record: Volume) -> tuple[int, int]:
+    """Which of two records of a volume is the newer one."""
+    return record.grant.epoch, record.changes
+
+
 def _hangs(changes: Sequence[Change], takes: bool) -> bool:
     """Whether that is a change of a volume, and a takeover if one is wanted."""
     guarded = any(change.key.startswith("alive/") for change in changes)
@@ -294,6 +300,7 @@ class FailoverWorld(World):
         self.frozen_until: dict[str, float] = {}
         self._promised: dict[tuple[str, str], float] = {}
         self._last: dict[str, Volume] = {}
+        self._newest: dict[str, Volume] = {}
         self._strays: list[tuple[str, str, int, int]] = []
         self._lost: list[tuple[Machine, str]] = []
         self._seen_revision = -1
@@ -546,10 +553,23 @@ class FailoverWorld(World):
 
     # -- what must hold --------------------------------------------------------------------------------
 
+    def restore_store(self, backup: Backup, *, goes_on: bool) -> None:
+        """The store is what it was when a backup was made; all leases are gone."""
+        self.shaken = True
+        self.data.restore(backup, goes_on=goes_on)
+
     def records(self) -> dict[str, Volume]:
-        """The committed records, by volume id."""
-        found = (_volume(entry.value) for entry in self.data.list("volumes/"))
-        return {record.id: record for record in found}
+        """The committed records, by volume id. A store that was restored makes nothing undone."""
+        for entry in self.data.list("volumes/"):
+            record = _volume(entry.value)
+            last = self._newest.get(record.id)
+            if last is None or _age(record) >= _age(last):
+                self._newest[record.id] = record
+            elif self._grants.get((record.id, record.grant.epoch), record.grant.node) != (
+                record.grant.node
+            ):
+                self._wrong(f"two nodes were given epoch {record.grant.epoch}")
+        return self._newest
 
     def inspect_after(self, label: str) -> None:
         if label in _CHANGES:

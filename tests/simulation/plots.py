@@ -320,6 +320,37 @@ async def copy_that_is_set_back(history: History) -> None:
     await history.start(holder)
 
 
+async def store_that_is_restored(history: History) -> None:
+    """One node is off when the volume gets another holder or another copy; it starts again with a store of the time before,
+    and only the others know better."""
+    if (found := cast(history)) is None:
+        return
+    record, holder, rival = found
+    world, chance = history.world, history.random.random
+    backup = world.data.backup()
+    victim = history.random.choice((holder, rival))
+    others = [machine for machine in world.machines.values() if machine is not victim]
+    with used(history, holder):
+        await asyncio.sleep(history.random.choice((0.0, 1.0)))
+        history.go_on(victim)
+        victim.power_off()
+        with used(history, history.random.choice(others)):
+            await asyncio.sleep(history.random.choice((2.0, 8.0)))
+            if chance() < 0.3:
+                await history.move(others[0], others[1].name)
+            if chance() < 0.3:
+                await history.start(victim)
+                await asyncio.sleep(history.random.choice((0.0, 3.0)))
+            history.say(f"the store is restored; it knew {record.grant}, in sync {record.in_sync}")
+            world.restore_store(backup, goes_on=chance() < 0.5)
+            await asyncio.sleep(history.random.choice((0.0, 0.1, 1.0)))
+    await history.start(victim)
+    with used(history, victim):
+        await asyncio.sleep(8.0)
+
+
+RESTORED: tuple[Plot, ...] = (store_that_is_restored,)
+"""Of a store that knows less than the nodes do."""
 DAMAGE: tuple[Plot, ...] = (record_that_is_damaged_after_a_takeover, copy_that_is_set_back)
 """Of disks that do not have any more what they had confirmed."""
 PLOTS: tuple[Plot, ...] = (

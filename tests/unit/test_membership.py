@@ -104,7 +104,7 @@ async def test_a_node_that_holds_a_volume_cannot_be_removed(membership: Membersh
     volume = Volume(
         name="data", id="data.1", spec=VolumeSpec(), grant=Grant("n2", 1), created_at=0.0
     )
-    revision = await registry(membership).add_volume(volume)
+    revision = (await registry(membership).add_volume(volume)).revision
     with pytest.raises(Conflict, match="holds data"):
         await membership.remove("n2")
     await registry(membership).trash_volume(replace(volume, removed_at=1.0), expect=revision)

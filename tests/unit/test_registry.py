@@ -117,7 +117,7 @@ async def test_a_change_that_loses_every_race_says_so(world: World) -> None:
 
 
 async def test_nothing_is_written_where_nothing_is_to_be_changed(world: World) -> None:
-    revision = await world.registry.add_volume(VOLUME)
+    revision = (await world.registry.add_volume(VOLUME)).revision
     found = await world.registry.change(world.found_volume, lambda _: None)
     assert found == Versioned(VOLUME, revision)
     assert (await world.found_volume()).revision == revision
@@ -157,9 +157,9 @@ async def test_what_a_newer_node_wrote_survives_all_that_an_older_one_does(world
     world.write("volumes/web", record)
     found = await world.found_volume()
     given = found.record.granted("n2", base=Generation(1, 1), on_top=OnTop.ALL, replicas=("n1",))
-    revision = await world.registry.replace_volume(one_more(given), expect=found.revision)
+    given_at = await world.registry.replace_volume(one_more(given), expect=found.revision)
     removed = replace((await world.found_volume()).record, removed_at=5.0)
-    await world.registry.trash_volume(removed, expect=revision)
+    await world.registry.trash_volume(removed, expect=given_at.revision)
     [trashed] = await world.registry.trash()
     restored = replace(trashed.record, removed_at=None)
     await world.registry.restore_volume(restored, expect=trashed.revision)

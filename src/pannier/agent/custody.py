@@ -134,11 +134,11 @@ class Custody:
             term = self._lease.term
             found = await self.take_up(volume)
             try:
-                await self._cluster.replace(found.record, expect=found.revision)
+                written = await self._cluster.replace(found.record, expect=found.revision)
             except Stale:
                 continue
-            self._lease.proven(found.record, term=term)
-            return found.record
+            self._lease.proven(written.record, term=term)
+            return written.record
 
     async def prove_all(self) -> None:
         """Prove each volume that the present lease does not cover yet, for ever: run as a task."""
@@ -179,10 +179,9 @@ class Custody:
                     return found
                 case Unseal():
                     try:
-                        revision = await self._cluster.replace(record, expect=found.revision)
+                        return await self._cluster.replace(record, expect=found.revision)
                     except Stale:
                         continue  # what was on its way has arrived
-                    return Versioned(record, revision)
                 case Promote(base, epoch, on_top):
                     await self._end_former(record)
                     await self._drivers.of(record).promote(

@@ -81,18 +81,18 @@ class Cluster:
             if again == found and self.catalog.volume(name) == known:
                 return Older(known, found)
 
-    async def replace(self, record: Volume, *, expect: int) -> int:
+    async def replace(self, record: Volume, *, expect: int) -> Versioned[Volume]:
         """Change a volume's record if it is at revision ``expect``, and remember it.
 
         Returns:
-            The new revision.
+            It as it was written.
 
         Raises:
             Stale, StoreUnavailable: it was not changed; OutcomeUnknown: it may have been, or may yet be.
         """
-        revision = await self.registry.replace_volume(record, expect=expect)
-        self.catalog.remember(record, revision=revision)
-        return revision
+        written = await self.registry.replace_volume(record, expect=expect)
+        self.catalog.remember(written.record, revision=written.revision)
+        return written
 
 
 def no_such_volume(name: str) -> VolumeNotFound:

@@ -163,7 +163,8 @@ class Registry:
         read: Callable[[], Awaitable[Versioned[Changing]]],
         decide: Callable[[Changing], Changing | None],
         *,
-        write: Callable[[Changing, Versioned[Changing]], Awaitable[int]] | None = None,
+        write: Callable[[Changing, Versioned[Changing]], Awaitable[Versioned[Changing]]]
+        | None = None,
     ) -> Versioned[Changing]:
         """Change a record. If somebody else changes it first, read it and decide again.
 
@@ -173,7 +174,7 @@ class Registry:
                 one as it is. If it is the same record, it is written anew: a change that may still be on
                 its way fails then.
             write: writes the decided record if the one that was read is still the newest, and returns
-                the new revision; for callers that must act right before and after it.
+                it as it was written; for callers that must act right before and after it.
 
         Returns:
             The record as it is now.
@@ -189,20 +190,19 @@ class Registry:
                 return found
             try:
                 if write is not None:
-                    revision = await write(record, found)
-                else:
-                    revision = await self._put(record, found.revision)
+                    return await write(record, found)
+                return await self._put(record, found.revision)
             except Stale:
                 continue
-            return Versioned(record, revision)
         raise Stale(f"{_key(found.record)} keeps changing in the store", remedy="try again")
 
-    async def _put(self, record: Volume | Node | TokenRecord, expect: int) -> int:
+    async def _put(self, record: Changing, expect: int) -> Versioned[Changing]:
+        """Returns the record as it was written."""
+        written = _changed(record) if isinstance(record, Volume) else record
         used_up = isinstance(record, TokenRecord) and not record.uses_left
-        if isinstance(record, Volume):
-            record = _changed(record)
-        value = None if used_up else encode(record)
-        return await self.store.commit(Change(_key(record), value, expect))
+        value = None if used_up else encode(written)
+        revision = await self.store.commit(Change(_key(record), value, expect))
+        return Versioned(written, revision)
 
     # -- the cluster ----------------------------------------------------------------------------
 
@@ -241,24 +241,26 @@ class Registry:
         """All volumes outside the trash; Corrupt where one is damaged."""
         return [found.record for found in await self._all("volumes/", Volume)]
 
-    async def add_volume(self, volume: Volume) -> int:
-        """A new volume; Stale where the name is taken. Returns the record's revision."""
+    async def add_volume(self, volume: Volume) -> Versioned[Volume]:
+        """A new volume; Stale where the name is taken. Returns the record as it was written."""
         return await self._put(volume, ABSENT)
 
-    async def replace_volume(self, volume: Volume, *, expect: int) -> int:
-        """Change a volume's record. Returns its new revision."""
+    async def replace_volume(self, volume: Volume, *, expect: int) -> Versioned[Volume]:
+        """Change a volume's record. Returns it as it was written."""
         return await self._put(volume, expect)
 
-    async def take_volume(self, volume: Volume, *, expect: int, former: str) -> int:
+    async def take_volume(self, volume: Volume, *, expect: int, former: str) -> Versioned[Volume]:
         """Change a volume's record if its former holder's lease is gone, else Stale.
 
         The lease's key is deleted if it is absent: so the store checks, in the same transaction, that
-        it is.
+        it is. Returns the record as it was written.
         """
-        return await self.store.commit(
-            Change(volume_key(volume.name), encode(_changed(volume)), expect),
+        written = _changed(volume)
+        revision = await self.store.commit(
+            Change(volume_key(volume.name), encode(written), expect),
             Change(f"alive/{former}", None, ABSENT),
         )
+        return Versioned(written, revision)
 
     async def is_up(self, node: str) -> bool:
         """Whether the node's lease is alive now."""
@@ -294,12 +296,14 @@ class Registry:
         removed = await self._all("trash/", Volume)
         return [*await self.volumes(), *(found.record for found in removed)]
 
-    async def restore_volume(self, volume: Volume, *, expect: int) -> int:
-        """Take a volume out of the trash; Stale where its name was taken meanwhile."""
-        return await self.store.commit(
+    async def restore_volume(self, volume: Volume, *, expect: int) -> Versioned[Volume]:
+        """Take a volume out of the trash; Stale where its name was taken meanwhile. Returns the record as it was written."""
+        written = _changed(volume)
+        revision = await self.store.commit(
             Change(trash_key(volume.id), None, expect),
-            Change(volume_key(volume.name), encode(_changed(volume)), ABSENT),
+            Change(volume_key(volume.name), encode(written), ABSENT),
         )
+        return Versioned(written, revision)
 
     async def trashed(self, volume_id: str) -> Versioned[Volume] | None:
         """The record of a removed volume."""
@@ -358,17 +362,18 @@ class Registry:
 
     async def put_back(
         self, volume: Volume, *, expect: int, removed: Versioned[Volume] | None
-    ) -> int:
-        """Write a volume's record into a store that was restored from an older backup. Returns its revision.
+    ) -> Versioned[Volume]:
+        """Write a volume's record into a store that was restored from an older backup. Returns it as it was written.
 
         Args:
             expect: the revision of the older record; ABSENT for none.
             removed: the older record in the trash, which goes.
         """
-        changes = [Change(volume_key(volume.name), encode(_changed(volume)), expect)]
+        written = _changed(volume)
+        changes = [Change(volume_key(volume.name), encode(written), expect)]
         if removed is not None:
             changes.append(Change(trash_key(volume.id), None, removed.revision))
-        return await self.store.commit(*changes)
+        return Versioned(written, await self.store.commit(*changes))
 
     # -- nodes ----------------------------------------------------------------------------------
 
@@ -382,7 +387,7 @@ class Registry:
 
     async def put_node(self, node: Node, *, expect: int = ABSENT) -> int:
         """Add or change a node's record."""
-        return await self._put(node, expect)
+        return (await self._put(node, expect)).revision
 
     async def remove_node(self, name: str, *, expect: int) -> None:
         """Remove a node's record."""

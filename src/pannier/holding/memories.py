@@ -1,8 +1,8 @@
 """What the nodes remember of volumes' records, exchanged between them.
 
 A node that was off knows nothing of what happened meanwhile but what the store says. If the store was restored from an
-older backup, only the other nodes know better. So a node asks each of the others once when it has come up, and again
-when the store seems older. It serves no volume after a start, and takes none over, before those that are up were asked.
+older backup, only the other nodes know better. So a node asks each of the others after its start, when that one comes up, and
+when the store seems older. It serves no volume after its start, and takes none over, before all were asked.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ class Memories:
         self._peers = peers
         self._pace = pace
         self._asked: set[str] = set()
-        """Nodes that were asked since they came up, whether or not they answered."""
+        """Nodes that were asked since this one began and they came up, whether or not they answered."""
         self._heard: set[str] = set()
         """Those of them that answered, with all that they knew then."""
+        self._were_up: set[str] = set()
         self._doubted: frozenset[str] = frozenset()
 
     async def run(self) -> None:
@@ -46,35 +47,38 @@ class Memories:
 
     async def look(self) -> None:
         """Ask the nodes that are up and were not asked yet."""
-        up = self._up()
-        self._asked &= up
-        self._heard &= up
+        others, up = self._others(), self._up()
+        came, self._were_up = up - self._were_up, up
         doubted = frozenset(self._cluster.catalog.doubted())
-        if doubted - self._doubted:
-            self._asked.clear()  # they may have learned more by now
-            self._heard.clear()
+        # When the store seems older, they may have learned more by now.
+        anew = others if doubted - self._doubted else came
+        self._asked -= anew
+        self._heard -= anew
         self._doubted = doubted
-        await asyncio.gather(*(self._ask(name) for name in sorted(up - self._asked)))
+        await asyncio.gather(*(self._ask(name) for name in sorted(others - self._asked)))
 
     async def asked(self) -> None:
-        """Wait until each node that is up was asked, for as long as one may take to answer."""
+        """Wait until each other node was asked, for as long as one may take to answer.
+
+        Not only those that are up: right after the store was restored, it knows nobody's lease.
+        """
         try:
             async with asyncio.timeout(2 * self._pace.take_ask):
-                while not self._asked >= self._up():
+                while not self._asked >= self._others():
                     await asyncio.sleep(self._pace.poll)
         except TimeoutError:
-            log.info("memories.not-asked", nodes=sorted(self._up() - self._asked))
+            log.info("memories.not-asked", nodes=sorted(self._others() - self._asked))
 
     def silent(self, volume: str) -> list[str]:
         """The nodes of the cluster that have not answered since they came up, and since the store seems older about a volume."""
-        names = {node.name for node in self._cluster.catalog.nodes()} - {self._cluster.node}
-        return sorted(names - self._heard if volume in self._doubted else names)
+        others = self._others()
+        return sorted(others - self._heard if volume in self._doubted else others)
+
+    def _others(self) -> set[str]:
+        return {node.name for node in self._cluster.catalog.nodes()} - {self._cluster.node}
 
     def _up(self) -> set[str]:
-        catalog, me = self._cluster.catalog, self._cluster.node
-        return {
-            each.name for each in catalog.nodes() if each.name != me and catalog.is_up(each.name)
-        }
+        return {name for name in self._others() if self._cluster.catalog.is_up(name)}
 
     async def _ask(self, name: str) -> None:
         node = self._cluster.catalog.node(name)

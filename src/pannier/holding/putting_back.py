@@ -140,9 +140,9 @@ class PuttingBack:
                 f"the store has another volume of the name {known.name} ({stored.record.id}); the nodes know {known.id}",
                 remedy="remove the store's first if it is the older one: pannier volume rm; then try again",
             )
-        revision = await self._cluster.registry.put_back(
+        back = await self._cluster.registry.put_back(
             record, expect=same.revision if same is not None else ABSENT, removed=older.trashed
         )
-        self._cluster.catalog.remember(record, revision=revision)
+        self._cluster.catalog.remember(back.record, revision=back.revision)
         log.warning("volume.put-back", volume=known.name, epoch=known.grant.epoch, by=by)
-        return record
+        return back.record

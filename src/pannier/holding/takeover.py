@@ -182,7 +182,7 @@ async def change_holder(cluster: Cluster, former: Versioned[Volume], record: Vol
         Stale, StoreUnavailable: it did not happen; OutcomeUnknown: it may have, or may still.
     """
     try:
-        revision = await cluster.registry.take_volume(
+        taken = await cluster.registry.take_volume(
             record, expect=former.revision, former=former.record.grant.node
         )
     except OutcomeUnknown as error:
@@ -193,5 +193,5 @@ async def change_holder(cluster: Cluster, former: Versioned[Volume], record: Vol
         if found.record.grant != record.grant or found.record.id != record.id:
             raise
         return found.record
-    cluster.catalog.remember(record, revision=revision)
-    return record
+    cluster.catalog.remember(taken.record, revision=taken.revision)
+    return taken.record
