@@ -15,6 +15,8 @@ from pannier.core.volume import Volume
 if TYPE_CHECKING:
     from failover_histories import History
 
+STORE_SECONDS = 4.0
+"""How long the store is away before it is restored: whatever was on its way has arrived by then, or never does."""
 Plot = Callable[["History"], Awaitable[None]]
 Cast = tuple[Volume, Machine, Machine]
 
@@ -342,7 +344,10 @@ async def store_that_is_restored(history: History) -> None:
                 await history.start(victim)
                 await asyncio.sleep(history.random.choice((0.0, 3.0)))
             history.say(f"the store is restored; it knew {record.grant}, in sync {record.in_sync}")
-            world.restore_store(backup, goes_on=chance() < 0.5)
+            ways = [way for name in world.machines for way in ((name, "store"), ("store", name))]
+            with history.lost(*ways):
+                await asyncio.sleep(STORE_SECONDS)
+                world.restore_store(backup, goes_on=chance() < 0.5)
             await asyncio.sleep(history.random.choice((0.0, 0.1, 1.0)))
     await history.start(victim)
     with used(history, victim):

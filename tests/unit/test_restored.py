@@ -187,6 +187,11 @@ async def test_a_former_holder_that_knows_of_nothing_learns_it_before_it_serves(
             async with asyncio.timeout(10.0):
                 await world.mount(world.a, NAME)
         assert world.a.up.catalog.volume(NAME).grant == Grant(copy, 2)  # type: ignore[union-attr]
+        findings = await world.a.ask(lambda run: run.service.doctor())
+        [told] = [each for each in findings if "older backup" in each.what]
+        assert "volume recover" in told.remedy
+        shown = await world.a.ask(lambda run: run.service.volume(NAME))
+        assert "older backup" in shown.doubt
         with pytest.raises(Conflict, match=f"no answer from {third}"):
             await world.a.ask(
                 lambda run: run.service.by("me").recover_volume(NAME, accept_loss=False)

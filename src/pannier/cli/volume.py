@@ -337,6 +337,7 @@ def _details(found: LiveVolumeView | RememberedVolumeView) -> list[tuple[str, st
         ("holder", f"{found.holder} ({found.holder_state})"),
         ("epoch", str(found.epoch)),
         ("generation", found.generation or "-"),
+        *([("store is older", found.doubt)] if found.doubt else []),
         *([("quarantined", found.quarantine)] if found.quarantine else []),
         *(
             [("stands still", found.stands_still), ("ways out", ways_out(found.name))]

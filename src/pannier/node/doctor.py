@@ -14,7 +14,8 @@ from pannier.contract.views import FindingView
 from pannier.contract.words import Level
 from pannier.copies.replication import Replicator
 from pannier.core.errors import EngineUnavailable, PannierError
-from pannier.core.ownership import Lost, plan_cleanup, plan_serving
+from pannier.core.ownership import Disbelieve, Lost, plan_cleanup, plan_serving
+from pannier.core.restored import disk_is_newer
 from pannier.core.room import ways_out
 from pannier.core.size import format_size
 from pannier.core.volume import Volume
@@ -27,6 +28,7 @@ from pannier.node.diagnosis import (
     written_past_the_barrier,
 )
 from pannier.node.quarantine import quarantine_findings, quarantine_of
+from pannier.node.restored_store import older_store_findings
 from pannier.node.sync_findings import doubt_findings, journal_findings
 from pannier.node.sync_views import journal_of
 from pannier.node.twins import Twin, Twins
@@ -89,6 +91,7 @@ class Doctor:
             self._journal,
             self._sync_calls,
             self._quarantined,
+            self._older_store,
             self._volumes,
         ):
             try:
@@ -245,6 +248,10 @@ class Doctor:
         async for finding in quarantine_findings(self._drivers, self._cluster.catalog.volumes()):
             yield finding
 
+    async def _older_store(self) -> AsyncIterator[FindingView]:
+        async for finding in older_store_findings(self._cluster):
+            yield finding
+
     async def _volumes(self) -> AsyncIterator[FindingView]:
         for key, why in sorted(self._cluster.catalog.damaged.items()):
             yield _problem(f"record {key}", why, "it is left out until then")
@@ -278,6 +285,10 @@ class Doctor:
         copy = await driver.inspect(volume.id)
         local = copy.state
         subject = f"volume {volume.name}"
+        plan = plan_serving(volume, local, node=self._cluster.node)
+        if isinstance(plan, Disbelieve):
+            error = disk_is_newer(volume, plan.epoch, node=self._cluster.node)
+            yield _problem(subject, error.message, error.remedy)
         for epoch in plan_cleanup(volume, local, node=self._cluster.node).strays:
             yield _warning(
                 subject,
@@ -288,7 +299,6 @@ class Doctor:
             )
         if volume.grant.node != self._cluster.node:
             return
-        plan = plan_serving(volume, local, node=self._cluster.node)
         if isinstance(plan, Lost):
             yield _problem(
                 subject, "its data is not on this node's disk", "is the right disk there?"
