@@ -18,6 +18,7 @@ from plots import (
     join_that_hangs,
     lease_that_ends_under_a_takeover,
     only_generations_arrive,
+    store_that_is_restored,
     takeover_that_hangs,
 )
 
@@ -40,6 +41,7 @@ from pannier.core.generation import Generation
 from pannier.core.lease import Standing, Terms
 from pannier.core.ownership import Cleanup, LocalState, plan_cleanup
 from pannier.core.volume import Volume
+from pannier.holding.memories import Memories
 from pannier.holding.takeover import Takeover
 from pannier.host.clock import Clock
 from pannier.storage.base import Driver
@@ -353,3 +355,21 @@ def _serve_again_beside_a_container_of_an_earlier_epoch(patch: pytest.MonkeyPatc
             await real(self, volume)
 
     patch.setattr(Custody, "_end_former", end_former)
+
+
+# -- a store that was restored -----------------------------------------------------------------------
+
+
+@bug(store_that_is_restored)
+def _believe_a_store_that_was_restored(patch: pytest.MonkeyPatch) -> None:
+    for module in ("cluster", "catalog"):
+        patch.setattr(f"pannier.cluster.{module}.is_behind", lambda record, known: False)
+
+
+@bug(store_that_is_restored)
+def _go_on_after_a_start_without_asking_the_others(patch: pytest.MonkeyPatch) -> None:
+    async def nothing(self: Memories) -> None:
+        pass
+
+    patch.setattr(Memories, "look", nothing)
+    patch.setattr(Memories, "asked", nothing)
