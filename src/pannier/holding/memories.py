@@ -55,7 +55,10 @@ class Memories:
         self._asked -= anew
         self._heard -= anew
         self._doubted = doubted
-        await asyncio.gather(*(self._ask(name) for name in sorted(others - self._asked)))
+        due = others - self._asked
+        if doubted:
+            due |= up - self._heard  # the records are put back only when all have answered
+        await asyncio.gather(*(self._ask(name) for name in sorted(due)))
 
     async def asked(self) -> None:
         """Wait until each other node was asked, for as long as one may take to answer.
