@@ -54,6 +54,7 @@ from pannier.holding.set_back import Abdication
 from pannier.holding.takeover import Takeover
 from pannier.holding.volumes import Volumes
 from pannier.host.clock import Clock
+from pannier.host.killing import Kill
 from pannier.host.state_files import StateFiles
 from pannier.node.barrier_admission import BarrierAdmission, Marks
 from pannier.node.cleaning import Cleaning
@@ -123,7 +124,7 @@ class Outside(Generic[Calls]):
         record_sender: sends records to other nodes.
         mounts: the paths that Docker is given.
         users_of: who uses a directory, as the kernel sees it.
-        kill: sends a signal to a process.
+        kill: kills processes.
         freezer: freezes containers.
         files: where the node keeps what it must not forget.
         clock: this machine's.
@@ -142,7 +143,7 @@ class Outside(Generic[Calls]):
     record_sender: SendsRecords
     mounts: Mounts
     users_of: UsersOf
-    kill: Callable[[int, int], None]
+    kill: Kill
     freezer: Freezer
     files: StateFiles
     clock: Clock

@@ -38,6 +38,7 @@ from pannier.engine.file import configured_default
 from pannier.host.activation import fd_named, inherited_fds, listening_socket
 from pannier.host.clock import machine_clock
 from pannier.host.files import keep_private
+from pannier.host.killing import kill
 from pannier.host.logs import log_to_journal
 from pannier.host.state_files import HostFiles
 from pannier.host.systemd import notify
@@ -170,7 +171,7 @@ class Daemon:
             record_sender=self.record_sender,
             mounts=mounts,
             users_of=users_of,
-            kill=os.kill,
+            kill=kill,
             freezer=CgroupFreezer(files.until_boot("frozen.json")),
             files=files,
             clock=self.clock,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from math import inf
@@ -95,9 +95,9 @@ class Machine:
         """What a right clock says."""
         return asyncio.get_running_loop().time()
 
-    def kill(self, pid: int, _: int) -> None:
-        """A process is killed; its container ends with it."""
-        self.table.kill(pid)
+    def kill(self, pids: Collection[int], *, found: Callable[[], Collection[int]]) -> list[int]:
+        """Processes are killed; their containers end with them."""
+        return self.table.kill(pids, found=found)
 
     def freeze(self) -> None:
         """The daemon makes no step; its containers go on."""

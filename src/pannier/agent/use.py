@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -22,6 +22,7 @@ from pannier.core.pace import AgentPace
 from pannier.core.volume import Volume
 from pannier.engine.base import Engine
 from pannier.host.clock import Clock
+from pannier.host.killing import Kill
 from pannier.storage.base import SparseDriver
 
 log = structlog.get_logger(__name__)
@@ -55,7 +56,7 @@ class Use:
         engine: Engine,
         freezer: Freezer,
         users_of: UsersOf,
-        kill: Callable[[int, int], None],
+        kill: Kill,
         clock: Clock,
         pace: AgentPace,
     ) -> None:
@@ -63,7 +64,7 @@ class Use:
 
         Args:
             users_of: tells who uses a directory.
-            kill: sends a signal to a process, as :func:`os.kill` does.
+            kill: kills processes, as :func:`pannier.host.killing.kill` does.
         """
         self._drivers = drivers
         self._mounts = mounts
@@ -71,7 +72,7 @@ class Use:
         self._engine = engine
         self._freezer = freezer
         self._users_of = users_of
-        self._kill_process = kill
+        self._kill_processes = kill
         self._clock = clock
         self._pace = pace
         self._released: dict[str, asyncio.Event] = {}
@@ -115,11 +116,15 @@ class Use:
         return await self._using([volume])
 
     async def _using(self, volumes: Sequence[Volume]) -> list[User]:
+        paths = self._paths(volumes)
+        return await asyncio.to_thread(self._users_of, paths, mount_root=self._mounts.root)
+
+    def _paths(self, volumes: Sequence[Volume]) -> list[Path]:
         paths = []
         for volume in volumes:
             tree = self._drivers.of(volume).data_path(volume.id, volume.grant.epoch)
             paths += [tree, self._mounts.path(volume.name)]
-        return await asyncio.to_thread(self._users_of, paths, mount_root=self._mounts.root)
+        return paths
 
     async def users(self, volume: Volume) -> list[str]:
         """Who uses the volume on this node, in words for people; empty where nobody does.
@@ -206,7 +211,7 @@ class Use:
         users = [user for user in _who_write(await self.processes(volume)) if user.pid]
         if users and not self.suspended(volume):
             log.warning("volume.suspended", volume=volume.name, epoch=volume.grant.epoch)
-        self._kill(volume, await asyncio.to_thread(self._freezer.freeze, volume.id, users))
+        await self._kill(volume, await asyncio.to_thread(self._freezer.freeze, volume.id, users))
 
     async def keep_suspended(self, volume: Volume) -> None:
         """Keep suspended what was, even if somebody thaws it; costs little."""
@@ -282,7 +287,7 @@ class Use:
             users = [user for user in _who_write(await self.processes(volume)) if user.pid]
             if not users:
                 break
-            self._kill(volume, users)
+            await self._kill(volume, users)
             # A killed process that is frozen may end only when it is thawed; it does not run any more.
             await self._let_end(volume)
             await asyncio.sleep(self._pace.end_pause)
@@ -298,11 +303,14 @@ class Use:
         if isinstance(driver, SparseDriver):
             await driver.thaw(volume.id)
 
-    def _kill(self, volume: Volume, users: Sequence[User]) -> None:
-        for user in users:
-            with suppress(ProcessLookupError):
-                self._kill_process(user.pid, signal.SIGKILL)
-            log.warning("volume.user-killed", volume=volume.name, pid=user.pid)
+    async def _kill(self, volume: Volume, users: Sequence[User]) -> None:
+        """Kill those who still use the volume. One that has begun since is found by the caller's next look."""
+        look = partial(self._users_of, self._paths([volume]), mount_root=self._mounts.root)
+        pids = [user.pid for user in users]
+        for pid in await asyncio.to_thread(
+            self._kill_processes, pids, found=lambda: [user.pid for user in _who_write(look())]
+        ):
+            log.warning("volume.user-killed", volume=volume.name, pid=pid)
 
 
 def _who_write(users: Sequence[User]) -> list[User]:
