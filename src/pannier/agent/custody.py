@@ -232,6 +232,19 @@ class Custody:
         for generation in cleanup.delete:
             await driver.delete_generation(record.id, generation)
 
+    async def tidy_copy(self, volume: Volume) -> None:
+        """Remove what this node, which is not the holder, no longer needs of the present epoch. The caller has the lock.
+
+        Decided by ``volume`` as it is remembered, so the store is not read. That is enough as long as this node has begun
+        no takeover of it (:meth:`Promises.refuses`): whoever else makes this node the holder names its newest
+        generation, which stays. What is of earlier epochs may be a stray by a newer record, and is left to :meth:`tidy`.
+        """
+        driver = self._drivers.of(volume)
+        cleanup = plan_cleanup(volume, await self._local(volume), node=self._cluster.node)
+        for generation in cleanup.delete:
+            if generation.epoch == volume.grant.epoch:
+                await driver.delete_generation(volume.id, generation)
+
     async def _depose_strays(self, volume: Volume) -> None:
         """Stop containers that went on with a former tree while this daemon did not run."""
         if volume.grant.node != self._cluster.node:
