@@ -228,6 +228,9 @@ class MemoryDriver(Driver):
     async def check_disk(self, *, by_writing: bool = False) -> None:
         raise NotImplementedError
 
+    def writes_done(self) -> int | None:
+        return None
+
 
 def _write_all(pipe: int, stream: bytes, hold: threading.Event, hangs: bool) -> None:
     try:

@@ -305,6 +305,8 @@ class Run:
         """See :class:`stepping.Life`."""
         fault = self._begin(label)
         await pause(self.world.delay() + self.world.slow_steps.get((self.name, label), 0.0))
+        if label.startswith("driver."):
+            await self.machine.disk.answers()
         self.check()
         return fault
 

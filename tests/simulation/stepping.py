@@ -224,6 +224,9 @@ class SteppedDriver(Driver):
     async def check_disk(self, *, by_writing: bool = False) -> None:
         await self._inner.check_disk(by_writing=by_writing)
 
+    def writes_done(self) -> int | None:
+        return self._inner.writes_done()
+
 
 class SteppedCheckedDriver(SteppedDriver, CheckedDriver):
     """The same of one that notices what the disk does not give back."""

@@ -23,6 +23,7 @@ from pannier.core.volume import Volume
 from pannier.engine.base import Engine
 from pannier.host.clock import Clock
 from pannier.host.killing import Kill
+from pannier.host.threads import in_own_thread
 from pannier.storage.base import SparseDriver
 
 log = structlog.get_logger(__name__)
@@ -117,7 +118,7 @@ class Use:
 
     async def _using(self, volumes: Sequence[Volume]) -> list[User]:
         paths = self._paths(volumes)
-        return await asyncio.to_thread(self._users_of, paths, mount_root=self._mounts.root)
+        return await in_own_thread(partial(self._users_of, paths, mount_root=self._mounts.root))
 
     def _paths(self, volumes: Sequence[Volume]) -> list[Path]:
         paths = []
@@ -147,7 +148,7 @@ class Use:
         if not isinstance(driver, SparseDriver) or volume.id not in await driver.attached():
             return []
         paths = [driver.behind(volume.id, volume.grant.epoch)]
-        found = await asyncio.to_thread(self._users_of, paths, mount_root=self._mounts.root)
+        found = await in_own_thread(partial(self._users_of, paths, mount_root=self._mounts.root))
         return await self.name_all(found)
 
     async def in_use(self, volume: Volume) -> bool:
@@ -211,18 +212,20 @@ class Use:
         users = [user for user in _who_write(await self.processes(volume)) if user.pid]
         if users and not self.suspended(volume):
             log.warning("volume.suspended", volume=volume.name, epoch=volume.grant.epoch)
-        await self._kill(volume, await asyncio.to_thread(self._freezer.freeze, volume.id, users))
+        await self._kill(
+            volume, await in_own_thread(partial(self._freezer.freeze, volume.id, users))
+        )
 
     async def keep_suspended(self, volume: Volume) -> None:
         """Keep suspended what was, even if somebody thaws it; costs little."""
         if self.suspended(volume):
-            await asyncio.to_thread(self._freezer.keep, volume.id)
+            await in_own_thread(partial(self._freezer.keep, volume.id))
 
     async def resume(self, volume: Volume) -> None:
         """Let go on what was suspended: this node is known to hold the volume."""
         if self.suspended(volume):
             log.info("volume.resumed", volume=volume.name, epoch=volume.grant.epoch)
-        await asyncio.to_thread(self._freezer.thaw, volume.id)
+        await in_own_thread(partial(self._freezer.thaw, volume.id))
 
     async def halt(self, volumes: Sequence[Volume], *, at_once: bool) -> frozenset[str]:
         """Freeze the containers that use any of some volumes, since their pool is full.
@@ -240,11 +243,11 @@ class Use:
         left = {volume.id for volume in starting}
         old = [volume for volume in volumes if volume.id not in left]
         users = _who_write(await self._using(old))
-        if await asyncio.to_thread(self._freeze_for_room, users):
+        if await in_own_thread(partial(self._freeze_for_room, users)):
             return frozenset(left)
         for volume in old:
             users = _who_write(await self.processes(volume))
-            if not await asyncio.to_thread(self._freeze_for_room, users):
+            if not await in_own_thread(partial(self._freeze_for_room, users)):
                 left.add(volume.id)
         return frozenset(left)
 
@@ -269,19 +272,20 @@ class Use:
     async def keep_halted(self) -> None:
         """Keep frozen what :meth:`halt` froze, even if somebody thaws it; costs little."""
         if self._freezer.holds(_FOR_ROOM):
-            await asyncio.to_thread(self._freezer.keep, _FOR_ROOM)
+            await in_own_thread(partial(self._freezer.keep, _FOR_ROOM))
 
     async def let_go_on(self) -> None:
         """End :meth:`halt`: there is room again. What is suspended for another reason stays so."""
         if self._freezer.holds(_FOR_ROOM):
-            await asyncio.to_thread(self._freezer.thaw, _FOR_ROOM)
+            await in_own_thread(partial(self._freezer.thaw, _FOR_ROOM))
 
     async def end(self, volume: Volume) -> None:
         """Unmount, and kill until no user is left, since new processes may start meanwhile.
 
-        Who only looks on keeps what it has.
+        Who only looks on keeps what it has. A disk that hangs may hold up the unmounting, and does not hold up the rest.
         """
-        await asyncio.to_thread(self._mounts.unmount, volume.name, detach=True)
+        unmounting = in_own_thread(partial(self._mounts.unmount, volume.name, detach=True))
+        await asyncio.wait((unmounting,), timeout=self._pace.end_patience)
         self._mount_ids.forget(volume.name)
         for _ in range(self._pace.end_tries):
             users = [user for user in _who_write(await self.processes(volume)) if user.pid]
@@ -294,22 +298,22 @@ class Use:
         else:
             log.error("volume.users-left", volume=volume.name, pids=[user.pid for user in users])
         await self._let_end(volume)
+        await unmounting
 
     async def _let_end(self, volume: Volume) -> None:
         """Thaw what keeps killed processes from ending; none of them runs any more."""
-        await asyncio.to_thread(self._freezer.thaw, volume.id)
+        await in_own_thread(partial(self._freezer.thaw, volume.id))
         await self.keep_halted()  # others' containers stay as they are
         driver = self._drivers.get(volume.spec.driver)
-        if isinstance(driver, SparseDriver):
+        if isinstance(driver, SparseDriver) and driver.name not in self._drivers.hanging:
             await driver.thaw(volume.id)
 
     async def _kill(self, volume: Volume, users: Sequence[User]) -> None:
         """Kill those who still use the volume. One that has begun since is found by the caller's next look."""
         look = partial(self._users_of, self._paths([volume]), mount_root=self._mounts.root)
         pids = [user.pid for user in users]
-        for pid in await asyncio.to_thread(
-            self._kill_processes, pids, found=lambda: [user.pid for user in _who_write(look())]
-        ):
+        found = lambda: [user.pid for user in _who_write(look())]  # noqa: E731
+        for pid in await in_own_thread(partial(self._kill_processes, pids, found=found)):
             log.warning("volume.user-killed", volume=volume.name, pid=pid)
 
 

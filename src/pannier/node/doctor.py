@@ -85,11 +85,8 @@ class Doctor:
             self._engine,
             self._hidden,
             self._services,
-            self._pool,
-            self._journal,
             self._sync_calls,
-            self._quarantined,
-            self._volumes,
+            *self._of_disks(),
         ):
             try:
                 async for finding in check():
@@ -99,6 +96,20 @@ class Doctor:
             except OSError as error:  # doctor is asked when something is broken
                 findings.append(_problem(check.__name__.strip("_"), str(error), "see dmesg"))
         return findings
+
+    def _of_disks(self) -> tuple[Callable[[], AsyncIterator[FindingView]], ...]:
+        """The checks that read this node's disks. While one hangs they would wait for it."""
+        if self._drivers.hanging:
+            return (self._hanging,)
+        return self._pool, self._journal, self._quarantined, self._volumes
+
+    async def _hanging(self) -> AsyncIterator[FindingView]:
+        for error in self._drivers.hanging.values():
+            yield _problem(
+                f"pool on {self._cluster.node}",
+                f"{error.message}; what is on it is not looked at until it answers",
+                error.remedy,
+            )
 
     async def _store(self) -> AsyncIterator[FindingView]:
         for member, health in (await self._cluster.registry.store.health()).items():
