@@ -586,7 +586,13 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
     asked_options = AskedOptions(
         cluster=cluster, custody=custody, swarm=engine.swarm, pace=pace.swarm
     )
-    disks = Disks(drivers=drivers, lease=lease, clock=clock, pace=pace.agent)
+    disks = Disks(
+        drivers=drivers,
+        lease=lease,
+        file=files.until_boot("hanging.json"),
+        clock=clock,
+        pace=pace.agent,
+    )
 
     async def adopt() -> None:
         await drivers.tried.wait()

@@ -19,6 +19,7 @@ from pannier.core.errors import DiskFailed
 from pannier.core.lease import Terms
 from pannier.core.pace import AgentPace, NodePace
 from pannier.host.clock import machine_clock
+from pannier.host.state_files import UnsyncedFile
 from pannier.storage.base import Driver
 from pannier.testing.store import MemoryStore
 
@@ -46,13 +47,14 @@ def hanging(pool: Path) -> Iterator[None]:
 
 
 @asynccontextmanager
-async def watched(driver: Driver) -> AsyncIterator[tuple[Lease, Drivers]]:
-    """A node's watch over its disk."""
+async def watched(driver: Driver, run: Path) -> AsyncIterator[tuple[Lease, Drivers]]:
+    """A node's watch over its disk; ``run`` is its tmpfs."""
     clock, store, terms = machine_clock(), MemoryStore(), Terms()
     keeper = Renewal(store, node="a", boot_id="1", terms=terms, clock=clock)
     lease = Lease(store, keeper=keeper, terms=terms, clock=clock)
     drivers = Drivers({driver.name: driver}, default=driver.name, node="a", pace=NodePace())
-    disks = Disks(drivers=drivers, lease=lease, clock=clock, pace=PACE)
+    file = UnsyncedFile(run / "hanging.json")
+    disks = Disks(drivers=drivers, lease=lease, file=file, clock=clock, pace=PACE)
     work = [asyncio.create_task(each) for each in (drivers.keep_open(), disks.run())]
     try:
         await drivers.opened()
@@ -69,9 +71,11 @@ async def until(what: Callable[[], object]) -> None:
             await asyncio.sleep(0.02)
 
 
-async def test_a_disk_that_hangs_is_noticed_and_holds_nobody_up(nodes: Nodes) -> None:
+async def test_a_disk_that_hangs_is_noticed_and_holds_nobody_up(
+    nodes: Nodes, tmp_path: Path
+) -> None:
     volume = await nodes.create()
-    async with watched(nodes.a) as (lease, drivers):
+    async with watched(nodes.a, tmp_path) as (lease, drivers):
         with hanging(nodes.a.pool):
             await until(lambda: lease.withheld)
             assert "it hangs" in lease.withheld
@@ -83,21 +87,26 @@ async def test_a_disk_that_hangs_is_noticed_and_holds_nobody_up(nodes: Nodes) ->
     (volume / "file").write_text("it goes on")
 
 
-async def test_an_idle_disk_is_asked_and_answers(nodes: Nodes) -> None:
-    async with watched(nodes.a) as (lease, _):
+async def test_an_idle_disk_is_asked_and_answers(nodes: Nodes, tmp_path: Path) -> None:
+    async with watched(nodes.a, tmp_path) as (lease, _):
         for _ in range(3):
-            before = nodes.a.writes_done()
-            await until(lambda before=before: nodes.a.writes_done() != before)
+            await _writes(nodes.a)
             assert not lease.withheld
 
 
-async def test_the_watch_ends_while_the_disk_hangs(nodes: Nodes) -> None:
+async def test_the_watch_ends_while_the_disk_hangs(nodes: Nodes, tmp_path: Path) -> None:
     """As when the daemon ends: it waits for no answer."""
-    async with watched(nodes.a) as (lease, _):
+    async with watched(nodes.a, tmp_path) as (lease, _):
         with hanging(nodes.a.pool):
             await until(lambda: lease.withheld)
             async with asyncio.timeout(5):
                 await _ended("disk")
+
+
+async def _writes(driver: Driver) -> None:
+    """Wait until the disk has completed another write."""
+    before = driver.writes_done()
+    await until(lambda: driver.writes_done() != before)
 
 
 async def _ended(name: str) -> None:

@@ -152,6 +152,8 @@ class Disk:
         """Nothing can be read or written any more."""
         self.hangs = False
         """Nothing that is asked of it is answered, and nothing is lost: it goes on later."""
+        self.open_waits = True
+        """Whether a driver cannot be opened while it hangs: what it needs for that may be in memory."""
         self.slow = 0.0
         """Seconds that a write takes which somebody waits for."""
         self.writes = 0
@@ -240,7 +242,8 @@ class SnapshotDriver(CheckedDriver):
 
     async def open(self) -> None:
         """Nothing is ever half done here."""
-        await self.disk.answers()
+        if self.disk.open_waits:
+            await self.disk.answers()
 
     async def close(self) -> None:
         """Nothing was taken."""

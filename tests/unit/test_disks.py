@@ -244,5 +244,28 @@ async def test_a_disk_that_hangs_while_it_is_opened_counts_as_well(world: Copies
     await world.until(lambda: world.b.up.catalog.is_up("a"))
 
 
+async def test_a_daemon_that_is_started_beside_a_disk_that_hangs_renews_no_lease(
+    world: CopiesWorld,
+) -> None:
+    """The earlier one has given the disk up: nobody waits once more for as long. An answer ends it."""
+    await world.volume(world.a)
+    world.a.disk.hangs = True
+    await world.until(lambda: not world.b.up.catalog.is_up("a"))
+    for open_waits in (True, False):
+        world.a.crash()
+        world.a.disk.open_waits = open_waits
+        await world.a.start()
+        for _ in range(int(2 * HANG)):
+            await asyncio.sleep(0.5)
+            assert not world.b.up.catalog.is_up("a")
+    world.a.disk.hangs = False
+    await world.until(lambda: world.b.up.catalog.is_up("a"), seconds=10)
+    world.a.crash()
+    world.a.disk.hangs = True
+    run = await world.a.start()
+    await asyncio.sleep(HANG / 2)
+    assert not run.lease.withheld, "what was mended is forgotten"
+
+
 def now() -> float:
     return asyncio.get_running_loop().time()

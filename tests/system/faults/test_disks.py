@@ -304,7 +304,8 @@ def test_f51_a_daemon_whose_disk_hangs_can_be_replaced(faults: Faults) -> None:
         world.run("node1", "systemctl", "restart", "pannierd")
         world.wait_for_pannier("node1")
         disk_error = lambda: world.json(replica, "node", "show", "node1")["disk_error"]  # noqa: E731
-        wait_until("it is told again", lambda: "could not be opened" in (disk_error() or ""))
+        wait_until("it is told again", lambda: "it hangs" in (disk_error() or ""), seconds=10)
+        faults.wait_until_down("node1", seen_by=replica)
     finally:
         world.lab.disk("node1", "heal")
     world.wait_until_all_up()
