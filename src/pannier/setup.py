@@ -38,6 +38,7 @@ from pannier.core.errors import (
     Conflict,
     Denied,
     InvalidInput,
+    OutcomeUnknown,
     PannierError,
     Unavailable,
 )
@@ -238,16 +239,22 @@ async def _join(
     pool = await _prepare_storage(storage)
     request = new_request(name)
     endpoint = TlsEndpoint(address=address, context=pinned.context, node=pinned.member.name)
+    order = JoinOrder(
+        token=token.text(),
+        name=name,
+        address=own_address,
+        csr=request.csr_pem,
+        version=__version__,
+    )
     async with ApiClient(endpoint) as client:
-        reply = await client.join(
-            JoinOrder(
-                token=token.text(),
-                name=name,
-                address=own_address,
-                csr=request.csr_pem,
-                version=__version__,
-            )
-        )
+        try:
+            reply = await client.join(order)
+        except OutcomeUnknown as error:
+            raise OutcomeUnknown(
+                f"{error.message}; the token may have been used up, and this machine is no node",
+                remedy=f"on a node of the cluster: pannier node rm {name}, if pannier node ls shows it; "
+                "then join with a new token: pannier token create",
+            ) from error
     Credentials.save(
         CONFIG_DIRECTORY, ca=reply.ca, certificate=reply.certificate, key=request.key_pem
     )

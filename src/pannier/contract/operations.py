@@ -141,10 +141,10 @@ class Operations(Protocol):
         raises=(errors.Conflict,),
     )
     async def join(self, order: bodies.JoinOrder) -> JoinReply:
-        """Admit a machine that has a token.
+        """Admit a machine that has a token. Without a right one, nothing but a refusal is told.
 
         Raises:
-            Denied: the token is unknown, expired or used up.
+            Denied: the token is unknown, expired or used up. Unavailable: that cannot be found out now.
             AlreadyExists: there is a node of that name.
             Conflict: the CA is on another node, or the store is for one node only.
         """

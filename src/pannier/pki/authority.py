@@ -34,6 +34,23 @@ _CLIENT = ExtendedKeyUsageOID.CLIENT_AUTH
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unsigned:
+    """What a certificate will say. Its parts were checked, and nothing was signed.
+
+    Attributes:
+        common_name: the subject's, for people.
+        public_key: the asker has its private key.
+        names: the alternative names; they have the identity.
+        usages: for which ends of TLS it is.
+    """
+
+    common_name: str
+    public_key: ec.EllipticCurvePublicKey
+    names: x509.SubjectAlternativeName
+    usages: Sequence[x509.ObjectIdentifier]
+
+
 @dataclass(frozen=True, slots=True)
 class Authority:
     """Issues certificates. All issued PEM texts are chains: the certificate, then the CA's.
@@ -111,8 +128,8 @@ class Authority:
         """SHA-256 of the CA's certificate, hexadecimal: what join tokens pin."""
         return self._certificate.fingerprint(hashes.SHA256()).hex()
 
-    def issue_node(self, csr_pem: str, *, node: str, addresses: Sequence[str]) -> str:
-        """A node's certificate, for both ends of TLS.
+    def prepare_node(self, csr_pem: str, *, node: str, addresses: Sequence[str]) -> Unsigned:
+        """All that a node's certificate says, for both ends of TLS; nothing is signed yet.
 
         Args:
             csr_pem: a certificate request for a P-256 key.
@@ -123,8 +140,16 @@ class Authority:
             InvalidInput: the request or a name cannot be accepted.
         """
         identity = NodeIdentity(self.cluster, check_node_name(node))
-        names = _alternative_names((node, *addresses, *_LOOPBACK), identity.uri)
-        return self._issue(csr_pem, common_name=node, names=names, usages=(_SERVER, _CLIENT))
+        return Unsigned(
+            common_name=node,
+            public_key=_requested_key(csr_pem),
+            names=_alternative_names((node, *addresses, *_LOOPBACK), identity.uri),
+            usages=(_SERVER, _CLIENT),
+        )
+
+    def issue_node(self, csr_pem: str, *, node: str, addresses: Sequence[str]) -> str:
+        """A node's certificate; arguments and errors as :meth:`prepare_node`."""
+        return self.sign(self.prepare_node(csr_pem, node=node, addresses=addresses))
 
     def issue_user(self, csr_pem: str, *, user: str) -> str:
         """A user's certificate, for the client's end only.
@@ -133,8 +158,14 @@ class Authority:
             InvalidInput: the request or the name cannot be accepted.
         """
         identity = UserIdentity(self.cluster, check_user_name(user))
-        names = _alternative_names((), identity.uri)
-        return self._issue(csr_pem, common_name=user, names=names, usages=(_CLIENT,))
+        return self.sign(
+            Unsigned(
+                common_name=user,
+                public_key=_requested_key(csr_pem),
+                names=_alternative_names((), identity.uri),
+                usages=(_CLIENT,),
+            )
+        )
 
     def issue_etcd(self, csr_pem: str, *, member: str, addresses: Sequence[str]) -> str:
         """An etcd member's certificate: it serves clients and speaks to other members.
@@ -145,23 +176,22 @@ class Authority:
         Raises:
             InvalidInput: the request or a name cannot be accepted.
         """
-        names = _alternative_names((check_node_name(member), *addresses, *_LOOPBACK), None)
-        return self._issue(csr_pem, common_name=member, names=names, usages=(_SERVER, _CLIENT))
+        return self.sign(
+            Unsigned(
+                common_name=member,
+                public_key=_requested_key(csr_pem),
+                names=_alternative_names((check_node_name(member), *addresses, *_LOOPBACK), None),
+                usages=(_SERVER, _CLIENT),
+            )
+        )
 
-    def _issue(
-        self,
-        csr_pem: str,
-        *,
-        common_name: str,
-        names: x509.SubjectAlternativeName,
-        usages: Sequence[x509.ObjectIdentifier],
-    ) -> str:
+    def sign(self, unsigned: Unsigned) -> str:
+        """The certificate, as a chain."""
         now = _at(self._clock)
-        public_key = _requested_key(csr_pem)
         subject = x509.Name(
             [
                 x509.NameAttribute(NameOID.ORGANIZATION_NAME, self.cluster),
-                x509.NameAttribute(NameOID.COMMON_NAME, common_name),
+                x509.NameAttribute(NameOID.COMMON_NAME, unsigned.common_name),
             ]
         )
         authority_key = self._certificate.extensions.get_extension_for_class(
@@ -171,15 +201,17 @@ class Authority:
             x509.CertificateBuilder()
             .subject_name(subject)
             .issuer_name(self._certificate.subject)
-            .public_key(public_key)
+            .public_key(unsigned.public_key)
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - BACKDATE)
             .not_valid_after(min(now + LEAF_VALIDITY, self._certificate.not_valid_after_utc))
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_key_usage(authority=False), critical=True)
-            .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
-            .add_extension(names, critical=False)
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
+            .add_extension(x509.ExtendedKeyUsage(unsigned.usages), critical=False)
+            .add_extension(unsigned.names, critical=False)
+            .add_extension(
+                x509.SubjectKeyIdentifier.from_public_key(unsigned.public_key), critical=False
+            )
             .add_extension(
                 x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(authority_key),
                 critical=False,
