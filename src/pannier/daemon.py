@@ -31,7 +31,7 @@ from pannier.config import PATHS, Config, Paths, load_config
 from pannier.contract.peers import Peer
 from pannier.core.errors import Conflict, Denied, PannierError
 from pannier.core.lease import Terms
-from pannier.core.node import Node
+from pannier.core.node import Fingerprints, Node
 from pannier.core.pace import NodePace, Pace
 from pannier.engine.docker import DockerEngine
 from pannier.engine.file import configured_default
@@ -43,7 +43,7 @@ from pannier.host.state_files import HostFiles
 from pannier.host.systemd import notify
 from pannier.pki.authority import Authority
 from pannier.pki.credentials import Credentials
-from pannier.pki.identity import fingerprint
+from pannier.pki.identity import fingerprints
 from pannier.plugin.server import PluginServer
 from pannier.storage.base import Driver
 from pannier.storage.btrfs import pool
@@ -190,7 +190,9 @@ class Daemon:
                 drivers=self._drivers,
                 version=__version__,
                 joined_at=0.0,
-                certificate=self.credentials.fingerprint,
+                certificate=self.credentials.fingerprints.certificate,
+                key=self.credentials.fingerprints.key,
+                authority=self._has_authority,
                 api_port=config.api_port,
                 transport_port=config.transport_port,
                 trash_seconds=config.trash_seconds(),
@@ -346,10 +348,10 @@ class Daemon:
         """A node's certificate counts for as long as the node's record names it."""
         if isinstance(caller, UserCaller):
             return True
-        return self.catalog.knows(caller.name, certificate=fingerprint(certificate))
+        return self.catalog.knows(caller.name, shown=fingerprints(certificate))
 
-    async def _check_peer(self, name: str, certificate: str) -> None:
-        if not self.catalog.knows(name, certificate=certificate):
+    async def _check_peer(self, name: str, shown: Fingerprints) -> None:
+        if not self.catalog.knows(name, shown=shown):
             raise Denied(
                 f"node {name} is not known here, or has another certificate by now",
                 remedy="a removed node must join again",
@@ -364,9 +366,13 @@ class Daemon:
             return [error.message]
         return []
 
+    @property
+    def _has_authority(self) -> bool:
+        return (self.paths.config / "ca" / "ca.key").exists()
+
     def _authority(self) -> Authority:
         directory = self.paths.config / "ca"
-        if not (directory / "ca.key").exists():
+        if not self._has_authority:
             raise Conflict(
                 "the cluster's CA key is not on this node",
                 remedy="make the token, and join, at the node on which 'pannier init' was run",

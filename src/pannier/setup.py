@@ -174,7 +174,9 @@ async def _found(config: Config, credentials: Credentials) -> None:
         drivers=config.drivers,
         version=__version__,
         joined_at=time.time(),
-        certificate=credentials.fingerprint,
+        certificate=credentials.fingerprints.certificate,
+        key=credentials.fingerprints.key,
+        authority=True,
     )
     async with store.session():
         there = await registry.cluster()

@@ -22,11 +22,11 @@ from pannier.core.errors import (
     Stale,
     Unavailable,
 )
-from pannier.core.node import Node, check_node_name
+from pannier.core.node import Fingerprints, Node, check_node_name
 from pannier.core.volume import HistoryEntry
 from pannier.host.clock import Clock, rfc3339
 from pannier.pki.authority import Authority, Unsigned
-from pannier.pki.identity import fingerprint
+from pannier.pki.facts import facts_of
 from pannier.pki.token import Token, TokenRecord, new_token, redeem
 
 log = structlog.get_logger(__name__)
@@ -109,13 +109,15 @@ class Membership:
             raise _name_taken(name)
         unsigned = authority.prepare_node(request.csr, node=name, addresses=[request.address])
         certificate = self._sign(authority, unsigned, by=await self._redeem(known))
+        shown = facts_of(certificate).fingerprints
         node = Node(
             name=name,
             address=request.address,
             drivers=(),
             version=request.version,
             joined_at=self._clock.unix(),
-            certificate=fingerprint(certificate),
+            certificate=shown.certificate,
+            key=shown.key,
         )
         try:
             await self._registry.put_node(node)
@@ -311,7 +313,7 @@ class Membership:
 
     async def _own_record(self, mine: Node) -> Versioned[Node]:
         found = await self._registry.node(mine.name)
-        if found is None or found.record.certificate != mine.certificate:
+        if found is None or not found.record.is_shown_by(Fingerprints(mine.certificate, mine.key)):
             raise Denied(
                 f"node {mine.name} was removed from the cluster",
                 remedy="join it again with a new token after moving /etc/pannier away",

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from pannier.core.certificates import LIFE_SECONDS
 from pannier.core.errors import AlreadyExists, Denied, InvalidInput
 from pannier.core.node import check_node_name
 from pannier.pki import files
@@ -23,7 +24,9 @@ from pannier.pki.identity import NodeIdentity, UserIdentity, check_cluster, chec
 CA_CERTIFICATE = "ca.crt"
 CA_KEY = "ca.key"
 CA_VALIDITY = timedelta(days=3653)
-LEAF_VALIDITY = timedelta(days=1826)
+LEAF_VALIDITY = timedelta(seconds=LIFE_SECONDS)
+ETCD_VALIDITY = timedelta(days=1826)
+"""An etcd member's: nobody renews it but a person, so it lasts as long as machines do."""
 BACKDATE = timedelta(hours=1)
 """Certificates begin this long before they are made: the clocks of a cluster may differ."""
 REQUEST_LIMIT = 16384
@@ -43,12 +46,16 @@ class Unsigned:
         public_key: the asker has its private key.
         names: the alternative names; they have the identity.
         usages: for which ends of TLS it is.
+        since: from when on it counts at the latest; None for the time of signing.
+        life: for how long, from its signing on.
     """
 
     common_name: str
     public_key: ec.EllipticCurvePublicKey
     names: x509.SubjectAlternativeName
     usages: Sequence[x509.ObjectIdentifier]
+    since: datetime | None = None
+    life: timedelta = LEAF_VALIDITY
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +149,7 @@ class Authority:
         identity = NodeIdentity(self.cluster, check_node_name(node))
         return Unsigned(
             common_name=node,
-            public_key=_requested_key(csr_pem),
+            public_key=requested_key(csr_pem),
             names=_alternative_names((node, *addresses, *_LOOPBACK), identity.uri),
             usages=(_SERVER, _CLIENT),
         )
@@ -161,7 +168,7 @@ class Authority:
         return self.sign(
             Unsigned(
                 common_name=user,
-                public_key=_requested_key(csr_pem),
+                public_key=requested_key(csr_pem),
                 names=_alternative_names((), identity.uri),
                 usages=(_CLIENT,),
             )
@@ -179,11 +186,35 @@ class Authority:
         return self.sign(
             Unsigned(
                 common_name=member,
-                public_key=_requested_key(csr_pem),
+                public_key=requested_key(csr_pem),
                 names=_alternative_names((check_node_name(member), *addresses, *_LOOPBACK), None),
                 usages=(_SERVER, _CLIENT),
+                life=ETCD_VALIDITY,
             )
         )
+
+    def renew(self, present: x509.Certificate) -> str:
+        """A certificate for the same key and with the same names as ``present``, one of ours, that lasts longer.
+
+        It begins when ``present`` does. So one that was signed while the clock was ahead counts when it is right again.
+        """
+        key, extensions = present.public_key(), present.extensions
+        assert isinstance(key, ec.EllipticCurvePublicKey), "we issue for no other kind"
+        [name] = present.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+        return self.sign(
+            Unsigned(
+                common_name=str(name.value),
+                public_key=key,
+                names=extensions.get_extension_for_class(x509.SubjectAlternativeName).value,
+                usages=tuple(extensions.get_extension_for_class(x509.ExtendedKeyUsage).value),
+                since=present.not_valid_before_utc,
+            )
+        )
+
+    @property
+    def ends(self) -> float:
+        """The end of the CA's own certificate, Unix time."""
+        return self._certificate.not_valid_after_utc.timestamp()
 
     def sign(self, unsigned: Unsigned) -> str:
         """The certificate, as a chain."""
@@ -203,8 +234,8 @@ class Authority:
             .issuer_name(self._certificate.subject)
             .public_key(unsigned.public_key)
             .serial_number(x509.random_serial_number())
-            .not_valid_before(now - BACKDATE)
-            .not_valid_after(min(now + LEAF_VALIDITY, self._certificate.not_valid_after_utc))
+            .not_valid_before(min(unsigned.since or now, now - BACKDATE))
+            .not_valid_after(min(now + unsigned.life, self._certificate.not_valid_after_utc))
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_key_usage(authority=False), critical=True)
             .add_extension(x509.ExtendedKeyUsage(unsigned.usages), critical=False)
@@ -248,7 +279,12 @@ def _read_key(path: Path) -> ec.EllipticCurvePrivateKey:
     return load_private(files.read_private(path), path=path)
 
 
-def _requested_key(csr_pem: str) -> ec.EllipticCurvePublicKey:
+def requested_key(csr_pem: str) -> ec.EllipticCurvePublicKey:
+    """The key of a certificate request, whose signature shows that the asker has its private half.
+
+    Raises:
+        InvalidInput: it is not such a request, or for another kind of key.
+    """
     remedy = "make the request with 'pannier join' or for an ECDSA P-256 key"
     if len(csr_pem) > REQUEST_LIMIT:
         raise InvalidInput("the certificate request is too long", remedy=remedy)
