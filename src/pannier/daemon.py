@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,7 +21,7 @@ from pannier.agent.mounts import MountTable
 from pannier.agent.renewal import Renewal
 from pannier.agent.usage import users_of
 from pannier.api.caller import NodeCaller, UserCaller, identify_local, identify_tls
-from pannier.api.client import PeerClient
+from pannier.api.client import ApiClient, PeerClient
 from pannier.api.connection import TlsEndpoint
 from pannier.api.listen import serve_tls, serve_unix
 from pannier.api.server import build_application
@@ -28,7 +29,9 @@ from pannier.assembly import Outside, Settings, assemble
 from pannier.barrier.barrier import Barrier
 from pannier.barrier.calls import Strategy
 from pannier.config import PATHS, Config, Paths, load_config
+from pannier.contract.bodies import RenewalOrder
 from pannier.contract.peers import Peer
+from pannier.contract.views import RenewalReply
 from pannier.core.errors import Conflict, Denied, PannierError
 from pannier.core.lease import Terms
 from pannier.core.node import Fingerprints, Node
@@ -41,9 +44,12 @@ from pannier.host.files import keep_private
 from pannier.host.logs import log_to_journal
 from pannier.host.state_files import HostFiles
 from pannier.host.systemd import notify
+from pannier.node.certificate_ports import CertificatePorts
 from pannier.pki.authority import Authority
 from pannier.pki.credentials import Credentials
 from pannier.pki.identity import fingerprints
+from pannier.pki.issued import IssuedToUsers
+from pannier.pki.own import OwnCertificate
 from pannier.plugin.server import PluginServer
 from pannier.storage.base import Driver
 from pannier.storage.btrfs import pool
@@ -51,6 +57,7 @@ from pannier.storage.btrfs.driver import BtrfsDriver
 from pannier.storage.directory.driver import DirectoryDriver
 from pannier.storage.image.driver import ImageDriver
 from pannier.store.address import SqliteAddress, open_store, parse_address
+from pannier.store.shown import shown_by_store
 from pannier.transport.client import TransportClient
 from pannier.transport.rate import Rate
 from pannier.transport.record_sender import RecordSender
@@ -178,6 +185,12 @@ class Daemon:
             configured_runtime=configured_default,
             authority=self._authority,
             pool_problems=self._pool_problems,
+            certificates=CertificatePorts(
+                own=OwnCertificate(self.credentials),
+                issued=IssuedToUsers(self.paths.config / "ca"),
+                stranger=self._ask_as_stranger,
+                store=partial(shown_by_store, self.config.store),
+            ),
         )
 
     def _settings(self) -> Settings:
@@ -356,6 +369,14 @@ class Daemon:
                 f"node {name} is not known here, or has another certificate by now",
                 remedy="a removed node must join again",
             )
+
+    async def _ask_as_stranger(
+        self, address: str, port: int, node: str | None, order: RenewalOrder
+    ) -> RenewalReply:
+        context = self.credentials.anonymous_context()
+        endpoint = TlsEndpoint(address=address, port=port, context=context, node=node)
+        async with ApiClient(endpoint) as client:
+            return await client.renew_certificate(order)
 
     async def _pool_problems(self) -> list[str]:
         if "btrfs" not in self.node.drivers:

@@ -14,7 +14,7 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -52,6 +52,7 @@ from pannier.host.files import keep_private, write_file
 from pannier.host.process import Failing, run
 from pannier.pki.authority import Authority
 from pannier.pki.credentials import Credentials, new_request
+from pannier.pki.issued import IssuedToUsers
 from pannier.pki.pin import pin
 from pannier.pki.token import Token
 from pannier.storage.btrfs.pool import create_pool, grow_pool
@@ -518,6 +519,8 @@ def ca_issue_etcd(
 def ca_issue_user(*, name: str, out_directory: str, ca_directory: str) -> None:
     """Write ``ca.crt``, ``user.crt`` and ``user.key``: for ``pannier --host --certificates``.
 
+    An earlier certificate of that user counts until its end, and is not renewed any more.
+
     Raises:
         AlreadyExists: there is such a file.
         NotFound: there is no CA in ``ca_directory``.
@@ -528,22 +531,30 @@ def ca_issue_user(*, name: str, out_directory: str, ca_directory: str) -> None:
     authority = Authority.load(Path(ca_directory))
     request = new_request(name)
     certificate = authority.issue_user(request.csr_pem, user=name)
-    _write_new(
-        Path(out_directory),
-        {"ca.crt": authority.certificate_pem, "user.crt": certificate, "user.key": request.key_pem},
-    )
+    texts = {
+        "ca.crt": authority.certificate_pem,
+        "user.crt": certificate,
+        "user.key": request.key_pem,
+    }
+    _refuse_existing(Path(out_directory), texts)
+    IssuedToUsers(Path(ca_directory)).note(name, certificate)
+    _write_new(Path(out_directory), texts)
 
 
 def _write_new(directory: Path, texts: dict[str, str]) -> None:
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for file in (directory / name for name in texts):
-        if file.exists():
-            raise _there_already(file)
+    _refuse_existing(directory, texts)
     for name, text in texts.items():
         try:
             write_file(directory / name, text.encode(), replace=False)
         except FileExistsError as error:
             raise _there_already(directory / name) from error
+
+
+def _refuse_existing(directory: Path, names: Iterable[str]) -> None:
+    for file in (directory / name for name in names):
+        if file.exists():
+            raise _there_already(file)
 
 
 def _there_already(file: Path) -> AlreadyExists:

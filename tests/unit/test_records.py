@@ -46,6 +46,7 @@ from pannier.host.clock import machine_clock
 from pannier.host.mountinfo import Location
 from pannier.host.records import decode, encode, read_file
 from pannier.host.state_files import UnsyncedFile
+from pannier.node.renewing import AskedForRenewal
 from pannier.node.trash import TrashTimes
 from pannier.pki.token import TokenRecord
 from pannier.storage.btrfs import pool
@@ -128,6 +129,7 @@ RECORDS: dict[str, Record] = {
     "runtime": RegisteredRuntime(
         file="/etc/docker/daemon.json", before='{"debug":true}\n', after="{}\n"
     ),
+    "renewal": AskedForRenewal(at=1234.5),
     "trash-times": TrashTimes(seconds={"web.0a1b2c3d": 120.0}),
 }
 

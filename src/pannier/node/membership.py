@@ -222,6 +222,14 @@ class Membership:
         if me is None or me.room != tenths:
             await self._change(self._node, lambda node: replace(node, room=tenths))
 
+    async def report_certificate(self, shown: Fingerprints) -> None:
+        """Write the own renewed certificate into this node's record."""
+
+        def decide(node: Node) -> Node:
+            return replace(node, certificate=shown.certificate, key=shown.key)
+
+        await self._change(self._node, decide)
+
     async def announce_stop(self) -> None:
         """Tell the others that this daemon stops on request; its next start takes that back."""
         await self._change(self._node, lambda node: replace(node, stopping=True))

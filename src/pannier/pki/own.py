@@ -96,7 +96,6 @@ class OwnCertificate:
             return False
         self._credentials.take_up()
         self._taken_up = stamp
-        log.info("certificate.taken-up", name=self.identity.name, serial=self.facts().serial)
         return True
 
     def _stamp(self) -> tuple[int, int, int]:
@@ -109,6 +108,7 @@ async def follow(own: OwnCertificate) -> None:
     while True:
         await asyncio.sleep(FOLLOW_SECONDS)
         try:
-            own.refresh()
+            if own.refresh():
+                log.info("certificate.taken-up", serial=own.facts().serial)
         except (PannierError, OSError) as error:
             log.warning("certificate.not-taken-up", error=str(error))
