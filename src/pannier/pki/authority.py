@@ -46,16 +46,16 @@ class Unsigned:
         public_key: the asker has its private key.
         names: the alternative names; they have the identity.
         usages: for which ends of TLS it is.
+        life: for how long it counts, from its signing on: as long as its kind needs until somebody renews it.
         since: from when on it counts at the latest; None for the time of signing.
-        life: for how long, from its signing on.
     """
 
     common_name: str
     public_key: ec.EllipticCurvePublicKey
     names: x509.SubjectAlternativeName
     usages: Sequence[x509.ObjectIdentifier]
+    life: timedelta
     since: datetime | None = None
-    life: timedelta = LEAF_VALIDITY
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +152,7 @@ class Authority:
             public_key=requested_key(csr_pem),
             names=_alternative_names((node, *addresses, *_LOOPBACK), identity.uri),
             usages=(_SERVER, _CLIENT),
+            life=LEAF_VALIDITY,
         )
 
     def issue_node(self, csr_pem: str, *, node: str, addresses: Sequence[str]) -> str:
@@ -171,6 +172,7 @@ class Authority:
                 public_key=requested_key(csr_pem),
                 names=_alternative_names((), identity.uri),
                 usages=(_CLIENT,),
+                life=LEAF_VALIDITY,
             )
         )
 
@@ -207,6 +209,7 @@ class Authority:
                 public_key=key,
                 names=extensions.get_extension_for_class(x509.SubjectAlternativeName).value,
                 usages=tuple(extensions.get_extension_for_class(x509.ExtendedKeyUsage).value),
+                life=LEAF_VALIDITY,
                 since=present.not_valid_before_utc,
             )
         )
