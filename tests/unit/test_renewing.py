@@ -534,7 +534,10 @@ class Told:
     def __init__(self, world: World, name: str, *, member: CertificateFacts | PannierError) -> None:
         node = world.nodes[name]
 
+        self.looks = 0
+
         async def members() -> dict[str, CertificateFacts | PannierError]:
+            self.looks += 1
             return {"10.0.0.1:2379": member}
 
         self.certificates = Certificates(
@@ -603,6 +606,17 @@ async def test_doctor_tells_of_what_ends_and_of_what_cannot_be_renewed(world: Wo
     two.time.wall = START - LIFE_SECONDS
     mine = (await told.found())["certificate of node n2"]
     assert "clock" in mine.remedy
+
+
+async def test_doctor_does_not_knock_at_the_stores_members_each_time(world: World) -> None:
+    """They write each handshake without a certificate into their log, and `status` asks doctor."""
+    told = Told(world, "n1", member=world.nodes["n1"].facts())
+    for _ in range(10):
+        await told.found()
+    assert told.looks == 1
+    world.nodes["n1"].time.boot += 3600
+    await told.found()
+    assert told.looks == 2
 
 
 async def test_a_member_of_the_store_that_does_not_answer_is_listed(world: World) -> None:

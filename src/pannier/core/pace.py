@@ -211,6 +211,8 @@ class NodePace:
     """Between two questions for a renewed certificate, also across starts of the daemon: the present one counts for months."""
     certificate_retry_ended: float = 60.0
     """The same once it has ended: nothing works until then, and one request a minute from each node is no load."""
+    certificate_members: float = 3600.0
+    """How long doctor goes by what the store's members showed: each look is a handshake that etcd notes in its log."""
     forget: float = 600.0
     """Between two looks at what nobody needs any more: nothing waits for it, and each reads all marks of purged volumes."""
     forget_at_once: int = 500

@@ -42,7 +42,9 @@ class KeepsCertificate(Protocol):
         ...
 
     def keep(self, chain: str) -> None:
-        """Replace the certificate by a renewed one, and show it from now on; Denied where it does not fit."""
+        """Replace the certificate on the disk by a renewed one; Denied where it does not fit. Waits for the disk, and may be
+        called in a thread.
+        """
         ...
 
     def refresh(self) -> bool:

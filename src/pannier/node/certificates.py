@@ -71,6 +71,8 @@ class Certificates:
         self._has_authority = has_authority
         self._clock = clock
         self._pace = pace
+        self._members: tuple[float, list[CertificateView]] | None = None
+        """When the store's members were looked at last (seconds since the boot), and what they showed."""
 
     async def everywhere(self) -> list[CertificateView]:
         """All of the cluster, as each node tells it, and of its store's members."""
@@ -128,14 +130,22 @@ class Certificates:
             return [_unseen(node.name, CertificateKind.NODE, node.name, "", error)]
 
     async def _store(self) -> list[CertificateView]:
-        now, views = self._clock.unix(), []
+        now, views = self._clock.unix(), list[CertificateView]()
         for member, found in (await self._ports.store()).items():
             if isinstance(found, PannierError):
                 views.append(_unseen(member, CertificateKind.ETCD, None, member, found))
             else:
                 kind = CertificateKind.ETCD
                 views.append(_Listed(kind=kind, node=None, where=member, facts=found).view(now))
+        self._members = (self._clock.now(), views)
         return views
+
+    async def _store_lately(self) -> list[CertificateView]:
+        if self._members is not None:
+            at, views = self._members
+            if self._clock.now() - at < self._pace.certificate_members:
+                return views
+        return await self._store()
 
     async def findings(self) -> AsyncIterator[FindingView]:
         """What is wrong with those on this node and of the store's members.
@@ -148,7 +158,7 @@ class Certificates:
             trouble = self._trouble() if listed.kind is CertificateKind.NODE else ""
             if found := _finding(listed.view(now), trouble):
                 yield found
-        for view in await self._store():
+        for view in await self._store_lately():
             if found := _finding(view, ""):
                 yield found
 

@@ -103,7 +103,8 @@ class Renewing:
             chain = await self._by_any_node()
         else:
             chain = await self._signing.renew(request)
-        self._own.keep(chain)
+        await asyncio.to_thread(self._own.keep, chain)
+        self._own.refresh()
         log.info("certificate.renewed", serial=self._own.facts().serial)
         self.trouble = ""
         await self._report()

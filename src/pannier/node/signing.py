@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from typing import assert_never
@@ -109,7 +110,7 @@ class Signing:
         chain = authority.renew(proved.certificate)
         if isinstance(proved.identity, UserIdentity):
             try:
-                self._issued.note(name, chain)
+                await asyncio.to_thread(self._issued.note, name, chain)
             except OSError as error:
                 raise StorageError(
                     f"the certificate of user {name} cannot be noted: {error}",

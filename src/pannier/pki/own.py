@@ -67,7 +67,9 @@ class OwnCertificate:
         return prove(request, ca=files.read(self.authority_path))
 
     def keep(self, chain: str) -> None:
-        """Replace the certificate by a renewed one, whole and durable, and show it from now on.
+        """Replace the certificate on the disk by a renewed one, whole and durable; :meth:`refresh` shows it.
+
+        Waits for the disk, and may be called in a thread.
 
         Raises:
             Denied: it is another one's, for another key, or ends no later. Nothing was changed.
@@ -87,7 +89,6 @@ class OwnCertificate:
             )
         # One file, for the same key: after a power cut there is the old certificate or the new one.
         files.write(self.path, chain, mode=files.PUBLIC_MODE, replace=True)
-        self.refresh()
 
     def refresh(self) -> bool:
         """Take up the certificate on the disk if it was replaced, by whomever. Returns whether it was."""
