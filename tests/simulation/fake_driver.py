@@ -169,6 +169,8 @@ class Disk:
         """But for what is in it."""
         self.untraced: Doubt | None = None
         """Why there is no trace."""
+        self.taking: Callable[[Generation | None, Content], None] | None = None
+        """Raises what this disk has against a content that is received on top of a base."""
 
     def write(self, volume: str, epoch: int, file: str, value: bytes) -> None:
         """What a container does; OSError where the tree is sealed or gone."""
@@ -365,6 +367,8 @@ class SnapshotDriver(CheckedDriver):
         if generation in self._listed(home):
             return
         content = _apply(stream, base, home.described)
+        if self.disk.taking is not None:
+            self.disk.taking(base, content)
         self.disk.homes[volume] = home
         self._received(home, base)
         kept = home.known(base) if base is not None else {}
