@@ -163,6 +163,8 @@ class Disk:
         self.untold: set[str] = set()
         """Volumes of which something was written, and the trace does not tell it."""
         self.journal_full = False
+        self.journal_failed: StorageError | None = None
+        """Why the journal takes in nothing."""
         self.journal_lost: set[str] = set()
         """Volumes of which the journal may have lost records."""
         self.journal = JournalState(total_bytes=1 << 20, live_bytes=0, most_bytes=1 << 19)
@@ -620,6 +622,8 @@ class SparseSnapshotDriver(
         newest = max(home.generations, default=None)
         if newest is None or not line.follows(place, last=last, newest=newest):
             raise NotFollowing(f"record {place.number} does not follow what is here")
+        if self.disk.journal_failed is not None:
+            raise self.disk.journal_failed
         live = sum(len(each) for one in self.disk.homes.values() for _, each in one.records)
         if self.disk.journal_full or live + len(encoded) > (self.disk.journal.most_bytes or 0):
             raise JournalFull("the journal is full")
