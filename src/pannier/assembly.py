@@ -31,6 +31,7 @@ from pannier.cluster.cluster import Cluster
 from pannier.cluster.registry import Registry
 from pannier.contract.peers import Peers
 from pannier.copies.acknowledging import Acknowledging
+from pannier.copies.delivering import Delivering
 from pannier.copies.differences import Differences
 from pannier.copies.file_systems import FileSystems
 from pannier.copies.lines import Lines
@@ -88,7 +89,7 @@ from pannier.swarm.evacuation import Evacuation
 from pannier.swarm.hooks import Hooks
 from pannier.swarm.labels import Labels
 from pannier.swarm.services import Services
-from pannier.transport.base import Sender, SendsRecords
+from pannier.transport.base import ChoosingSender, SendsRecords
 
 
 class SyncCalls(Marks, Protocol):
@@ -144,7 +145,7 @@ class Outside(Generic[Calls]):
     drivers: Mapping[str, Driver]
     engine: Engine
     peers: Peers
-    sender: Sender
+    sender: ChoosingSender
     record_sender: SendsRecords
     mounts: Mounts
     users_of: UsersOf
@@ -250,7 +251,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         StorageError: one of these files cannot be read.
     """
     clock, pace, files, node = outside.clock, settings.pace, outside.files, settings.me.name
-    engine, peers, mounts, sender = outside.engine, outside.peers, outside.mounts, outside.sender
+    engine, peers, mounts = outside.engine, outside.peers, outside.mounts
 
     registry = Registry(outside.store)
     catalog = Catalog(
@@ -287,6 +288,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
 
     # Copies: kept up, and awaited by sync calls.
     switching = Switching()
+    sender = Delivering(cluster=cluster, custody=custody, sender=outside.sender, pace=pace.copies)
     replicator = Replicator(
         cluster=cluster,
         custody=custody,
@@ -703,6 +705,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
             Work("forgetting", forgetting.run),
             Work("verification", verification.run),
             Work("replication", replicator.run),
+            Work("deliveries", sender.run),
             Work("activation", partial(keep_activated, engine)),
             Work("adoption", adopt),
             Work("swarm-node", partial(keep_swarm_node, engine.swarm, membership, pace=pace.node)),

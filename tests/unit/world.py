@@ -42,7 +42,7 @@ from pannier.host.state_files import HostFiles, StateFiles
 from pannier.storage.base import Driver
 from pannier.store.base import ABSENT, Change, Store
 from pannier.testing.store import MemoryData
-from pannier.transport.base import Sender, SendsRecords
+from pannier.transport.base import ChoosingSender, SendsRecords
 
 __all__ = [
     "ACTOR",
@@ -151,7 +151,7 @@ class World:
         """A node's way to the store, over ``run.line``."""
         return SteppedStore(run, run.line, self.do_late)
 
-    def make_sender(self, run: Run) -> Sender:
+    def make_sender(self, run: Run) -> ChoosingSender:
         """A node's way of sending generations."""
         return SenderOf(run)
 

@@ -335,11 +335,14 @@ class Custody:
             await self._drivers.of(volume).detach(volume.id, epoch=volume.grant.epoch)
         await self.note(volume, "mounted anew", "the disk had refused a write")
 
-    async def note(self, volume: Volume, what: str, detail: str, *, of: str | None = None) -> None:
+    async def note(self, volume: Volume, what: str, detail: str, *, of: str | None = None) -> bool:
         """Add a line to a volume's history, if its holder is still the same and the store answers.
 
         Args:
             of: the node that it is about; this one if nothing is said.
+
+        Returns:
+            Whether the store has answered: then it is there, or not of this holder's time any more.
         """
         entry = HistoryEntry(
             at=self._clock.unix(),
@@ -358,8 +361,9 @@ class Custody:
             found = await self._cluster.registry.change(read, add)
         except PannierError as error:
             log.info("volume.not-noted", volume=volume.name, what=what, error=str(error))
-        else:
-            self._cluster.catalog.remember(found.record, revision=found.revision)
+            return False
+        self._cluster.catalog.remember(found.record, revision=found.revision)
+        return True
 
     async def fence(self, volume: Volume) -> None:
         """End all use of a volume that another node may have taken over; the data here is kept.

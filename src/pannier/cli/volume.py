@@ -442,6 +442,8 @@ def _copy_line(copy: CopyView) -> str:
         state += f", kept no record: {copy.record_error}"
     elif copy.follows:
         state += ", follows the records"
+    if copy.sent_anew:
+        state += f", sent anew as a whole, since {copy.sent_anew}"
     if copy.room_percent is not None:
         state += f", at least {copy.room_percent} % of its pool free"
     return f"{copy.node}: {state}" + (f" ({copy.error})" if copy.error else "")

@@ -185,6 +185,8 @@ class EventKind(Word):
     """A copy is not what its holder has, and nobody can prove theirs."""
     VOLUME_MENDED = "volume.mended"
     VOLUME_MADE_ANEW = "volume.made anew"
+    VOLUME_SENT_ANEW = "volume.sent anew"
+    """Differences did not arrive at a copy again and again, so that it is sent everything."""
     VOLUME_WHOLE_AGAIN = "volume.whole again"
     NODE_JOINED = "node.joined"
     NODE_LEFT = "node.left"

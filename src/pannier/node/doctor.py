@@ -24,6 +24,7 @@ from pannier.node.certificates import Certificates
 from pannier.node.diagnosis import (
     damage_findings,
     past_the_barrier,
+    refused_copy,
     standing_still,
     written_past_the_barrier,
 )
@@ -311,6 +312,9 @@ class Doctor:
             return
         for finding in damage_findings(volume):
             yield finding
+        for node, progress in self._replicator.progress(volume).items():
+            if progress.tries.whole:
+                yield refused_copy(volume.name, node, progress.tries.whole)
         if past := self._unheld.of(volume):
             yield past_the_barrier(volume.name, past)
         if writers := self._unheld.writers_of(volume):
