@@ -583,7 +583,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
     )
     labels = Labels(cluster=cluster, swarm=engine.swarm, clock=clock, pace=pace.swarm)
     asked_options = AskedOptions(
-        cluster=cluster, custody=custody, swarm=engine.swarm, pace=pace.swarm
+        cluster=cluster, custody=custody, swarm=engine.swarm, clock=clock, pace=pace.swarm
     )
     disks = Disks(drivers=drivers, lease=lease, pace=pace.agent)
 

@@ -252,8 +252,8 @@ class SwarmPace:
     """How long a label must have been wrong before it is removed. Swarm then ends the tasks that need it,
     and a copy may be out of sync only for a moment."""
     options_look: float = 15.0
-    """Between two looks at whether services ask for a volume with other options than it has: somebody has just
-    deployed, and looks whether it worked."""
+    """Between two looks at whether services ask for a volume with other options than it has. A service that is
+    deployed is looked at at once; this is for what comes about otherwise, such as a copy that is in sync by now."""
     hook_poll: float = 0.2
     """Between two looks at a hook that runs."""
     hook_retry: float = 2.0

@@ -140,6 +140,13 @@ class Swarm(Protocol):
         """The tasks of all services, or of the one of that id; some that have ended are among them."""
         ...
 
+    def service_changes(self) -> AsyncIterator[None]:
+        """Yields when a service was made, changed or removed, and each time this engine has come up.
+
+        Never ends, and raises nothing. Some changes may be missed, also all of them where this engine is no Swarm manager.
+        """
+        ...
+
 
 class Engine(Protocol):
     """One node's container engine.

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-import aiohttp
 import msgspec
 
 from pannier.core.errors import EngineUnavailable
@@ -135,7 +132,12 @@ class DockerEngine:
         self._timeout_seconds = timeout_seconds
         self._activate_seconds = activate_seconds
         self._retry_seconds = retry_seconds
-        self.swarm = DockerSwarm(self._connection, plugin=plugin, timeout_seconds=swarm_seconds)
+        self.swarm = DockerSwarm(
+            self._connection,
+            plugin=plugin,
+            timeout_seconds=swarm_seconds,
+            retry_seconds=retry_seconds,
+        )
 
     async def close(self) -> None:
         """Close the connections. A later call opens new ones."""
@@ -243,20 +245,11 @@ class DockerEngine:
 
     async def starts(self) -> AsyncIterator[None]:
         """See :class:`~pannier.engine.base.Engine`."""
-        while True:
-            with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
-                async with asyncio.timeout(self._timeout_seconds):
-                    response = await self._connection.open().get(
-                        "/events",
-                        params={"filters": as_filters({"type": ["daemon"]})},
-                        timeout=aiohttp.ClientTimeout(total=None),
-                    )
-                async with response:
-                    if response.status == 200:
-                        yield
-                        while await response.content.readany():
-                            pass  # only the end of the stream matters: the engine has stopped
-            await asyncio.sleep(self._retry_seconds)
+        async for said in self._connection.events(
+            "daemon", retry_seconds=self._retry_seconds, timeout_seconds=self._timeout_seconds
+        ):
+            if not said:
+                yield  # only the end of the stream matters: the engine has stopped
 
     # --- calls -----------------------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -235,14 +235,21 @@ class DockerSwarm:
     Args:
         plugin: the name of our volume plugin.
         timeout_seconds: for each call. Without a leader of the Swarm the engine does not answer.
+        retry_seconds: between two attempts to reach the engine again.
     """
 
     def __init__(
-        self, connection: EngineConnection, *, plugin: str, timeout_seconds: float
+        self,
+        connection: EngineConnection,
+        *,
+        plugin: str,
+        timeout_seconds: float,
+        retry_seconds: float,
     ) -> None:
         self._connection = connection
         self._plugin = plugin
         self._timeout_seconds = timeout_seconds
+        self._retry_seconds = retry_seconds
 
     async def member(self) -> SwarmMember | None:
         """See :class:`~pannier.engine.base.Swarm`."""
@@ -300,6 +307,13 @@ class DockerSwarm:
         task["Placement"] = {**(task.get("Placement") or {}), "Constraints": list(constraints)}
         spec |= {"TaskTemplate": task, "Labels": dict(labels)}
         await self._update(path, spec, service.version, stale)
+
+    async def service_changes(self) -> AsyncIterator[None]:
+        """See :class:`~pannier.engine.base.Swarm`."""
+        async for _ in self._connection.events(
+            "service", retry_seconds=self._retry_seconds, timeout_seconds=self._timeout_seconds
+        ):
+            yield
 
     async def _spec(self, path: str, version: int, stale: Stale) -> dict[str, Any]:
         """The spec of a node or service that still has that version."""

@@ -32,7 +32,7 @@ from pannier.node.sync_views import journal_of
 from pannier.node.twins import Twin, Twins
 from pannier.node.unheld import Unheld
 from pannier.storage.base import FileSystemDriver
-from pannier.swarm.asked_options import asked_otherwise
+from pannier.swarm.asked_options import declared_now
 from pannier.swarm.labels import excluded_services
 
 SCARCE_SHARE = 0.10
@@ -179,8 +179,9 @@ class Doctor:
         try:
             async for finding in excluded_services(self._docker.swarm, self._cluster.catalog):
                 yield finding
-            for found in await asked_otherwise(self._docker.swarm, self._cluster.catalog):
-                yield found.finding()
+            for declared in await declared_now(self._docker.swarm, self._cluster):
+                for finding in declared.findings(self._cluster):
+                    yield finding
         except EngineUnavailable:
             return  # reported already, or the Swarm has no leader: then its services are not known
 

@@ -1,81 +1,108 @@
-"""Services that ask for a volume with other options than it has, which nobody else would say.
+"""Services that ask for a volume with other options than it has: what can be is taken over, and the rest is told.
 
-Docker asks for the creation of a volume only if there is none of that name: ``copies=2`` in a stack file that was
-changed means nothing. Only Swarm's managers know what the spec says.
+Docker asks for the creation of a volume only if there is none of that name, so ``copies=2`` in a stack file that was
+changed reaches nobody. Only Swarm's managers know what the spec says. What is decided:
+:mod:`pannier.core.declarations`.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
 
 import structlog
 
 from pannier.agent.custody import Custody
-from pannier.cluster.catalog import Catalog
 from pannier.cluster.cluster import Cluster
 from pannier.contract.views import FindingView
 from pannier.contract.words import Level
-from pannier.core.errors import Conflict, InvalidInput, PannierError
-from pannier.core.options import differing_options
+from pannier.copies.replication import candidates_of
+from pannier.core.declarations import Declaration, Means, Settlement, settle
+from pannier.core.errors import Conflict, PannierError
 from pannier.core.pace import SwarmPace
+from pannier.core.placement import repair_replicas
 from pannier.core.service_volumes import volumes_of
 from pannier.core.swarm import SwarmNode, SwarmService, SwarmTask
-from pannier.core.volume import Volume
+from pannier.core.volume import HistoryEntry, Volume
 from pannier.engine.base import Swarm
+from pannier.host.clock import Clock
 
 log = structlog.get_logger(__name__)
 
 ASKED = "asked for otherwise"
-"""What a volume's history calls it."""
+CHANGED = "options changed"
+"""What a volume's history calls them."""
 
 
 @dataclass(frozen=True, slots=True)
-class OtherOptions:
-    """A service asks for a volume that is another one. ``what`` says in which way."""
+class DeclaredVolume:
+    """A volume with all that the Swarm's services declare of it."""
 
-    service: str
     volume: Volume
-    what: str
+    declarations: tuple[Declaration, ...]
 
-    @property
-    def told(self) -> str:
-        """The same with the service, as the volume's history has it."""
-        return f"by service {self.service}: {self.what}"
+    def settled(self, cluster: Cluster) -> Settlement:
+        """What the volume is to be, as far as ``cluster`` is known here."""
+        return settle(self.volume, self.declarations, means_for(self.volume, cluster))
 
-    def finding(self) -> FindingView:
-        """The warning of doctor."""
-        return FindingView(
-            level=Level.WARNING,
-            subject=f"volume {self.volume.name}",
-            what=f"service {self.service} asks for it with other options: {self.what}. The volume stays as "
-            "it is, and Docker says nothing",
-            remedy="write the volume's own options into the stack file, or use a volume with another name",
-        )
+    def findings(self, cluster: Cluster) -> list[FindingView]:
+        """The warnings of doctor."""
+        settled, subject = self.settled(cluster), f"volume {self.volume.name}"
+        found = [
+            FindingView(
+                level=Level.WARNING,
+                subject=subject,
+                what=f"service {left.service} asks for it with other options: {left.what}. The volume stays as "
+                "it is, and Docker says nothing",
+                remedy="write the volume's own options into the stack file, or use a volume with another name",
+            )
+            for left in settled.left
+        ]
+        if settled.taken:
+            services = ", ".join(settled.by)
+            what = f"service {services} asks for other options, and gets them: {', '.join(settled.taken)}"
+            remedy = "this takes some seconds; if it stays, see journalctl -u pannierd beside the Swarm's leader"
+            found.append(
+                FindingView(level=Level.WARNING, subject=subject, what=what, remedy=remedy)
+            )
+        return found
 
 
-def other_options(
+def means_for(volume: Volume, cluster: Cluster) -> Means:
+    """What there is for its copies. A node that is down may come back."""
+    fit = [
+        node
+        for node in cluster.catalog.nodes()
+        if volume.spec.driver in node.drivers and not node.drained
+    ]
+    return Means(nodes=len(fit), in_sync=1 + len(volume.in_sync))
+
+
+def declared_volumes(
     services: Sequence[SwarmService],
     tasks: Sequence[SwarmTask],
     nodes: Sequence[SwarmNode],
-    catalog: Catalog,
-) -> Iterator[OtherOptions]:
-    """Each service with each of its volumes that it asks for otherwise."""
+    cluster: Cluster,
+) -> list[DeclaredVolume]:
+    """Each volume of which any service declares an option, by name."""
+    catalog, found = cluster.catalog, dict[str, list[Declaration]]()
     for service in services:
         for mounted in volumes_of(service, tasks, nodes, is_ours=catalog.has_volume):
-            volume = catalog.volume(mounted.name)
-            if volume is None or mounted.options is None:
-                continue
-            try:
-                differing = differing_options(volume, mounted.options)
-            except InvalidInput as error:
-                differing = [error.message]
-            if differing:
-                yield OtherOptions(service.name, volume, ", ".join(differing))
+            if mounted.options:
+                fixed = mounted.options == mounted.mount.options
+                declaration = Declaration(service.name, mounted.options, fixed)
+                found.setdefault(mounted.name, []).append(declaration)
+    return [
+        DeclaredVolume(volume, tuple(sorted(found[name], key=lambda each: each.service)))
+        for name in sorted(found)
+        if (volume := catalog.volume(name)) is not None
+    ]
 
 
-async def asked_otherwise(swarm: Swarm, catalog: Catalog) -> list[OtherOptions]:
+async def declared_now(swarm: Swarm, cluster: Cluster) -> list[DeclaredVolume]:
     """All of them now; empty where this engine is no Swarm manager.
 
     Raises:
@@ -83,36 +110,48 @@ async def asked_otherwise(swarm: Swarm, catalog: Catalog) -> list[OtherOptions]:
     """
     try:
         services = await swarm.services()
-        return list(other_options(services, await swarm.tasks(), await swarm.nodes(), catalog))
+        return declared_volumes(services, await swarm.tasks(), await swarm.nodes(), cluster)
     except Conflict:
         return []
 
 
 class AskedOptions:
-    """Writes each difference into the log and into the volume's history, once.
+    """Takes over what can be, and writes what cannot into the log and into the volume's history, once.
 
-    Only the daemon beside the Swarm's leader does this. Once it was written, the history is what remembers it,
-    also for the next leader.
+    Only the daemon beside the Swarm's leader does this. The volume's record remembers what was decided, also for
+    the next leader.
     """
 
     def __init__(
-        self, *, cluster: Cluster, custody: Custody, swarm: Swarm, pace: SwarmPace
+        self, *, cluster: Cluster, custody: Custody, swarm: Swarm, clock: Clock, pace: SwarmPace
     ) -> None:
         self._cluster = cluster
         self._custody = custody
         self._swarm = swarm
+        self._clock = clock
         self._pace = pace
         self._logged: set[tuple[str, str]] = set()
+        self._changed = asyncio.Event()
 
     async def run(self) -> None:
         """For ever: run as a task."""
         await self._cluster.catalog.synced.wait()
-        while True:
-            try:
-                await self._look()
-            except PannierError as error:  # the engine starts, or the Swarm has no leader
-                log.debug("options.not-compared", error=str(error))
-            await asyncio.sleep(self._pace.options_look)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._listen(), name="service changes")
+            while True:
+                self._changed.clear()
+                try:
+                    await self._look()
+                except PannierError as error:  # the engine starts, or the Swarm has no leader
+                    log.debug("options.not-compared", error=str(error))
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(self._pace.options_look):
+                        await self._changed.wait()
+
+    async def _listen(self) -> None:
+        """Who has just deployed shall have it before the containers start, where that can be."""
+        async for _ in self._swarm.service_changes():
+            self._changed.set()
 
     async def _look(self) -> None:
         member = await self._swarm.member()
@@ -120,18 +159,68 @@ class AskedOptions:
             return
         if not any(node.leader and node.id == member.node for node in await self._swarm.nodes()):
             return
-        for found in await asked_otherwise(self._swarm, self._cluster.catalog):
-            await self._tell(found)
+        for found in await declared_now(self._swarm, self._cluster):
+            try:
+                await self._settle(found)
+            except PannierError as error:
+                log.info("options.not-settled", volume=found.volume.name, error=str(error))
 
-    async def _tell(self, found: OtherOptions) -> None:
-        volume, told = found.volume, found.told
+    async def _settle(self, found: DeclaredVolume) -> None:
+        settled = found.settled(self._cluster)
+        if (settled.spec, settled.declared) != (found.volume.spec, found.volume.declared):
+            settled = await self._take_over(found)
+        for left in settled.left:
+            await self._tell(found.volume, left.service, left.what)
+
+    async def _take_over(self, found: DeclaredVolume) -> Settlement:
+        """Change the record, by what it is in the store.
+
+        If the answer is lost, the next look finds what became of it.
+        """
+        name, settled = found.volume.name, found.settled(self._cluster)
+        candidates = candidates_of(self._cluster)
+
+        def decide(record: Volume) -> Volume | None:
+            nonlocal settled
+            if record.id != found.volume.id:
+                return None
+            settled = replace(found, volume=record).settled(self._cluster)
+            changed = replace(record, spec=settled.spec, declared=dict(settled.declared))
+            if changed == record:
+                return None
+            if not settled.taken:
+                return changed
+            if len(changed.replicas) < changed.spec.copies - 1:
+                wanted = repair_replicas(changed, candidates, gone=frozenset())
+                changed = replace(changed, replicas=wanted)
+            return changed.with_entry(
+                HistoryEntry(
+                    at=self._clock.unix(),
+                    what=CHANGED,
+                    node=record.grant.node,
+                    epoch=record.grant.epoch,
+                    detail=f"by service {', '.join(settled.by)}: {', '.join(settled.taken)}",
+                )
+            )
+
+        read = partial(self._cluster.fresh, name)
+        now = await self._cluster.registry.change(read, decide)
+        self._cluster.catalog.remember(now.record, revision=now.revision)
+        if settled.taken:
+            log.info(
+                "volume.options-changed",
+                volume=name,
+                service=", ".join(settled.by),
+                changes=", ".join(settled.taken),
+            )
+        return settled
+
+    async def _tell(self, volume: Volume, service: str, what: str) -> None:
+        told = f"by service {service}: {what}"
         if (volume.id, told) not in self._logged:
             self._logged.add((volume.id, told))
             log.warning(
-                "volume.asked-otherwise",
-                volume=volume.name,
-                service=found.service,
-                difference=found.what,
+                "volume.asked-otherwise", volume=volume.name, service=service, difference=what
             )
         if all((line.what, line.detail) != (ASKED, told) for line in volume.history):
             await self._custody.note(volume, ASKED, told, of=volume.grant.node)

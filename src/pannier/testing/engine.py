@@ -25,6 +25,7 @@ class FakeSwarmData:
         nodes: by id.
         tasks: of all services; what happens to them is a test's affair.
         writes: every node that was changed through an engine, as it was then, in order.
+        deployed: notified when a test has changed ``services`` through :meth:`deploy`.
     """
 
     def __init__(self) -> None:
@@ -33,11 +34,18 @@ class FakeSwarmData:
         self.services: list[SwarmService] = []
         self.tasks: list[SwarmTask] = []
         self.writes: list[SwarmNode] = []
+        self.deployed = asyncio.Condition()
 
     def put(self, node: SwarmNode) -> None:
         """Add a node, or change one as Swarm itself or a person does: with a new version."""
         last = max((one.version for one in self.nodes.values()), default=0)
         self.nodes[node.id] = replace(node, version=last + 1)
+
+    async def deploy(self, *services: SwarmService) -> None:
+        """Make these all the services that there are, and tell it."""
+        async with self.deployed:
+            self.services = list(services)
+            self.deployed.notify_all()
 
 
 class FakeSwarm:
@@ -104,6 +112,16 @@ class FakeSwarm:
 
     async def tasks(self, *, service: str | None = None) -> list[SwarmTask]:
         return [one for one in self._swarm().tasks if service in (None, one.service)]
+
+    async def service_changes(self) -> AsyncIterator[None]:
+        yield
+        while True:
+            if self.data is None:
+                await asyncio.sleep(1.0)
+                continue
+            async with self.data.deployed:
+                await self.data.deployed.wait()
+            yield
 
     def _check(self) -> None:
         if not self.up:

@@ -1,0 +1,241 @@
+"""What services declare of a volume that is there: what of it is taken over by itself, and what is left to a person.
+
+Docker asks for the creation of a volume only if there is none of that name, so a declaration that was changed
+reaches nobody but who reads the service. It is taken over where the volume then keeps and promises at least what it
+did. All else stays, and is told.
+
+- A declaration is taken over once. What was declared last is in the volume's record, so what a person sets
+  afterwards stays until a declaration changes.
+- What services declare differently is not taken over at all.
+- An option that nobody declares stays as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from pannier.core.errors import InvalidInput
+from pannier.core.options import OPTIONS, asked_of, shown_value, value_of
+from pannier.core.volume import Declared, Durability, Volume, VolumeSpec
+
+_PROMISES = (Durability.NONE, Durability.INTERVAL, Durability.FSYNC)
+"""From the least to the most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Declaration:
+    """What one service says of a volume.
+
+    Attributes:
+        options: as they were typed.
+        fixed: they have no template, whose value might be another one for the next task.
+    """
+
+    service: str
+    options: Mapping[str, str]
+    fixed: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Means:
+    """What there is for a volume's copies.
+
+    Attributes:
+        nodes: how many could keep one.
+        in_sync: how many copies are in sync, the holder's included.
+    """
+
+    nodes: int
+    in_sync: int
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """What a service asks for and does not get: "size is none, not 1G (it stays as it was created)"."""
+
+    service: str
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """What a volume is to be.
+
+    Attributes:
+        spec: with all that is taken over.
+        declared: what was declared last, by option.
+        taken: what changes: "copies is 2, was 1".
+        by: the services that asked for that.
+        left: what stays, in the order of the declarations.
+    """
+
+    spec: VolumeSpec
+    declared: Mapping[str, Declared]
+    taken: tuple[str, ...]
+    by: tuple[str, ...]
+    left: tuple[Left, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Refusal:
+    """Why an option is not taken over. With ``due`` it is, once the reason is gone."""
+
+    why: str
+    due: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A declaration that could be read: ``spec`` is the volume's with its options."""
+
+    declaration: Declaration
+    spec: VolumeSpec
+
+    def names(self, option: str) -> bool:
+        return option in self.declaration.options
+
+
+@dataclass(frozen=True, slots=True)
+class _Verdict:
+    """What becomes of one option: the spec after it, what is remembered, and why who differs from it is left."""
+
+    spec: VolumeSpec
+    declared: Declared | None
+    why: str = ""
+
+
+def settle(volume: Volume, declarations: Sequence[Declaration], means: Means) -> Settlement:
+    """Decide what of the declarations is taken over.
+
+    Args:
+        declarations: all that there are at present: only here it is seen that two contradict each other.
+    """
+    asked, left = _readable(volume.spec, declarations)
+    spec, declared, by = volume.spec, dict(volume.declared), dict[str, None]()
+    for name in (option.name for option in OPTIONS):
+        naming = [each for each in asked if each.names(name)]
+        fixed = [each for each in naming if each.declaration.fixed]
+        verdict = _verdict(name, fixed, spec, declared.get(name), means)
+        if verdict.declared is not None:
+            declared[name] = verdict.declared
+        if verdict.spec != spec:
+            spec = verdict.spec
+            by.update(dict.fromkeys(each.declaration.service for each in fixed))
+        left += [
+            _left(each, name, spec, verdict.why)
+            for each in naming
+            if value_of(each.spec, name) != value_of(spec, name)
+        ]
+    return Settlement(spec, declared, changes(volume.spec, spec), tuple(by), tuple(left))
+
+
+def changes(before: VolumeSpec, after: VolumeSpec) -> tuple[str, ...]:
+    """What differs, in words for people: "copies is 2, was 1"."""
+    return tuple(
+        f"{option.name} is {shown_value(after, option.name)}, was {shown_value(before, option.name)}"
+        for option in OPTIONS
+        if value_of(before, option.name) != value_of(after, option.name)
+    )
+
+
+def _readable(
+    spec: VolumeSpec, declarations: Sequence[Declaration]
+) -> tuple[list[_Asked], list[Left]]:
+    """Those that can be read, and why the others cannot. Of one that cannot be read nothing is taken over."""
+    asked, left = list[_Asked](), list[Left]()
+    for each in declarations:
+        try:
+            asked.append(_Asked(each, asked_of(spec, each.options)))
+        except InvalidInput as error:
+            left.append(Left(each.service, error.message))
+    return asked, left
+
+
+def _left(asked: _Asked, name: str, spec: VolumeSpec, why: str) -> Left:
+    declaration = asked.declaration
+    what = f"{name} is {shown_value(spec, name)}, not {declaration.options[name]} ({why})"
+    return Left(declaration.service, what)
+
+
+def _verdict(
+    name: str, fixed: Sequence[_Asked], spec: VolumeSpec, last: Declared | None, means: Means
+) -> _Verdict:
+    if not fixed:
+        return _Verdict(spec, last, "its template may say something else for the next task")
+    first = fixed[0]
+    if any(value_of(each.spec, name) != value_of(first.spec, name) for each in fixed):
+        services = ", ".join(each.declaration.service for each in fixed)
+        return _Verdict(spec, last, f"services {services} ask for different values")
+    rule = _RULES.get(name)
+    if rule is None:
+        return _Verdict(spec, last, "it stays as it was created")
+    text, wanted = first.declaration.options[name], _with(name, spec, fixed)
+    if value_of(wanted, name) == value_of(spec, name):
+        return _Verdict(spec, Declared(text))
+    new = last is None or last.text != text or last.due
+    if refusal := rule(spec, wanted, means):
+        return _Verdict(spec, Declared(text, due=refusal.due and new), refusal.why)
+    if not new:
+        return _Verdict(spec, last, "it was set otherwise since")
+    return _Verdict(wanted, Declared(text))
+
+
+def _with(name: str, spec: VolumeSpec, asked: Sequence[_Asked]) -> VolumeSpec:
+    """``spec`` with the value of one option; a second copy comes with what is promised of it."""
+    if name != "copies" or spec.durability is not Durability.NONE:
+        return replace(spec, **{name: getattr(asked[0].spec, name)})
+    said = {each.spec.durability for each in asked if each.names("durability")}
+    durability = said.pop() if len(said) == 1 else Durability.FSYNC
+    return replace(spec, copies=asked[0].spec.copies, durability=durability)
+
+
+# -- what is taken over --------------------------------------------------------------------------------
+
+
+def _copies(now: VolumeSpec, wanted: VolumeSpec, means: Means) -> _Refusal | None:
+    if wanted.copies < now.copies:
+        return _Refusal("copies are never given up by themselves")
+    if now.driver == "directory":
+        return _Refusal("the directory driver keeps one copy")
+    if wanted.durability is Durability.NONE:
+        return _Refusal("with durability=none they would never be up to date")
+    if wanted.copies > means.nodes:
+        return _Refusal(f"{means.nodes} nodes could keep one now", due=True)
+    return None
+
+
+def _durability(now: VolumeSpec, wanted: VolumeSpec, means: Means) -> _Refusal | None:
+    if _PROMISES.index(wanted.durability) < _PROMISES.index(now.durability):
+        return _Refusal("less is never promised by itself")
+    if now.copies == 1:
+        return _Refusal("it needs a second copy", due=True)
+    return None
+
+
+def _interval(now: VolumeSpec, wanted: VolumeSpec, means: Means) -> _Refusal | None:
+    return _Refusal("it needs a second copy", due=True) if now.copies == 1 else None
+
+
+def _min_copies(now: VolumeSpec, wanted: VolumeSpec, means: Means) -> _Refusal | None:
+    if wanted.min_copies < now.min_copies:
+        return _Refusal("less is never promised by itself")
+    if now.durability is not Durability.FSYNC:
+        return _Refusal("it needs durability=fsync", due=True)
+    if wanted.min_copies > min(now.copies, means.in_sync):
+        return _Refusal(f"{means.in_sync} copies are in sync now", due=True)
+    return None
+
+
+def _labels(now: VolumeSpec, wanted: VolumeSpec, means: Means) -> _Refusal | None:
+    return None
+
+
+_RULES: dict[str, Callable[[VolumeSpec, VolumeSpec, Means], _Refusal | None]] = {
+    "copies": _copies,
+    "durability": _durability,
+    "interval": _interval,
+    "min_copies": _min_copies,
+    "labels": _labels,
+}
+"""By option, why a change is not taken over; of options that have none nothing is."""
