@@ -34,6 +34,7 @@ from pannier.core.record import Part, Record
 from pannier.core.swarm import Availability
 from pannier.core.volume import (
     Beginning,
+    Declared,
     Durability,
     Grant,
     HistoryEntry,
@@ -84,6 +85,7 @@ VOLUME = Volume(
         HistoryEntry(at=1767225600.5, what="created", node="n2", epoch=1, detail="by root"),
         HistoryEntry(at=1767225700.0, what="moved", node="n1", epoch=3),
     ),
+    declared={"copies": Declared("3"), "min_copies": Declared("3", due=True)},
 )
 NODE = Node(
     name="n1",
@@ -130,6 +132,9 @@ RECORDS: dict[str, Record] = {
 }
 
 
+DECLARED = b',"declared":{"copies":{"text":"3","due":false},"min_copies":{"text":"3","due":true}}'
+
+
 def golden(name: str) -> bytes:
     return (GOLDEN / f"{name}.json").read_bytes().rstrip(b"\n")
 
@@ -165,6 +170,11 @@ def test_a_volume_of_an_earlier_version_tells_of_unheld_writes() -> None:
     earlier = golden("volume").replace(b',"unheld_writes":"refuse"', b"")
     assert earlier != golden("volume")
     assert read(earlier, Volume).spec.unheld_writes is UnheldWrites.WARN
+
+
+def test_a_volume_of_an_earlier_version_was_declared_nothing() -> None:
+    earlier = golden("volume").replace(golden("volume")[-len(DECLARED) - 1 :], b"}")
+    assert read(earlier, Volume) == replace(VOLUME, declared={})
 
 
 def test_a_listener_of_an_earlier_version_passes_nothing() -> None:
