@@ -35,6 +35,7 @@ from pannier.copies.differences import Differences
 from pannier.copies.file_systems import FileSystems
 from pannier.copies.lines import Lines
 from pannier.copies.mending import Mending
+from pannier.copies.option_changes import OptionChanges
 from pannier.copies.own_copies import OwnCopies
 from pannier.copies.receiving import Reception
 from pannier.copies.replication import Replicator
@@ -501,6 +502,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         clock=clock,
         doubt=pace.agent.doubt,
     )
+    option_changes = OptionChanges(cluster=cluster, clock=clock)
     service = NodeService(
         name=settings.cluster or "",
         cluster=cluster,
@@ -509,6 +511,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         volume_views=volume_views,
         node_views=node_views,
         volumes=volumes,
+        option_changes=option_changes,
         trash=trash,
         cleaning=Cleaning(cluster=cluster, drivers=drivers, custody=custody, use=use, room=room),
         membership=membership,
@@ -583,7 +586,11 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
     )
     labels = Labels(cluster=cluster, swarm=engine.swarm, clock=clock, pace=pace.swarm)
     asked_options = AskedOptions(
-        cluster=cluster, custody=custody, swarm=engine.swarm, clock=clock, pace=pace.swarm
+        cluster=cluster,
+        custody=custody,
+        swarm=engine.swarm,
+        changes=option_changes,
+        pace=pace.swarm,
     )
     disks = Disks(drivers=drivers, lease=lease, pace=pace.agent)
 

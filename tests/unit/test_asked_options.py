@@ -15,11 +15,12 @@ import structlog
 from structlog.testing import capture_logs
 from world import Fault, Machine, World, event_loop_policy
 
+from pannier.copies.option_changes import CHANGED, OptionChanges
 from pannier.core.pace import SwarmPace
 from pannier.core.swarm import Availability, ServiceMount, SwarmNode, SwarmService
 from pannier.core.volume import Durability, Volume
 from pannier.host.clock import Clock
-from pannier.swarm.asked_options import ASKED, CHANGED, AskedOptions, declared_now
+from pannier.swarm.asked_options import ASKED, AskedOptions, declared_now
 from pannier.testing.engine import FakeSwarmData
 
 __all__ = ["event_loop_policy"]
@@ -67,7 +68,7 @@ async def at_work(machine: Machine) -> AsyncIterator[None]:
         cluster=node.cluster,
         custody=node.custody,
         swarm=machine.engine.swarm,
-        clock=Clock(now=machine.clock, unix=time.time),
+        changes=OptionChanges(cluster=node.cluster, clock=Clock(now=machine.clock, unix=time.time)),
         pace=SwarmPace(),
     )
     task = asyncio.create_task(work.run())
@@ -215,7 +216,7 @@ async def test_doctor_tells_what_stays_and_what_is_on_its_way(world: World) -> N
     stays, coming = [each for each in findings if "service web" in each.what]
     assert {(each.level, each.subject) for each in (stays, coming)} == {("warning", "volume vol")}
     assert "size is none, not 1G" in stays.what
-    assert "gets them: copies is 2, was 1" in coming.what
+    assert "being changed by service web: copies is 2, was 1" in coming.what
     await look(world.a)
     findings = await world.a.up.service.doctor()
     assert [each.what for each in findings if "service web" in each.what] == [stays.what]

@@ -10,19 +10,18 @@ from hypothesis import strategies as st
 
 from pannier.core.declarations import _RULES, Declaration, Means, Settlement, settle
 from pannier.core.options import OPTIONS, parse_options
-from pannier.core.volume import Declared, Durability, Grant, Volume
+from pannier.core.volume import Durability, Grant, Volume
 
 MEANS = Means(nodes=3, in_sync=1)
 
 
-def volume(*, declared: dict[str, Declared] | None = None, **options: str) -> Volume:
+def volume(**options: str) -> Volume:
     return Volume(
         name="web",
         id="web.1",
         spec=parse_options(options),
         grant=Grant("a", 1),
         created_at=0.0,
-        declared=declared or {},
     )
 
 
@@ -74,7 +73,7 @@ def test_what_keeps_or_promises_more_is_taken_over(
 ) -> None:
     found = settled(volume(**options), asks(**asked))
     assert list(found.taken) == taken
-    assert found.by == (("s",) if taken else ())
+    assert found.by == ("by service s" if taken else "")
     assert not found.left
 
 
@@ -105,7 +104,7 @@ def test_what_keeps_or_promises_more_is_taken_over(
         (
             TWO,
             {"unheld_writes": "refuse"},
-            "unheld_writes is warn, not refuse (it stays as it was created)",
+            "unheld_writes is warn, not refuse (programs may fail by it, or lose what was promised)",
         ),
         (
             {"driver": "directory"},

@@ -12,13 +12,14 @@ did. All else stays, and is told.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from pannier.core.errors import InvalidInput
+from pannier.core.errors import Conflict, InvalidInput
 from pannier.core.options import OPTIONS, asked_of, shown_value, value_of
 from pannier.core.volume import Declared, Durability, Volume, VolumeSpec
 
+_STAYS = "it stays as it was created"
 _PROMISES = (Durability.NONE, Durability.INTERVAL, Durability.FSYNC)
 """From the least to the most."""
 
@@ -66,23 +67,29 @@ class Settlement:
         spec: with all that is taken over.
         declared: what was declared last, by option.
         taken: what changes: "copies is 2, was 1".
-        by: the services that asked for that.
-        left: what stays, in the order of the declarations.
+        by: who asked for that: "by service web"; empty where nothing changes.
+        left: what services ask for and stays, in the order of the declarations.
     """
 
     spec: VolumeSpec
     declared: Mapping[str, Declared]
     taken: tuple[str, ...]
-    by: tuple[str, ...]
-    left: tuple[Left, ...]
+    by: str
+    left: tuple[Left, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class _Refusal:
-    """Why an option is not taken over. With ``due`` it is, once the reason is gone."""
+    """Why an option is not taken over.
+
+    Attributes:
+        due: it is, once the reason is gone.
+        for_people: a person may say so all the same.
+    """
 
     why: str
     due: bool = False
+    for_people: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +134,42 @@ def settle(volume: Volume, declarations: Sequence[Declaration], means: Means) ->
             for each in naming
             if value_of(each.spec, name) != value_of(spec, name)
         ]
-    return Settlement(spec, declared, changes(volume.spec, spec), tuple(by), tuple(left))
+    return Settlement(spec, declared, changes(volume.spec, spec), _by(by), tuple(left))
+
+
+def settle_for(by: str, volume: Volume, options: Mapping[str, str], means: Means) -> Settlement:
+    """What a person sets. It stays until a declaration changes.
+
+    Args:
+        by: who that is: "by anna".
+
+    Raises:
+        InvalidInput: an option cannot be read. Conflict: it cannot be changed, or not now.
+    """
+    spec, declared = volume.spec, dict(volume.declared)
+    asked = _Asked(Declaration(by, options), asked_of(spec, options))
+    for name in (option.name for option in OPTIONS if asked.names(option.name)):
+        if name in declared:
+            declared[name] = replace(declared[name], due=False)
+        if value_of(asked.spec, name) == value_of(spec, name):
+            continue
+        rule = _RULES.get(name)
+        refusal = rule(spec, _with(name, spec, [asked]), means) if rule else _Refusal(_STAYS)
+        if refusal is not None and not refusal.for_people:
+            raise Conflict(
+                f"{name} of volume {volume.name} is {shown_value(spec, name)} and cannot be {options[name]}: "
+                f"{refusal.why}",
+                remedy="try again when that has changed"
+                if refusal.due
+                else "leave it, or create a volume with another name and copy what is in it",
+            )
+        spec = _with(name, spec, [asked])
+    taken = changes(volume.spec, spec)
+    return Settlement(spec, declared, taken, by if taken else "")
+
+
+def _by(services: Collection[str]) -> str:
+    return f"by service {', '.join(services)}" if services else ""
 
 
 def changes(before: VolumeSpec, after: VolumeSpec) -> tuple[str, ...]:
@@ -169,7 +211,7 @@ def _verdict(
         return _Verdict(spec, last, f"services {services} ask for different values")
     rule = _RULES.get(name)
     if rule is None:
-        return _Verdict(spec, last, "it stays as it was created")
+        return _Verdict(spec, last, _STAYS)
     text, wanted = first.declaration.options[name], _with(name, spec, fixed)
     if value_of(wanted, name) == value_of(spec, name):
         return _Verdict(spec, Declared(text))
@@ -207,7 +249,8 @@ def _copies(now: VolumeSpec, wanted: VolumeSpec, means: Means) -> _Refusal | Non
 
 def _durability(now: VolumeSpec, wanted: VolumeSpec, means: Means) -> _Refusal | None:
     if _PROMISES.index(wanted.durability) < _PROMISES.index(now.durability):
-        return _Refusal("less is never promised by itself")
+        some = wanted.durability is not Durability.NONE and now.min_copies == 1
+        return _Refusal("less is never promised by itself", for_people=some)
     if now.copies == 1:
         return _Refusal("it needs a second copy", due=True)
     return None
@@ -219,12 +262,18 @@ def _interval(now: VolumeSpec, wanted: VolumeSpec, means: Means) -> _Refusal | N
 
 def _min_copies(now: VolumeSpec, wanted: VolumeSpec, means: Means) -> _Refusal | None:
     if wanted.min_copies < now.min_copies:
-        return _Refusal("less is never promised by itself")
+        return _Refusal("less is never promised by itself", for_people=True)
     if now.durability is not Durability.FSYNC:
         return _Refusal("it needs durability=fsync", due=True)
     if wanted.min_copies > min(now.copies, means.in_sync):
         return _Refusal(f"{means.in_sync} copies are in sync now", due=True)
     return None
+
+
+def _unheld_writes(now: VolumeSpec, wanted: VolumeSpec, means: Means) -> _Refusal | None:
+    if now.durability is not Durability.FSYNC:
+        return _Refusal("it needs durability=fsync", due=True)
+    return _Refusal("programs may fail by it, or lose what was promised", for_people=True)
 
 
 def _labels(now: VolumeSpec, wanted: VolumeSpec, means: Means) -> _Refusal | None:
@@ -236,6 +285,7 @@ _RULES: dict[str, Callable[[VolumeSpec, VolumeSpec, Means], _Refusal | None]] = 
     "durability": _durability,
     "interval": _interval,
     "min_copies": _min_copies,
+    "unheld_writes": _unheld_writes,
     "labels": _labels,
 }
-"""By option, why a change is not taken over; of options that have none nothing is."""
+"""By option, why a change is not taken over; all others stay."""

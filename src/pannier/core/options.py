@@ -22,7 +22,7 @@ class Option:
     """One option: how it is read, and the words that the documentation shows.
 
     Attributes:
-        later: what happens where a service asks for another value once the volume is there
+        later: what happens where a service asks for another value once the volume is there, and what a person may set
             (:mod:`pannier.core.declarations` decides it).
     """
 
@@ -113,7 +113,7 @@ OPTIONS = (
         _whole("copies", 1, 99),
         "1",
         "nodes that keep the data",
-        "more are made; fewer never by themselves",
+        "more: made by itself; fewer: never",
     ),
     Option(
         "durability",
@@ -121,21 +121,21 @@ OPTIONS = (
         "fsync with copies, else none",
         "what a node's sudden death may cost: nothing that was synced (fsync), at most the lag "
         "(interval), or access until the node returns (none)",
-        "what promises more is taken over",
+        "more: by itself; fsync to interval: `volume set`",
     ),
     Option(
         "interval",
         _interval,
         "1s",
         "how often what was written is sent to the other copies",
-        "taken over",
+        "by itself",
     ),
     Option(
         "min_copies",
         _whole("min_copies", 1, 99),
         "1",
         "so few copies in sync, the holder's included, may still acknowledge a sync call",
-        "more is taken over once so many are in sync",
+        "more: by itself, once so many are in sync; fewer: `volume set`",
     ),
     Option(
         "unheld_writes",
@@ -143,6 +143,7 @@ OPTIONS = (
         "warn",
         "what no sync call waits for, such as a write to a file opened with O_DSYNC: is found and told (warn), "
         "or cannot be done in a container that mounts the volume (refuse)",
+        "`volume set`, for containers that are started then",
     ),
     Option("driver", _choice("driver", DRIVERS), "the node's own", "where the bytes live"),
     Option(
@@ -161,7 +162,7 @@ OPTIONS = (
         _labels,
         "none",
         "labels for people and tools, key=value,key=value",
-        "taken over",
+        "by itself",
     ),
 )
 _BY_NAME = {option.name: option for option in OPTIONS}

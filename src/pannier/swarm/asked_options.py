@@ -19,22 +19,19 @@ from pannier.agent.custody import Custody
 from pannier.cluster.cluster import Cluster
 from pannier.contract.views import FindingView
 from pannier.contract.words import Level
-from pannier.copies.replication import candidates_of
-from pannier.core.declarations import Declaration, Means, Settlement, settle
-from pannier.core.errors import Conflict, PannierError
+from pannier.copies.option_changes import OptionChanges, means_for
+from pannier.core.declarations import Declaration, Settlement, settle
+from pannier.core.errors import Conflict, PannierError, Stale
 from pannier.core.pace import SwarmPace
-from pannier.core.placement import repair_replicas
 from pannier.core.service_volumes import volumes_of
 from pannier.core.swarm import SwarmNode, SwarmService, SwarmTask
-from pannier.core.volume import HistoryEntry, Volume
+from pannier.core.volume import Volume
 from pannier.engine.base import Swarm
-from pannier.host.clock import Clock
 
 log = structlog.get_logger(__name__)
 
 ASKED = "asked for otherwise"
-CHANGED = "options changed"
-"""What a volume's history calls them."""
+"""What a volume's history calls it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,28 +54,18 @@ class DeclaredVolume:
                 subject=subject,
                 what=f"service {left.service} asks for it with other options: {left.what}. The volume stays as "
                 "it is, and Docker says nothing",
-                remedy="write the volume's own options into the stack file, or use a volume with another name",
+                remedy="write the volume's own options into the stack file; or see pannier volume set, or use a volume with "
+                "another name",
             )
             for left in settled.left
         ]
         if settled.taken:
-            services = ", ".join(settled.by)
-            what = f"service {services} asks for other options, and gets them: {', '.join(settled.taken)}"
+            what = f"its options are being changed {settled.by}: {', '.join(settled.taken)}"
             remedy = "this takes some seconds; if it stays, see journalctl -u pannierd beside the Swarm's leader"
             found.append(
                 FindingView(level=Level.WARNING, subject=subject, what=what, remedy=remedy)
             )
         return found
-
-
-def means_for(volume: Volume, cluster: Cluster) -> Means:
-    """What there is for its copies. A node that is down may come back."""
-    fit = [
-        node
-        for node in cluster.catalog.nodes()
-        if volume.spec.driver in node.drivers and not node.drained
-    ]
-    return Means(nodes=len(fit), in_sync=1 + len(volume.in_sync))
 
 
 def declared_volumes(
@@ -123,12 +110,18 @@ class AskedOptions:
     """
 
     def __init__(
-        self, *, cluster: Cluster, custody: Custody, swarm: Swarm, clock: Clock, pace: SwarmPace
+        self,
+        *,
+        cluster: Cluster,
+        custody: Custody,
+        swarm: Swarm,
+        changes: OptionChanges,
+        pace: SwarmPace,
     ) -> None:
         self._cluster = cluster
         self._custody = custody
         self._swarm = swarm
-        self._clock = clock
+        self._changes = changes
         self._pace = pace
         self._logged: set[tuple[str, str]] = set()
         self._changed = asyncio.Event()
@@ -168,52 +161,14 @@ class AskedOptions:
     async def _settle(self, found: DeclaredVolume) -> None:
         settled = found.settled(self._cluster)
         if (settled.spec, settled.declared) != (found.volume.spec, found.volume.declared):
-            settled = await self._take_over(found)
+            _, settled = await self._changes.settle(found.volume.name, partial(self._decide, found))
         for left in settled.left:
             await self._tell(found.volume, left.service, left.what)
 
-    async def _take_over(self, found: DeclaredVolume) -> Settlement:
-        """Change the record, by what it is in the store.
-
-        If the answer is lost, the next look finds what became of it.
-        """
-        name, settled = found.volume.name, found.settled(self._cluster)
-        candidates = candidates_of(self._cluster)
-
-        def decide(record: Volume) -> Volume | None:
-            nonlocal settled
-            if record.id != found.volume.id:
-                return None
-            settled = replace(found, volume=record).settled(self._cluster)
-            changed = replace(record, spec=settled.spec, declared=dict(settled.declared))
-            if changed == record:
-                return None
-            if not settled.taken:
-                return changed
-            if len(changed.replicas) < changed.spec.copies - 1:
-                wanted = repair_replicas(changed, candidates, gone=frozenset())
-                changed = replace(changed, replicas=wanted)
-            return changed.with_entry(
-                HistoryEntry(
-                    at=self._clock.unix(),
-                    what=CHANGED,
-                    node=record.grant.node,
-                    epoch=record.grant.epoch,
-                    detail=f"by service {', '.join(settled.by)}: {', '.join(settled.taken)}",
-                )
-            )
-
-        read = partial(self._cluster.fresh, name)
-        now = await self._cluster.registry.change(read, decide)
-        self._cluster.catalog.remember(now.record, revision=now.revision)
-        if settled.taken:
-            log.info(
-                "volume.options-changed",
-                volume=name,
-                service=", ".join(settled.by),
-                changes=", ".join(settled.taken),
-            )
-        return settled
+    def _decide(self, found: DeclaredVolume, record: Volume) -> Settlement:
+        if record.id != found.volume.id:
+            raise Stale(f"volume {record.name} is another one now", remedy="look again")
+        return replace(found, volume=record).settled(self._cluster)
 
     async def _tell(self, volume: Volume, service: str, what: str) -> None:
         told = f"by service {service}: {what}"
