@@ -307,7 +307,7 @@ class FakeRig:
             replicas=0,
             labels={"kept": "as it is"},
         )
-        swarm.services.append(service)
+        await swarm.deploy(*swarm.services, service)
 
 
 class DockerRig:
@@ -633,6 +633,18 @@ async def test_of_two_changes_at_once_one_is_refused(rig: Rig) -> None:
     assert [type(end) for end in ends if end is not None] == [Stale] * 3
     (after,) = await swarm.nodes()
     assert after.labels == {"n": str(ends.index(None))}
+
+
+async def test_a_service_that_is_made_is_told_at_once(rig: Rig) -> None:
+    await rig.form_swarm()
+    changes = rig.engine.swarm.service_changes()
+    await anext(changes)
+    heard = asyncio.ensure_future(anext(changes))
+    await asyncio.sleep(0)
+    await rig.create_service("web", volumes=[])
+    async with asyncio.timeout(20):
+        await heard
+    assert [service.name for service in await rig.engine.swarm.services()] == ["web"]
 
 
 async def test_services_tell_their_constraints_and_our_volumes(rig: Rig) -> None:

@@ -149,6 +149,17 @@ async def test_two_services_that_contradict_each_other_never_take_turns(world: W
     assert record(world) == before
 
 
+async def test_what_a_person_sets_stays_until_the_service_says_something_new(world: World) -> None:
+    swarm_of(world).services = [service("web", "vol", copies="2", interval="5s")]
+    await look(world.a)
+    await world.b.up.service.by("anna").set_volume("vol", {"interval": "2s"})
+    assert history(world, CHANGED)[-1] == "by anna: interval is 2s, was 5s"
+    assert await look(world.a) == ["web vol interval is 2s, not 5s (it was set otherwise since)"]
+    swarm_of(world).services = [service("web", "vol", copies="2", interval="6s")]
+    await look(world.a)
+    assert record(world).spec.interval == 6.0
+
+
 async def test_only_the_leader_s_daemon_works(world: World) -> None:
     swarm_of(world).services = [service("web", "vol", size="1G", labels="a=b")]
     assert await look(world.b) == []

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pannier.core.declarations import _RULES, Declaration, Means, Settlement, settle
+from pannier.core.declarations import _RULES, Declaration, Means, Settlement, settle, settle_for
+from pannier.core.errors import Conflict, InvalidInput, PannierError
 from pannier.core.options import OPTIONS, parse_options
 from pannier.core.volume import Durability, Grant, Volume
 
@@ -169,18 +171,18 @@ def test_services_that_contradict_each_other_change_nothing() -> None:
 
 def test_what_was_set_since_stays_until_a_declaration_changes() -> None:
     there = after(volume(**TWO), asks(interval="5s"))
-    by_a_person = replace(there, spec=replace(there.spec, interval=2.0))
-    found = settled(by_a_person, asks(interval="5s"))
-    assert found.spec == by_a_person.spec
+    chosen = by_a_person(there, interval="2s")
+    found = settled(chosen, asks(interval="5s"))
+    assert found.spec == chosen.spec
     assert found.left[0].what == "interval is 2s, not 5s (it was set otherwise since)"
-    assert settled(by_a_person, asks(interval="6s")).spec.interval == 6.0
+    assert settled(chosen, asks(interval="6s")).spec.interval == 6.0
 
 
 def test_a_declaration_that_says_what_is_there_is_remembered_too() -> None:
     """Else it would undo what a person sets afterwards."""
     there = after(volume(**TWO, interval="5s"), asks(interval="5s"))
-    by_a_person = replace(there, spec=replace(there.spec, interval=2.0))
-    assert settled(by_a_person, asks(interval="5s")).spec.interval == 2.0
+    chosen = by_a_person(there, interval="2s")
+    assert settled(chosen, asks(interval="5s")).spec.interval == 2.0
 
 
 def test_no_word_is_no_change() -> None:
@@ -198,10 +200,67 @@ def test_a_template_is_told_and_never_taken_over() -> None:
     assert "template" in found.left[0].what
     both = settled(there, Declaration("s", {"interval": "5s"}, fixed=False), asks(interval="9s"))
     assert both.spec.interval == 9.0
+    assert "template" in both.left[0].what
 
 
 def test_the_documentation_says_of_each_option_what_happens() -> None:
     assert {option.name for option in OPTIONS if option.later != "stays"} == set(_RULES)
+
+
+def by_a_person(there: Volume, *, means: Means = MEANS, **options: str) -> Volume:
+    found = settle_for("by anna", there, options, means)
+    return replace(there, spec=found.spec, declared=dict(found.declared))
+
+
+@pytest.mark.parametrize(
+    ("options", "asked", "taken"),
+    [
+        ({}, {"copies": "2"}, ["copies is 2, was 1", "durability is fsync, was none"]),
+        (TWO, {"durability": "interval"}, ["durability is interval, was fsync"]),
+        ({**TWO, "min_copies": "2"}, {"min_copies": "1"}, ["min_copies is 1, was 2"]),
+        (TWO, {"unheld_writes": "refuse"}, ["unheld_writes is refuse, was warn"]),
+        ({**TWO, "size": "1G"}, {"size": "1G", "interval": "2s"}, ["interval is 2s, was 1s"]),
+        (TWO, TWO, []),
+    ],
+)
+def test_a_person_may_say_what_is_never_done_by_itself(
+    options: dict[str, str], asked: dict[str, str], taken: list[str]
+) -> None:
+    found = settle_for("by anna", volume(**options), asked, MEANS)
+    assert list(found.taken) == taken
+    assert found.by == ("by anna" if taken else "")
+
+
+@pytest.mark.parametrize(
+    ("options", "asked", "error", "says"),
+    [
+        ({}, {"size": "1G"}, Conflict, "size of volume web is none and cannot be 1G: it stays"),
+        ({}, {"layout": "tree"}, Conflict, "layout of volume web is image and cannot be tree"),
+        (TWO, {"copies": "1"}, Conflict, "never given up"),
+        (TWO, {"durability": "none"}, Conflict, "less is never promised"),
+        ({**TWO, "min_copies": "2"}, {"durability": "interval"}, Conflict, "less is never"),
+        ({}, {"copies": "9"}, Conflict, "3 nodes could keep one now"),
+        ({}, {"interval": "2s", "labels": "a=b"}, Conflict, "needs a second copy"),
+        ({}, {"unheld_writes": "refuse"}, Conflict, "needs durability=fsync"),
+        ({}, {"copis": "2"}, InvalidInput, "did you mean 'copies'"),
+    ],
+)
+def test_a_person_is_refused_what_cannot_be(
+    options: dict[str, str], asked: dict[str, str], error: type[PannierError], says: str
+) -> None:
+    with pytest.raises(error, match=re.escape(says)) as caught:
+        settle_for("by anna", volume(**options), asked, MEANS)
+    assert caught.value.remedy
+
+
+def test_what_waits_is_given_up_where_a_person_sets_the_option() -> None:
+    waiting = after(volume(), asks(copies="9"))
+    chosen = by_a_person(waiting, copies="2")
+    many = Means(nodes=9, in_sync=1)
+    found = settled(chosen, asks(copies="9"), means=many)
+    assert found.spec.copies == 2
+    assert "set otherwise since" in found.left[0].what
+    assert settled(chosen, asks(copies="8"), means=many).spec.copies == 8
 
 
 WORDS = st.fixed_dictionaries(

@@ -20,6 +20,7 @@ from pannier.core.options import OPTIONS, asked_of, shown_value, value_of
 from pannier.core.volume import Declared, Durability, Volume, VolumeSpec
 
 _STAYS = "it stays as it was created"
+_TEMPLATE = "its template may say something else for the next task"
 _PROMISES = (Durability.NONE, Durability.INTERVAL, Durability.FSYNC)
 """From the least to the most."""
 
@@ -79,7 +80,7 @@ class Settlement:
 
 
 @dataclass(frozen=True, slots=True)
-class _Refusal:
+class _Obstacle:
     """Why an option is not taken over.
 
     Attributes:
@@ -93,7 +94,7 @@ class _Refusal:
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
+class _Reading:
     """A declaration that could be read: ``spec`` is the volume's with its options."""
 
     declaration: Declaration
@@ -130,7 +131,7 @@ def settle(volume: Volume, declarations: Sequence[Declaration], means: Means) ->
             spec = verdict.spec
             by.update(dict.fromkeys(each.declaration.service for each in fixed))
         left += [
-            _left(each, name, spec, verdict.why)
+            _left(each, name, spec, verdict.why if each.declaration.fixed else _TEMPLATE)
             for each in naming
             if value_of(each.spec, name) != value_of(spec, name)
         ]
@@ -147,20 +148,20 @@ def settle_for(by: str, volume: Volume, options: Mapping[str, str], means: Means
         InvalidInput: an option cannot be read. Conflict: it cannot be changed, or not now.
     """
     spec, declared = volume.spec, dict(volume.declared)
-    asked = _Asked(Declaration(by, options), asked_of(spec, options))
+    asked = _Reading(Declaration(by, options), asked_of(spec, options))
     for name in (option.name for option in OPTIONS if asked.names(option.name)):
         if name in declared:
             declared[name] = replace(declared[name], due=False)
         if value_of(asked.spec, name) == value_of(spec, name):
             continue
         rule = _RULES.get(name)
-        refusal = rule(spec, _with(name, spec, [asked]), means) if rule else _Refusal(_STAYS)
-        if refusal is not None and not refusal.for_people:
+        obstacle = rule(spec, _with(name, spec, [asked]), means) if rule else _Obstacle(_STAYS)
+        if obstacle is not None and not obstacle.for_people:
             raise Conflict(
                 f"{name} of volume {volume.name} is {shown_value(spec, name)} and cannot be {options[name]}: "
-                f"{refusal.why}",
+                f"{obstacle.why}",
                 remedy="try again when that has changed"
-                if refusal.due
+                if obstacle.due
                 else "leave it, or create a volume with another name and copy what is in it",
             )
         spec = _with(name, spec, [asked])
@@ -183,28 +184,28 @@ def changes(before: VolumeSpec, after: VolumeSpec) -> tuple[str, ...]:
 
 def _readable(
     spec: VolumeSpec, declarations: Sequence[Declaration]
-) -> tuple[list[_Asked], list[Left]]:
+) -> tuple[list[_Reading], list[Left]]:
     """Those that can be read, and why the others cannot. Of one that cannot be read nothing is taken over."""
-    asked, left = list[_Asked](), list[Left]()
+    asked, left = list[_Reading](), list[Left]()
     for each in declarations:
         try:
-            asked.append(_Asked(each, asked_of(spec, each.options)))
+            asked.append(_Reading(each, asked_of(spec, each.options)))
         except InvalidInput as error:
             left.append(Left(each.service, error.message))
     return asked, left
 
 
-def _left(asked: _Asked, name: str, spec: VolumeSpec, why: str) -> Left:
+def _left(asked: _Reading, name: str, spec: VolumeSpec, why: str) -> Left:
     declaration = asked.declaration
     what = f"{name} is {shown_value(spec, name)}, not {declaration.options[name]} ({why})"
     return Left(declaration.service, what)
 
 
 def _verdict(
-    name: str, fixed: Sequence[_Asked], spec: VolumeSpec, last: Declared | None, means: Means
+    name: str, fixed: Sequence[_Reading], spec: VolumeSpec, last: Declared | None, means: Means
 ) -> _Verdict:
     if not fixed:
-        return _Verdict(spec, last, "its template may say something else for the next task")
+        return _Verdict(spec, last)
     first = fixed[0]
     if any(value_of(each.spec, name) != value_of(first.spec, name) for each in fixed):
         services = ", ".join(each.declaration.service for each in fixed)
@@ -216,14 +217,14 @@ def _verdict(
     if value_of(wanted, name) == value_of(spec, name):
         return _Verdict(spec, Declared(text))
     new = last is None or last.text != text or last.due
-    if refusal := rule(spec, wanted, means):
-        return _Verdict(spec, Declared(text, due=refusal.due and new), refusal.why)
+    if obstacle := rule(spec, wanted, means):
+        return _Verdict(spec, Declared(text, due=obstacle.due and new), obstacle.why)
     if not new:
         return _Verdict(spec, last, "it was set otherwise since")
     return _Verdict(wanted, Declared(text))
 
 
-def _with(name: str, spec: VolumeSpec, asked: Sequence[_Asked]) -> VolumeSpec:
+def _with(name: str, spec: VolumeSpec, asked: Sequence[_Reading]) -> VolumeSpec:
     """``spec`` with the value of one option; a second copy comes with what is promised of it."""
     if name != "copies" or spec.durability is not Durability.NONE:
         return replace(spec, **{name: getattr(asked[0].spec, name)})
@@ -235,52 +236,52 @@ def _with(name: str, spec: VolumeSpec, asked: Sequence[_Asked]) -> VolumeSpec:
 # -- what is taken over --------------------------------------------------------------------------------
 
 
-def _copies(now: VolumeSpec, wanted: VolumeSpec, means: Means) -> _Refusal | None:
+def _copies(now: VolumeSpec, wanted: VolumeSpec, means: Means) -> _Obstacle | None:
     if wanted.copies < now.copies:
-        return _Refusal("copies are never given up by themselves")
+        return _Obstacle("copies are never given up by themselves")
     if now.driver == "directory":
-        return _Refusal("the directory driver keeps one copy")
+        return _Obstacle("the directory driver keeps one copy")
     if wanted.durability is Durability.NONE:
-        return _Refusal("with durability=none they would never be up to date")
+        return _Obstacle("with durability=none they would never be up to date")
     if wanted.copies > means.nodes:
-        return _Refusal(f"{means.nodes} nodes could keep one now", due=True)
+        return _Obstacle(f"{means.nodes} nodes could keep one now", due=True)
     return None
 
 
-def _durability(now: VolumeSpec, wanted: VolumeSpec, means: Means) -> _Refusal | None:
+def _durability(now: VolumeSpec, wanted: VolumeSpec, means: Means) -> _Obstacle | None:
     if _PROMISES.index(wanted.durability) < _PROMISES.index(now.durability):
         some = wanted.durability is not Durability.NONE and now.min_copies == 1
-        return _Refusal("less is never promised by itself", for_people=some)
+        return _Obstacle("less is never promised by itself", for_people=some)
     if now.copies == 1:
-        return _Refusal("it needs a second copy", due=True)
+        return _Obstacle("it needs a second copy", due=True)
     return None
 
 
-def _interval(now: VolumeSpec, wanted: VolumeSpec, means: Means) -> _Refusal | None:
-    return _Refusal("it needs a second copy", due=True) if now.copies == 1 else None
+def _interval(now: VolumeSpec, wanted: VolumeSpec, means: Means) -> _Obstacle | None:
+    return _Obstacle("it needs a second copy", due=True) if now.copies == 1 else None
 
 
-def _min_copies(now: VolumeSpec, wanted: VolumeSpec, means: Means) -> _Refusal | None:
+def _min_copies(now: VolumeSpec, wanted: VolumeSpec, means: Means) -> _Obstacle | None:
     if wanted.min_copies < now.min_copies:
-        return _Refusal("less is never promised by itself", for_people=True)
+        return _Obstacle("less is never promised by itself", for_people=True)
     if now.durability is not Durability.FSYNC:
-        return _Refusal("it needs durability=fsync", due=True)
+        return _Obstacle("it needs durability=fsync", due=True)
     if wanted.min_copies > min(now.copies, means.in_sync):
-        return _Refusal(f"{means.in_sync} copies are in sync now", due=True)
+        return _Obstacle(f"{means.in_sync} copies are in sync now", due=True)
     return None
 
 
-def _unheld_writes(now: VolumeSpec, wanted: VolumeSpec, means: Means) -> _Refusal | None:
+def _unheld_writes(now: VolumeSpec, wanted: VolumeSpec, means: Means) -> _Obstacle | None:
     if now.durability is not Durability.FSYNC:
-        return _Refusal("it needs durability=fsync", due=True)
-    return _Refusal("programs may fail by it, or lose what was promised", for_people=True)
+        return _Obstacle("it needs durability=fsync", due=True)
+    return _Obstacle("programs may fail by it, or lose what was promised", for_people=True)
 
 
-def _labels(now: VolumeSpec, wanted: VolumeSpec, means: Means) -> _Refusal | None:
+def _labels(now: VolumeSpec, wanted: VolumeSpec, means: Means) -> _Obstacle | None:
     return None
 
 
-_RULES: dict[str, Callable[[VolumeSpec, VolumeSpec, Means], _Refusal | None]] = {
+_RULES: dict[str, Callable[[VolumeSpec, VolumeSpec, Means], _Obstacle | None]] = {
     "copies": _copies,
     "durability": _durability,
     "interval": _interval,

@@ -329,7 +329,6 @@ class FakeCluster:
     async def set_volume(self, name: str, options: Mapping[str, str]) -> VolumeView:
         self._change("set_volume", name)
         volume = self._volume(name)
-        parse_options(options)
         changed = structs.replace(volume, options={**volume.options, **options})
         self.volumes_by_name[name] = changed
         self._note(EventKind.VOLUME_OPTIONS_CHANGED, name)
