@@ -56,6 +56,7 @@ from pannier.holding.takeover import Takeover
 from pannier.holding.volumes import Volumes
 from pannier.host.clock import Clock
 from pannier.host.state_files import StateFiles
+from pannier.node.asked_by_containers import AskedByContainers
 from pannier.node.barrier_admission import BarrierAdmission, Marks
 from pannier.node.cleaning import Cleaning
 from pannier.node.cluster_wide import ClusterWide
@@ -502,7 +503,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         clock=clock,
         doubt=pace.agent.doubt,
     )
-    option_changes = OptionChanges(cluster=cluster, clock=clock)
+    option_changes = OptionChanges(cluster=cluster, custody=custody, clock=clock)
     service = NodeService(
         name=settings.cluster or "",
         cluster=cluster,
@@ -587,10 +588,12 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
     labels = Labels(cluster=cluster, swarm=engine.swarm, clock=clock, pace=pace.swarm)
     asked_options = AskedOptions(
         cluster=cluster,
-        custody=custody,
         swarm=engine.swarm,
         changes=option_changes,
         pace=pace.swarm,
+    )
+    asked_by_containers = AskedByContainers(
+        engine=engine, cluster=cluster, changes=option_changes, pace=pace.node
     )
     disks = Disks(drivers=drivers, lease=lease, pace=pace.agent)
 
@@ -667,6 +670,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
             Work("evacuation", evacuation.run),
             Work("labels", labels.run),
             Work("asked-options", asked_options.run),
+            Work("asked-by-containers", asked_by_containers.run),
             Work("hooks", hooks.run),
         ),
     )

@@ -15,12 +15,13 @@ import structlog
 from structlog.testing import capture_logs
 from world import Fault, Machine, World, event_loop_policy
 
-from pannier.copies.option_changes import CHANGED, OptionChanges
-from pannier.core.pace import SwarmPace
+from pannier.copies.option_changes import ASKED, CHANGED, OptionChanges
+from pannier.core.pace import NodePace, SwarmPace
 from pannier.core.swarm import Availability, ServiceMount, SwarmNode, SwarmService
 from pannier.core.volume import Durability, Volume
 from pannier.host.clock import Clock
-from pannier.swarm.asked_options import ASKED, AskedOptions, declared_now
+from pannier.node.asked_by_containers import AskedByContainers
+from pannier.swarm.asked_options import AskedOptions, declared_now
 from pannier.testing.engine import FakeSwarmData
 
 __all__ = ["event_loop_policy"]
@@ -60,15 +61,19 @@ def swarm_of(world: World) -> FakeSwarmData:
     return data
 
 
+def changes_of(machine: Machine) -> OptionChanges:
+    node, clock = machine.up.node, Clock(now=machine.clock, unix=time.time)
+    return OptionChanges(cluster=node.cluster, custody=node.custody, clock=clock)
+
+
 @asynccontextmanager
 async def at_work(machine: Machine) -> AsyncIterator[None]:
     """The work runs, which begins as after a start."""
     node = machine.up.node
     work = AskedOptions(
         cluster=node.cluster,
-        custody=node.custody,
         swarm=machine.engine.swarm,
-        changes=OptionChanges(cluster=node.cluster, clock=Clock(now=machine.clock, unix=time.time)),
+        changes=changes_of(machine),
         pace=SwarmPace(),
     )
     task = asyncio.create_task(work.run())
@@ -87,7 +92,7 @@ async def look(machine: Machine, *, seconds: float = 60.0) -> list[str]:
         async with at_work(machine):
             await asyncio.sleep(seconds)
     told = [line for line in lines if line["event"] == "volume.asked-otherwise"]
-    return [f"{line['service']} {line['volume']} {line['difference']}" for line in told]
+    return [f"{line['by']} {line['volume']} {line['difference']}" for line in told]
 
 
 def record(world: World) -> Volume:
@@ -110,9 +115,9 @@ async def test_what_stays_is_told_once(world: World) -> None:
         service("new", "other", copies="2"),
     ]
     wanted = "size is none, not 1G (it stays as it was created)"
-    assert await look(world.a) == [f"vol vol {wanted}"]
+    assert await look(world.a) == [f"service vol vol {wanted}"]
     assert history(world) == [f"by service vol: {wanted}"]
-    assert await look(world.a) == [f"vol vol {wanted}"], "a new run of the daemon"
+    assert await look(world.a) == [f"service vol vol {wanted}"], "a new run of the daemon"
     assert history(world) == [f"by service vol: {wanted}"]
     swarm.services.append(service("late", "vol", mode="0700"))
     assert len(await look(world.a)) == 2
@@ -154,7 +159,9 @@ async def test_what_a_person_sets_stays_until_the_service_says_something_new(wor
     await look(world.a)
     await world.b.up.service.by("anna").set_volume("vol", {"interval": "2s"})
     assert history(world, CHANGED)[-1] == "by anna: interval is 2s, was 5s"
-    assert await look(world.a) == ["web vol interval is 2s, not 5s (it was set otherwise since)"]
+    assert await look(world.a) == [
+        "service web vol interval is 2s, not 5s (it was set otherwise since)"
+    ]
     swarm_of(world).services = [service("web", "vol", copies="2", interval="6s")]
     await look(world.a)
     assert record(world).spec.interval == 6.0
@@ -234,3 +241,22 @@ async def test_doctor_tells_what_stays_and_what_is_on_its_way(world: World) -> N
     swarm = world.b.engine.swarm
     swarm.data = None
     assert await declared_now(swarm, world.b.up.node.cluster) == []
+
+
+async def test_what_a_container_asks_for_is_told_once_and_not_applied(world: World) -> None:
+    node, engine = world.c.up.node, world.c.engine
+    engine.declared = [ServiceMount(source="vol", options={"copies": "2"})] * 2
+    work = AskedByContainers(
+        engine=engine, cluster=node.cluster, changes=changes_of(world.c), pace=NodePace()
+    )
+    task = asyncio.create_task(work.run())
+    await asyncio.sleep(60.0)
+    task.cancel()
+    told = (
+        "copies is 1, not 2 (a container's options are not applied; pannier volume set does that)"
+    )
+    assert history(world) == [f"by a container on c: {told}"]
+    assert record(world).spec.copies == 1
+    findings = await world.c.up.service.doctor()
+    (finding,) = [each for each in findings if "a container on c" in each.what]
+    assert (finding.level, finding.subject) == ("warning", "volume vol")

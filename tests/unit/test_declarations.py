@@ -28,7 +28,7 @@ def volume(**options: str) -> Volume:
 
 
 def asks(service: str = "s", **options: str) -> Declaration:
-    return Declaration(service, options)
+    return Declaration(f"service {service}", options)
 
 
 def settled(there: Volume, *declarations: Declaration, means: Means = MEANS) -> Settlement:
@@ -128,7 +128,7 @@ def test_all_else_stays_and_is_told(
     there = volume(**options)
     found = settled(there, asks(**asked))
     assert (found.spec, found.taken) == (there.spec, ())
-    assert [(each.service, each.what) for each in found.left] == [("s", left)]
+    assert [(each.who, each.what) for each in found.left] == [("service s", left)]
 
 
 @pytest.mark.parametrize(
@@ -162,8 +162,11 @@ def test_services_that_contradict_each_other_change_nothing() -> None:
     there = after(volume(**TWO), asks("one", interval="5s"))
     found = settled(there, asks("one", interval="5s"), asks("two", interval="9s"))
     assert (found.spec, found.declared) == (there.spec, there.declared)
-    assert [(each.service, each.what) for each in found.left] == [
-        ("two", "interval is 5s, not 9s (services one, two ask for different values)")
+    assert [(each.who, each.what) for each in found.left] == [
+        (
+            "service two",
+            "interval is 5s, not 9s (service one, service two ask for different values)",
+        )
     ]
     alone = settled(there, asks("two", interval="9s"))
     assert alone.taken == ("interval is 9s, was 5s",)
@@ -193,14 +196,18 @@ def test_no_word_is_no_change() -> None:
     assert settled(there).spec == there.spec
 
 
-def test_a_template_is_told_and_never_taken_over() -> None:
+def test_what_is_only_told_is_never_taken_over() -> None:
     there = volume(**TWO)
-    found = settled(there, Declaration("s", {"interval": "5s"}, fixed=False))
+    found = settled(there, Declaration("a container", {"interval": "5s"}, only_told="ask a person"))
     assert (found.spec, found.declared) == (there.spec, {})
-    assert "template" in found.left[0].what
-    both = settled(there, Declaration("s", {"interval": "5s"}, fixed=False), asks(interval="9s"))
+    assert "(ask a person)" in found.left[0].what
+    both = settled(
+        there,
+        Declaration("a container", {"interval": "5s"}, only_told="ask a person"),
+        asks(interval="9s"),
+    )
     assert both.spec.interval == 9.0
-    assert "template" in both.left[0].what
+    assert "(ask a person)" in both.left[0].what
 
 
 def test_the_documentation_says_of_each_option_what_happens() -> None:

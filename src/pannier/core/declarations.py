@@ -20,23 +20,23 @@ from pannier.core.options import OPTIONS, asked_of, shown_value, value_of
 from pannier.core.volume import Declared, Durability, Volume, VolumeSpec
 
 _STAYS = "it stays as it was created"
-_TEMPLATE = "its template may say something else for the next task"
 _PROMISES = (Durability.NONE, Durability.INTERVAL, Durability.FSYNC)
 """From the least to the most."""
 
 
 @dataclass(frozen=True, slots=True)
 class Declaration:
-    """What one service says of a volume.
+    """What somebody says of a volume.
 
     Attributes:
+        who: "service web".
         options: as they were typed.
-        fixed: they have no template, whose value might be another one for the next task.
+        only_told: why none of it is taken over; empty where that is decided option by option.
     """
 
-    service: str
+    who: str
     options: Mapping[str, str]
-    fixed: bool = True
+    only_told: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,9 +54,9 @@ class Means:
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """What a service asks for and does not get: "size is none, not 1G (it stays as it was created)"."""
+    """What somebody asks for and does not get: "size is none, not 1G (it stays as it was created)"."""
 
-    service: str
+    who: str
     what: str
 
 
@@ -69,7 +69,7 @@ class Settlement:
         declared: what was declared last, by option.
         taken: what changes: "copies is 2, was 1".
         by: who asked for that: "by service web"; empty where nothing changes.
-        left: what services ask for and stays, in the order of the declarations.
+        left: what is asked for and stays, in the order of the declarations.
     """
 
     spec: VolumeSpec
@@ -123,19 +123,21 @@ def settle(volume: Volume, declarations: Sequence[Declaration], means: Means) ->
     spec, declared, by = volume.spec, dict(volume.declared), dict[str, None]()
     for name in (option.name for option in OPTIONS):
         naming = [each for each in asked if each.names(name)]
-        fixed = [each for each in naming if each.declaration.fixed]
-        verdict = _verdict(name, fixed, spec, declared.get(name), means)
+        counting = [each for each in naming if not each.declaration.only_told]
+        verdict = _verdict(name, counting, spec, declared.get(name), means)
         if verdict.declared is not None:
             declared[name] = verdict.declared
         if verdict.spec != spec:
             spec = verdict.spec
-            by.update(dict.fromkeys(each.declaration.service for each in fixed))
+            by.update(dict.fromkeys(each.declaration.who for each in counting))
         left += [
-            _left(each, name, spec, verdict.why if each.declaration.fixed else _TEMPLATE)
+            _left(each, name, spec, each.declaration.only_told or verdict.why)
             for each in naming
             if value_of(each.spec, name) != value_of(spec, name)
         ]
-    return Settlement(spec, declared, changes(volume.spec, spec), _by(by), tuple(left))
+    return Settlement(
+        spec, declared, changes(volume.spec, spec), _by(by), tuple(dict.fromkeys(left))
+    )
 
 
 def settle_for(by: str, volume: Volume, options: Mapping[str, str], means: Means) -> Settlement:
@@ -169,8 +171,8 @@ def settle_for(by: str, volume: Volume, options: Mapping[str, str], means: Means
     return Settlement(spec, declared, taken, by if taken else "")
 
 
-def _by(services: Collection[str]) -> str:
-    return f"by service {', '.join(services)}" if services else ""
+def _by(who: Collection[str]) -> str:
+    return f"by {', '.join(who)}" if who else ""
 
 
 def changes(before: VolumeSpec, after: VolumeSpec) -> tuple[str, ...]:
@@ -191,29 +193,29 @@ def _readable(
         try:
             asked.append(_Reading(each, asked_of(spec, each.options)))
         except InvalidInput as error:
-            left.append(Left(each.service, error.message))
+            left.append(Left(each.who, error.message))
     return asked, left
 
 
 def _left(asked: _Reading, name: str, spec: VolumeSpec, why: str) -> Left:
     declaration = asked.declaration
     what = f"{name} is {shown_value(spec, name)}, not {declaration.options[name]} ({why})"
-    return Left(declaration.service, what)
+    return Left(declaration.who, what)
 
 
 def _verdict(
-    name: str, fixed: Sequence[_Reading], spec: VolumeSpec, last: Declared | None, means: Means
+    name: str, asked: Sequence[_Reading], spec: VolumeSpec, last: Declared | None, means: Means
 ) -> _Verdict:
-    if not fixed:
+    if not asked:
         return _Verdict(spec, last)
-    first = fixed[0]
-    if any(value_of(each.spec, name) != value_of(first.spec, name) for each in fixed):
-        services = ", ".join(each.declaration.service for each in fixed)
-        return _Verdict(spec, last, f"services {services} ask for different values")
+    first = asked[0]
+    if any(value_of(each.spec, name) != value_of(first.spec, name) for each in asked):
+        who = ", ".join(each.declaration.who for each in asked)
+        return _Verdict(spec, last, f"{who} ask for different values")
     rule = _RULES.get(name)
     if rule is None:
         return _Verdict(spec, last, _STAYS)
-    text, wanted = first.declaration.options[name], _with(name, spec, fixed)
+    text, wanted = first.declaration.options[name], _with(name, spec, asked)
     if value_of(wanted, name) == value_of(spec, name):
         return _Verdict(spec, Declared(text))
     new = last is None or last.text != text or last.due

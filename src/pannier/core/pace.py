@@ -220,6 +220,9 @@ class NodePace:
     """Between two looks of a drained node for idle volumes: somebody waits for the node to be empty."""
     swarm_look: float = 15.0
     """How often the engine is asked whether it is in a Swarm: it does not report that by itself."""
+    containers_look: float = 15.0
+    """Between two looks at what containers ask of volumes: somebody has just started one. It costs a call for each that has a
+    volume."""
     memory: float = 5.0
     """How long requests wait for the store and for the pool at start. Then Docker's are answered from
     memory, and others are told what is missing."""

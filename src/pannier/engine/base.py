@@ -9,6 +9,7 @@ from typing import Protocol
 
 from pannier.core.swarm import (
     Availability,
+    ServiceMount,
     SwarmMember,
     SwarmNode,
     SwarmService,
@@ -179,6 +180,14 @@ class Engine(Protocol):
 
     async def container(self, container_id: str) -> Container | None:
         """One container; None where the engine does not know it."""
+        ...
+
+    async def declared_mounts(self) -> list[ServiceMount]:
+        """What this engine's containers, running or not, say of volumes that they name with our driver.
+
+        Those of Swarm services are left out: their services say it. So is one that just starts or ends, and does not
+        answer within the time of a call.
+        """
         ...
 
     async def containers_of(self, service: str) -> list[Container]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,10 +11,11 @@ from urllib.parse import quote
 import msgspec
 
 from pannier.core.errors import EngineUnavailable
+from pannier.core.swarm import ServiceMount
 from pannier.engine.base import Container, EngineFacts, Executed, LocalVolume
 from pannier.engine.connection import EngineConnection, as_filters
 from pannier.engine.execution import Execution
-from pannier.engine.swarm import DockerSwarm
+from pannier.engine.swarm import DockerSwarm, SpecMount
 
 DEFAULT_SOCKET = Path("/var/run/docker.sock")
 _OWN_DRIVER = "local"
@@ -48,6 +50,10 @@ class _ContainerState(msgspec.Struct, frozen=True, rename="pascal"):
     running: bool = False
 
 
+class _HostConfig(msgspec.Struct, frozen=True, rename="pascal"):
+    mounts: list[SpecMount] | None = None
+
+
 class _Inspected(msgspec.Struct, frozen=True, rename="pascal"):
     """``GET /containers/ID/json``."""
 
@@ -55,6 +61,7 @@ class _Inspected(msgspec.Struct, frozen=True, rename="pascal"):
     name: str
     config: _Config
     state: _ContainerState
+    host_config: _HostConfig = _HostConfig()
 
 
 class _Plugins(msgspec.Struct, frozen=True, rename="pascal"):
@@ -187,6 +194,23 @@ class DockerEngine:
             running=found.state.running,
             labels=found.config.labels or {},
         )
+
+    async def declared_mounts(self) -> list[ServiceMount]:
+        """See :class:`~pannier.engine.base.Engine`."""
+        listed = await self._get("/containers/json", list[_Listed], all="1")
+        found = list[ServiceMount]()
+        for item in listed or []:
+            ours = any(mount.driver == self._plugin for mount in item.mounts or [])
+            if not ours or _SERVICE_LABEL in (item.labels or {}):
+                continue
+            with contextlib.suppress(EngineUnavailable):
+                asked = await self._get(f"/containers/{quote(item.id, safe='')}/json", _Inspected)
+                found += [
+                    mount.told()
+                    for mount in (asked.host_config.mounts if asked else None) or []
+                    if mount.driver.name == self._plugin
+                ]
+        return found
 
     async def containers_of(self, service: str) -> list[Container]:
         """See :class:`~pannier.engine.base.Engine`."""

@@ -112,14 +112,30 @@ class _VolumeOptions(msgspec.Struct, frozen=True, rename="pascal"):
     driver_config: _Driver | None = None
 
 
-class _Mount(msgspec.Struct, frozen=True, rename="pascal"):
+class SpecMount(msgspec.Struct, frozen=True, rename="pascal"):
+    """A mount as ``--mount`` says it, in a service's spec and in a container's ``HostConfig``."""
+
     type: str = ""
     source: str = ""
     volume_options: _VolumeOptions | None = None
 
+    @property
+    def driver(self) -> _Driver:
+        """The volume's, as far as it is named."""
+        found = self.volume_options.driver_config if self.volume_options else None
+        return found or _Driver()
+
+    def told(self) -> ServiceMount:
+        """What it says of a volume."""
+        return ServiceMount(
+            source=self.source,
+            driverless=not self.driver.name,
+            options=self.driver.options or {},
+        )
+
 
 class _ContainerSpec(msgspec.Struct, frozen=True, rename="pascal"):
-    mounts: list[_Mount] | None = None
+    mounts: list[SpecMount] | None = None
     labels: dict[str, str] | None = None
 
 
@@ -358,9 +374,7 @@ class DockerSwarm:
             name=spec.name,
             version=found.version.index,
             constraints=tuple((task.placement.constraints if task.placement else None) or ()),
-            mounts=tuple(
-                _mount(each) for each in mounts if _driver(each).name in ("", self._plugin)
-            ),
+            mounts=tuple(each.told() for each in mounts if each.driver.name in ("", self._plugin)),
             mode=spec.mode.word,
             replicas=spec.mode.replicas,
             order=spec.update_config.order if spec.update_config else "stop-first",
@@ -374,18 +388,6 @@ class DockerSwarm:
                 if port.publish_mode == "host" and port.published_port
             ),
         )
-
-
-def _driver(mount: _Mount) -> _Driver:
-    driver = mount.volume_options.driver_config if mount.volume_options else None
-    return driver or _Driver()
-
-
-def _mount(found: _Mount) -> ServiceMount:
-    driver = _driver(found)
-    return ServiceMount(
-        source=found.source, driverless=not driver.name, options=driver.options or {}
-    )
 
 
 def _swarm_task(found: _Task) -> SwarmTask:

@@ -20,6 +20,7 @@ from pannier.core.size import format_size
 from pannier.core.volume import Volume
 from pannier.engine.base import Engine
 from pannier.host.clock import Clock
+from pannier.node.asked_by_containers import declared_here
 from pannier.node.diagnosis import (
     damage_findings,
     past_the_barrier,
@@ -177,6 +178,9 @@ class Doctor:
 
     async def _services(self) -> AsyncIterator[FindingView]:
         try:
+            for declared in await declared_here(self._docker, self._cluster):
+                for finding in declared.findings(self._cluster):
+                    yield finding
             async for finding in excluded_services(self._docker.swarm, self._cluster.catalog):
                 yield finding
             for declared in await declared_now(self._docker.swarm, self._cluster):

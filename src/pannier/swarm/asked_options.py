@@ -10,17 +10,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import structlog
 
-from pannier.agent.custody import Custody
 from pannier.cluster.cluster import Cluster
-from pannier.contract.views import FindingView
-from pannier.contract.words import Level
-from pannier.copies.option_changes import OptionChanges, means_for
-from pannier.core.declarations import Declaration, Settlement, settle
+from pannier.copies.option_changes import DeclaredVolume, OptionChanges, declared_volumes
+from pannier.core.declarations import Declaration, Settlement
 from pannier.core.errors import Conflict, PannierError, Stale
 from pannier.core.pace import SwarmPace
 from pannier.core.service_volumes import volumes_of
@@ -30,63 +27,32 @@ from pannier.engine.base import Swarm
 
 log = structlog.get_logger(__name__)
 
-ASKED = "asked for otherwise"
-"""What a volume's history calls it."""
+_TEMPLATE = "its template may say something else for the next task"
 
 
-@dataclass(frozen=True, slots=True)
-class DeclaredVolume:
-    """A volume with all that the Swarm's services declare of it."""
-
-    volume: Volume
-    declarations: tuple[Declaration, ...]
-
-    def settled(self, cluster: Cluster) -> Settlement:
-        """What the volume is to be, as far as ``cluster`` is known here."""
-        return settle(self.volume, self.declarations, means_for(self.volume, cluster))
-
-    def findings(self, cluster: Cluster) -> list[FindingView]:
-        """The warnings of doctor."""
-        settled, subject = self.settled(cluster), f"volume {self.volume.name}"
-        found = [
-            FindingView(
-                level=Level.WARNING,
-                subject=subject,
-                what=f"service {left.service} asks for it with other options: {left.what}. The volume stays as "
-                "it is, and Docker says nothing",
-                remedy="write the volume's own options into the stack file; or see pannier volume set, or use a volume with "
-                "another name",
-            )
-            for left in settled.left
-        ]
-        if settled.taken:
-            what = f"its options are being changed {settled.by}: {', '.join(settled.taken)}"
-            remedy = "this takes some seconds; if it stays, see journalctl -u pannierd beside the Swarm's leader"
-            found.append(
-                FindingView(level=Level.WARNING, subject=subject, what=what, remedy=remedy)
-            )
-        return found
-
-
-def declared_volumes(
+def declared_by_services(
     services: Sequence[SwarmService],
     tasks: Sequence[SwarmTask],
     nodes: Sequence[SwarmNode],
     cluster: Cluster,
 ) -> list[DeclaredVolume]:
-    """Each volume of which any service declares an option, by name."""
-    catalog, found = cluster.catalog, dict[str, list[Declaration]]()
-    for service in services:
-        for mounted in volumes_of(service, tasks, nodes, is_ours=catalog.has_volume):
-            if mounted.options:
-                fixed = mounted.options == mounted.mount.options
-                declaration = Declaration(service.name, mounted.options, fixed)
-                found.setdefault(mounted.name, []).append(declaration)
-    return [
-        DeclaredVolume(volume, tuple(sorted(found[name], key=lambda each: each.service)))
-        for name in sorted(found)
-        if (volume := catalog.volume(name)) is not None
-    ]
+    """Each volume of which any service declares an option."""
+    return declared_volumes(
+        (
+            (
+                mounted.name,
+                Declaration(
+                    f"service {service.name}",
+                    mounted.options,
+                    "" if mounted.options == mounted.mount.options else _TEMPLATE,
+                ),
+            )
+            for service in services
+            for mounted in volumes_of(service, tasks, nodes, is_ours=cluster.catalog.has_volume)
+            if mounted.options
+        ),
+        cluster,
+    )
 
 
 async def declared_now(swarm: Swarm, cluster: Cluster) -> list[DeclaredVolume]:
@@ -97,7 +63,7 @@ async def declared_now(swarm: Swarm, cluster: Cluster) -> list[DeclaredVolume]:
     """
     try:
         services = await swarm.services()
-        return declared_volumes(services, await swarm.tasks(), await swarm.nodes(), cluster)
+        return declared_by_services(services, await swarm.tasks(), await swarm.nodes(), cluster)
     except Conflict:
         return []
 
@@ -113,17 +79,14 @@ class AskedOptions:
         self,
         *,
         cluster: Cluster,
-        custody: Custody,
         swarm: Swarm,
         changes: OptionChanges,
         pace: SwarmPace,
     ) -> None:
         self._cluster = cluster
-        self._custody = custody
         self._swarm = swarm
         self._changes = changes
         self._pace = pace
-        self._logged: set[tuple[str, str]] = set()
         self._changed = asyncio.Event()
 
     async def run(self) -> None:
@@ -163,19 +126,9 @@ class AskedOptions:
         if (settled.spec, settled.declared) != (found.volume.spec, found.volume.declared):
             _, settled = await self._changes.settle(found.volume.name, partial(self._decide, found))
         for left in settled.left:
-            await self._tell(found.volume, left.service, left.what)
+            await self._changes.tell(found.volume, left)
 
     def _decide(self, found: DeclaredVolume, record: Volume) -> Settlement:
         if record.id != found.volume.id:
             raise Stale(f"volume {record.name} is another one now", remedy="look again")
         return replace(found, volume=record).settled(self._cluster)
-
-    async def _tell(self, volume: Volume, service: str, what: str) -> None:
-        told = f"by service {service}: {what}"
-        if (volume.id, told) not in self._logged:
-            self._logged.add((volume.id, told))
-            log.warning(
-                "volume.asked-otherwise", volume=volume.name, service=service, difference=what
-            )
-        if all((line.what, line.detail) != (ASKED, told) for line in volume.history):
-            await self._custody.note(volume, ASKED, told, of=volume.grant.node)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pannier.core.errors import Conflict, EngineUnavailable, Stale
 from pannier.core.swarm import (
     Availability,
+    ServiceMount,
     SwarmMember,
     SwarmNode,
     SwarmService,
@@ -145,6 +146,7 @@ class FakeEngine:
         local: volumes of its own driver, by name.
         commands: how each command ends, for all containers; one that is not in it never ends.
         executed: container and command of each execution that was begun.
+        declared: what its containers say of volumes.
         swarm: its place in a Swarm; none at first.
     """
 
@@ -160,6 +162,7 @@ class FakeEngine:
         self.local: dict[str, LocalVolume] = {}
         self.commands: dict[str, Executed] = {}
         self.executed: list[tuple[str, str]] = []
+        self.declared: list[ServiceMount] = []
         self.swarm = FakeSwarm()
 
     # --- what a test does to it ------------------------------------------------------------------
@@ -207,6 +210,10 @@ class FakeEngine:
         self._check()
         found = self._containers.get(container_id)
         return found[0] if found else None
+
+    async def declared_mounts(self) -> list[ServiceMount]:
+        self._check()
+        return list(self.declared)
 
     async def containers_of(self, service: str) -> list[Container]:
         self._check()
