@@ -36,6 +36,7 @@ from pannier.copies.differences import Differences
 from pannier.copies.file_systems import FileSystems
 from pannier.copies.lines import Lines
 from pannier.copies.mending import Mending
+from pannier.copies.option_changes import OptionChanges
 from pannier.copies.own_copies import OwnCopies
 from pannier.copies.receiving import Reception
 from pannier.copies.replication import Replicator
@@ -57,6 +58,7 @@ from pannier.holding.volumes import Volumes
 from pannier.host.clock import Clock
 from pannier.host.killing import Kill
 from pannier.host.state_files import StateFiles
+from pannier.node.asked_by_containers import AskedByContainers
 from pannier.node.barrier_admission import BarrierAdmission, Marks
 from pannier.node.certificate_ports import CertificatePorts
 from pannier.node.certificates import Certificates
@@ -540,6 +542,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         clock=clock,
         doubt=pace.agent.doubt,
     )
+    option_changes = OptionChanges(cluster=cluster, custody=custody, clock=clock)
     service = NodeService(
         name=settings.cluster or "",
         cluster=cluster,
@@ -548,6 +551,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         volume_views=volume_views,
         node_views=node_views,
         volumes=volumes,
+        option_changes=option_changes,
         trash=trash,
         cleaning=Cleaning(cluster=cluster, drivers=drivers, custody=custody, use=use, room=room),
         membership=membership,
@@ -628,7 +632,13 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
     )
     labels = Labels(cluster=cluster, swarm=engine.swarm, clock=clock, pace=pace.swarm)
     asked_options = AskedOptions(
-        cluster=cluster, custody=custody, swarm=engine.swarm, pace=pace.swarm
+        cluster=cluster,
+        swarm=engine.swarm,
+        changes=option_changes,
+        pace=pace.swarm,
+    )
+    asked_by_containers = AskedByContainers(
+        engine=engine, cluster=cluster, changes=option_changes, pace=pace.node
     )
     disks = Disks(
         drivers=drivers,
@@ -713,6 +723,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
             Work("evacuation", evacuation.run),
             Work("labels", labels.run),
             Work("asked-options", asked_options.run),
+            Work("asked-by-containers", asked_by_containers.run),
             Work("hooks", hooks.run),
         ),
     )

@@ -178,9 +178,11 @@ class Replicator:
         mine = {v.id: v for v in self._cluster.catalog.volumes() if self._is_mine(v)}
         for replicated in list(self._replicated.values()):
             now = mine.get(replicated.volume.id)
-            if now is None or (now.grant, now.replicas) != (
-                replicated.volume.grant,
-                replicated.volume.replicas,
+            was = replicated.volume
+            if now is None or (now.grant, now.replicas, now.spec) != (
+                was.grant,
+                was.replicas,
+                was.spec,
             ):
                 await self._stop(replicated)
             elif failed := next((task for task in replicated.tasks if task.done()), None):

@@ -246,6 +246,9 @@ class NodePace:
     """Between two looks of a drained node for idle volumes: somebody waits for the node to be empty."""
     swarm_look: float = 15.0
     """How often the engine is asked whether it is in a Swarm: it does not report that by itself."""
+    containers_look: float = 15.0
+    """Between two looks at what containers ask of volumes: somebody has just started one. It costs a call for each that has a
+    volume."""
     memory: float = 5.0
     """How long requests wait for the store and for the pool at start. Then Docker's are answered from
     memory, and others are told what is missing."""
@@ -278,8 +281,8 @@ class SwarmPace:
     """How long a label must have been wrong before it is removed. Swarm then ends the tasks that need it,
     and a copy may be out of sync only for a moment."""
     options_look: float = 15.0
-    """Between two looks at whether services ask for a volume with other options than it has: somebody has just
-    deployed, and looks whether it worked."""
+    """Between two looks at whether services ask for a volume with other options than it has. A service that is
+    deployed is looked at at once; this is for what comes about otherwise, such as a copy that is in sync by now."""
     hook_poll: float = 0.2
     """Between two looks at a hook that runs."""
     hook_retry: float = 2.0
