@@ -18,6 +18,7 @@ import msgspec
 import pytest
 
 import pannier
+from pannier.agent.disks import HangingDisks
 from pannier.agent.freezing import FrozenGroups
 from pannier.agent.mountids import MountHints, MountIds
 from pannier.agent.promises import Promises, Refusal, Takeovers
@@ -123,6 +124,7 @@ RECORDS: dict[str, Record] = {
     "mounts": MountHints(ids={"web": {"5f": 12.25}}),
     "takeovers": Takeovers(begun={"web.0a1b2c3d": Refusal(3, 71)}),
     "frozen": FrozenGroups(groups={"web.0a1b2c3d": ["/sys/fs/cgroup/docker/5f/cgroup.freeze"]}),
+    "hanging": HangingDisks(drivers=("image",)),
     "hooks": BegunHooks(containers=("5f", "6a")),
     "listener": Origin("5f", 4711, {"web": Location("0:42", "/live-3"), "db": None}),
     "verified": Verified(at={"web.0a1b2c3d": 1767225600.0}),

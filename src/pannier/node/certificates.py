@@ -22,7 +22,7 @@ _RENEWED = (CertificateKind.NODE, CertificateKind.USER)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Listed:
+class _Found:
     """A certificate, whose it is, and where: see :class:`~pannier.contract.views.CertificateView`."""
 
     kind: CertificateKind
@@ -98,21 +98,21 @@ class Certificates:
         """
         return self._own().view(self._clock.unix())
 
-    def _own(self) -> _Listed:
+    def _own(self) -> _Found:
         own = self._ports.own
-        return _Listed(
+        return _Found(
             kind=CertificateKind.NODE,
             node=self._cluster.node,
             where=str(own.path),
             facts=own.facts(),
         )
 
-    def _here(self) -> Iterator[_Listed]:
+    def _here(self) -> Iterator[_Found]:
         yield self._own()
         if not self._has_authority():
             return
         node, issued = self._cluster.node, self._ports.issued
-        yield _Listed(
+        yield _Found(
             kind=CertificateKind.AUTHORITY,
             node=node,
             where=str(issued.directory.parent),
@@ -120,7 +120,7 @@ class Certificates:
         )
         for facts in issued.all():
             where = str(issued.directory)
-            yield _Listed(kind=CertificateKind.USER, node=node, where=where, facts=facts)
+            yield _Found(kind=CertificateKind.USER, node=node, where=where, facts=facts)
 
     async def _of(self, node: Node) -> list[CertificateView]:
         try:
@@ -136,7 +136,7 @@ class Certificates:
                 views.append(_unseen(member, CertificateKind.ETCD, None, member, found))
             else:
                 kind = CertificateKind.ETCD
-                views.append(_Listed(kind=kind, node=None, where=member, facts=found).view(now))
+                views.append(_Found(kind=kind, node=None, where=member, facts=found).view(now))
         self._members = (self._clock.now(), views)
         return views
 
