@@ -409,6 +409,26 @@ async def test_a_node_whose_certificate_has_ended_comes_back_by_itself(world: Wo
     assert two.days_left == 365
 
 
+async def test_a_node_whose_certificate_has_ended_is_told_what_the_authority_said(
+    world: World,
+) -> None:
+    world.pass_by(days=500)
+    one, two = world.nodes["n1"], world.nodes["n2"]
+    await world.tell_catalogs()
+    two.catalog._known.nodes["n0"] = replace(one.record(), name="n0", authority=False)
+    one.up = False
+    await two.renewing.look()
+    assert "n1 does not answer" in two.renewing.trouble
+    assert one.asked == 2, "and the other node was asked, too"
+    two.catalog._known.nodes.clear()
+    with pytest.raises(PeerUnavailable, match="remembers no other node"):
+        await two.renewing.renew()
+    one.up = True
+    await one.renewing.look()
+    await two.renewing.renew(address="n1")
+    assert two.days_left == 365
+
+
 async def test_a_node_that_was_removed_is_not_renewed(world: World) -> None:
     await world.tell_catalogs()
     await world.nodes["n1"].membership.remove("n2")
