@@ -45,7 +45,8 @@ def node_record(credentials: Credentials, *, port: int) -> Node:
         drivers=("memory",),
         version="0",
         joined_at=0.0,
-        certificate=credentials.fingerprint,
+        certificate=credentials.fingerprints.certificate,
+        key=credentials.fingerprints.key,
         transport_port=port,
     )
 

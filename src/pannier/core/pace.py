@@ -213,6 +213,14 @@ class NodePace:
     holiday week still finds it. Its mark stays until then, so it bounds how many there are. By the wall clock."""
     token_history: float = 24 * 3600.0
     """How long a join token that has expired is told from one that never was."""
+    certificate_look: float = 60.0
+    """Between two looks at the own certificate: somebody may wait who has replaced one that had ended."""
+    certificate_retry: float = 3600.0
+    """Between two questions for a renewed certificate, also across starts of the daemon: the present one counts for months."""
+    certificate_retry_ended: float = 60.0
+    """The same once it has ended: nothing works until then, and one request a minute from each node is no load."""
+    certificate_members: float = 3600.0
+    """How long doctor goes by what the store's members showed: each look is a handshake that etcd notes in its log."""
     forget: float = 600.0
     """Between two looks at what nobody needs any more: nothing waits for it, and each reads all marks of purged volumes."""
     forget_at_once: int = 500

@@ -20,6 +20,7 @@ from pannier.core.size import format_size
 from pannier.core.volume import Volume
 from pannier.engine.base import Engine
 from pannier.host.clock import Clock
+from pannier.node.certificates import Certificates
 from pannier.node.diagnosis import (
     damage_findings,
     past_the_barrier,
@@ -58,6 +59,7 @@ class Doctor:
         unheld: Unheld,
         twins: Twins,
         pool_problems: Callable[[], Awaitable[list[str]]],
+        certificates: Certificates,
         clock: Clock,
         doubt: float,
     ) -> None:
@@ -72,6 +74,7 @@ class Doctor:
         self._unheld = unheld
         self._twins = twins
         self._pool_problems = pool_problems
+        self._certificates = certificates
         self._clock = clock
         self._doubt = doubt
 
@@ -82,6 +85,7 @@ class Doctor:
             self._store,
             self._own_lease,
             self._nodes,
+            self._certificates.findings,
             self._engine,
             self._hidden,
             self._services,
