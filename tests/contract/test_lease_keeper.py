@@ -25,6 +25,7 @@ from etcd_server import Certificates, EtcdCluster
 from pannier.agent import keeper
 from pannier.agent.keeper import KeeperProcess, keeper_command
 from pannier.agent.lease import Lease
+from pannier.agent.own_name import OwnName
 from pannier.core.errors import Unavailable
 from pannier.core.lease import Terms
 from pannier.host.clock import boottime, machine_clock
@@ -90,7 +91,9 @@ class Etcd:
         )
 
     def lease(self, keeper: KeeperProcess) -> Lease:
-        return Lease(self.store, keeper=keeper, terms=TERMS, clock=machine_clock())
+        return Lease(
+            self.store, keeper=keeper, name=OwnName("a", "x"), terms=TERMS, clock=machine_clock()
+        )
 
     async def is_up(self) -> bool:
         return await self.store.get("alive/a") is not None

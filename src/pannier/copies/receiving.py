@@ -9,6 +9,7 @@ import structlog
 
 from pannier.agent.custody import Custody
 from pannier.agent.drivers import Drivers
+from pannier.agent.lease import Lease
 from pannier.agent.promises import Promises
 from pannier.cluster.cluster import Cluster
 from pannier.core.errors import Denied, NotHolder, Stale, Unavailable
@@ -36,11 +37,13 @@ class Reception:
         cluster: Cluster,
         custody: Custody,
         drivers: Drivers,
+        lease: Lease,
         promises: Promises,
     ) -> None:
         self._cluster = cluster
         self._custody = custody
         self._drivers = drivers
+        self._lease = lease
         self._promises = promises
         self._refused: set[str] = set()
 
@@ -101,7 +104,16 @@ class Reception:
         return driver
 
     def confirm_record(self, place: LinePlace, *, volume_name: str, peer: str) -> None:
-        """Allow the sender to be told that a record is durable here. Raises Stale: this node takes the volume over."""
+        """Allow the sender to be told that a record is durable here.
+
+        Raises:
+            Stale: this node takes the volume over, or another machine has this node's name.
+        """
+        if self._lease.taken:
+            raise Stale(
+                f"another machine acts as node {self._cluster.node}, to which a copy of volume {volume_name} belongs",
+                remedy=f"see pannier doctor on the machine at the address of node {self._cluster.node}",
+            )
         if self._promises.refuses(place.volume, epoch=place.epoch):
             raise Stale(
                 f"volume {volume_name} is being taken over from node {peer}",
@@ -135,7 +147,8 @@ class Reception:
             await driver.settle(offer.volume_id, offer.generation)
 
     async def _check(self, offer: Offer, *, peer: str) -> None:
-        """Raise as :meth:`confirm`."""
+        """Raise as :meth:`confirm`; also Unavailable where another machine has this node's name."""
+        await self._lease.check_not_taken()
         if offer.volume_id in self._refused:
             raise Stale(
                 f"node {self._cluster.node} is just removing what it has of volume {offer.volume_name}: its pool is "

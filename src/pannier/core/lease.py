@@ -50,6 +50,15 @@ class Terms:
         """
         return self.ttl / 5
 
+    @property
+    def of_earlier_boot(self) -> float:
+        """Seconds after which a lease that still lives is no earlier boot's of the same machine.
+
+        Twice its length, since an election of the store's leader begins it anew once. Words depend on this, and
+        nothing else: whoever has the lease is waited for, however long that takes.
+        """
+        return 2 * self.ttl
+
     def trusted_until(self, asked_at: float) -> float:
         """The end of a lease whose renewal was asked for at ``asked_at`` and granted."""
         return asked_at + self.ttl - self.margin

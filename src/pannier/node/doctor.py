@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pannier.agent.drivers import Drivers
 from pannier.agent.lease import Lease
 from pannier.agent.mounts import Mounts
+from pannier.agent.own_name import REMEDY
 from pannier.agent.room import RoomGuard
 from pannier.agent.use import Use
 from pannier.cluster.cluster import Cluster
@@ -104,7 +105,16 @@ class Doctor:
 
     async def _own_lease(self) -> AsyncIterator[FindingView]:
         subject = f"lease of node {self._cluster.node}"
-        if self._lease.withheld:
+        if self._lease.taken:
+            who = (
+                "another machine has this node's name: one of the two is a copy of the other"
+                if self._lease.taken_by_machine
+                else "another boot has this node's name: an earlier one of this machine, or another machine's"
+            )
+            yield _problem(
+                subject, f"{who}. This machine serves nothing and changes nothing", REMEDY
+            )
+        elif self._lease.withheld:
             yield _problem(
                 subject,
                 f"deliberately not renewed: {self._lease.withheld}",
