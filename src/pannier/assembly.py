@@ -241,8 +241,8 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         clock=clock,
     )
     store = StoreUnderName(outside.store, check=lease.check_name)
-    sender = SenderUnderName(outside.sender, check=lease.check_not_taken)
-    record_sender = RecordsUnderName(outside.record_sender, check=lease.check_not_taken)
+    sender = SenderUnderName(outside.sender, check=lease.check_sender)
+    record_sender = RecordsUnderName(outside.record_sender, check=lease.check_sender)
 
     registry = Registry(store)
     catalog = Catalog(

@@ -102,6 +102,18 @@ class Lease:
         if held.until <= self._clock.now():
             self._check_taken(self._name.other_boot(await self._store.get(self._name.key)))
 
+    async def check_sender(self) -> None:
+        """Make sure that what this node sends is its own. Once it had a lease, losing the store stops nothing.
+
+        A run that never had one may be a copied machine's. What that sends would replace what copies have.
+
+        Raises:
+            As :meth:`check_name`.
+        """
+        held = self._held()
+        if held.taken_by or held.term == 0:
+            await self.check_name()
+
     async def check_not_taken(self) -> None:
         """As :meth:`check_name`, and what cannot be known is allowed: losing the store stops nothing.
 

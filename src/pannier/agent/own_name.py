@@ -105,10 +105,10 @@ class StoreUnderName(Store):
 
 
 class SenderUnderName(Sender):
-    """Sends generations, unless another machine has the node's name.
+    """Sends generations, unless another machine has the node's name or may have it.
 
     Args:
-        check: raises where it has.
+        check: raises where that is so.
     """
 
     def __init__(self, sender: Sender, *, check: Callable[[], Awaitable[None]]) -> None:
@@ -131,10 +131,10 @@ class SenderUnderName(Sender):
 
 
 class RecordsUnderName(SendsRecords):
-    """Sends records, unless another machine has the node's name.
+    """Sends records, unless another machine has the node's name or may have it.
 
     Args:
-        check: raises where it has.
+        check: raises where that is so.
     """
 
     def __init__(self, sender: SendsRecords, *, check: Callable[[], Awaitable[None]]) -> None:
