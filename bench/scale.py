@@ -21,10 +21,11 @@ from pannier.cluster.registry import Registry
 from pannier.copies.replication import candidates_of
 from pannier.core.evacuation import Evacuated, Phase, Subject, plan
 from pannier.core.generation import Generation
+from pannier.core.line import OnTop
 from pannier.core.node import Node
 from pannier.core.pace import CopiesPace
 from pannier.core.placement import repair_replicas, replicas_after_loss
-from pannier.core.recovery import choose_successor
+from pannier.core.recovery import FoundCopy, choose_successor
 from pannier.core.swarm import Availability, SwarmNode
 from pannier.core.volume import Durability, Grant, Volume, VolumeSpec
 from pannier.host.state_files import DurableFile
@@ -198,7 +199,7 @@ class _Simulation:
 
     def _succeed(self, orphans: list[Volume]) -> float:
         for volume in orphans:
-            copies = {name: [_BASE, Generation(1, 8)] for name in volume.in_sync}
+            copies = {name: FoundCopy(generation=Generation(1, 8)) for name in volume.in_sync}
             choose_successor(volume, holder_up=False, copies=copies)
         return 1.0
 
@@ -211,7 +212,7 @@ class _Simulation:
             if volume.grant.node == lost:
                 target = volume.in_sync[0]
                 replicas = replicas_after_loss(volume, target=target)
-                record = volume.granted(target, base=_BASE, replicas=replicas)
+                record = volume.granted(target, base=_BASE, on_top=OnTop.ALL, replicas=replicas)
             elif lost in volume.in_sync:
                 left = tuple(name for name in volume.in_sync if name != lost)
                 record = replace(volume, in_sync=left)

@@ -35,6 +35,7 @@ from pannier.copies.differences import Differences
 from pannier.copies.file_systems import FileSystems
 from pannier.copies.lines import Lines
 from pannier.copies.mending import Mending
+from pannier.copies.own_copies import OwnCopies
 from pannier.copies.receiving import Reception
 from pannier.copies.replication import Replicator
 from pannier.copies.settling import Settling
@@ -45,6 +46,7 @@ from pannier.core.node import Node
 from pannier.core.pace import Pace
 from pannier.engine.base import Engine
 from pannier.holding.after_handover import AfterHandover
+from pannier.holding.finding import CopyFinder
 from pannier.holding.handover import Handovers
 from pannier.holding.promising import Promising
 from pannier.holding.recovery import Recovery
@@ -344,10 +346,12 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         clock=clock,
         pace=pace.holding,
     )
+    finder = CopyFinder(cluster=cluster, drivers=drivers, peers=peers)
     takeover = Takeover(
         cluster=cluster,
         custody=custody,
         drivers=drivers,
+        finder=finder,
         peers=peers,
         promises=promises,
         clock=clock,
@@ -359,6 +363,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         use=use,
         replicator=replicator,
         acknowledging=acknowledging,
+        finder=finder,
         clock=clock,
         pace=pace.holding,
     )
@@ -366,6 +371,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         cluster=cluster,
         custody=custody,
         drivers=drivers,
+        finder=finder,
         peers=peers,
         promises=promises,
         takeover=takeover,
@@ -530,6 +536,9 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         file_systems=file_systems,
         services=services,
     )
+    own_copies = OwnCopies(
+        cluster=cluster, drivers=drivers, peers=peers, clock=clock, pace=pace.copies
+    )
     leaving = Leaving(
         cluster=cluster,
         custody=custody,
@@ -622,6 +631,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
             Work("promises", promising.run),
             Work("in-sync", acknowledging.run),
             Work("set-back", abdication.run),
+            Work("own-copies", own_copies.run),
             Work("admission", admission.run),
             Work("trash", trash.run),
             Work("freeing", freeing.run),

@@ -262,6 +262,7 @@ class Daemon:
             stack.push_async_callback(self.sender.close)
             stack.push_async_callback(self.record_sender.close)
             stack.push_async_callback(node.handovers.close)
+            stack.push_async_callback(node.drivers.end_journals)
             stack.push_async_callback(node.leaving.announce)
             stack.push_async_callback(node.services.close)
             tasks = await stack.enter_async_context(Tasks(stop))

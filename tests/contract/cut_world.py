@@ -84,9 +84,9 @@ class Volume:
         self.replica[:] = (snapshot / nocow.IMAGE).read_bytes()
         ioctl.destroy_subvolume(snapshot)
 
-    def cut(self, limit_bytes: int = LIMIT, *, flushes: int | None = None) -> Cut:
+    def cut(self, limit_bytes: int = LIMIT) -> Cut:
         """A cut, which is applied to the replica."""
-        found = self.cutter.take(limit_bytes, flushes=flushes)
+        found = self.cutter.take(limit_bytes)
         assert isinstance(found, Cut), found
         self.apply(found)
         return found

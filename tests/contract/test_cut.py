@@ -26,7 +26,7 @@ from cut_world import (
     volume,
 )
 
-from pannier.core.errors import Conflict, InvalidInput, StorageError
+from pannier.core.errors import Conflict, InvalidInput
 from pannier.core.line import Cut, Data, Zeros
 from pannier.cut.cutter import Cutter
 from pannier.cut.doubt import DoubtKind, TraceDoubt
@@ -309,17 +309,14 @@ def overrun(name: str) -> bool:
 
 
 def test_a_device_that_does_not_flush_is_a_doubt(raw: Volume) -> None:
-    before = raw.cutter.flushes()
     raw.setting("queue/write_cache").write_text("write through")
     try:
         raw.write(0, block("a"))
         assert reason(raw.cutter.take(LIMIT)) is DoubtKind.SETTINGS
     finally:
         raw.setting("queue/write_cache").write_text("write back")
-    assert reason(raw.cutter.take(LIMIT, flushes=before)) is DoubtKind.NO_FLUSH
-    before = raw.cutter.flushes()
     raw.write(BLOCK, block("b"))
-    raw.cut(flushes=before)
+    raw.cut()
     assert raw.is_equal
 
 
@@ -375,18 +372,11 @@ def test_a_closed_trace_is_a_doubt_and_never_read_again(raw: Volume, tracer: Tra
         raw.cutter.restart()
 
 
-def test_a_closed_cutter_counts_no_flushes(raw: Volume) -> None:
-    raw.cutter.close()
-    with pytest.raises(StorageError):
-        raw.cutter.flushes()
-
-
 def test_volumes_are_cut_at_the_same_time(pool: Path, tracer: Tracer, raw: Volume) -> None:
     def use(made: Volume) -> bool:
         for k in range(200):
-            before = made.cutter.flushes()
             made.write(k % 50 * BLOCK, block(str(k)))
-            assert [one.start for one in made.cut(flushes=before).ranges] == [k % 50 * BLOCK]
+            assert [one.start for one in made.cut().ranges] == [k % 50 * BLOCK]
         return made.is_equal
 
     with volume(pool, tracer) as other, ThreadPoolExecutor() as threads:

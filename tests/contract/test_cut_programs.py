@@ -93,10 +93,9 @@ def test_a_replica_mounts_clean_at_any_cut_and_equals_the_image_when_it_is_quiet
         number = 0
         while time.monotonic() < until or number < LEAST:
             number += 1
-            before = made.cutter.flushes()
             os.write(log, b"%d\n" % number)
             os.fsync(log)
-            seen[take(made, flushes=before)] += 1
+            seen[take(made)] += 1
             if number % 40 == 0:
                 check(made, pool.parent / f"taken-{number}.img", number)
                 seen["checked"] += 1
@@ -116,9 +115,9 @@ def test_a_replica_mounts_clean_at_any_cut_and_equals_the_image_when_it_is_quiet
     assert min(seen[what] for what in ("checked", "equal", "trimmed", "restarted")) >= 2
 
 
-def take(made: Volume, *, flushes: int | None = None) -> str:
+def take(made: Volume) -> str:
     """A cut, or, after a doubt, a restart and a generation: how it was."""
-    found = made.cutter.take(LIMIT, flushes=flushes)
+    found = made.cutter.take(LIMIT)
     if isinstance(found, Cut):
         made.apply(found)
         return "cut"

@@ -26,6 +26,7 @@ from test_driver_kit import (
 
 from pannier.core.errors import Corrupt, InvalidInput, StorageError
 from pannier.core.generation import Generation
+from pannier.core.line import OnTop
 from pannier.storage.base import LiveTree, LocalCopy
 
 __all__ = ["btrfs_nodes", "directory_nodes", "image_nodes", "pools", "workplace"]
@@ -150,7 +151,9 @@ async def test_a_whole_transfer_keeps_everything(nodes: Nodes) -> None:
     sent = await nodes.transfer(nodes.a, nodes.b, generation)
     assert sent < 16 << 20, "holes must not travel"
     assert (await nodes.b.inspect(nodes.volume)).generations == (generation,)
-    await nodes.b.promote(nodes.volume, generation, epoch=2, size_bytes=200 << 20)
+    await nodes.b.promote(
+        nodes.volume, generation, epoch=2, size_bytes=200 << 20, on_top=OnTop.NOTHING
+    )
     there = await nodes.attached(nodes.b, epoch=2)
     assert portrait(there) == before
     assert (there / "sparse").stat().st_blocks * 512 < 1 << 20
@@ -172,7 +175,7 @@ async def test_a_difference_brings_over_every_kind_of_change(nodes: Nodes) -> No
     second = await nodes.a.seal(nodes.volume, epoch=1)
     sent = await nodes.transfer(nodes.a, nodes.b, second, first)
     assert sent < 1 << 20, "the unchanged 3 MiB file must not travel"
-    await nodes.b.promote(nodes.volume, second, epoch=2, size_bytes=None)
+    await nodes.b.promote(nodes.volume, second, epoch=2, size_bytes=None, on_top=OnTop.NOTHING)
     assert portrait(await nodes.attached(nodes.b, epoch=2)) == before
 
 
@@ -204,9 +207,9 @@ async def test_promoting_again_keeps_what_was_written_since(nodes: Nodes) -> Non
     await nodes.create()
     generation = await nodes.a.seal(nodes.volume, epoch=1)
     await nodes.transfer(nodes.a, nodes.b, generation)
-    await nodes.b.promote(nodes.volume, generation, epoch=2, size_bytes=None)
+    await nodes.b.promote(nodes.volume, generation, epoch=2, size_bytes=None, on_top=OnTop.NOTHING)
     ((await nodes.attached(nodes.b, epoch=2)) / "new").write_text("x")
-    await nodes.b.promote(nodes.volume, generation, epoch=2, size_bytes=None)
+    await nodes.b.promote(nodes.volume, generation, epoch=2, size_bytes=None, on_top=OnTop.NOTHING)
     assert ((await nodes.attached(nodes.b, epoch=2)) / "new").read_text() == "x"
     live = (await nodes.b.inspect(nodes.volume)).live
     assert live == (LiveTree(2, sealed=False),)
@@ -217,7 +220,7 @@ async def test_a_promoted_tree_without_a_change_is_still_its_generation(nodes: N
     (data / "f").write_text("x")
     generation = await nodes.a.seal(nodes.volume, epoch=1)
     await nodes.transfer(nodes.a, nodes.b, generation)
-    await nodes.b.promote(nodes.volume, generation, epoch=2, size_bytes=None)
+    await nodes.b.promote(nodes.volume, generation, epoch=2, size_bytes=None, on_top=OnTop.NOTHING)
     assert await nodes.b.seal(nodes.volume, epoch=2) == generation
 
 
@@ -225,7 +228,7 @@ async def test_a_holder_may_take_its_own_sealed_tree_up_again(nodes: Nodes) -> N
     data = await nodes.create()
     (data / "f").write_text("x")
     generation = await nodes.a.seal(nodes.volume, epoch=1)
-    await nodes.a.promote(nodes.volume, generation, epoch=2, size_bytes=None)
+    await nodes.a.promote(nodes.volume, generation, epoch=2, size_bytes=None, on_top=OnTop.NOTHING)
     again = await nodes.attached(nodes.a, epoch=2)
     (again / "f").write_text("y")
     assert LiveTree(2, sealed=False) in (await nodes.a.inspect(nodes.volume)).live
@@ -235,7 +238,7 @@ async def test_what_is_not_here_cannot_be_promoted_or_sent(nodes: Nodes) -> None
     await nodes.create()
     missing = Generation(1, 9)
     with pytest.raises(Corrupt, match="not here"):
-        await nodes.a.promote(nodes.volume, missing, epoch=2, size_bytes=None)
+        await nodes.a.promote(nodes.volume, missing, epoch=2, size_bytes=None, on_top=OnTop.NOTHING)
     with pytest.raises(StorageError, match="not here"):
         async with nodes.a.send(nodes.volume, missing, base=None):
             pass
@@ -250,7 +253,7 @@ async def test_a_volume_moves_there_and_back_and_on(nodes: Nodes) -> None:
     await nodes.a.drop_live(nodes.volume, epoch=1)
     await nodes.transfer(nodes.a, nodes.c, first)
 
-    await nodes.b.promote(nodes.volume, first, epoch=2, size_bytes=None)
+    await nodes.b.promote(nodes.volume, first, epoch=2, size_bytes=None, on_top=OnTop.NOTHING)
     at_b = await nodes.attached(nodes.b, epoch=2)
     (at_b / "from-b").write_text("b")
     (at_b / "empty").unlink()
@@ -261,7 +264,9 @@ async def test_a_volume_moves_there_and_back_and_on(nodes: Nodes) -> None:
     assert await nodes.transfer(nodes.a, nodes.c, second, first) < 1 << 20
 
     for driver, epoch in ((nodes.a, 3), (nodes.c, 4)):
-        await driver.promote(nodes.volume, second, epoch=epoch, size_bytes=None)
+        await driver.promote(
+            nodes.volume, second, epoch=epoch, size_bytes=None, on_top=OnTop.NOTHING
+        )
         assert portrait(await nodes.attached(driver, epoch=epoch)) == before
 
 
@@ -269,7 +274,7 @@ async def test_the_difference_can_be_sent_after_the_base_became_the_live_tree(no
     await nodes.create()
     first = await nodes.a.seal(nodes.volume, epoch=1)
     await nodes.transfer(nodes.a, nodes.b, first)
-    await nodes.b.promote(nodes.volume, first, epoch=2, size_bytes=None)
+    await nodes.b.promote(nodes.volume, first, epoch=2, size_bytes=None, on_top=OnTop.NOTHING)
     found = await nodes.b.inspect(nodes.volume)
     assert first in found.generations + found.bases
 
@@ -301,7 +306,7 @@ async def test_a_flipped_bit_anywhere_is_found(nodes: Nodes) -> None:
             await write_stream(nodes.b, nodes.volume, generation, bytes(broken))
         assert await nodes.b.inspect(nodes.volume) == LocalCopy()
     await write_stream(nodes.b, nodes.volume, generation, stream)
-    await nodes.b.promote(nodes.volume, generation, epoch=2, size_bytes=None)
+    await nodes.b.promote(nodes.volume, generation, epoch=2, size_bytes=None, on_top=OnTop.NOTHING)
     assert portrait(await nodes.attached(nodes.b, epoch=2)) == before
 
 
@@ -422,7 +427,7 @@ async def test_a_broken_transfer_leaves_the_base_whole(nodes: Nodes) -> None:
     stream = await read_stream(nodes.a, nodes.volume, second, first)
     with pytest.raises(Corrupt):
         await write_stream(nodes.b, nodes.volume, second, stream[:-9], first)
-    await nodes.b.promote(nodes.volume, first, epoch=2, size_bytes=None)
+    await nodes.b.promote(nodes.volume, first, epoch=2, size_bytes=None, on_top=OnTop.NOTHING)
     assert portrait(await nodes.attached(nodes.b, epoch=2)) == before
 
 
@@ -435,12 +440,14 @@ async def test_writing_to_a_promoted_tree_changes_no_generation(nodes: Nodes) ->
     (data / "new").write_text("x")
     second = await nodes.a.seal(nodes.volume, epoch=1)
     await nodes.transfer(nodes.a, nodes.b, second, first)
-    await nodes.b.promote(nodes.volume, second, epoch=2, size_bytes=None)
+    await nodes.b.promote(nodes.volume, second, epoch=2, size_bytes=None, on_top=OnTop.NOTHING)
     with ((await nodes.attached(nodes.b, epoch=2)) / "same").open("r+b") as file:
         file.write(b"overwritten in place")
     for generation in (await nodes.b.inspect(nodes.volume)).generations:
         await nodes.transfer(nodes.b, nodes.c, generation)
-        await nodes.c.promote(nodes.volume, generation, epoch=5, size_bytes=None)
+        await nodes.c.promote(
+            nodes.volume, generation, epoch=5, size_bytes=None, on_top=OnTop.NOTHING
+        )
         assert ((await nodes.attached(nodes.c, epoch=5)) / "same").read_bytes() == b"a" * 100_000
         await nodes.c.delete(nodes.volume)
 
@@ -452,7 +459,7 @@ async def test_a_stray_and_the_new_history_lie_side_by_side(nodes: Nodes) -> Non
     common = await nodes.a.seal(nodes.volume, epoch=1)
     await nodes.transfer(nodes.a, nodes.b, common)
     await nodes.resume(nodes.a, epoch=1)
-    await nodes.b.promote(nodes.volume, common, epoch=2, size_bytes=None)
+    await nodes.b.promote(nodes.volume, common, epoch=2, size_bytes=None, on_top=OnTop.NOTHING)
     ((await nodes.attached(nodes.b, epoch=2)) / "f").write_text("new history")
     new = await nodes.b.seal(nodes.volume, epoch=2)
     (data / "f").write_text("stray")
@@ -461,7 +468,7 @@ async def test_a_stray_and_the_new_history_lie_side_by_side(nodes: Nodes) -> Non
     base = common if common in (await nodes.a.inspect(nodes.volume)).generations else None
     await nodes.transfer(nodes.b, nodes.a, new, base)
     assert {stray, new} <= set((await nodes.a.inspect(nodes.volume)).generations)
-    await nodes.a.promote(nodes.volume, stray, epoch=9, size_bytes=None)
+    await nodes.a.promote(nodes.volume, stray, epoch=9, size_bytes=None, on_top=OnTop.NOTHING)
     assert ((await nodes.attached(nodes.a, epoch=9)) / "f").read_text() == "stray"
 
 

@@ -24,6 +24,7 @@ from test_driver_kit import (
 
 from pannier.core.errors import PoolFull, StorageError
 from pannier.core.generation import Generation
+from pannier.core.line import OnTop
 from pannier.storage.base import Driver, LocalCopy
 from pannier.storage.btrfs import ioctl
 from pannier.storage.btrfs.driver import BtrfsDriver
@@ -181,7 +182,9 @@ async def test_deleted_generations_leave_no_quota_groups_behind(
         idle.append(len(ioctl.idle_groups(pool)))
     assert max(idle) == 1
     assert idle[-1] == 0
-    await nodes.b.promote(nodes.volume, came[-1], epoch=2, size_bytes=16 << 20)
+    await nodes.b.promote(
+        nodes.volume, came[-1], epoch=2, size_bytes=16 << 20, on_top=OnTop.NOTHING
+    )
     with pytest.raises(OSError, match="quota"):
         (nodes.b.data_path(nodes.volume, 2) / "runaway").write_bytes(os.urandom(64 << 20))
 
@@ -232,7 +235,7 @@ async def test_generations_of_both_live_trees_are_told_apart(nodes: Nodes) -> No
     data = await nodes.create(epoch=1)
     (data / "f").write_text("x")
     first = await nodes.a.seal(nodes.volume, epoch=1)
-    await nodes.a.promote(nodes.volume, first, epoch=2, size_bytes=None)
+    await nodes.a.promote(nodes.volume, first, epoch=2, size_bytes=None, on_top=OnTop.NOTHING)
     assert await nodes.a.snapshot(nodes.volume, epoch=2) == first
     (nodes.a.data_path(nodes.volume, 2) / "g").write_text("y")
     assert (await nodes.a.snapshot(nodes.volume, epoch=2)).epoch == 2
@@ -282,7 +285,7 @@ async def test_leftovers_do_not_hinder_even_without_opening_again(leftovers: Nod
     (nodes.a.data_path(nodes.volume, 1) / "g").write_text("y")
     second = await nodes.a.snapshot(nodes.volume, epoch=1)
     await nodes.transfer(nodes.a, nodes.b, second, Generation(1, 1))
-    await nodes.b.promote(nodes.volume, second, epoch=4, size_bytes=None)
+    await nodes.b.promote(nodes.volume, second, epoch=4, size_bytes=None, on_top=OnTop.NOTHING)
     assert portrait(nodes.b.data_path(nodes.volume, 4)) == portrait(
         nodes.a.data_path(nodes.volume, 1)
     )
@@ -301,7 +304,7 @@ async def test_many_generations_travel_one_by_one(nodes: Nodes) -> None:
             await nodes.b.delete_generation(nodes.volume, base)
         base = generation
     assert base is not None
-    await nodes.b.promote(nodes.volume, base, epoch=2, size_bytes=None)
+    await nodes.b.promote(nodes.volume, base, epoch=2, size_bytes=None, on_top=OnTop.NOTHING)
     assert portrait(nodes.b.data_path(nodes.volume, 2)) == portrait(data)
 
 
@@ -321,7 +324,7 @@ async def test_a_full_pool_says_so_and_keeps_what_it_has(workplace: Path, nodes:
         with pytest.raises(PoolFull):
             await write_stream(tiny, nodes.volume, second, stream, first)
         assert (await tiny.inspect(nodes.volume)).generations == (first,)
-        await tiny.promote(nodes.volume, first, epoch=2, size_bytes=None)
+        await tiny.promote(nodes.volume, first, epoch=2, size_bytes=None, on_top=OnTop.NOTHING)
         with pytest.raises(OSError, match="No space"):
             (mountpoint / "filler").write_bytes(os.urandom(180 << 20))
         await tiny.check_disk(by_writing=True)  # full is not failed

@@ -14,6 +14,7 @@ from test_driver_kit import Nodes, btrfs_nodes, overwrite, pools, portrait, work
 
 from pannier.core.errors import Corrupt, StorageError
 from pannier.core.generation import Generation
+from pannier.core.line import OnTop
 from pannier.storage.base import CheckedDriver, LocalCopy
 from pannier.storage.btrfs import ioctl
 from pannier.storage.btrfs.driver import BtrfsDriver
@@ -101,7 +102,7 @@ async def test_what_is_set_aside_does_not_count_and_can_come_anew(
         await here.verify(nodes.volume, generation)
     await here.drop_quarantined(nodes.volume)
     await here.drop_quarantined(nodes.volume)
-    await here.promote(nodes.volume, generation, epoch=2, size_bytes=None)
+    await here.promote(nodes.volume, generation, epoch=2, size_bytes=None, on_top=OnTop.NOTHING)
     data = here.data_path(nodes.volume, 2)
     assert portrait(data) == portrait(nodes.a.data_path(nodes.volume, 1))
 
@@ -184,7 +185,7 @@ async def test_devices_and_pipes_of_a_container_are_not_opened(
 async def test_a_live_tree_is_verified_as_it_is_now(nodes: Nodes, here: BtrfsDriver) -> None:
     content = os.urandom(1 << 20)
     generation = await copied(nodes, b"content")
-    await here.promote(nodes.volume, generation, epoch=2, size_bytes=None)
+    await here.promote(nodes.volume, generation, epoch=2, size_bytes=None, on_top=OnTop.NOTHING)
     (here.data_path(nodes.volume, 2) / "written").write_bytes(content)
     await here.verify(nodes.volume, None)
     overwrite(here, content[:4096])

@@ -36,6 +36,7 @@ from test_driver_kit import (
 
 from pannier.core.errors import Corrupt, StorageError
 from pannier.core.generation import Generation
+from pannier.core.line import OnTop
 from pannier.host.process import run
 from pannier.storage.base import LocalCopy
 from pannier.storage.btrfs import ioctl
@@ -144,7 +145,7 @@ async def test_every_kind_of_change_arrives(nodes: Nodes, way: Way, small: bool)
     way.set(small=small)
     stream = await send_as(way, nodes, second, first)
     await write_stream(nodes.b, nodes.volume, second, stream, first)
-    await nodes.b.promote(nodes.volume, second, epoch=2, size_bytes=None)
+    await nodes.b.promote(nodes.volume, second, epoch=2, size_bytes=None, on_top=OnTop.NOTHING)
     assert portrait(nodes.b.data_path(nodes.volume, 2)) == before
 
 
@@ -155,7 +156,7 @@ async def test_a_small_whole_generation_arrives(nodes: Nodes, way: Way) -> None:
     generation = await nodes.a.snapshot(nodes.volume, epoch=1)
     stream = await send_as(way, nodes, generation, None)
     await write_stream(nodes.b, nodes.volume, generation, stream)
-    await nodes.b.promote(nodes.volume, generation, epoch=2, size_bytes=None)
+    await nodes.b.promote(nodes.volume, generation, epoch=2, size_bytes=None, on_top=OnTop.NOTHING)
     assert portrait(nodes.b.data_path(nodes.volume, 2)) == portrait(data)
 
 
@@ -173,14 +174,14 @@ async def test_small_and_large_ones_are_each_others_base(nodes: Nodes, way: Way)
             await nodes.transfer(source, target, generation, base)
         base = generation
     assert base is not None
-    await nodes.c.promote(nodes.volume, base, epoch=2, size_bytes=None)
+    await nodes.c.promote(nodes.volume, base, epoch=2, size_bytes=None, on_top=OnTop.NOTHING)
     (nodes.c.data_path(nodes.volume, 2) / "from-c").write_text("c")
     last = await nodes.c.seal(nodes.volume, epoch=2)
     for small in (True, False):
         way.set(small=small)
         target = nodes.a if small else nodes.b
         assert await nodes.transfer(nodes.c, target, last, base) < 10_000
-        await target.promote(nodes.volume, last, epoch=3, size_bytes=None)
+        await target.promote(nodes.volume, last, epoch=3, size_bytes=None, on_top=OnTop.NOTHING)
         there = portrait(target.data_path(nodes.volume, 3))
         assert there == portrait(nodes.c.data_path(nodes.volume, 2))
 
@@ -380,7 +381,7 @@ async def test_no_workbench_remains_on_a_holder_or_without_a_generation(
     first = Generation(1, 1)
     await write_stream(nodes.b, nodes.volume, second, stream, first)
     assert workbench(nodes.b, nodes.volume).exists()
-    await nodes.b.promote(nodes.volume, second, epoch=2, size_bytes=None)
+    await nodes.b.promote(nodes.volume, second, epoch=2, size_bytes=None, on_top=OnTop.NOTHING)
     assert not workbench(nodes.b, nodes.volume).exists()
     whole = await read_stream(nodes.a, nodes.volume, second)
     await write_stream(nodes.c, nodes.volume, second, whole)

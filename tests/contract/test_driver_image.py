@@ -18,6 +18,7 @@ import pytest
 from test_driver_kit import SIZE, Nodes, image_nodes, pools, portrait, workplace
 
 from pannier.core.errors import Corrupt, InvalidInput, StorageError
+from pannier.core.line import OnTop
 from pannier.host.mountinfo import mount_at
 from pannier.storage.image import ext4, live, loopdevice
 from pannier.storage.image.driver import ImageDriver
@@ -258,7 +259,7 @@ async def test_a_sealed_volume_takes_no_write_through_any_copy_of_its_mount(node
         with pytest.raises(OSError, match="Input/output error"):
             os.write(fd, b"after\n")
     await nodes.transfer(nodes.a, nodes.b, generation)
-    await nodes.b.promote(nodes.volume, generation, epoch=2, size_bytes=None)
+    await nodes.b.promote(nodes.volume, generation, epoch=2, size_bytes=None, on_top=OnTop.NOTHING)
     there = await nodes.attached(nodes.b, epoch=2)
     assert (there / "elsewhere").read_bytes() == b"before\n"
 
@@ -280,7 +281,7 @@ async def test_what_stays_after_it_was_sealed_leaves_a_copy_of_the_mount_behind(
         generation = await nodes.a.snapshot(nodes.volume, epoch=1)
         left = live_image(nodes).stat().st_ino
     await nodes.transfer(nodes.a, nodes.b, generation)
-    await nodes.b.promote(nodes.volume, generation, epoch=2, size_bytes=None)
+    await nodes.b.promote(nodes.volume, generation, epoch=2, size_bytes=None, on_top=OnTop.NOTHING)
     there = await nodes.attached(nodes.b, epoch=2)
     assert (there / "elsewhere").read_bytes() == b"before\nhere\nhere\n"
     assert live_image(nodes).stat().st_ino == left
@@ -324,7 +325,7 @@ async def test_what_only_a_copy_of_an_earlier_mount_keeps_is_sealed_too(nodes: N
         with pytest.raises(OSError, match="Input/output error"):
             os.write(fd, b"after\n")
         await nodes.transfer(nodes.a, nodes.b, generation)
-    await nodes.b.promote(nodes.volume, generation, epoch=2, size_bytes=None)
+    await nodes.b.promote(nodes.volume, generation, epoch=2, size_bytes=None, on_top=OnTop.NOTHING)
     there = await nodes.attached(nodes.b, epoch=2)
     assert (there / "elsewhere").read_bytes() == b"before\n"
 
@@ -341,11 +342,11 @@ async def test_what_a_copy_of_an_earlier_mount_keeps_is_mounted_again(nodes: Nod
         assert (data / "elsewhere").read_bytes() == b"one\ntwo\n"
         generation = await nodes.a.snapshot(nodes.volume, epoch=1)
     await nodes.transfer(nodes.a, nodes.b, generation)
-    await nodes.b.promote(nodes.volume, generation, epoch=2, size_bytes=None)
+    await nodes.b.promote(nodes.volume, generation, epoch=2, size_bytes=None, on_top=OnTop.NOTHING)
     there = await nodes.attached(nodes.b, epoch=2)
     assert (there / "elsewhere").read_bytes() == b"one\ntwo\n"
     await nodes.transfer(nodes.a, nodes.b, early)
-    await nodes.b.promote(nodes.volume, early, epoch=3, size_bytes=None)
+    await nodes.b.promote(nodes.volume, early, epoch=3, size_bytes=None, on_top=OnTop.NOTHING)
     earlier = await nodes.attached(nodes.b, epoch=3)
     assert (earlier / "elsewhere").read_bytes() == b"one\n"
 
@@ -393,7 +394,7 @@ async def test_a_generation_in_use_is_what_a_power_cut_would_leave(nodes: Nodes)
     generation = await nodes.a.snapshot(nodes.volume, epoch=1)
     (data / "later").write_text("y")
     await nodes.transfer(nodes.a, nodes.b, generation)
-    await nodes.b.promote(nodes.volume, generation, epoch=2, size_bytes=None)
+    await nodes.b.promote(nodes.volume, generation, epoch=2, size_bytes=None, on_top=OnTop.NOTHING)
     assert portrait(await nodes.attached(nodes.b, epoch=2)) == before
     await nodes.b.detach(nodes.volume, epoch=2)
     image = nodes.b._home(nodes.volume).live(2) / IMAGE  # type: ignore[attr-defined]
@@ -434,7 +435,7 @@ async def test_a_run_that_ended_in_the_midst_of_sealing_is_made_good(
     (again / "g").write_text("y")
     generation = await nodes.a.seal(nodes.volume, epoch=1)
     await nodes.transfer(nodes.a, nodes.b, generation)
-    await nodes.b.promote(nodes.volume, generation, epoch=2, size_bytes=None)
+    await nodes.b.promote(nodes.volume, generation, epoch=2, size_bytes=None, on_top=OnTop.NOTHING)
     assert sorted(os.listdir(await nodes.attached(nodes.b, epoch=2))) == ["f", "g"]
 
 

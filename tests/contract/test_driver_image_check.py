@@ -10,6 +10,7 @@ from test_driver_kit import Nodes, image_nodes, overwrite, pools, workplace
 
 from pannier.core.errors import StorageError
 from pannier.core.generation import Generation
+from pannier.core.line import OnTop
 from pannier.storage.base import CheckedDriver, FileSystemDriver, Reading
 from pannier.storage.commands import run
 from pannier.storage.image.driver import ImageDriver
@@ -104,7 +105,7 @@ async def test_what_a_copy_writes_as_a_holder_has_no_old_checksums(
     data = await nodes.create()
     generation = await written(nodes, data, block())
     await nodes.transfer(holder, copy, generation)
-    await copy.promote(nodes.volume, generation, epoch=2, size_bytes=None)
+    await copy.promote(nodes.volume, generation, epoch=2, size_bytes=None, on_top=OnTop.NOTHING)
     there = await nodes.attached(copy, epoch=2)
     (there / "file").write_bytes(block())
     own = await copy.snapshot(nodes.volume, epoch=2)
@@ -120,7 +121,7 @@ async def test_a_former_holder_knows_the_checksums_of_what_it_gets(
     await nodes.transfer(holder, copy, first)
     last = await holder.seal(nodes.volume, epoch=1)
     await nodes.transfer(holder, copy, last, first)
-    await copy.promote(nodes.volume, last, epoch=2, size_bytes=None)
+    await copy.promote(nodes.volume, last, epoch=2, size_bytes=None, on_top=OnTop.NOTHING)
     there = await nodes.attached(copy, epoch=2)
     wanted = block()
     (there / "new").write_bytes(wanted)

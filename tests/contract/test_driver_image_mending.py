@@ -16,6 +16,7 @@ from test_driver_kit import Nodes, image_nodes, overwrite, pools, read_stream, w
 
 from pannier.core.errors import Corrupt, StorageError
 from pannier.core.generation import Generation
+from pannier.core.line import OnTop
 from pannier.host.files import exchange
 from pannier.storage.blocks import BLOCK_BYTES, MendingDriver
 from pannier.storage.btrfs import ioctl
@@ -225,7 +226,7 @@ async def test_what_was_mended_goes_on_as_a_copy_and_as_a_holder(
     third = await written(nodes, data, block(), "third")
     await nodes.transfer(holder, copy, third, second)
     assert (await copy.verify(nodes.volume, third)).proved
-    await copy.promote(nodes.volume, third, epoch=2, size_bytes=None)
+    await copy.promote(nodes.volume, third, epoch=2, size_bytes=None, on_top=OnTop.NOTHING)
     there = await nodes.attached(copy, epoch=2)
     assert (there / "file").read_bytes()[BLOCK_BYTES : 2 * BLOCK_BYTES] == wanted
     (there / "more").write_bytes(block())

@@ -18,6 +18,7 @@ import pytest
 from test_driver_kit import Nodes, image_nodes, pools, workplace
 
 from pannier.core.generation import Generation
+from pannier.core.line import OnTop
 from pannier.storage.base import Driver
 from pannier.storage.btrfs.subvolumes import SubvolumeDriver
 from pannier.storage.image import loopdevice
@@ -99,7 +100,7 @@ async def test_both_ends_of_a_difference_are_equal(image_nodes: Nodes, seed: int
                 await holder.seal(volume, epoch=epoch)
                 await holder.drop_live(volume, epoch=epoch)
                 epoch += 1
-                await copy.promote(volume, common, epoch=epoch, size_bytes=None)
+                await copy.promote(volume, common, epoch=epoch, size_bytes=None, on_top=OnTop.ALL)
                 holder, copy = copy, holder
         assert common is not None
         await image_nodes.transfer(holder, other, common)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import mmap
 import os
 import shutil
 import subprocess
@@ -15,12 +16,15 @@ from pathlib import Path
 import pytest
 from test_driver_kit import ROOT, pools, workplace
 
-from pannier.core.errors import JournalFull, NotFollowing, StorageError
+from pannier.core.errors import Corrupt, JournalFull, NotFollowing, StorageError
 from pannier.core.generation import Generation
-from pannier.core.line import MOST_BYTES, Cut, Doubt, LinePlace, LineRecord, encode, new_run
+from pannier.core.line import MOST_BYTES, Cut, Doubt, LinePlace, LineRecord, OnTop, encode, new_run
+from pannier.core.set_back import lacks_confirmed
 from pannier.cut import tracefs
 from pannier.cut.tracer import Tracer
+from pannier.storage.base import LocalCopy
 from pannier.storage.btrfs.layout import Home
+from pannier.storage.btrfs.subvolumes import SubvolumeDriver
 from pannier.storage.image import nocow
 from pannier.storage.image.driver import ImageDriver
 from pannier.storage.image.kept import JOURNAL, KeptRecords
@@ -120,7 +124,7 @@ async def restart_copy(pair: Pair, workplace: Path) -> None:
 
 
 async def taken_over(pair: Pair, generation: Generation) -> Path:
-    await pair.copy.promote(pair.volume, generation, epoch=2, size_bytes=None)
+    await pair.copy.promote(pair.volume, generation, epoch=2, size_bytes=None, on_top=OnTop.ALL)
     await pair.copy.attach(pair.volume, epoch=2, grow=False)
     return pair.copy.data_path(pair.volume, 2)
 
@@ -237,7 +241,9 @@ async def test_a_takeover_that_a_disk_broke_off_in_the_midst_can_be_repeated(
     with monkeypatch.context() as patch:
         patch.setattr(KeptRecords, "put_on_top", half)
         with pytest.raises(StorageError, match="put the records"):
-            await pair.copy.promote(pair.volume, place.generation, epoch=2, size_bytes=None)
+            await pair.copy.promote(
+                pair.volume, place.generation, epoch=2, size_bytes=None, on_top=OnTop.ALL
+            )
     assert (await pair.copy.inspect(pair.volume)).live == ()
     there = await taken_over(pair, place.generation)
     assert {file.name: file.read_bytes() for file in there.iterdir()} == {
@@ -261,6 +267,184 @@ async def test_more_than_a_record_may_have_is_a_doubt_and_the_next_run_goes_on(p
     there = await taken_over(pair, generation)
     assert (there / "small").read_bytes() == b"2"
     assert (there / "much").stat().st_size == 2 * MOST_BYTES
+
+
+async def test_a_copy_whose_journal_was_moved_away_waits_for_a_generation_made_after_that(
+    pair: Pair, workplace: Path
+) -> None:
+    place = await pair.begin()
+    first, encoded = await pair.synced(place, "one", b"1")
+    pair.copy.keep(first, encoded)
+    journal = pair.copy._mountpoint / JOURNAL
+    journal.rename(journal.with_name("away"))
+    await restart_copy(pair, workplace)
+    assert "another journal" in await pair.copy.missing(pair.volume)
+    on_its_way = await pair.holder.snapshot(pair.volume, epoch=1)
+    await pair.send(on_its_way, base=place.generation)
+    await pair.copy.settle(pair.volume, on_its_way)
+    assert await pair.copy.missing(pair.volume)
+    second, encoded = await pair.synced(
+        replace(first, generation=on_its_way, included=1), "two", b"2"
+    )
+    with pytest.raises(NotFollowing, match="may lack records"):
+        pair.copy.keep(second, encoded)
+    later = await pair.holder.snapshot(pair.volume, epoch=1)
+    await pair.send(later, base=on_its_way)
+    await pair.copy.settle(pair.volume, later)
+    third, encoded = await pair.synced(replace(second, generation=later, included=2), "three", b"3")
+    pair.copy.keep(third, encoded)
+    assert await pair.copy.missing(pair.volume) == ""
+    journal.with_name("away").unlink()
+
+
+async def test_what_a_copy_is_found_to_lack_is_remembered_until_it_is_mended(
+    pair: Pair, workplace: Path
+) -> None:
+    place = await pair.begin()
+    await pair.copy.lack(pair.volume)
+    await restart_copy(pair, workplace)
+    assert "set back" in await pair.copy.missing(pair.volume)
+    assert pair.volume in (await pair.copy.journal()).damaged
+    with pytest.raises(Corrupt, match="may lack"):
+        await taken_over(pair, place.generation)
+    await pair.copy.mend_records(pair.volume)
+    await restart_copy(pair, workplace)
+    assert await pair.copy.missing(pair.volume) == ""
+    await taken_over(pair, place.generation)
+
+
+async def test_a_refusal_of_an_earlier_loss_does_not_end_a_later_one(
+    pair: Pair, workplace: Path
+) -> None:
+    """The earlier one ended by a generation, and the holder was told nothing of the later one."""
+    content = os.urandom(8192)
+    place, encoded = await pair.synced(await pair.begin(), "damaged", content)
+    pair.copy.keep(place, encoded)
+    await pair.copy.close()
+    flip(pair.copy._mountpoint / JOURNAL, content)
+    await restart_copy(pair, workplace)
+    place, encoded = await pair.synced(place, "refused", b"2")
+    with pytest.raises(NotFollowing):
+        pair.copy.keep(place, encoded)
+    generation = await pair.holder.snapshot(pair.volume, epoch=1)
+    await pair.send(generation, base=place.generation)
+    await pair.copy.settle(pair.volume, generation)
+    place = replace(place, generation=generation, included=place.number)
+    place, encoded = await pair.synced(place, "kept", b"3")
+    pair.copy.keep(place, encoded)
+    await pair.copy.lack(pair.volume)
+    place, encoded = await pair.synced(place, "refused again", b"4")
+    with pytest.raises(NotFollowing):
+        pair.copy.keep(place, encoded)
+    assert await pair.copy.missing(pair.volume)
+
+
+async def test_a_generation_that_comes_while_a_copy_is_looked_at_hides_nothing(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = await pair.begin()
+    place, encoded = await pair.synced(place, "file", b"1")
+    pair.copy.keep(place, encoded)
+    later = await pair.holder.snapshot(pair.volume, epoch=1)
+    real = SubvolumeDriver._inspect
+
+    def inspect(self: SubvolumeDriver, home: Home) -> LocalCopy:
+        found = real(self, home)
+        pair.copy._kept_records.settle(pair.volume, later)
+        return found
+
+    monkeypatch.setattr(SubvolumeDriver, "_inspect", inspect)
+    there = await pair.copy.inspect(pair.volume)
+    assert not lacks_confirmed(
+        there.generations,
+        there.last,
+        generation=place.generation,
+        record=(place.run, place.generation, place.number),
+    )
+
+
+async def test_a_volume_that_is_deleted_may_lack_nothing_any_more(
+    pair: Pair, workplace: Path
+) -> None:
+    place = await pair.begin()
+    journal = pair.copy._mountpoint / JOURNAL
+    journal.rename(journal.with_name("away"))
+    await restart_copy(pair, workplace)
+    assert await pair.copy.missing(pair.volume)
+    await pair.copy.delete(pair.volume)
+    assert await pair.copy.missing(pair.volume) == ""
+    await restart_copy(pair, workplace)
+    await pair.send(place.generation)
+    assert await pair.copy.missing(pair.volume) == ""
+    journal.with_name("away").unlink()
+
+
+@pytest.mark.parametrize(("damaged", "left"), [(2, ["one"]), (3, ["one", "two"])])
+async def test_a_takeover_without_a_damaged_record_needs_a_persons_word(
+    pair: Pair, workplace: Path, damaged: int, left: list[str]
+) -> None:
+    """Nobody has asked whether something is missing: the driver does it."""
+    place, encoded = await pair.begin(), b""
+    contents = [os.urandom(8192) for _ in range(3)]
+    for name, content in zip(("one", "two", "three"), contents, strict=True):
+        place, encoded = await pair.synced(place, name, content)
+        pair.copy.keep(place, encoded)
+    await pair.copy.close()
+    flip(pair.copy._mountpoint / JOURNAL, contents[damaged - 1])
+    await restart_copy(pair, workplace)
+    for _ in range(2):
+        with pytest.raises(Corrupt, match=f"record {damaged} of run") as refusal:
+            await taken_over(pair, place.generation)
+        assert "--accept-loss" in refusal.value.remedy
+    assert (await pair.copy.inspect(pair.volume)).live == ()
+    lost = await pair.copy.lost(pair.volume, place.generation)
+    assert f"record {damaged} of run" in lost
+    await pair.copy.promote(
+        pair.volume, place.generation, epoch=2, size_bytes=None, on_top=OnTop.WHAT_IS_HERE
+    )
+    await pair.copy.attach(pair.volume, epoch=2, grow=False)
+    there = pair.copy.data_path(pair.volume, 2)
+    assert sorted(file.name for file in there.iterdir()) == sorted(left)
+
+
+async def test_damage_that_is_found_while_records_are_put_on_top_ends_that(pair: Pair) -> None:
+    """The journal knows nothing of it before it reads them."""
+    content = os.urandom(8192)
+    place, encoded = await pair.synced(await pair.begin(), "one", content)
+    pair.copy.keep(place, encoded)
+    flip(pair.copy._mountpoint / JOURNAL, content)
+    assert await pair.copy.missing(pair.volume) == ""
+    assert "record 1 of run" in await pair.copy.lost(pair.volume, place.generation)
+    with pytest.raises(Corrupt, match="record 1 of run") as refusal:
+        await taken_over(pair, place.generation)
+    assert "--accept-loss" in refusal.value.remedy
+    assert (await pair.copy.inspect(pair.volume)).live == ()
+
+
+async def test_what_was_given_away_is_promoted_without_a_look_at_the_journal(
+    pair: Pair, workplace: Path
+) -> None:
+    place = await pair.begin()
+    journal = pair.copy._mountpoint / JOURNAL
+    journal.rename(journal.with_name("away"))
+    await restart_copy(pair, workplace)
+    assert await pair.copy.missing(pair.volume)
+    last = await pair.holder.seal(pair.volume, epoch=1)
+    await pair.send(last, base=place.generation)
+    await pair.copy.promote(pair.volume, last, epoch=2, size_bytes=None, on_top=OnTop.NOTHING)
+    assert [tree.epoch for tree in (await pair.copy.inspect(pair.volume)).live] == [2]
+    journal.with_name("away").unlink()
+
+
+def flip(journal: Path, content: bytes) -> None:
+    """A disk changes one bit of a journal."""
+    with journal.open("r+b") as file:
+        with mmap.mmap(file.fileno(), 0) as whole:
+            at = whole.find(content)
+            assert at > 0
+            whole[at] ^= 1
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 # -- what an operator sees ---------------------------------------------------------------------------
@@ -307,6 +491,21 @@ async def test_a_device_with_wrong_settings_is_a_doubt_until_its_remedy(
     await pair.synced(place, "file", b"1")
 
 
+async def test_a_file_system_that_was_told_not_to_flush_is_a_doubt_until_its_remedy(
+    pair: Pair,
+) -> None:
+    """Its writes are in order, and nothing in the trace says in which."""
+    await pair.begin()
+    remount = ["mount", "-o", "remount,nobarrier", str(pair.data.parent)]
+    await asyncio.to_thread(subprocess.run, remount, check=True)
+    doubt = await pair.holder.cut(pair.nowhere)
+    assert isinstance(doubt, Doubt)
+    assert "nobarrier" in doubt.reason
+    await asyncio.to_thread(subprocess.run, doubt.remedy, shell=True, check=True)
+    place = await pair.begin()
+    await pair.synced(place, "file", b"1")
+
+
 @pytest.fixture
 def folder(pools: list[Path]) -> Iterator[Path]:
     """Of a pool, without a journal."""
@@ -325,6 +524,15 @@ def test_a_pool_that_is_too_small_has_no_journal_and_says_what_it_needs(folder: 
     assert (state.total_bytes, state.unreadable, kept.missing("v")) == (None, False, "")
 
 
+def test_without_a_journal_memory_knows_what_a_copy_lacks(folder: Path) -> None:
+    kept = KeptRecords(folder, pool_bytes=64 << 20, volumes=["v"])
+    kept.lack("v")
+    assert "set back" in kept.missing("v")
+    assert "v" in kept.state().damaged
+    kept.mend("v")
+    assert (kept.missing("v"), dict(kept.state().damaged)) == ("", {})
+
+
 def test_a_journal_that_cannot_be_read_says_so_and_what_may_be_missing(folder: Path) -> None:
     nocow.make_empty(folder / JOURNAL)
     (folder / JOURNAL).write_bytes(b"?" * (1 << 20))
@@ -332,7 +540,7 @@ def test_a_journal_that_cannot_be_read_says_so_and_what_may_be_missing(folder: P
     state = kept.state()
     assert state.trouble is not None
     assert (state.total_bytes, state.unreadable) == (None, True)
-    assert "only then move the file away" in state.trouble.remedy
+    assert "move it away and restart pannierd" in state.trouble.remedy
     assert kept.missing("v") == state.trouble.message
     place = LinePlace(
         volume="v", epoch=1, run=new_run(), number=1, generation=Generation(1, 1), included=0

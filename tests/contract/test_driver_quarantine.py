@@ -19,6 +19,7 @@ from test_driver_kit import (
 
 from pannier.core.errors import StorageError
 from pannier.core.generation import Generation
+from pannier.core.line import OnTop
 from pannier.storage.base import Driver
 from pannier.storage.btrfs import ioctl
 
@@ -122,7 +123,9 @@ async def test_a_volume_that_cannot_be_tidied_is_refused_alone_and_until_it_can(
         await nodes.a.inspect(nodes.volume)
     assert obstacle.word in refusal.value.remedy
     with pytest.raises(StorageError, match="is quarantined"):
-        await nodes.a.promote(nodes.volume, Generation(1, 1), epoch=2, size_bytes=None)
+        await nodes.a.promote(
+            nodes.volume, Generation(1, 1), epoch=2, size_bytes=None, on_top=OnTop.NOTHING
+        )
     await assert_usable(nodes.a, OTHER)
     obstacle.take_away(volumes_of(nodes))
     await assert_usable(nodes.a, nodes.volume)

@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from pannier.host.files import punch_hole
 from pannier.storage.btrfs.pool import close_pool, create_pool
 from pannier.storage.image import nocow
 from pannier.storage.journal.journal import Journal
+from pannier.storage.journal.opening import NOTE, open_journal
 
 pytestmark = pytest.mark.root
 
@@ -97,7 +99,7 @@ def append(journal: Journal, one: LineRecord) -> None:
 
 
 def opened(pool: Pool, size_bytes: int = SIZE) -> Journal:
-    return Journal.open(pool.journal, size_bytes=size_bytes, volumes=["v-1"])
+    return open_journal(pool.journal, size_bytes=size_bytes, volumes=["v-1"])
 
 
 def append_many(journal: Journal) -> None:
@@ -194,3 +196,99 @@ def test_after_the_disk_refused_a_write_nothing_is_kept_and_what_was_is_read(poo
     assert again.places("v-1")[: len(kept)] == kept
     append(again, record(200))
     again.close()
+
+
+# -- another journal in its place -----------------------------------------------------------------------
+
+
+def moved_away(pool: Pool) -> Path:
+    """What a person does with a journal that cannot be read."""
+    return pool.journal.rename(pool.mountpoint / "away")
+
+
+def test_a_journal_in_place_of_one_that_was_moved_away_knows_what_it_does_not_have(
+    pool: Pool,
+) -> None:
+    journal = opened(pool)
+    append(journal, record(1))
+    journal.close()
+    moved_away(pool)
+    for _ in range(2):  # a restart does not end it
+        journal = opened(pool)
+        assert list(journal.damaged()) == ["v-1"]
+        assert "another journal" in journal.damaged()["v-1"]
+        journal.settle("v-1", Generation(1, 9))
+        journal.close()
+    journal = opened(pool)
+    journal.mended("v-1")
+    journal.close()
+    again = opened(pool)
+    assert again.damaged() == {}
+    again.close()
+
+
+def test_a_journal_that_comes_back_lacks_what_was_kept_meanwhile(pool: Pool) -> None:
+    opened(pool).close()
+    away = moved_away(pool)
+    journal = opened(pool)
+    journal.mended("v-1")
+    append(journal, record(1))
+    journal.close()
+    away.rename(pool.journal)
+    again = opened(pool)
+    assert list(again.damaged()) == ["v-1"]
+    again.close()
+
+
+@pytest.mark.parametrize("until", ["made", "opened", "noted"])
+def test_the_power_goes_while_another_journal_is_made(
+    pool: Pool, until: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What counts is in the journal before the note says that it is the one."""
+    opened(pool).close()
+    moved_away(pool)
+
+    def cut(*_: object, **__: object) -> None:
+        raise InterruptedError("the power is gone")
+
+    def cut_open(journal: Journal) -> None:
+        journal._medium.close()  # as the end of the process
+        cut()
+
+    module = "pannier.storage.journal.opening"
+    with monkeypatch.context() as patch:
+        match until:
+            case "made":
+                patch.setattr(f"{module}.Journal", cut)
+            case "opened":
+                patch.setattr(Journal, "tells_all", property(cut_open))
+            case "noted":
+                patch.setattr(f"{module}.write_file", cut)
+        with suppress(InterruptedError, StorageError):
+            opened(pool).close()
+    again = opened(pool)
+    assert list(again.damaged()) == ["v-1"]
+    again.close()
+
+
+def test_a_journal_that_is_gone_and_cannot_be_made_anew_is_no_pool_without_one(pool: Pool) -> None:
+    with pytest.raises(InvalidInput):
+        opened(pool, 10 * MIB)
+    opened(pool).close()
+    moved_away(pool)
+    with pytest.raises(StorageError, match="is gone, and no other one can be made"):
+        opened(pool, 10 * MIB)
+
+
+def test_the_journal_of_an_earlier_version_is_taken_for_the_right_one(pool: Pool) -> None:
+    journal = opened(pool)
+    append(journal, record(1))
+    journal.close()
+    (pool.mountpoint / NOTE).unlink()
+    again = opened(pool)
+    assert again.damaged() == {}
+    again.close()
+    moved_away(pool)
+    journal = opened(pool)
+    assert list(journal.damaged()) == ["v-1"]
+    journal.close()

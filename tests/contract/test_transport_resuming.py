@@ -16,6 +16,7 @@ from transport_world import PATIENCE_SECONDS, OpenGate, Proxy, World
 
 from pannier.core.errors import Corrupt, InvalidInput, PeerUnavailable, PoolFull
 from pannier.core.generation import Generation
+from pannier.core.line import OnTop
 from pannier.storage.base import Begun, LocalCopy, ResumingDriver
 from pannier.storage.blocks import BLOCK_BYTES
 from pannier.storage.btrfs import ioctl
@@ -315,7 +316,7 @@ async def test_a_new_holder_keeps_no_part(pair: Pair) -> None:
     first = await pair.write(megabytes=1, name="before")
     await pair.send(first)
     await part(pair)
-    await pair.birch.promote(pair.volume, first, epoch=2, size_bytes=None)
+    await pair.birch.promote(pair.volume, first, epoch=2, size_bytes=None, on_top=OnTop.NOTHING)
     assert incoming(pair) == []
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pannier.core.errors import Corrupt, PannierError, StorageError
 from pannier.core.generation import Generation
+from pannier.core.line import OnTop
 from pannier.core.node import Node
 from pannier.pki.authority import Authority
 from pannier.pki.credentials import Credentials, new_request
@@ -199,7 +200,13 @@ class MemoryDriver(Driver):
         raise NotImplementedError
 
     async def promote(
-        self, volume: str, generation: Generation, *, epoch: int, size_bytes: int | None
+        self,
+        volume: str,
+        generation: Generation,
+        *,
+        epoch: int,
+        size_bytes: int | None,
+        on_top: OnTop,
     ) -> None:
         raise NotImplementedError
 

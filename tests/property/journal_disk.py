@@ -96,10 +96,14 @@ def empty(geometry: Geometry = SMALL) -> bytes:
 
 
 def opened(
-    disk: MemoryDisk, *, volumes: tuple[str, ...] = (), geometry: Geometry = SMALL
+    disk: MemoryDisk,
+    *,
+    volumes: tuple[str, ...] = (),
+    geometry: Geometry = SMALL,
+    stranger: bool = False,
 ) -> Journal:
     """The journal on a disk."""
-    return Journal(disk, geometry, volumes=volumes, what="the journal")
+    return Journal(disk, geometry, volumes=volumes, what="the journal", stranger=stranger)
 
 
 def place(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 from contextlib import suppress
+from threading import Event, Thread
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from journal_disk import SMALL, MemoryDisk, append, append_together, empty, opened, place, record
 
-from pannier.core.errors import Corrupt, JournalFull, NewerFormat, NotFound
+from pannier.core.errors import Corrupt, JournalFull, NewerFormat, NotFound, StorageError
 from pannier.core.generation import Generation
 from pannier.core.line import LinePlace
 from pannier.storage.journal.journal import Journal
@@ -152,6 +153,65 @@ def test_a_disk_without_a_superblock_or_of_a_newer_format_is_refused() -> None:
     assert read_superblock(bytes(second), what="the journal") == SMALL
 
 
+# -- another journal had the records -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", range(8))
+def test_a_stranger_tells_all_only_when_a_power_cut_leaves_what_it_tells(steps: int) -> None:
+    disk = MemoryDisk(empty(), cut_after=steps)
+    journal = opened(disk, volumes=VOLUMES, stranger=True)
+    assert set(journal.damaged()) == set(VOLUMES)
+    for seed in range(8):
+        again = opened(MemoryDisk(disk.after_power_cut(random.Random(seed))))
+        if journal.tells_all:
+            assert set(again.damaged()) == set(VOLUMES)
+
+
+def test_a_stranger_whose_disk_takes_everything_tells_all() -> None:
+    assert opened(MemoryDisk(empty()), volumes=VOLUMES, stranger=True).tells_all
+
+
+def test_what_was_healed_is_lost_again_in_a_journal_that_is_a_stranger_twice() -> None:
+    disk = MemoryDisk(empty())
+    journal = opened(disk, volumes=VOLUMES, stranger=True)
+    journal.mended("v-1")
+    journal.close()
+    assert set(opened(MemoryDisk(disk.flushed)).damaged()) == {"v-2", "v-9"}
+    twice = MemoryDisk(disk.flushed)
+    opened(twice, volumes=VOLUMES, stranger=True)
+    again = opened(MemoryDisk(twice.flushed))
+    assert set(again.damaged()) == set(VOLUMES)
+    for volume in VOLUMES:
+        again.mended(volume)
+    assert again.damaged() == {}
+
+
+def test_what_a_copy_is_found_to_lack_is_durable_and_ends_for_each_volume_by_itself() -> None:
+    disk = MemoryDisk(empty())
+    journal = opened(disk, volumes=VOLUMES)
+    append(journal, place("v-1", 1))
+    journal.lack("v-1")
+    journal.lack("v-2")
+    again = opened(MemoryDisk(disk.after_power_cut(random.Random(1))), volumes=VOLUMES)
+    assert set(again.damaged()) == {"v-1", "v-2"}
+    again.settle("v-1", SECOND)
+    again.mended("v-2")
+    assert set(again.damaged()) == {"v-1"}
+    again.lack("v-2")
+    again.lack("v-2")
+    again.mended("v-1")
+    assert set(again.damaged()) == {"v-2"}
+
+
+def test_what_a_copy_lacks_is_known_in_memory_also_where_the_disk_refuses() -> None:
+    disk = MemoryDisk(empty())
+    journal = opened(disk, volumes=VOLUMES)
+    disk.cut_after(0)
+    with pytest.raises(StorageError):
+        journal.lack("v-1")
+    assert set(journal.damaged()) == {"v-1"}
+
+
 # -- a torn tail --------------------------------------------------------------------------------------
 
 
@@ -200,6 +260,126 @@ def fill_up(journal: Journal, volume: str) -> list[LinePlace]:
             append(journal, place(volume, number))
             kept.append(place(volume, number))
     return kept
+
+
+# -- the end ------------------------------------------------------------------------------------------
+
+
+class HangingDisk(MemoryDisk):
+    """A disk that does not answer from some moment on, until it is let go."""
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(content)
+        self.hangs_at = ""
+        self.hangs = Event()
+        self.answers = Event()
+
+    def write(self, start: int, content: memoryview) -> None:
+        self._hang("write")
+        super().write(start, content)
+
+    def sync(self) -> None:
+        self._hang("sync")
+        super().sync()
+
+    def _hang(self, where: str) -> None:
+        if where == self.hangs_at:
+            self.hangs.set()
+            self.answers.wait()
+
+
+def test_what_a_copy_is_found_to_lack_while_the_same_of_another_one_is_noted_is_noted_too() -> None:
+    disk = HangingDisk(empty())
+    journal = opened(disk, volumes=VOLUMES)
+    disk.hangs_at = "sync"
+    first = Thread(target=journal.lack, args=("v-1",))
+    first.start()
+    assert disk.hangs.wait(10)
+    second = Thread(target=journal.lack, args=("v-2",))
+    second.start()
+    while not journal._waiting:
+        second.join(0.001)
+    disk.answers.set()
+    first.join(10)
+    second.join(10)
+    again = opened(MemoryDisk(disk.flushed), volumes=VOLUMES)
+    for each in (journal, again):
+        assert set(each.damaged()) == {"v-1", "v-2"}
+        each.mended("v-1")
+        assert set(each.damaged()) == {"v-2"}
+
+
+def test_what_a_copy_lacks_already_is_not_noted_again() -> None:
+    disk = MemoryDisk(empty())
+    journal = opened(disk, volumes=VOLUMES, stranger=True)
+    before = journal.usage().live_bytes
+    for _ in range(100):
+        journal.lack("v-1")
+        journal = opened(MemoryDisk(disk.flushed), volumes=VOLUMES)
+    assert journal.usage().live_bytes == before
+    journal.mended("v-1")
+    assert set(journal.damaged()) == set(VOLUMES) - {"v-1"}
+
+
+@pytest.mark.parametrize("where", ["write", "sync"])
+def test_an_append_whose_answer_never_comes_does_not_hold_up_the_end(where: str) -> None:
+    disk = HangingDisk(empty())
+    journal = opened(disk)
+    append(journal, place("v-1", 1))
+    disk.hangs_at = where
+    thread = Thread(target=append, args=(journal, place("v-1", 2)))
+    thread.start()
+    assert disk.hangs.wait(10)
+    assert not journal.close(within=0.01)
+    assert not disk.closed, "somebody writes to it"
+    with pytest.raises(StorageError, match="is closed"):
+        append(journal, place("v-1", 4))
+    assert opened(MemoryDisk(disk.flushed)).places("v-1") == [place("v-1", 1)]
+    disk.answers.set()
+    thread.join(10)
+    assert journal.close(within=10)
+    assert disk.closed
+
+
+def test_a_close_that_the_disk_does_not_answer_ends_as_a_power_cut_does() -> None:
+    disk = HangingDisk(empty())
+    journal = opened(disk)
+    append(journal, place("v-1", 1))
+    disk.hangs_at = "sync"
+    assert not journal.close(within=0.01)
+    again = opened(MemoryDisk(disk.after_power_cut(random.Random(1))))
+    assert (again.places("v-1"), again.damaged()) == ([place("v-1", 1)], {})
+    disk.answers.set()
+    assert journal.close(within=10)
+
+
+def test_what_waits_when_it_is_closed_is_written_before_the_end() -> None:
+    disk = HangingDisk(empty())
+    journal = opened(disk)
+    disk.hangs_at = "sync"
+    first = Thread(target=append, args=(journal, place("v-1", 1)))
+    first.start()
+    assert disk.hangs.wait(10)
+    second = Thread(target=append, args=(journal, place("v-1", 2)))
+    second.start()
+    while not journal._waiting:
+        second.join(0.001)
+    assert not journal.close(within=0)
+    disk.answers.set()
+    assert journal.close(within=10)
+    content = bytearray(disk.flushed)
+    where = content.find(b"v-1 2 0000")
+    content[where] ^= 1
+    again = opened(MemoryDisk(content))
+    assert list(again.damaged()) == ["v-1"], "CLOSED is behind it, so it was durable"
+
+
+def test_a_disk_that_refuses_the_end_is_told() -> None:
+    disk = MemoryDisk(empty())
+    journal = opened(disk)
+    disk.cut_after(0)
+    assert not journal.close()
+    assert disk.closed
 
 
 # -- room ---------------------------------------------------------------------------------------------

@@ -10,7 +10,17 @@ from hypothesis import strategies as st
 
 from pannier.core.errors import Corrupt
 from pannier.core.generation import Generation
-from pannier.core.line import Data, LinePlace, LineRecord, Zeros, decode, encode, follows, tail
+from pannier.core.line import (
+    Data,
+    LinePlace,
+    LineRecord,
+    Tail,
+    Zeros,
+    decode,
+    encode,
+    follows,
+    tail,
+)
 
 BLOCK = 4096
 FIRST = Generation(3, 7, "0f3a94c1")
@@ -75,19 +85,18 @@ def test_what_goes_on_top_of_a_generation() -> None:
         replace(PLACE, number=2),
         replace(PLACE, number=3, generation=SECOND, included=2),
     ]
-    assert tail(line, FIRST) == line
-    assert tail(line, SECOND) == line[2:]
-    assert tail([], SECOND) == []
-    with pytest.raises(Corrupt):
-        tail(line[1:], FIRST)
-    with pytest.raises(Corrupt):
-        tail([line[0], replace(line[1], number=3)], FIRST)
+    assert tail(line, FIRST) == Tail(places=tuple(line))
+    assert tail(line, SECOND) == Tail(places=(line[2],))
+    assert tail([], SECOND) == Tail(places=())
+    found = tail(line[1:], FIRST)
+    assert (found.places, "generation 3.7" in found.lacks) == ((), True)
+    found = tail([line[0], replace(line[1], number=3)], FIRST)
+    assert (found.places, "record 1" in found.lacks) == ((line[0],), True)
 
 
 def test_what_came_under_a_takeover_is_not_put_on_top_of_its_base() -> None:
     """The second record was refused, and the generation that has it came when the base was chosen already."""
     third = replace(PLACE, number=3, generation=SECOND, included=2)
-    assert tail([PLACE, third], FIRST) == [PLACE]
-    assert tail([third], FIRST) == []
-    with pytest.raises(Corrupt):
-        tail([PLACE, replace(third, number=4)], SECOND)
+    assert tail([PLACE, third], FIRST) == Tail(places=(PLACE,))
+    assert tail([third], FIRST) == Tail(places=())
+    assert tail([PLACE, replace(third, number=4)], SECOND).lacks

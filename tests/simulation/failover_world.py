@@ -39,12 +39,13 @@ import asyncio
 import contextvars
 import copy
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fake_driver import Content, SnapshotDriver
+from fake_driver import Content, Home, SnapshotDriver
 from machines import Machine, Run, SenderOf
 from stepping import Fault, PowerCut, SteppedStore, pause
 from world import World, _volume
@@ -254,6 +255,7 @@ class FailoverWorld(World):
         lost_ways: pairs (from, to) between which nothing arrives; "store" is a place, too, and so are
             the ports of a node: "b:peer" for questions, "b:sender" for generations, "b:record" for records.
         late_records: how many of those that are lost arrive later all the same.
+        unsound: by volume id, nodes whose disk does not give back what they had confirmed.
     """
 
     def __init__(
@@ -277,6 +279,7 @@ class FailoverWorld(World):
         self.bits: dict[str, int] = {}
         self.acknowledged: dict[str, int] = {}
         self.shaken = False
+        self.unsound: set[tuple[str, str]] = set()
         self.broken = asyncio.Event()
         self.changes: Counter[str] = Counter()
         self.lost_ways: set[tuple[str, str]] = set()
@@ -463,6 +466,37 @@ class FailoverWorld(World):
             left = machine.run.promises._until[volume_id] - machine.clock()
             self._promised[(by, volume_id)] = machine.world_time() + left / machine.rate
 
+    # -- disks that lose what they had ---------------------------------------------------------------
+
+    def set_back(self, machine: Machine, older: dict[str, Home]) -> None:
+        """A machine whose power is off has the disk of an earlier time."""
+        self.unsound.update((volume_id, machine.name) for volume_id in machine.disk.homes)
+        machine.disk.homes = older
+        self._unsynced = {
+            key: each for key, each in self._unsynced.items() if key[0] != machine.name
+        }
+        self._strays = [stray for stray in self._strays if stray[0] != machine.name]
+
+    @contextmanager
+    def without_a_record(self, volume_id: str) -> Iterator[None]:
+        """Within the block, the journal of a holder that has made no live tree yet does not give back its newest record."""
+        grant = self.records()[volume_id].grant
+        disk, key = self.machines[grant.node].disk, (volume_id, grant.node)
+        home = disk.homes.get(volume_id)
+        if home is None or grant.epoch in home.live or not home.records:
+            yield
+            return
+        *home.records, lost = home.records
+        disk.journal_lost.add(volume_id)
+        self.unsound.add(key)
+        try:
+            yield
+        finally:
+            self.unsound.discard(key)
+            if self.records()[volume_id].grant == grant and grant.epoch not in home.live:
+                home.records.append(lost)
+                disk.journal_lost.discard(volume_id)
+
     # -- contents ------------------------------------------------------------------------------------
 
     def mask(self, content: Content | None) -> int:
@@ -570,13 +604,17 @@ class FailoverWorld(World):
         acked = self.acknowledged.get(record.id, 0)
         if not acked:
             return
-        held = self._held(record)
+        held, holder = self._held(record), (record.id, record.grant.node)
         if held is None or acked & ~self.mask(held):
-            self._wrong(f"holder {record.grant} has not all that was acknowledged: {held}")
+            home = self.machines[record.grant.node].disk.homes.get(record.id)
+            if holder not in self.unsound or home is None or record.grant.epoch in home.live:
+                self._wrong(f"holder {record.grant} has not all that was acknowledged: {held}")
         for name in record.in_sync:
             home = self.machines[name].disk.homes.get(record.id)
             ours = [g for g in home.generations if record.grew_out_of(g)] if home else []
-            if not ours or home is None or acked & ~self.mask(home.with_records(max(ours))):
+            if ours and home is not None and not acked & ~self.mask(home.with_records(max(ours))):
+                self.unsound.discard((record.id, name))  # it has caught up
+            elif (record.id, name) not in self.unsound:
                 self._wrong(f"{name}, in sync at {record.grant}, has not all that was acknowledged")
 
     def _inspect_change(self, last: Volume, record: Volume) -> None:

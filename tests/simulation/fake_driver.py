@@ -29,7 +29,18 @@ from pannier.core.errors import (
     StorageError,
 )
 from pannier.core.generation import Generation, new_identity
-from pannier.core.line import Buffer, Cut, Data, Doubt, LinePlace, decode, is_settled, tail
+from pannier.core.line import (
+    Buffer,
+    Cut,
+    Data,
+    Doubt,
+    LinePlace,
+    OnTop,
+    Tail,
+    decode,
+    is_settled,
+    tail,
+)
 from pannier.core.room import ImageLimits, Room
 from pannier.core.set_back import Noted, noting
 from pannier.storage.base import (
@@ -80,8 +91,11 @@ class Home:
     notes: list[tuple[Noted, ...]] = field(default_factory=lambda: [()])
 
     def with_records(self, generation: Generation) -> dict[str, bytes]:
-        """What the disk gives back of a generation, and what the journal has on top of it."""
+        """What the disk gives back of a generation, and what the journal has on top of it, up to the first that is missing."""
         return self._on_top_of(generation, self.read(generation))
+
+    def tail(self, generation: Generation) -> Tail:
+        return tail([place for place, _ in self.records], generation)
 
     def given(self, generation: Generation) -> dict[str, bytes]:
         """The same as the disk was given it, whatever it gives back."""
@@ -89,7 +103,7 @@ class Home:
 
     def _on_top_of(self, generation: Generation, content: dict[str, bytes]) -> dict[str, bytes]:
         kept = dict(self.records)
-        for place in tail(list(kept), generation):
+        for place in self.tail(generation).places:
             content = _with_change(content, kept[place])
         return content
 
@@ -289,15 +303,21 @@ class SnapshotDriver(CheckedDriver):
         self._tree(volume, epoch).sealed = False
 
     async def promote(
-        self, volume: str, generation: Generation, *, epoch: int, size_bytes: int | None
+        self,
+        volume: str,
+        generation: Generation,
+        *,
+        epoch: int,
+        size_bytes: int | None,
+        on_top: OnTop,
     ) -> None:
         home = self._home(volume)
         if epoch in home.live:
             return
-        content = dict(self._take(volume, home, generation))
+        content = dict(self._take(volume, home, generation, on_top))
         self._add_live(volume, epoch, Tree(content, saved_as=generation))
 
-    def _take(self, volume: str, home: Home, generation: Generation) -> Content:
+    def _take(self, volume: str, home: Home, generation: Generation, on_top: OnTop) -> Content:
         if generation not in home.generations:
             raise Corrupt(f"generation {generation} of volume {volume} is not here")
         return home.generations[generation]
@@ -434,7 +454,7 @@ class SingleTreeDriver(SnapshotDriver):
     def _keep(self, home: Home, generation: Generation) -> None:
         """The sealed tree is the generation."""
 
-    def _take(self, volume: str, home: Home, generation: Generation) -> Content:
+    def _take(self, volume: str, home: Home, generation: Generation, on_top: OnTop) -> Content:
         if generation in home.generations:
             return home.generations.pop(generation)
         for epoch, tree in home.live.items():
@@ -605,19 +625,40 @@ class SparseSnapshotDriver(
             home.records = [one for one in home.records if not is_settled(one[0], generation)]
 
     async def missing(self, volume: str) -> str:
+        return self._missing(volume)
+
+    def _missing(self, volume: str) -> str:
         if volume in self.disk.journal_lost:
             return "a part of the journal is damaged"
         return self.disk.journal.damaged.get(volume, "")
 
-    async def check_records(self, volume: str, generation: Generation) -> None:
-        self._home(volume).with_records(generation)
+    async def lack(self, volume: str) -> None:
+        self.disk.journal_lost.add(volume)
+
+    async def mend_records(self, volume: str) -> None:
+        self.disk.journal_lost.discard(volume)
+
+    async def lost(self, volume: str, generation: Generation) -> str:
+        return self._lost(volume, self._home(volume), generation)
+
+    def _lost(self, volume: str, home: Home, generation: Generation) -> str:
+        return "; ".join(filter(None, (self._missing(volume), home.tail(generation).lacks)))
+
+    async def end_journal(self) -> None:
+        """What is kept is on the disk."""
 
     async def journal(self) -> JournalState:
         kept = {
             name: sum(len(each) for _, each in home.records)
             for name, home in self.disk.homes.items()
         }
-        return replace(self.disk.journal, volumes=kept, live_bytes=sum(kept.values()))
+        lost = dict.fromkeys(self.disk.journal_lost, "a part of the journal is damaged")
+        return replace(
+            self.disk.journal,
+            volumes=kept,
+            live_bytes=sum(kept.values()),
+            damaged={**self.disk.journal.damaged, **lost},
+        )
 
     async def inspect(self, volume: str) -> LocalCopy:
         found, home = await super().inspect(volume), self._home(volume)
@@ -714,8 +755,12 @@ class SparseSnapshotDriver(
                 if right is not None and sum_of(right) == home.known(generation)[file]:
                     del home.changed[generation, file]
 
-    def _take(self, volume: str, home: Home, generation: Generation) -> Content:
-        super()._take(volume, home, generation)
+    def _take(self, volume: str, home: Home, generation: Generation, on_top: OnTop) -> Content:
+        super()._take(volume, home, generation, on_top)
+        if on_top is OnTop.NOTHING:
+            return home.read(generation)
+        if on_top is OnTop.ALL and (lost := self._lost(volume, home, generation)):
+            raise Corrupt(f"this node may lack what it has confirmed of volume {volume}: {lost}")
         return home.with_records(generation)
 
     async def show(self, volume: str, *, tree: int | Generation, at: Path) -> None:

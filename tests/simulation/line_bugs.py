@@ -10,14 +10,19 @@ import pytest
 from failover_bugs import BUGS, bug
 from fake_driver import Content, Home, SnapshotDriver, SparseSnapshotDriver
 from machines import Machine, Run
-from plots import generation_that_comes_under_a_takeover, record_that_comes_under_a_takeover
+from plots import (
+    copy_that_is_set_back,
+    generation_that_comes_under_a_takeover,
+    record_that_comes_under_a_takeover,
+    record_that_is_damaged_after_a_takeover,
+)
 from stepping import SteppedSparseDriver
 
 from pannier.copies.lines import Lines
 from pannier.copies.replicated import OpenLine, Replicated
 from pannier.copies.replication import Replicator
 from pannier.core.generation import Generation
-from pannier.core.line import Buffer, Cut, Doubt, LinePlace, decode, new_run
+from pannier.core.line import Buffer, Cut, Doubt, LinePlace, OnTop, Tail, decode, new_run
 from pannier.core.line import tail as real_tail
 
 __all__ = ["BUGS"]
@@ -94,8 +99,10 @@ def _say_that_a_generation_has_a_record_that_was_cut_after_it(patch: pytest.Monk
 def _confirm_the_newest_position_by_any_record(patch: pytest.MonkeyPatch) -> None:
     real = Replicated.note_followed
 
-    def note_followed(self: Replicated, node: str, *, position: int, at: float) -> None:
-        real(self, node, position=self.position, at=at)
+    def note_followed(
+        self: Replicated, node: str, place: LinePlace, *, position: int, at: float
+    ) -> None:
+        real(self, node, place, position=self.position, at=at)
 
     patch.setattr(Replicated, "note_followed", note_followed)
 
@@ -189,23 +196,43 @@ async def _take_without_a_second_look(
     await self.after("driver.keep", fault)
 
 
+@bug(copy_that_is_set_back)
+def _find_out_that_a_copy_was_set_back_and_not_remember_it(patch: pytest.MonkeyPatch) -> None:
+    """The daemon that has found it knows it, and the next one does not."""
+    real = SparseSnapshotDriver._missing
+    known: dict[int, set[str]] = {}
+
+    async def lack(self: SparseSnapshotDriver, volume: str) -> None:
+        known.setdefault(id(self), set()).add(volume)
+
+    def missing(self: SparseSnapshotDriver, volume: str) -> str:
+        return real(self, volume) or ("set back" if volume in known.get(id(self), ()) else "")
+
+    patch.setattr(SparseSnapshotDriver, "lack", lack)
+    patch.setattr(SparseSnapshotDriver, "_missing", missing)
+
+
 # -- a takeover ------------------------------------------------------------------------------------
 
 
 @bug()
 def _begin_with_a_generation_alone(patch: pytest.MonkeyPatch) -> None:
     def take(
-        self: SparseSnapshotDriver, volume: str, home: Home, generation: Generation
+        self: SparseSnapshotDriver,
+        volume: str,
+        home: Home,
+        generation: Generation,
+        on_top: OnTop,
     ) -> Content:
-        return SnapshotDriver._take(self, volume, home, generation)
+        return SnapshotDriver._take(self, volume, home, generation, on_top)
 
     patch.setattr(SparseSnapshotDriver, "_take", take)
 
 
 @bug()
 def _put_records_on_top_in_another_order(patch: pytest.MonkeyPatch) -> None:
-    def tail(places: Sequence[LinePlace], base: Generation) -> list[LinePlace]:
-        return real_tail(places, base)[::-1]
+    def tail(places: Sequence[LinePlace], base: Generation) -> Tail:
+        return Tail(places=real_tail(places, base).places[::-1])
 
     patch.setattr("fake_driver.tail", tail)
 
@@ -216,4 +243,23 @@ def _put_records_on_top_that_the_generation_has(patch: pytest.MonkeyPatch) -> No
         return
 
     patch.setattr(SparseSnapshotDriver, "settle", settle)
-    patch.setattr("fake_driver.tail", lambda places, base: list(places))
+    patch.setattr("fake_driver.tail", lambda places, base: Tail(places=tuple(places)))
+
+
+@bug(record_that_is_damaged_after_a_takeover)
+def _leave_out_silently_what_is_missing(patch: pytest.MonkeyPatch) -> None:
+    """Whoever took over looked before that."""
+    real = SparseSnapshotDriver._take
+
+    def take(
+        self: SparseSnapshotDriver,
+        volume: str,
+        home: Home,
+        generation: Generation,
+        on_top: OnTop,
+    ) -> Content:
+        if on_top is OnTop.ALL:
+            on_top = OnTop.WHAT_IS_HERE
+        return real(self, volume, home, generation, on_top)
+
+    patch.setattr(SparseSnapshotDriver, "_take", take)

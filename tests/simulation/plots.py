@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -288,6 +289,56 @@ async def holder_that_was_copied(history: History) -> None:
             copied.power_off()
 
 
+async def record_that_is_damaged_after_a_takeover(history: History) -> None:
+    """A copy has become the holder, and before it has made its live tree, its journal does not give a record back for a while."""
+    if (found := cast(history)) is None:
+        return
+    record, holder, rival = found
+    world = history.world
+    with used(history, holder), history.busy():
+        await asyncio.sleep(history.random.choice((0.5, 1.5)))
+        world.slow_steps[rival.name, "driver.promote"] = 0.5
+        history.go_on(holder)
+        holder.power_off()
+        with used(history, rival):
+            await _succeeded(history, record, 10.0)
+            with world.without_a_record(record.id):
+                await asyncio.sleep(4.0)
+    world.slow_steps.clear()
+    await history.start(holder)
+
+
+async def copy_that_is_set_back(history: History) -> None:
+    """Its disk is one from before the last sync calls. It hears so from the holder, which does not hear it; then both lose their
+    power, and only the copy starts again."""
+    if (found := cast(history)) is None:
+        return
+    record, holder, rival = found
+    world = history.world
+    with used(history, holder), history.busy():
+        await asyncio.sleep(0.5)
+        older = copy.deepcopy(rival.disk.homes)
+        await asyncio.sleep(1.0)
+        world.still.add(holder.name)  # its containers; the daemon goes on
+        history.go_on(rival)
+        rival.power_off()
+        world.set_back(rival, older)
+        world.slow_steps[rival.name, "peer.lost_copy"] = 60.0
+        await history.start(rival)
+        await asyncio.sleep(1.5)
+        rival.power_off()
+        world.still.discard(holder.name)
+        history.go_on(holder)
+        holder.power_off()
+        world.slow_steps.clear()
+        await history.start(rival)
+        with used(history, rival):
+            await _succeeded(history, record, 20.0)
+    await history.start(holder)
+
+
+DAMAGE: tuple[Plot, ...] = (record_that_is_damaged_after_a_takeover, copy_that_is_set_back)
+"""Of disks that do not have any more what they had confirmed."""
 PLOTS: tuple[Plot, ...] = (
     only_generations_arrive,
     takeover_that_hangs,

@@ -21,7 +21,7 @@ from pannier.agent.mounts import Mounts
 from pannier.agent.usage import Contact, User
 from pannier.core.errors import Conflict, OutcomeUnknown, StorageError, VolumeInUse
 from pannier.core.generation import Generation
-from pannier.core.line import Buffer, Cut, Doubt, LinePlace
+from pannier.core.line import Buffer, Cut, Doubt, LinePlace, OnTop
 from pannier.core.room import ImageLimits, Room
 from pannier.storage.base import (
     Capacity,
@@ -155,12 +155,20 @@ class SteppedDriver(Driver):
         await stepped(self._life, "driver.unseal", lambda: self._inner.unseal(volume, epoch=epoch))
 
     async def promote(
-        self, volume: str, generation: Generation, *, epoch: int, size_bytes: int | None
+        self,
+        volume: str,
+        generation: Generation,
+        *,
+        epoch: int,
+        size_bytes: int | None,
+        on_top: OnTop,
     ) -> None:
         await stepped(
             self._life,
             "driver.promote",
-            lambda: self._inner.promote(volume, generation, epoch=epoch, size_bytes=size_bytes),
+            lambda: self._inner.promote(
+                volume, generation, epoch=epoch, size_bytes=size_bytes, on_top=on_top
+            ),
         )
 
     async def drop_live(self, volume: str, *, epoch: int) -> None:
@@ -265,8 +273,17 @@ class SteppedSparseDriver(
     async def missing(self, volume: str) -> str:
         return await self.sparse.missing(volume)
 
-    async def check_records(self, volume: str, generation: Generation) -> None:
-        await self.sparse.check_records(volume, generation)
+    async def lack(self, volume: str) -> None:
+        await stepped(self._life, "driver.lack", lambda: self.sparse.lack(volume))
+
+    async def mend_records(self, volume: str) -> None:
+        await stepped(self._life, "driver.mend_records", lambda: self.sparse.mend_records(volume))
+
+    async def lost(self, volume: str, generation: Generation) -> str:
+        return await self.sparse.lost(volume, generation)
+
+    async def end_journal(self) -> None:
+        await self.sparse.end_journal()
 
     async def journal(self) -> JournalState:
         return await self.sparse.journal()

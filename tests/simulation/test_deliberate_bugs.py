@@ -80,7 +80,7 @@ def _promote_another_generation_than_the_base(patch: pytest.MonkeyPatch) -> None
     def plan(record: Volume, copy: LocalState, *, node: str) -> Plan:
         found = plan_serving(record, copy, node=node)
         if isinstance(found, Promote):
-            return Promote(min(copy.generations), found.epoch)
+            return Promote(min(copy.generations), found.epoch, found.on_top)
         return found
 
     patch.setattr(custody, "plan_serving", plan)

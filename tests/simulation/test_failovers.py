@@ -9,12 +9,15 @@ from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 
 import failover_histories
+import plots
 import pytest
 import structlog
 
 HISTORIES = int(os.environ.get("PANNIER_HISTORIES", "2500"))
 """Each of the deliberate bugs shows within some hundreds."""
 AT_ONCE = 50
+DAMAGED = 100
+"""Enough for the deliberate bugs that these plots aim at."""
 
 
 def play_all(seeds: list[int]) -> tuple[Counter[str], list[str]]:
@@ -65,6 +68,14 @@ def test_nothing_that_was_acknowledged_is_lost_in_any_history(
         assert happened["kept"] > len(seeds) / 20, happened
         assert happened["moved"] > len(seeds), happened
         assert happened["recovered"] > len(seeds) / 200, happened
+
+
+@pytest.mark.parametrize("plot", plots.DAMAGE, ids=lambda plot: plot.__name__)
+def test_a_disk_that_lacks_what_it_confirmed_gives_no_new_holder_without_it(
+    plot: plots.Plot,
+) -> None:
+    for seed in range(DAMAGED):
+        failover_histories.play(seed, plot)
 
 
 def test_a_seed_gives_the_same_history_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,8 +107,10 @@ class CopiesWorld(World):
         if record.grant not in self.set_back and not synced <= held.items():
             self._wrong(f"{record.id}: holder {record.grant} has {held}, and {synced} was synced")
         for name in record.in_sync:
-            home = self.machines[name].disk.homes.get(record.id)
-            if home is None or home.damaged or home.quarantined or name in self.careless:
+            disk = self.machines[name].disk
+            home = disk.homes.get(record.id)
+            lost = record.id in disk.journal_lost
+            if lost or home is None or home.damaged or home.quarantined or name in self.careless:
                 continue  # the disk, or a person, took it away; whoever is there must not take over
             newest = self._newest(self.machines[name], record)
             found = home.given(newest) if newest else {}

@@ -13,6 +13,7 @@ from pannier.cluster.registry import volume_key
 from pannier.contract.views import EventView, FindingView
 from pannier.core.errors import Corrupt, Denied, NewerFormat, Stale, VolumeNotFound
 from pannier.core.generation import Generation
+from pannier.core.line import OnTop
 from pannier.core.pace import NodePace, Pace
 from pannier.storage.base import RootAttributes
 from pannier.store.base import ABSENT, Change
@@ -258,7 +259,7 @@ async def test_doctor_tells_of_a_stray_and_of_data_of_nobody(world: World) -> No
     home = world.a.disk.homes[record.id]
     await world.a.ask(
         lambda run: run.driver._inner.promote(
-            record.id, max(home.generations), epoch=1, size_bytes=None
+            record.id, max(home.generations), epoch=1, size_bytes=None, on_top=OnTop.NOTHING
         )
     )
     found = await findings(world, "a", "volume vol")

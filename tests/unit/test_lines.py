@@ -12,9 +12,8 @@ from fake_driver import SparseSnapshotDriver
 from world import Step, event_loop_policy
 
 from pannier.agent.promises import Refusal
-from pannier.core.errors import Corrupt
 from pannier.core.generation import Generation
-from pannier.core.line import LinePlace, follows, tail
+from pannier.core.line import LinePlace, Tail, follows, tail
 from pannier.core.volume import Volume
 
 __all__ = ["event_loop_policy"]
@@ -236,23 +235,29 @@ def test_a_copy_keeps_only_what_follows_what_it_has(
 
 def test_on_top_of_a_generation_is_what_was_made_after_it() -> None:
     places = [place(1), place(2), place(3, of=2, included=2)]
-    assert tail(places, Generation(1, 1)) == places
-    assert tail(places, Generation(1, 2)) == places[2:]
-    assert tail(places, Generation(1, 3)) == []
+    assert tail(places, Generation(1, 1)) == Tail(places=tuple(places))
+    assert tail(places, Generation(1, 2)) == Tail(places=tuple(places[2:]))
+    assert tail(places, Generation(1, 3)) == Tail(places=())
 
 
 def test_what_stands_on_a_generation_that_came_too_late_is_left_out() -> None:
     places = [place(1), place(4, of=2, included=3)]
-    assert tail(places, Generation(1, 1)) == places[:1]
-    assert tail(places, Generation(1, 2)) == places[1:]
+    assert tail(places, Generation(1, 1)) == Tail(places=tuple(places[:1]))
+    assert tail(places, Generation(1, 2)) == Tail(places=tuple(places[1:]))
 
 
 @pytest.mark.parametrize(
-    "places", [[place(2)], [place(1), place(3)], [place(1), place(1, run="s")]]
+    ("places", "between"),
+    [
+        ([place(2)], "generation 1.1"),
+        ([place(1), place(3)], "record 1"),
+        ([place(1), place(1, run="s")], "record 1"),
+    ],
 )
-def test_a_missing_record_is_told(places: list[LinePlace]) -> None:
-    with pytest.raises(Corrupt, match="does not follow"):
-        tail(places, Generation(1, 1))
+def test_a_missing_record_is_told(places: list[LinePlace], between: str) -> None:
+    found = tail(places, Generation(1, 1))
+    assert found.places == tuple(places[:-1])
+    assert found.lacks.endswith(f"is here, and not what is between it and {between}")
 
 
 async def test_a_generation_that_is_the_newest_again_while_it_is_sent_is_confirmed_as_that(

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from pannier.core.generation import Generation
+from pannier.core.line import OnTop
 from pannier.core.ownership import (
     AskHolder,
     Cleanup,
@@ -16,7 +17,7 @@ from pannier.core.ownership import (
     plan_cleanup,
     plan_serving,
 )
-from pannier.core.volume import Grant, Volume, VolumeSpec
+from pannier.core.volume import Beginning, Grant, Volume, VolumeSpec
 
 BASE = Generation(4, 9)
 OTHER = Generation(3, 1)
@@ -51,8 +52,8 @@ def test_a_live_tree_of_the_epoch_is_served_or_unsealed(
 
 
 def test_the_base_and_no_other_generation_is_promoted() -> None:
-    assert plan_serving(record(), here({}, BASE, OTHER), node="a") == Promote(BASE, 5)
-    assert plan_serving(record(), here({4: True}, BASE), node="a") == Promote(BASE, 5)
+    assert plan_serving(record(), here({}, BASE, OTHER), node="a") == Promote(BASE, 5, OnTop.ALL)
+    assert plan_serving(record(), here({4: True}, BASE), node="a") == Promote(BASE, 5, OnTop.ALL)
     assert plan_serving(record(), here({}, OTHER), node="a") == Lost(5, BASE)
 
 
@@ -89,18 +90,39 @@ def test_a_disk_that_is_ahead_of_the_record_is_left_alone() -> None:
 
 def test_the_lineage_tells_copies_from_strays_through_several_changes_of_holder() -> None:
     volume = replace(record("a", 1, base=None))
-    volume = volume.granted("b", base=Generation(1, 9), replicas=())
-    volume = volume.granted("c", base=Generation(2, 4), replicas=())
-    volume = volume.granted("a", base=Generation(2, 4), replicas=())
+    volume = volume.granted("b", base=Generation(1, 9), on_top=OnTop.ALL, replicas=())
+    volume = volume.granted("c", base=Generation(2, 4), on_top=OnTop.NOTHING, replicas=())
+    volume = volume.granted("a", base=Generation(2, 4), on_top=OnTop.ALL, replicas=())
     assert volume.grant == Grant("a", 4)
     ancestors = [Generation(1, 3), Generation(1, 9), Generation(2, 4), Generation(4, 1)]
     strays = [Generation(1, 10), Generation(2, 5), Generation(3, 1), Generation(5, 1)]
     assert [g for g in ancestors + strays if volume.grew_out_of(g)] == ancestors
 
 
+def test_an_epoch_begins_with_what_its_grant_says() -> None:
+    volume = record("a", 1, base=None)
+    assert volume.on_top is OnTop.ALL
+    for number, on_top in enumerate(OnTop, 1):
+        volume = volume.granted("b", base=Generation(number, 9), on_top=on_top, replicas=())
+        plan = plan_serving(volume, here({}, Generation(number, 9)), node="b")
+        assert plan == Promote(Generation(number, 9), number + 1, on_top)
+    assert volume.accepting_loss().on_top is OnTop.WHAT_IS_HERE
+    assert volume.accepting_loss().lineage[:-1] == volume.lineage[:-1]
+
+
+def test_of_an_epoch_of_an_earlier_version_nothing_may_be_missing() -> None:
+    volume = record("a", 1, base=None).granted(
+        "b", base=BASE, on_top=OnTop.WHAT_IS_HERE, replicas=()
+    )
+    beginnings = (*volume.lineage, Beginning(3, BASE))
+    volume = replace(volume, grant=Grant("c", 3), lineage=beginnings)
+    assert volume.on_top is OnTop.ALL
+    assert replace(volume, grant=Grant("c", 4)).on_top is OnTop.ALL
+
+
 def test_another_generation_with_the_number_of_the_base_is_a_stray() -> None:
     base = Generation(1, 9, "77aa00ff")
-    volume = record("a", 1, base=None).granted("b", base=base, replicas=())
+    volume = record("a", 1, base=None).granted("b", base=base, on_top=OnTop.ALL, replicas=())
     assert volume.grew_out_of(base)
     assert volume.grew_out_of(Generation(1, 8, "0f3a94c1"))
     assert not volume.grew_out_of(Generation(1, 9, "0f3a94c1"))

@@ -14,7 +14,7 @@ from pannier.core.placement import (
     repair_replicas,
     replicas_after_move,
 )
-from pannier.core.recovery import Successor, choose_successor
+from pannier.core.recovery import FoundCopy, Successor, choose_successor, found_copy
 from pannier.core.volume import Grant, Volume, VolumeSpec
 
 G = Generation
@@ -131,27 +131,28 @@ def test_a_replica_that_is_gone_is_replaced_where_a_node_is_fit() -> None:
 
 
 def test_the_newest_copy_that_answers_goes_on() -> None:
-    copies = {"b": [G(5, 1), G(5, 3)], "c": [G(5, 2)], "d": []}
+    copies = {"b": FoundCopy(generation=G(5, 3)), "c": FoundCopy(generation=G(5, 2)), "d": None}
     found = choose_successor(volume("b", "c"), holder_up=False, copies=copies)
-    assert found == Successor("b", G(5, 3))
+    assert found == Successor("b", FoundCopy(generation=G(5, 3)))
 
 
 def test_a_strays_generations_are_no_copy_of_the_volume() -> None:
     record = volume("b", "c", base=G(4, 7))
-    copies = {"b": [G(4, 7)], "c": [G(4, 9), G(3, 20), G(4, 6)]}
-    assert choose_successor(record, holder_up=False, copies=copies) == Successor("b", G(4, 7))
-    only_older = choose_successor(record, holder_up=False, copies={"c": copies["c"]})
-    assert only_older == Successor("c", G(4, 6))
+    stray = found_copy(record, [G(4, 9), G(3, 20), G(4, 6)], last=(G(4, 9), 7))
+    assert stray == FoundCopy(generation=G(4, 6))
+    assert found_copy(record, [G(4, 9)]) is None
+    copies = {"b": found_copy(record, [G(4, 7)]), "c": stray}
+    assert choose_successor(record, holder_up=False, copies=copies).node == "b"
 
 
 def test_a_holder_that_is_up_keeps_its_volume() -> None:
     with pytest.raises(Conflict, match="is up"):
-        choose_successor(volume("b"), holder_up=True, copies={"b": [G(5, 1)]})
+        choose_successor(volume("b"), holder_up=True, copies={"b": FoundCopy(generation=G(5, 1))})
 
 
-@pytest.mark.parametrize("copies", [{}, {"b": []}, {"a": [G(5, 1)]}, {"b": [G(4, 9)]}])
+@pytest.mark.parametrize("copies", [{}, {"b": None}, {"a": FoundCopy(generation=G(5, 1))}])
 def test_without_a_copy_it_is_refused_and_says_where_the_data_is(
-    copies: dict[str, list[Generation]],
+    copies: dict[str, FoundCopy | None],
 ) -> None:
     with pytest.raises(Unavailable, match="node a has the data"):
         choose_successor(volume("b"), holder_up=False, copies=copies)

@@ -166,6 +166,12 @@ def test_fields_of_a_later_version_survive_at_every_level(name: str) -> None:
     assert json.loads(encode(read(encode(found), type(record)))) == later
 
 
+def test_a_record_of_an_earlier_version_says_nothing_of_records() -> None:
+    earlier = golden("volume").replace(b',"on_top":"all"', b"")
+    assert b"on_top" not in earlier
+    assert read(earlier, Volume) == RECORDS["volume"]
+
+
 @pytest.mark.parametrize("name", RECORDS)
 def test_a_newer_format_is_refused_clearly(name: str) -> None:
     kind = type(RECORDS[name])

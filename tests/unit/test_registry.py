@@ -14,6 +14,7 @@ from pannier.cluster.catalog import Catalog
 from pannier.cluster.registry import TRIES, ClusterRecord, Registry, Versioned, encode
 from pannier.core.errors import Corrupt, NewerFormat, OutcomeUnknown, Stale, StoreUnavailable
 from pannier.core.generation import Generation
+from pannier.core.line import OnTop
 from pannier.core.node import Node
 from pannier.core.volume import Grant, HistoryEntry, Volume, VolumeSpec
 from pannier.host.clock import machine_clock
@@ -155,7 +156,7 @@ async def test_what_a_newer_node_wrote_survives_all_that_an_older_one_does(world
     record["spec"]["compress"] = {"level": 3}
     world.write("volumes/web", record)
     found = await world.found_volume()
-    given = found.record.granted("n2", base=Generation(1, 1), replicas=("n1",))
+    given = found.record.granted("n2", base=Generation(1, 1), on_top=OnTop.ALL, replicas=("n1",))
     revision = await world.registry.replace_volume(one_more(given), expect=found.revision)
     removed = replace((await world.found_volume()).record, removed_at=5.0)
     await world.registry.trash_volume(removed, expect=revision)

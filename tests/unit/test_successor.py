@@ -10,9 +10,11 @@ import pytest
 from pannier.core.errors import Conflict, PannierError, Stale, Unavailable
 from pannier.core.generation import Generation
 from pannier.core.recovery import (
+    FoundCopy,
     all_alike,
     check_takeover,
     choose_in_sync,
+    choose_successor,
     newest_of,
     takeover_possible,
 )
@@ -29,6 +31,12 @@ RECORD = Volume(
     base=G(4, 9),
     created_at=0.0,
 )
+
+
+def has(
+    generation: Generation, record: tuple[Generation, int] | None = None, lacks: str = ""
+) -> FoundCopy:
+    return FoundCopy(generation=generation, record=record, lacks=lacks)
 
 
 @pytest.mark.parametrize(
@@ -67,26 +75,58 @@ def test_the_newest_of_a_copy_is_no_stray(
 
 
 @pytest.mark.parametrize(
-    ("newest", "chosen"),
+    ("copies", "chosen"),
     [
-        ({"b": G(5, 1), "c": G(5, 2)}, "c"),
-        ({"b": G(5, 2), "c": G(5, 1)}, "b"),
-        ({"b": G(5, 1), "c": G(5, 1)}, "c"),  # the one that asks
-        ({"b": G(5, 1), "c": None}, "b"),
-        ({"b": G(5, 1), "d": G(5, 1)}, "b"),
+        ({"b": has(G(5, 1)), "c": has(G(5, 2))}, "c"),
+        ({"b": has(G(5, 2)), "c": has(G(5, 1))}, "b"),
+        ({"b": has(G(5, 1)), "c": has(G(5, 1))}, "c"),  # the one that asks
+        ({"b": has(G(5, 1)), "c": None}, "b"),
+        ({"b": has(G(5, 1)), "d": has(G(5, 1))}, "b"),
+        ({"b": has(G(5, 1), (G(5, 1), 4)), "c": has(G(5, 1), (G(5, 1), 3))}, "b"),
+        ({"b": has(G(5, 1), (G(5, 1), 1)), "c": has(G(5, 1))}, "b"),
+        # Its last record was made after the generation that the other one has, and it has all that are before.
+        ({"b": has(G(5, 1), (G(5, 2), 9)), "c": has(G(5, 2), (G(5, 2), 8))}, "b"),
+        ({"b": has(G(5, 1), (G(5, 2), 8)), "c": has(G(5, 2), (G(5, 2), 9))}, "c"),
+        ({"b": has(G(5, 1), (G(5, 1), 9)), "c": has(G(5, 2))}, "c"),
+        ({"b": has(G(5, 2), lacks="?"), "c": has(G(5, 1))}, "c"),
     ],
 )
-def test_the_newest_copy_in_sync_goes_on(newest: dict[str, Generation | None], chosen: str) -> None:
-    assert choose_in_sync(RECORD, newest, node="c") == chosen
+def test_the_copy_in_sync_that_is_furthest_goes_on(
+    copies: dict[str, FoundCopy | None], chosen: str
+) -> None:
+    assert choose_in_sync(RECORD, copies, node="c") == chosen
 
 
-@pytest.mark.parametrize("newest", [{}, {"b": None, "c": None}])
+@pytest.mark.parametrize("copies", [{}, {"b": None, "c": None}])
 def test_without_any_copy_that_answers_the_nodes_to_start_are_named(
-    newest: dict[str, Generation | None],
+    copies: dict[str, FoundCopy | None],
 ) -> None:
     with pytest.raises(Unavailable, match="every node with a copy in sync: b, c") as caught:
-        choose_in_sync(RECORD, newest, node="c")
+        choose_in_sync(RECORD, copies, node="c")
     assert caught.value.remedy == "start one of a, b, c"
+
+
+def test_where_each_copy_that_answers_lacks_something_it_is_told_what() -> None:
+    copies = {"b": has(G(5, 1), lacks="its journal was damaged"), "c": None}
+    with pytest.raises(Unavailable, match="b: its journal was damaged") as caught:
+        choose_in_sync(RECORD, copies, node="c")
+    assert caught.value.remedy.startswith("start one of a, c; or accept the loss")
+
+
+@pytest.mark.parametrize(
+    ("b", "c", "chosen"),
+    [
+        (has(G(5, 1), (G(5, 1), 9), lacks="?"), has(G(5, 1)), "c"),
+        (has(G(5, 2), lacks="?"), has(G(5, 1)), "b"),
+        (has(G(5, 2), lacks="?"), has(G(5, 1), (G(5, 2), 3)), "c"),
+        (has(G(5, 1), (G(5, 1), 2)), has(G(5, 1), (G(5, 1), 3)), "c"),
+    ],
+)
+def test_a_person_gets_the_copy_that_is_furthest_and_of_equal_ones_one_that_lacks_nothing(
+    b: FoundCopy, c: FoundCopy, chosen: str
+) -> None:
+    found = choose_successor(RECORD, holder_up=False, copies={"b": b, "c": c})
+    assert found.node == chosen
 
 
 OUT, PROMISED = replace(RECORD, in_sync=("c",)), 0.001

@@ -12,7 +12,7 @@ import pytest_asyncio
 from copies_world import CopiesWorld
 from world import Died, Fault, Machine, SparseSnapshotDriver, event_loop_policy
 
-from pannier.core.errors import DeadlineExceeded, PeerUnavailable, Unavailable
+from pannier.core.errors import Conflict, Corrupt, DeadlineExceeded, PeerUnavailable, Unavailable
 from pannier.core.volume import Grant, Volume
 from pannier.holding.takeover import Takeover
 
@@ -263,3 +263,100 @@ async def test_of_two_copies_the_one_that_lacks_nothing_takes_over(images: Copie
         "c"
     ]
     assert images.contents("vol") == {"synced": b"1"}
+
+
+async def records(world: CopiesWorld, volume: Volume, *files: str) -> None:
+    """Sync calls whose files only records have."""
+    for file in files:
+        world.put(world.a, volume, file, file.encode())
+        await world.sync(world.a)
+
+
+def kept(machine: Machine, volume: Volume) -> list[int]:
+    """The numbers of the records that its journal has."""
+    return [place.number for place, _ in machine.disk.homes[volume.id].records]
+
+
+@pytest.mark.parametrize("typed_on", ["b", "c"])
+async def test_a_person_gets_what_is_before_a_record_that_is_lost_and_is_told_what_that_is(
+    images: CopiesWorld, typed_on: str
+) -> None:
+    volume = await images.saved_volume(images.a)
+    await records(images, volume, "one", "two", "three")
+    assert len(kept(images.b, volume)) == 3
+    images.losing(volume)
+    await images.down(images.a)
+    del images.b.disk.homes[volume.id].records[1]
+    images.b.disk.journal_lost.add(volume.id)
+    typed = images.machines[typed_on]
+    with pytest.raises(Conflict, match="a part of the journal is damaged") as refusal:
+        await images.recover(typed, accept=False)
+    assert "--accept-loss" in refusal.value.remedy
+    record = await images.recover(typed)
+    assert record.grant == Grant("b", 2)
+    assert "is lost: a part of the journal is damaged; record" in record.history[-1].detail
+    await images.mount(images.b, "vol")
+    assert images.contents("vol") == {"synced": b"1", "one": b"one"}
+
+
+@pytest.mark.parametrize("typed_on", ["b", "c"])
+async def test_what_is_lost_after_a_takeover_and_before_its_first_mount_is_never_left_out_silently(
+    images: CopiesWorld, typed_on: str
+) -> None:
+    volume = await images.saved_volume(images.a)
+    await records(images, volume, "one", "two")
+    images.losing(volume)
+    await images.down(images.a)
+    images.fail_at_label("driver.promote", Fault.CUT_BEFORE, of="b")
+    with contextlib.suppress(Died):
+        await images.mount(images.b, "vol")
+    await images.until(lambda: images.b.run is None)
+    assert images.now_record().grant == Grant("b", 2)
+    images.synced.pop(volume.id)
+    del images.b.disk.homes[volume.id].records[-1]
+    images.b.disk.journal_lost.add(volume.id)
+    await images.b.start()
+    with pytest.raises(Corrupt, match="may lack what it has confirmed"):
+        await images.mount(images.b, "vol")
+    assert images.b.disk.homes[volume.id].live == {}
+    typed = images.machines[typed_on]
+    with pytest.raises(Conflict, match="is up"):
+        await images.recover(typed, accept=False)
+    for _ in range(2):
+        record = await images.recover(typed)
+    assert record.grant == Grant("b", 2)
+    assert [entry.what for entry in record.history] == ["created", "taken over", "recovered"]
+    await images.mount(images.b, "vol")
+    assert images.contents("vol") == {"synced": b"1", "one": b"one"}
+    with pytest.raises(Conflict, match="is up"):
+        await images.recover(typed)
+
+
+async def test_what_its_holder_gives_away_needs_no_journal(images: CopiesWorld) -> None:
+    volume = await images.saved_volume(images.a)
+    await records(images, volume, "one")
+    images.b.disk.journal_lost.add(volume.id)
+    await images.mount(images.b, "vol")
+    assert images.now_record().grant == Grant("b", 2)
+    assert images.contents("vol") == {"synced": b"1", "one": b"one"}
+
+
+async def test_of_copies_that_are_kept_by_intervals_the_one_with_more_records_takes_over(
+    images: CopiesWorld,
+) -> None:
+    volume = await images.volume(images.a, copies="3", durability="interval")
+    await images.until(lambda: set(images.now_record().in_sync) == {"b", "c"})
+    images.put(images.a, volume, "first", b"1")
+    await images.until(lambda: bool(kept(images.b, volume) and kept(images.c, volume)))
+    images.cut_link("a", "b")
+    images.put(images.a, volume, "second", b"2")
+    await images.until(lambda: len(kept(images.c, volume)) == 2)
+    images.losing(volume)
+    images.a.power_off()
+    images.mend_links()
+    newest = [max(m.disk.homes[volume.id].generations) for m in (images.b, images.c)]
+    assert newest[0] == newest[1]
+    await images.mount(images.b, "vol")
+    taken = [one for one in images.now_record().history if one.what == "taken over"]
+    assert [entry.node for entry in taken] == ["c"]
+    assert images.contents("vol") == {"first": b"1", "second": b"2"}

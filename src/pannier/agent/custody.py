@@ -179,10 +179,10 @@ class Custody:
                     except Stale:
                         continue  # what was on its way has arrived
                     return Versioned(record, revision)
-                case Promote(base, epoch):
+                case Promote(base, epoch, on_top):
                     await self._end_former(record)
                     await self._drivers.of(record).promote(
-                        record.id, base, epoch=epoch, size_bytes=record.spec.size
+                        record.id, base, epoch=epoch, size_bytes=record.spec.size, on_top=on_top
                     )
                     log.info("volume.promoted", volume=record.name, epoch=epoch, base=str(base))
                     return found

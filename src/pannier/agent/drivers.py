@@ -11,6 +11,7 @@ import structlog
 from pannier.core.errors import NotHolder, PannierError, PoolMissing, StorageError
 from pannier.core.generation import Generation
 from pannier.core.pace import NodePace
+from pannier.core.recovery import FoundCopy, found_copy, newest_of
 from pannier.core.volume import Volume
 from pannier.storage.base import Driver
 from pannier.storage.lines import LineDriver
@@ -77,6 +78,12 @@ class Drivers:
         with suppress(TimeoutError):
             await asyncio.wait_for(self.tried.wait(), within or self._pace.memory)
 
+    async def end_journals(self) -> None:
+        """See :meth:`LineDriver.end_journal`. Called when nothing else runs any more."""
+        for driver in self:
+            if isinstance(driver, LineDriver):
+                await driver.end_journal()
+
     def __contains__(self, name: str) -> bool:
         return name in self._open
 
@@ -130,13 +137,18 @@ class Drivers:
         driver = self.of(volume)
         return await driver.missing(volume.id) if isinstance(driver, LineDriver) else ""
 
-    async def check_records(self, volume: Volume, base: Generation) -> None:
-        """See :meth:`LineDriver.check_records`."""
+    async def lost(self, volume: Volume, base: Generation) -> str:
+        """What this node's copy would lack of what it has confirmed, if it went on with a generation; empty if nothing."""
         driver = self.of(volume)
-        if isinstance(driver, LineDriver):
-            await driver.check_records(volume.id, base)
+        return await driver.lost(volume.id, base) if isinstance(driver, LineDriver) else ""
 
     async def newest(self, volume: Volume) -> Generation | None:
         """The newest generation of a volume that is here and no stray; None where nothing is."""
         copy = await self.of(volume).inspect(volume.id)
-        return max((g for g in copy.generations if volume.grew_out_of(g)), default=None)
+        return newest_of(volume, copy.generations)
+
+    async def found(self, volume: Volume) -> FoundCopy | None:
+        """What this node has of a volume that another one holds; None where it has nothing."""
+        copy = await self.of(volume).inspect(volume.id)
+        last = (copy.last.generation, copy.last.number) if copy.last is not None else None
+        return found_copy(volume, copy.generations, last=last, lacks=await self.missing(volume))

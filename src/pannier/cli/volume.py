@@ -145,6 +145,8 @@ def recover_volume(session: Session, name: str, accept_loss: bool) -> None:
 
     Without --accept-loss nothing is changed: the answer says which copy there is. When the lost node
     comes back, what it wrote last is kept there as a stray, and its containers are stopped.
+
+    A node that is up, and cannot begin with a volume since something of what it took over is lost, begins without that.
     """
     found = session.ask(lambda client: client.recover_volume(name, accept_loss=accept_loss))
     session.show(found, line=f"recovered: {found.name} on {found.holder}, epoch {found.epoch}")

@@ -243,7 +243,7 @@ class Operations(Protocol):
 
         Raises:
             VolumeNotFound: there is none of that name.
-            Conflict: the holder is up, or the newest copy lacks writes and ``accept_loss`` is false.
+            Conflict: the holder is up and needs no word, or the newest copy lacks writes and ``accept_loss`` is false.
             Stale: it was changed meanwhile, or the holder is back.
             Unavailable: no node that answers has a copy, or one has promised the holder to wait.
             StorageError: the copy's pool is missing or damaged.

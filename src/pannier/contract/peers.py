@@ -147,7 +147,8 @@ class Peer(Protocol):
     ) -> VolumeView:
         """Become the holder after ``epoch``, whose holder is lost.
 
-        Begins with ``generation``, by a person's decision; with None as a copy that is in sync.
+        Begins with ``generation``, by a person's decision; with None as a copy that is in sync. The holder at ``epoch`` itself
+        stays it, and may begin without what is lost of what its epoch should begin with.
 
         Raises:
             VolumeNotFound: there is no such volume.
@@ -256,12 +257,13 @@ class Peer(Protocol):
     @peer(
         "POST",
         "/volumes/{volume}/lost-copy",
-        "The asking node has nothing of a volume that this node holds",
+        "The asking node has nothing of a volume that this node holds, or lacks something of it",
         body=bodies.HandoverOrder,
         raises=(*_VOLUME, errors.Stale, errors.NotHolder, errors.Unavailable),
     )
     async def peer_lost_copy(self, name: str, *, epoch: int) -> None:
-        """The asking node has nothing of a volume that is held here, at ``epoch``: send it all.
+        """The asking node has nothing of a volume that is held here, at ``epoch``, or lacks what it has confirmed: send it all
+        that it lacks, and count it again only when it has a generation that was made after this.
 
         Raises:
             NotHolder, Stale: it is not held here, or not at ``epoch``.

@@ -22,6 +22,15 @@ from pannier.core.hooks import Moment
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KeptRecordView:
+    """A record that a copy keeps: its run, the newest generation when it was made, and its number in the run."""
+
+    run: str
+    generation: str
+    number: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CopyView:
     """Another node's copy, as the holder knows it.
 
@@ -29,7 +38,8 @@ class CopyView:
     most the volume's interval plus the time of one transfer, even if nothing is written. ``in_sync``: it
     may take over, and sync calls wait for it. ``error`` says why it is behind. ``room_percent`` is about
     what its node's pool has free. ``follows``: whether it gets each record; None where its holder does not say.
-    ``record_error``: why it has not kept the last record that it was sent; empty where it has.
+    ``record_error``: why it has not kept the last record that it was sent; empty where it has. ``record``: the newest that
+    it has confirmed; None without any.
     """
 
     node: str
@@ -40,6 +50,7 @@ class CopyView:
     room_percent: int | None = None
     follows: bool | None = None
     record_error: str = ""
+    record: KeptRecordView | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-from pannier.contract.views import CopyView, SyncView, TransferView
+from pannier.contract.views import CopyView, KeptRecordView, SyncView, TransferView
 from pannier.contract.words import HolderState
 
 
@@ -115,8 +115,12 @@ class VolumeCopyView(VolumeView, frozen=True, kw_only=True, tag="copy"):
         generations: all that it has, oldest first; without any it has no copy.
         generation: the newest of them.
         copies_on: that node, where it has a copy that lacks nothing of what it has confirmed.
+        record: the newest that it keeps; None where no record is newer than its generations.
+        lacks: why it may lack what it has confirmed; empty where it lacks nothing.
     """
 
     generation: str | None
     generations: list[str]
     copies_on: list[str]
+    record: KeptRecordView | None = None
+    lacks: str = ""

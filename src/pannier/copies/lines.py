@@ -14,7 +14,7 @@ from pannier.agent.drivers import Drivers
 from pannier.cluster.cluster import Cluster
 from pannier.copies.replicated import Following, OpenLine, Replicated
 from pannier.core.errors import PannierError, PeerUnavailable
-from pannier.core.line import Cut, Doubt, LineRecord
+from pannier.core.line import Cut, Doubt, LinePlace, LineRecord
 from pannier.core.pace import CopiesPace
 from pannier.core.volume import Volume
 from pannier.host.clock import Clock
@@ -144,6 +144,7 @@ class Lines:
                     node,
                     following,
                     parcel,
+                    place=place,
                     position=replicated.position,
                     at=at,
                     before=following.last,
@@ -160,6 +161,7 @@ class Lines:
         following: Following,
         parcel: Parcel,
         *,
+        place: LinePlace,
         position: int,
         at: float,
         before: asyncio.Task[None] | None,
@@ -177,7 +179,7 @@ class Lines:
             raise
         else:
             if not following.broken:
-                replicated.note_followed(name, position=position, at=at)
+                replicated.note_followed(name, place, position=position, at=at)
         finally:
             following.waiting -= 1
 

@@ -85,6 +85,8 @@ class ReplicaProgress:
     sending_position: int = 0
     """Of what is on its way."""
     following: Following | None = None
+    record: LinePlace | None = None
+    """The newest that it has confirmed."""
     record_error: str = ""
     """Why it has not kept the last record that it was sent."""
     sent_bytes: int = 0
@@ -220,7 +222,7 @@ class Replicated:
         async with self.written:
             progress = self.progress[node]
             progress.generation = progress.current_at = progress.sending = progress.position = None
-            progress.caught_up = False
+            progress.caught_up, progress.record = False, None
             if progress.following is not None:
                 progress.following.broken = True
             self.written.notify_all()
@@ -247,10 +249,10 @@ class Replicated:
             progress.following = Following(line.run, line.number)
         self._note_answer()
 
-    def note_followed(self, node: str, *, position: int, at: float) -> None:
+    def note_followed(self, node: str, place: LinePlace, *, position: int, at: float) -> None:
         """A replica confirmed a record with all that was written before ``at``, and all before it."""
         progress = self.progress[node]
-        progress.record_error = ""
+        progress.record, progress.record_error = place, ""
         progress.position = max(position, progress.position or 0)
         progress.current_at = max(at, progress.current_at or at)
         self._note_answer()

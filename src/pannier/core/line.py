@@ -15,6 +15,7 @@ import struct
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 
 from pannier.core.errors import Corrupt, InvalidInput
 from pannier.core.generation import Generation
@@ -35,6 +36,19 @@ _DATA, _ZERO = 1, 2
 _MOST_TEXT = 200
 
 Buffer = bytes | bytearray | memoryview
+
+
+class OnTop(StrEnum):
+    """What an epoch begins with, beyond its base.
+
+    NOTHING: the former holder gave the volume away, and the base has everything. ALL: each record on top of the base that was
+    confirmed; where one may be missing, the epoch does not begin. WHAT_IS_HERE: of those, the ones before the first that is
+    missing; a person has accepted the loss of the rest.
+    """
+
+    NOTHING = "nothing"
+    ALL = "all"
+    WHAT_IS_HERE = "what-is-here"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +121,19 @@ class Cut:
     ranges: tuple[Range, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tail:
+    """What of a copy's records is to be put on top of a generation.
+
+    Attributes:
+        places: of the records, in their order.
+        lacks: what does not follow them, and so is missing between; empty where nothing is.
+    """
+
+    places: tuple[LinePlace, ...]
+    lacks: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class Doubt:
     """What was written since the last cut cannot be told, or is too much for a record: a generation has it."""
@@ -136,14 +163,11 @@ def follows(place: LinePlace, *, last: LinePlace | None, newest: Generation | No
     return after_record or (newest == place.generation and place.number == place.included + 1)
 
 
-def tail(places: Sequence[LinePlace], base: Generation) -> list[LinePlace]:
+def tail(places: Sequence[LinePlace], base: Generation) -> Tail:
     """What of a copy's records, in the order in which they came, is to be put on top of a generation.
 
     There may be newer generations, which arrived while the copy was just taking the volume over, and records that
     need those. Nothing of that was confirmed.
-
-    Raises:
-        Corrupt: a record is missing among those that were made after the generation.
     """
     found: list[LinePlace] = []
     for place in places:
@@ -153,13 +177,13 @@ def tail(places: Sequence[LinePlace], base: Generation) -> list[LinePlace]:
         if not follows(place, last=before, newest=None if before else base):
             if place.generation.number > base.number:
                 break
-            raise Corrupt(
-                f"record {place.number} of run {place.run} of volume {place.volume} does not follow "
-                f"generation {base}" + (f" and record {before.number}" if before else ""),
-                remedy="let a node with a complete copy take the volume over",
+            lacks = (
+                f"record {place.number} of run {place.run} is here, and not what is between it and "
+                + (f"record {before.number}" if before else f"generation {base}")
             )
+            return Tail(places=tuple(found), lacks=lacks)
         found.append(place)
-    return found
+    return Tail(places=tuple(found))
 
 
 def is_settled(place: LinePlace, newest: Generation) -> bool:

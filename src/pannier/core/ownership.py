@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pannier.core.generation import Generation
+from pannier.core.line import OnTop
 from pannier.core.volume import Volume
 
 
@@ -40,6 +41,7 @@ class Promote:
 
     base: Generation
     epoch: int
+    on_top: OnTop
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,7 @@ def plan_serving(record: Volume, copy: LocalState, *, node: str) -> Plan:
     if sealed is not None:
         return Unseal(epoch) if sealed else Serve(epoch)
     if record.base is not None and record.base in copy.generations:
-        return Promote(record.base, epoch)
+        return Promote(record.base, epoch, record.on_top)
     return Lost(epoch, record.base)
 
 

@@ -75,6 +75,8 @@ class CopiesPace:
     """... and by this time at least; an older one leaves those in sync."""
     sync_look: float = 0.5
     """Between two looks at whether copies still count, or count again."""
+    own_copies: float = 1.0
+    """Between two looks at whether this node's copies lack something: memory knows it, but after a start."""
     generation: float = 10.0
     """Between two generations of a volume whose records tell what is written: a takeover puts the records since
     then on top of it, and a copy's journal keeps them."""
@@ -142,6 +144,9 @@ class HoldingPace:
     """How long another node has to answer what copy it has, before a takeover."""
     recover_ask: float = 5.0
     """The same where a person recovers a volume: being complete counts more than being quick."""
+    abdicate: float = 1.0
+    """Between two attempts to give a volume to the copy that has what this node lacks: it may lack something, too, until a
+    person has decided."""
     promise: float = 10.0
     """How long a peer promises not to take a volume over. Longer than a lease, to bridge an election of
     the store's leader."""

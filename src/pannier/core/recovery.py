@@ -10,24 +10,68 @@ from pannier.core.generation import Generation
 from pannier.core.volume import Durability, Volume
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundCopy:
+    """What a node has of a volume.
+
+    Attributes:
+        generation: its newest one that is no stray.
+        record: its newest record on top of that: the generation that was the newest when the record was made, and its number.
+        lacks: why it may lack what it has confirmed; empty if it lacks nothing.
+    """
+
+    generation: Generation
+    record: tuple[Generation, int] | None = None
+    lacks: str = ""
+
+    @property
+    def reach(self) -> tuple[Generation, int, bool]:
+        """How far it is, compared with other copies of the same holder's volume. What lacks something counts without its
+        records: nobody knows how many of them are of use."""
+        generation, number = self.generation, 0
+        if self.record is not None and not self.lacks:
+            generation, number = max((generation, number), self.record)
+        return generation, number, not self.lacks
+
+
+def found_copy(
+    record: Volume,
+    generations: Iterable[Generation],
+    *,
+    last: tuple[Generation, int] | None = None,
+    lacks: str = "",
+) -> FoundCopy | None:
+    """What a node has of a volume; None where it has nothing but strays.
+
+    Args:
+        last: of its newest record: see :attr:`FoundCopy.record`.
+    """
+    newest = newest_of(record, generations)
+    if newest is None:
+        return None
+    if last is not None and not record.grew_out_of(last[0]):
+        last = None
+    return FoundCopy(generation=newest, record=last, lacks=lacks)
+
+
 @dataclass(frozen=True, slots=True)
 class Successor:
-    """The node that shall hold the volume, and the generation with which it begins."""
+    """The node that shall hold the volume, and what it has of it."""
 
     node: str
-    generation: Generation
+    copy: FoundCopy
 
 
 def choose_successor(
     record: Volume,
     *,
     holder_up: bool,
-    copies: Mapping[str, Iterable[Generation]],
+    copies: Mapping[str, FoundCopy | None],
 ) -> Successor:
-    """The node with the newest generation among those that answered.
+    """The node whose copy is furthest among those that answered.
 
     Args:
-        copies: all whole generations on each node that answered.
+        copies: what each node has; None if it did not answer, or has nothing.
 
     Raises:
         Conflict: the holder is up: nothing is lost, and a move loses nothing.
@@ -35,15 +79,11 @@ def choose_successor(
     """
     holder = record.grant.node
     if holder_up:
-        raise Conflict(
-            f"node {holder}, which holds volume {record.name}, is up",
-            remedy=f"pannier volume move {record.name} NODE loses nothing",
-        )
+        raise holder_is_up(record)
     found = [
-        Successor(node, generation)
-        for node, generations in sorted(copies.items())
-        for generation in generations
-        if node != holder and record.grew_out_of(generation)
+        Successor(node, copy)
+        for node, copy in sorted(copies.items())
+        if node != holder and copy is not None
     ]
     if not found:
         raise Unavailable(
@@ -52,7 +92,15 @@ def choose_successor(
             if record.replicas
             else f"start node {holder} again; the volume was made with one copy",
         )
-    return max(found, key=lambda one: one.generation)
+    return max(found, key=lambda one: one.copy.reach)
+
+
+def holder_is_up(record: Volume) -> Conflict:
+    """The error for a volume that nobody may take from its holder."""
+    return Conflict(
+        f"node {record.grant.node}, which holds volume {record.name}, is up",
+        remedy=f"pannier volume move {record.name} NODE loses nothing",
+    )
 
 
 # -- without asking anybody: a copy in sync ---------------------------------------------------------
@@ -74,17 +122,28 @@ def newest_of(record: Volume, generations: Iterable[Generation]) -> Generation |
     return max((each for each in generations if record.grew_out_of(each)), default=None)
 
 
-def choose_in_sync(record: Volume, newest: Mapping[str, Generation | None], *, node: str) -> str:
-    """The copy in sync that takes over: the newest one, of equal ones that on ``node``.
+def choose_in_sync(record: Volume, copies: Mapping[str, FoundCopy | None], *, node: str) -> str:
+    """The copy in sync that takes over: the one that is furthest, of equal ones that on ``node``.
 
     Args:
-        newest: what each copy in sync has; None if it did not answer, or has nothing: a node whose
+        copies: what each copy in sync has; None if it did not answer, or has nothing: a node whose
             damaged copy is in quarantine may still be in sync.
 
     Raises:
-        Unavailable: none has anything.
+        Unavailable: none has anything, or each may lack what it has confirmed.
     """
-    there = {name: found for name, found in newest.items() if found is not None}
+    there = {
+        name: copy.reach for name, copy in copies.items() if copy is not None and not copy.lacks
+    }
+    lacking = {name: copy.lacks for name, copy in copies.items() if copy is not None and copy.lacks}
+    if not there and lacking:
+        why = "; ".join(f"{name}: {lacks}" for name, lacks in sorted(lacking.items()))
+        raise Unavailable(
+            f"node {record.grant.node}, which holds volume {record.name}, is down, and each copy in sync that answers may "
+            f"lack what it has confirmed ({why})",
+            remedy=f"start one of {', '.join((record.grant.node, *sorted(set(record.in_sync) - set(lacking))))}; or "
+            f"accept the loss: pannier volume recover {record.name}",
+        )
     if not there:
         raise Unavailable(
             f"node {record.grant.node}, which holds volume {record.name}, is down, and so is "

@@ -62,6 +62,38 @@ def lacks_records(noted: Sequence[Noted], last: LinePlace | None, *, epoch: int)
     return last.acknowledged > (known or 0)
 
 
+def lacks_confirmed(
+    ours: Collection[Generation],
+    last: LinePlace | None,
+    *,
+    generation: Generation | None,
+    record: tuple[str, Generation, int] | None,
+) -> bool:
+    """Whether a copy lacks what its holder was told that it has: the copy's disk was set back.
+
+    What a copy has only grows. So it looks at what it has after it was told what it should have.
+
+    Args:
+        ours: what the copy has, without strays.
+        last: the newest record that it keeps.
+        generation: the newest that it has confirmed to the holder; None if the holder has not heard of any.
+        record: the newest that it has confirmed: its run, the newest generation when it was made, its number; None without any.
+    """
+    newest = max(ours, default=None)
+    if (
+        generation is not None
+        and generation not in ours
+        and (newest is None or newest.number <= generation.number)
+    ):
+        return True
+    if record is None:
+        return False
+    run, made_after, number = record
+    has_it_in_generation = newest is not None and made_after.number < newest.number
+    has_it = last is not None and last.run == run and last.number >= number
+    return not (has_it or has_it_in_generation)
+
+
 def proof_of_set_back(
     ours: Collection[Generation], theirs: Collection[Generation], *, epoch: int
 ) -> Generation | None:

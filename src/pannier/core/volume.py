@@ -8,6 +8,7 @@ from enum import StrEnum
 
 from pannier.core.errors import InvalidInput
 from pannier.core.generation import Generation
+from pannier.core.line import OnTop
 from pannier.core.record import Part, Record
 
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{1,127}", re.ASCII)
@@ -89,10 +90,14 @@ class Grant(Part):
 
 @dataclass(frozen=True, slots=True)
 class Beginning(Part):
-    """The generation with which an epoch began."""
+    """The generation with which an epoch began, and what on top of it.
+
+    An earlier version does not say that, and put on top what was there. Now nothing may be missing.
+    """
 
     epoch: int
     base: Generation
+    on_top: OnTop = OnTop.ALL
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,6 +143,7 @@ class Volume(Record):
         node: str,
         *,
         base: Generation,
+        on_top: OnTop,
         replicas: tuple[str, ...],
         in_sync: tuple[str, ...] = (),
     ) -> Volume:
@@ -150,10 +156,26 @@ class Volume(Record):
             self,
             grant=Grant(node, epoch),
             base=base,
-            lineage=(*self.lineage, Beginning(epoch, base))[-LINEAGE_LIMIT:],
+            lineage=(*self.lineage, Beginning(epoch, base, on_top))[-LINEAGE_LIMIT:],
             replicas=replicas,
             in_sync=tuple(name for name in in_sync if name in replicas),
         )
+
+    @property
+    def on_top(self) -> OnTop:
+        """What the present epoch begins with, beyond :attr:`base`."""
+        last = self.lineage[-1] if self.lineage else None
+        return last.on_top if last is not None and last.epoch == self.grant.epoch else OnTop.ALL
+
+    def accepting_loss(self) -> Volume:
+        """This record, which has a base, and whose present epoch begins with what is left of what it should begin with."""
+        assert self.base is not None
+        epoch = self.grant.epoch
+        before = tuple(each for each in self.lineage if each.epoch != epoch)
+        present = next(
+            (each for each in self.lineage if each.epoch == epoch), Beginning(epoch, self.base)
+        )
+        return replace(self, lineage=(*before, replace(present, on_top=OnTop.WHAT_IS_HERE)))
 
     def grew_out_of(self, generation: Generation) -> bool:
         """Whether the present content has ``generation`` among its ancestors.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
-from pannier.core.errors import InvalidInput, StorageError
+from pannier.core.errors import InvalidInput
 from pannier.core.line import Cut, Data
 from pannier.cut.device import LoopSettings
 from pannier.cut.doubt import Doubtful, DoubtKind, TraceDoubt
@@ -83,23 +83,11 @@ class Cutter:
             except Doubtful as doubtful:
                 self._lasting = doubtful.doubt
 
-    def flushes(self) -> int:
-        """How many flushes have completed: read it before a group is synced, for :meth:`take`.
-
-        Raises:
-            StorageError: the device was removed, or the cutter closed.
-        """
-        try:
-            return self._settings.statistics().flushes
-        except Doubtful as doubtful:
-            raise StorageError(doubtful.doubt.detail, remedy="attach the image anew") from doubtful
-
-    def take(self, limit_bytes: int, *, flushes: int | None = None) -> Cut | TraceDoubt:
+    def take(self, limit_bytes: int) -> Cut | TraceDoubt:
         """What was written since the last cut.
 
         Args:
             limit_bytes: of content at most; zeros do not count.
-            flushes: :meth:`flushes` before a group was synced, if one was: a flush must have been counted since.
 
         Raises:
             OSError: the image cannot be read. Nothing is forgotten.
@@ -108,7 +96,7 @@ class Cutter:
             if self._lasting:
                 return self._lasting
             try:
-                return self._take(limit_bytes, flushes)
+                return self._take(limit_bytes)
             except Doubtful as doubtful:
                 if doubtful.doubt.reason in (DoubtKind.GAP, DoubtKind.MISMATCH):
                     self._lasting = doubtful.doubt
@@ -133,13 +121,9 @@ class Cutter:
             raise InvalidInput("a cutter must begin before anything else")
         return self._source
 
-    def _take(self, limit_bytes: int, flushes: int | None) -> Cut:
+    def _take(self, limit_bytes: int) -> Cut:
         source = self._begun()
         self._settings.check()
-        if flushes is not None and source.flushes() <= flushes:
-            raise Doubtful(
-                DoubtKind.NO_FLUSH, "a group was synced, and the device counted no flush"
-            )
         source.attempt(limit_bytes)
         ranges = gather(source)
         content = sum(one.end - one.start for one in ranges if isinstance(one, Data))

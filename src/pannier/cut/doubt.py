@@ -16,9 +16,7 @@ class DoubtKind(enum.Enum):
     TOO_MUCH = "too-much"
     """More was written than a cut may have."""
     SETTINGS = "settings"
-    """The device does not flush, does not count, or has another image."""
-    NO_FLUSH = "no-flush"
-    """A group was synced and no flush was counted."""
+    """The file system or the device does not flush, the device does not count, or has another image."""
     RESTLESS = "restless"
     """Flushes came faster than the spans between them could be read."""
 

@@ -36,6 +36,7 @@ from pannier.core.errors import (
     Unavailable,
 )
 from pannier.core.generation import Generation
+from pannier.core.line import OnTop
 from pannier.core.pace import HoldingPace
 from pannier.core.placement import replicas_after_move
 from pannier.core.volume import Grant, HistoryEntry, Volume
@@ -262,6 +263,7 @@ class Handovers:
         record = fresh.record.granted(
             running.target.name,
             base=generation,
+            on_top=OnTop.NOTHING,
             replicas=replicas,
             in_sync=have_it,
         ).with_entry(

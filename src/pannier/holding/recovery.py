@@ -11,13 +11,20 @@ from pannier.agent.drivers import Drivers
 from pannier.agent.promises import Promises
 from pannier.cluster.cluster import Cluster
 from pannier.contract.peers import Peers
-from pannier.core.errors import Conflict, OutcomeUnknown, PannierError, Stale, Unavailable
+from pannier.core.errors import Conflict, OutcomeUnknown, Stale, Unavailable
 from pannier.core.generation import Generation
-from pannier.core.node import Node
+from pannier.core.line import OnTop
 from pannier.core.pace import HoldingPace
 from pannier.core.placement import replicas_after_loss
-from pannier.core.recovery import Successor, check_not_promised, choose_successor
+from pannier.core.recovery import (
+    FoundCopy,
+    Successor,
+    check_not_promised,
+    choose_successor,
+    holder_is_up,
+)
 from pannier.core.volume import Grant, HistoryEntry, Volume
+from pannier.holding.finding import CopyFinder
 from pannier.holding.takeover import Takeover, change_holder
 from pannier.host.clock import Clock
 
@@ -33,6 +40,7 @@ class Recovery:
         cluster: Cluster,
         custody: Custody,
         drivers: Drivers,
+        finder: CopyFinder,
         peers: Peers,
         promises: Promises,
         takeover: Takeover,
@@ -42,6 +50,7 @@ class Recovery:
         self._cluster = cluster
         self._custody = custody
         self._drivers = drivers
+        self._finder = finder
         self._peers = peers
         self._promises = promises
         self._takeover = takeover
@@ -51,24 +60,39 @@ class Recovery:
     async def recover(self, name: str, *, accept_loss: bool, actor: str) -> Volume:
         """Make the node with the newest copy the holder; without any loss where one is in sync.
 
+        A holder that is up, and cannot begin since something of what it took over is lost, is told to begin without it.
+
         Raises:
-            Conflict: the holder is up, or the loss was not accepted; the message says what is there.
+            Conflict: the holder is up and needs no word, or the loss was not accepted; the message says what is there.
             Unavailable: no node that answers has a copy.
         """
         record = (await self._cluster.fresh(name)).record
         up = await self._cluster.registry.is_up(record.grant.node)
+        if up and accept_loss and record.base is not None:
+            return await self._have_taken(
+                record, Successor(record.grant.node, FoundCopy(generation=record.base)), actor=actor
+            )
         if not up and record.in_sync and not accept_loss:
             try:
                 return await self._takeover.arrange(record)
             except Unavailable as error:
                 log.info("recovery.not-in-sync", volume=name, error=str(error))
-        copies = await self._copies(record)
+        names = [
+            node.name for node in self._cluster.catalog.nodes() if node.name != record.grant.node
+        ]
+        asked = (self._finder.on(name, record, within=self._pace.recover_ask) for name in names)
+        copies = dict(zip(names, await asyncio.gather(*asked), strict=True))
         successor = choose_successor(record, holder_up=up, copies=copies)
         if not accept_loss:
             raise self._not_accepted(record, successor)
+        return await self._have_taken(record, successor, actor=actor)
+
+    async def _have_taken(self, record: Volume, successor: Successor, *, actor: str) -> Volume:
+        """Let a node :meth:`take` the volume."""
+        name = record.name
         if successor.node == self._cluster.node:
             return await self.take(
-                name, epoch=record.grant.epoch, generation=successor.generation, actor=actor
+                name, epoch=record.grant.epoch, generation=successor.copy.generation, actor=actor
             )
         node = self._cluster.catalog.node(successor.node)
         assert node is not None  # it answered
@@ -76,7 +100,7 @@ class Recovery:
             await self._peers.to(node).peer_take(
                 name,
                 epoch=record.grant.epoch,
-                generation=str(successor.generation),
+                generation=str(successor.copy.generation),
                 actor=actor,
             )
         except OutcomeUnknown:
@@ -87,48 +111,33 @@ class Recovery:
         return (await self._cluster.fresh(name)).record
 
     def _not_accepted(self, record: Volume, successor: Successor) -> Conflict:
-        holder = record.grant.node
+        holder, copy = record.grant.node, successor.copy
+        lacks = f". It may lack what it has confirmed, too: {copy.lacks}" if copy.lacks else ""
         return Conflict(
             f"node {holder}, which holds volume {record.name}, is down. The newest copy that can be "
-            f"reached is generation {successor.generation} on node {successor.node}; what {holder} "
-            f"wrote after it would not be in the volume",
+            f"reached is generation {copy.generation} on node {successor.node}; what {holder} "
+            f"wrote after it would not be in the volume{lacks}",
             remedy=f"start {holder} again; or, if it is switched off and shall stay so: pannier "
             f"volume recover {record.name} --accept-loss",
         )
 
-    async def _copies(self, record: Volume) -> dict[str, list[Generation]]:
-        nodes = [node for node in self._cluster.catalog.nodes() if node.name != record.grant.node]
-        answers = await asyncio.gather(*(self._copies_on(node, record) for node in nodes))
-        return {node.name: found for node, found in zip(nodes, answers, strict=True)}
-
-    async def _copies_on(self, node: Node, record: Volume) -> list[Generation]:
-        if node.name == self._cluster.node:
-            driver = self._drivers.get(record.spec.driver)
-            return list((await driver.inspect(record.id)).generations) if driver else []
-        try:
-            async with asyncio.timeout(self._pace.recover_ask):
-                view = await self._peers.to(node).peer_volume(record.name)
-        except (PannierError, TimeoutError):
-            return []
-        if view.id != record.id:
-            return []  # it remembers an earlier volume of that name
-        return [Generation.parse(text) for text in view.generations or []]
-
     async def take(self, name: str, *, epoch: int, generation: Generation, actor: str) -> Volume:
-        """Make this node the holder, beginning with ``generation``, the newest one that is here.
+        """Make this node the holder, beginning with ``generation``, the newest one that is here, and what can be put on top of it.
 
-        The store makes the change only if the record is as it was and the former holder's lease is
+        If it is the holder at ``epoch``, and cannot begin since something of that is lost, it begins without it. Otherwise the store makes the change only if the record is as it was and the former holder's lease is
         still gone, so that a holder that just came back keeps its volume.
 
         Raises:
             Stale: the record has changed, or the former holder is back; Conflict: the newest generation
-            here is another one; Unavailable: this node has promised the holder to wait;
+            here is another one, or this node holds it and lacks nothing; Unavailable: this node has promised the holder to wait;
             OutcomeUnknown.
         """
         fresh = await self._cluster.fresh(name)
         volume, node = fresh.record, self._cluster.node
         if volume.grant == Grant(node, epoch + 1) and volume.base == generation:
             return volume  # asked twice
+        if volume.grant == Grant(node, epoch):
+            return await self._begin_without(volume, actor=actor)
         if volume.grant.epoch != epoch:
             raise Stale(f"volume {name} has a new holder, {volume.grant.node}", remedy="look again")
         async with self._custody.lock(volume):
@@ -138,21 +147,58 @@ class Recovery:
             )
             async with self._promises.taking(volume, revision=fresh.revision):
                 await self._check_newest(volume, generation)
+                lost = await self._drivers.lost(volume, generation)
                 record = volume.granted(
-                    node, base=generation, replicas=replicas_after_loss(volume, target=node)
+                    node,
+                    base=generation,
+                    on_top=OnTop.WHAT_IS_HERE,
+                    replicas=replicas_after_loss(volume, target=node),
                 ).with_entry(
                     HistoryEntry(
                         at=self._clock.unix(),
                         what="recovered",
                         node=node,
                         epoch=epoch + 1,
-                        detail=f"from {volume.grant.node} with generation {generation}, by {actor}",
+                        detail=f"from {volume.grant.node} with generation {generation}, by {actor}"
+                        + (f"; what it had confirmed is lost: {lost}" if lost else ""),
                     )
                 )
                 record = await change_holder(self._cluster, fresh, record)
         log.warning(
-            "volume.recovered", volume=name, node=node, epoch=epoch + 1, base=str(generation)
+            "volume.recovered",
+            volume=name,
+            node=node,
+            epoch=epoch + 1,
+            base=str(generation),
+            lost=lost,
         )
+        return record
+
+    async def _begin_without(self, volume: Volume, *, actor: str) -> Volume:
+        """This node holds the volume, and a person accepts that its epoch begins without what is lost here."""
+        async with self._custody.lock(volume):
+            fresh = await self._cluster.fresh(volume.name)
+            record, base = fresh.record, fresh.record.base
+            if (record.id, record.grant) != (volume.id, volume.grant):
+                raise Stale(f"the record of volume {volume.name} has changed", remedy="look again")
+            copy = await self._drivers.of(record).inspect(record.id)
+            begun = any(tree.epoch == record.grant.epoch for tree in copy.live)
+            lost = "" if begun or base is None else await self._drivers.lost(record, base)
+            if not lost or record.on_top is OnTop.NOTHING:
+                raise holder_is_up(record)
+            if record.on_top is OnTop.WHAT_IS_HERE:
+                return record  # asked twice
+            record = record.accepting_loss().with_entry(
+                HistoryEntry(
+                    at=self._clock.unix(),
+                    what="recovered",
+                    node=self._cluster.node,
+                    epoch=record.grant.epoch,
+                    detail=f"by {actor}; what it had confirmed is lost: {lost}",
+                )
+            )
+            await self._cluster.replace(record, expect=fresh.revision)
+        log.warning("volume.begins-without", volume=record.name, lost=lost)
         return record
 
     async def _check_newest(self, volume: Volume, generation: Generation) -> None:

@@ -8,6 +8,7 @@ since is kept as a stray. Until a copy has answered once after a start, no conta
 from __future__ import annotations
 
 import asyncio
+from math import inf
 
 import structlog
 
@@ -17,11 +18,13 @@ from pannier.cluster.cluster import Cluster
 from pannier.copies.acknowledging import Acknowledging
 from pannier.copies.replicated import Replicated
 from pannier.copies.replication import Replicator
-from pannier.core.errors import NotHolder, PannierError, SetBack
+from pannier.core.errors import NotHolder, PannierError, SetBack, Unavailable
 from pannier.core.generation import Generation
+from pannier.core.line import OnTop
 from pannier.core.pace import HoldingPace
 from pannier.core.placement import replicas_after_move
 from pannier.core.volume import HistoryEntry, Volume
+from pannier.holding.finding import CopyFinder
 from pannier.host.clock import Clock
 
 log = structlog.get_logger(__name__)
@@ -38,6 +41,7 @@ class Abdication:
         use: Use,
         replicator: Replicator,
         acknowledging: Acknowledging,
+        finder: CopyFinder,
         clock: Clock,
         pace: HoldingPace,
     ) -> None:
@@ -46,9 +50,12 @@ class Abdication:
         self._use = use
         self._replicator = replicator
         self._acknowledging = acknowledging
+        self._finder = finder
         self._clock = clock
         self._pace = pace
         self._unheard: set[tuple[str, int]] = set()
+        self._tried: dict[str, tuple[float, str]] = {}
+        """By volume id, when this node could not give it away the last time, and why."""
 
     async def run(self) -> None:
         """For ever: run as a task."""
@@ -113,14 +120,29 @@ class Abdication:
         return node, generation
 
     async def _attempt(self, volume: Volume, node: str, base: Generation) -> None:
+        at, why = self._tried.get(volume.id, (-inf, ""))
+        if self._clock.now() - at < self._pace.abdicate:
+            return
         try:
             await self._abdicate(volume, node, base)
         except NotHolder:
             return  # it was given away meanwhile
-        except PannierError as error:  # tried again at the next look
-            log.warning("volume.not-abdicated", volume=volume.name, to=node, error=str(error))
+        except PannierError as error:  # tried again after a while
+            if error.message != why:
+                log.warning("volume.not-abdicated", volume=volume.name, to=node, error=str(error))
+            self._tried[volume.id] = self._clock.now(), error.message
+        else:
+            self._tried.pop(volume.id, None)
 
     async def _abdicate(self, volume: Volume, node: str, base: Generation) -> None:
+        found = await self._finder.on(node, volume, within=self._pace.take_ask)
+        if found is None or found.lacks:
+            why = "it does not answer" if found is None else found.lacks
+            raise Unavailable(
+                f"node {node} has what this node lacks of volume {volume.name}, and cannot go on with it now: {why}",
+                remedy=f"if the rest is lost for good: stop pannierd on {self._cluster.node}, then pannier volume recover "
+                f"{volume.name}",
+            )
         log.error("volume.set-back", volume=volume.name, node=node, generation=str(base))
         await self._use.end(volume)
         await self._replicator.pause(volume)
@@ -132,7 +154,10 @@ class Abdication:
             await self._use.end(volume)
             await self._custody.take_down(volume)
             record = record.granted(
-                node, base=base, replicas=replicas_after_move(record, target=node)
+                node,
+                base=base,
+                on_top=OnTop.ALL,
+                replicas=replicas_after_move(record, target=node),
             ).with_entry(
                 HistoryEntry(
                     at=self._clock.unix(),

@@ -9,7 +9,6 @@ lease is still gone.
 from __future__ import annotations
 
 import asyncio
-from typing import NoReturn
 
 import structlog
 
@@ -20,23 +19,24 @@ from pannier.cluster.cluster import Cluster
 from pannier.cluster.registry import Versioned
 from pannier.contract.peers import Peers
 from pannier.core.errors import (
-    Conflict,
     NotFound,
     OutcomeUnknown,
     PannierError,
     Unavailable,
 )
-from pannier.core.generation import Generation
+from pannier.core.line import OnTop
 from pannier.core.pace import HoldingPace
 from pannier.core.placement import replicas_after_loss
 from pannier.core.recovery import (
+    FoundCopy,
     all_alike,
     check_takeover,
     choose_in_sync,
-    newest_of,
+    holder_is_up,
     takeover_possible,
 )
 from pannier.core.volume import Grant, HistoryEntry, Volume
+from pannier.holding.finding import CopyFinder
 from pannier.host.clock import Clock
 
 log = structlog.get_logger(__name__)
@@ -51,6 +51,7 @@ class Takeover:
         cluster: Cluster,
         custody: Custody,
         drivers: Drivers,
+        finder: CopyFinder,
         peers: Peers,
         promises: Promises,
         clock: Clock,
@@ -59,6 +60,7 @@ class Takeover:
         self._cluster = cluster
         self._custody = custody
         self._drivers = drivers
+        self._finder = finder
         self._peers = peers
         self._promises = promises
         self._clock = clock
@@ -97,29 +99,19 @@ class Takeover:
 
     async def _choose(self, volume: Volume) -> str:
         """This node, if it is in sync and all copies in sync are alike: then no other node has to
-        answer. Otherwise the node with the newest generation."""
+        answer. Otherwise the node whose copy is furthest."""
         me = self._cluster.node
-        if all_alike(volume) and me in volume.in_sync and await self._newest_on(me, volume):
-            return me
-        found = await asyncio.gather(*(self._newest_on(name, volume) for name in volume.in_sync))
+        if all_alike(volume) and me in volume.in_sync:
+            here = await self._copy_on(me, volume)
+            if here is not None and not here.lacks:
+                return me
+        found = await asyncio.gather(*(self._copy_on(name, volume) for name in volume.in_sync))
         return choose_in_sync(volume, dict(zip(volume.in_sync, found, strict=True)), node=me)
 
-    async def _newest_on(self, name: str, volume: Volume) -> Generation | None:
-        if name == self._cluster.node:
-            if await self._drivers.missing(volume):
-                return None
-            return await self._drivers.newest(volume)
-        node = self._cluster.catalog.node(name)
-        if node is None or not self._cluster.catalog.is_up(name):
+    async def _copy_on(self, name: str, volume: Volume) -> FoundCopy | None:
+        if name != self._cluster.node and not self._cluster.catalog.is_up(name):
             return None
-        try:
-            async with asyncio.timeout(self._pace.take_ask):
-                view = await self._peers.to(node).peer_volume(volume.name)
-        except (PannierError, TimeoutError):
-            return None
-        if view.id != volume.id or name not in view.copies_on:
-            return None
-        return newest_of(volume, map(Generation.parse, view.generations or []))
+        return await self._finder.on(name, volume, within=self._pace.take_ask)
 
     async def take(self, name: str, *, epoch: int) -> Volume:
         """Make this node the holder after ``epoch``. Repeatable.
@@ -156,18 +148,17 @@ class Takeover:
         """The caller has the lock, and confirms nothing to the former holder from now on."""
         volume, me = fresh.record, self._cluster.node
         if await self._cluster.registry.is_up(volume.grant.node):
-            self._refuse_up(volume)
-        if why := await self._drivers.missing(volume):
-            raise Unavailable(
-                f"node {me} may lack what it has confirmed of volume {volume.name}: {why}",
-                remedy=f"start the nodes of its other copies, or accept the loss: pannier volume recover {volume.name}",
-            )
+            raise holder_is_up(volume)
         base = await self._drivers.newest(volume)
         if base is None:
             raise NotFound(f"node {me} should have a copy of volume {volume.name}, and has none")
-        await self._drivers.check_records(volume, base)
+        if lost := await self._drivers.lost(volume, base):
+            raise Unavailable(
+                f"node {me} may lack what it has confirmed of volume {volume.name}: {lost}",
+                remedy=f"start the nodes of its other copies, or accept the loss: pannier volume recover {volume.name}",
+            )
         record = volume.granted(
-            me, base=base, replicas=replicas_after_loss(volume, target=me)
+            me, base=base, on_top=OnTop.ALL, replicas=replicas_after_loss(volume, target=me)
         ).with_entry(
             HistoryEntry(
                 at=self._clock.unix(),
@@ -178,12 +169,6 @@ class Takeover:
             )
         )
         return await change_holder(self._cluster, fresh, record)
-
-    def _refuse_up(self, volume: Volume) -> NoReturn:
-        raise Conflict(
-            f"node {volume.grant.node}, which holds volume {volume.name}, is up",
-            remedy=f"pannier volume move {volume.name} NODE loses nothing",
-        )
 
 
 async def change_holder(cluster: Cluster, former: Versioned[Volume], record: Volume) -> Volume:

@@ -94,7 +94,7 @@ def _damaged(volume: Volume, why: str, node: str, *, holder_is_up: bool) -> Find
             level=Level.WARNING,
             subject=f"volume {volume.name}",
             what=what,
-            remedy=f"nothing need be done while {holder} and {node} are up: it comes with the next sync calls",
+            remedy=f"nothing need be done while {holder} and {node} are up: it comes within seconds",
         )
     return FindingView(
         level=Level.PROBLEM,

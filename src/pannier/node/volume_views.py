@@ -12,7 +12,7 @@ from pannier.agent.room import RoomGuard
 from pannier.agent.use import Use
 from pannier.barrier.groups import Backlog
 from pannier.cluster.cluster import Cluster
-from pannier.contract.views import CopyView, SyncView, TransferView, TrashView
+from pannier.contract.views import CopyView, KeptRecordView, SyncView, TransferView, TrashView
 from pannier.contract.volumes import (
     LiveVolumeView,
     RememberedVolumeView,
@@ -22,6 +22,7 @@ from pannier.contract.volumes import (
 from pannier.contract.words import HolderState
 from pannier.copies.replication import Replicator
 from pannier.core.damage import open_damage
+from pannier.core.line import LinePlace
 from pannier.core.options import describe_spec
 from pannier.core.pace import NodePace
 from pannier.core.volume import Volume
@@ -30,7 +31,7 @@ from pannier.host.clock import Clock, rfc3339
 from pannier.node.quarantine import quarantine_of
 from pannier.node.sync_views import sync_view
 from pannier.node.unheld import Unheld
-from pannier.storage.base import SparseDriver
+from pannier.storage.base import LocalCopy, SparseDriver
 
 
 class VolumeViews:
@@ -109,13 +110,17 @@ class VolumeViews:
 
     async def copy(self, volume: Volume) -> VolumeCopyView:
         """A volume that another node holds, with whether a copy is here that could go on."""
-        generations = await self.generations(volume)
-        could_go_on = generations and not await self._drivers.missing(volume)
+        driver = self._drivers.get(volume.spec.driver)
+        copy = await driver.inspect(volume.id) if driver is not None else LocalCopy()
+        generations = list(map(str, copy.generations))
+        lacks = await self._drivers.missing(volume) if generations else ""
         return VolumeCopyView(
             **self._facts(volume),
             generation=generations[-1] if generations else None,
             generations=generations,
-            copies_on=[self._cluster.node] if could_go_on else [],
+            copies_on=[self._cluster.node] if generations and not lacks else [],
+            record=_kept(copy.last),
+            lacks=lacks,
         )
 
     def _facts(self, volume: Volume) -> dict[str, Any]:
@@ -168,6 +173,7 @@ class VolumeViews:
                 error=progress.error,
                 follows=progress.follows(line),
                 record_error=progress.record_error,
+                record=_kept(progress.record),
                 room_percent=record.room * 10 if (record := records[node]) else None,
             )
             for node, progress in self._replicator.progress(volume).items()
@@ -186,3 +192,9 @@ class VolumeViews:
             removed_at=rfc3339(removed_at),
             expires_at=rfc3339(removed_at + kept_seconds),
         )
+
+
+def _kept(place: LinePlace | None) -> KeptRecordView | None:
+    if place is None:
+        return None
+    return KeptRecordView(run=place.run, generation=str(place.generation), number=place.number)

@@ -21,7 +21,7 @@ from typing import Protocol, runtime_checkable
 
 from pannier.core.errors import StorageError
 from pannier.core.generation import Generation
-from pannier.core.line import LinePlace
+from pannier.core.line import LinePlace, OnTop
 from pannier.core.room import ImageLimits, Room
 from pannier.core.set_back import Noted
 
@@ -241,14 +241,23 @@ class Driver(Protocol):
         ...
 
     async def promote(
-        self, volume: str, generation: Generation, *, epoch: int, size_bytes: int | None
+        self,
+        volume: str,
+        generation: Generation,
+        *,
+        epoch: int,
+        size_bytes: int | None,
+        on_top: OnTop,
     ) -> None:
         """Make the live tree of ``epoch`` out of a whole generation. Where the driver can, the cost
         does not depend on its size. A live tree that exists for this epoch is left as it is.
         A driver that keeps one tree uses the generation up: it is then one of the ``bases``.
 
+        Args:
+            on_top: which records are put on top of the generation; a driver without records has none.
+
         Raises:
-            Corrupt: the generation is not here or not whole.
+            Corrupt: the generation is not here or not whole; or something that has to be on top of it may be missing.
             StorageError: the volume is quarantined.
         """
         ...

@@ -109,17 +109,46 @@ class LineDriver(Driver, Protocol):
         ...
 
     async def missing(self, volume: str) -> str:
-        """Why this node may lack records that it has confirmed; empty if it lacks none.
+        """Why this node may lack records that it has confirmed; empty if it lacks none, as far as memory knows.
 
-        Then no takeover may begin here. It ends with a generation that was made after the holder heard of it.
+        It ends with a generation that was made after the holder heard of it.
         """
         ...
 
-    async def check_records(self, volume: str, generation: Generation) -> None:
-        """Read what is to be put on top of a generation, before anything depends on it.
+    async def lack(self, volume: str) -> None:
+        """Remember that the copy here lacks what this node has confirmed, though nothing here shows it: see :meth:`missing`.
+
+        On return it is durable, where there is a journal.
 
         Raises:
-            Corrupt: a record is missing or damaged. StorageError: the disk refused.
+            JournalFull, StorageError: only memory knows it.
+        """
+        ...
+
+    async def mend_records(self, volume: str) -> None:
+        """Forget that the copy may lack something: a generation is here that was made after its holder had heard of it. Durable on
+        return. What cannot be read at all is not mended by it.
+
+        Raises:
+            JournalFull, StorageError: it is not durable.
+        """
+        ...
+
+    async def lost(self, volume: str, generation: Generation) -> str:
+        """What an epoch that begins with a generation here would lack of what was confirmed: :meth:`missing`, and what cannot
+        be read of the records on top of it; empty if it lacks nothing.
+
+        Where it is not empty, :meth:`Driver.promote` does not promote with :attr:`OnTop.ALL`, asked before or not.
+
+        Raises:
+            StorageError: the disk refused.
+        """
+        ...
+
+    async def end_journal(self) -> None:
+        """Keep no records any more, since the process ends: what keeps them is ended in order. Repeatable.
+
+        It takes some seconds at most: a disk that does not answer is not waited for.
         """
         ...
 

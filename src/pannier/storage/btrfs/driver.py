@@ -30,6 +30,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from pannier.core.generation import Generation
+from pannier.core.line import OnTop
 from pannier.host.files import DRAFT
 from pannier.storage.base import Reading, RootAttributes
 from pannier.storage.blocking import in_thread, told_as_storage_error
@@ -184,7 +185,13 @@ class BtrfsDriver(SubvolumeDriver):
         ioctl.refuse_new_extents(home, subvolume_id=number, refuse=sealed)
 
     async def promote(
-        self, volume: str, generation: Generation, *, epoch: int, size_bytes: int | None
+        self,
+        volume: str,
+        generation: Generation,
+        *,
+        epoch: int,
+        size_bytes: int | None,
+        on_top: OnTop,
     ) -> None:
         """See :meth:`Driver.promote`."""
         await in_thread(self._promote_limited, self._home(volume), generation, epoch, size_bytes)

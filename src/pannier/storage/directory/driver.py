@@ -21,6 +21,7 @@ from pathlib import Path
 
 from pannier.core.errors import Corrupt, StorageError
 from pannier.core.generation import Generation
+from pannier.core.line import OnTop
 from pannier.host.files import DRAFT, keep_private, sync_directory, sync_filesystem_of, write_file
 from pannier.storage.base import Capacity, LiveTree, LocalCopy, RootAttributes
 from pannier.storage.blocking import in_thread, told_as_storage_error
@@ -185,7 +186,13 @@ class DirectoryDriver:
                 sync_directory(live)
 
     async def promote(
-        self, volume: str, generation: Generation, *, epoch: int, size_bytes: int | None
+        self,
+        volume: str,
+        generation: Generation,
+        *,
+        epoch: int,
+        size_bytes: int | None,
+        on_top: OnTop,
     ) -> None:
         """See :meth:`Driver.promote`. The generation becomes the live tree: it is used up."""
         await in_thread(self._promote, self._home(volume), generation, epoch)

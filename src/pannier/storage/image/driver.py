@@ -32,6 +32,7 @@ import structlog
 
 from pannier.core.errors import (
     Conflict,
+    Corrupt,
     InvalidInput,
     PannierError,
     PoolFull,
@@ -39,7 +40,7 @@ from pannier.core.errors import (
     Unavailable,
 )
 from pannier.core.generation import Generation, new_identity
-from pannier.core.line import MOST_BYTES, Buffer, Cut, Doubt, LinePlace
+from pannier.core.line import MOST_BYTES, Buffer, Cut, Doubt, LinePlace, OnTop
 from pannier.core.room import ImageLimits, Room
 from pannier.core.size import format_size
 from pannier.cut.tracer import Tracer
@@ -316,27 +317,39 @@ class ImageDriver(SubvolumeDriver):
             ioctl.set_read_only(existing_live(home, epoch), read_only=False)
 
     async def promote(
-        self, volume: str, generation: Generation, *, epoch: int, size_bytes: int | None
+        self,
+        volume: str,
+        generation: Generation,
+        *,
+        epoch: int,
+        size_bytes: int | None,
+        on_top: OnTop,
     ) -> None:
         """See :meth:`Driver.promote`."""
-        await in_thread(self._promote, self._home(volume), generation, epoch)
+        await in_thread(self._promote_with, self._home(volume), generation, epoch, on_top)
 
-    def _promote(self, home: Home, generation: Generation, epoch: int) -> None:
+    def _promote_with(self, home: Home, generation: Generation, epoch: int, on_top: OnTop) -> None:
         self._quarantine.check(home.volume)
-        if not home.live(epoch).exists():
-            self._promote_with_records(home, generation, epoch)
-        super()._promote(home, generation, epoch)
+        if on_top is not OnTop.NOTHING and not home.live(epoch).exists():
+            self._put_records(home, generation, epoch, on_top)
+        self._promote(home, generation, epoch)
         with told_as_storage_error(f"remove what a transfer left of volume {home.volume}"):
             discard_parts(home)  # a holder receives nothing
 
-    def _promote_with_records(self, home: Home, generation: Generation, epoch: int) -> None:
+    def _put_records(self, home: Home, generation: Generation, epoch: int, on_top: OnTop) -> None:
         """Make a live image of a generation and the records on top of it; it has its name only when it is whole."""
         kept = self._kept_records
         with told_as_storage_error(
             f"put the records of volume {home.volume} on top of {generation}"
         ):
-            places = kept.on_top_of(home.volume, generation)
-            if not places:
+            # Of what shall all be there, each is read anyway when it is put on top.
+            look = kept.tail if on_top is OnTop.ALL else kept.readable
+            found = look(home.volume, generation)
+            if found.lacks and on_top is OnTop.ALL:
+                raise _may_lack(home.volume, found.lacks)
+            if found.lacks:
+                log.warning("volume.without-records", id=home.volume, lost=found.lacks)
+            if not found.places:
                 return
             live = home.live(epoch)
             draft = home.path / f"{DRAFT}{live.name}"
@@ -344,19 +357,27 @@ class ImageDriver(SubvolumeDriver):
                 ioctl.destroy_subvolume(draft)
             ioctl.create_snapshot(existing_tree(home, generation), target=draft, read_only=False)
             (draft / SUMS).unlink(missing_ok=True)  # they are of what the generation has
-            kept.put_on_top(draft / IMAGE, places)
+            try:
+                kept.put_on_top(draft / IMAGE, found.places)
+            except Corrupt as error:  # it was damaged since the last look
+                raise _may_lack(home.volume, error.message) from error
             self._publish(draft, live)
         log.info(
-            "volume.with-records", id=home.volume, generation=str(generation), records=len(places)
+            "volume.with-records",
+            id=home.volume,
+            generation=str(generation),
+            records=len(found.places),
         )
 
     def _inspect(self, home: Home) -> LocalCopy:
+        # Before the generations: one that arrives meanwhile frees records, and would else be missing in what is told, too.
+        last = self._kept.last(home.volume) if self._kept is not None else None
         copy = super()._inspect(home)
         with told_as_storage_error(f"read what was begun of volume {home.volume}"):
             return replace(
                 copy,
                 begun=begun(home),
-                last=self._kept.last(home.volume) if self._kept is not None else None,
+                last=last,
                 noted=self._notes(home.volume).runs() if copy.live else (),
             )
 
@@ -650,10 +671,24 @@ class ImageDriver(SubvolumeDriver):
         """See :meth:`LineDriver.missing`."""
         return self._kept_records.missing(volume)
 
-    async def check_records(self, volume: str, generation: Generation) -> None:
-        """See :meth:`LineDriver.check_records`."""
+    async def lack(self, volume: str) -> None:
+        """See :meth:`LineDriver.lack`."""
         kept = self._kept_records
-        await in_own_thread(lambda: kept.check(volume, generation))
+        await in_own_thread(lambda: kept.lack(volume))
+
+    async def mend_records(self, volume: str) -> None:
+        """See :meth:`LineDriver.mend_records`."""
+        kept = self._kept_records
+        await in_own_thread(lambda: kept.mend(volume))
+
+    async def lost(self, volume: str, generation: Generation) -> str:
+        """See :meth:`LineDriver.lost`."""
+        kept = self._kept_records
+        return await in_own_thread(lambda: kept.readable(volume, generation).lacks)
+
+    async def end_journal(self) -> None:
+        """See :meth:`LineDriver.end_journal`."""
+        await in_own_thread(self._kept_records.close)
 
     async def journal(self) -> JournalState:
         """See :meth:`LineDriver.journal`."""
@@ -723,3 +758,10 @@ def _named(place: Path) -> tuple[str, int] | None:
     """The volume and epoch that a place in the staging directory is for."""
     volume, _, epoch = place.name.rpartition(".")
     return (volume, int(epoch)) if volume and epoch.isdecimal() else None
+
+
+def _may_lack(volume: str, why: str) -> Corrupt:
+    return Corrupt(
+        f"this node may lack what it has confirmed of volume {volume}: {why}",
+        remedy="if no other node has it either, accept the loss: pannier volume recover NAME --accept-loss",
+    )

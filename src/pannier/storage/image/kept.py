@@ -11,12 +11,14 @@ import errno
 import os
 import threading
 from collections.abc import Collection, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import structlog
 
 from pannier.core.errors import (
     Conflict,
+    Corrupt,
     InvalidInput,
     JournalFull,
     NotFollowing,
@@ -25,15 +27,17 @@ from pannier.core.errors import (
     StorageError,
 )
 from pannier.core.generation import Generation
-from pannier.core.line import Buffer, Data, LinePlace, LineRecord, Zeros, follows, tail
+from pannier.core.line import Buffer, Data, LinePlace, LineRecord, Tail, Zeros, follows, tail
 from pannier.host.files import punch_hole
 from pannier.storage.btrfs.layout import Home
 from pannier.storage.journal.journal import Journal
+from pannier.storage.journal.opening import open_journal
 from pannier.storage.lines import JournalState
 
 log = structlog.get_logger(__name__)
 
 JOURNAL = "journal"
+SET_BACK = "this node's disk was set back"
 _POOL_PART = 8
 """A journal takes this part of its pool at most, so that a small pool is for its volumes."""
 _MOST_BYTES = 256 << 20
@@ -58,12 +62,14 @@ class KeptRecords:
         self._lock = threading.Lock()
         self._refused: dict[str, LinePlace] = {}
         """By volume that may lack records, the first one that was refused."""
+        self._lacking: frozenset[str] = frozenset()
+        """The volumes whose disk was found to be set back by this process: where there is no journal, only memory knows."""
         self._based: set[str] = set()
         """The volumes known to have a generation: looking for one at each record would cost more than the record."""
         path = pool / JOURNAL
         size = min(_MOST_BYTES, pool_bytes // _POOL_PART)
         try:
-            self._journal = Journal.open(path, size_bytes=size, volumes=volumes)
+            self._journal = open_journal(path, size_bytes=size, volumes=volumes)
         except (InvalidInput, PoolFull) as error:
             self._why = error
         except (Conflict, StorageError) as error:
@@ -75,24 +81,26 @@ class KeptRecords:
     def _forget_unknown(self, volumes: Collection[str]) -> None:
         """Free what a removal has left of volumes that are not here any more."""
         if self._journal is not None:
-            for volume in self._journal.usage().volumes.keys() - set(volumes):
+            for volume in self._of_journal() - set(volumes):
                 try:
                     self._journal.drop(volume)
                 except PannierError as error:  # it is freed for now
                     log.warning("journal.not-dropped", id=volume, error=str(error))
 
     def close(self) -> None:
-        """End it in order."""
-        if self._journal is not None:
-            self._journal.close()
+        """End it in order, unless the disk does not answer for some seconds. Nothing is kept any more."""
+        if self._journal is not None and not self._journal.close():
+            log.warning("journal.not-ended", reason="its disk did not answer, or refused something")
 
     def keep(self, home: Home, place: LinePlace, encoded: Buffer) -> None:
         """See :meth:`pannier.storage.lines.LineDriver.keep`."""
         if self._journal is None:
             raise JournalFull(f"this node has no journal: {self._reason}")
         volume = place.volume
-        if volume in self._journal.damaged():
+        if self._lack_of(volume):
             self._mend(home, place)
+        elif volume in self._refused:
+            self._refused.pop(volume, None)  # it was before what it may lack later on
         if volume not in self._based:
             self._look_for_base(home)
         last = self._journal.last(volume)
@@ -130,8 +138,28 @@ class KeptRecords:
             raise NotFollowing(
                 f"this node may lack records of volume {place.volume}, since its journal was damaged"
             )
-        self._journal.mended(place.volume)
+        self.mend(place.volume)
         log.info("journal.mended", id=place.volume, generation=str(newest))
+
+    def lack(self, volume: str) -> None:
+        """See :meth:`pannier.storage.lines.LineDriver.lack`."""
+        with self._lock:
+            self._lacking |= {volume}
+        if self._journal is not None:
+            self._journal.lack(volume)
+
+    def mend(self, volume: str) -> None:
+        """See :meth:`pannier.storage.lines.LineDriver.mend_records`."""
+        if self._journal is not None and self._journal.damage_of(volume):
+            self._journal.mended(volume)
+        with self._lock:
+            self._lacking -= {volume}
+            self._refused.pop(volume, None)
+
+    def _may_lack(self) -> dict[str, str]:
+        """The volumes that may lack records and can be mended, and why."""
+        lacking = dict.fromkeys(self._lacking, SET_BACK)
+        return lacking if self._journal is None else {**lacking, **self._journal.damaged()}
 
     def settle(self, volume: str, generation: Generation) -> None:
         """See :meth:`pannier.storage.lines.LineDriver.settle`."""
@@ -141,8 +169,15 @@ class KeptRecords:
     def forget(self, volume: str) -> None:
         """The volume is gone."""
         self.note_set_aside(volume)
-        if self._journal is not None and self._journal.places(volume):
+        with self._lock:
+            self._lacking -= {volume}
+        if self._journal is not None and volume in self._of_journal():
             self._journal.drop(volume)
+
+    def _of_journal(self) -> set[str]:
+        """The volumes of which the journal has anything: records, or that it may have lost some."""
+        assert self._journal is not None
+        return {*self._journal.usage().volumes, *self._journal.damaged()}
 
     def last(self, volume: str) -> LinePlace | None:
         """The newest record of a volume that is needed."""
@@ -150,9 +185,12 @@ class KeptRecords:
 
     def missing(self, volume: str) -> str:
         """See :meth:`pannier.storage.lines.LineDriver.missing`."""
-        if self._journal is None:
-            return self._reason if self._lost else ""
-        return self._journal.damaged().get(volume, "")
+        return self._lack_of(volume) or (self._reason if self._lost else "")
+
+    def _lack_of(self, volume: str) -> str:
+        """Why a volume may lack records that can be mended; empty if it lacks none."""
+        damage = self._journal.damage_of(volume) if self._journal is not None else ""
+        return damage or (SET_BACK if volume in self._lacking else "")
 
     @property
     def _reason(self) -> str:
@@ -161,30 +199,40 @@ class KeptRecords:
     def state(self) -> JournalState:
         """See :meth:`pannier.storage.lines.LineDriver.journal`."""
         if self._journal is None:
-            return JournalState(trouble=self._why, unreadable=self._lost)
+            return JournalState(trouble=self._why, unreadable=self._lost, damaged=self._may_lack())
         usage = self._journal.usage()
         return JournalState(
             total_bytes=usage.total_bytes,
             live_bytes=usage.live_bytes,
             most_bytes=usage.most_bytes,
             volumes=usage.volumes,
-            damaged=self._journal.damaged(),
+            damaged=self._may_lack(),
             trouble=self._journal.failure(),
         )
 
-    def on_top_of(self, volume: str, generation: Generation) -> list[LinePlace]:
-        """The records that stand on a generation, in order.
+    def tail(self, volume: str, generation: Generation) -> Tail:
+        """The records that stand on a generation, and why there may have been more. They may be damaged: see :meth:`readable`."""
+        found = Tail(places=())
+        if self._journal is not None:
+            found = tail(self._journal.places(volume), generation)
+        lacks = filter(None, (self.missing(volume), found.lacks))
+        return replace(found, lacks="; ".join(lacks))
+
+    def readable(self, volume: str, generation: Generation) -> Tail:
+        """As :meth:`tail`, up to the first record that is damaged. All of them are read.
 
         Raises:
-            Corrupt: one of them is missing.
+            StorageError: the disk refused.
         """
-        return [] if self._journal is None else tail(self._journal.places(volume), generation)
-
-    def check(self, volume: str, generation: Generation) -> None:
-        """See :meth:`pannier.storage.lines.LineDriver.check_records`."""
-        for place in self.on_top_of(volume, generation):
+        found = self.tail(volume, generation)
+        for index, place in enumerate(found.places):
             assert self._journal is not None
-            self._journal.read(place)
+            try:
+                self._journal.read(place)
+            except Corrupt as error:
+                lacks = "; ".join(filter(None, (found.lacks, error.message)))
+                return Tail(places=found.places[:index], lacks=lacks)
+        return found
 
     def put_on_top(self, image: Path, places: Iterable[LinePlace]) -> None:
         """Put records on top of an image that nobody uses, durably.

@@ -13,6 +13,10 @@ from pannier.storage.journal.recovery import Damaged, Found, Recovered
 
 Key = tuple[str, int, str, int]
 
+_ELSEWHERE = 0
+"""The segment of what may be in another journal: those that exist are counted from 1. ``start`` and ``end`` tell such
+losses apart."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveRecord:
@@ -39,10 +43,10 @@ class LiveRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loss:
-    """Volumes that may lack a record, because a part of the journal was damaged.
+    """Volumes that may lack a record, because a part of the journal was damaged, or another journal had it.
 
     Attributes:
-        region: what could not be read.
+        region: what could not be read; in segment 0 if another journal had it.
         place: of the record that was there, where that is known; the one volume is the record's then.
         volumes: those for which nothing has healed it.
         number: the segment in which it is noted; None until it is.
@@ -59,6 +63,8 @@ class Loss:
 
     def told(self) -> str:
         """What is wrong, for people."""
+        if self.region.number == _ELSEWHERE:
+            return "another journal had its records, or this node's disk was set back"
         if self.place:
             return f"record {self.place.number} of run {self.place.run} is damaged in the journal"
         return "a part of the journal is damaged, and what it held cannot be told"
@@ -112,6 +118,10 @@ class Index:
         """The volumes that may lack a record, and why."""
         return {volume: loss.told() for loss in self._losses for volume in loss.volumes}
 
+    def damage_of(self, volume: str) -> str:
+        """Why one volume may lack a record; empty if it lacks none. Asked for each record, of which there may be many."""
+        return next((loss.told() for loss in self._losses if volume in loss.volumes), "")
+
     def bytes_of(self, volume: str) -> int:
         """What a volume's live records take."""
         return self._bytes.get(volume, 0)
@@ -159,6 +169,19 @@ class Index:
         if self.record(record.place) is record:
             self._free([record])
             self.add_loss(loss)
+
+    def lose_all(self, volumes: Collection[str]) -> None:
+        """Records of these volumes may be in another journal. It is a new loss, also where such a one was healed, or is just
+        being noted."""
+        known = [loss.region.end for loss in self._losses if loss.region.number == _ELSEWHERE]
+        number = max(known, default=0) + 1
+        region = Region(number=_ELSEWHERE, start=number, end=number)
+        self.add_loss(Loss(region=region, place=None, volumes=frozenset(volumes)))
+
+    def lack(self, volume: str) -> None:
+        """The same for one volume. Nothing new where it lacks something that is not known: what heals that heals this."""
+        if not any(loss.place is None and volume in loss.volumes for loss in self._losses):
+            self.lose_all({volume})
 
     def settle(self, volume: str, newest: Generation) -> None:
         """Free what a generation makes useless."""

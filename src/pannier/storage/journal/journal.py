@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
-from threading import Event, Lock
-from typing import Self
+from threading import Event, Lock, Thread
 
 from pannier.core.errors import (
     Corrupt,
@@ -19,7 +18,7 @@ from pannier.core.errors import (
 from pannier.core.generation import Generation
 from pannier.core.line import Buffer, LinePlace, LineRecord, decode
 from pannier.storage.blocking import storage_error
-from pannier.storage.journal.file import Medium, open_file
+from pannier.storage.journal.file import Medium
 from pannier.storage.journal.format import Frame, FrameHead, FrameKind
 from pannier.storage.journal.index import Index, Key, LiveRecord, index_of, key_of
 from pannier.storage.journal.layout import BLOCK_BYTES, Geometry, read_segment_head
@@ -31,6 +30,10 @@ from pannier.storage.journal.room import (
     most_of_volume,
 )
 from pannier.storage.journal.writing import Writer, frame_bytes
+
+END_SECONDS = 5.0
+"""What a disk has to answer when the journal is closed: the daemon has 20 s for all of its end. A flush that takes longer is
+of a disk that is failing."""
 
 
 @dataclass(slots=True, eq=False)
@@ -58,10 +61,17 @@ class Journal:
 
     Args:
         volumes: those of which this node has copies.
+        stranger: whether records of theirs may be in another journal, which is not here. That is noted in this one.
     """
 
     def __init__(
-        self, medium: Medium, geometry: Geometry, *, volumes: Collection[str], what: str
+        self,
+        medium: Medium,
+        geometry: Geometry,
+        *,
+        volumes: Collection[str],
+        what: str,
+        stranger: bool = False,
     ) -> None:
         self._medium = medium
         self._geometry = geometry
@@ -72,6 +82,9 @@ class Journal:
         self._writing = False
         self._failed: PannierError | None = None
         self._closed = False
+        self._end = _Asked(FrameHead(kind=FrameKind.CLOSED, arrival=0, synced=0), [])
+        """The last that is ever asked."""
+        self._ended = Event()
         heads = [
             read_segment_head(
                 geometry.identity, medium.read(geometry.start(at), BLOCK_BYTES), what=what
@@ -84,43 +97,38 @@ class Journal:
             lambda number: medium.read(geometry.start(number), geometry.segment_bytes),
         )
         self._index: Index = index_of(recovered, volumes)
+        if stranger:
+            self._index.lose_all(volumes)
         self._writer = Writer(medium, geometry, recovered, self._index, self._lock)
         self._write(lambda: self._take_up(recovered.stale))
 
-    @classmethod
-    def open(cls, path: Path, *, size_bytes: int, volumes: Collection[str]) -> Self:
-        """Open a node's journal for this process alone; make it where there is none.
+    def close(self, *, within: float = END_SECONDS) -> bool:
+        """End it in order: what is damaged after that is told, to the last record. Nothing reads any more.
 
-        All of it is read. What is damaged is told by :meth:`damaged`. If the disk takes no writes, it opens
-        too, and what it has can be read.
+        What waits to be written is written before that. A disk that does not answer is not waited for: the journal then ends as by a
+        power cut, and its file stays open.
 
         Args:
-            path: in a pool, outside of what is snapshotted.
-            size_bytes: of a new one; one that exists keeps its size.
-            volumes: of which this node has copies. Damage that cannot be told apart may concern each of them.
+            within: seconds that the disk has.
 
-        Raises:
-            NewerFormat: a newer version wrote it. Corrupt: nothing of it can be read. Conflict: another process has it open.
-            InvalidInput: the size is too small. PoolFull: it cannot be made. StorageError: the disk refused.
+        Returns:
+            Whether it ended in order. A second call only waits again.
         """
-        medium, geometry = open_file(path, size_bytes=size_bytes)
-        try:
-            return cls(medium, geometry, volumes=volumes, what=f"the journal {path}")
-        except BaseException as error:
-            medium.close()
-            if isinstance(error, OSError):
-                raise storage_error(f"read the journal {path}", error) from error
-            raise
-
-    def close(self) -> None:
-        """End it in order: what is damaged after that is told, to the last record. Call it when no other call is on its way."""
         with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-        if self._failed is None:
-            self._write(self._put_end)
-        self._medium.close()
+            begins, self._closed = not self._closed, True
+            if begins:
+                self._waiting.append(self._end)
+        if begins:
+            Thread(target=self._close, name="journal-end", daemon=True).start()
+        return self._ended.wait(within) and self._end.error is None
+
+    def _close(self) -> None:
+        try:
+            with suppress(PannierError):  # of a disk that has refused something
+                self._until_done(self._end)
+            self._medium.close()
+        finally:
+            self._ended.set()
 
     # -- what is there --------------------------------------------------------------------------------
 
@@ -168,6 +176,17 @@ class Journal:
         """
         with self._lock:
             return self._index.damaged()
+
+    def damage_of(self, volume: str) -> str:
+        """The same for one volume; empty if it lacks none."""
+        with self._lock:
+            return self._index.damage_of(volume)
+
+    @property
+    def tells_all(self) -> bool:
+        """Whether whoever opens it next finds all of :meth:`damaged` in it."""
+        with self._lock:
+            return self._failed is None and not self._index.losses_in(None)
 
     def usage(self) -> JournalUsage:
         """How full it is."""
@@ -219,6 +238,17 @@ class Journal:
         """
         with self._lock:
             self._index.settle(volume, newest)
+
+    def lack(self, volume: str) -> None:
+        """The copy of a volume lacks what this node has confirmed, and nothing here shows it; durable when this returns. It
+        ends as damage does: see :meth:`mended`.
+
+        Raises:
+            JournalFull, StorageError: as :meth:`append`. It is so in memory all the same.
+        """
+        with self._lock:
+            self._index.lack(volume)
+        self._ask(FrameHead(kind=FrameKind.LOSS, arrival=0, synced=0))
 
     def mended(self, volume: str) -> None:
         """The copy of a volume lacks nothing any more; durable when this returns.
@@ -300,7 +330,11 @@ class Journal:
             self._writer.put_losses()
             for asked in group:
                 try:
-                    put.append(self._writer.put(asked.head, asked.content))
+                    if asked is self._end:
+                        self._writer.sync()  # what is before a CLOSED is known to be durable
+                        self._writer.put_closed()
+                    elif asked.head.kind is not FrameKind.LOSS:  # those are put already
+                        put.append(self._writer.put(asked.head, asked.content))
                 except (JournalFull, InvalidInput) as error:
                     asked.error = error
             self._writer.sync()
@@ -354,8 +388,4 @@ class Journal:
         self._writer.take_up(stale)
         self._writer.free_oldest()
         self._writer.put_losses()
-        self._writer.sync()
-
-    def _put_end(self) -> None:
-        self._writer.put_closed()
         self._writer.sync()

@@ -101,10 +101,9 @@ def read_superblock(content: bytes, *, what: str) -> Geometry:
 
 
 UNREADABLE_REMEDY = (
-    "while the holders of this node's copies are up, each sends a generation within seconds (pannier volume show NAME: "
-    "the copy is in sync, with the holder's generation); only then move the file away and restart pannierd here"
+    "if the file is lost for good, move it away and restart pannierd here: the copies on this node take nothing over until "
+    "each has a generation that its holder has made after that"
 )
-"""A new journal knows nothing of what this one had: without those generations, a copy that lacks records could take over."""
 
 
 def segment_head(identity: bytes, head: SegmentHead) -> bytes:
