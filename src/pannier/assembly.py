@@ -6,7 +6,7 @@ complete when it is constructed, and no setting that could lose data has a defau
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
@@ -26,6 +26,7 @@ from pannier.agent.room import RoomGuard
 from pannier.agent.use import Use, UsersOf
 from pannier.barrier.calls import Strategy
 from pannier.barrier.groups import Backlog
+from pannier.barrier.syncwrites import UnheldWriter
 from pannier.cluster.catalog import Catalog
 from pannier.cluster.cluster import Cluster
 from pannier.cluster.registry import Registry
@@ -61,6 +62,7 @@ from pannier.node.cluster_wide import ClusterWide
 from pannier.node.docker_volumes import VolumesForDocker
 from pannier.node.doctor import Doctor
 from pannier.node.facade import NodeService
+from pannier.node.forgetting import Forgetting
 from pannier.node.free_space import keep_free_space
 from pannier.node.freeing import Freeing
 from pannier.node.leaving import Leaving
@@ -93,6 +95,14 @@ class SyncCalls(Marks, Protocol):
 
     def containers(self, volume: str) -> frozenset[str]:
         """Ids of the containers whose sync calls on this volume are held."""
+        ...
+
+    def held(self) -> frozenset[str]:
+        """Names of the volumes that have a mark."""
+        ...
+
+    def unheld_writers(self, volume: str) -> Sequence[UnheldWriter]:
+        """Who could write to this volume past the barrier when that was looked at last."""
         ...
 
 
@@ -203,6 +213,7 @@ class LocalNode(Generic[Calls]):
     membership: Membership
     leaving: Leaving
     upkeep: Upkeep
+    forgetting: Forgetting
     trash: Trash
     freeing: Freeing
     service: NodeService
@@ -441,6 +452,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         drivers=drivers,
         use=use,
         held_in=sync_calls.containers,
+        writers=sync_calls.unheld_writers,
         pace=pace.node,
     )
     catalog.listen(trash.hear)
@@ -562,6 +574,15 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         pace=pace.node,
     )
     upkeep = Upkeep(cluster=cluster, use=use, handovers=handovers, trash=trash, pace=pace.node)
+    forgetting = Forgetting(
+        cluster=cluster,
+        drivers=drivers,
+        mounts=mounts,
+        marks=sync_calls,
+        membership=membership,
+        clock=clock,
+        pace=pace.node,
+    )
     evacuation = Evacuation(
         cluster=cluster,
         swarm=engine.swarm,
@@ -604,6 +625,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         membership=membership,
         leaving=leaving,
         upkeep=upkeep,
+        forgetting=forgetting,
         trash=trash,
         freeing=freeing,
         service=service,
@@ -638,6 +660,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
             Work("unheld", unheld.run),
             Work("twins", twins.run),
             Work("upkeep", upkeep.run),
+            Work("forgetting", forgetting.run),
             Work("verification", verification.run),
             Work("replication", replicator.run),
             Work("activation", partial(keep_activated, engine)),

@@ -193,17 +193,24 @@ class World:
                     work.result()
 
     async def caller(
-        self, *volumes: str, flags: int = 0, container: str = "c", door: str = "sock"
+        self,
+        *volumes: str,
+        flags: int = 0,
+        container: str = "c",
+        door: str = "sock",
+        own_mounts: bool = False,
     ) -> Caller:
         """A process whose container uses ``volumes``; it can call as soon as this returns.
 
         Args:
             volumes: ``*`` is a directory below which volumes come and go.
             door: the socket at which it hands its listener over.
+            own_mounts: it has a mount namespace of its own, as in a real container.
         """
         words = [str(self.folder / door), container, ",".join(volumes or ("one",)), str(flags)]
+        command = [sys.executable, str(CALLER), *words]
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, str(CALLER), *words),
+            *(["unshare", "--mount", *command] if own_mounts else command),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )

@@ -15,7 +15,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -83,8 +83,12 @@ class Member:
         """Whether it was started and not killed since."""
         return self._process is not None
 
-    def start(self, *, cluster: str) -> None:
-        """Start it. A member that ran before goes on with its data."""
+    def start(self, *, cluster: str, options: Sequence[str] = ()) -> None:
+        """Start it. A member that ran before goes on with its data.
+
+        Args:
+            options: of etcd's, beside those that all members here have.
+        """
         program = shutil.which("etcd")
         if program is None:
             raise RuntimeError("etcd is not installed: `make setup` or apt install etcd-server")
@@ -115,6 +119,7 @@ class Member:
                     *("--heartbeat-interval", "60"),
                     *("--election-timeout", "600"),
                     *("--log-level", "warn"),
+                    *options,
                 ],
                 stdout=log,
                 stderr=log,
@@ -147,8 +152,14 @@ class EtcdCluster:
     """Members that form one cluster."""
 
     def __init__(
-        self, directory: Path, *, size: int, certificates: Certificates | None = None
+        self,
+        directory: Path,
+        *,
+        size: int,
+        certificates: Certificates | None = None,
+        options: Sequence[str] = (),
     ) -> None:
+        self._options = options
         self.certificates = certificates or Certificates(directory)
         self.members = [
             Member(f"m{number}", directory=directory, certificates=self.certificates)
@@ -161,7 +172,8 @@ class EtcdCluster:
 
     def start(self, member: Member) -> None:
         """Start one member, for the first time or again."""
-        member.start(cluster=",".join(f"{each.name}={each.peer_url}" for each in self.members))
+        cluster = ",".join(f"{each.name}={each.peer_url}" for each in self.members)
+        member.start(cluster=cluster, options=self._options)
 
     def member_at(self, endpoint: str) -> Member:
         """The member with this endpoint."""
@@ -202,6 +214,19 @@ class EtcdCluster:
         used = context or self.certificates.client()
         with urllib.request.urlopen(request, context=used, timeout=2) as answer:
             return bytes(answer.read())
+
+    def etcdctl(self, member: Member, *words: str) -> None:
+        """One of etcdctl's commands, as an administrator types it. Blocks."""
+        mine = self.certificates
+        subprocess.run(
+            [
+                *("etcdctl", f"--endpoints=https://{member.endpoint}", f"--cacert={mine.ca}"),
+                *(f"--cert={mine.certificate}", f"--key={mine.key}", *words),
+            ],
+            env=os.environ | {"ETCDCTL_API": "3"},
+            check=True,
+            capture_output=True,
+        )
 
     def leader(self) -> Member:
         """The member that leads now."""

@@ -22,8 +22,9 @@ from pannier.barrier.arrivals import readable
 from pannier.barrier.keeping import Keeping
 from pannier.barrier.pending import Pending
 from pannier.barrier.reach import HostDevices, Reach
+from pannier.core.volume import UnheldWrites
 from pannier.host.activation import unix_listener
-from pannier.host.mountinfo import OwnMounts
+from pannier.host.mountinfo import OwnMounts, locate, own_mounts
 
 pytestmark = [
     pytest.mark.root,
@@ -93,7 +94,7 @@ async def test_who_passes_by_waits_for_the_held_volumes_that_are_there(
         caller = await world.caller("*")
         await caller.sync(world.file())
         assert await caller.outcome() == "ok"  # nothing is held yet
-        barrier.hold("one")
+        barrier.hold("one", UnheldWrites.WARN)
         assert barrier.containers("one") == {"c"}
         await caller.sync(world.file())
         await world.waiting(1)
@@ -110,7 +111,7 @@ async def test_who_passes_by_waits_for_the_held_volumes_that_are_there(
 
 async def test_who_passes_by_is_told_so_again_after_a_restart_of_the_daemon(world: World) -> None:
     async with world.running() as barrier:
-        barrier.hold("one")
+        barrier.hold("one", UnheldWrites.WARN)
         caller = await world.caller("*")
         await caller.sync(world.file())
         await world.waiting(1)
@@ -345,19 +346,77 @@ def test_a_full_tmpfs_is_an_error_and_no_signal(tmp_path: Path) -> None:
 # -- files that are written through ----------------------------------------------------------------
 
 
-async def test_files_that_are_written_through_are_found(world: World) -> None:
-    async with world.running():
-        caller = await world.caller()
-        places = world.barrier._places(["one"])
-        reach = Reach(places, HostDevices(str(world.mounts)))
-        (world.folder / "elsewhere").touch()
-        for file in (world.folder / "elsewhere", world.file()):
-            await caller.begin(f"os.open({str(file)!r}, os.O_WRONLY | os.O_SYNC)")
+async def test_files_that_are_written_through_are_told_until_they_are_closed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(barrier, "_SCAN_SECONDS", 0.05)
+    (world.folder / "elsewhere").touch()
+    async with world.running() as running:
+        caller = await world.caller("one", "two", own_mounts=True)
+        for flags, file in (
+            ("os.O_SYNC", world.folder / "elsewhere"),
+            ("os.O_CLOEXEC", world.file("two")),
+            ("os.O_DSYNC", world.file()),
+        ):
+            await caller.begin(f"os.dup2(os.open({str(file)!r}, os.O_RDWR | {flags}), 77)")
             assert await caller.outcome() == "ok"
-        found = await asyncio.to_thread(syncwrites.find, {caller.pid: reach})
-        pid, fd = found[caller.pid]
-        assert pid == caller.pid
-        assert os.readlink(f"/proc/{pid}/fd/{fd}") == str(world.file())
+        await until(lambda: running.unheld_writers("one"))
+        (found,) = running.unheld_writers("one")
+        assert (found.container, found.pid, found.file) == ("c", caller.pid, str(world.file()))
+        assert found.volumes == {"one"}
+        assert found.command
+        assert running.unheld_writers("two") == []
+        await caller.begin("os.closerange(3, 100)")
+        assert await caller.outcome() == "ok"
+        await until(lambda: not running.unheld_writers("one"))
+
+
+async def test_a_mark_says_what_is_refused(world: World) -> None:
+    """Another container may be starting: the mark is never without its word."""
+    async with world.running() as running:
+        mark = world.folder / "run/held/one"
+        for word in (UnheldWrites.WARN, UnheldWrites.REFUSE, UnheldWrites.REFUSE):
+            with contextlib.ExitStack() as opened:
+                before = opened.enter_context(mark.open()) if mark.exists() else None
+                running.hold("one", word)
+                assert mark.read_text() == word
+                assert running.held() == {"one"}
+                assert before is None or before.read()  # whoever had it open reads all of it
+
+
+async def test_who_uses_linux_aio_is_told_until_the_container_ends(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it submits can be an fsync, and nobody sees whether it is."""
+    monkeypatch.setattr(barrier, "_SCAN_SECONDS", 0.05)
+    io_setup = {"x86_64": 206, "aarch64": 0}[os.uname().machine]
+    async with world.running() as running:
+        caller = await world.caller(own_mounts=True)
+        await world.caller("two", container="d", own_mounts=True)
+        await caller.begin(
+            f"assert libc.syscall({io_setup}, 8, ctypes.byref(ctypes.c_ulong())) == 0"
+        )
+        assert await caller.outcome() == "ok"
+        await until(lambda: running.unheld_writers("one"))
+        (found,) = running.unheld_writers("one")
+        assert (found.container, found.pid, found.file) == ("c", caller.pid, None)
+        assert running.unheld_writers("two") == []
+        await caller.end()
+        await until(lambda: not running.unheld_writers("one"))
+
+
+def test_one_file_of_each_volume_is_told(world: World) -> None:
+    """The same one by each look, whatever else is open."""
+    mounts = own_mounts()
+    places = {name: locate(world.mounts / name, mounts) for name in ("one", "two")}
+    reach = Reach(places, HostDevices(str(world.mounts)))
+    with contextlib.ExitStack() as opened:
+        for name in ("one", "one", "two"):
+            fd = os.open(world.file(name), os.O_RDWR | os.O_DSYNC)
+            opened.callback(os.close, fd)
+        found = syncwrites.find({os.getpid(): syncwrites.ContainerSpace("c", reach)})
+    told = [(each.volumes, each.file) for each in found if each.pid == os.getpid()]
+    assert told == [({name}, str(world.file(name))) for name in ("one", "two")]
 
 
 # -- what is kept of the containers' mounts -----------------------------------------------------------

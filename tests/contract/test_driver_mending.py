@@ -15,6 +15,7 @@ from pannier.core.generation import Generation
 from pannier.storage.base import Reading
 from pannier.storage.blocks import BLOCK_BYTES, MendingDriver, Piece
 from pannier.storage.btrfs.subvolumes import SubvolumeDriver
+from pannier.storage.image import check
 
 __all__ = ["image_nodes", "pools", "workplace"]
 pytestmark = pytest.mark.root
@@ -136,6 +137,16 @@ async def test_what_a_node_made_itself_is_never_mended(world: Damaged) -> None:
     assert await world.holder.wanted(world.volume, generation, places) == {}
     await world.holder.mend(world.volume, dict.fromkeys(places, wanted))
     assert await world.holder.verify(world.volume, generation) == before
+
+
+async def test_no_node_is_told_of_more_pieces_than_any_asks_for(
+    world: Damaged, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generation = await world.written(await world.nodes.create(), "file", block())
+    found = await world.pieces(world.holder, generation, 1)
+    monkeypatch.setattr(check, "_MOST_PIECES", len(found) - 1)
+    with pytest.raises(StorageError):
+        await world.pieces(world.holder, generation, 1)
 
 
 async def test_pieces_tell_where_two_nodes_differ_and_who_can_prove_it(world: Damaged) -> None:

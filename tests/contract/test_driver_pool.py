@@ -512,7 +512,7 @@ async def test_containers_get_a_volume_in_which_devices_and_setuid_programs_work
         assert done.stdout.strip() == "0"
     finally:
         table.unmount("volume")
-        table.remove("volume")
+        table.forget("volume")
 
 
 async def test_other_users_of_the_host_do_not_get_at_a_volume() -> None:

@@ -179,7 +179,7 @@ def carry(tree: Tree, *, base: Tree | None, root: Path, share: bool) -> Manifest
     feeder = threading.Thread(target=feed)
     feeder.start()
     try:
-        return receive_tree(reader, root=root, base=base, share=share)
+        return receive_tree(reader, root=root, base=base, share=share, stop=threading.Event())
     finally:
         os.close(reader)
         feeder.join()

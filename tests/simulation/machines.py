@@ -30,12 +30,14 @@ from pannier.assembly import Outside, Settings, assemble
 from pannier.barrier.barrier import UNKNOWN
 from pannier.barrier.calls import Strategy
 from pannier.barrier.groups import Backlog
+from pannier.barrier.syncwrites import UnheldWriter
 from pannier.contract.operation import Operation
 from pannier.contract.peers import PEER_OPERATIONS, Peer, Peers
 from pannier.core.errors import Conflict, OutcomeUnknown, PannierError, PeerUnavailable
 from pannier.core.generation import Generation
 from pannier.core.line import decode
 from pannier.core.node import Node
+from pannier.core.volume import UnheldWrites
 from pannier.engine.base import EngineFacts
 from pannier.host.clock import Clock
 from pannier.node.barrier_admission import RUNTIME
@@ -198,6 +200,7 @@ class Run:
         self.membership = node.membership
         self.leaving = node.leaving
         self.trash = node.trash
+        self.forgetting = node.forgetting
         self.service = node.service
         self.peer_service = node.peer_service
 
@@ -390,7 +393,7 @@ class NoCalls:
     """There is no runtime here that would look at marks, and no sync call that would wait."""
 
     def __init__(self, strategy: Strategy) -> None:
-        pass
+        self.writers: list[UnheldWriter] = []
 
     def waiting(self, volume: str) -> Backlog:
         return Backlog(0, 0.0)
@@ -398,7 +401,13 @@ class NoCalls:
     def containers(self, volume: str) -> frozenset[str]:
         return frozenset((UNKNOWN,))
 
-    def hold(self, volume: str) -> None:
+    def held(self) -> frozenset[str]:
+        return frozenset()
+
+    def unheld_writers(self, volume: str) -> list[UnheldWriter]:
+        return [each for each in self.writers if volume in each.volumes]
+
+    def hold(self, volume: str, unheld_writes: UnheldWrites) -> None:
         pass
 
     def release(self, volume: str) -> None:

@@ -37,7 +37,7 @@ from pannier.storage.base import (
 from pannier.storage.blocks import MendingDriver, Piece
 from pannier.storage.image.driver import ImageDriver
 from pannier.storage.lines import JournalState, LineDriver
-from pannier.store.base import Change, Entry, Store, WatchEvent
+from pannier.store.base import Change, Entry, MemberHealth, Store, WatchEvent
 from pannier.testing.store import MemoryStore
 
 T = TypeVar("T")
@@ -422,7 +422,7 @@ class SteppedStore(Store):
         async with self.inner.session():
             yield self
 
-    async def health(self) -> dict[str, str]:
+    async def health(self) -> dict[str, MemberHealth]:
         return await self.inner.health()
 
 
@@ -524,6 +524,12 @@ class SteppedMounts(Mounts):
         if f"process in {name}" in self._table.containers and not detach:
             raise VolumeInUse(f"a process uses {name}")
         self._life.at_once("mounts.unmount", lambda: self._table.mounts.pop(name, None))
+
+    def prepared(self) -> frozenset[str]:
+        return frozenset(self._table.mounts)  # a path without a mount is not played
+
+    def forget(self, name: str) -> bool:
+        return name not in self._table.mounts
 
     def users_of(self, paths: Sequence[Path], *, mount_root: Path) -> list[User]:
         """What /proc would say."""

@@ -311,14 +311,26 @@ def test_a_volume_that_comes_after_the_container_is_held_where_it_sees_it(box: B
     )
 
 
-# -- what is said ----------------------------------------------------------------------------------
+# -- what is refused -------------------------------------------------------------------------------
 
 
-def test_written_through_is_said_once(box: Box) -> None:
-    box.call("synchronous", "synchronous", "synchronous:/tmp")
-    said = [line for line in box.journal().splitlines() if "barrier.sync-writes-not-held" in line]
-    assert len(said) == 1
-    assert "volume=one" in said[0]
+@pytest.mark.parametrize("flags", [(), ("--privileged",)], ids=["plain", "privileged"])
+def test_what_is_past_the_barrier_is_refused_where_a_volume_asks(
+    box: Box, flags: tuple[str, ...]
+) -> None:
+    past = ("openat2", "pwritev2", "io_setup")
+    plain = box.call("synchronous", *past, flags=flags)
+    assert plain.seconds("synchronous") >= 0
+    assert [plain.error(word) for word in past] == ["EINVAL", "EBADF", "EINVAL"]
+    mark = "/run/pannier/barrier/held/two"
+    box.sh(f"printf refuse >{mark}")
+    try:
+        strict = box.call("fsync:/two", "synchronous:/two", *past, flags=flags, volumes=("two",))
+    finally:
+        box.sh(f": >{mark}")
+    assert strict.seconds("fsync:/two") >= 0
+    assert strict.error("synchronous:/two") == "EINVAL"
+    assert {strict.error(word) for word in past} == {"ENOSYS"}
 
 
 def test_a_profile_with_a_listener_of_its_own_is_refused(box: Box) -> None:

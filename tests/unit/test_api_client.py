@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import os
 import ssl
 import stat
@@ -337,6 +338,31 @@ async def test_move_that_stops_reporting_has_an_unknown_outcome(
         assert (await anext(moving)).phase == "copying"
         with pytest.raises(OutcomeUnknown):
             await anext(moving)
+
+
+async def test_an_answer_that_is_too_long_is_not_taken_into_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "ANSWER_LIMIT_BYTES", 1000)
+    path = tmp_path / "api.sock"
+    for status in (b"200 OK", b"404 Not Found"):
+        answer = b"HTTP/1.1 " + status + b"\r\nContent-Length: 1048576\r\n\r\n" + b" " * 100_000
+        async with misbehaving(path, answer, hang=True), ApiClient(UnixEndpoint(path)) as client:
+            with pytest.raises(PeerUnavailable, match="more than 1000 bytes"):
+                await client.volumes()
+        path.unlink()
+
+
+async def test_a_compressed_answer_is_not_inflated(tmp_path: Path) -> None:
+    body = gzip.compress(b" " * (1 << 20))
+    head = f"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: {len(body)}\r\n\r\n"
+    path = tmp_path / "api.sock"
+    async with (
+        misbehaving(path, head.encode() + body),
+        ApiClient(UnixEndpoint(path)) as client,
+    ):
+        with pytest.raises(PeerUnavailable, match="does not answer as a pannierd does"):
+            await client.volumes()
 
 
 async def test_silent_stream_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import pytest
 from pannier.core.errors import Conflict
 from pannier.core.options import parse_options
 from pannier.core.pace import NodePace
-from pannier.core.volume import Grant, Volume
+from pannier.core.volume import Grant, UnheldWrites, Volume
 from pannier.engine.file import configured_default
 from pannier.node.barrier_admission import BarrierAdmission
 from pannier.testing.engine import FakeEngine
@@ -18,7 +18,7 @@ from pannier.testing.engine import FakeEngine
 class NoMarks:
     """Nothing may be marked here."""
 
-    def hold(self, volume: str) -> None:
+    def hold(self, volume: str, unheld_writes: UnheldWrites) -> None:
         raise AssertionError(volume)
 
     def release(self, volume: str) -> None:

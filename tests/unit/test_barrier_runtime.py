@@ -6,7 +6,9 @@ Run for real, with a stand-in for runc that writes down what it was asked and wh
 from __future__ import annotations
 
 import copy
+import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -248,10 +250,15 @@ def _docker_profile() -> dict[str, Any]:
     }
 
 
-def edited(seccomp: Any, *, features: Any = None, machine: str = "x86_64") -> Any:
+def edited(
+    seccomp: Any, *, features: Any = None, machine: str = "x86_64", refuses: bool = False
+) -> Any:
     config = {"linux": {"seccomp": copy.deepcopy(seccomp)}} if seccomp else {}
     add_barrier(
-        config, BundleVolumes(["one"], passing=False), machine=machine, features=features or {}
+        config,
+        BundleVolumes(["one"], passing=False, refuses=refuses),
+        machine=machine,
+        features=features or {},
     )
     return config["linux"]["seccomp"]
 
@@ -322,6 +329,92 @@ def test_flags_that_runc_does_not_know_are_not_used(features: Any) -> None:
     assert "flags" not in edited(_docker_profile(), features=features)
     log = {**_docker_profile(), "flags": ["SECCOMP_FILTER_FLAG_LOG"]}
     assert edited(log, features=features)["flags"] == ["SECCOMP_FILTER_FLAG_LOG"]
+
+
+# -- what is refused where a volume asks for it ----------------------------------------------------
+
+PAST = ["openat2", "pwritev2", "io_setup"]
+
+
+def outcome(seccomp: Any, name: str, *arguments: int) -> str | int:
+    """What a filter says to a call: "allowed", "waits", or the errno; each call has to have one answer."""
+    said = {
+        _said(rule["action"], rule.get("errnoRet", 1))
+        for rule in seccomp["syscalls"]
+        if name in rule["names"] and all(_fits(each, arguments) for each in rule.get("args") or ())
+    }
+    (answer,) = said or {_said(seccomp["defaultAction"], 1)}
+    return answer
+
+
+def _fits(condition: Any, arguments: tuple[int, ...]) -> bool:
+    assert condition["op"] == "SCMP_CMP_MASKED_EQ"
+    return bool(arguments[condition["index"]] & condition["value"] == condition["valueTwo"])
+
+
+def _said(action: str, error: int) -> str | int:
+    return {"SCMP_ACT_ALLOW": "allowed", "SCMP_ACT_NOTIFY": "waits"}.get(action, error)
+
+
+def _profile_with_opening() -> dict[str, Any]:
+    profile = _docker_profile()
+    profile["syscalls"][0]["names"] += ["open", "openat", "open_by_handle_at", *PAST]
+    return profile
+
+
+@pytest.mark.parametrize("seccomp", [None, _profile_with_opening()], ids=["none", "docker"])
+def test_what_would_be_past_the_barrier_is_refused_where_a_volume_asks(seccomp: Any) -> None:
+    plain, strict = edited(seccomp), edited(seccomp, refuses=True)
+    for flag in (os.O_SYNC, os.O_DSYNC, os.O_SYNC | os.O_CREAT | os.O_RDWR, os.O_DSYNC | 1 << 40):
+        for call in (("open", 0, flag), ("openat", 0, 0, flag), ("open_by_handle_at", 0, 0, flag)):
+            assert (outcome(plain, *call), outcome(strict, *call)) == ("allowed", errno.EINVAL)
+    every_other = ~os.O_DSYNC
+    for call in (("open", 0, every_other), ("openat", os.O_SYNC, os.O_SYNC, every_other)):
+        assert outcome(strict, *call) == "allowed"
+    for name in PAST:
+        assert (outcome(plain, name), outcome(strict, name)) == ("allowed", errno.ENOSYS)
+    assert outcome(strict, "fsync") == "waits"
+    assert outcome(strict, "read") == "allowed"
+
+
+def test_a_call_that_a_profile_refuses_stays_refused_with_its_own_error() -> None:
+    lenient = {
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "syscalls": [{"names": ["open"], "action": "SCMP_ACT_ERRNO", "errnoRet": 13}],
+    }
+    after = edited(lenient, refuses=True)
+    assert outcome(after, "open", 0, os.O_SYNC) == outcome(after, "open", 0, 0) == 13
+    strict = edited(_docker_profile(), refuses=True)  # it names none of them
+    assert outcome(strict, "openat", 0, 0, 0) == outcome(strict, "openat", 0, 0, os.O_SYNC) == 1
+
+
+@pytest.mark.parametrize("action", ["SCMP_ACT_ALLOW", "SCMP_ACT_ERRNO"])
+def test_a_profile_with_conditions_of_its_own_on_opening_is_refused(action: str) -> None:
+    """Two sets of conditions on a call are none that anybody can foresee."""
+    condition = {"index": 2, "value": os.O_DIRECT, "valueTwo": 0, "op": "SCMP_CMP_MASKED_EQ"}
+    profile = _docker_profile()
+    profile["syscalls"].append({"names": ["openat"], "action": action, "args": [condition]})
+    with pytest.raises(RefusedError, match="conditions on openat"):
+        edited(profile, refuses=True)
+    assert edited(profile)["listenerPath"] == SOCKET
+
+
+@pytest.mark.parametrize("profile", [None, _profile_with_opening()], ids=["none", "docker"])
+def test_a_container_is_refused_what_one_of_its_volumes_asks_for(host: Host, profile: Any) -> None:
+    """Also if its bundle is created twice. Other containers are refused nothing."""
+    linux = {"seccomp": profile} if profile else {}
+    for mark, refused in (("", False), ("warn", False), ("refuse", True)):
+        (host.folder / "held/on").write_text(mark)
+        bundle = host.bundle(f"{host.mounts}/one", f"{host.mounts}/on", linux=linux)
+        assert host.run("create", "--bundle", str(bundle), "id").returncode == 7
+        first = host.config()
+        found = outcome(first["linux"]["seccomp"], "openat", 0, 0, os.O_SYNC)
+        assert found == (errno.EINVAL if refused else "allowed")
+        assert host.run("create", "--bundle", str(bundle), "id").returncode == 7
+        assert host.config() == first
+    other = host.bundle(f"{host.mounts}/one")
+    assert host.run("create", "--bundle", str(other), "id").returncode == 7
+    assert outcome(host.config()["linux"]["seccomp"], "openat", 0, 0, os.O_SYNC) == "allowed"
 
 
 # -- what is mounted -------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from collection import ROOT, plugin
 
 from pannier.cli.main import cli
 from pannier.deploy.run import PlaybookRun, collection, environment
+from pannier.store.etcd_health import USUAL_QUOTA_BYTES
 
 
 def test_the_words_for_ansible() -> None:
@@ -224,3 +225,13 @@ def test_a_rule_of_ufw_is_known_again() -> None:
     assert not firewall.has_ufw_rule(added, firewall.ufw_rule("10.0.0.3", "tcp", [2377, 7946]))
     assert not firewall.has_ufw_rule(added, firewall.ufw_rule("10.0.0.2", "udp", [2377, 7946]))
     assert not firewall.has_ufw_rule(added, firewall.ufw_rule("10.0.0.2", "tcp", [2377]))
+
+
+def test_etcd_forgets_old_revisions_and_has_the_quota_that_doctor_counts_with() -> None:
+    template = (ROOT / "roles/etcd/templates/etcd.j2").read_text()
+    deployed = dict(
+        line.split("=", 1) for line in template.splitlines() if line.startswith("ETCD_")
+    )
+    assert deployed["ETCD_AUTO_COMPACTION_MODE"] == "periodic"
+    assert deployed["ETCD_AUTO_COMPACTION_RETENTION"] == "1h"
+    assert int(deployed["ETCD_QUOTA_BACKEND_BYTES"]) == USUAL_QUOTA_BYTES

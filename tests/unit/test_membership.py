@@ -159,3 +159,31 @@ async def test_a_drain_survives_the_nodes_restart(membership: Membership) -> Non
     found = await registry(membership).node("n2")
     assert found is not None
     assert found.record.drained
+
+
+async def test_an_expired_token_is_told_as_such_for_a_while_and_then_forgotten(
+    membership: Membership,
+) -> None:
+    text = await token(membership, ttl_seconds=60)
+    await token(membership, ttl_seconds=7200)
+    at_first = machine_clock()
+    membership._clock = replace(at_first, unix=lambda: at_first.unix() + 3600)
+    await membership.forget_tokens(after=3600)
+    with pytest.raises(Denied, match="expired"):
+        await membership.join(request(text))
+    for _ in range(2):
+        await membership.forget_tokens(after=600)
+        assert len(await registry(membership).tokens()) == 1
+    with pytest.raises(Denied, match="not known"):
+        await membership.join(request(text))
+
+
+async def test_only_the_node_with_the_ca_forgets_tokens(membership: Membership) -> None:
+    await token(membership)
+
+    def elsewhere() -> Authority:
+        raise Conflict("the CA is on node n2")
+
+    membership._authority = elsewhere
+    await membership.forget_tokens(after=-3600)
+    assert len(await registry(membership).tokens()) == 1

@@ -91,9 +91,14 @@ def test_nothing_can_be_written_where_a_volume_should_be(table: MountTable, sour
             attempt()
         assert caught.value.errno == errno.EPERM
     table.mount("v1", source)  # the guard is no hindrance
-    table.remove("v1")
+    assert table.prepared() == {"v1"}
+    assert not table.forget("v1"), "something is mounted there"
+    assert (path / "ok").exists()
+    table.unmount("v1")
+    assert table.forget("v1")
     assert not path.exists()
-    table.remove("v1")
+    assert table.prepared() == frozenset()
+    assert table.forget("v1")
 
 
 @needs_root
@@ -107,7 +112,8 @@ def test_says_where_the_guard_is_not_possible(place: Path, source: Path) -> None
     table.unmount("v1")
     assert path.stat().st_mode & 0o7777 == 0
     assert table.mount("v1", source) == path
-    table.remove("v1")
+    table.unmount("v1")
+    table.forget("v1")
     assert table.unguarded == frozenset()
     assert not path.exists()
 
@@ -175,7 +181,7 @@ def test_keeps_what_is_in_an_unguarded_directory(table: MountTable) -> None:
     table.path("v1").mkdir()
     (table.path("v1") / "precious").write_text("x")
     with pytest.raises(StorageError, match="cannot be removed"):
-        table.remove("v1")
+        table.forget("v1")
     assert (table.path("v1") / "precious").exists()
 
 

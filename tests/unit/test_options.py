@@ -76,6 +76,8 @@ def test_a_formatted_size_reads_back_within_a_twentieth(size: int) -> None:
         ({"copies": "2", "durability": "none"}, "never be up to date"),
         ({"copies": "2", "min_copies": "3"}, "could never be met"),
         ({"copies": "2", "durability": "interval", "min_copies": "2"}, "is about sync calls"),
+        ({"copies": "2", "unheld_writes": "kill"}, "is not allowed"),
+        ({"unheld_writes": "refuse"}, "is about what durability=fsync promises"),
         ({"durability": "interval"}, "needs a second copy"),
         ({"interval": "1s"}, "more than one copy"),
         ({"copies": "2", "interval": "1"}, "interval=1 is not a time"),

@@ -32,7 +32,15 @@ from pannier.core.generation import Generation
 from pannier.core.node import Node
 from pannier.core.record import Part, Record
 from pannier.core.swarm import Availability
-from pannier.core.volume import Beginning, Durability, Grant, HistoryEntry, Volume, VolumeSpec
+from pannier.core.volume import (
+    Beginning,
+    Durability,
+    Grant,
+    HistoryEntry,
+    UnheldWrites,
+    Volume,
+    VolumeSpec,
+)
 from pannier.engine.registration import RegisteredRuntime
 from pannier.host.clock import machine_clock
 from pannier.host.mountinfo import Location
@@ -58,6 +66,7 @@ VOLUME = Volume(
         durability=Durability.FSYNC,
         interval=5.0,
         min_copies=2,
+        unheld_writes=UnheldWrites.REFUSE,
         driver="btrfs",
         nodes=("n1", "n2"),
         uid=33,
@@ -99,6 +108,7 @@ RECORDS: dict[str, Record] = {
     "purged": Purged(
         name="web",
         entry=HistoryEntry(at=1767229300.0, what="purged", node="n1", epoch=3, detail="by root"),
+        cleared=("n2",),
     ),
     "token": TokenRecord(
         id="abcdefgh", secret_hash="cd" * 32, expires_at=1767229200.0, uses_left=2
@@ -149,6 +159,12 @@ def test_a_golden_file_is_read_and_written_as_it_is(name: str) -> None:
     assert read(golden(name), type(record)) == record
     assert encode(record) == golden(name)
     assert json.loads(golden(name))["format"] == 1
+
+
+def test_a_volume_of_an_earlier_version_tells_of_unheld_writes() -> None:
+    earlier = golden("volume").replace(b',"unheld_writes":"refuse"', b"")
+    assert earlier != golden("volume")
+    assert read(earlier, Volume).spec.unheld_writes is UnheldWrites.WARN
 
 
 def test_a_listener_of_an_earlier_version_passes_nothing() -> None:

@@ -285,7 +285,7 @@ async def test_a_purged_volume_leaves_its_name_and_why_and_older_marks_say_nothi
     mark = await world.registry.purge_of("web.1")
     assert mark is not None
     assert (mark.name, mark.entry) == ("web", ENTRY)
-    assert [(key, mark.name) for key, mark in await world.registry.purges()] == [
+    assert [(key, mark.record.name) for key, mark in (await world.registry.purges()).items()] == [
         ("old.1", ""), ("web.1", "web"),
     ]  # fmt: skip
     assert await world.registry.purged() == {"old.1", "web.1", "bad.1"}

@@ -104,7 +104,7 @@ class World:
         self.with_settling = with_settling
         self.without = _NOT_PLAYED
         if not with_upkeep:
-            self.without |= {"trash", "freeing", "upkeep", "verification"}
+            self.without |= {"trash", "freeing", "upkeep", "forgetting", "verification"}
         if not with_replication:
             self.without |= {"fencing", "replication", "in-sync"}
         self.data = Data()
@@ -121,6 +121,7 @@ class World:
         self._calls: dict[asyncio.Future[None], frozenset[str]] = {}
         self._grants: dict[tuple[str, int], str] = {}
         self._epochs: dict[str, int] = {}
+        self._purged: set[str] = set()
         self._containers = 0
         self._late: list[asyncio.Task[None]] = []
         self._stack = ExitStack()
@@ -482,7 +483,8 @@ class World:
         1. the holder that the record names has every byte that a container was told is written;
         2. no other tree of that volume can be written, on any disk;
         3. an epoch belongs to one node for ever, and rises;
-        4. what was once recorded is a volume, or in the trash, or was purged;
+        4. what was once recorded is a volume, or in the trash, or was purged; and while any node of the
+           cluster has something of what was purged, the store says so;
         5. nobody takes a tree away, or makes it read-only, under a running container.
         """
         records: dict[str, Volume] = {}
@@ -492,10 +494,19 @@ class World:
         purged = {entry.key.removeprefix("purged/") for entry in self.data.list("purged/")}
         for record in records.values():
             self._inspect_one(record)
-        for missing in self._epochs.keys() - records.keys() - purged:
+        self._purged |= purged
+        for missing in self._epochs.keys() - records.keys() - self._purged:
             self._wrong(f"{missing} was recorded once and is nowhere now")
+        for forgotten in self._purged - purged - records.keys():
+            for machine in self._members():
+                if forgotten in machine.disk.homes:
+                    self._wrong(f"{machine.name} has {forgotten}, and may never delete it")
         for machine in self.machines.values():
             self._inspect_containers(machine)
+
+    def _members(self) -> list[Machine]:
+        nodes = {entry.key.removeprefix("nodes/") for entry in self.data.list("nodes/")}
+        return [machine for machine in self.machines.values() if machine.name in nodes]
 
     def _inspect_one(self, record: Volume) -> None:
         grant, held = record.grant, self._held(record)

@@ -78,6 +78,11 @@ class Drivers:
         with suppress(TimeoutError):
             await asyncio.wait_for(self.tried.wait(), within or self._pace.memory)
 
+    @property
+    def complete(self) -> bool:
+        """Whether all are open: only then is it known what this node has nothing of."""
+        return self._open.keys() == self._wanted.keys()
+
     async def end_journals(self) -> None:
         """See :meth:`LineDriver.end_journal`. Called when nothing else runs any more."""
         for driver in self:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Protocol
 
 from pannier.core.errors import Conflict, StorageError, VolumeInUse
-from pannier.core.volume import check_name
+from pannier.core.volume import check_name, is_name
 from pannier.host.files import keep_private
 from pannier.host.ioctls import control
 from pannier.host.mountflags import bind
@@ -93,6 +93,18 @@ class Mounts(Protocol):
         Raises:
             VolumeInUse: a process on the node itself uses it. Containers do not count here.
             StorageError: the kernel refused for another reason.
+        """
+        ...
+
+    def prepared(self) -> frozenset[str]:
+        """Names of the volumes whose path has been made."""
+        ...
+
+    def forget(self, name: str) -> bool:
+        """Remove the path of a volume that is gone. Returns False, and removes nothing, while something is shown there.
+
+        Raises:
+            StorageError: something is in the directory, or the kernel refused.
         """
         ...
 
@@ -210,26 +222,28 @@ class MountTable(Mounts):
                 if _libc.umount2(os.fsencode(target), flags) != 0:
                     _check_unmount(name, target, ctypes.get_errno())
 
-    def remove(self, name: str) -> None:
-        """Unmount, and remove the empty directory with its guard; for volumes that left the node.
+    def prepared(self) -> frozenset[str]:
+        """See :class:`Mounts`."""
+        return frozenset(entry.name for entry in os.scandir(self._root) if is_name(entry.name))
 
-        Raises:
-            VolumeInUse, StorageError: as :meth:`unmount`; or something is in the directory.
-        """
+    def forget(self, name: str) -> bool:
+        """See :class:`Mounts`. After a power cut the directory may be there without its guard: a Mount renews that."""
         target = self.path(name)
         with self._lock:
-            self.unmount(name)
-            if not target.is_dir():
-                return
+            if visible_at(str(target), own_mounts()) is not None:
+                return False
             try:
                 _set_immutable(target, False)
                 target.rmdir()
+            except FileNotFoundError:
+                pass
             except OSError as error:
                 raise StorageError(
                     f"volume {name}: {target} cannot be removed: {error.strerror}",
                     remedy="look what is in it; it should be empty and is not Pannier's to delete",
                 ) from error
             self._unguarded.discard(name)
+            return True
 
     def _check_source(self, name: str, source: Path) -> Path:
         linked = source.is_symlink()  # what it points to is not the volume

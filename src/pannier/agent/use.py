@@ -178,16 +178,18 @@ class Use:
 
     async def _name_one(self, user: User) -> str:
         if user.container:
-            try:
-                container = await self._engine.container(user.container)
-            except EngineUnavailable:
-                container = None
-            if container:
-                return f"container {container}"
-            return f"container {user.container[:12]}"
+            return await self.name_container(user.container)
         if user.pid == 0:
             return user.command  # a second mount of the tree: "mount at ...", as docker cp makes it
         return f"process {user.pid} ({user.command})"
+
+    async def name_container(self, ident: str) -> str:
+        """A container in words for people."""
+        try:
+            container = await self._engine.container(ident)
+        except EngineUnavailable:
+            container = None
+        return f"container {container or ident[:12]}"
 
     # -- standing still, and the end ------------------------------------------------------------
 

@@ -39,8 +39,10 @@ SILENCE_SECONDS = 6 * KEEPALIVE_SECONDS
 ANSWER_LIMIT_BYTES = 64 * 2**20
 
 Answer = TypeVar("Answer")
-# A text that is not UTF-8 makes a ValueError.
-_UNREADABLE = (msgspec.MsgspecError, ValueError)
+ANSWER_LIMIT_BYTES = 64 << 20
+"""Far more than any answer has: the pieces of an image of 16 TiB take 26 MB, and 10,000 volumes 10 MB."""
+# A text that is not UTF-8 makes a ValueError, and one that is too deep a RecursionError.
+_UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +145,7 @@ class ApiConnection:
         limit = timeout_seconds or (READ_SECONDS if reading else CHANGE_SECONDS)
         timeout = aiohttp.ClientTimeout(total=limit, sock_connect=CONNECT_SECONDS)
         async with self._send(method, path, body=body, actor=actor, timeout=timeout) as response:
-            content = await response.read()
+            content = await self._whole(response, reading=reading)
             if answer is type(None):
                 return None
             try:
@@ -182,6 +184,16 @@ class ApiConnection:
         except _UNREADABLE as error:
             raise _reported(line) or self._nonsense(reading, error) from error
 
+    async def _whole(self, response: aiohttp.ClientResponse, *, reading: bool) -> bytes:
+        """All of an answer. The other node decides how long it is, and must not decide how much memory we have."""
+        content = bytearray()
+        async for chunk in response.content.iter_any():
+            content += chunk
+            if len(content) > ANSWER_LIMIT_BYTES:
+                longer = ValueError(f"the answer has more than {ANSWER_LIMIT_BYTES} bytes")
+                raise self._nonsense(reading, longer)
+        return bytes(content)
+
     @asynccontextmanager
     async def _send(
         self,
@@ -194,6 +206,7 @@ class ApiConnection:
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         headers = {
             "Accept": "application/json, application/x-ndjson",
+            "Accept-Encoding": "identity",
             API_HEADER: str(API_VERSION),
         }
         if actor is not None:
@@ -212,7 +225,7 @@ class ApiConnection:
             ) as response:
                 self._their_version = response.headers.get(API_HEADER, "1")
                 if response.status >= 300:
-                    content = await response.read()
+                    content = await self._whole(response, reading=method == "GET")
                     status = ValueError(f"HTTP status {response.status}")
                     raise _reported(content) or self._nonsense(method == "GET", status)
                 yield response
@@ -228,7 +241,10 @@ class ApiConnection:
                 case TlsEndpoint(context=context):
                     connector = aiohttp.TCPConnector(ssl=context)
             self._session = aiohttp.ClientSession(
-                connector=connector, middlewares=(_send_once,), trust_env=False
+                connector=connector,
+                middlewares=(_send_once,),
+                trust_env=False,
+                auto_decompress=False,  # no pannierd compresses, and what is compressed may be of any size
             )
         return self._session
 

@@ -15,7 +15,7 @@ class LineReader:
 
     def __init__(self, *, limit_bytes: int = 2**20) -> None:
         self._limit_bytes = limit_bytes
-        self._rest = b""
+        self._rest = bytearray()
 
     def feed(self, chunk: bytes) -> list[bytes]:
         """The lines that ``chunk`` completes.
@@ -23,7 +23,11 @@ class LineReader:
         Raises:
             PannierError: a line is longer than the limit.
         """
-        *lines, self._rest = (self._rest + chunk).split(b"\n")
+        end = chunk.rfind(b"\n") + 1
+        whole = b"" if not end else bytes(self._rest) + chunk[:end]
+        if end:
+            self._rest.clear()
+        self._rest += chunk[end:]  # not copied for each chunk: these may be of one byte each
         if len(self._rest) > self._limit_bytes:
             raise PannierError(f"a line of more than {self._limit_bytes} bytes was received")
-        return [line for line in lines if line.strip()]
+        return [line for line in whole.split(b"\n") if line.strip()]

@@ -177,14 +177,22 @@ async def _read_body(request: web.Request, operation: Operation) -> bodies.Body 
     if operation.body is None:
         return None
     # The content type is not looked at: what matters is whether the bytes are the JSON we need.
-    content = await request.read()
-    if not content and bodies.may_be_left_out(operation.body):
+    return parse_body(await request.read(), operation.body, f"{operation.method} {operation.path}")
+
+
+def parse_body(content: bytes, kind: type[bodies.Body], request: str) -> bodies.Body:
+    """The body of a request.
+
+    Raises:
+        InvalidInput: it is not what the operation takes.
+    """
+    if not content and bodies.may_be_left_out(kind):
         content = b"{}"
     try:
-        body = msgspec.json.decode(content, type=operation.body)
+        body = msgspec.json.decode(content, type=kind)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise InvalidInput(
-            f"the body of {operation.method} {operation.path} cannot be accepted: {error}",
+            f"the body of {request} cannot be accepted: {error}",
             remedy="send JSON as GET /v1/openapi.json describes it",
         ) from error
     body.check()

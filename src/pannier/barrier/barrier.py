@@ -19,8 +19,10 @@ from pannier.barrier.groups import Backlog, Groups
 from pannier.barrier.keeping import Keeping, Origin, is_listener
 from pannier.barrier.listener import Listener
 from pannier.barrier.reach import HostDevices, Reach
+from pannier.barrier.syncwrites import ContainerSpace, UnheldWriter
 from pannier.barrier.turns import Turns
 from pannier.core.errors import PannierError
+from pannier.core.volume import UnheldWrites
 from pannier.host.clock import Clock
 from pannier.host.mountinfo import Location, Mount, OwnMounts, own_mounts
 
@@ -70,15 +72,20 @@ class Barrier:
         self._host = HostDevices(str(mount_root))
         self._own_mounts = OwnMounts()
         self._listeners: dict[str, Listener] = {}
-        self._warned: set[str] = set()
+        self._writers: tuple[UnheldWriter, ...] = ()
         self._handovers: set[asyncio.Task[None]] = set()
         self._without_room: set[asyncio.Task[None]] = set()
 
     # -- marks -----------------------------------------------------------------------------------
 
-    def hold(self, volume: str) -> None:
-        """Give new containers with this volume the barrier. Called before Docker may mount it."""
-        (self._marks / volume).touch()
+    def hold(self, volume: str, unheld_writes: UnheldWrites) -> None:
+        """Give new containers with this volume the barrier. Called before Docker may mount it.
+
+        The mark is replaced as a whole: another container with this volume may be starting.
+        """
+        draft = self._marks.with_name(f"mark.{volume}")
+        draft.write_text(unheld_writes, encoding="ascii")
+        draft.replace(self._marks / volume)
 
     def release(self, volume: str) -> None:
         """New containers with this volume get no barrier any more."""
@@ -101,6 +108,13 @@ class Barrier:
     def waiting(self, volume: str) -> Backlog:
         """What waits for this volume now."""
         return self._groups.backlog(volume)
+
+    def unheld_writers(self, volume: str) -> list[UnheldWriter]:
+        """Who could write to this volume past the barrier when that was looked at last, of containers that are there."""
+        there = self.containers(volume)
+        return [
+            each for each in self._writers if volume in each.volumes and each.container in there
+        ]
 
     # -- work ------------------------------------------------------------------------------------
 
@@ -226,7 +240,6 @@ class Barrier:
             groups=self._groups,
             turns=self._turns,
             clock=self._clock,
-            synchronous=self._warn,
             ended=self._ended,
         )
         listener.start()
@@ -235,8 +248,6 @@ class Barrier:
     def _ended(self, listener: Listener) -> None:
         self._keeping.forget(listener.name)
         del self._listeners[listener.name]
-        if all(o.origin.container != listener.origin.container for o in self._listeners.values()):
-            self._warned.discard(listener.origin.container)
 
     def _places(self, volumes: Iterable[str]) -> Mapping[str, Location | None]:
         seen = self._seen(volumes, own_mounts())
@@ -253,25 +264,21 @@ class Barrier:
         points = {volume: f"{self._mount_root}/{volume}" for volume in volumes}
         return {name: visible[point] for name, point in points.items() if point in visible}
 
-    # -- files that are written through -----------------------------------------------------------
+    # -- what no filter sees ----------------------------------------------------------------------
 
     async def _scan(self) -> NoReturn:
         while True:
             await asyncio.sleep(_SCAN_SECONDS)
-            unwarned = {
-                listener.origin.pid: listener
+            spaces = {
+                listener.origin.pid: ContainerSpace(listener.origin.container, listener.reach)
                 for listener in self._listeners.values()
-                if listener.origin.container not in self._warned
             }
-            spaces = {pid: listener.reach for pid, listener in unwarned.items()}
-            for key, (pid, fd) in (await asyncio.to_thread(syncwrites.find, spaces)).items():
-                self._warn(unwarned[key], pid, fd)
-
-    def _warn(self, listener: Listener, pid: int, fd: int) -> None:
-        container = listener.origin.container
-        if container not in self._warned:
-            self._warned.add(container)
-            syncwrites.warn(container, listener.reach.places, pid, fd)
+            try:
+                self._writers = await asyncio.to_thread(syncwrites.find, spaces)
+            except (
+                OSError
+            ) as error:  # such as no file descriptor left: what was found last stays told
+                log.error("barrier.not-looked-at", error=str(error))
 
 
 def _keep(tasks: set[asyncio.Task[None]], work: Coroutine[Any, Any, None], name: str) -> None:

@@ -48,15 +48,12 @@ class Listener:
         groups: Groups,
         turns: Turns,
         clock: Clock,
-        synchronous: Callable[[Listener, int, int], None],
         ended: Callable[[Listener], None],
     ) -> None:
         """Make a listener that does not listen yet; it owns ``fd``.
 
         Args:
             name: under which it is kept.
-            synchronous: called with the thread and descriptor of a sync call on a held volume's file
-                that is open with O_SYNC or O_DSYNC.
             ended: called when the last process with the filter is gone; ``fd`` is closed by then.
         """
         self.fd = fd
@@ -67,7 +64,6 @@ class Listener:
         self._groups = groups
         self._turns = turns
         self._clock = clock
-        self._synchronous = synchronous
         self._ended = ended
         self._loop = asyncio.get_running_loop()
         self._paused = False
@@ -117,8 +113,6 @@ class Listener:
         if self._mounts_kept is None:
             self._mounts_kept = self._loop.call_later(_MOUNTS_KEPT_SECONDS, self._let_go_of_mounts)
         reached = self.reach.of(call)
-        if reached.synchronous and reached.volumes and call.fd is not None:
-            self._synchronous(self, call.tid, call.fd)
         self._wait(call, slot, first, reached)
 
     def _let_go_of_mounts(self) -> None:

@@ -38,6 +38,8 @@ def status(session: Session) -> None:
     output.print_table(nodes_table(found.nodes))
     for problem in found.problems:
         output.print_line(f"problem: {problem}")
+    for warning in found.warnings:
+        output.print_line(f"warning: {warning}")
 
 
 def _store(found: StatusView) -> str:

@@ -344,6 +344,7 @@ def _details(found: LiveVolumeView | RememberedVolumeView) -> list[tuple[str, st
             else []
         ),
         *[("not replicated", f"sync calls of {each}") for each in found.not_held or []],
+        *[("not held", each) for each in found.unheld_writes or []],
         *[("damage", each) for each in found.damage or []],
         ("in use by", output.show_names(found.in_use_by)),
         *(("copy", _copy_line(copy)) for copy in found.copies or []),

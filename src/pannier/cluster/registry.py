@@ -7,7 +7,7 @@
     alive/NAME         the node's boot id; lives as long as the node's lease
     volumes/NAME       Volume
     trash/ID           Volume with removed_at
-    purged/ID          Purged: the volume's data may be deleted wherever it is
+    purged/ID          Purged: the volume's data may be deleted wherever it is; until no node has any
     tokens/ID          TokenRecord
     evacuated/NODE     Evacuated: what was done to the node in Docker Swarm
 
@@ -59,10 +59,12 @@ class Purged(Record):
     Attributes:
         name: the volume's; empty in marks of earlier versions.
         entry: the last line of its history; None in marks of earlier versions.
+        cleared: nodes that have nothing of it any more, as they found when the mark was due to go.
     """
 
     name: str = ""
     entry: HistoryEntry | None = None
+    cleared: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +212,14 @@ class Registry:
         """A join token's record."""
         return await self._read(f"tokens/{token_id}", TokenRecord)
 
+    async def tokens(self) -> list[Versioned[TokenRecord]]:
+        """All join tokens' records, without those that are damaged."""
+        return await self._all("tokens/", TokenRecord, skip_damaged=True)
+
+    async def remove_token(self, token_id: str, *, expect: int) -> None:
+        """Remove a join token's record."""
+        await self.store.commit(Change(f"tokens/{token_id}", None, expect))
+
     async def add_token(self, token: TokenRecord) -> None:
         """A new join token. The change that leaves it no uses removes its record."""
         await self._put(token, ABSENT)
@@ -312,17 +322,22 @@ class Registry:
         found = await self._read(purged_key(volume_id), Purged)
         return found.record if found else None
 
-    async def purges(self) -> list[tuple[str, Purged]]:
-        """Ids and marks of all purged volumes, in the order of their ids, without those that are damaged."""
-        found = []
+    async def purges(self) -> dict[str, Versioned[Purged]]:
+        """The marks of all purged volumes by id, in the order of the ids, without those that are damaged."""
+        found = {}
         for entry in await self.store.list("purged/"):
             try:
                 mark = decode(entry, Purged, shown=True)
             except PannierError as error:
                 log.error("registry.unreadable", key=entry.key, error=str(error))
             else:
-                found.append((entry.key.removeprefix("purged/"), mark))
+                found[entry.key.removeprefix("purged/")] = Versioned(mark, entry.revision)
         return found
+
+    async def replace_purge(self, volume_id: str, mark: Purged | None, *, expect: int) -> None:
+        """Change the mark of a purged volume, or remove it: then nobody may delete its data any more."""
+        value = None if mark is None else encode(mark)
+        await self.store.commit(Change(purged_key(volume_id), value, expect))
 
     # -- nodes ----------------------------------------------------------------------------------
 

@@ -333,6 +333,7 @@ class StatusView:
     nodes: list[NodeView]
     volumes: int
     problems: list[str]
+    warnings: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

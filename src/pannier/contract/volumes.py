@@ -53,6 +53,7 @@ class LiveVolumeView(VolumeView, frozen=True, kw_only=True, tag="live"):
         inodes, free_inodes: how many files there can be, and how many more; None likewise.
         stands_still: why nobody can write to it now; empty where they can.
         not_held: who uses it past the barrier: what they sync is not on the copies when the call returns.
+        unheld_writes: who could write to it past the barrier, and by what: as a file opened with O_DSYNC, or Linux AIO.
         direct: whether its writes go past the page cache; None where it has no file system, or is not attached.
         sync: how sync calls are made durable; None where no copy is kept up to date.
         damage: what is known of bytes that a disk did not give back as they were written, node by node.
@@ -75,6 +76,7 @@ class LiveVolumeView(VolumeView, frozen=True, kw_only=True, tag="live"):
     free_inodes: int | None = None
     stands_still: str = ""
     not_held: list[str] = []
+    unheld_writes: list[str] = []
     direct: bool | None = None
     damage: list[str] = []
     sync: SyncView | None = None
@@ -103,6 +105,7 @@ class RememberedVolumeView(VolumeView, frozen=True, kw_only=True, tag="remembere
     free_inodes: None = None
     stands_still: Literal[""] = ""
     not_held: None = None
+    unheld_writes: None = None
     direct: None = None
     damage: None = None
     sync: None = None

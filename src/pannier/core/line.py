@@ -26,7 +26,7 @@ both ends, and a copy's journal keeps it whole."""
 
 BLOCK_BYTES = 4096
 """What is written begins and ends at multiples of this: the block of the file systems in images."""
-_LARGEST_IMAGE = 1 << 60
+LARGEST_IMAGE = 1 << 60
 """What a file system in an image may have, and what a file's offset can name."""
 _MAGIC = b"PNRR"
 _VERSION = 1
@@ -249,7 +249,7 @@ def _decode(whole: memoryview) -> LineRecord:
     content = table + count * _RANGE.size
     if magic != _MAGIC or version != _VERSION or len(whole) != content + total:
         raise Corrupt(f"{len(whole)} bytes are not one record of version {_VERSION}")
-    if size > _LARGEST_IMAGE:
+    if size > LARGEST_IMAGE:
         raise Corrupt(f"a record is of an image of {size} bytes")
     head = bytes(whole[: _HEAD.size - 4]) + bytes(4)
     if zlib.crc32(whole[_HEAD.size :], zlib.crc32(head)) != check:

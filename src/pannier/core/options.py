@@ -11,7 +11,7 @@ from typing import Any
 from pannier.core.errors import AlreadyExists, InvalidInput
 from pannier.core.node import check_node_name
 from pannier.core.size import format_size, parse_size
-from pannier.core.volume import Durability, Volume, VolumeSpec
+from pannier.core.volume import Durability, UnheldWrites, Volume, VolumeSpec
 
 DRIVERS = ("btrfs", "directory")
 LAYOUTS = ("image", "tree")
@@ -117,6 +117,13 @@ OPTIONS = (
         "1",
         "so few copies in sync, the holder's included, may still acknowledge a sync call",
     ),
+    Option(
+        "unheld_writes",
+        lambda text: UnheldWrites(_choice("unheld_writes", tuple(UnheldWrites))(text)),
+        "warn",
+        "what no sync call waits for, such as a write to a file opened with O_DSYNC: is found and told (warn), "
+        "or cannot be done in a container that mounts the volume (refuse)",
+    ),
     Option("driver", _choice("driver", DRIVERS), "the node's own", "where the bytes live"),
     Option(
         "layout",
@@ -199,6 +206,11 @@ def _check_together(spec: VolumeSpec, *, given: frozenset[str]) -> None:
     if "min_copies" in given and spec.durability is not Durability.FSYNC:
         raise InvalidInput(
             "min_copies is about sync calls, which only durability=fsync holds",
+            remedy="add durability=fsync and copies=2, or leave it out",
+        )
+    if "unheld_writes" in given and spec.durability is not Durability.FSYNC:
+        raise InvalidInput(
+            "unheld_writes is about what durability=fsync promises",
             remedy="add durability=fsync and copies=2, or leave it out",
         )
     if spec.copies == 1 and "interval" in given:

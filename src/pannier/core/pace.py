@@ -197,6 +197,15 @@ class NodePace:
     """Between two looks at whether any container is still frozen."""
     trash: float = 24 * 3600.0
     """How long a removed volume can be restored, counted while the daemon runs."""
+    history: float = 7 * 24 * 3600.0
+    """How long `volume history` and `events` tell, at least, how a volume left the trash for ever: somebody who looks after a
+    holiday week still finds it. Its mark stays until then, so it bounds how many there are. By the wall clock."""
+    token_history: float = 24 * 3600.0
+    """How long a join token that has expired is told from one that never was."""
+    forget: float = 600.0
+    """Between two looks at what nobody needs any more: nothing waits for it, and each reads all marks of purged volumes."""
+    forget_at_once: int = 500
+    """So many marks are changed in one look at most: each is a write to the store, and all nodes do the same."""
     turn: float = 60.0
     """Between two turns of the slow loop that empties the trash."""
     free_look: float = 0.2

@@ -24,6 +24,18 @@ class Durability(StrEnum):
     NONE = "none"
 
 
+def is_name(name: str) -> bool:
+    """Whether it can name a volume."""
+    return _NAME.fullmatch(name) is not None
+
+
+class UnheldWrites(StrEnum):
+    """What is done about writes of containers that no sync call waits for (docs/sync.md)."""
+
+    WARN = "warn"
+    REFUSE = "refuse"
+
+
 def check_name(name: str) -> str:
     """Return ``name`` if it can name a volume.
 
@@ -32,7 +44,7 @@ def check_name(name: str) -> str:
     Raises:
         InvalidInput: it cannot.
     """
-    if _NAME.fullmatch(name):
+    if is_name(name):
         return name
     shown = name if len(name) <= 40 else name[:40] + "..."
     if len(name) > 128:
@@ -55,6 +67,7 @@ class VolumeSpec(Part):
         durability: what a node's death may cost.
         interval: seconds between generations sent to the other copies, while there are writes.
         min_copies: how many copies, the holder's included, must be in sync to acknowledge a sync call.
+        unheld_writes: whether writes that a volume with durability=fsync cannot hold are told, or refused.
         driver: where the bytes live: ``btrfs`` (a tree of files on a btrfs pool), ``image`` (one file on
             a btrfs pool) or ``directory``.
         nodes: names of nodes wished for, in order of preference; the first one available makes it.
@@ -67,6 +80,7 @@ class VolumeSpec(Part):
     durability: Durability = Durability.NONE
     interval: float = 1.0
     min_copies: int = 1
+    unheld_writes: UnheldWrites = UnheldWrites.WARN
     driver: str = "btrfs"
     nodes: tuple[str, ...] = ()
     uid: int = 0

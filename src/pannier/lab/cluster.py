@@ -134,6 +134,10 @@ def _etcd_settings(member: Machine, cluster: str) -> str:
         "INITIAL_CLUSTER": cluster,
         "INITIAL_CLUSTER_STATE": "new",
         "INITIAL_CLUSTER_TOKEN": f"pannier-lab-{member.state.name}",
+        # As `pannier deploy` has it.
+        "AUTO_COMPACTION_MODE": "periodic",
+        "AUTO_COMPACTION_RETENTION": "1h",
+        "QUOTA_BACKEND_BYTES": "2147483648",
     }
     for prefix in ("", "PEER_"):
         settings[f"{prefix}CLIENT_CERT_AUTH"] = "true"

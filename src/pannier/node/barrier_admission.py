@@ -11,7 +11,7 @@ import structlog
 
 from pannier.core.errors import Conflict, EngineUnavailable, PannierError
 from pannier.core.pace import NodePace
-from pannier.core.volume import Durability, Volume
+from pannier.core.volume import Durability, UnheldWrites, Volume
 from pannier.engine.base import Engine, EngineFacts
 
 log = structlog.get_logger(__name__)
@@ -26,8 +26,8 @@ could make one is left."""
 class Marks(Protocol):
     """Tells pannier-runtime which volumes' containers get the barrier."""
 
-    def hold(self, volume: str) -> None:
-        """Give new containers with this volume the barrier.
+    def hold(self, volume: str, unheld_writes: UnheldWrites) -> None:
+        """Give new containers with this volume the barrier, and refuse them what it cannot hold if that is asked.
 
         Raises:
             OSError: the mark cannot be written.
@@ -89,7 +89,7 @@ class BarrierAdmission:
                 f"volume {volume.name} asks for durability=fsync, and {problem}",
                 remedy="pannier runtime register; or use a volume with durability=interval",
             )
-        self._marks.hold(volume.name)
+        self._marks.hold(volume.name, volume.spec.unheld_writes)
 
     async def run(self) -> None:
         """Ask each engine that comes up, before a Mount needs the answer, for ever: run as a task."""

@@ -15,6 +15,11 @@ UNHELD_REMEDY = (
     "make the container anew with Docker's default runtime (docker rm, then docker run), and end other "
     "processes; what they have written is on the copies within an interval"
 )
+UNHELD_WRITES_REMEDY = (
+    "set the program so that it makes its writes durable by fsync or fdatasync (the page on databases has settings; "
+    "Linux AIO is harmless where the program submits no fsync by it); a volume made with unheld_writes=refuse lets "
+    "its containers do neither"
+)
 LONG_WAIT_SECONDS = 10.0
 """Sync calls that wait for longer than this are reported as a problem."""
 
@@ -94,6 +99,16 @@ def past_the_barrier(name: str, users: Sequence[str]) -> FindingView:
     )
 
 
+def written_past_the_barrier(name: str, writers: Sequence[str]) -> FindingView:
+    """The finding on writes that no sync call waits for: see :mod:`pannier.barrier.syncwrites`."""
+    return FindingView(
+        level=Level.WARNING,
+        subject=f"volume {name}",
+        what=f"{'; '.join(writers)}: what is made durable so is not held, and may not be on the copies",
+        remedy=UNHELD_WRITES_REMEDY,
+    )
+
+
 def _held(record: Volume) -> str:
     since = next((e for e in reversed(record.history) if e.epoch == record.grant.epoch), None)
     when = f" since {rfc3339(since.at)} ({since.what} {since.detail})" if since else ""
@@ -135,6 +150,8 @@ def _of_live_holder(
         )
     if live.not_held:
         yield past_the_barrier(name, live.not_held)
+    if live.unheld_writes:
+        yield written_past_the_barrier(name, live.unheld_writes)
     if live.sync is not None and live.sync.reason:
         yield FindingView(
             level=Level.WARNING if live.sync.remedy else Level.OK,

@@ -21,7 +21,12 @@ from pannier.core.size import format_size
 from pannier.core.volume import Volume
 from pannier.engine.base import Engine
 from pannier.host.clock import Clock
-from pannier.node.diagnosis import damage_findings, past_the_barrier, standing_still
+from pannier.node.diagnosis import (
+    damage_findings,
+    past_the_barrier,
+    standing_still,
+    written_past_the_barrier,
+)
 from pannier.node.quarantine import quarantine_findings, quarantine_of
 from pannier.node.sync_findings import doubt_findings, journal_findings
 from pannier.node.sync_views import journal_of
@@ -97,11 +102,13 @@ class Doctor:
         return findings
 
     async def _store(self) -> AsyncIterator[FindingView]:
-        for member, state in (await self._cluster.registry.store.health()).items():
-            if state == "ok":
-                yield _ok(f"store {member}", "answers")
+        for member, health in (await self._cluster.registry.store.health()).items():
+            if health.problem:
+                yield _problem(f"store {member}", health.problem, health.remedy)
+            elif health.warning:
+                yield _warning(f"store {member}", health.warning, health.remedy)
             else:
-                yield _problem(f"store {member}", state, "see whether it runs and can be reached")
+                yield _ok(f"store {member}", "answers")
 
     async def _own_lease(self) -> AsyncIterator[FindingView]:
         subject = f"lease of node {self._cluster.node}"
@@ -272,7 +279,8 @@ class Doctor:
                 yield _warning(
                     f"data {orphan}",
                     f"on this node's {driver.name} driver, and of no volume that the cluster knows",
-                    "left by a creation that did not finish, or by another cluster; kept",
+                    "left by a creation that did not finish, by another cluster, or of a volume that was removed while this disk "
+                    "was away; kept",
                 )
 
     async def _volume(self, volume: Volume) -> AsyncIterator[FindingView]:
@@ -300,6 +308,8 @@ class Doctor:
             yield finding
         if past := self._unheld.of(volume):
             yield past_the_barrier(volume.name, past)
+        if writers := self._unheld.writers_of(volume):
+            yield written_past_the_barrier(volume.name, writers)
         if self._use.suspended(volume):
             yield standing_still(volume, self._cluster.node, doubt=self._doubt)
         if full := self._room.full(volume):

@@ -37,9 +37,9 @@ async def purged_events(registry: Registry, name: str | None = None) -> list[Eve
     """How volumes left the trash for ever, oldest first: those of a name or id, or all."""
     found = [
         event
-        for volume_id, mark in await registry.purges()
-        if name in (None, mark.name, volume_id)
-        for event in _from_mark(mark)
+        for volume_id, mark in (await registry.purges()).items()
+        if name in (None, mark.record.name, volume_id)
+        for event in _from_mark(mark.record)
     ]
     return sorted(found, key=lambda event: event.at)
 

@@ -28,7 +28,7 @@ from pannier.contract.volumes import LiveVolumeView, RememberedVolumeView, Volum
 from pannier.contract.words import Level
 from pannier.copies.file_systems import FileSystems
 from pannier.copies.verification import Verification
-from pannier.core.errors import PannierError, Unavailable, VolumeNotFound
+from pannier.core.errors import Unavailable, VolumeNotFound
 from pannier.holding.recovery import Recovery
 from pannier.holding.volumes import Volumes
 from pannier.node.cleaning import Cleaning
@@ -97,20 +97,18 @@ class NodeService:
 
     async def status(self) -> StatusView:
         """The whole cluster at a glance, as far as it can be seen from here."""
-        try:
-            store = await self._cluster.registry.store.health()
-        except PannierError as error:
-            store = {"store": error.message}
+        store = await self._cluster.registry.store.health()
         findings = await self._doctor.examine()
         return StatusView(
             cluster=self._name,
             node=self._cluster.node,
             version=__version__,
-            store=store,
-            store_ok=sum(state == "ok" for state in store.values()) * 2 > len(store),
+            store={member: health.in_short for member, health in store.items()},
+            store_ok=sum(not health.problem for health in store.values()) * 2 > len(store),
             nodes=await self.nodes(),
             volumes=len(self._catalog.volumes()),
             problems=[f"{f.subject}: {f.what}" for f in findings if f.level is Level.PROBLEM],
+            warnings=[f"{f.subject}: {f.what}" for f in findings if f.level is Level.WARNING],
         )
 
     async def nodes(self) -> list[NodeView]:

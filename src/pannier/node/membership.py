@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 
 import structlog
@@ -128,6 +129,21 @@ class Membership:
             return left or replace(record, uses_left=0)
 
         await self._registry.change(read, use)
+
+    async def forget_tokens(self, *, after: float) -> None:
+        """Remove the records of tokens that expired more than ``after`` seconds ago.
+
+        Only the node with the CA does it: tokens are made and redeemed there, so its clock alone says which are good.
+        """
+        try:
+            self._authority()
+        except Conflict:
+            return
+        for found in await self._registry.tokens():
+            token = found.record
+            if not token.is_newer and token.expires_at + after <= self._clock.unix():
+                with suppress(Stale):  # somebody used it
+                    await self._registry.remove_token(token.id, expect=found.revision)
 
     async def drain(self, name: str, *, drained: bool) -> Node:
         """Mark a node as drained, or take the mark away."""

@@ -1,8 +1,10 @@
-"""Who uses a volume with durability=fsync although nobody holds their sync calls.
+"""Who uses a volume with durability=fsync although nobody holds their sync calls, or what they write without any.
 
 ``pannier-runtime`` gives each container of Docker's the barrier. What does not come through it is found here, by
 comparing who uses a volume with the listeners that there are: a container of another runtime or engine, one
 that was started before the runtime was registered, a process that entered a container's namespaces from outside.
+
+Who comes through it and could write past it all the same, the barrier finds (:mod:`pannier.barrier.syncwrites`).
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from pannier.agent.drivers import Drivers
 from pannier.agent.usage import Contact, User
 from pannier.agent.use import Use
 from pannier.barrier.barrier import UNKNOWN
+from pannier.barrier.syncwrites import UnheldWriter
 from pannier.cluster.cluster import Cluster
 from pannier.core.errors import PannierError
 from pannier.core.pace import NodePace
@@ -38,26 +41,34 @@ class Unheld:
         drivers: Drivers,
         use: Use,
         held_in: Callable[[str], frozenset[str]],
+        writers: Callable[[str], Iterable[UnheldWriter]],
         pace: NodePace,
     ) -> None:
         """Prepare; :meth:`run` looks.
 
         Args:
             held_in: ids of the containers whose sync calls on a volume, by name, are held.
+            writers: who could write to a volume, by name, past the barrier.
         """
         self._cluster = cluster
         self._drivers = drivers
         self._use = use
         self._held_in = held_in
+        self._writers = writers
         self._pace = pace
         self._seen: dict[str, frozenset[int]] = {}
         """By volume id, pids of the last look: a container's listener may come a moment after its process."""
         self._found: dict[str, tuple[str, ...]] = {}
+        self._found_writers: dict[str, tuple[str, ...]] = {}
         self._turn = 0
 
     def of(self, volume: Volume) -> tuple[str, ...]:
         """Who they are as of the last look, in words for people."""
         return self._found.get(volume.id, ())
+
+    def writers_of(self, volume: Volume) -> tuple[str, ...]:
+        """Who could write to it past the barrier as of the last look, and by what, in words for people."""
+        return self._found_writers.get(volume.id, ())
 
     async def run(self) -> None:
         """Look for ever: run as a task."""
@@ -72,14 +83,16 @@ class Unheld:
         """Look at the volumes that were just mounted or are suspected, and at some of the others in turn."""
         volumes = await self._candidates()
         there = {volume.id for volume in volumes}
-        for gone in (self._seen.keys() | self._found.keys()) - there:
+        for gone in (self._seen.keys() | self._found.keys() | self._found_writers.keys()) - there:
             self._seen.pop(gone, None)
             self._found.pop(gone, None)
+            self._found_writers.pop(gone, None)
         begin = self._turn % max(len(volumes), 1)
         in_turn = (volumes[begin:] + volumes[:begin])[: self._pace.unheld_at_once]
         self._turn = begin + len(in_turn)
         chosen = {volume.id for volume in in_turn}
         for volume in volumes:
+            await self._look_at_writers(volume)
             if volume.id in chosen or volume.id in self._seen or self._use.was_given(volume):
                 await self._look_at(volume)
 
@@ -110,6 +123,30 @@ class Unheld:
         else:
             del self._found[volume.id]
             log.info("volume.all-users-held", volume=volume.name)
+
+    async def _look_at_writers(self, volume: Volume) -> None:
+        """Costs nothing where the barrier has found nobody."""
+        found = tuple(
+            [
+                f"{await self._use.name_container(each.container)}: {_what_it_does(each)}"
+                for each in self._writers(volume.name)
+            ]
+        )
+        if found == self.writers_of(volume):
+            return
+        if found:
+            self._found_writers[volume.id] = found
+            log.warning("volume.writes-not-held", volume=volume.name, writers="; ".join(found))
+        else:
+            del self._found_writers[volume.id]
+            log.info("volume.all-writes-held", volume=volume.name)
+
+
+def _what_it_does(writer: UnheldWriter) -> str:
+    process = f"process {writer.command} (pid {writer.pid})"
+    if writer.file is None:
+        return f"{process} uses Linux AIO"
+    return f"{process} has {writer.file} open with O_SYNC or O_DSYNC"
 
 
 def outsiders(users: Iterable[User], held_in: Collection[str]) -> list[User]:

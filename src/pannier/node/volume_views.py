@@ -93,6 +93,7 @@ class VolumeViews:
             sync_waiting_seconds=round(backlog.oldest_seconds, 3),
             stands_still=self._room.full(volume),
             not_held=list(self._unheld.of(volume)),
+            unheld_writes=list(self._unheld.writers_of(volume)),
             sync=self._sync(volume),
             damage=[f"{line.node}: {line.detail}" for line in open_damage(volume)],
             **await self._space(volume),

@@ -33,14 +33,16 @@ class BundleVolumes:
 
     Attributes:
         volumes: the held volumes of which it mounts all or a part, sorted.
+        refuses: one of them has ``unheld_writes=refuse``.
         passing: it mounts a directory below which volumes are mounted, or will be: what it sees of them
             changes as they come and go.
     """
 
-    __slots__ = ("passing", "volumes")
+    __slots__ = ("passing", "refuses", "volumes")
 
-    def __init__(self, volumes: list[str], *, passing: bool) -> None:
+    def __init__(self, volumes: list[str], *, passing: bool, refuses: bool) -> None:
         self.volumes = volumes
+        self.refuses = refuses
         self.passing = passing
 
 
@@ -104,7 +106,8 @@ def examine(config: Any) -> BundleVolumes:
             propagates = not _PROPAGATING.isdisjoint(bind.get("options") or ())
             passing = passing or propagates or bool(ours.trees)
         shadows.refuse(real, place)
-    return BundleVolumes(sorted(volumes), passing=passing)
+    refuses = any(_mark(name) == "refuse" for name in volumes)
+    return BundleVolumes(sorted(volumes), passing=passing, refuses=refuses)
 
 
 def _is_bind(mount: Any) -> bool:
@@ -119,6 +122,15 @@ def _listed(directory: str) -> list[str]:
         return os.listdir(directory)
     except FileNotFoundError:
         return []
+
+
+def _mark(volume: str) -> str:
+    """What is to be done about writes to a held volume that cannot be held; empty where its mark is just gone."""
+    try:
+        with open(f"{HELD}/{volume}", encoding="ascii") as file:
+            return file.read()
+    except FileNotFoundError:
+        return ""
 
 
 class _Shadows:

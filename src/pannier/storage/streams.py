@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TypeVar
@@ -44,18 +45,25 @@ async def feeding(write: Callable[[int], None]) -> AsyncIterator[int]:
 
 
 @asynccontextmanager
-async def reading(read: Callable[[int], T]) -> AsyncIterator[tuple[int, asyncio.Future[T]]]:
+async def reading(
+    read: Callable[[int, threading.Event], T],
+) -> AsyncIterator[tuple[int, asyncio.Future[T]]]:
     """The write end of a pipe that ``read`` empties in a thread, and what it will return.
+
+    Args:
+        read: gets the read end, and an event that is set when nobody waits any more. The pipe's end then ends it soon
+            anyway, unless it is busy for long without reading.
 
     Raises:
         StorageError: ``read`` failed.
     """
     reader, writer = open_pipe()
+    stop = threading.Event()
 
     def work() -> T:
         try:
             with told_as_storage_error("receive the tree"):
-                return read(reader)
+                return read(reader, stop)
         finally:
             os.close(reader)
 
@@ -66,13 +74,20 @@ async def reading(read: Callable[[int], T]) -> AsyncIterator[tuple[int, asyncio.
         # If the pipe broke, the reader gave up in the middle, and its error is the cause.
         gave_up = isinstance(error, (BrokenPipeError, ConnectionResetError))
         gave_up = gave_up and not has_reader(writer)
+        stop.set()
         os.close(writer)  # the end of the stream, which ends the thread
         await asyncio.wait([result])
         if (reason := result.exception()) and gave_up:
             raise reason from error
         raise
     os.close(writer)
-    await finished(result)
+    try:
+        await asyncio.shield(result)
+    except asyncio.CancelledError:
+        stop.set()
+        await asyncio.wait([result])
+        result.exception()  # retrieved, so that asyncio does not log it
+        raise
 
 
 @asynccontextmanager

@@ -67,6 +67,26 @@ class Change:
     lease: str | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemberHealth:
+    """How one member of the store is; all empty where nothing is to be said.
+
+    Attributes:
+        problem: why nobody can rely on it now.
+        warning: what becomes a problem if nobody does anything.
+        remedy: what to do about it.
+    """
+
+    problem: str = ""
+    warning: str = ""
+    remedy: str = ""
+
+    @property
+    def in_short(self) -> str:
+        """For a line of a table: ``ok`` or what is wrong."""
+        return self.problem or (f"ok, but {self.warning}" if self.warning else "ok")
+
+
 class Store(Protocol):
     """What Pannier needs of a store.
 
@@ -140,8 +160,8 @@ class Store(Protocol):
         """
         ...
 
-    async def health(self) -> dict[str, str]:
-        """Each member's address and ``ok`` or what is wrong with it, for ``status`` and ``doctor``.
+    async def health(self) -> dict[str, MemberHealth]:
+        """Each member's address and how it is, for ``status`` and ``doctor``.
 
         It raises nothing: errors are part of the answer.
         """

@@ -11,9 +11,10 @@ from typing import Any, Final
 
 from pannier.core.errors import OutcomeUnknown, StorageError, StoreUnavailable
 from pannier.store import keys
-from pannier.store.base import ABSENT, Change, Entry, Store, WatchEvent
+from pannier.store.base import ABSENT, Change, Entry, MemberHealth, Store, WatchEvent
 from pannier.store.changes import check, lease_gone, lost_race
 from pannier.store.etcd_gateway import Gateway, NoAnswer, Refused, Timing, error_of
+from pannier.store.etcd_health import judge, unreachable
 from pannier.store.etcd_watch import EtcdWatch, range_of
 from pannier.store.etcd_wire import (
     KeepAliveMessage,
@@ -165,12 +166,12 @@ class EtcdStore(Store):
         async with self._gateway.open():
             yield self
 
-    async def health(self) -> dict[str, str]:
+    async def health(self) -> dict[str, MemberHealth]:
         endpoints = self._gateway.endpoints
         found = await asyncio.gather(*(self._health_of(endpoint) for endpoint in endpoints))
         return dict(zip(endpoints, found, strict=True))
 
-    async def _health_of(self, endpoint: str) -> str:
+    async def _health_of(self, endpoint: str) -> MemberHealth:
         seconds = self._gateway.timing.try_seconds
         try:
             await self._gateway.revision_at(endpoint)
@@ -178,8 +179,8 @@ class EtcdStore(Store):
                 endpoint, "maintenance/status", {}, StatusResponse, seconds=seconds
             )
         except (NoAnswer, Refused) as failure:
-            return str(failure)
-        return ", ".join(status.errors) or "ok"
+            return unreachable(str(failure))
+        return judge(status)
 
     async def _read(self, body: dict[str, Any]) -> RangeResponse:
         async def attempt(endpoint: str, seconds: float) -> RangeResponse:

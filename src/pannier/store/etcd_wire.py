@@ -54,11 +54,19 @@ class LeaseRevokeResponse(msgspec.Struct, frozen=True):
     header: Header
 
 
-class StatusResponse(msgspec.Struct, frozen=True):
-    """Answer to maintenance/status. ``errors`` are raised alarms."""
+class StatusResponse(msgspec.Struct, frozen=True, rename="camel"):
+    """Answer to maintenance/status.
+
+    Attributes:
+        errors: raised alarms of any member, and that there is no leader.
+        db_size: bytes of the member's database file, with the pages in it that are free.
+        db_size_quota: bytes that it may have; 0 from members before 3.6, which do not tell.
+    """
 
     leader: int = 0
     errors: list[str] = []
+    db_size: int = 0
+    db_size_quota: int = 0
 
 
 class ErrorBody(msgspec.Struct, frozen=True):

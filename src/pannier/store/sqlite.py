@@ -18,7 +18,7 @@ from typing import Final, TypeVar
 import structlog
 
 from pannier.core.errors import PannierError
-from pannier.store.base import Change, Entry, Store, WatchEvent
+from pannier.store.base import Change, Entry, MemberHealth, Store, WatchEvent
 from pannier.store.changes import check
 from pannier.store.feed import Feed, Interrupted
 from pannier.store.snapshot import as_events
@@ -150,12 +150,12 @@ class SqliteStore(Store):
             # Waits for the work under way, at most one commit, so that the file is closed after it.
             thread.shutdown(wait=True)
 
-    async def health(self) -> dict[str, str]:
+    async def health(self) -> dict[str, MemberHealth]:
         try:
             await self.get("health")
         except PannierError as error:
-            return {str(self._path): error.message}
-        return {str(self._path): "ok"}
+            return {str(self._path): MemberHealth(problem=error.message, remedy=error.remedy)}
+        return {str(self._path): MemberHealth()}
 
     def _open(self) -> _Open:
         if self._session is None:

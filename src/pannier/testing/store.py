@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from pannier.core.errors import OutcomeUnknown, StoreUnavailable
-from pannier.store.base import ABSENT, Change, Deleted, Entry, Put, Store, WatchEvent
+from pannier.store.base import ABSENT, Change, Deleted, Entry, MemberHealth, Put, Store, WatchEvent
 from pannier.store.changes import check, lease_gone, lost_race
 from pannier.store.feed import Feed, Interrupted, Subscription
 from pannier.store.keys import encode
@@ -234,9 +234,10 @@ class MemoryStore(Store):
             if not self._sessions:
                 self._cut_watches()
 
-    async def health(self) -> dict[str, str]:
+    async def health(self) -> dict[str, MemberHealth]:
         self._need_session()
-        return {self._name: "ok" if self._reachable.is_set() else "cannot be reached"}
+        problem = "" if self._reachable.is_set() else "cannot be reached"
+        return {self._name: MemberHealth(problem=problem)}
 
     async def _reach(self) -> None:
         self._need_session()

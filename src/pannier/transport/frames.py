@@ -248,7 +248,7 @@ def decode(body: bytes | memoryview) -> Message:
     """
     try:
         return _DECODER.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidInput(
             "the other side sent what is not a message",
             remedy="check that both nodes run the same version",

@@ -160,7 +160,7 @@ def parse_failed(body: Buffer, *, peer: str) -> PannierError:
     """
     try:
         return msgspec.json.decode(body, type=Failed).error(peer=peer)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidInput(
             f"{peer} reported a failure that cannot be read",
             remedy="check that both nodes run the same version",

@@ -265,7 +265,9 @@ class DirectoryDriver:
         await in_thread(self._prepare_incoming, home, generation)
         try:
             async with reading(
-                lambda fd: receive_tree(fd, root=incoming / "data", base=known, share=share)
+                lambda fd, stop: receive_tree(
+                    fd, root=incoming / "data", base=known, share=share, stop=stop
+                )
             ) as (writer, manifest):
                 yield writer
             await in_thread(self._accept, home, generation, await manifest, base if share else None)

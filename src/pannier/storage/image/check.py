@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
+from pannier.core.errors import StorageError
 from pannier.storage.base import Reading
 from pannier.storage.blocks import BLOCK_BYTES, Piece
 from pannier.storage.image.extents import extents
@@ -23,6 +25,8 @@ _ZEROS = bytes(BLOCK_BYTES)
 _ZEROS_SUM = sum_of(memoryview(_ZEROS))
 _DIGEST_BYTES = 16
 _PIECE_DIGEST_BYTES = 8
+_MOST_PIECES = 1 << 18
+"""In one answer, which is in memory: 16 TiB in pieces of 64 MiB. Another node says how large the pieces are."""
 
 
 class _Block(NamedTuple):
@@ -77,24 +81,30 @@ def pieces_of(
 
     Raises:
         Corrupt: a block cannot be read. ReadingStopped: ``stop`` was set.
+        StorageError: there are more pieces than any node asks for.
     """
-    blocks = _blocks(tree, start, end, SlowReader(stop))
-    found = []
-    for number, group in groupby(blocks, key=lambda block: block.start // piece_bytes):
-        digest = hashlib.blake2b(digest_size=_PIECE_DIGEST_BYTES)
-        proved, zero = True, True
-        for block in group:
-            if block.sum is None:
-                raise damaged(of, _where(block.start))
-            proved &= block.known == block.sum
-            zero &= block.zero
-            _add(digest, block)
-        found.append(
-            Piece(
-                start=number * piece_bytes, digest="" if zero else digest.hexdigest(), proved=proved
-            )
-        )
+    found: list[Piece] = []
+    with closing(_blocks(tree, start, end, SlowReader(stop))) as blocks:
+        for number, group in groupby(blocks, key=lambda block: block.start // piece_bytes):
+            if len(found) == _MOST_PIECES:
+                raise StorageError(
+                    f"{of} has more than {_MOST_PIECES} pieces of {piece_bytes} bytes there",
+                    remedy="check that both nodes run the same version",
+                )
+            found.append(_piece(of, number * piece_bytes, group))
     return tuple(found)
+
+
+def _piece(of: str, start: int, blocks: Iterable[_Block]) -> Piece:
+    digest = hashlib.blake2b(digest_size=_PIECE_DIGEST_BYTES)
+    proved, zero = True, True
+    for block in blocks:
+        if block.sum is None:
+            raise damaged(of, _where(block.start))
+        proved &= block.known == block.sum
+        zero &= block.zero
+        _add(digest, block)
+    return Piece(start=start, digest="" if zero else digest.hexdigest(), proved=proved)
 
 
 def _add(digest: hashlib.blake2b, block: _Block) -> None:
@@ -103,7 +113,9 @@ def _add(digest: hashlib.blake2b, block: _Block) -> None:
         digest.update(block.start.to_bytes(8, "big") + block.sum.to_bytes(4, "big"))
 
 
-def _blocks(tree: Path, start: int, end: int | None, reader: SlowReader) -> Iterator[_Block]:
+def _blocks(
+    tree: Path, start: int, end: int | None, reader: SlowReader
+) -> Generator[_Block, None, None]:
     fd = os.open(tree / IMAGE, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         size = os.fstat(fd).st_size

@@ -424,7 +424,7 @@ class ImageDriver(SubvolumeDriver):
             return
         with self._mender.receiving(home):
             try:
-                async with reading(intake.take) as (writer, _):
+                async with reading(lambda pipe, _stop: intake.take(pipe)) as (writer, _):
                     yield writer
                 await in_thread(self._accept, home, intake)
             except BaseException as error:

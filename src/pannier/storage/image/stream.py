@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from isal.isal_zlib import crc32
 
 from pannier.core.errors import Corrupt
-from pannier.core.line import Buffer, Data, Zeros
+from pannier.core.line import LARGEST_IMAGE, Buffer, Data, Zeros
 
 _MAGIC = b"PannierI"
 _WHOLE, _REST = 1, 2
@@ -124,6 +124,8 @@ class _Decoder:
             )
         rest = self._exactly(_POSITION.size) if format == _REST else b""
         self._compare(self._exactly(_CHECKSUM.size), head, rest)
+        if size > LARGEST_IMAGE:
+            raise self._damaged()
         self._size = size
         self._position = _POSITION.unpack(rest)[0] if rest else 0
         return StreamHeader(

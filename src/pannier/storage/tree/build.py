@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
+import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 from pannier.core.errors import Corrupt
-from pannier.storage.regular import opened_regular
+from pannier.storage.regular import opened_regular, path_of, seen
+from pannier.storage.slow_reading import ReadingStopped
 from pannier.storage.tree.manifest import (
     DIRECTORY,
     FILE,
@@ -20,13 +21,13 @@ from pannier.storage.tree.manifest import (
     Manifest,
     TreeEntry,
 )
-from pannier.storage.tree.walk import open_directory, place
+from pannier.storage.tree.walk import open_directory
 
 Content = Callable[[TreeEntry], Iterable[tuple[int, bytes]]]
 """Gives a file's data as (offset, bytes); what lies between is a hole."""
 
 _COPY_BYTES = 1 << 24
-_ZEROS = bytes(1 << 20)
+_ZEROS = memoryview(bytes(1 << 20))
 
 
 class Builder:
@@ -38,6 +39,7 @@ class Builder:
         base: a tree to take unchanged files from, with its manifest, or None.
         share: link the base's files instead of copying them; the base must never be written again.
         content: the data of the other files, asked for in the order of their paths.
+        stop: set when nobody waits any more.
     """
 
     def __init__(
@@ -48,18 +50,20 @@ class Builder:
         base: tuple[Path, Manifest] | None,
         share: bool,
         content: Content,
+        stop: threading.Event,
     ) -> None:
         self._root = root
         self._manifest = manifest
         self._base = base
         self._share = share
         self._content = content
+        self._stop = stop
 
     def build(self) -> None:
         """Do it.
 
         Raises:
-            Corrupt: the content is not that of the manifest; OSError.
+            Corrupt: the content is not that of the manifest. ReadingStopped: ``stop`` was set. OSError.
         """
         entries = self._manifest.entries.values()
         with _Directories(self._root) as new, ExitStack() as stack:
@@ -68,64 +72,81 @@ class Builder:
                 self._make(entry, new, old)
             for entry in entries:  # after all files, so that the target of each link is there
                 if entry.kind == LINK:
-                    os.link(new.place(entry.target), new.place(entry.path), follow_symlinks=False)
+                    target, target_name = new.place(entry.target)
+                    with seen(target_name, place=target) as found:
+                        _link(found, *new.place(entry.path))
             # Children change their directory's times, and inherit from its default ACL: last.
             for entry in reversed(list(entries)):
                 if entry.kind == DIRECTORY:
-                    set_attributes(new.place(entry.path), entry)
+                    _set_attributes(*new.place(entry.path), entry)
 
     def _make(self, entry: TreeEntry, new: _Directories, old: _Directories | None) -> None:
-        where = new.place(entry.path)
-        if entry.kind == DIRECTORY:
-            if entry.path:
-                os.mkdir(where, 0o700)
+        if entry.kind == LINK or not entry.path:
             return
-        if entry.kind == LINK:
+        place, name = new.place(entry.path)
+        if entry.kind == DIRECTORY:
+            os.mkdir(name, 0o700, dir_fd=place)
             return
         if entry.kind == FILE:
-            if old is not None and self._is_in_base(entry) and self._share:
-                _check_base(old.place(entry.path), entry)
-                os.link(old.place(entry.path), where, follow_symlinks=False)
-                return
             if old is not None and self._is_in_base(entry):
-                _copy(old.place(entry.path), where)
+                if self._take(entry, old, place, name):
+                    return
             else:
-                self._write(entry, where)
+                self._write(entry, place, name)
         elif entry.kind == SYMLINK:
-            os.symlink(entry.target, where)
+            os.symlink(entry.target, name, dir_fd=place)
         else:
-            os.mknod(where, SPECIAL[entry.kind] | 0o600, entry.rdev)
-        set_attributes(where, entry)
+            os.mknod(name, SPECIAL[entry.kind] | 0o600, entry.rdev, dir_fd=place)
+        _set_attributes(place, name, entry)
+
+    def _take(self, entry: TreeEntry, old: _Directories, place: int, name: str) -> bool:
+        """Take a file from the base; whether it came with its attributes."""
+        base, base_name = old.place(entry.path)
+        with opened_regular(base_name, place=base) as file:
+            _check_base(file, entry)
+            if self._share:
+                _link(file, place, name)
+                return True
+            with _new_file(place, name) as copy:
+                _copy(file, copy)
+            _check_base(file, entry)
+        return False
 
     def _is_in_base(self, entry: TreeEntry) -> bool:
         return self._base is not None and self._base[1].entries.get(entry.path) == entry
 
-    def _write(self, entry: TreeEntry, where: str) -> None:
+    def _write(self, entry: TreeEntry, place: int, name: str) -> None:
         sha256 = hashlib.sha256()
         position = 0
-        with open(where, "xb", buffering=0) as file:
+        with _new_file(place, name) as file:
             for offset, data in self._content(entry):
                 if offset < position or offset + len(data) > entry.size:
                     raise _damaged(entry)
-                hash_zeros(sha256, offset - position)
+                self._hash_hole(sha256, offset - position)
                 sha256.update(data)
                 position = offset + len(data)
-                _write_at(file.fileno(), data, offset)
-            hash_zeros(sha256, entry.size - position)
-            os.ftruncate(file.fileno(), entry.size)
+                _write_at(file, data, offset)
+            self._hash_hole(sha256, entry.size - position)
+            os.ftruncate(file, entry.size)
         if sha256.hexdigest() != entry.sha256:
             raise _damaged(entry)
 
+    def _hash_hole(self, sha256: hashlib._Hash, size: int) -> None:
+        for zeros in hole(size):
+            if self._stop.is_set():  # the sender says how large a hole is, and may be gone
+                raise ReadingStopped
+            sha256.update(zeros)
+
 
 class _Directories(AbstractContextManager["_Directories"]):
-    """Short paths into a tree. The two directories used last stay open: link() needs two at once."""
+    """The directories of a tree. The two used last stay open: link() needs two at once."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
         self._open: dict[str, tuple[int, ExitStack]] = {}
 
-    def place(self, path: str) -> str:
-        """A short path to an entry, good until two other directories were asked for."""
+    def place(self, path: str) -> tuple[int, str]:
+        """An entry's directory, open until two others were asked for, and its name there."""
         parent, _, name = path.rpartition("/")
         opened = self._open.pop(parent, None)
         if opened is None:
@@ -134,44 +155,58 @@ class _Directories(AbstractContextManager["_Directories"]):
             stack = ExitStack()
             opened = (stack.enter_context(open_directory(self._root, parent)), stack)
         self._open[parent] = opened  # now the one used last
-        return place(self._open[parent][0], name or ".")
+        return opened[0], name or "."
 
     def __exit__(self, *_: object) -> None:
         for _fd, stack in self._open.values():
             stack.close()
 
 
-def set_attributes(where: str, entry: TreeEntry) -> None:
+@contextmanager
+def _new_file(place: int, name: str) -> Iterator[int]:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    file = os.open(name, flags, 0o600, dir_fd=place)
+    try:
+        yield file
+    finally:
+        os.close(file)
+
+
+def _link(found: int, place: int, name: str) -> None:
+    os.link(path_of(found), name, dst_dir_fd=place, follow_symlinks=True)
+
+
+def _set_attributes(place: int, name: str, entry: TreeEntry) -> None:
     """Owner, then mode (chown clears setuid), then xattrs (both clear some), then times."""
-    os.chown(where, entry.uid, entry.gid, follow_symlinks=False)
-    if entry.kind != SYMLINK:
-        os.chmod(where, entry.mode)
-    for name, value in entry.xattrs:
-        os.setxattr(where, name, bytes.fromhex(value), follow_symlinks=False)
-    os.utime(where, ns=(entry.mtime_ns, entry.mtime_ns), follow_symlinks=False)
+    with seen(name, place=place) as found:
+        where = path_of(found)
+        os.chown(where, entry.uid, entry.gid)
+        if entry.kind != SYMLINK:
+            os.chmod(where, entry.mode)
+        for attribute, value in entry.xattrs:
+            os.setxattr(where, attribute, bytes.fromhex(value))
+        os.utime(where, ns=(entry.mtime_ns, entry.mtime_ns))
 
 
-def _check_base(where: str, entry: TreeEntry) -> None:
-    found = os.lstat(where)
-    same = (found.st_size, found.st_mtime_ns) == (entry.size, entry.mtime_ns)
-    if not same or not stat.S_ISREG(found.st_mode):
+def _check_base(file: int, entry: TreeEntry) -> None:
+    found = os.fstat(file)
+    if (found.st_size, found.st_mtime_ns) != (entry.size, entry.mtime_ns):
         raise Corrupt(
             f"{entry.path!r} in this node's copy is no longer what it was", remedy="send it whole"
         )
 
 
-def _copy(source: str, target: str) -> None:
+def _copy(source: int, target: int) -> None:
     """Copy a file; where the file system can, its extents are shared and nothing is copied."""
-    with opened_regular(source) as old, open(target, "xb") as new:
-        for start, end in data_ranges(old):
-            position = start
-            while position < end:
-                count = min(end - position, _COPY_BYTES)
-                done = os.copy_file_range(old, new.fileno(), count, position, position)
-                if not done:
-                    break
-                position += done
-        os.ftruncate(new.fileno(), os.fstat(old).st_size)
+    for start, end in data_ranges(source):
+        position = start
+        while position < end:
+            count = min(end - position, _COPY_BYTES)
+            done = os.copy_file_range(source, target, count, position, position)
+            if not done:
+                break
+            position += done
+    os.ftruncate(target, os.fstat(source).st_size)
 
 
 def data_ranges(fd: int) -> Iterator[tuple[int, int]]:
@@ -186,10 +221,10 @@ def data_ranges(fd: int) -> Iterator[tuple[int, int]]:
         yield start, position
 
 
-def hash_zeros(sha256: hashlib._Hash, size: int) -> None:
-    """Add a hole's content to a digest."""
+def hole(size: int) -> Iterator[memoryview]:
+    """The content of a hole, in pieces."""
     while size > 0:
-        sha256.update(_ZEROS[:size])
+        yield _ZEROS[:size]
         size -= len(_ZEROS)
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import stat
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
+from pannier.storage.regular import opened_seen
 from pannier.storage.slow_reading import DAMAGE, SlowReader, damaged
+from pannier.storage.tree.walk import everything
 
 
 def check_tree(tree: Path, of: str, stop: threading.Event) -> None:
@@ -23,36 +24,23 @@ def check_tree(tree: Path, of: str, stop: threading.Event) -> None:
         ReadingStopped: ``stop`` was set.
     """
     reader = SlowReader(stop)
-    path = tree
     try:
-        for path in _files(tree):
-            _read(path, reader)
+        for path, found, status in everything(tree):
+            if stat.S_ISREG(status.st_mode):
+                _read(path, found, reader)
     except OSError as error:
         if error.errno not in DAMAGE:
             raise
-        where = Path(error.filename or path).relative_to(tree)
-        raise damaged(of, str(where)) from error
+        raise damaged(of, error.filename) from error
 
 
-def _files(tree: Path) -> Iterator[Path]:
-    """Regular files only: a container may have made a device, and opening one may have an effect."""
-
-    def fail(error: OSError) -> None:
-        raise error
-
-    for folder, _, names in os.walk(tree, onerror=fail):
-        for path in (Path(folder, name) for name in names):
-            if stat.S_ISREG(path.lstat().st_mode):
-                yield path
-
-
-def _read(path: Path, reader: SlowReader) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NOATIME | os.O_CLOEXEC)
+def _read(path: str, found: int, reader: SlowReader) -> None:
     try:
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        at = 0
-        while got := len(reader.read(fd, at)):
-            at += got
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-    finally:
-        os.close(fd)
+        with opened_seen(found, os.O_RDONLY | os.O_NOATIME) as file:
+            os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+            at = 0
+            while got := len(reader.read(file, at)):
+                at += got
+            os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from error

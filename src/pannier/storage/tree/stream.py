@@ -20,38 +20,52 @@ import hashlib
 import json
 import os
 import struct
+import threading
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from pannier.core.errors import Corrupt, StorageError
 from pannier.storage.regular import opened_regular
-from pannier.storage.tree.build import Builder, data_ranges, hash_zeros
+from pannier.storage.tree.build import Builder, data_ranges, hole
 from pannier.storage.tree.manifest import (
     EMPTY,
     FILE,
+    MOST_ENTRIES,
     Difference,
     Manifest,
     TreeEntry,
     apply,
     check,
-    decode,
     difference,
-    encode,
+    lines,
+    parse,
 )
-from pannier.storage.tree.walk import open_directory, place
+from pannier.storage.tree.walk import open_directory
 
 _MAGIC = b"PANNIER-TREE 1\n"
 _HEADER, _REMOVED, _ENTRIES, _DATA, _FILE_END, _END = b"H", b"R", b"E", b"D", b"F", b"Z"
 _FRAME = struct.Struct(">cI")
 _OFFSET = struct.Struct(">Q")
 _DATA_BYTES = 1 << 20
-_LARGEST_FRAME_BYTES = 64 << 20
-_PER_FRAME = 2000
+_PIECE_BYTES = 1 << 20
+"""Text of one R or E, before it is compressed, where more than one name is in it."""
+_TEXT_BYTES = 64 << 20
+"""The same at most: a receiver has it in memory. Older senders put 2000 entries into each, of any size."""
+_ALL_TEXT_BYTES = 1 << 30
+"""Text of all R and E. What most entries take is less than 256 bytes."""
+_FRAME_BYTES = {
+    _HEADER: 64 << 10,
+    _REMOVED: _TEXT_BYTES,
+    _ENTRIES: _TEXT_BYTES,
+    _DATA: _OFFSET.size + _DATA_BYTES,
+    _FILE_END: 0,
+    _END: 0,
+}
+"""How long a frame may be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,26 +80,38 @@ def send_tree(fd: int, *, tree: Tree, base: Manifest | None) -> None:
     """Write a tree to a pipe, whole or as the difference to ``base``.
 
     Raises:
-        StorageError: a file is no longer what the manifest says; OSError.
+        StorageError: a file is no longer what the manifest says, or there are more than can be sent; OSError.
     """
+    if len(tree.manifest.entries) > MOST_ENTRIES:
+        raise StorageError(
+            f"the volume has more than {MOST_ENTRIES} files, and no more are sent out of a plain directory",
+            remedy="make a volume with another driver, and copy them there",
+        )
     changes = difference(base or EMPTY, tree.manifest)
     header = {"base": base.digest() if base else None, "digest": tree.manifest.digest()}
     _write_all(fd, _MAGIC)
     _write(fd, _HEADER, json.dumps(header).encode())
-    for names in _batches(changes.removed):
-        _write(fd, _REMOVED, zlib.compress(json.dumps(names).encode(), 1))
-    for entries in _batches(changes.changed):
-        _write(fd, _ENTRIES, encode(entries))
+    for names in _pieces(json.dumps(name).encode() for name in changes.removed):
+        _write(fd, _REMOVED, zlib.compress(b"[" + b",".join(names) + b"]", 1))
+    for entries in _pieces(lines(changes.changed)):
+        _write(fd, _ENTRIES, zlib.compress(b"".join(entries), 1))
     for entry in changes.changed:
         if entry.kind == FILE:
             _send_file(fd, tree.root, entry)
     _write(fd, _END, b"")
 
 
-def _batches(items: Sequence[Any]) -> Iterator[list[Any]]:
-    rest = iter(items)
-    while batch := list(islice(rest, _PER_FRAME)):
-        yield batch
+def _pieces(texts: Iterable[bytes]) -> Iterator[list[bytes]]:
+    piece: list[bytes] = []
+    size = 0
+    for text in texts:
+        if piece and size + len(text) > _PIECE_BYTES:
+            yield piece
+            piece, size = [], 0
+        piece.append(text)
+        size += len(text)
+    if piece:
+        yield piece
 
 
 def _send_file(fd: int, root: Path, entry: TreeEntry) -> None:
@@ -94,10 +120,10 @@ def _send_file(fd: int, root: Path, entry: TreeEntry) -> None:
     position = 0
     with (
         open_directory(root, parent) as directory,
-        opened_regular(place(directory, name)) as file,
+        opened_regular(name, place=directory) as file,
     ):
         for start, end in data_ranges(file):
-            hash_zeros(sha256, start - position)
+            _hash_hole(sha256, start - position)
             position = start
             while position < end:
                 data = os.pread(file, min(_DATA_BYTES, end - position), position)
@@ -106,13 +132,18 @@ def _send_file(fd: int, root: Path, entry: TreeEntry) -> None:
                 sha256.update(data)
                 _write(fd, _DATA, _OFFSET.pack(position) + data)
                 position += len(data)
-        hash_zeros(sha256, os.fstat(file).st_size - position)
+        _hash_hole(sha256, os.fstat(file).st_size - position)
     if sha256.hexdigest() != entry.sha256:
         raise StorageError(
             f"{entry.path!r} was changed after the volume was sealed",
             remedy="find out who writes to it outside of its container, and seal it again",
         )
     _write(fd, _FILE_END, b"")
+
+
+def _hash_hole(sha256: hashlib._Hash, size: int) -> None:
+    for zeros in hole(size):
+        sha256.update(zeros)
 
 
 def _write(fd: int, kind: bytes, payload: bytes) -> None:
@@ -125,7 +156,9 @@ def _write_all(fd: int, data: bytes) -> None:
         rest = rest[os.write(fd, rest) :]
 
 
-def receive_tree(fd: int, *, root: Path, base: Tree | None, share: bool) -> Manifest:
+def receive_tree(
+    fd: int, *, root: Path, base: Tree | None, share: bool, stop: threading.Event
+) -> Manifest:
     """Build in the empty directory ``root`` what :func:`send_tree` writes; returns its manifest.
 
     Args:
@@ -133,9 +166,10 @@ def receive_tree(fd: int, *, root: Path, base: Tree | None, share: bool) -> Mani
         root: where to build.
         base: the tree that the stream is the difference to.
         share: hard-link unchanged files from the base instead of copying them.
+        stop: set when nobody waits any more.
 
     Raises:
-        Corrupt: the stream is damaged, cut short or does not fit ``base``; OSError.
+        Corrupt: the stream is damaged, cut short or does not fit ``base``. ReadingStopped: ``stop`` was set. OSError.
     """
     with closing(_Reader(fd)) as reader:
         manifest = _receive_manifest(reader, base=base.manifest if base else None)
@@ -145,6 +179,7 @@ def receive_tree(fd: int, *, root: Path, base: Tree | None, share: bool) -> Mani
             base=(base.root, base.manifest) if base else None,
             share=share,
             content=reader.content,
+            stop=stop,
         ).build()
         reader.expect_end()
     return manifest
@@ -158,12 +193,16 @@ def _receive_manifest(reader: _Reader, *, base: Manifest | None) -> Manifest:
         )
     removed: list[str] = []
     changed: list[TreeEntry] = []
+    room = _ALL_TEXT_BYTES
     while reader.kind in (_REMOVED, _ENTRIES):
-        payload = reader.take()
+        text = _inflated(reader.take(), most_bytes=min(room, _TEXT_BYTES))
+        room -= len(text)
         if reader.kind_taken == _ENTRIES:
-            changed.extend(decode(payload))
+            changed.extend(parse(text))
         else:
-            removed.extend(_names(payload))
+            removed.extend(_names(text))
+        if max(len(removed), len(changed)) > MOST_ENTRIES:
+            raise _damaged(f"it has more than {MOST_ENTRIES} names")
     manifest = apply(base or EMPTY, Difference(tuple(removed), tuple(changed)))
     if manifest.digest() != header.get("digest"):
         raise _damaged("the description of the tree is not what was sent")
@@ -171,11 +210,27 @@ def _receive_manifest(reader: _Reader, *, base: Manifest | None) -> Manifest:
     return manifest
 
 
-def _names(payload: bytes) -> list[str]:
+def _inflated(payload: bytes, *, most_bytes: int) -> bytes:
+    inflater = zlib.decompressobj()
     try:
-        return [str(name) for name in json.loads(zlib.decompress(payload))]
-    except (ValueError, TypeError, zlib.error) as error:
+        text = inflater.decompress(payload, most_bytes + 1)
+    except zlib.error as error:
+        raise _damaged("a part of the description cannot be read") from error
+    if len(text) > most_bytes:
+        raise _damaged("the description of the tree is too long")
+    if not inflater.eof or inflater.unused_data:
+        raise _damaged("a part of the description cannot be read")
+    return text
+
+
+def _names(text: bytes) -> list[str]:
+    try:
+        names = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise _damaged("a list of names cannot be read") from error
+    if not isinstance(names, list) or not all(type(name) is str for name in names):
+        raise _damaged("a list of names is something else")
+    return names
 
 
 class _Reader:
@@ -196,7 +251,7 @@ class _Reader:
         self._advance()
         try:
             header = json.loads(self._payload) if self.kind == _HEADER else None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise _damaged("its header cannot be read") from error
         if not isinstance(header, dict):
             raise _damaged("its header is missing")
@@ -225,8 +280,8 @@ class _Reader:
 
     def _advance(self) -> None:
         self.kind, size = _FRAME.unpack(self._exactly(_FRAME.size))
-        if size > _LARGEST_FRAME_BYTES:
-            raise _damaged("a frame is too long")
+        if size > _FRAME_BYTES.get(self.kind, -1):
+            raise _damaged("a frame is too long, or of an unknown kind")
         self._payload = self._exactly(size)
 
     def _exactly(self, size: int) -> bytes:

@@ -1,4 +1,8 @@
-"""Walking trees of any depth and with any names, and reading them into manifests."""
+"""Walking trees of any depth and with any names, and reading them into manifests.
+
+Whoever has a volume may change its tree while it is walked. So a name is looked at once, and its kind, its attributes and
+its content are those of the descriptor that it gave.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +15,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from pannier.storage.regular import opened_regular
+from pannier.host.beneath import open_beneath
+from pannier.storage.regular import opened_seen, path_of, seen
 from pannier.storage.tree.manifest import (
     BLOCK,
     CHARACTER,
     DIRECTORY,
     FIFO,
     FILE,
+    HOST_XATTRS,
     LINK,
     SOCKET,
     SYMLINK,
@@ -27,7 +33,6 @@ from pannier.storage.tree.manifest import (
 
 _PATH_BYTES = 4000  # the kernel takes paths below 4096 bytes; a tree may be deeper
 _CHUNK_BYTES = 1 << 20
-_HOST_XATTRS = frozenset({"security.selinux"})  # a label of this host's policy, not of the data
 _KINDS = {
     stat.S_IFDIR: DIRECTORY,
     stat.S_IFREG: FILE,
@@ -41,14 +46,18 @@ _KINDS = {
 
 @contextmanager
 def open_directory(root: Path, path: str) -> Iterator[int]:
-    """Open the directory at ``path`` below ``root``, following no symlink on the way."""
+    """Open the directory at ``path`` below ``root``, following no symlink on the way.
+
+    Raises:
+        OSError: as the kernel says; ELOOP or ENOTDIR at a symlink.
+    """
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     fd = os.open(root, flags)
     try:
         rest = os.fsencode(path)
         while rest:
             head, rest = _split(rest)
-            deeper = os.open(head, flags, dir_fd=fd)
+            deeper = open_beneath(fd, head, flags)
             os.close(fd)
             fd = deeper
         yield fd
@@ -63,9 +72,30 @@ def _split(path: bytes) -> tuple[bytes, bytes]:
     return path[:cut], path[cut + 1 :]
 
 
-def place(directory: int, name: str) -> str:
-    """A short path to ``name`` in an open directory, for calls that take no directory."""
-    return f"/proc/self/fd/{directory}/{name}"
+def everything(root: Path) -> Iterator[tuple[str, int, os.stat_result]]:
+    """All that is in a tree, directories before what they contain, but for its root.
+
+    Yields:
+        A path in the tree, a descriptor of what is there (see :func:`~pannier.storage.regular.seen`), good until the
+        next, and its status.
+
+    Raises:
+        OSError: as the kernel says; its file name is the path in the tree.
+    """
+    pending = [at := ""]
+    try:
+        while pending:
+            at = path = pending.pop()
+            with open_directory(root, path) as directory:
+                for name in os.listdir(directory):
+                    at = f"{path}/{name}" if path else name
+                    with seen(name, place=directory) as found:
+                        status = os.fstat(found)
+                        if stat.S_ISDIR(status.st_mode):
+                            pending.append(at)
+                        yield at, found, status
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, at) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +116,8 @@ class Stamp:
 class Hasher(Protocol):
     """Gives the SHA-256 of a file."""
 
-    def __call__(self, path: str, found: os.stat_result, where: str) -> str:
-        """The hex digest of the file ``path`` (in the tree), to be read at ``where``.
+    def __call__(self, path: str, status: os.stat_result, found: int) -> str:
+        """The hex digest of the file ``path`` (in the tree), of which there is a descriptor.
 
         Raises:
             OSError: it cannot be read.
@@ -108,10 +138,10 @@ class CachedHasher:
     known: Mapping[str, tuple[Stamp, str]]
     seen: dict[str, tuple[Stamp, str]] = field(default_factory=dict)
 
-    def __call__(self, path: str, found: os.stat_result, where: str) -> str:
-        stamp = Stamp.of(found)
+    def __call__(self, path: str, status: os.stat_result, found: int) -> str:
+        stamp = Stamp.of(status)
         before = self.known.get(path)
-        digest = before[1] if before and before[0] == stamp else hash_file(where)
+        digest = before[1] if before and before[0] == stamp else _hash_file(found)
         self.seen[path] = (stamp, digest)
         return digest
 
@@ -123,19 +153,18 @@ class ManifestHasher:
     manifest: Manifest
     seen: dict[str, tuple[Stamp, str]] = field(default_factory=dict)
 
-    def __call__(self, path: str, found: os.stat_result, where: str) -> str:
+    def __call__(self, path: str, status: os.stat_result, found: int) -> str:
         entry = self.manifest.entries.get(path)
         if entry is not None and entry.kind == LINK:
             entry = self.manifest.entries.get(entry.target)
         digest = entry.sha256 if entry else ""
-        self.seen[path] = (Stamp.of(found), digest)
+        self.seen[path] = (Stamp.of(status), digest)
         return digest
 
 
-def hash_file(where: str) -> str:
-    """SHA-256 of a file's content."""
+def _hash_file(found: int) -> str:
     sha256 = hashlib.sha256()
-    with opened_regular(where) as content:
+    with opened_seen(found) as content:
         while chunk := os.read(content, _CHUNK_BYTES):
             sha256.update(chunk)
     return sha256.hexdigest()
@@ -143,36 +172,28 @@ def hash_file(where: str) -> str:
 
 def scan(root: Path, *, hasher: Hasher) -> Manifest:
     """Read the tree at ``root``, which nobody writes to, into a manifest."""
-    found: dict[str, tuple[TreeEntry, tuple[int, int] | None]] = {}
+    read: dict[str, tuple[TreeEntry, tuple[int, int] | None]] = {}
     hasher = _once_per_file(hasher)
     with open_directory(root, "") as directory:
-        found[""] = (_read("", os.fstat(directory), f"/proc/self/fd/{directory}/.", hasher), None)
-    pending = [""]
-    while pending:
-        path = pending.pop()
-        with open_directory(root, path) as directory:
-            for name in os.listdir(directory):
-                child = f"{path}/{name}" if path else name
-                status = os.stat(name, dir_fd=directory, follow_symlinks=False)
-                shared = None
-                if stat.S_ISDIR(status.st_mode):
-                    pending.append(child)
-                elif status.st_nlink > 1:
-                    shared = (status.st_dev, status.st_ino)
-                found[child] = (_read(child, status, place(directory, name), hasher), shared)
-    return _with_links(found)
+        read[""] = (_read("", os.fstat(directory), directory, hasher), None)
+    for path, found, status in everything(root):
+        shared = None
+        if not stat.S_ISDIR(status.st_mode) and status.st_nlink > 1:
+            shared = (status.st_dev, status.st_ino)
+        read[path] = (_read(path, status, found, hasher), shared)
+    return _with_links(read)
 
 
 def _once_per_file(hasher: Hasher) -> Hasher:
     """Read a file with many names once."""
     digests: dict[tuple[int, int], str] = {}
 
-    def once(path: str, found: os.stat_result, where: str) -> str:
-        if found.st_nlink == 1:
-            return hasher(path, found, where)
-        inode = (found.st_dev, found.st_ino)
+    def once(path: str, status: os.stat_result, found: int) -> str:
+        if status.st_nlink == 1:
+            return hasher(path, status, found)
+        inode = (status.st_dev, status.st_ino)
         if inode not in digests:
-            digests[inode] = hasher(path, found, where)
+            digests[inode] = hasher(path, status, found)
         return digests[inode]
 
     return once
@@ -190,26 +211,26 @@ def _with_links(found: dict[str, tuple[TreeEntry, tuple[int, int] | None]]) -> M
     return Manifest.of(entries)
 
 
-def _read(path: str, found: os.stat_result, where: str, hasher: Hasher) -> TreeEntry:
-    kind = _KINDS[stat.S_IFMT(found.st_mode)]
+def _read(path: str, status: os.stat_result, found: int, hasher: Hasher) -> TreeEntry:
+    kind = _KINDS[stat.S_IFMT(status.st_mode)]
     return TreeEntry(
         path=path,
         kind=kind,
-        mode=stat.S_IMODE(found.st_mode),
-        uid=found.st_uid,
-        gid=found.st_gid,
-        mtime_ns=found.st_mtime_ns,
-        size=found.st_size if kind == FILE else 0,
-        sha256=hasher(path, found, where) if kind == FILE else "",
-        target=os.readlink(where) if kind == SYMLINK else "",
-        xattrs=_read_xattrs(where),
-        rdev=found.st_rdev if kind in (CHARACTER, BLOCK) else 0,
+        mode=stat.S_IMODE(status.st_mode),
+        uid=status.st_uid,
+        gid=status.st_gid,
+        mtime_ns=status.st_mtime_ns,
+        size=status.st_size if kind == FILE else 0,
+        sha256=hasher(path, status, found) if kind == FILE else "",
+        target=os.readlink("", dir_fd=found) if kind == SYMLINK else "",
+        xattrs=_read_xattrs(path_of(found)),
+        rdev=status.st_rdev if kind in (CHARACTER, BLOCK) else 0,
     )
 
 
 def _read_xattrs(where: str) -> tuple[tuple[str, str], ...]:
-    names = sorted(set(os.listxattr(where, follow_symlinks=False)) - _HOST_XATTRS)
-    return tuple((name, os.getxattr(where, name, follow_symlinks=False).hex()) for name in names)
+    names = sorted(set(os.listxattr(where)) - HOST_XATTRS)
+    return tuple((name, os.getxattr(where, name).hex()) for name in names)
 
 
 def remove_tree(root: Path) -> None:
