@@ -65,6 +65,7 @@ from pannier.node.facade import NodeService
 from pannier.node.forgetting import Forgetting
 from pannier.node.free_space import keep_free_space
 from pannier.node.freeing import Freeing
+from pannier.node.journal_room import JournalRoom
 from pannier.node.leaving import Leaving
 from pannier.node.membership import Membership
 from pannier.node.node_views import NodeViews
@@ -570,6 +571,9 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         replicator=replicator,
         room=room,
         trash=trash,
+        journals=JournalRoom(
+            cluster=cluster, drivers=drivers, custody=custody, reception=reception, clock=clock
+        ),
         clock=clock,
         pace=pace.node,
     )

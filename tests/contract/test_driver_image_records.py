@@ -269,6 +269,23 @@ async def test_more_than_a_record_may_have_is_a_doubt_and_the_next_run_goes_on(p
     assert (there / "much").stat().st_size == 2 * MOST_BYTES
 
 
+async def test_records_that_were_dropped_are_gone_after_a_restart_too(
+    pair: Pair, workplace: Path
+) -> None:
+    place = await pair.begin()
+    for name in ("one", "two"):
+        place, encoded = await pair.synced(place, name, b"1")
+        pair.copy.keep(place, encoded)
+    for _ in range(2):
+        await pair.copy.drop_records(pair.volume)
+        assert pair.volume not in (await pair.copy.journal()).volumes
+    await restart_copy(pair, workplace)
+    assert pair.volume not in (await pair.copy.journal()).volumes
+    place, encoded = await pair.synced(place, "three", b"1")
+    with pytest.raises(NotFollowing):
+        pair.copy.keep(place, encoded)
+
+
 async def test_a_copy_whose_journal_was_moved_away_waits_for_a_generation_made_after_that(
     pair: Pair, workplace: Path
 ) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from pannier.core.errors import Conflict, InvalidInput, StorageError
+from pannier.core.errors import Conflict, InvalidInput, JournalFull, StorageError
 from pannier.core.generation import Generation
 from pannier.core.line import Data, LinePlace, LineRecord, encode
 from pannier.host.files import punch_hole
@@ -102,8 +102,8 @@ def opened(pool: Pool, size_bytes: int = SIZE) -> Journal:
     return open_journal(pool.journal, size_bytes=size_bytes, volumes=["v-1"])
 
 
-def append_many(journal: Journal) -> None:
-    for number in range(2, 20):
+def append_many(journal: Journal, *, to: int = 20) -> None:
+    for number in range(2, to):
         append(journal, record(number, length=2 * MIB))
 
 
@@ -132,6 +132,17 @@ def test_what_was_appended_by_many_is_there_after_a_restart(pool: Pool) -> None:
             assert again.read(place) == record(place.number, volume)
     assert again.damaged() == {}
     again.close()
+
+
+def test_a_volume_that_fills_its_share_leaves_room_for_others(pool: Pool) -> None:
+    journal = opened(pool)
+    with pytest.raises(JournalFull, match="records of volume v-1"):
+        append_many(journal, to=1000)
+    usage = journal.usage()
+    assert usage.live_bytes <= usage.most_volume_bytes
+    for number in range(1, 10):
+        append(journal, record(number, "v-2", length=MIB))
+    journal.close()
 
 
 def test_it_is_written_once_without_copy_on_write_and_keeps_its_size(pool: Pool) -> None:

@@ -615,7 +615,8 @@ class SparseSnapshotDriver(
         newest = max(home.generations, default=None)
         if newest is None or not line.follows(place, last=last, newest=newest):
             raise NotFollowing(f"record {place.number} does not follow what is here")
-        if self.disk.journal_full:
+        live = sum(len(each) for one in self.disk.homes.values() for _, each in one.records)
+        if self.disk.journal_full or live + len(encoded) > (self.disk.journal.most_bytes or 0):
             raise JournalFull("the journal is full")
         home.records.append((place, bytes(encoded)))
 
@@ -623,6 +624,9 @@ class SparseSnapshotDriver(
         home = self._home(volume)
         if generation in home.generations:
             home.records = [one for one in home.records if not is_settled(one[0], generation)]
+
+    async def drop_records(self, volume: str) -> None:
+        self._home(volume).records.clear()
 
     async def missing(self, volume: str) -> str:
         return self._missing(volume)

@@ -270,6 +270,9 @@ class SteppedSparseDriver(
     async def settle(self, volume: str, generation: Generation) -> None:
         await stepped(self._life, "driver.settle", lambda: self.sparse.settle(volume, generation))
 
+    async def drop_records(self, volume: str) -> None:
+        await stepped(self._life, "driver.drop_records", lambda: self.sparse.drop_records(volume))
+
     async def missing(self, volume: str) -> str:
         return await self.sparse.missing(volume)
 

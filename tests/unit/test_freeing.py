@@ -10,10 +10,15 @@ from hypothesis import strategies as st
 
 from pannier.core.freeing import (
     Freeable,
+    FreeableRecords,
     Rank,
+    RecordsRank,
     beyond,
     in_order,
+    is_crowded,
     may_free,
+    rank_records,
+    records_in_order,
     spare_generations,
 )
 from pannier.core.generation import Generation
@@ -122,6 +127,54 @@ def test_strays_are_never_spare() -> None:
 def test_by_a_record_older_than_the_disk_nothing_goes() -> None:
     assert spare(VOLUME, BASE, Generation(3, 1), node="b", live={}) == ()
     assert spare(VOLUME, BASE, node="b", live={3: True}) == ()
+
+
+# -- records in a journal -----------------------------------------------------------------------------
+
+
+def rank(
+    record: Volume, *, node: str, live: dict[int, bool] | None = None, holder_up: bool = True
+) -> RecordsRank | None:
+    return rank_records(
+        record, LocalState(live or {}, frozenset({NOW})), node=node, holder_up=holder_up
+    )
+
+
+def test_the_records_of_a_copy_are_needed_until_the_volume_is_removed() -> None:
+    removed = replace(COPIED, removed_at=1.0)
+    for up in (True, False):
+        assert rank(COPIED, node="b", holder_up=up) is None
+    assert rank(removed, node="b") is RecordsRank.REMOVED
+    assert rank(removed, node="b", holder_up=False) is RecordsRank.REMOVED_ALONE
+
+
+def test_who_takes_a_volume_over_needs_its_records_until_its_live_tree_is_there() -> None:
+    assert rank(COPIED, node="a", live={1: True}) is None
+    assert rank(COPIED, node="a", live={2: False}) is RecordsRank.NOBODYS
+
+
+def test_nobody_needs_the_records_of_what_is_not_copied_here_any_more() -> None:
+    assert rank(VOLUME, node="b") is RecordsRank.NOBODYS
+    assert rank(replace(VOLUME, removed_at=1.0), node="b") is RecordsRank.NOBODYS
+
+
+def test_by_a_record_older_than_the_disk_no_records_go() -> None:
+    assert rank(VOLUME, node="b", live={3: True}) is None
+
+
+@given(st.permutations([(rank, age) for rank in RecordsRank for age in range(3)]))
+def test_what_can_cost_something_gives_its_records_last(
+    found: list[tuple[RecordsRank, int]],
+) -> None:
+    ordered = records_in_order(
+        FreeableRecords(rank=rank, age=age, volume="v") for rank, age in found
+    )
+    assert [(each.rank, each.age) for each in ordered] == sorted(found)
+
+
+def test_half_of_a_journal_stays_free_of_what_was_removed() -> None:
+    assert not is_crowded(live_bytes=50, most_bytes=100)
+    assert is_crowded(live_bytes=51, most_bytes=100)
 
 
 # -- what files may count on --------------------------------------------------------------------------

@@ -182,6 +182,12 @@ def test_fields_of_a_later_version_survive_at_every_level(name: str) -> None:
     assert json.loads(encode(read(encode(found), type(record)))) == later
 
 
+def test_an_earlier_version_says_nothing_of_where_a_removed_volume_stands() -> None:
+    earlier = golden("trash").replace(b',"removed_in":null', b"")
+    assert b"removed_in" not in earlier
+    assert read(earlier, Volume) == RECORDS["trash"]
+
+
 def test_a_record_of_an_earlier_version_says_nothing_of_records() -> None:
     earlier = golden("volume").replace(b',"on_top":"all"', b"")
     assert b"on_top" not in earlier

@@ -165,7 +165,8 @@ class Catalog:
 
     def _removed(self, volume_id: str) -> int:
         """The store's order, which no clock can change."""
-        return self._revisions.get(trash_key(volume_id), 0)
+        before = self._known.trash[volume_id].removed_in
+        return self._revisions.get(trash_key(volume_id), 0) if before is None else before
 
     @property
     def damaged(self) -> dict[str, str]:

@@ -19,7 +19,7 @@ on. Lists for people show such a record too. Writing one is always refused.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 import structlog
@@ -272,7 +272,7 @@ class Registry:
         guard = (Change(f"alive/{lost_with}", None, ABSENT),) if lost_with else ()
         await self.store.commit(
             Change(volume_key(volume.name), None, expect),
-            Change(trash_key(volume.id), encode(volume), ABSENT),
+            Change(trash_key(volume.id), encode(replace(volume, removed_in=None)), ABSENT),
             *guard,
         )
 
@@ -295,6 +295,13 @@ class Registry:
     async def trashed(self, volume_id: str) -> Versioned[Volume] | None:
         """The record of a removed volume."""
         return await self._read(trash_key(volume_id), Volume)
+
+    async def replace_trashed(self, volume: Volume, *, expect: int) -> int:
+        """Change the record of a volume in the trash, which keeps its place there. Returns the record's new revision."""
+        volume.check_format(f"the record of volume {volume.name} in the trash")
+        if volume.removed_in is None:
+            volume = replace(volume, removed_in=expect)
+        return await self.store.commit(Change(trash_key(volume.id), encode(volume), expect))
 
     async def purge_volume(self, volume: Volume, *, expect: int, entry: HistoryEntry) -> None:
         """Give a trashed volume up: from now on every node deletes what it has of it.

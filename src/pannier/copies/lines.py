@@ -13,7 +13,7 @@ import structlog
 from pannier.agent.drivers import Drivers
 from pannier.cluster.cluster import Cluster
 from pannier.copies.replicated import Following, OpenLine, Replicated
-from pannier.core.errors import PannierError, PeerUnavailable
+from pannier.core.errors import JournalFull, PannierError, PeerUnavailable
 from pannier.core.line import Cut, Doubt, LinePlace, LineRecord
 from pannier.core.pace import CopiesPace
 from pannier.core.volume import Volume
@@ -173,6 +173,9 @@ class Lines:
                 await self._send_one(replicated, name, parcel)
         except PannierError as error:
             self._say(replicated, "line.broken", node=name, error=str(error))
+            if isinstance(error, JournalFull):
+                again = self._clock.now() + self._pace.full_again
+                replicated.note_full(name, following, again=again)
             replicated.note_not_following(name, following, error.message)
         except BaseException:
             replicated.note_not_following(name, following, "it was not sent to the end")

@@ -14,6 +14,7 @@ from pannier.agent.promises import Promises
 from pannier.cluster.cluster import Cluster
 from pannier.core.errors import Denied, NotHolder, Stale, Unavailable
 from pannier.core.line import Buffer, LinePlace
+from pannier.core.recovery import newest_of
 from pannier.core.volume import Grant, Volume
 from pannier.storage.base import Driver
 from pannier.storage.lines import LineDriver, line_driver
@@ -107,13 +108,15 @@ class Reception:
         """Allow the sender to be told that a record is durable here.
 
         Raises:
-            Stale: this node takes the volume over, or another machine has this node's name.
+            Stale: this node takes the volume over, just frees its records, or another machine has this node's name.
         """
         if self._lease.taken:
             raise Stale(
                 f"another machine acts as node {self._cluster.node}, to which a copy of volume {volume_name} belongs",
                 remedy=f"see pannier doctor on the machine at the address of node {self._cluster.node}",
             )
+        if place.volume in self._refused:
+            raise self._removing(volume_name)
         if self._promises.refuses(place.volume, epoch=place.epoch):
             raise Stale(
                 f"volume {volume_name} is being taken over from node {peer}",
@@ -146,15 +149,30 @@ class Reception:
         if isinstance(driver, LineDriver):
             await driver.settle(offer.volume_id, offer.generation)
 
+    async def settle(self, volume: Volume) -> None:
+        """Free the records that the newest generation here makes useless: after a restart they may be there again.
+
+        A takeover refuses first and chooses its generation then. So where none refuses yet, it will begin with this
+        one or a newer one.
+        """
+        driver = line_driver(self._drivers.of(volume))
+        if driver is None or volume.grant.node == self._cluster.node:
+            return
+        newest = newest_of(volume, (await driver.inspect(volume.id)).generations)
+        if newest is not None and not self._promises.refuses(volume.id, epoch=volume.grant.epoch):
+            await driver.settle(volume.id, newest)
+
+    def _removing(self, volume_name: str) -> Stale:
+        return Stale(
+            f"node {self._cluster.node} is just removing something of volume {volume_name}: it is short of room",
+            remedy="ask again",
+        )
+
     async def _check(self, offer: Offer, *, peer: str) -> None:
         """Raise as :meth:`confirm`; also Unavailable where another machine has this node's name."""
         await self._lease.check_not_taken()
         if offer.volume_id in self._refused:
-            raise Stale(
-                f"node {self._cluster.node} is just removing what it has of volume {offer.volume_name}: its pool is "
-                f"short of room",
-                remedy="ask again",
-            )
+            raise self._removing(offer.volume_name)
         if not self._promises.refuses(offer.volume_id, epoch=offer.epoch):
             return
         fresh = await self._cluster.fresh(offer.volume_name)

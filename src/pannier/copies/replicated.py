@@ -59,11 +59,13 @@ class Following:
         broken: it did not get one of them: it gets a generation before it follows again.
         last: the sending of the newest.
         waiting: how many are not confirmed yet.
+        kept: it has confirmed one of them.
     """
 
     run: str
     number: int
     broken: bool = False
+    kept: bool = False
     last: asyncio.Task[None] | None = None
     waiting: int = 0
 
@@ -89,6 +91,8 @@ class ReplicaProgress:
     """The newest that it has confirmed."""
     record_error: str = ""
     """Why it has not kept the last record that it was sent."""
+    full_until: float = 0.0
+    """It gets no records on generations that are made before this: others fill its journal."""
     sent_bytes: int = 0
     """Since the beginning, broken transfers included."""
     absent_since: float | None = None
@@ -244,6 +248,7 @@ class Replicated:
         if (
             line is not None
             and not progress.follows(line)
+            and at >= progress.full_until
             and (line.generation, line.included) == (progress.generation, line.number)
         ):
             progress.following = Following(line.run, line.number)
@@ -253,6 +258,8 @@ class Replicated:
         """A replica confirmed a record with all that was written before ``at``, and all before it."""
         progress = self.progress[node]
         progress.record, progress.record_error = place, ""
+        if progress.following is not None:
+            progress.following.kept = True
         progress.position = max(position, progress.position or 0)
         progress.current_at = max(at, progress.current_at or at)
         self._note_answer()
@@ -262,6 +269,15 @@ class Replicated:
         following.broken = True
         self.progress[node].record_error = error
         self._note_answer()
+
+    def note_full(self, node: str, following: Following, *, again: float) -> None:
+        """A replica's journal refused a record. Where it had none on top of the generation, the next one makes no room.
+
+        Args:
+            again: when it may be tried again then.
+        """
+        if not following.kept:
+            self.progress[node].full_until = again
 
     def note_detour(self, reason: str) -> None:
         """A generation was made where a record would have done."""

@@ -1,4 +1,4 @@
-"""What gives its room where a pool gets full, and in which order: pure decisions.
+"""What gives its room where a pool or a journal gets full, and in which order: pure decisions.
 
 Everything that is freed on need is in this order, and :mod:`pannier.node.freeing` alone frees it. What files
 no longer need (trim) is not in it: nobody can miss that, so it is given back whenever room gets scarce.
@@ -113,3 +113,60 @@ def spare_generations(
         return () if kept is None else tuple(each for each in ours if each not in kept)
     arriving = any(each.epoch == record.grant.epoch for each in ours)
     return () if node in record.replicas or copy.sealed or arriving else ours
+
+
+# -- records in a journal -------------------------------------------------------------------------------
+
+
+class RecordsRank(IntEnum):
+    """What it costs to free a volume's records on this node; the lowest is freed first."""
+
+    NOBODYS = 1
+    """This node holds the volume, or keeps no copy of it any more: nothing."""
+    REMOVED = 2
+    """It is in the trash, and its holder is up and has all of it: when it is restored, this copy gets the difference again."""
+    REMOVED_ALONE = 3
+    """It is in the trash, and its holder is not up. If that never comes back, what was written last is gone."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FreeableRecords:
+    """Records of one volume that may be freed on this node.
+
+    Attributes:
+        age: the lower, the earlier the volume was removed.
+        volume: the volume's id.
+    """
+
+    rank: RecordsRank
+    age: int = 0
+    volume: str
+
+
+def is_crowded(*, live_bytes: int, most_bytes: int) -> bool:
+    """Whether a journal frees records: when more than half of what may live does.
+
+    The other half is for the volumes that are written to. It is as much as one of them may have, and takes the disk longer
+    to fill than the time between two looks.
+    """
+    return 2 * live_bytes > most_bytes
+
+
+def records_in_order(found: Iterable[FreeableRecords]) -> tuple[FreeableRecords, ...]:
+    """In which order records are freed; one volume at a time, as long as the journal is crowded."""
+    return tuple(sorted(found, key=lambda each: (each.rank, each.age, each.volume)))
+
+
+def rank_records(
+    record: Volume, copy: LocalState, *, node: str, holder_up: bool
+) -> RecordsRank | None:
+    """What it costs to free a volume's records on ``node``; None where they are needed."""
+    if is_older(record, copy):
+        return None
+    if record.grant.node == node:  # until its live tree is there, it is made with them
+        return RecordsRank.NOBODYS if record.grant.epoch in copy.sealed else None
+    if node not in record.replicas:
+        return RecordsRank.NOBODYS
+    if record.removed_at is None:
+        return None
+    return RecordsRank.REMOVED if holder_up else RecordsRank.REMOVED_ALONE

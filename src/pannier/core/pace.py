@@ -85,6 +85,9 @@ class CopiesPace:
     some tenths of a second, and the journals of copies have room for several volumes."""
     most_waiting: int = 8
     """So many records on their way to a copy: one that has more to wait for gets a generation instead."""
+    full_again: float = 10.0
+    """Before a copy gets records again whose journal others fill: each try costs a sync call a round trip beside the
+    generation, and room comes there with the next generations of other volumes."""
     say: float = 60.0
     """Between two lines of the log about the same trouble with a volume's records: each sync call may meet it anew."""
     retry: float = 1.0

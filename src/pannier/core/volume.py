@@ -138,6 +138,7 @@ class Volume(Record):
         base: the generation with which the holder's epoch began; None if it began empty.
         lineage: how the latest epochs began, oldest first.
         removed_at: Unix time at which it went to the trash; None outside the trash.
+        removed_in: the revision of the record that took it there, once that was replaced by another; None before.
     """
 
     name: str
@@ -150,6 +151,7 @@ class Volume(Record):
     lineage: tuple[Beginning, ...] = ()
     created_at: float
     removed_at: float | None = None
+    removed_in: int | None = None
     history: tuple[HistoryEntry, ...] = ()
 
     def granted(

@@ -273,7 +273,7 @@ class Volumes:
                 remedy="pannier volume trash shows what can be restored",
             )
         found = max(matching, key=lambda item: item.record.removed_at or 0)
-        volume = replace(found.record, removed_at=None).with_entry(
+        volume = replace(found.record, removed_at=None, removed_in=None).with_entry(
             HistoryEntry(
                 at=self._clock.unix(),
                 what="restored",

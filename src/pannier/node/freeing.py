@@ -1,4 +1,4 @@
-"""Frees room where a pool is short of it: all of it here, one thing at a time, in one order.
+"""Frees room where a pool or a journal is short of it: all of it here, one thing at a time, in one order.
 
 The order is in :mod:`pannier.core.freeing`. After each deletion the pool is looked at again, once the kernel has
 given the room back. Whatever is cut short by the end of the daemon is decided anew.
@@ -26,6 +26,7 @@ from pannier.core.pace import NodePace
 from pannier.core.volume import HistoryEntry, Volume
 from pannier.holding.handover import Handovers
 from pannier.host.clock import Clock
+from pannier.node.journal_room import JournalRoom
 from pannier.node.trash import Trash
 from pannier.storage.base import Driver, SparseDriver
 
@@ -66,6 +67,7 @@ class Freeing:
         replicator: Replicator,
         room: RoomGuard,
         trash: Trash,
+        journals: JournalRoom,
         clock: Clock,
         pace: NodePace,
     ) -> None:
@@ -77,6 +79,7 @@ class Freeing:
         self._replicator = replicator
         self._room = room
         self._trash = trash
+        self._journals = journals
         self._clock = clock
         self._pace = pace
         self._needs: dict[Path, _Need] = {}
@@ -94,6 +97,7 @@ class Freeing:
                 self._trash.changed = False
                 measured = now + self._pace.free_again
                 await self._measure()
+                await self._journals.look()
             if short:
                 await asyncio.sleep(self._pace.free_look)
             else:

@@ -108,6 +108,16 @@ class LineDriver(Driver, Protocol):
         """
         ...
 
+    async def drop_records(self, volume: str) -> None:
+        """Free all records of a volume; durable on return. Repeatable.
+
+        Whoever calls this has made sure that nobody takes the volume over with them.
+
+        Raises:
+            JournalFull, StorageError: they are freed until the next restart.
+        """
+        ...
+
     async def missing(self, volume: str) -> str:
         """Why this node may lack records that it has confirmed; empty if it lacks none, as far as memory knows.
 

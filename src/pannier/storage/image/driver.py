@@ -656,6 +656,11 @@ class ImageDriver(SubvolumeDriver):
         """See :meth:`LineDriver.settle`."""
         self._kept_records.settle(volume, generation)
 
+    async def drop_records(self, volume: str) -> None:
+        """See :meth:`LineDriver.drop_records`."""
+        kept = self._kept_records
+        await in_own_thread(lambda: kept.forget(volume))
+
     def _notes(self, volume: str) -> NotedRuns:
         notes = self._noted.get(volume)
         if notes is None:

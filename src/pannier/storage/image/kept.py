@@ -167,7 +167,7 @@ class KeptRecords:
             self._journal.settle(volume, generation)
 
     def forget(self, volume: str) -> None:
-        """The volume is gone."""
+        """The volume is gone, or nobody needs its records: see :meth:`pannier.storage.lines.LineDriver.drop_records`."""
         self.note_set_aside(volume)
         with self._lock:
             self._lacking -= {volume}
