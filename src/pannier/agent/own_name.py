@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pannier.core.errors import Unavailable
 from pannier.core.node import Node
 from pannier.storage.base import Driver
-from pannier.store.base import Change, Entry, Store, WatchEvent
+from pannier.store.base import Change, Entry, MemberHealth, Store, WatchEvent
 from pannier.transport.base import Offer, Parcel, Sender, SendsRecords, Sent
 
 REMEDY = (
@@ -100,7 +100,7 @@ class StoreUnderName(Store):
     def session(self) -> AbstractAsyncContextManager[Store]:
         return self._store.session()
 
-    async def health(self) -> dict[str, str]:
+    async def health(self) -> dict[str, MemberHealth]:
         return await self._store.health()
 
 
