@@ -22,8 +22,8 @@ from pannier.storage.blocks import BLOCK_BYTES, MendingDriver
 from pannier.storage.btrfs import ioctl
 from pannier.storage.image import check, mending
 from pannier.storage.image.driver import ImageDriver
+from pannier.storage.image.identity import identity_of, last_change_of
 from pannier.storage.image.nocow import IMAGE
-from pannier.storage.image.transfer import identity_of, last_change_of
 
 __all__ = ["image_nodes", "pools", "workplace"]
 pytestmark = pytest.mark.root
@@ -393,11 +393,11 @@ async def test_what_arrives_is_mended_before_it_gets_its_name(
     nodes: Nodes, copy: ImageDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Power fails the moment that it has one: whoever takes over then reads what was sent."""
-    sync = ioctl.sync_filesystem
+    snapshot = ioctl.create_snapshot
 
-    def fails(path: Path) -> None:
-        sync(path)
-        if path.parent.name == "generations" and received:
+    def fails(source: Path, *, target: Path, read_only: bool) -> None:
+        snapshot(source, target=target, read_only=read_only)
+        if target.parent.parent.name == "generations" and received:
             raise PowerFails
 
     received: list[Generation] = []
@@ -408,7 +408,7 @@ async def test_what_arrives_is_mended_before_it_gets_its_name(
         received.extend((await copy.inspect(volume)).generations)
 
     monkeypatch.setattr(copy, "mend", mends)
-    monkeypatch.setattr(ioctl, "sync_filesystem", fails)
+    monkeypatch.setattr(ioctl, "create_snapshot", fails)
     with pytest.raises(PowerFails):
         await received_meanwhile(nodes, copy)
     again = ImageDriver(copy._mountpoint, staging=copy._staging)
@@ -425,16 +425,16 @@ async def test_nothing_is_mended_between_the_look_at_the_base_and_the_name(
     third = await written(nodes, nodes.a.data_path(nodes.volume, 1), block(), "third")
     overwrite(copy, wanted)
     (at,) = (await copy.verify(nodes.volume, second)).damaged
-    home, sync = copy._home(nodes.volume), ioctl.sync_filesystem
+    home, snapshot = copy._home(nodes.volume), ioctl.create_snapshot
     mends = threading.Thread(target=copy._mender.mend, args=(home, {at: wanted}))
 
-    def syncs(path: Path) -> None:
-        if path == home.incoming(third) / "tree":
+    def snapshots(source: Path, *, target: Path, read_only: bool) -> None:
+        if target == home.tree(third):
             mends.start()
             mends.join(timeout=1.0)  # all the time that it needs, if it need not wait
-        sync(path)
+        snapshot(source, target=target, read_only=read_only)
 
-    monkeypatch.setattr(ioctl, "sync_filesystem", syncs)
+    monkeypatch.setattr(ioctl, "create_snapshot", snapshots)
     await nodes.transfer(nodes.a, copy, third, second)
     await asyncio.to_thread(mends.join)
     for generation in (await copy.inspect(nodes.volume)).generations:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import threading
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from transport_world import PATIENCE_SECONDS, OpenGate, Proxy, World
 from pannier.core.errors import Corrupt, InvalidInput, PeerUnavailable, PoolFull
 from pannier.core.generation import Generation
 from pannier.core.line import OnTop
+from pannier.host.files import write_file
 from pannier.storage.base import Begun, LocalCopy, ResumingDriver
 from pannier.storage.blocks import BLOCK_BYTES
 from pannier.storage.btrfs import ioctl
@@ -134,7 +136,7 @@ class Pair:
         assert sorted(os.listdir(tree)) == ["image", "sums"]
         assert ioctl.is_read_only(tree)
         assert await self.begun() is None
-        assert not os.listdir(tree.parent.parent.parent / "incoming")
+        assert os.listdir(tree.parent.parent.parent / "incoming") == ["workbench"]
 
 
 @pytest.fixture(autouse=True)
@@ -381,13 +383,22 @@ async def test_a_part_on_a_base_that_was_mended_is_begun_anew(pair: Pair) -> Non
 
 
 async def test_a_power_cut_takes_what_came_after_the_note_and_no_more(
-    pair: Pair, tmp_path: Path
+    pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The pool's file is what a disk has at this moment: what is only in the page cache is not in it."""
     generation = await pair.write()
     stream = await read_stream(pair.alder, pair.volume, generation)
     mountpoint = tmp_path / "pool"
     disk, cut = mountpoint.with_suffix(".img"), tmp_path / "cut.img"
+    noted = threading.Event()
+
+    def note(path: Path, content: bytes) -> None:
+        write_file(path, content)
+        if not noted.is_set():
+            shutil.copyfile(disk, cut)
+            noted.set()
+
+    monkeypatch.setattr(partial, "write_file", note)
     await create_pool(disk, mountpoint=mountpoint, size_bytes=512 * MEBIBYTE)
     try:
         driver = ImageDriver(mountpoint, staging=tmp_path / "staging")
@@ -396,9 +407,7 @@ async def test_a_power_cut_takes_what_came_after_the_note_and_no_more(
         async def receive_half() -> None:
             async with driver.receive(pair.volume, generation, base=None) as pipe:
                 await asyncio.to_thread(write_all, pipe, stream[: len(stream) // 2])
-                while not (await driver.inspect(pair.volume)).begun:
-                    await asyncio.sleep(0)
-                await asyncio.to_thread(shutil.copyfile, disk, cut)
+                await asyncio.to_thread(noted.wait)
                 raise Cut
 
         with pytest.raises(Cut):

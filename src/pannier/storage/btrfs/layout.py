@@ -222,10 +222,8 @@ class Home:
     def prepare_workbench(self, base: Path | None) -> Path:
         """The workbench, with exactly the content of ``base``, or empty."""
         work = self.workbench
-        if base is not None and ioctl.is_subvolume(work):
-            there, wanted = (ioctl.subvolume_info(tree) for tree in (work, base))
-            if _related(wanted, there) and there.ctransid == wanted.ctransid:
-                return work
+        if base is not None and self._workbench_is(base):
+            return work
         self.discard_workbench()
         work.parent.mkdir()
         if base is None:
@@ -233,6 +231,25 @@ class Home:
         else:
             ioctl.create_snapshot(base, target=work, read_only=False)
         return work
+
+    def _workbench_is(self, base: Path) -> bool:
+        """Whether the workbench is there and has exactly the content of a generation."""
+        if not ioctl.is_subvolume(self.workbench):
+            return False
+        there, wanted = (ioctl.subvolume_info(tree) for tree in (self.workbench, base))
+        return _related(wanted, there) and there.ctransid == wanted.ctransid
+
+    def take_workbench(self, generation: Generation, *, base: Path) -> bool:
+        """Receive a generation into the workbench, if that has exactly the content of ``base``; False if not."""
+        if not self._workbench_is(base):
+            return False
+        self.workbench.parent.rename(self.incoming(generation))
+        return True
+
+    def keep_as_workbench(self, generation: Generation) -> None:
+        """Make what a generation was received into, and was made a snapshot of, the workbench."""
+        self.discard_workbench()
+        self.incoming(generation).rename(self.workbench.parent)
 
     def discard_workbench(self) -> None:
         """Remove the workbench where there is one; it is made anew when it is needed."""
@@ -253,6 +270,12 @@ class Home:
 def _related(saved: SubvolumeInfo, tree: SubvolumeInfo) -> bool:
     """Whether one of them is a snapshot of the other."""
     return saved.parent_uuid == tree.uuid or tree.parent_uuid == saved.uuid
+
+
+def stands_on(tree: Path, base: Path) -> bool:
+    """Whether a writable subvolume was begun with this very generation: as its snapshot, or as the workbench that it is
+    the last snapshot of. One that was mended is another one."""
+    return _related(ioctl.subvolume_info(base), ioctl.subvolume_info(tree))
 
 
 def is_whole(tree: Path) -> bool:

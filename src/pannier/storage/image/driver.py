@@ -6,6 +6,7 @@
         live-EPOCH/image                       have one file each, without copy-on-write
         generations/EPOCH.SEQUENCE/tree/image
         incoming/EPOCH.SEQUENCE/tree/image     what is being received, or was when the transfer broke
+        incoming/workbench/tree/image          a writable copy of the newest one that was received
     STAGING/VOLUME.EPOCH/                      where a live image is mounted while it is used
         data/                                  what containers see
 
@@ -57,6 +58,7 @@ from pannier.storage.btrfs.layout import Home, existing_tree, tidy
 from pannier.storage.btrfs.subvolumes import SubvolumeDriver, existing_live
 from pannier.storage.image import ext4, mending, nocow
 from pannier.storage.image.check import check_image, pieces_of
+from pannier.storage.image.intake import ImageIntake
 from pannier.storage.image.kept import KeptRecords
 from pannier.storage.image.live import LiveImage
 from pannier.storage.image.nocow import IMAGE
@@ -64,7 +66,7 @@ from pannier.storage.image.noted import NotedRuns
 from pannier.storage.image.partial import begun, discard_parts, is_of_use
 from pannier.storage.image.showing import show
 from pannier.storage.image.sums import SUMS
-from pannier.storage.image.transfer import ImageIntake, send
+from pannier.storage.image.transfer import send
 from pannier.storage.lines import JournalState
 from pannier.storage.streams import feeding, reading, swallow_stream
 

@@ -23,9 +23,9 @@ from pannier.storage.blocking import told_as_storage_error
 from pannier.storage.blocks import BLOCK_BYTES
 from pannier.storage.btrfs import ioctl
 from pannier.storage.btrfs.layout import Home, existing_tree, is_whole
+from pannier.storage.image.identity import identity_of, last_change_of
 from pannier.storage.image.nocow import IMAGE
 from pannier.storage.image.sums import sum_of, sums_of
-from pannier.storage.image.transfer import identity_of, last_change_of
 from pannier.storage.slow_reading import DAMAGE
 
 log = structlog.get_logger(__name__)

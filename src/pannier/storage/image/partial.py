@@ -8,9 +8,11 @@ it is sent again. The note goes before the generation gets its name.
 from __future__ import annotations
 
 import os
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 import msgspec
 
@@ -18,9 +20,10 @@ from pannier.core.errors import InvalidInput
 from pannier.core.generation import Generation
 from pannier.core.line import Data, Zeros
 from pannier.host.files import draft_of, write_file
+from pannier.host.syncing import start_writing
 from pannier.storage.base import Begun
 from pannier.storage.btrfs import ioctl
-from pannier.storage.btrfs.layout import Home, is_whole
+from pannier.storage.btrfs.layout import Home, is_whole, stands_on
 from pannier.storage.image.sums import Sums
 
 NOTE = "arrived"
@@ -29,8 +32,8 @@ WRITE_BYTES = 8 << 20
 """So much of the image is received until the disk is asked to write it: large enough for whole extents, and little beside
 what is dirty on a machine anyway."""
 EACH_BYTES = 64 << 20
-"""So much of the image is received between two notes. A broken transfer sends at most that much again; each note
-waits for the disk once or twice, which is nothing beside writing so much."""
+"""So much of the image is received between the begins of two notes, or more while the disk is slow with one. A broken
+transfer sends that much again, and what came while the last note was being made."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +54,9 @@ class PartNote:
 
 
 class Noting:
-    """Notes from time to time how far a generation has been received.
+    """Notes from time to time how far a generation has been received, in a thread: nothing waits for the disk.
+
+    A context manager: when its block ends, so has the note that was being made.
 
     Args:
         tree: the subvolume that it is received into.
@@ -69,6 +74,16 @@ class Noting:
         """The disk has been asked to write what is before this."""
         self._is_durable = note.position > 0
         """Whether the subvolume itself is."""
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="noting")
+        self._noting: Future[None] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, failed: type[BaseException] | None, *_: object) -> None:
+        self._thread.shutdown()
+        if self._noting is not None and failed is None:
+            self._noting.result()
 
     def applied(self, record: Data | Zeros) -> None:
         """A record is in the image, and so is all that belongs before its end.
@@ -80,11 +95,12 @@ class Noting:
             self._new_bytes += len(record.content)
             if record.end - self._begun_at >= WRITE_BYTES:
                 # The disk begins to write it, and nobody waits: the flush at the end has little left to do.
-                length = record.end - self._begun_at
-                os.posix_fadvise(self._image, self._begun_at, length, os.POSIX_FADV_DONTNEED)
+                start_writing(self._image, self._begun_at, record.end - self._begun_at)
                 self._begun_at = record.end
-        if self._new_bytes >= EACH_BYTES:
-            self._write(record.end)
+        if self._new_bytes >= EACH_BYTES and (self._noting is None or self._noting.done()):
+            if self._noting is not None:
+                self._noting.result()
+            self._noting = self._thread.submit(self._write, record.end)
             self._new_bytes = 0
 
     def _write(self, position: int) -> None:
@@ -116,10 +132,9 @@ def noted(home: Home, generation: Generation) -> PartNote | None:
     try:
         note = msgspec.json.decode((tree / NOTE).read_bytes(), type=PartNote)
         base = None if note.base is None else home.tree(Generation.parse(note.base))
-        made_of = ioctl.subvolume_info(tree).parent_uuid
         if note.format != _FORMAT or is_whole(home.tree(generation)) or ioctl.is_read_only(tree):
             return None
-        if base is not None and not (is_whole(base) and ioctl.subvolume_info(base).uuid == made_of):
+        if base is not None and not (is_whole(base) and stands_on(tree, base)):
             return None
     except (FileNotFoundError, NotADirectoryError, msgspec.MsgspecError, InvalidInput, ValueError):
         return None
