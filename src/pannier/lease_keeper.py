@@ -16,17 +16,21 @@ from typing import NoReturn
 import msgspec
 import structlog
 
-from pannier.agent.keeper import MESSAGE_BYTES, SILENCE_SECONDS, KeeperWish
+from pannier.agent.keeper import MESSAGE_BYTES, SILENCE_SECONDS, STARVED_SECONDS, KeeperWish
 from pannier.agent.renewal import Held, Renewal
 from pannier.core.lease import Terms
 from pannier.host.clock import machine_clock
 from pannier.host.logs import log_to_journal
+from pannier.host.processors import ProcessorDemand
 from pannier.pki.credentials import Credentials
 from pannier.store.address import open_store
 from pannier.store.base import Store
 
 log = structlog.get_logger(__name__)
 
+_STARVED_SHARE = 0.5
+"""Who wants a processor for so much of the time is kept from speaking by having none. A process that waits for something
+else wants a few hundredths."""
 _NICE = -20
 """Where the real-time class is refused, as in a control group of version 1 that has no share of it."""
 
@@ -39,6 +43,7 @@ class OtherEnd:
         connection.setblocking(False)
         self._now = machine_clock().now
         self._heard_at = self._now()
+        self._demand = ProcessorDemand(os.getppid())
         self.heard = asyncio.Event()
 
     def listen(self, renewal: Renewal) -> None:
@@ -59,8 +64,9 @@ class OtherEnd:
         self.heard.set()
 
     def works(self) -> bool:
-        """Whether it has said so lately."""
-        return self._now() - self._heard_at < SILENCE_SECONDS
+        """Whether it has said so lately, or would have if it had a processor."""
+        is_starved = self._demand.share() > _STARVED_SHARE
+        return self._now() - self._heard_at < (STARVED_SECONDS if is_starved else SILENCE_SECONDS)
 
     def tell(self, held: Held) -> None:
         """Say what is held. Where the daemon does not read, it does not hear of it, and goes by what it knew."""

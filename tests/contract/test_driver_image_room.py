@@ -420,6 +420,20 @@ async def test_a_writer_that_no_look_could_stop_in_time_is_told_that_there_is_no
     await pool.driver.snapshot(pool.volume, epoch=1)
 
 
+async def test_what_is_taken_between_the_look_and_the_limit_counts(pool: Pool) -> None:
+    """Else a fast writer takes it twice, and the pool tells the loop device that it is full."""
+    data = await pool.attached()
+    before = (await pool.driver.room()).free_bytes
+    (data / "meanwhile").write_bytes(os.urandom(44 * MIB))
+    await pool.driver.write_out(pool.volume)
+    await restrict(pool, NARROW)
+    fill(data / "more")
+    assert await pool.driver.failed() == frozenset()
+    await pool.driver.write_out(pool.volume)
+    assert before - pool.free_bytes() < NARROW.growth_bytes + 32 * MIB  # its own blocks too
+    await restrict(pool, None)
+
+
 async def test_the_next_daemon_lets_an_image_grow_again(pool: Pool) -> None:
     data = await pool.attached()
     room = os.statvfs(data).f_bavail

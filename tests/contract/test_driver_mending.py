@@ -144,7 +144,7 @@ async def test_no_node_is_told_of_more_pieces_than_any_asks_for(
 ) -> None:
     generation = await world.written(await world.nodes.create(), "file", block())
     found = await world.pieces(world.holder, generation, 1)
-    monkeypatch.setattr(check, "_MOST_PIECES", len(found) - 1)
+    monkeypatch.setattr(check, "MOST_PIECES", len(found) - 1)
     with pytest.raises(StorageError):
         await world.pieces(world.holder, generation, 1)
 

@@ -274,6 +274,23 @@ async def test_for_a_daemon_that_does_nothing_any_more_nothing_is_renewed(
         await until(lambda: lease.until > boottime())
 
 
+async def test_a_daemon_that_gets_no_processor_keeps_its_lease_for_longer(
+    etcd: Etcd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would say that it works, if it could run. Here one of its threads runs instead, which looks the same."""
+    process = etcd.new_keeper()
+    lease = etcd.lease(process)
+    async with running(process):
+        said_last = boottime()
+        monkeypatch.setattr(KeeperProcess, "_say", lambda self: None)
+        with spinning_thread():
+            while boottime() < said_last + keeper.SILENCE_SECONDS + TERMS.ttl:
+                assert lease.until > boottime()
+                await asyncio.sleep(0.05)
+        await until(lambda: lease.until < boottime())
+        assert boottime() < said_last + keeper.STARVED_SECONDS + TERMS.ttl
+
+
 async def test_one_that_stands_still_costs_the_lease_and_nothing_is_served_on_it(
     etcd: Etcd,
 ) -> None:

@@ -256,6 +256,7 @@ class FailoverWorld(World):
             the ports of a node: "b:peer" for questions, "b:sender" for generations, "b:record" for records.
         late_records: how many of those that are lost arrive later all the same.
         unsound: by volume id, nodes whose disk does not give back what they had confirmed.
+        unaware: those of them that cannot know it, since no holder has told them yet.
     """
 
     def __init__(
@@ -280,6 +281,7 @@ class FailoverWorld(World):
         self.acknowledged: dict[str, int] = {}
         self.shaken = False
         self.unsound: set[tuple[str, str]] = set()
+        self.unaware: set[tuple[str, str]] = set()
         self.broken = asyncio.Event()
         self.changes: Counter[str] = Counter()
         self.lost_ways: set[tuple[str, str]] = set()
@@ -470,8 +472,12 @@ class FailoverWorld(World):
 
     def set_back(self, machine: Machine, older: dict[str, Home]) -> None:
         """A machine whose power is off has the disk of an earlier time."""
-        self.unsound.update((volume_id, machine.name) for volume_id in machine.disk.homes)
+        there = {(volume_id, machine.name) for volume_id in machine.disk.homes}
+        self.unsound |= there
+        self.unaware |= there
         machine.disk.homes = older
+        # Holders keep nothing for it that it had so long ago.
+        self.has = {key: each for key, each in self.has.items() if key[0] != machine.name}
         self._unsynced = {
             key: each for key, each in self._unsynced.items() if key[0] != machine.name
         }
@@ -605,7 +611,10 @@ class FailoverWorld(World):
         if not acked:
             return
         held, holder = self._held(record), (record.id, record.grant.node)
-        if held is None or acked & ~self.mask(held):
+        if holder in self.unaware:  # what it lacks is lost, and nobody could prevent it
+            acked &= self.mask(held) if held is not None else acked
+            self.acknowledged[record.id] = acked
+        elif held is None or acked & ~self.mask(held):
             home = self.machines[record.grant.node].disk.homes.get(record.id)
             if holder not in self.unsound or home is None or record.grant.epoch in home.live:
                 self._wrong(f"holder {record.grant} has not all that was acknowledged: {held}")
@@ -614,6 +623,7 @@ class FailoverWorld(World):
             ours = [g for g in home.generations if record.grew_out_of(g)] if home else []
             if ours and home is not None and not acked & ~self.mask(home.with_records(max(ours))):
                 self.unsound.discard((record.id, name))  # it has caught up
+                self.unaware.discard((record.id, name))
             elif (record.id, name) not in self.unsound:
                 self._wrong(f"{name}, in sync at {record.grant}, has not all that was acknowledged")
 

@@ -55,6 +55,7 @@ from pannier.storage.base import (
     SparseDriver,
 )
 from pannier.storage.blocks import BLOCK_BYTES, MendingDriver, Piece
+from pannier.storage.image import check
 from pannier.storage.lines import JournalState, LineDriver
 
 Content = Mapping[str, bytes]
@@ -723,6 +724,8 @@ class SparseSnapshotDriver(
         for file in sorted(read, key=place_of):
             if start <= place_of(file) < (end or 1 << 62):
                 found.setdefault(place_of(file) // piece_bytes * piece_bytes, []).append(file)
+        if len(found) > check.MOST_PIECES:
+            raise StorageError("there are more pieces than any node asks for")
         return tuple(
             Piece(
                 start=at,

@@ -326,6 +326,8 @@ async def copy_that_is_set_back(history: History) -> None:
         world.slow_steps[rival.name, "peer.lost_copy"] = 60.0
         await history.start(rival)
         await asyncio.sleep(1.5)
+        if rival.run is not None and await rival.run.drivers.missing(record):
+            world.unaware.discard((record.id, rival.name))
         rival.power_off()
         world.still.discard(holder.name)
         history.go_on(holder)

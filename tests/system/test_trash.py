@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 from cluster_world import World
@@ -22,14 +23,27 @@ def stands_still(world: World, name: str) -> str:
     return str(world.json(NODE, "volume", "show", name)["stands_still"])
 
 
-@pytest.fixture
-def room(single: World) -> Iterator[World]:
+@contextmanager
+def room_of(single: World, left: str) -> Iterator[World]:
     """Nothing in the trash, and little room. A new daemon has not seen how fast that went."""
     single.run(NODE, "pannier", "trash", "empty")
-    with nearly_full(single, NODE, left="2G"):
+    with nearly_full(single, NODE, left=left):
         single.run(NODE, "systemctl", "restart", "pannierd")
         single.wait_for_pannier(NODE)
         yield single
+
+
+@pytest.fixture
+def room(single: World) -> Iterator[World]:
+    with room_of(single, "2G") as room:
+        yield room
+
+
+@pytest.fixture
+def wide_room(single: World) -> Iterator[World]:
+    """So much that the half of it is enough for writers to go on, however fast the disk is."""
+    with room_of(single, "4500M") as room:
+        yield room
 
 
 def test_a_ci_finds_room_however_many_volumes_it_has_removed(room: World) -> None:
@@ -47,9 +61,9 @@ def test_a_ci_finds_room_however_many_volumes_it_has_removed(room: World) -> Non
     assert "nearly full" in line["detail"]
 
 
-def test_what_stands_still_is_cleaned_up_from_outside(room: World) -> None:
-    name = room.create(NODE)
-    flood, more = f"flood-{name}", "dd if=/dev/zero of=/data/old/bulk bs=1M count=600 conv=fsync"
+def test_what_stands_still_is_cleaned_up_from_outside(wide_room: World) -> None:
+    room, name = wide_room, wide_room.create(NODE)
+    flood, more = f"flood-{name}", "dd if=/dev/zero of=/data/old/bulk bs=1M count=2200 conv=fsync"
     script = f"mkdir /data/old; {more} 2>/dev/null; cat /dev/zero >/data/new"
     room.run(NODE, *room.docker_run(name, "-d", "--name", flood), "sh", "-c", script)
     story.wait_until("it stands still", lambda: stands_still(room, name))

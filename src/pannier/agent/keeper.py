@@ -6,7 +6,8 @@ nothing: it has a connection to the store of its own, and comes before all ordin
 decides, at that moment, so that no delay of the event loop makes them old.
 
 It must not speak for a daemon that does nothing any more. So it hears from the daemon's event loop all the time, and
-renews nothing when it has not heard for :data:`SILENCE_SECONDS`. When the daemon ends, so does it.
+renews nothing when it has not heard for :data:`SILENCE_SECONDS`, or for :data:`STARVED_SECONDS` where the daemon
+would speak if it had a processor. When the daemon ends, so does it.
 """
 
 from __future__ import annotations
@@ -29,9 +30,11 @@ from pannier.core.errors import Unavailable
 from pannier.core.lease import Terms
 from pannier.host.threads import in_own_thread
 
-SILENCE_SECONDS: Final = 10.0
-"""A daemon that has said nothing for so long does not come back by itself. Longer than a starved processor or a full
-queue of a disk holds its event loop up: that must not cost a node its lease."""
+SILENCE_SECONDS: Final = 3.0
+"""A daemon that has said nothing for so long, and did not want a processor meanwhile, stands still. Each second of it makes the
+takeover from such a daemon later."""
+STARVED_SECONDS: Final = 10.0
+"""The same for one that wants a processor: the machine may have none for it. One that computes for ever is not told from that."""
 SAY_SECONDS: Final = 0.5
 """Between two times at which the daemon says that it works."""
 MESSAGE_BYTES: Final = 1 << 16

@@ -7,6 +7,8 @@ import shutil
 import stat
 from pathlib import Path
 
+from pannier.host.beneath import open_beneath
+
 _HERE = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -23,12 +25,12 @@ def remove_within(root: Path, path: str) -> None:
     names = [name for name in path.split("/") if name not in ("", ".")]
     if not names or ".." in names:
         raise ValueError(f"{path!r} names nothing below {root}")
-    at = os.open(root, _HERE)
+    top = os.open(root, _HERE)
     try:
-        for name in names[:-1]:
-            below = os.open(name, _HERE, dir_fd=at)
-            os.close(at)
-            at = below
+        at = open_beneath(top, os.fsencode("/".join(names[:-1]) or "."), _HERE)
+    finally:
+        os.close(top)
+    try:
         found = os.stat(names[-1], dir_fd=at, follow_symlinks=False)
         if stat.S_ISDIR(found.st_mode):
             shutil.rmtree(names[-1], dir_fd=at)

@@ -21,12 +21,12 @@ from pannier.storage.slow_reading import CHUNK_BYTES, DAMAGE, SlowReader, damage
 
 MOST_DAMAGED = 1024
 """Damaged blocks that are told one by one: with more (4 MiB) the disk has lost more than blocks."""
+MOST_PIECES = 1 << 18
+"""In one answer, which is in memory: 16 TiB in pieces of 64 MiB. Another node says how large the pieces are."""
 _ZEROS = bytes(BLOCK_BYTES)
 _ZEROS_SUM = sum_of(memoryview(_ZEROS))
 _DIGEST_BYTES = 16
 _PIECE_DIGEST_BYTES = 8
-_MOST_PIECES = 1 << 18
-"""In one answer, which is in memory: 16 TiB in pieces of 64 MiB. Another node says how large the pieces are."""
 
 
 class _Block(NamedTuple):
@@ -86,9 +86,9 @@ def pieces_of(
     found: list[Piece] = []
     with closing(_blocks(tree, start, end, SlowReader(stop))) as blocks:
         for number, group in groupby(blocks, key=lambda block: block.start // piece_bytes):
-            if len(found) == _MOST_PIECES:
+            if len(found) == MOST_PIECES:
                 raise StorageError(
-                    f"{of} has more than {_MOST_PIECES} pieces of {piece_bytes} bytes there",
+                    f"{of} has more than {MOST_PIECES} pieces of {piece_bytes} bytes there",
                     remedy="check that both nodes run the same version",
                 )
             found.append(_piece(of, number * piece_bytes, group))

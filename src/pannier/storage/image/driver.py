@@ -529,11 +529,14 @@ class ImageDriver(SubvolumeDriver):
 
     def _room(self) -> Room:
         with told_as_storage_error("see how much room the pool has"):
+            mounted = self._mounted()
+            for volume, epoch in mounted:
+                self._image(volume, epoch).note_used()
             return Room(
                 total_bytes=self._pool_bytes(),
                 free_bytes=self._allocation.free_bytes(),
                 dirty_bytes=dirty_limit_bytes(),
-                images=len(self._mounted()),
+                images=len(mounted),
             )
 
     async def gives_back(self) -> bool:

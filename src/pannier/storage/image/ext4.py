@@ -322,20 +322,40 @@ def trim(at: Path, start: int) -> int | None:
     return int(struct.unpack_from("<Q", asked, 8)[0])
 
 
-def limit_growth(at: Path, growth_bytes: int) -> None:
-    """Let the files of a mounted file system take no more than this beyond what its image has of them.
-
-    It keeps its other free blocks to itself: a writer that needs one is told that there is no space, and
-    ``df`` shows what is left. What memory has of new data counts too.
+def used_blocks(at: Path) -> int:
+    """How many blocks the files of a mounted file system have in its image by now.
 
     Raises:
         OSError: the kernel refused.
     """
     with directory(at) as fd:
-        folder, found = _told(os.fstat(fd).st_dev), os.fstatvfs(fd)
-        waiting = int((folder / "delayed_allocation_blocks").read_text())
-        over = found.f_bfree + waiting - growth_bytes // BLOCK_BYTES
-        (folder / "reserved_clusters").write_text(str(max(over, _kept_blocks(found.f_blocks))))
+        return _used_blocks(fd)
+
+
+def _used_blocks(fd: int) -> int:
+    found = os.fstatvfs(fd)
+    waiting = int((_told(os.fstat(fd).st_dev) / "delayed_allocation_blocks").read_text())
+    return found.f_blocks - found.f_bfree - waiting
+
+
+def limit_growth(at: Path, growth_bytes: int, *, since: int | None) -> None:
+    """Let the files of a mounted file system take no more than this beyond what its image has of them.
+
+    It keeps its other free blocks to itself: a writer that needs one is told that there is no space, and
+    ``df`` shows what is left. What memory has of new data counts too.
+
+    Args:
+        since: :func:`used_blocks` when there was that much room; what was taken since then counts, too. None: now.
+
+    Raises:
+        OSError: the kernel refused.
+    """
+    with directory(at) as fd:
+        size, used = os.fstatvfs(fd).f_blocks, _used_blocks(fd)
+        # What was deleted since is still in the image: to take other blocks instead takes room.
+        most = min(used, used if since is None else since) + growth_bytes // BLOCK_BYTES
+        folder = _told(os.fstat(fd).st_dev)
+        (folder / "reserved_clusters").write_text(str(max(size - most, _kept_blocks(size))))
 
 
 def lift_limit(at: Path, *, size: int) -> None:

@@ -87,6 +87,8 @@ class LiveImage:
         """Whether we have frozen it; None if an earlier run may have."""
         self._may_grow = False
         """Whether its files may take all that there is in it; an earlier run may have limited them."""
+        self._used_blocks: int | None = None
+        """See :meth:`note_used`; None since it was mounted."""
         self._alone = False
         """Whether it was unmounted, and no loop device had it then."""
 
@@ -119,6 +121,7 @@ class LiveImage:
                 self._detach()
             if not self.is_mounted:
                 self._mount_or_show(size=size, shown=shown)
+                self._used_blocks = None
             elif size is not None:
                 self._grow_mounted(size)
             self._watched.watch()
@@ -495,6 +498,17 @@ class LiveImage:
             elif self._frozen is not False:
                 self._thaw()
 
+    def note_used(self) -> None:
+        """Remember what it has by now, if it is mounted: :meth:`restrict` limits what it takes from then on. To be called
+        before the pool's room is looked at, so that what it takes meanwhile is not taken twice.
+
+        Raises:
+            OSError: the kernel does not tell.
+        """
+        with self._mount_lock:
+            if mount_at(self.place) is not None:
+                self._used_blocks = ext4.used_blocks(self.place)
+
     def thaw(self) -> None:
         """Let who writes to it go on."""
         with self._mount_lock:
@@ -517,7 +531,7 @@ class LiveImage:
         self._device().limit_dirty(None if limits is None else limits.dirty_bytes)
         if limits is not None:
             self._may_grow = False
-            ext4.limit_growth(self.place, limits.growth_bytes)
+            ext4.limit_growth(self.place, limits.growth_bytes, since=self._used_blocks)
         elif not self._may_grow:
             ext4.lift_limit(self.place, size=nocow.filesystem_bytes(self._image))
             self._may_grow = True
