@@ -55,6 +55,23 @@ async def test_they_go_on_where_the_name_is_free_again_in_time(world: CopiesWorl
     assert container in world.a.table.containers
 
 
+async def test_what_an_earlier_run_has_frozen_goes_on_when_this_one_has_the_lease(
+    world: CopiesWorld,
+) -> None:
+    await world.create(world.a, "single")
+    container = await world.run_container(world.a, "single")
+    take_name(world)
+    await world.until(lambda: world.a.table.stands_still(container))
+    world.a.crash()
+    await world.a.start()
+    for _ in range(100):
+        await asyncio.sleep(0.05)
+        assert world.a.table.stands_still(container)
+    free_name(world)
+    await world.until(lambda: not world.a.table.stands_still(container))
+    assert container in world.a.table.containers
+
+
 async def test_after_a_start_it_serves_and_changes_nothing_and_says_why(world: CopiesWorld) -> None:
     await world.create(world.a, "single")
     world.a.power_off()

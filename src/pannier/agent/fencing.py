@@ -67,14 +67,22 @@ class Fencing:
         try:
             while True:
                 for volume in self._cluster.catalog.volumes():
-                    watched = volume.spec.copies > 1 or self._lease.taken
-                    if watched and volume.grant.node == self._cluster.node:
+                    if volume.grant.node == self._cluster.node and self._is_watched(volume):
                         self._look(volume)
                 left = self._lease.until - self._clock.now()
                 await asyncio.sleep(max(self._pace.fence_look, min(left, self._pace.fence_calm)))
         finally:
             for task in self._tasks.values():
                 task.cancel()
+
+    def _is_watched(self, volume: Volume) -> bool:
+        """Whether another machine could serve the volume; or could have, and its users here may still be frozen.
+
+        A run that had no lease yet does not know whether another machine has this node's name, so it lets nobody go on.
+        """
+        if volume.spec.copies > 1 or self._lease.taken:
+            return True
+        return self._lease.term > 0 and self._use.suspended(volume)
 
     def _look(self, volume: Volume) -> None:
         key = (volume.id, volume.grant.epoch)

@@ -92,7 +92,8 @@ class Standing:
     Attributes:
         now: that moment.
         read: this run of the daemon has read the record, so that it knows every rival. A record that
-            an earlier run remembered may lack one. True if there is no other copy to take over.
+            an earlier run remembered may lack one. True if there is no other copy to take over. False if another
+            machine has this node's name: that one is a rival that no record names.
         lease_until: the end of its lease; -inf if the record was not read and written anew since that
             lease began.
         promises: by node, until when that one has promised to leave the volume alone.

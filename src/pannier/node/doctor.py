@@ -113,14 +113,11 @@ class Doctor:
     async def _own_lease(self) -> AsyncIterator[FindingView]:
         subject = f"lease of node {self._cluster.node}"
         if self._lease.taken:
-            who = (
-                "another machine has this node's name: one of the two is a copy of the other"
-                if self._lease.taken_by_machine
-                else "another boot has this node's name: an earlier one of this machine, or another machine's"
-            )
-            yield _problem(
-                subject, f"{who}. This machine serves nothing and changes nothing", REMEDY
-            )
+            who = "another boot has this node's name: an earlier one of this machine, or another machine's"
+            if self._lease.taken_by_machine:
+                who = "another machine has this node's name: one of the two is a copy of the other"
+            what = f"{who}. This machine serves nothing and changes nothing"
+            yield _problem(subject, what, REMEDY)
         elif self._lease.withheld:
             yield _problem(
                 subject,
