@@ -328,11 +328,14 @@ def test_a_copied_machine_serves_nothing_and_can_become_a_node_of_its_own(blank:
     run = [*blank.docker_run(name, "--rm"), "cat", "/data/log"]
     served = blank.start(blank.attempt, "node2", *run)
 
-    def told() -> str:
-        found = blank.attempt("node2", "pannier", "doctor").text
-        return found if "another machine has this node's name" in found else ""
+    def told() -> list[str]:
+        found = blank.json("node2", "doctor")
+        return [
+            one["remedy"] for one in found if "another machine has this node's name" in one["what"]
+        ]
 
-    assert "'A machine that was copied' in docs/operations" in story.wait_until("it is told", told)
+    (remedy,) = story.wait_until("it is told", told)
+    assert "see 'A machine that was copied' in docs/operations" in remedy
     create = ["pannier", "volume", "create", blank.name()]
     blank.refused("node2", *create, says=["does nothing as node node1", "has that name"], status=6)
     outcome = served.result()
