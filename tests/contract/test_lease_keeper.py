@@ -230,7 +230,7 @@ async def test_a_key_that_another_boot_has_overwritten_ends_the_term(etcd: Etcd)
         entry = await etcd.store.get("alive/a")
         assert entry is not None
         revision = await etcd.store.commit(Change("alive/a", b"y", entry.revision))
-        await until(lambda: lease.taken)
+        await until(lambda: lease.name_taken)
         assert lease.until < boottime()
         await etcd.store.commit(Change("alive/a", None, revision))
         await until(lambda: lease.term == 2)

@@ -326,12 +326,12 @@ async def test_a_copy_of_a_living_machine_never_gets_its_lease(node: Node) -> No
             await asyncio.sleep(0.1)
             assert copy.lease.term == 0
             assert node.lease.holds(VOLUME)
-        assert copy.lease.taken
-        assert copy.lease.taken_by_machine
+        assert copy.lease.name_taken
+        assert copy.lease.name_taken_by_machine
         assert not copy.lease.holds(SINGLE), "not even what no other node could take over"
         assert not copy.lease.covers(SINGLE, frozenset())
         with pytest.raises(Unavailable, match="boot x has that name"):
-            await copy.lease.check_not_taken()
+            await copy.lease.check_name_not_taken()
     assert node.lease.term == 1
 
 
@@ -348,13 +348,13 @@ async def test_a_machine_that_was_restarted_waits_for_its_own_lease_and_goes_on(
     after = machine(node, "y")
     async with keeping(after):
         await asyncio.sleep(0.1)
-        assert after.lease.taken
-        assert not after.lease.taken_by_machine, "nobody is told of a copy"
+        assert after.lease.name_taken
+        assert not after.lease.name_taken_by_machine, "nobody is told of a copy"
         assert node.is_up()
         await until_held(after, within=TERMS.ttl + TERMS.renewal)
-        assert not after.lease.taken
+        assert not after.lease.name_taken
         assert after.lease.term == 1
-        await after.lease.check_not_taken()
+        await after.lease.check_name_not_taken()
 
 
 async def test_a_daemon_that_is_restarted_within_the_boot_waits_for_nothing(node: Node) -> None:
@@ -379,7 +379,7 @@ async def test_whoever_has_the_lease_serves_and_the_first_one_is_told_when_it_co
             await asyncio.sleep(0.1)
             assert not node.lease.holds(VOLUME)
             assert copy.lease.holds(VOLUME)
-        assert node.lease.taken_by_machine
+        assert node.lease.name_taken_by_machine
         assert not node.lease.holds(SINGLE)
     await until_held(node, within=2 * TERMS.ttl)
     assert node.lease.term == 2
@@ -399,7 +399,7 @@ async def test_a_key_that_its_lease_did_not_make_ends_the_term(
     await asyncio.sleep(TERMS.renewal + 0.1)
     assert not node.lease.holds(VOLUME)
     assert not node.lease.covers(VOLUME, frozenset({"b"})), "its users stand still at once"
-    assert node.lease.taken == (value == b"y")
+    assert node.lease.name_taken == (value == b"y")
     assert node.lease.term == (1 if value == b"y" else 2)
 
 
@@ -445,16 +445,37 @@ async def test_before_the_first_answer_the_store_is_asked(node: Node) -> None:
         with pytest.raises(Unavailable, match="boot x has that name"):
             await copy.lease.check_name()
         with pytest.raises(Unavailable, match="boot x has that name"):
-            await copy.lease.check_not_taken()
+            await copy.lease.check_name_not_taken()
         copy.store.cut()
         with pytest.raises(StoreUnavailable):
             await copy.lease.check_name()
         with pytest.raises(StoreUnavailable):
             await copy.lease.check_sender()
-        await copy.lease.check_not_taken()  # losing the store stops nothing
+        await copy.lease.check_name_not_taken()  # losing the store stops nothing
     node.store.cut()
     await asyncio.sleep(2 * TERMS.ttl)
     await node.lease.check_sender()
+
+
+async def test_a_change_waits_for_the_lease_from_before_a_restart(node: Node) -> None:
+    node.wanted = False
+    after = machine(node, "y")
+    async with keeping(after):
+        store = StoreUnderName(after.store, check=after.lease.check_name)
+        await store.commit(Change("volumes/vol", b"{}", ABSENT))
+        has_it = after.store.data.get("alive/a")
+        assert has_it is None or has_it.value == b"y"
+
+
+async def test_one_that_had_the_lease_waits_for_no_earlier_boot(node: Node) -> None:
+    entry = node.store.data.get("alive/a")
+    assert entry is not None
+    node.store.data.commit((Change("alive/a", b"y", entry.revision),))
+    await asyncio.sleep(TERMS.renewal + 0.1)
+    began = node.now()
+    with pytest.raises(Unavailable, match="boot y has that name"):
+        await node.lease.check_name()
+    assert node.now() == began
 
 
 async def test_what_goes_out_under_the_name_is_refused(node: Node) -> None:

@@ -85,7 +85,7 @@ class Custody:
             NotHolder: another node holds it; Corrupt: its data is not here; StoreUnavailable;
             Unavailable: another machine has this node's name; NewerFormat: only a newer version can serve it.
         """
-        await self._lease.check_not_taken()
+        await self._lease.check_name_not_taken()
         volume.check_format(f"the record of volume {volume.name}")
         plan = plan_serving(volume, await self._local(volume), node=self._cluster.node)
         driver = self._drivers.of(volume)

@@ -80,7 +80,7 @@ class Fencing:
 
         A run that had no lease yet does not know whether another machine has this node's name, so it lets nobody go on.
         """
-        if volume.spec.copies > 1 or self._lease.taken:
+        if volume.spec.copies > 1 or self._lease.name_taken:
             return True
         return self._lease.term > 0 and self._use.suspended(volume)
 
@@ -137,7 +137,7 @@ class Fencing:
         seen: nothing of it is served yet, and fencing could interrupt its first Mount. Where another machine has
         this node's name, there is nothing to wait for.
         """
-        if self._lease.taken:
+        if self._lease.name_taken:
             return self._clock.now()
         if self._lease.ever_proven(volume):
             return self._not_before

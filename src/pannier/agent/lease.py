@@ -81,26 +81,38 @@ class Lease:
         return overdue and not self.withheld
 
     @property
-    def taken(self) -> bool:
+    def name_taken(self) -> bool:
         """Whether another boot has this node's name, as far as is known: see :mod:`pannier.agent.own_name`."""
         return bool(self._held().taken_by)
 
     @property
-    def taken_by_machine(self) -> bool:
+    def name_taken_by_machine(self) -> bool:
         """Whether it has had it for so long that it is another machine's."""
         since = self._clock.now() - self._held().taken_since
-        return self.taken and since > self.terms.of_earlier_boot
+        return self.name_taken and since > self.terms.of_earlier_boot
 
     async def check_name(self) -> None:
         """Make sure that no other machine has this node's name. Asks the store only without a good lease.
 
+        A run that had no lease yet waits as long as it may be an earlier boot's that has it.
+
         Raises:
             Unavailable: one has it. StoreUnavailable, OutcomeUnknown, StorageError: that is not known.
         """
+        began = self._clock.now()
+        while other := await self._other_boot():
+            held = self._held()
+            since = min(began, held.taken_since)
+            if held.term > 0 or self._clock.now() - since > self.terms.of_earlier_boot:
+                raise taken_by(self._name, other)
+            await asyncio.sleep(self.terms.renewal / 4)
+
+    async def _other_boot(self) -> str:
+        """As :meth:`OwnName.other_boot`, of what is known, or of what the store says where it must be asked."""
         held = self._held()
-        self._check_taken(held.taken_by)
-        if held.until <= self._clock.now():
-            self._check_taken(self._name.other_boot(await self._store.get(self._name.key)))
+        if held.taken_by or held.until > self._clock.now():
+            return held.taken_by
+        return self._name.other_boot(await self._store.get(self._name.key))
 
     async def check_sender(self) -> None:
         """Make sure that what this node sends is its own. Once it had a lease, losing the store stops nothing.
@@ -114,7 +126,7 @@ class Lease:
         if held.taken_by or held.term == 0:
             await self.check_name()
 
-    async def check_not_taken(self) -> None:
+    async def check_name_not_taken(self) -> None:
         """As :meth:`check_name`, and what cannot be known is allowed: losing the store stops nothing.
 
         Raises:

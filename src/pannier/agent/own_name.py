@@ -20,7 +20,7 @@ from pannier.storage.base import Driver
 from pannier.store.base import Change, Entry, MemberHealth, Store, WatchEvent
 from pannier.transport.base import Offer, Parcel, Sender, SendsRecords, Sent
 
-REMEDY = (
+COPIED_REMEDY = (
     "after a restart of this machine it goes on by itself within seconds; if it is a copy of another machine, make it "
     "a node of its own: see 'A machine that was copied' in docs/operations"
 )
@@ -60,7 +60,7 @@ def taken_by(name: OwnName, boot_id: str) -> Unavailable:
     return Unavailable(
         f"this machine (boot {name.boot_id}) does nothing as node {name.node}: boot {boot_id} has that name in the "
         f"store",
-        remedy=REMEDY,
+        remedy=COPIED_REMEDY,
     )
 
 

@@ -17,7 +17,7 @@ from typing import Protocol
 
 import structlog
 
-from pannier.agent.own_name import REMEDY, OwnName
+from pannier.agent.own_name import COPIED_REMEDY, OwnName
 from pannier.core.errors import PannierError, Stale
 from pannier.core.lease import Terms
 from pannier.host.clock import Clock
@@ -153,21 +153,20 @@ class Renewal(Keeper):
             return
         if self._held.taken_by:
             log.warning("lease.name-free", node=self._name.node, was=self._held.taken_by)
-        self._set(
-            Held(
-                lease=lease,
-                term=self._held.term + 1,
-                until=self._terms.trusted_until(asked_at),
-                ended_early_until=self._held.ended_early_until,
-            )
-        )
+        term, until = self._held.term + 1, self._terms.trusted_until(asked_at)
+        early = self._held.ended_early_until
+        self._set(Held(lease=lease, term=term, until=until, ended_early_until=early))
 
     def _wait_for(self, other: str) -> None:
         """Another boot has the name. Say so at once, and what that means when it cannot be this machine's."""
         now, node = self._clock.now(), self._name.node
         if self._held.taken_by != other:
             log.warning(
-                "lease.waits", node=node, boot=self._name.boot_id, for_boot=other, remedy=REMEDY
+                "lease.waits",
+                node=node,
+                boot=self._name.boot_id,
+                for_boot=other,
+                remedy=COPIED_REMEDY,
             )
             self._told = False
             self._set(Held(term=self._held.term, taken_by=other, taken_since=now))
@@ -178,7 +177,7 @@ class Renewal(Keeper):
                 boot=self._name.boot_id,
                 other_boot=other,
                 what="another machine acts as this node; this one serves nothing",
-                remedy=REMEDY,
+                remedy=COPIED_REMEDY,
             )
             self._told = True
 

@@ -110,7 +110,7 @@ class Reception:
         Raises:
             Stale: this node takes the volume over, just frees its records, or another machine has this node's name.
         """
-        if self._lease.taken:
+        if self._lease.name_taken:
             raise Stale(
                 f"another machine acts as node {self._cluster.node}, to which a copy of volume {volume_name} belongs",
                 remedy=f"see pannier doctor on the machine at the address of node {self._cluster.node}",
@@ -170,7 +170,7 @@ class Reception:
 
     async def _check(self, offer: Offer, *, peer: str) -> None:
         """Raise as :meth:`confirm`; also Unavailable where another machine has this node's name."""
-        await self._lease.check_not_taken()
+        await self._lease.check_name_not_taken()
         if offer.volume_id in self._refused:
             raise self._removing(offer.volume_name)
         if not self._promises.refuses(offer.volume_id, epoch=offer.epoch):
