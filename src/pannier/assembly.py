@@ -19,6 +19,7 @@ from pannier.agent.freezing import Freezer
 from pannier.agent.lease import Lease
 from pannier.agent.mountids import MountIds
 from pannier.agent.mounts import Mounts
+from pannier.agent.own_name import OwnName, RecordsUnderName, SenderUnderName, StoreUnderName
 from pannier.agent.promises import Promises
 from pannier.agent.renewal import Keeper
 from pannier.agent.room import RoomGuard
@@ -255,14 +256,25 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
     clock, pace, files, node = outside.clock, settings.pace, outside.files, settings.me.name
     engine, peers, mounts = outside.engine, outside.peers, outside.mounts
 
-    registry = Registry(outside.store)
+    # What of a node must not be done by two machines goes through these.
+    lease = Lease(
+        outside.store,
+        keeper=outside.keeper,
+        name=OwnName(node, settings.boot_id),
+        terms=settings.terms,
+        clock=clock,
+    )
+    store = StoreUnderName(outside.store, check=lease.check_name)
+    sender = SenderUnderName(outside.sender, check=lease.check_sender)
+    record_sender = RecordsUnderName(outside.record_sender, check=lease.check_sender)
+
+    registry = Registry(store)
     catalog = Catalog(
         file=files.unsynced("catalog.json"), cluster=settings.cluster, boot_id=settings.boot_id
     )
     cluster = Cluster(node=node, registry=registry, catalog=catalog)
 
     # The agent: what is here, who uses it, and for how long this node may hold it.
-    lease = Lease(outside.store, keeper=outside.keeper, terms=settings.terms, clock=clock)
     promises = Promises(
         file=files.durable("takeovers.json"), clock=clock, longest=pace.holding.promise
     )
@@ -299,7 +311,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         lines=Lines(
             cluster=cluster,
             drivers=drivers,
-            sender=outside.record_sender,
+            sender=record_sender,
             clock=clock,
             pace=pace.copies,
         ),
@@ -316,7 +328,9 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         pace=pace.copies,
     )
     sync_calls = outside.sync_calls(acknowledging)
-    reception = Reception(cluster=cluster, custody=custody, drivers=drivers, promises=promises)
+    reception = Reception(
+        cluster=cluster, custody=custody, drivers=drivers, lease=lease, promises=promises
+    )
     differences = Differences(cluster=cluster, drivers=drivers, peers=peers)
     mending = Mending(cluster=cluster, drivers=drivers, peers=peers, pace=pace.copies)
     verification = Verification(

@@ -72,11 +72,19 @@ class Died(Exception):
 
 
 class Machine:
-    """A computer: its disk survives everything here, its kernel's memory does not survive a cut."""
+    """A computer: its disk survives everything here, its kernel's memory does not survive a cut.
 
-    def __init__(self, world: World, name: str, directory: Path, disk: Disk) -> None:
+    Attributes:
+        name: the node's that its daemon is.
+        host: the computer's own; another one only where it was copied from another computer.
+    """
+
+    def __init__(
+        self, world: World, name: str, directory: Path, disk: Disk, *, host: str = ""
+    ) -> None:
         self.world = world
         self.name = name
+        self.host = host or name
         self.disk = disk
         self.table = Table()
         self.engine = HoldingEngine()
@@ -220,6 +228,7 @@ class Run:
                 boot_id=settings.boot_id,
                 terms=settings.terms,
                 clock=clock,
+                publish=lambda held: world.heard(self, held),
             ),
             drivers={self.driver.name: self.driver},
             engine=machine.engine,
@@ -249,7 +258,7 @@ class Run:
             cluster=None,
             me=self.world.make_record(self.machine),
             default_driver=self.driver.name,
-            boot_id=str(self.machine.boots),
+            boot_id=f"{self.machine.host} {self.machine.boots}",
             terms=self.world.terms,
             store_address="memory",
             evacuate=False,

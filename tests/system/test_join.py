@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 import pytest
-from cluster_world import MOUNTS, STAGING, World
+from cluster_world import MOUNTS, STAGING, World, check_sequence
 from demo import story
 
 from pannier.lab import Lab
@@ -289,3 +289,65 @@ def test_init_can_be_repeated_after_a_failure(blank: World) -> None:
     blank.run("node2", *init("--pool", DEVICE))
     name = blank.create("node2")
     assert blank.container("node2", name, "echo", "fine") == "fine\n"
+
+
+# -- a machine that was copied ----------------------------------------------------------------------
+
+OUT_OF = """
+cd /
+tar -cSz etc/pannier var/lib/pannier/catalog.json var/lib/pannier/pool/images/$id/live-1/image | base64
+"""
+INTO = """
+systemctl stop pannierd.socket pannierd.service
+rm -r /etc/pannier/* /var/lib/pannier/*.json
+cd /var/lib/pannier/pool/images
+mkdir $id
+btrfs -q subvolume create $id/live-1
+chattr +C $id/live-1
+base64 -d | tar -xSz -C /
+systemctl start pannierd.socket pannierd.service
+"""
+DISABLE = """
+systemctl disable --now pannierd-barrier.socket pannierd.socket pannierd.service
+rm -f /run/docker/plugins/pannier.sock
+"""
+
+
+def copy_node1(world: World, volume: str) -> None:
+    """Make node2 a copy of node1 with a volume's bytes. It boots by itself, and node1 does not notice."""
+    world.run("node2", *init("--pool", DEVICE, "--store", "sqlite"))
+    name = f"id={world.json('node1', 'volume', 'show', volume)['id']}"
+    world.run("node2", "sh", "-euc", name + INTO, input=world.sh("node1", name + OUT_OF))
+    world.wait_for_pannier("node2")
+
+
+def test_a_copied_machine_serves_nothing_and_can_become_a_node_of_its_own(blank: World) -> None:
+    name = blank.create("node1")
+    writer = blank.writer("node1", name)
+    copy_node1(blank, name)
+    run = [*blank.docker_run(name, "--rm"), "cat", "/data/log"]
+    served = blank.start(blank.attempt, "node2", *run)
+
+    def told() -> list[str]:
+        found = blank.json("node2", "doctor")
+        return [
+            one["remedy"] for one in found if "another machine has this node's name" in one["what"]
+        ]
+
+    (remedy,) = story.wait_until("it is told", told)
+    assert "see 'A machine that was copied' in docs/operations" in remedy
+    create = ["pannier", "volume", "create", blank.name()]
+    blank.refused("node2", *create, says=["does nothing as node node1", "has that name"], status=6)
+    outcome = served.result()
+    assert outcome.status != 0
+    assert "does nothing as node node1" in outcome.text
+    before = blank.acknowledged("node1", writer)
+    story.wait_until("the first one goes on", lambda: blank.has_more("node1", writer, before))
+    assert blank.json("node1", "volume", "show", name)["epoch"] == 1
+    blank.stop("node1", writer)
+
+    blank.sh("node2", DISABLE + RESET)
+    blank.run("node2", *join(blank, token(blank)))
+    blank.wait_until_all_up()
+    blank.move(name, "node2")
+    check_sequence(blank.log("node2", name))

@@ -31,6 +31,7 @@ from machines import RUN, Died, Machine, RecordSenderOf, Run, SenderOf
 from stepping import Fault, PowerCut, Step, SteppedSparseDriver, SteppedStore
 from virtual_time import VirtualTimePolicy, run_virtual
 
+from pannier.agent.renewal import Held
 from pannier.cluster.registry import encode, trash_key, volume_key
 from pannier.contract.views import MoveProgress
 from pannier.core.errors import PannierError, PeerUnavailable, Stale
@@ -162,6 +163,9 @@ class World:
     def make_files(self, machine: Machine) -> StateFiles:
         """What a node must not forget, on its disk and on its tmpfs."""
         return HostFiles(state=machine.state, run=machine.tmpfs)
+
+    def heard(self, run: Run, held: Held) -> None:
+        """A run has heard what the store granted it."""
 
     def make_record(self, machine: Machine) -> Node:
         """With what a node introduces itself."""

@@ -84,8 +84,9 @@ class Custody:
 
         Raises:
             NotHolder: another node holds it; Corrupt: its data is not here; StoreUnavailable;
-            NewerFormat: only a newer version can serve it.
+            Unavailable: another machine has this node's name; NewerFormat: only a newer version can serve it.
         """
+        await self._lease.check_name_not_taken()
         volume.check_format(f"the record of volume {volume.name}")
         local = await self._local(volume)
         plan = plan_serving(volume, local, node=self._cluster.node)

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pannier.agent.drivers import Drivers
 from pannier.agent.lease import Lease
 from pannier.agent.mounts import Mounts
+from pannier.agent.own_name import COPIED_REMEDY
 from pannier.agent.room import RoomGuard
 from pannier.agent.use import Use
 from pannier.cluster.cluster import Cluster
@@ -128,7 +129,13 @@ class Doctor:
 
     async def _own_lease(self) -> AsyncIterator[FindingView]:
         subject = f"lease of node {self._cluster.node}"
-        if self._lease.withheld:
+        if self._lease.name_taken:
+            who = "another boot has this node's name: an earlier one of this machine, or another machine's"
+            if self._lease.name_taken_by_machine:
+                who = "another machine has this node's name: one of the two is a copy of the other"
+            what = f"{who}. This machine serves nothing and changes nothing"
+            yield _problem(subject, what, COPIED_REMEDY)
+        elif self._lease.withheld:
             yield _problem(
                 subject,
                 f"deliberately not renewed: {self._lease.withheld}",
