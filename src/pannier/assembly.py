@@ -265,7 +265,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         clock=clock,
     )
     store = StoreUnderName(outside.store, check=lease.check_name)
-    sender = SenderUnderName(outside.sender, check=lease.check_sender)
+    named_sender = SenderUnderName(outside.sender, check=lease.check_sender)
     record_sender = RecordsUnderName(outside.record_sender, check=lease.check_sender)
 
     registry = Registry(store)
@@ -302,7 +302,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
 
     # Copies: kept up, and awaited by sync calls.
     switching = Switching()
-    sender = Delivering(cluster=cluster, custody=custody, sender=outside.sender, pace=pace.copies)
+    sender = Delivering(cluster=cluster, custody=custody, sender=named_sender, pace=pace.copies)
     replicator = Replicator(
         cluster=cluster,
         custody=custody,

@@ -18,7 +18,14 @@ from pannier.core.errors import Unavailable
 from pannier.core.node import Node
 from pannier.storage.base import Driver
 from pannier.store.base import Change, Entry, MemberHealth, Store, WatchEvent
-from pannier.transport.base import Offer, Parcel, Sender, SendsRecords, Sent
+from pannier.transport.base import (
+    ChooseBase,
+    ChoosingSender,
+    Offer,
+    Parcel,
+    SendsRecords,
+    Sent,
+)
 
 COPIED_REMEDY = (
     "after a restart of this machine it goes on by itself within seconds; if it is a copy of another machine, make it "
@@ -104,14 +111,14 @@ class StoreUnderName(Store):
         return await self._store.health()
 
 
-class SenderUnderName(Sender):
+class SenderUnderName(ChoosingSender):
     """Sends generations, unless another machine has the node's name or may have it.
 
     Args:
         check: raises where that is so.
     """
 
-    def __init__(self, sender: Sender, *, check: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, sender: ChoosingSender, *, check: Callable[[], Awaitable[None]]) -> None:
         self._sender = sender
         self._check = check
 
@@ -123,10 +130,16 @@ class SenderUnderName(Sender):
         driver: Driver,
         progress: Callable[[int], None] | None = None,
         may_wait: Callable[[], bool] | None = None,
+        choose_base: ChooseBase | None = None,
     ) -> Sent:
         await self._check()
         return await self._sender.send(
-            offer, to=to, driver=driver, progress=progress, may_wait=may_wait
+            offer,
+            to=to,
+            driver=driver,
+            progress=progress,
+            may_wait=may_wait,
+            choose_base=choose_base,
         )
 
 
