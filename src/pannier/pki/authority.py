@@ -19,9 +19,15 @@ from pannier.core.errors import AlreadyExists, Denied, InvalidInput
 from pannier.core.node import check_node_name
 from pannier.pki import files
 from pannier.pki.identity import NodeIdentity, UserIdentity, check_cluster, check_user_name
+from pannier.pki.removals import serial
 
 CA_CERTIFICATE = "ca.crt"
 CA_KEY = "ca.key"
+CLUSTER_NAME = "Pannier cluster CA"
+STORE_NAME = "Pannier store CA"
+STORE_DIRECTORY = "store"
+"""The authority of the cluster's etcd is in this folder of the cluster's authority. What it issued opens etcd and
+nothing else, and nothing else opens etcd."""
 CA_VALIDITY = timedelta(days=3653)
 LEAF_VALIDITY = timedelta(days=1826)
 BACKDATE = timedelta(hours=1)
@@ -54,9 +60,17 @@ class Authority:
 
     @classmethod
     def create(
-        cls, directory: Path, *, cluster: str, clock: Callable[[], float] = time.time
+        cls,
+        directory: Path,
+        *,
+        cluster: str,
+        name: str = CLUSTER_NAME,
+        clock: Callable[[], float] = time.time,
     ) -> Authority:
         """Make a new CA in ``directory`` (0700). May be repeated after a crash, and then finishes.
+
+        Args:
+            name: which of the cluster's authorities it is, for people.
 
         Raises:
             AlreadyExists: there is one; it was not touched.
@@ -76,7 +90,7 @@ class Authority:
             new = ec.generate_private_key(ec.SECP256R1())
             files.write(key_path, private_pem(new), mode=files.PRIVATE_MODE, replace=False)
         key = _read_key(key_path)
-        certificate = _self_signed(key, cluster=cluster, now=_at(clock))
+        certificate = _self_signed(key, cluster=cluster, name=name, now=_at(clock))
         files.write(
             directory / CA_CERTIFICATE,
             _pem(certificate),
@@ -136,17 +150,46 @@ class Authority:
         names = _alternative_names((), identity.uri)
         return self._issue(csr_pem, common_name=user, names=names, usages=(_CLIENT,))
 
-    def issue_etcd(self, csr_pem: str, *, member: str, addresses: Sequence[str]) -> str:
+    def issue_etcd(
+        self, csr_pem: str, *, member: str, addresses: Sequence[str], membership: int
+    ) -> str:
         """An etcd member's certificate: it serves clients and speaks to other members.
 
         It carries no identity of ours, so it can act neither for a node nor for a user. It is for
         clients too, because etcd's own gateway uses the server's certificate as a client.
 
+        Args:
+            membership: of the node that the member is on: see :mod:`pannier.pki.removals`.
+
         Raises:
             InvalidInput: the request or a name cannot be accepted.
         """
         names = _alternative_names((check_node_name(member), *addresses, *_LOOPBACK), None)
-        return self._issue(csr_pem, common_name=member, names=names, usages=(_SERVER, _CLIENT))
+        return self._issue(
+            csr_pem,
+            common_name=member,
+            names=names,
+            usages=(_SERVER, _CLIENT),
+            number=serial(member, membership),
+        )
+
+    def issue_store_client(self, csr_pem: str, *, node: str, membership: int) -> str:
+        """A certificate with which a node uses the cluster's etcd; for the client's end only.
+
+        Args:
+            membership: the node's: see :mod:`pannier.pki.removals`.
+
+        Raises:
+            InvalidInput: the request or the name cannot be accepted.
+        """
+        identity = NodeIdentity(self.cluster, check_node_name(node))
+        return self._issue(
+            csr_pem,
+            common_name=node,
+            names=_alternative_names((), identity.uri),
+            usages=(_CLIENT,),
+            number=serial(node, membership),
+        )
 
     def _issue(
         self,
@@ -155,6 +198,7 @@ class Authority:
         common_name: str,
         names: x509.SubjectAlternativeName,
         usages: Sequence[x509.ObjectIdentifier],
+        number: int | None = None,
     ) -> str:
         now = _at(self._clock)
         public_key = _requested_key(csr_pem)
@@ -172,7 +216,7 @@ class Authority:
             .subject_name(subject)
             .issuer_name(self._certificate.subject)
             .public_key(public_key)
-            .serial_number(x509.random_serial_number())
+            .serial_number(number or x509.random_serial_number())
             .not_valid_before(now - BACKDATE)
             .not_valid_after(min(now + LEAF_VALIDITY, self._certificate.not_valid_after_utc))
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
@@ -262,12 +306,12 @@ def _host(name: str) -> str:
 
 
 def _self_signed(
-    key: ec.EllipticCurvePrivateKey, *, cluster: str, now: datetime
+    key: ec.EllipticCurvePrivateKey, *, cluster: str, name: str, now: datetime
 ) -> x509.Certificate:
     subject = x509.Name(
         [
             x509.NameAttribute(NameOID.ORGANIZATION_NAME, cluster),
-            x509.NameAttribute(NameOID.COMMON_NAME, "Pannier cluster CA"),
+            x509.NameAttribute(NameOID.COMMON_NAME, name),
         ]
     )
     return (
