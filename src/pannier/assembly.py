@@ -44,6 +44,7 @@ from pannier.copies.verification import Verification
 from pannier.core.lease import Terms
 from pannier.core.node import Node
 from pannier.core.pace import Pace
+from pannier.core.removals import REMOVALS_FILE
 from pannier.engine.base import Engine
 from pannier.holding.after_handover import AfterHandover
 from pannier.holding.finding import CopyFinder
@@ -70,6 +71,7 @@ from pannier.node.membership import Membership
 from pannier.node.node_views import NodeViews
 from pannier.node.own_record import keep_activated, keep_introduced, keep_swarm_node
 from pannier.node.peer_service import PeerService
+from pannier.node.removing import Removing, StoreMember
 from pannier.node.trash import Trash, TrashTerms
 from pannier.node.twins import Twins
 from pannier.node.unheld import Unheld
@@ -130,6 +132,8 @@ class Outside(Generic[Calls]):
         sync_calls: makes the barrier, given how a volume is made durable.
         configured_runtime: the default runtime that the engine's configuration names.
         authority: the cluster's certificate authority. Raises Conflict where it is not on this node.
+        store_authority: that of the cluster's etcd; None where it has none, as in a cluster of an earlier version.
+        store_member: the member of the store on this machine.
         pool_problems: what is wrong with the pool although it could be opened.
     """
 
@@ -149,6 +153,8 @@ class Outside(Generic[Calls]):
     sync_calls: Callable[[Strategy], Calls]
     configured_runtime: Callable[[], str]
     authority: Callable[[], Authority]
+    store_authority: Callable[[], Authority | None]
+    store_member: StoreMember
     pool_problems: Callable[[], Awaitable[list[str]]]
 
 
@@ -396,11 +402,20 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
     )
 
     # The node, as Docker, people and other nodes ask for it.
+    removing = Removing(
+        cluster=cluster,
+        peers=peers,
+        member=outside.store_member,
+        file=files.durable(REMOVALS_FILE),
+        pace=pace.node,
+    )
     membership = Membership(
         node=node,
         registry=registry,
         catalog=catalog,
         authority=outside.authority,
+        store_authority=outside.store_authority,
+        removing=removing,
         store_address=settings.store_address,
         clock=clock,
     )
@@ -534,6 +549,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         mending=mending,
         file_systems=file_systems,
         services=services,
+        removing=removing,
     )
     own_copies = OwnCopies(
         cluster=cluster, drivers=drivers, peers=peers, clock=clock, pace=pace.copies
@@ -651,6 +667,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
             Work("twins", twins.run),
             Work("upkeep", upkeep.run),
             Work("forgetting", forgetting.run),
+            Work("removals", removing.run),
             Work("verification", verification.run),
             Work("replication", replicator.run),
             Work("activation", partial(keep_activated, engine)),

@@ -41,8 +41,8 @@ from pannier.host.files import keep_private
 from pannier.host.logs import log_to_journal
 from pannier.host.state_files import HostFiles
 from pannier.host.systemd import notify
-from pannier.pki.authority import Authority
-from pannier.pki.credentials import Credentials
+from pannier.pki.authority import STORE_DIRECTORY, Authority
+from pannier.pki.credentials import Credentials, store_credentials
 from pannier.pki.identity import fingerprint
 from pannier.plugin.server import PluginServer
 from pannier.storage.base import Driver
@@ -51,6 +51,7 @@ from pannier.storage.btrfs.driver import BtrfsDriver
 from pannier.storage.directory.driver import DirectoryDriver
 from pannier.storage.image.driver import ImageDriver
 from pannier.store.address import SqliteAddress, open_store, parse_address
+from pannier.store.etcd_member import SystemdMember
 from pannier.transport.client import TransportClient
 from pannier.transport.rate import Rate
 from pannier.transport.record_sender import RecordSender
@@ -127,7 +128,7 @@ class Daemon:
         self.paths = paths
         keep_private(paths.state)
         self.credentials = Credentials.load(paths.config)
-        self.store = open_store(config.store, tls=self.credentials.client_context())
+        self.store = open_store(config.store, tls=store_credentials(paths.config).client_context())
         self.peers = PeerDirectory(self.credentials)
         rate = config.catch_up_bytes_per_second()
         self.sender = TransportClient(self.credentials, rate=Rate(rate) if rate else None)
@@ -177,6 +178,8 @@ class Daemon:
             sync_calls=self._make_barrier,
             configured_runtime=configured_default,
             authority=self._authority,
+            store_authority=self._store_authority,
+            store_member=SystemdMember(),
             pool_problems=self._pool_problems,
         )
 
@@ -363,6 +366,10 @@ class Daemon:
         except PannierError as error:
             return [error.message]
         return []
+
+    def _store_authority(self) -> Authority | None:
+        directory = self.paths.config / "ca" / STORE_DIRECTORY
+        return Authority.load(directory) if directory.is_dir() else None
 
     def _authority(self) -> Authority:
         directory = self.paths.config / "ca"

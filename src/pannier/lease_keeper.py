@@ -22,7 +22,7 @@ from pannier.core.lease import Terms
 from pannier.host.clock import machine_clock
 from pannier.host.logs import log_to_journal
 from pannier.host.processors import ProcessorDemand
-from pannier.pki.credentials import Credentials
+from pannier.pki.credentials import store_credentials
 from pannier.store.address import open_store
 from pannier.store.base import Store
 
@@ -111,7 +111,7 @@ def main() -> NoReturn:
     """See the module."""
     log_to_journal()
     address, credentials, node, boot_id, seconds = sys.argv[1:]
-    store = open_store(address, tls=Credentials.load(Path(credentials)).client_context())
+    store = open_store(address, tls=store_credentials(Path(credentials)).client_context())
     come_first()
     connection = socket.socket(fileno=0)
     work = keep(store, connection, node=node, boot_id=boot_id, terms=Terms(float(seconds)))

@@ -15,9 +15,10 @@ import pytest
 from etcd_server import EtcdCluster
 
 from pannier.core.errors import StoreUnavailable
+from pannier.core.removals import Removals
 from pannier.pki.authority import STORE_NAME, Authority
 from pannier.pki.credentials import Credentials, new_request
-from pannier.pki.removals import Removals, refusal_list, refused_by
+from pannier.pki.refusal import refusal_list, refused_by
 from pannier.store.base import ABSENT, Change
 from pannier.store.etcd import EtcdStore
 from pannier.store.etcd_gateway import Timing
@@ -63,9 +64,7 @@ class StoreCertificates:
         context.load_verify_locations(cadata=self.store.certificate_pem)
         return context
 
-    def _context(
-        self, folder: str, issued: str, key: str, authority: Authority
-    ) -> ssl.SSLContext:
+    def _context(self, folder: str, issued: str, key: str, authority: Authority) -> ssl.SSLContext:
         saved = Credentials.save(
             self.directory / folder, ca=authority.certificate_pem, certificate=issued, key=key
         )

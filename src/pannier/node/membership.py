@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from typing import TypedDict
 
 import structlog
 
@@ -16,6 +17,7 @@ from pannier.core.errors import AlreadyExists, Conflict, Denied, NodeNotFound, S
 from pannier.core.node import Node, check_node_name
 from pannier.core.volume import HistoryEntry
 from pannier.host.clock import Clock, rfc3339
+from pannier.node.removing import Removing
 from pannier.pki.authority import Authority
 from pannier.pki.identity import fingerprint
 from pannier.pki.token import Token, TokenRecord, new_token, redeem
@@ -23,11 +25,20 @@ from pannier.pki.token import Token, TokenRecord, new_token, redeem
 log = structlog.get_logger(__name__)
 
 
+class ForStore(TypedDict):
+    """The part of a :class:`JoinReply` with which a node uses the store; PEM, empty where it needs none."""
+
+    store_certificate: str
+    store_ca: str
+
+
 class Membership:
     """Who belongs to the cluster.
 
     Args:
         authority: the cluster's CA, or an error that says where it is; only one node has it.
+        store_authority: that of the cluster's etcd, on the same node; None where there is none.
+        removing: ends a node's access to the store.
         store_address: what a joining node is told.
     """
 
@@ -38,6 +49,8 @@ class Membership:
         registry: Registry,
         catalog: Catalog,
         authority: Callable[[], Authority],
+        store_authority: Callable[[], Authority | None],
+        removing: Removing,
         store_address: str,
         clock: Clock,
     ) -> None:
@@ -45,6 +58,8 @@ class Membership:
         self._registry = registry
         self._catalog = catalog
         self._authority = authority
+        self._store_authority = store_authority
+        self._removing = removing
         self._store_address = store_address
         self._clock = clock
 
@@ -105,6 +120,18 @@ class Membership:
             certificate=certificate,
             ca=authority.certificate_pem,
             store=self._store_address,
+            **self._for_store(request.csr, name),
+        )
+
+    def _for_store(self, csr: str, name: str) -> ForStore:
+        """What lets a node that was admitted into etcd."""
+        authority = self._store_authority()
+        if authority is None:
+            return ForStore(store_certificate="", store_ca="")
+        membership = self._removing.known.membership(name)
+        return ForStore(
+            store_certificate=authority.issue_store_client(csr, node=name, membership=membership),
+            store_ca=authority.certificate_pem,
         )
 
     def _refuse_where_alone(self) -> None:
@@ -175,7 +202,7 @@ class Membership:
         return found.record
 
     async def remove(self, name: str, *, lost: bool = False, actor: str = "local") -> None:
-        """Take a node out of the cluster; its certificate is not accepted any more.
+        """Take a node out of the cluster: it gets no more into the store, and then not to any node.
 
         Args:
             lost: it is down and will not come back. Its volumes go to the trash and stay there: if
@@ -184,6 +211,7 @@ class Membership:
         Raises:
             Conflict: it holds volumes, or it is this node; or it is called lost, but it is up or one of
                 its volumes has copies.
+            Unavailable, StorageError, Corrupt, ProgramFailed: as :meth:`Removing.remove`.
         """
         found = await self._node_record(name)
         if lost:
@@ -201,6 +229,13 @@ class Membership:
             )
         if name == self._node:
             raise Conflict(f"node {name} cannot remove itself", remedy="run this on another node")
+        if not lost and await self._removing.has_member(found.record):
+            raise Conflict(
+                f"a member of etcd runs on node {name}, with all of the cluster's records",
+                remedy="move that member first; if the node is lost for ever: pannier node rm --lost",
+            )
+        # First, since a node that still gets in could write its record again.
+        await self._removing.remove(name)
         await self._registry.remove_node(name, expect=found.revision)
         log.info("node.removed", node=name)
 

@@ -17,17 +17,17 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from pannier.core.errors import AlreadyExists, Denied, InvalidInput
 from pannier.core.node import check_node_name
+from pannier.core.removals import serial
 from pannier.pki import files
 from pannier.pki.identity import NodeIdentity, UserIdentity, check_cluster, check_user_name
-from pannier.pki.removals import serial
 
 CA_CERTIFICATE = "ca.crt"
 CA_KEY = "ca.key"
 CLUSTER_NAME = "Pannier cluster CA"
 STORE_NAME = "Pannier store CA"
 STORE_DIRECTORY = "store"
-"""The authority of the cluster's etcd is in this folder of the cluster's authority. What it issued opens etcd and
-nothing else, and nothing else opens etcd."""
+"""Folder in the cluster's authority for the authority of its etcd, and in a node's files for what that issued: it opens
+etcd and nothing else, and nothing else opens etcd."""
 CA_VALIDITY = timedelta(days=3653)
 LEAF_VALIDITY = timedelta(days=1826)
 BACKDATE = timedelta(hours=1)
@@ -159,7 +159,7 @@ class Authority:
         clients too, because etcd's own gateway uses the server's certificate as a client.
 
         Args:
-            membership: of the node that the member is on: see :mod:`pannier.pki.removals`.
+            membership: of the node that the member is on: see :mod:`pannier.core.removals`.
 
         Raises:
             InvalidInput: the request or a name cannot be accepted.
@@ -177,7 +177,7 @@ class Authority:
         """A certificate with which a node uses the cluster's etcd; for the client's end only.
 
         Args:
-            membership: the node's: see :mod:`pannier.pki.removals`.
+            membership: the node's: see :mod:`pannier.core.removals`.
 
         Raises:
             InvalidInput: the request or the name cannot be accepted.

@@ -18,7 +18,7 @@ from cryptography.x509.oid import NameOID
 
 from pannier.core.errors import Denied
 from pannier.pki import files
-from pannier.pki.authority import CA_CERTIFICATE, load_private, private_pem
+from pannier.pki.authority import CA_CERTIFICATE, STORE_DIRECTORY, load_private, private_pem
 from pannier.pki.identity import Identity, fingerprint, identity_of
 
 
@@ -143,6 +143,19 @@ class Credentials:
         context.verify_flags |= ssl.VERIFY_X509_STRICT
         context.load_verify_locations(cafile=str(self.ca_path))
         context.load_cert_chain(str(self.certificate_path), str(self.key_path))
+
+
+def store_credentials(directory: Path) -> Credentials:
+    """With which the node whose files are in ``directory`` uses the store: those that the store's own authority issued.
+
+    A node that an earlier version set up has none until ``pannier deploy`` was run again: it has its own, which the etcd
+    that belongs to it lets in.
+
+    Raises:
+        NotFound, Denied: as :meth:`Credentials.load`.
+    """
+    own = directory / STORE_DIRECTORY
+    return Credentials.load(own if own.is_dir() else directory)
 
 
 def _check_together(certificate: str, *, key: str, ca: str, directory: Path, kind: str) -> Identity:

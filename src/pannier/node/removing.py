@@ -1,0 +1,172 @@
+"""Taking a removed node's access to the store away, on every node, and for good.
+
+What a node knows of removals is on its disk before anything else happens, only grows, and is passed on: by the removal
+itself, and by each node's asking the others again and again. So a node that was down learns it later, and a crash in
+between only delays it. An etcd member on the node refuses what the node knows; that it was started again with its list
+is what cuts the connections that were open.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Protocol
+
+import structlog
+
+from pannier.cluster.cluster import Cluster
+from pannier.contract.peers import Peers
+from pannier.core.errors import PannierError, StorageError, Unavailable
+from pannier.core.node import Node
+from pannier.core.pace import NodePace
+from pannier.core.removals import Removals
+from pannier.host.records import encode, read_file
+from pannier.host.state_files import StateFile
+
+log = structlog.get_logger(__name__)
+
+_FROM_OTHERS = "move it away and restart pannierd: the other nodes know it, too"
+
+
+class StoreMember(Protocol):
+    """The member of the store on this machine, if there is one."""
+
+    async def refuse(self, serials: frozenset[int]) -> None:
+        """Have it refuse these certificates, and cut connections that were opened with one. It serves again on return.
+
+        Does nothing where no member runs here, or one that refuses them already.
+
+        Raises:
+            StorageError: it may still let them in. Corrupt, ProgramFailed: that cannot be found out or changed.
+        """
+        ...
+
+
+class Removing:
+    """What this node knows of removed nodes, and how it passes that on."""
+
+    def __init__(
+        self,
+        *,
+        cluster: Cluster,
+        peers: Peers,
+        member: StoreMember,
+        file: StateFile,
+        pace: NodePace,
+    ) -> None:
+        """Read what is known.
+
+        Args:
+            file: keeps it, also after a power cut.
+
+        Raises:
+            StorageError: it cannot be read.
+        """
+        self._cluster = cluster
+        self._peers = peers
+        self._member = member
+        self._file = file
+        self._pace = pace
+        self._known = read_file(file, Removals, remedy=_FROM_OTHERS) or Removals()
+        self._saving = asyncio.Lock()
+        self._refusing = asyncio.Lock()
+
+    @property
+    def known(self) -> Removals:
+        """What this node knows."""
+        return self._known
+
+    async def take_in(self, counts: Mapping[str, int]) -> None:
+        """Remember what another node knows, and have the member here refuse it.
+
+        Raises:
+            StorageError: it cannot be written, or the member may still let a removed node in.
+            Corrupt, ProgramFailed: as :meth:`StoreMember.refuse`.
+        """
+        await self._remember(counts)
+        await self._refuse()
+
+    async def _remember(self, counts: Mapping[str, int]) -> None:
+        async with self._saving:
+            merged = self._known.merged(counts)
+            if merged is self._known:
+                return
+            try:
+                await asyncio.to_thread(self._file.write, encode(merged))
+            except OSError as error:
+                raise StorageError(
+                    f"{self._file.path} cannot be written: {error}", remedy="see the disk"
+                ) from error
+            self._known = merged
+
+    async def _refuse(self) -> None:
+        async with self._refusing:
+            await self._member.refuse(self._known.refused())
+
+    async def remove(self, name: str) -> None:
+        """End all access of a node to the store, also through connections that are open. May be repeated.
+
+        The members are started again one after the other, so that the others go on.
+
+        Raises:
+            Unavailable: a member of the store that can be reached may still let the node in.
+            StorageError, Corrupt, ProgramFailed: as :meth:`take_in`, here.
+        """
+        others = [node for node in self._others() if node.name != name]
+        await asyncio.gather(*(self._ask(node) for node in others))
+        removals = self._known.with_removed(name)
+        await self.take_in(removals.counts)
+        untold = [node for node in others if not await self._tell(node, removals)]
+        serving = await self._serving()
+        still = [node.name for node in untold if node.address in serving]
+        if still:
+            raise Unavailable(
+                f"the store's members on {', '.join(still)} answer, and may still let node {name} in: their nodes "
+                "did not confirm",
+                remedy="see that pannierd runs there, then do the same again",
+            )
+
+    async def has_member(self, node: Node) -> bool:
+        """Whether a member of the store is at the node's address."""
+        return node.address in map(_host, await self._cluster.registry.store.health())
+
+    async def run(self) -> None:
+        """Ask the others what they know, for ever: run as a task."""
+        while True:
+            await asyncio.gather(*(self._ask(node) for node in self._others()))
+            try:
+                await self._refuse()
+            except PannierError as error:
+                log.warning("removal.not-refused", error=str(error))
+            await asyncio.sleep(self._pace.removals)
+
+    def _others(self) -> list[Node]:
+        nodes = self._cluster.catalog.nodes()
+        return [node for node in nodes if node.name != self._cluster.node]
+
+    async def _ask(self, node: Node) -> None:
+        """Take in what another node knows, if it answers."""
+        try:
+            async with asyncio.timeout(self._pace.removals_answer):
+                found = await self._peers.to(node).peer_removals({})
+            await self._remember(found.counts)
+        except (PannierError, OSError, TimeoutError) as error:
+            log.debug("removal.not-heard", node=node.name, error=str(error) or "no answer in time")
+
+    async def _tell(self, node: Node, removals: Removals) -> bool:
+        """Whether another node has taken it in, and its member refuses it."""
+        try:
+            await self._peers.to(node).peer_removals(removals.counts)
+        except (PannierError, OSError) as error:
+            log.warning("removal.not-told", node=node.name, error=str(error))
+            return False
+        return True
+
+    async def _serving(self) -> frozenset[str]:
+        """Hosts of the store's members that answer."""
+        health = await self._cluster.registry.store.health()
+        return frozenset(_host(member) for member, found in health.items() if not found.problem)
+
+
+def _host(endpoint: str) -> str:
+    return endpoint.rpartition(":")[0].strip("[]")
