@@ -72,6 +72,7 @@ from pannier.node.node_views import NodeViews
 from pannier.node.own_record import keep_activated, keep_introduced, keep_swarm_node
 from pannier.node.peer_service import PeerService
 from pannier.node.removing import Removing, StoreMember
+from pannier.node.tokens import Tokens
 from pannier.node.trash import Trash, TrashTerms
 from pannier.node.twins import Twins
 from pannier.node.unheld import Unheld
@@ -414,6 +415,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         registry=registry,
         catalog=catalog,
         authority=outside.authority,
+        tokens=Tokens(file=files.durable("tokens.json")),
         store_authority=outside.store_authority,
         removing=removing,
         store_address=settings.store_address,

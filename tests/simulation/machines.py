@@ -223,6 +223,8 @@ class Run:
             sync_calls=NoCalls,
             configured_runtime=lambda: RUNTIME,
             authority=_no_authority,
+            store_authority=lambda: None,
+            store_member=NoMember(),
             pool_problems=_no_pool_problems,
         )
 
@@ -405,6 +407,13 @@ class NoCalls:
         pass
 
 
+class NoMember:
+    """No member of the store runs on these machines."""
+
+    async def refuse(self, serials: frozenset[int]) -> None:
+        """See :class:`pannier.node.removing.StoreMember`."""
+
+
 def _no_authority() -> Any:
     raise Conflict("no CA here")
 
@@ -512,7 +521,7 @@ class PeersOf(Peers):
 class PeerAt:
     """Another node, as this one calls it: each operation is a numbered step."""
 
-    CHANGE_NOTHING = frozenset({"peer_volume", "peer_node", "peer_promise"})
+    CHANGE_NOTHING = frozenset({"peer_volume", "peer_node", "peer_promise", "peer_removals"})
 
     def __init__(self, run: Run, name: str) -> None:
         self._run = run

@@ -8,32 +8,78 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 
 from pannier.cluster.catalog import Catalog
-from pannier.cluster.registry import Registry
+from pannier.cluster.cluster import Cluster
+from pannier.cluster.registry import Registry, encode
 from pannier.contract.bodies import JoinOrder
+from pannier.contract.peers import Peer
 from pannier.contract.views import JoinReply
-from pannier.core.errors import AlreadyExists, Conflict, Denied, InvalidInput, NodeNotFound
+from pannier.core.errors import (
+    AlreadyExists,
+    Conflict,
+    Denied,
+    InvalidInput,
+    NodeNotFound,
+    StorageError,
+)
+from pannier.core.node import Node
+from pannier.core.pace import NodePace
 from pannier.core.volume import Grant, Volume, VolumeSpec
 from pannier.host.clock import machine_clock
 from pannier.host.state_files import DurableFile
 from pannier.node.membership import Membership
-from pannier.pki.authority import Authority
+from pannier.node.removing import Removing
+from pannier.node.tokens import Tokens
+from pannier.pki.authority import STORE_NAME, Authority
 from pannier.pki.credentials import new_request
 from pannier.pki.identity import fingerprint
+from pannier.pki.token import new_token
+from pannier.store.base import ABSENT, Change
 from pannier.testing.store import MemoryStore
+
+
+class NoPeers:
+    """There is no other node."""
+
+    def to(self, node: Node) -> Peer:
+        raise AssertionError(f"{node.name} was asked")
+
+
+class Member:
+    """The member of the store on this machine, as far as it is told."""
+
+    def __init__(self) -> None:
+        self.refused: frozenset[int] = frozenset()
+
+    async def refuse(self, serials: frozenset[int]) -> None:
+        self.refused |= serials
 
 
 @pytest.fixture
 async def membership(tmp_path: Path) -> AsyncIterator[Membership]:
     authority = Authority.create(tmp_path / "ca", cluster="c0ffee")
+    etcds = Authority.create(tmp_path / "ca" / "store", cluster="c0ffee", name=STORE_NAME)
     store = MemoryStore()
+    catalog = Catalog(file=DurableFile(tmp_path / "catalog"), cluster=None, boot_id="b")
+    registry = Registry(store)
+    removing = Removing(
+        cluster=Cluster(node="n1", registry=registry, catalog=catalog),
+        peers=NoPeers(),
+        member=Member(),
+        file=DurableFile(tmp_path / "removals"),
+        pace=NodePace(),
+    )
     async with store.session():
         yield Membership(
             node="n1",
-            registry=Registry(store),
-            catalog=Catalog(file=DurableFile(tmp_path / "catalog"), cluster=None, boot_id="b"),
+            registry=registry,
+            catalog=catalog,
             authority=lambda: authority,
+            tokens=Tokens(file=DurableFile(tmp_path / "tokens")),
+            store_authority=lambda: etcds,
+            removing=removing,
             store_address="etcd://a:2379",
             clock=machine_clock(),
         )
@@ -173,17 +219,75 @@ async def test_an_expired_token_is_told_as_such_for_a_while_and_then_forgotten(
         await membership.join(request(text))
     for _ in range(2):
         await membership.forget_tokens(after=600)
-        assert len(await registry(membership).tokens()) == 1
+        assert len(membership._tokens._saved.tokens) == 1
     with pytest.raises(Denied, match="not known"):
         await membership.join(request(text))
 
 
-async def test_only_the_node_with_the_ca_forgets_tokens(membership: Membership) -> None:
-    await token(membership)
+async def test_nothing_in_the_store_is_a_token(membership: Membership) -> None:
+    """As an earlier version kept them; whoever can write the store may know the secret."""
+    planted, record = new_token(
+        membership._clock.unix(),
+        ttl_seconds=60,
+        uses=9,
+        ca_fingerprint=membership._authority().fingerprint,
+    )
+    store = registry(membership).store
+    await store.commit(Change(f"tokens/{planted.id}", encode(record), ABSENT))
+    with pytest.raises(Denied, match="not known"):
+        await membership.join(request(planted.text()))
+    await membership.forget_tokens(after=0)
+    assert await store.list("tokens/") == ()
 
-    def elsewhere() -> Authority:
-        raise Conflict("the CA is on node n2")
 
-    membership._authority = elsewhere
-    await membership.forget_tokens(after=-3600)
-    assert len(await registry(membership).tokens()) == 1
+async def test_a_used_up_token_stays_so_after_a_restart_and_whoever_writes_the_store(
+    membership: Membership, tmp_path: Path
+) -> None:
+    text = await token(membership)
+    await membership.join(request(text))
+    membership._tokens = Tokens(file=DurableFile(tmp_path / "tokens"))
+    with pytest.raises(Denied, match="not known"):
+        await membership.join(request(text, "n3"))
+
+
+async def test_a_token_is_not_used_up_where_the_disk_does_not_take_that(
+    membership: Membership, tmp_path: Path
+) -> None:
+    text = await token(membership)
+    (tmp_path / "tokens").unlink()
+    (tmp_path / "tokens").mkdir()  # nothing can be written there, also by root
+    with pytest.raises(StorageError, match="tokens"):
+        await membership.join(request(text))
+    (tmp_path / "tokens").rmdir()
+    assert await registry(membership).nodes() == []
+    await membership.join(request(text))
+
+
+async def test_a_removed_node_joins_again_with_what_its_removal_does_not_refuse(
+    membership: Membership,
+) -> None:
+    first = await membership.join(request(await token(membership)))
+    await membership.remove("n2")
+    again = await membership.join(request(await token(membership)))
+    member = membership._removing._member
+    assert isinstance(member, Member)
+    assert serial_in(first.store_certificate) in member.refused
+    assert serial_in(again.store_certificate) not in member.refused
+    assert first.store_ca == again.store_ca != first.ca
+
+
+async def test_a_node_stays_until_etcd_refuses_it(membership: Membership) -> None:
+    """If its record went first, it could write that again."""
+    await membership.join(request(await token(membership)))
+
+    async def broken(_: frozenset[int]) -> None:
+        raise StorageError("etcd does not start")
+
+    membership._removing._member.refuse = broken  # type: ignore[method-assign]
+    with pytest.raises(StorageError):
+        await membership.remove("n2")
+    assert await registry(membership).node("n2") is not None
+
+
+def serial_in(chain: str) -> int:
+    return x509.load_pem_x509_certificate(chain.encode()).serial_number

@@ -11,15 +11,20 @@ from typing import Any
 import pytest
 
 from pannier.cluster.catalog import Catalog
+from pannier.cluster.cluster import Cluster
 from pannier.cluster.registry import TRIES, ClusterRecord, Registry, Versioned, encode
+from pannier.contract.peers import Peer
 from pannier.core.errors import Corrupt, NewerFormat, OutcomeUnknown, Stale, StoreUnavailable
 from pannier.core.generation import Generation
 from pannier.core.line import OnTop
 from pannier.core.node import Node
+from pannier.core.pace import NodePace
 from pannier.core.volume import Grant, HistoryEntry, Volume, VolumeSpec
 from pannier.host.clock import machine_clock
 from pannier.host.state_files import UnsyncedFile
 from pannier.node.membership import Membership
+from pannier.node.removing import Removing
+from pannier.node.tokens import Tokens
 from pannier.pki.authority import Authority
 from pannier.store.base import ABSENT, Change, Entry, Put, Synced
 from pannier.testing.store import MemoryData, MemoryStore
@@ -29,6 +34,20 @@ VOLUME = Volume(name="web", id="web.1", spec=VolumeSpec(), grant=Grant("n1", 1),
 NODE = Node(
     name="n1", address="192.0.2.1", drivers=(), version="1", joined_at=1.0, certificate="ab"
 )
+
+
+class NoPeers:
+    """There is no other node."""
+
+    def to(self, node: Node) -> Peer:
+        raise AssertionError(f"{node.name} was asked")
+
+
+class NoMember:
+    """No member of the store runs here."""
+
+    async def refuse(self, serials: frozenset[int]) -> None:
+        """See :class:`pannier.node.removing.StoreMember`."""
 
 
 class World:
@@ -43,6 +62,15 @@ class World:
             registry=self.registry,
             catalog=self.catalog,
             authority=lambda: Authority.create(directory / "ca", cluster="c0ffee"),
+            tokens=Tokens(file=UnsyncedFile(directory / "tokens")),
+            store_authority=lambda: None,
+            removing=Removing(
+                cluster=Cluster(node="n1", registry=self.registry, catalog=self.catalog),
+                peers=NoPeers(),
+                member=NoMember(),
+                file=UnsyncedFile(directory / "removals"),
+                pace=NodePace(),
+            ),
             store_address="etcd://a:2379",
             clock=machine_clock(),
         )
@@ -179,20 +207,6 @@ async def test_a_nodes_record_keeps_what_a_newer_version_wrote_into_it(world: Wo
     kept = world.read("nodes/n1")
     assert (kept["zone"], kept["drained"], kept["room"]) == ("a", True, 3)
     assert (kept["drivers"], kept["version"], kept["stopping"]) == (["btrfs"], "0.9", False)
-
-
-async def test_a_token_keeps_what_a_newer_version_wrote_into_it(world: World) -> None:
-    text = (await world.membership.create_token(ttl_seconds=60, uses=2)).token
-    key = f"tokens/{text.split('-')[1]}"
-    world.write(key, {**world.read(key), "zone": "a"})
-    token = await world.registry.token(text.split("-")[1])
-    assert token is not None
-
-    async def read() -> Versioned[Any]:
-        return token
-
-    await world.registry.change(read, lambda record: replace(record, uses_left=1))
-    assert (world.read(key)["zone"], world.read(key)["uses_left"]) == ("a", 1)
 
 
 async def test_a_record_of_a_newer_format_is_listed_and_not_changed(world: World) -> None:

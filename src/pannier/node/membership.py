@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from typing import TypedDict
 
@@ -18,9 +17,10 @@ from pannier.core.node import Node, check_node_name
 from pannier.core.volume import HistoryEntry
 from pannier.host.clock import Clock, rfc3339
 from pannier.node.removing import Removing
+from pannier.node.tokens import Tokens
 from pannier.pki.authority import Authority
 from pannier.pki.identity import fingerprint
-from pannier.pki.token import Token, TokenRecord, new_token, redeem
+from pannier.pki.token import Token, new_token
 
 log = structlog.get_logger(__name__)
 
@@ -37,6 +37,7 @@ class Membership:
 
     Args:
         authority: the cluster's CA, or an error that says where it is; only one node has it.
+        tokens: those that were made on this node.
         store_authority: that of the cluster's etcd, on the same node; None where there is none.
         removing: ends a node's access to the store.
         store_address: what a joining node is told.
@@ -49,6 +50,7 @@ class Membership:
         registry: Registry,
         catalog: Catalog,
         authority: Callable[[], Authority],
+        tokens: Tokens,
         store_authority: Callable[[], Authority | None],
         removing: Removing,
         store_address: str,
@@ -58,13 +60,14 @@ class Membership:
         self._registry = registry
         self._catalog = catalog
         self._authority = authority
+        self._tokens = tokens
         self._store_authority = store_authority
         self._removing = removing
         self._store_address = store_address
         self._clock = clock
 
     async def create_token(self, *, ttl_seconds: float, uses: int) -> TokenView:
-        """A join token; the store keeps a hash of its secret.
+        """A join token; this node keeps a hash of its secret.
 
         Raises:
             Conflict: the CA is on another node, or the store is for one node only.
@@ -76,7 +79,7 @@ class Membership:
             uses=uses,
             ca_fingerprint=self._authority().fingerprint,
         )
-        await self._registry.add_token(record)
+        await self._tokens.add(record)
         return TokenView(token=token.text(), expires_at=rfc3339(record.expires_at), uses=uses)
 
     async def join(self, request: JoinOrder) -> JoinReply:
@@ -106,7 +109,7 @@ class Membership:
             joined_at=self._clock.unix(),
             certificate=fingerprint(certificate),
         )
-        await self._redeem(token)
+        await self._tokens.use(token, now=self._clock.unix())
         try:
             await self._registry.put_node(node)
         except Stale as error:
@@ -143,34 +146,16 @@ class Membership:
                 remedy="a cluster of several nodes begins with: pannier init --store etcd://...",
             )
 
-    async def _redeem(self, token: Token) -> None:
-        async def read() -> Versioned[TokenRecord]:
-            found = await self._registry.token(token.id)
-            if found is None:
-                redeem(None, secret=token.secret, now=self._clock.unix())
-            assert found is not None  # redeem refused an unknown token
-            return found
-
-        def use(record: TokenRecord) -> TokenRecord:
-            left = redeem(record, secret=token.secret, now=self._clock.unix())
-            return left or replace(record, uses_left=0)
-
-        await self._registry.change(read, use)
-
     async def forget_tokens(self, *, after: float) -> None:
         """Remove the records of tokens that expired more than ``after`` seconds ago.
 
-        Only the node with the CA does it: tokens are made and redeemed there, so its clock alone says which are good.
+        Those that an earlier version kept in the store go at once: nobody redeems them any more.
+
+        Raises:
+            StorageError: the file cannot be written.
         """
-        try:
-            self._authority()
-        except Conflict:
-            return
-        for found in await self._registry.tokens():
-            token = found.record
-            if not token.is_newer and token.expires_at + after <= self._clock.unix():
-                with suppress(Stale):  # somebody used it
-                    await self._registry.remove_token(token.id, expect=found.revision)
+        await self._tokens.forget(expired_before=self._clock.unix() - after)
+        await self._registry.remove_tokens()
 
     async def drain(self, name: str, *, drained: bool) -> Node:
         """Mark a node as drained, or take the mark away."""
