@@ -123,7 +123,7 @@ class Removing:
             raise Unavailable(
                 f"the store's members on {', '.join(still)} answer, and may still let node {name} in: their nodes "
                 "did not confirm",
-                remedy="see that pannierd runs there, then do the same again",
+                remedy="see that pannierd of this version runs there, then do the same again",
             )
 
     async def has_member(self, node: Node) -> bool:
