@@ -405,6 +405,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
     # The node, as Docker, people and other nodes ask for it.
     removing = Removing(
         cluster=cluster,
+        address=settings.me.address,
         peers=peers,
         member=outside.store_member,
         file=files.durable(REMOVALS_FILE),

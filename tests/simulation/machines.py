@@ -410,8 +410,13 @@ class NoCalls:
 class NoMember:
     """No member of the store runs on these machines."""
 
-    async def refuse(self, serials: frozenset[int]) -> None:
+    def lets_in(self, serials: frozenset[int]) -> bool:
         """See :class:`pannier.node.removing.StoreMember`."""
+        return False
+
+    async def start_again(self, serials: frozenset[int]) -> None:
+        """See :class:`pannier.node.removing.StoreMember`."""
+        raise AssertionError
 
 
 def _no_authority() -> Any:

@@ -53,8 +53,11 @@ class Member:
     def __init__(self) -> None:
         self.refused: frozenset[int] = frozenset()
 
-    async def refuse(self, serials: frozenset[int]) -> None:
-        self.refused |= serials
+    def lets_in(self, serials: frozenset[int]) -> bool:
+        return not serials <= self.refused
+
+    async def start_again(self, serials: frozenset[int]) -> None:
+        self.refused = serials
 
 
 @pytest.fixture
@@ -66,6 +69,7 @@ async def membership(tmp_path: Path) -> AsyncIterator[Membership]:
     registry = Registry(store)
     removing = Removing(
         cluster=Cluster(node="n1", registry=registry, catalog=catalog),
+        address="10.0.0.1",
         peers=NoPeers(),
         member=Member(),
         file=DurableFile(tmp_path / "removals"),
@@ -276,14 +280,16 @@ async def test_a_removed_node_joins_again_with_what_its_removal_does_not_refuse(
     assert first.store_ca == again.store_ca != first.ca
 
 
-async def test_a_node_stays_until_etcd_refuses_it(membership: Membership) -> None:
+async def test_a_node_stays_until_etcd_refuses_it(
+    membership: Membership, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """If its record went first, it could write that again."""
     await membership.join(request(await token(membership)))
 
-    async def broken(_: frozenset[int]) -> None:
+    async def broken(serials: frozenset[int]) -> None:
         raise StorageError("etcd does not start")
 
-    membership._removing._member.refuse = broken  # type: ignore[method-assign]
+    monkeypatch.setattr(membership._removing._member, "start_again", broken)
     with pytest.raises(StorageError):
         await membership.remove("n2")
     assert await registry(membership).node("n2") is not None

@@ -46,8 +46,13 @@ class NoPeers:
 class NoMember:
     """No member of the store runs here."""
 
-    async def refuse(self, serials: frozenset[int]) -> None:
+    def lets_in(self, serials: frozenset[int]) -> bool:
         """See :class:`pannier.node.removing.StoreMember`."""
+        return False
+
+    async def start_again(self, serials: frozenset[int]) -> None:
+        """See :class:`pannier.node.removing.StoreMember`."""
+        raise AssertionError
 
 
 class World:
@@ -66,6 +71,7 @@ class World:
             store_authority=lambda: None,
             removing=Removing(
                 cluster=Cluster(node="n1", registry=self.registry, catalog=self.catalog),
+                address="192.0.2.1",
                 peers=NoPeers(),
                 member=NoMember(),
                 file=UnsyncedFile(directory / "removals"),

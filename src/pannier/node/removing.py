@@ -31,13 +31,21 @@ _FROM_OTHERS = "move it away and restart pannierd: the other nodes know it, too"
 class StoreMember(Protocol):
     """The member of the store on this machine, if there is one."""
 
-    async def refuse(self, serials: frozenset[int]) -> None:
-        """Have it refuse these certificates, and cut connections that were opened with one. It serves again on return.
+    def lets_in(self, serials: frozenset[int]) -> bool:
+        """Whether it may let one of these certificates in, or has a connection open that began with one.
 
-        Does nothing where no member runs here, or one that refuses them already.
+        False where no member runs here that has a list of what it refuses.
 
         Raises:
-            StorageError: it may still let them in. Corrupt, ProgramFailed: that cannot be found out or changed.
+            StorageError, Corrupt: that cannot be read.
+        """
+        ...
+
+    async def start_again(self, serials: frozenset[int]) -> None:
+        """End all of its connections; it refuses these certificates then, and serves again on return.
+
+        Raises:
+            StorageError: it may still let them in. ProgramFailed: it does not start.
         """
         ...
 
@@ -49,6 +57,7 @@ class Removing:
         self,
         *,
         cluster: Cluster,
+        address: str,
         peers: Peers,
         member: StoreMember,
         file: StateFile,
@@ -57,12 +66,14 @@ class Removing:
         """Read what is known.
 
         Args:
+            address: this node's.
             file: keeps it, also after a power cut.
 
         Raises:
             StorageError: it cannot be read.
         """
         self._cluster = cluster
+        self._address = address
         self._peers = peers
         self._member = member
         self._file = file
@@ -81,7 +92,7 @@ class Removing:
 
         Raises:
             StorageError: it cannot be written, or the member may still let a removed node in.
-            Corrupt, ProgramFailed: as :meth:`StoreMember.refuse`.
+            Corrupt, ProgramFailed: as the methods of :class:`StoreMember`.
         """
         await self._remember(counts)
         await self._refuse()
@@ -99,9 +110,39 @@ class Removing:
                 ) from error
             self._known = merged
 
-    async def _refuse(self) -> None:
+    async def _refuse(self, *, late: bool = False) -> None:
+        """Have the member here refuse what is known.
+
+        Args:
+            late: nobody has asked for it. Whoever removes a node goes from member to member, so this waits for its turn.
+        """
+        if late and self._member.lets_in(self._known.refused()):
+            await asyncio.sleep(self._pace.removals_turn * (await self._place() + 1))
         async with self._refusing:
-            await self._member.refuse(self._known.refused())
+            refused = self._known.refused()
+            if self._member.lets_in(refused):
+                await self._until_others_serve()
+                await self._member.start_again(refused)
+
+    async def _until_others_serve(self) -> None:
+        """Wait a little for members that are being started again by others: two at once would stop the store."""
+        try:
+            async with asyncio.timeout(self._pace.removals_answer):
+                while not await self._others_serve():
+                    await asyncio.sleep(self._pace.removals_look)
+        except TimeoutError:
+            log.warning("removal.others-down", why="a member of the store does not answer")
+
+    async def _others_serve(self) -> bool:
+        members = await self._cluster.registry.store.health()
+        return not any(
+            found.problem for member, found in members.items() if _host(member) != self._address
+        )
+
+    async def _place(self) -> int:
+        """This node's place among the members."""
+        hosts = [_host(member) for member in await self._cluster.registry.store.health()]
+        return hosts.index(self._address) if self._address in hosts else len(hosts)
 
     async def remove(self, name: str) -> None:
         """End all access of a node to the store, also through connections that are open. May be repeated.
@@ -135,7 +176,7 @@ class Removing:
         while True:
             await asyncio.gather(*(self._ask(node) for node in self._others()))
             try:
-                await self._refuse()
+                await self._refuse(late=True)
             except PannierError as error:
                 log.warning("removal.not-refused", error=str(error))
             await asyncio.sleep(self._pace.removals)

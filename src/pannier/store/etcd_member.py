@@ -38,40 +38,30 @@ log = structlog.get_logger(__name__)
 class SystemdMember:
     """See :class:`~pannier.node.removing.StoreMember`."""
 
-    async def refuse(self, serials: frozenset[int]) -> None:
+    def lets_in(self, serials: frozenset[int]) -> bool:
         """See :class:`~pannier.node.removing.StoreMember`."""
-        if _does_refuse(serials) or not await _is_running():
-            return
-        log.info("etcd.restarted", why="to refuse removed nodes")
-        await _systemctl("restart")
-        if not _does_refuse(serials):
+        try:
+            return not serials <= refused_by(REFUSED.read_bytes())
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise StorageError(
+                f"{REFUSED} cannot be read: {error}", remedy="see the disk"
+            ) from error
+
+    async def start_again(self, serials: frozenset[int]) -> None:
+        """See :class:`~pannier.node.removing.StoreMember`. One that does not run reads its list when it starts."""
+        log.info("etcd.starts-again", why="to refuse removed nodes")
+        failing = Failing(
+            remedy=f"see `journalctl -u {_UNIT}`, then do the same again",
+            slow="see whether most of etcd's members run, then do the same again",
+            install="etcd is started by systemd",
+        )
+        await run(["systemctl", "try-restart", _UNIT], timeout_s=_RESTART_SECONDS, failing=failing)
+        running = ["systemctl", "is-active", "--quiet", _UNIT]
+        done = await run(running, timeout_s=_RESTART_SECONDS, check=False)
+        if done.status == 0 and self.lets_in(serials):
             raise StorageError(
                 f"etcd was started again, and {REFUSED} does not name all nodes that were removed",
                 remedy=f"see `systemctl cat {_UNIT}`: before its start it must run `pannier ca refused --out {REFUSED}`",
             )
-
-
-def _does_refuse(serials: frozenset[int]) -> bool:
-    """Whether there is nothing to be done."""
-    try:
-        return serials <= refused_by(REFUSED.read_bytes())
-    except FileNotFoundError:
-        return True
-    except OSError as error:
-        raise StorageError(f"{REFUSED} cannot be read: {error}", remedy="see the disk") from error
-
-
-async def _is_running() -> bool:
-    done = await run(
-        ["systemctl", "is-active", "--quiet", _UNIT], timeout_s=_RESTART_SECONDS, check=False
-    )
-    return done.status == 0
-
-
-async def _systemctl(verb: str) -> None:
-    failing = Failing(
-        remedy=f"see `journalctl -u {_UNIT}`, then do the same again",
-        slow="see whether most of etcd's members run, then do the same again",
-        install="etcd is started by systemd",
-    )
-    await run(["systemctl", verb, _UNIT], timeout_s=_RESTART_SECONDS, failing=failing)
