@@ -173,6 +173,7 @@ class Settings:
         evacuate: whether nodes that are lost are drained in Swarm.
         pace: how often each part checks what it watches, and how long it waits.
         trash_bytes: what removed volumes may take in a pool; None for what there is room for.
+        store_trusts_all: the store has no authority of its own: an earlier version set it up.
     """
 
     cluster: str | None
@@ -184,6 +185,7 @@ class Settings:
     evacuate: bool
     pace: Pace
     trash_bytes: int | None = None
+    store_trusts_all: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -516,6 +518,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         unheld=unheld,
         twins=twins,
         pool_problems=outside.pool_problems,
+        store_trusts_all=settings.store_trusts_all,
         clock=clock,
         doubt=pace.agent.doubt,
     )

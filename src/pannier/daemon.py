@@ -205,7 +205,13 @@ class Daemon:
             evacuate=config.evacuate,
             pace=self.pace,
             trash_bytes=config.trash_bytes(),
+            store_trusts_all=self._store_trusts_all,
         )
+
+    @property
+    def _store_trusts_all(self) -> bool:
+        in_etcd = not isinstance(parse_address(self.config.store), SqliteAddress)
+        return in_etcd and not (self.paths.config / STORE_DIRECTORY).is_dir()
 
     def _make_barrier(self, strategy: Strategy) -> Barrier:
         return Barrier(

@@ -33,16 +33,32 @@ class StoreCertificates:
         self.directory = directory
         self.authority = Authority.create(directory / "ca", cluster="c0ffee")
         self.store = Authority.create(directory / "store-ca", cluster="c0ffee", name=STORE_NAME)
-        request = new_request("etcd-n1")
         self.ca, self.certificate, self.key = (
             directory / name for name in ("ca.pem", "m.pem", "m.key")
         )
         self.ca.write_text(self.store.certificate_pem)
-        self.key.write_text(request.key_pem)
-        issued = self.store.issue_etcd(
+        self.issue_member(self.store)
+
+    def issue_member(self, authority: Authority) -> None:
+        """A new certificate for the members, which all have the same here."""
+        request = new_request("etcd-n1")
+        issued = authority.issue_etcd(
             request.csr_pem, member="etcd-n1", addresses=["127.0.0.1"], membership=1
         )
+        self.key.write_text(request.key_pem)
         self.certificate.write_text(issued)
+
+    def legacy(self, name: str) -> ssl.SSLContext:
+        """As a node of an earlier version: with what it shows to other nodes, and trusts of them."""
+        request = new_request(name)
+        issued = self.authority.issue_node(request.csr_pem, node=name, addresses=["127.0.0.1"])
+        return self._context(f"{name}-legacy", issued, request.key_pem, self.authority)
+
+    def mixed(self, name: str) -> ssl.SSLContext:
+        """As a node on the way: with its new certificate, and trust in both authorities."""
+        context = self.node(name)
+        context.load_verify_locations(cadata=self.authority.certificate_pem)
+        return context
 
     def node(self, name: str, *, membership: int = 1) -> ssl.SSLContext:
         request = new_request(name)
@@ -173,6 +189,52 @@ def test_the_list_says_what_was_put_into_it() -> None:
     removals = Removals().with_removed("n2").with_removed("n2").with_removed("n3")
     assert refused_by(refusal_list(removals.refused(), now=0.0)) == removals.refused()
     assert len(removals.refused()) == 6  # three memberships, each with an etcd member's
+
+
+def test_an_etcd_of_an_earlier_version_gets_its_own_authority_while_it_serves(
+    tmp_path: Path,
+) -> None:
+    """The steps of docs/operations; at each, members and nodes that are a step behind go on."""
+    certificates = StoreCertificates(tmp_path)
+    both = certificates.authority.certificate_pem + certificates.store.certificate_pem
+    old, new, mixed = certificates.legacy("n1"), certificates.client(), certificates.mixed("n1")
+    etcd = EtcdCluster(tmp_path, size=3, certificates=certificates)
+    certificates.ca.write_text(certificates.authority.certificate_pem)
+    certificates.issue_member(certificates.authority)
+    certificates.client = lambda: mixed  # type: ignore[method-assign]
+    with etcd.running():
+        assert_in(etcd, old)
+        assert_out(etcd, new)
+        certificates.ca.write_text(both)
+        restart_each(etcd)
+        assert_in(etcd, old)  # a node that has nothing new yet
+        assert_in(etcd, mixed)
+        certificates.issue_member(certificates.store)
+        assert_in(etcd, mixed)
+        assert_in(etcd, new)
+        certificates.ca.write_text(certificates.store.certificate_pem)
+        restart_each(etcd)
+        assert_in(etcd, new)
+        assert_out(etcd, certificates.peer("n1"))
+
+
+def restart_each(etcd: EtcdCluster) -> None:
+    """One after the other; each is a member again before the next ends."""
+    for member in etcd.members:
+        member.kill()
+        etcd.start(member)
+        etcd.wait_until_serving(member)
+
+
+def assert_in(etcd: EtcdCluster, context: ssl.SSLContext) -> None:
+    for member in etcd.members:
+        etcd.post(member, "kv/put", b'{"key":"YQ=="}', context=context)
+
+
+def assert_out(etcd: EtcdCluster, context: ssl.SSLContext) -> None:
+    for member in etcd.members:
+        with pytest.raises(OSError):  # noqa: PT011, urllib's and ssl's errors
+            etcd.post(member, "kv/put", b'{"key":"YQ=="}', context=context)
 
 
 def open_watch(world: World, context: ssl.SSLContext) -> ssl.SSLSocket:
