@@ -589,6 +589,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
     forgetting = Forgetting(
         cluster=cluster,
         drivers=drivers,
+        promises=promises,
         mounts=mounts,
         marks=sync_calls,
         membership=membership,

@@ -263,7 +263,7 @@ class Daemon:
         async with AsyncExitStack() as stack:
             if isinstance(self.keeper, KeeperProcess):
                 self.keeper.start()  # it gets ready meanwhile
-            await stack.enter_async_context(self._plugin())
+            plugin = await stack.enter_async_context(self._plugin())
             # Docker may ask from now on, and waits for `ready`; nothing slow comes before this.
             notify("READY=1", f"STATUS=node {self.config.node}, version {__version__}")
             await stack.enter_async_context(self.store.session())
@@ -283,21 +283,25 @@ class Daemon:
             node.follow_handovers(tasks.start)
             await stop.wait()
             notify("STOPPING=1")
+            if (
+                plugin is not None
+            ):  # before containers are ended, which Docker may start again at once
+                await plugin.close_door()
             await node.leaving.prepare()
 
     @asynccontextmanager
-    async def _plugin(self) -> AsyncIterator[None]:
+    async def _plugin(self) -> AsyncIterator[PluginServer | None]:
         """Serve Docker, if systemd gave us its socket."""
         fd = fd_named(self.inherited, "plugin")
         if fd is None:
             log.warning("plugin.no-socket", remedy="start pannierd by its systemd socket unit")
-            yield
+            yield None
             return
         self.catalog.load()
         server = PluginServer(self.node.docker, ready=self.ready)
         await server.start(listening_socket(fd))
         try:
-            yield
+            yield server
         finally:
             await server.stop()
 
