@@ -206,7 +206,7 @@ class NodePace:
     token_history: float = 24 * 3600.0
     """How long a join token that has expired is told from one that never was."""
     removals: float = 20.0
-    """Between two questions to the other nodes which nodes were removed: one that missed a removal knows it within a minute."""
+    """Between two questions to another node which nodes were removed: one that missed a removal knows it within a minute."""
     removals_answer: float = 5.0
     """How long another node has to answer that. Also how long a member of etcd waits for others that are just being
     started again: one that is down for longer is waited for in vain."""

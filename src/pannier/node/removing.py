@@ -9,6 +9,7 @@ is what cuts the connections that were open.
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -172,9 +173,11 @@ class Removing:
         return node.address in map(_host, await self._cluster.registry.store.health())
 
     async def run(self) -> None:
-        """Ask the others what they know, for ever: run as a task."""
-        while True:
-            await asyncio.gather(*(self._ask(node) for node in self._others()))
+        """Ask the others what they know, for ever: run as a task. All of them at first, then one after the other."""
+        for turn in itertools.count():
+            others = self._others()
+            asked = others[turn % len(others) :][:1] if turn and others else others
+            await asyncio.gather(*(self._ask(node) for node in asked))
             try:
                 await self._refuse(late=True)
             except PannierError as error:
