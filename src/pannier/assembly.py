@@ -55,8 +55,11 @@ from pannier.holding.set_back import Abdication
 from pannier.holding.takeover import Takeover
 from pannier.holding.volumes import Volumes
 from pannier.host.clock import Clock
+from pannier.host.killing import Kill
 from pannier.host.state_files import StateFiles
 from pannier.node.barrier_admission import BarrierAdmission, Marks
+from pannier.node.certificate_ports import CertificatePorts
+from pannier.node.certificates import Certificates
 from pannier.node.cleaning import Cleaning
 from pannier.node.cluster_wide import ClusterWide
 from pannier.node.docker_volumes import VolumesForDocker
@@ -72,6 +75,8 @@ from pannier.node.node_views import NodeViews
 from pannier.node.own_record import keep_activated, keep_introduced, keep_swarm_node
 from pannier.node.peer_service import PeerService
 from pannier.node.removing import Removing, StoreMember
+from pannier.node.renewing import Renewing
+from pannier.node.signing import Signing
 from pannier.node.tokens import Tokens
 from pannier.node.trash import Trash, TrashTerms
 from pannier.node.twins import Twins
@@ -126,7 +131,7 @@ class Outside(Generic[Calls]):
         record_sender: sends records to other nodes.
         mounts: the paths that Docker is given.
         users_of: who uses a directory, as the kernel sees it.
-        kill: sends a signal to a process.
+        kill: kills processes.
         freezer: freezes containers.
         files: where the node keeps what it must not forget.
         clock: this machine's.
@@ -136,6 +141,7 @@ class Outside(Generic[Calls]):
         store_authority: that of the cluster's etcd; None where it has none, as in a cluster of an earlier version.
         store_member: the member of the store on this machine.
         pool_problems: what is wrong with the pool although it could be opened.
+        certificates: this machine's, and how it comes by others.
     """
 
     store: Store
@@ -147,7 +153,7 @@ class Outside(Generic[Calls]):
     record_sender: SendsRecords
     mounts: Mounts
     users_of: UsersOf
-    kill: Callable[[int, int], None]
+    kill: Kill
     freezer: Freezer
     files: StateFiles
     clock: Clock
@@ -157,6 +163,7 @@ class Outside(Generic[Calls]):
     store_authority: Callable[[], Authority | None]
     store_member: StoreMember
     pool_problems: Callable[[], Awaitable[list[str]]]
+    certificates: CertificatePorts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -424,6 +431,35 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         store_address=settings.store_address,
         clock=clock,
     )
+    signing = Signing(
+        node=node,
+        registry=registry,
+        catalog=catalog,
+        peers=peers,
+        own=outside.certificates.own,
+        authority=outside.authority,
+        issued=outside.certificates.issued,
+        clock=clock,
+    )
+    renewing = Renewing(
+        node=node,
+        ports=outside.certificates,
+        signing=signing,
+        membership=membership,
+        catalog=catalog,
+        file=files.until_boot("renewal.json"),
+        clock=clock,
+        pace=pace.node,
+    )
+    certificates = Certificates(
+        cluster=cluster,
+        ports=outside.certificates,
+        peers=peers,
+        trouble=lambda: renewing.trouble,
+        has_authority=lambda: signing.is_here,
+        clock=clock,
+        pace=pace.node,
+    )
     admission = BarrierAdmission(
         engine=engine, marks=sync_calls, configured=outside.configured_runtime, pace=pace.node
     )
@@ -519,6 +555,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         twins=twins,
         pool_problems=outside.pool_problems,
         store_trusts_all=settings.store_trusts_all,
+        certificates=certificates,
         clock=clock,
         doubt=pace.agent.doubt,
     )
@@ -533,6 +570,9 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         trash=trash,
         cleaning=Cleaning(cluster=cluster, drivers=drivers, custody=custody, use=use, room=room),
         membership=membership,
+        certificates=certificates,
+        signing=signing,
+        renewing=renewing,
         doctor=doctor,
         recovery=recovery,
         verification=verification,
@@ -556,6 +596,8 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         file_systems=file_systems,
         services=services,
         removing=removing,
+        certificates=certificates,
+        signing=signing,
     )
     own_copies = OwnCopies(
         cluster=cluster, drivers=drivers, peers=peers, clock=clock, pace=pace.copies
@@ -608,7 +650,13 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
     asked_options = AskedOptions(
         cluster=cluster, custody=custody, swarm=engine.swarm, pace=pace.swarm
     )
-    disks = Disks(drivers=drivers, lease=lease, pace=pace.agent)
+    disks = Disks(
+        drivers=drivers,
+        lease=lease,
+        file=files.until_boot("hanging.json"),
+        clock=clock,
+        pace=pace.agent,
+    )
 
     async def adopt() -> None:
         await drivers.tried.wait()
@@ -652,6 +700,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
             Work("drivers", drivers.keep_open),
             # Also while the store cannot be reached:
             Work("fencing", fencing.run),
+            Work("certificate", renewing.run),
             Work("room", room.keep_free),
         ),
         then=(

@@ -9,21 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from alone import removing_alone
 
 from pannier.cluster.catalog import Catalog
-from pannier.cluster.cluster import Cluster
 from pannier.cluster.registry import TRIES, ClusterRecord, Registry, Versioned, encode
-from pannier.contract.peers import Peer
 from pannier.core.errors import Corrupt, NewerFormat, OutcomeUnknown, Stale, StoreUnavailable
 from pannier.core.generation import Generation
 from pannier.core.line import OnTop
 from pannier.core.node import Node
-from pannier.core.pace import NodePace
 from pannier.core.volume import Grant, HistoryEntry, Volume, VolumeSpec
 from pannier.host.clock import machine_clock
 from pannier.host.state_files import UnsyncedFile
 from pannier.node.membership import Membership
-from pannier.node.removing import Removing
 from pannier.node.tokens import Tokens
 from pannier.pki.authority import Authority
 from pannier.store.base import ABSENT, Change, Entry, Put, Synced
@@ -34,25 +31,6 @@ VOLUME = Volume(name="web", id="web.1", spec=VolumeSpec(), grant=Grant("n1", 1),
 NODE = Node(
     name="n1", address="192.0.2.1", drivers=(), version="1", joined_at=1.0, certificate="ab"
 )
-
-
-class NoPeers:
-    """There is no other node."""
-
-    def to(self, node: Node) -> Peer:
-        raise AssertionError(f"{node.name} was asked")
-
-
-class NoMember:
-    """No member of the store runs here."""
-
-    def lets_in(self, serials: frozenset[int]) -> bool:
-        """See :class:`pannier.node.removing.StoreMember`."""
-        return False
-
-    async def start_again(self, serials: frozenset[int]) -> None:
-        """See :class:`pannier.node.removing.StoreMember`."""
-        raise AssertionError
 
 
 class World:
@@ -69,13 +47,8 @@ class World:
             authority=lambda: Authority.create(directory / "ca", cluster="c0ffee"),
             tokens=Tokens(file=UnsyncedFile(directory / "tokens")),
             store_authority=lambda: None,
-            removing=Removing(
-                cluster=Cluster(node="n1", registry=self.registry, catalog=self.catalog),
-                address="192.0.2.1",
-                peers=NoPeers(),
-                member=NoMember(),
-                file=UnsyncedFile(directory / "removals"),
-                pace=NodePace(),
+            removing=removing_alone(
+                "n1", self.registry, self.catalog, file=UnsyncedFile(directory / "removals")
             ),
             store_address="etcd://a:2379",
             clock=machine_clock(),

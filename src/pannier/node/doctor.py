@@ -20,6 +20,7 @@ from pannier.core.size import format_size
 from pannier.core.volume import Volume
 from pannier.engine.base import Engine
 from pannier.host.clock import Clock
+from pannier.node.certificates import Certificates
 from pannier.node.diagnosis import (
     damage_findings,
     past_the_barrier,
@@ -59,6 +60,7 @@ class Doctor:
         twins: Twins,
         pool_problems: Callable[[], Awaitable[list[str]]],
         store_trusts_all: bool,
+        certificates: Certificates,
         clock: Clock,
         doubt: float,
     ) -> None:
@@ -74,6 +76,7 @@ class Doctor:
         self._twins = twins
         self._pool_problems = pool_problems
         self._store_trusts_all = store_trusts_all
+        self._certificates = certificates
         self._clock = clock
         self._doubt = doubt
 
@@ -84,14 +87,12 @@ class Doctor:
             self._store,
             self._own_lease,
             self._nodes,
+            self._certificates.findings,
             self._engine,
             self._hidden,
             self._services,
-            self._pool,
-            self._journal,
             self._sync_calls,
-            self._quarantined,
-            self._volumes,
+            *self._of_disks(),
         ):
             try:
                 async for finding in check():
@@ -101,6 +102,20 @@ class Doctor:
             except OSError as error:  # doctor is asked when something is broken
                 findings.append(_problem(check.__name__.strip("_"), str(error), "see dmesg"))
         return findings
+
+    def _of_disks(self) -> tuple[Callable[[], AsyncIterator[FindingView]], ...]:
+        """The checks that read this node's disks. While one hangs they would wait for it."""
+        if self._drivers.hanging:
+            return (self._hanging,)
+        return self._pool, self._journal, self._quarantined, self._volumes
+
+    async def _hanging(self) -> AsyncIterator[FindingView]:
+        for error in self._drivers.hanging.values():
+            yield _problem(
+                f"pool on {self._cluster.node}",
+                f"{error.message}; what is on it is not looked at until it answers",
+                error.remedy,
+            )
 
     async def _store(self) -> AsyncIterator[FindingView]:
         for member, health in (await self._cluster.registry.store.health()).items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TypedDict
 
 import structlog
@@ -12,15 +12,23 @@ from pannier.cluster.catalog import Catalog
 from pannier.cluster.registry import Registry, Versioned
 from pannier.contract.bodies import JoinOrder
 from pannier.contract.views import JoinReply, TokenView
-from pannier.core.errors import AlreadyExists, Conflict, Denied, NodeNotFound, Stale
-from pannier.core.node import Node, check_node_name
+from pannier.core.errors import (
+    AlreadyExists,
+    Conflict,
+    Denied,
+    NodeNotFound,
+    OutcomeUnknown,
+    PannierError,
+    Stale,
+)
+from pannier.core.node import Fingerprints, Node, check_node_name
 from pannier.core.volume import HistoryEntry
 from pannier.host.clock import Clock, rfc3339
 from pannier.node.removing import Removing
 from pannier.node.tokens import Tokens
-from pannier.pki.authority import Authority
-from pannier.pki.identity import fingerprint
-from pannier.pki.token import Token, new_token
+from pannier.pki.authority import Authority, Unsigned
+from pannier.pki.facts import facts_of
+from pannier.pki.token import Token, new_token, redeem
 
 log = structlog.get_logger(__name__)
 
@@ -30,6 +38,20 @@ class ForStore(TypedDict):
 
     store_certificate: str
     store_ca: str
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A join token that was right when it was looked at, and is not used yet: who showed it may be told why not."""
+
+    token: Token
+
+
+@dataclass(frozen=True, slots=True)
+class Redeemed:
+    """A use of a join token that is on the disk as used: for this, one certificate may be signed."""
+
+    token_id: str
 
 
 class Membership:
@@ -83,39 +105,45 @@ class Membership:
         return TokenView(token=token.text(), expires_at=rfc3339(record.expires_at), uses=uses)
 
     async def join(self, request: JoinOrder) -> JoinReply:
-        """Admit a machine: use its token, reserve its name, issue its certificate.
+        """Admit a machine: look at its token, redeem it, sign its certificate, write its record; in this order.
+
+        Who shows no right token learns nothing of this cluster. What can be refused is refused before the token
+        is redeemed. A power cut after that costs the token, and nothing was signed for it.
 
         Raises:
-            InvalidInput: the name, the token or the certificate request is not valid.
+            InvalidInput: the name, the token's form or the certificate request is not valid.
             Denied: the token is not accepted.
+            StorageError: that the token is used cannot be written, so it is not.
             AlreadyExists: the name is taken.
             Conflict: the CA is on another node, or the store is for one node only.
+            OutcomeUnknown, StoreUnavailable: the store did not answer; after OutcomeUnknown the token is used.
         """
+        known = self._look_at(Token.parse(request.token))
         self._refuse_where_alone()
         authority = self._authority()
         name = check_node_name(request.name)
-        token = Token.parse(request.token)
         if await self._registry.node(name):
-            raise AlreadyExists(
-                f"there is a node {name} in this cluster",
-                remedy="choose another --name, or remove the old one: pannier node rm",
-            )
-        certificate = authority.issue_node(request.csr, node=name, addresses=[request.address])
+            raise _name_taken(name)
+        unsigned = authority.prepare_node(request.csr, node=name, addresses=[request.address])
+        certificate = self._sign(authority, unsigned, by=await self._redeem(known))
+        shown = facts_of(certificate).fingerprints
         node = Node(
             name=name,
             address=request.address,
             drivers=(),
             version=request.version,
             joined_at=self._clock.unix(),
-            certificate=fingerprint(certificate),
+            certificate=shown.certificate,
+            key=shown.key,
         )
-        await self._tokens.use(token, now=self._clock.unix())
         try:
             await self._registry.put_node(node)
         except Stale as error:
-            raise AlreadyExists(
-                f"there is a node {name} in this cluster",
-                remedy="choose another --name, or remove the old one: pannier node rm",
+            raise _name_taken(name) from error
+        except PannierError as error:
+            raise OutcomeUnknown(
+                f"the record of node {name} may not have been written: {error.message}",
+                remedy=error.remedy,
             ) from error
         log.info("node.joined", node=name, address=request.address)
         return JoinReply(
@@ -137,6 +165,12 @@ class Membership:
             store_ca=authority.certificate_pem,
         )
 
+    @staticmethod
+    def _sign(authority: Authority, unsigned: Unsigned, *, by: Redeemed) -> str:
+        """The one place where a machine that joins gets its certificate: ``by`` is what it has paid."""
+        log.info("join.signed", node=unsigned.common_name, token=by.token_id)
+        return authority.sign(unsigned)
+
     def _refuse_where_alone(self) -> None:
         """Refuse if the store is a file: a second node would open its own, and be a second cluster."""
         if self._store_address.startswith("sqlite:"):
@@ -145,6 +179,24 @@ class Membership:
                 "can reach",
                 remedy="a cluster of several nodes begins with: pannier init --store etcd://...",
             )
+
+    def _look_at(self, token: Token) -> Known:
+        """Look whether a token is right. Whoever asks is a stranger, and is told no more than that.
+
+        Raises:
+            Denied: it is not accepted.
+        """
+        redeem(self._tokens.find(token.id), secret=token.secret, now=self._clock.unix())
+        return Known(token)
+
+    async def _redeem(self, known: Known) -> Redeemed:
+        """Use a token once.
+
+        Raises:
+            Denied: others have used it up meanwhile. StorageError: that it is used cannot be written.
+        """
+        await self._tokens.use(known.token, now=self._clock.unix())
+        return Redeemed(known.token.id)
 
     async def forget_tokens(self, *, after: float) -> None:
         """Remove the records of tokens that expired more than ``after`` seconds ago.
@@ -173,6 +225,14 @@ class Membership:
         me = self._catalog.node(self._node)
         if me is None or me.room != tenths:
             await self._change(self._node, lambda node: replace(node, room=tenths))
+
+    async def report_certificate(self, shown: Fingerprints) -> None:
+        """Write the own renewed certificate into this node's record."""
+
+        def decide(node: Node) -> Node:
+            return replace(node, certificate=shown.certificate, key=shown.key)
+
+        await self._change(self._node, decide)
 
     async def announce_stop(self) -> None:
         """Tell the others that this daemon stops on request; its next start takes that back."""
@@ -273,9 +333,16 @@ class Membership:
 
     async def _own_record(self, mine: Node) -> Versioned[Node]:
         found = await self._registry.node(mine.name)
-        if found is None or found.record.certificate != mine.certificate:
+        if found is None or not found.record.is_shown_by(Fingerprints(mine.certificate, mine.key)):
             raise Denied(
                 f"node {mine.name} was removed from the cluster",
                 remedy="join it again with a new token after moving /etc/pannier away",
             )
         return found
+
+
+def _name_taken(name: str) -> AlreadyExists:
+    return AlreadyExists(
+        f"there is a node {name} in this cluster",
+        remedy="choose another --name, or remove the old one: pannier node rm",
+    )

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from pannier.core.errors import StorageError
+from pannier.core.errors import Denied, StorageError
 from pannier.core.record import Record
 from pannier.host.records import encode, read_file
 from pannier.host.state_files import StateFile
@@ -46,7 +46,7 @@ class Tokens:
             await self._save({**self._saved.tokens, record.id: record})
 
     async def use(self, token: Token, *, now: float) -> None:
-        """Use a token once.
+        """Use a token once that was there when it was looked at.
 
         Args:
             now: Unix time.
@@ -55,7 +55,13 @@ class Tokens:
             Denied: it is not accepted: see :func:`~pannier.pki.token.redeem`.
         """
         async with self._saving:
-            left = redeem(self.find(token.id), secret=token.secret, now=now)
+            found = self.find(token.id)
+            if found is None:
+                raise Denied(
+                    "the join token has been used up by another machine",
+                    remedy="make a new one with 'pannier token create' on a node of the cluster",
+                )
+            left = redeem(found, secret=token.secret, now=now)
             tokens = {**self._saved.tokens}
             if left is None:
                 del tokens[token.id]

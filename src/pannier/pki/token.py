@@ -115,7 +115,10 @@ def redeem(record: TokenRecord | None, *, secret: str, now: float) -> TokenRecor
     stored = record.secret_hash if record else "0" * 64
     right = hmac.compare_digest(stored, _hash(record.id if record else "", secret))
     if record is None or not right:
-        raise Denied("the join token is not known here", remedy=_NEW)
+        raise Denied(
+            "the join token is not known here",
+            remedy=f"join at the node on which it was made, or {_NEW}",
+        )
     if now >= record.expires_at:
         raise Denied("the join token has expired", remedy=_NEW)
     if record.uses_left < 1:
