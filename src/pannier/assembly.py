@@ -31,10 +31,12 @@ from pannier.cluster.cluster import Cluster
 from pannier.cluster.registry import Registry
 from pannier.contract.peers import Peers
 from pannier.copies.acknowledging import Acknowledging
+from pannier.copies.delivering import Delivering
 from pannier.copies.differences import Differences
 from pannier.copies.file_systems import FileSystems
 from pannier.copies.lines import Lines
 from pannier.copies.mending import Mending
+from pannier.copies.option_changes import OptionChanges
 from pannier.copies.own_copies import OwnCopies
 from pannier.copies.receiving import Reception
 from pannier.copies.replication import Replicator
@@ -57,6 +59,7 @@ from pannier.holding.volumes import Volumes
 from pannier.host.clock import Clock
 from pannier.host.killing import Kill
 from pannier.host.state_files import StateFiles
+from pannier.node.asked_by_containers import AskedByContainers
 from pannier.node.barrier_admission import BarrierAdmission, Marks
 from pannier.node.certificate_ports import CertificatePorts
 from pannier.node.certificates import Certificates
@@ -91,7 +94,7 @@ from pannier.swarm.evacuation import Evacuation
 from pannier.swarm.hooks import Hooks
 from pannier.swarm.labels import Labels
 from pannier.swarm.services import Services
-from pannier.transport.base import Sender, SendsRecords
+from pannier.transport.base import ChoosingSender, SendsRecords
 
 
 class SyncCalls(Marks, Protocol):
@@ -149,7 +152,7 @@ class Outside(Generic[Calls]):
     drivers: Mapping[str, Driver]
     engine: Engine
     peers: Peers
-    sender: Sender
+    sender: ChoosingSender
     record_sender: SendsRecords
     mounts: Mounts
     users_of: UsersOf
@@ -259,7 +262,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         StorageError: one of these files cannot be read.
     """
     clock, pace, files, node = outside.clock, settings.pace, outside.files, settings.me.name
-    engine, peers, mounts, sender = outside.engine, outside.peers, outside.mounts, outside.sender
+    engine, peers, mounts = outside.engine, outside.peers, outside.mounts
 
     registry = Registry(outside.store)
     catalog = Catalog(
@@ -296,6 +299,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
 
     # Copies: kept up, and awaited by sync calls.
     switching = Switching()
+    sender = Delivering(cluster=cluster, custody=custody, sender=outside.sender, pace=pace.copies)
     replicator = Replicator(
         cluster=cluster,
         custody=custody,
@@ -559,6 +563,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         clock=clock,
         doubt=pace.agent.doubt,
     )
+    option_changes = OptionChanges(cluster=cluster, custody=custody, clock=clock)
     service = NodeService(
         name=settings.cluster or "",
         cluster=cluster,
@@ -567,6 +572,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         volume_views=volume_views,
         node_views=node_views,
         volumes=volumes,
+        option_changes=option_changes,
         trash=trash,
         cleaning=Cleaning(cluster=cluster, drivers=drivers, custody=custody, use=use, room=room),
         membership=membership,
@@ -648,7 +654,13 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
     )
     labels = Labels(cluster=cluster, swarm=engine.swarm, clock=clock, pace=pace.swarm)
     asked_options = AskedOptions(
-        cluster=cluster, custody=custody, swarm=engine.swarm, pace=pace.swarm
+        cluster=cluster,
+        swarm=engine.swarm,
+        changes=option_changes,
+        pace=pace.swarm,
+    )
+    asked_by_containers = AskedByContainers(
+        engine=engine, cluster=cluster, changes=option_changes, pace=pace.node
     )
     disks = Disks(
         drivers=drivers,
@@ -726,6 +738,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
             Work("removals", removing.run),
             Work("verification", verification.run),
             Work("replication", replicator.run),
+            Work("deliveries", sender.run),
             Work("activation", partial(keep_activated, engine)),
             Work("adoption", adopt),
             Work("swarm-node", partial(keep_swarm_node, engine.swarm, membership, pace=pace.node)),
@@ -733,6 +746,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
             Work("evacuation", evacuation.run),
             Work("labels", labels.run),
             Work("asked-options", asked_options.run),
+            Work("asked-by-containers", asked_by_containers.run),
             Work("hooks", hooks.run),
         ),
     )

@@ -57,7 +57,7 @@ from pannier.storage.base import Driver, LocalCopy
 from pannier.testing.engine import FakeEngine
 from pannier.testing.store import MemoryStore
 from pannier.transport.agreement import agree
-from pannier.transport.base import Offer, Parcel, Sender, SendsRecords, Sent
+from pannier.transport.base import ChooseBase, ChoosingSender, Offer, Parcel, SendsRecords, Sent
 
 if TYPE_CHECKING:
     from world import World
@@ -510,7 +510,7 @@ class Talk:
         self.stream.cancel()
 
 
-class SenderOf(Sender):
+class SenderOf(ChoosingSender):
     """A node's sender: the receiver is another object of this process."""
 
     def __init__(self, run: Run) -> None:
@@ -524,9 +524,10 @@ class SenderOf(Sender):
         driver: Driver,
         progress: Callable[[int], None] | None = None,
         may_wait: Callable[[], bool] | None = None,
+        choose_base: ChooseBase | None = None,
     ) -> Sent:
         run, talk = self._run, Talk()
-        reading = asyncio.ensure_future(self._read(offer, driver, talk))
+        reading = asyncio.ensure_future(self._read(offer, driver, talk, choose_base))
         reading.add_done_callback(lambda done: talk.end())
         try:
             sent = await run.world.call(
@@ -541,13 +542,20 @@ class SenderOf(Sender):
             if talk.stream.done() and not talk.stream.cancelled():
                 talk.stream.result()  # what the receiver had may be an error here
             return sent
+        except PeerUnavailable:
+            if reading.done() and not reading.cancelled():
+                reading.result()  # a mistake here, of which the receiver only hears that the stream ended
+            raise
         finally:
             reading.cancel()
 
-    async def _read(self, offer: Offer, driver: Driver, talk: Talk) -> None:
+    async def _read(
+        self, offer: Offer, driver: Driver, talk: Talk, choose_base: ChooseBase | None
+    ) -> None:
         try:
             theirs = await talk.have
-            agreed = agree(offer, driver, await driver.inspect(offer.volume_id), theirs)
+            ours = await driver.inspect(offer.volume_id)
+            agreed = agree(offer, driver, ours, theirs, choose_base=choose_base)
             if agreed.there:
                 return
             base = agreed.base
@@ -556,6 +564,10 @@ class SenderOf(Sender):
         except PannierError as error:
             if not talk.stream.done():
                 talk.stream.set_exception(error)
+        except Exception:
+            if not talk.stream.done():
+                talk.stream.set_exception(PeerUnavailable("the sender went away"))
+            raise
         else:
             if not talk.stream.done():
                 talk.stream.set_result((base, stream))

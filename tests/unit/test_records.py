@@ -36,6 +36,7 @@ from pannier.core.removals import Removals
 from pannier.core.swarm import Availability
 from pannier.core.volume import (
     Beginning,
+    Declared,
     Durability,
     Grant,
     HistoryEntry,
@@ -88,6 +89,7 @@ VOLUME = Volume(
         HistoryEntry(at=1767225600.5, what="created", node="n2", epoch=1, detail="by root"),
         HistoryEntry(at=1767225700.0, what="moved", node="n1", epoch=3),
     ),
+    declared={"copies": Declared("3"), "min_copies": Declared("3", due=True)},
 )
 TOKEN = TokenRecord(id="abcdefgh", secret_hash="cd" * 32, expires_at=1767229200.0, uses_left=2)
 NODE = Node(
@@ -139,6 +141,9 @@ RECORDS: dict[str, Record] = {
 }
 
 
+DECLARED = b',"declared":{"copies":{"text":"3","due":false},"min_copies":{"text":"3","due":true}}'
+
+
 def golden(name: str) -> bytes:
     return (GOLDEN / f"{name}.json").read_bytes().rstrip(b"\n")
 
@@ -187,6 +192,11 @@ def test_a_node_of_an_earlier_version_is_recognised_by_its_certificate() -> None
 def test_a_node_is_recognised_by_its_key_whatever_certificate_it_shows() -> None:
     assert NODE.is_shown_by(Fingerprints("ef" * 32, "cd" * 32))
     assert not NODE.is_shown_by(Fingerprints("ab" * 32, "ef" * 32))
+
+
+def test_a_volume_of_an_earlier_version_was_declared_nothing() -> None:
+    earlier = golden("volume").replace(golden("volume")[-len(DECLARED) - 1 :], b"}")
+    assert read(earlier, Volume) == replace(VOLUME, declared={})
 
 
 def test_a_listener_of_an_earlier_version_passes_nothing() -> None:

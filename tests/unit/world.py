@@ -42,7 +42,7 @@ from pannier.host.state_files import HostFiles, StateFiles
 from pannier.storage.base import Driver
 from pannier.store.base import ABSENT, Change, Store
 from pannier.testing.store import MemoryData
-from pannier.transport.base import Sender, SendsRecords
+from pannier.transport.base import ChoosingSender, SendsRecords
 
 __all__ = [
     "ACTOR",
@@ -63,7 +63,7 @@ USUAL = Pace()
 """The times that the daemon uses."""
 _NOT_PLAYED = frozenset(
     ("introduction", "admission", "activation", "swarm-node", "free-space", "evacuation", "labels",
-     "asked-options", "hooks", "unheld", "twins")
+     "asked-options", "asked-by-containers", "hooks", "unheld", "twins")
 )  # fmt: skip
 """Work of a node that has nothing to do with who holds what; its tests have worlds of their own."""
 
@@ -151,7 +151,7 @@ class World:
         """A node's way to the store, over ``run.line``."""
         return SteppedStore(run, run.line, self.do_late)
 
-    def make_sender(self, run: Run) -> Sender:
+    def make_sender(self, run: Run) -> ChoosingSender:
         """A node's way of sending generations."""
         return SenderOf(run)
 

@@ -102,6 +102,12 @@ class VolumeOrder(PeopleBody, frozen=True, kw_only=True):
         check_name(self.name)
 
 
+class OptionsOrder(PeopleBody, frozen=True, kw_only=True):
+    """``options``: those that are to be others, as text."""
+
+    options: dict[str, str]
+
+
 class RecoverOrder(PeopleBody, frozen=True, kw_only=True):
     """``accept_loss``: accept that the volume loses what the lost holder wrote last."""
 

@@ -220,6 +220,22 @@ class Operations(Protocol):
         ...
 
     @cluster(
+        "PATCH",
+        "/volumes/{volume}",
+        "Change options of a volume",
+        body=bodies.OptionsOrder,
+        raises=_VOLUME,
+    )
+    async def set_volume(self, name: str, options: Mapping[str, str]) -> VolumeView:
+        """Change options of a volume that is there; what is not named stays.
+
+        Raises:
+            VolumeNotFound: there is none of that name.
+            Conflict: an option stays as it was created, or cannot be changed now.
+        """
+        ...
+
+    @cluster(
         "GET",
         "/volumes/{volume}",
         "One volume, with what only its holder knows",

@@ -41,7 +41,9 @@ class CopyView:
     may take over, and sync calls wait for it. ``error`` says why it is behind. ``room_percent`` is about
     what its node's pool has free. ``follows``: whether it gets each record; None where its holder does not say.
     ``record_error``: why it has not kept the last record that it was sent; empty where it has. ``record``: the newest that
-    it has confirmed; None without any.
+    it has confirmed; None without any. ``sent_anew``: why it is sent everything, where differences to what it has did not
+    arrive again and again; empty where it is not. ``refused``: why it could not take in everything the last time; empty where
+    it could, or gets differences.
     """
 
     node: str
@@ -53,6 +55,8 @@ class CopyView:
     follows: bool | None = None
     record_error: str = ""
     record: KeptRecordView | None = None
+    sent_anew: str = ""
+    refused: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

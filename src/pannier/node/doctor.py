@@ -20,10 +20,12 @@ from pannier.core.size import format_size
 from pannier.core.volume import Volume
 from pannier.engine.base import Engine
 from pannier.host.clock import Clock
+from pannier.node.asked_by_containers import declared_here
 from pannier.node.certificates import Certificates
 from pannier.node.diagnosis import (
     damage_findings,
     past_the_barrier,
+    refused_copy,
     standing_still,
     written_past_the_barrier,
 )
@@ -33,7 +35,7 @@ from pannier.node.sync_views import journal_of
 from pannier.node.twins import Twin, Twins
 from pannier.node.unheld import Unheld
 from pannier.storage.base import FileSystemDriver
-from pannier.swarm.asked_options import asked_otherwise
+from pannier.swarm.asked_options import declared_now
 from pannier.swarm.labels import excluded_services
 
 SCARCE_SHARE = 0.10
@@ -200,10 +202,14 @@ class Doctor:
 
     async def _services(self) -> AsyncIterator[FindingView]:
         try:
+            for declared in await declared_here(self._docker, self._cluster):
+                for finding in declared.findings(self._cluster):
+                    yield finding
             async for finding in excluded_services(self._docker.swarm, self._cluster.catalog):
                 yield finding
-            for found in await asked_otherwise(self._docker.swarm, self._cluster.catalog):
-                yield found.finding()
+            for declared in await declared_now(self._docker.swarm, self._cluster):
+                for finding in declared.findings(self._cluster):
+                    yield finding
         except EngineUnavailable:
             return  # reported already, or the Swarm has no leader: then its services are not known
 
@@ -319,6 +325,9 @@ class Doctor:
             return
         for finding in damage_findings(volume):
             yield finding
+        for node, progress in self._replicator.progress(volume).items():
+            if progress.tries.whole:
+                yield refused_copy(volume.name, node, progress.tries.whole)
         if past := self._unheld.of(volume):
             yield past_the_barrier(volume.name, past)
         if writers := self._unheld.writers_of(volume):

@@ -359,6 +359,14 @@ class FakeCluster:
         self._note(EventKind.VOLUME_CREATED, name)
         return self.volumes_by_name[name]
 
+    async def set_volume(self, name: str, options: Mapping[str, str]) -> VolumeView:
+        self._change("set_volume", name)
+        volume = self._volume(name)
+        changed = structs.replace(volume, options={**volume.options, **options})
+        self.volumes_by_name[name] = changed
+        self._note(EventKind.VOLUME_OPTIONS_CHANGED, name)
+        return changed
+
     async def remove_volume(self, name: str) -> TrashView:
         self._change("remove_volume", name)
         volume = self._volume(name)
