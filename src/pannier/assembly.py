@@ -47,6 +47,7 @@ from pannier.copies.verification import Verification
 from pannier.core.lease import Terms
 from pannier.core.node import Node
 from pannier.core.pace import Pace
+from pannier.core.removals import REMOVALS_FILE
 from pannier.engine.base import Engine
 from pannier.holding.after_handover import AfterHandover
 from pannier.holding.finding import CopyFinder
@@ -77,8 +78,10 @@ from pannier.node.membership import Membership
 from pannier.node.node_views import NodeViews
 from pannier.node.own_record import keep_activated, keep_introduced, keep_swarm_node
 from pannier.node.peer_service import PeerService
+from pannier.node.removing import Removing, StoreMember
 from pannier.node.renewing import Renewing
 from pannier.node.signing import Signing
+from pannier.node.tokens import Tokens
 from pannier.node.trash import Trash, TrashTerms
 from pannier.node.twins import Twins
 from pannier.node.unheld import Unheld
@@ -139,6 +142,8 @@ class Outside(Generic[Calls]):
         sync_calls: makes the barrier, given how a volume is made durable.
         configured_runtime: the default runtime that the engine's configuration names.
         authority: the cluster's certificate authority. Raises Conflict where it is not on this node.
+        store_authority: that of the cluster's etcd; None where it has none, as in a cluster of an earlier version.
+        store_member: the member of the store on this machine.
         pool_problems: what is wrong with the pool although it could be opened.
         certificates: this machine's, and how it comes by others.
     """
@@ -159,6 +164,8 @@ class Outside(Generic[Calls]):
     sync_calls: Callable[[Strategy], Calls]
     configured_runtime: Callable[[], str]
     authority: Callable[[], Authority]
+    store_authority: Callable[[], Authority | None]
+    store_member: StoreMember
     pool_problems: Callable[[], Awaitable[list[str]]]
     certificates: CertificatePorts
 
@@ -177,6 +184,7 @@ class Settings:
         evacuate: whether nodes that are lost are drained in Swarm.
         pace: how often each part checks what it watches, and how long it waits.
         trash_bytes: what removed volumes may take in a pool; None for what there is room for.
+        store_trusts_all: the store has no authority of its own: an earlier version set it up.
     """
 
     cluster: str | None
@@ -188,6 +196,7 @@ class Settings:
     evacuate: bool
     pace: Pace
     trash_bytes: int | None = None
+    store_trusts_all: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -421,11 +430,22 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
     )
 
     # The node, as Docker, people and other nodes ask for it.
+    removing = Removing(
+        cluster=cluster,
+        address=settings.me.address,
+        peers=peers,
+        member=outside.store_member,
+        file=files.durable(REMOVALS_FILE),
+        pace=pace.node,
+    )
     membership = Membership(
         node=node,
         registry=registry,
         catalog=catalog,
         authority=outside.authority,
+        tokens=Tokens(file=files.durable("tokens.json")),
+        store_authority=outside.store_authority,
+        removing=removing,
         store_address=settings.store_address,
         clock=clock,
     )
@@ -552,6 +572,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         unheld=unheld,
         twins=twins,
         pool_problems=outside.pool_problems,
+        store_trusts_all=settings.store_trusts_all,
         certificates=certificates,
         clock=clock,
         doubt=pace.agent.doubt,
@@ -594,6 +615,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         mending=mending,
         file_systems=file_systems,
         services=services,
+        removing=removing,
         certificates=certificates,
         signing=signing,
     )
@@ -727,6 +749,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
             Work("twins", twins.run),
             Work("upkeep", upkeep.run),
             Work("forgetting", forgetting.run),
+            Work("removals", removing.run),
             Work("verification", verification.run),
             Work("replication", replicator.run),
             Work("deliveries", sender.run),

@@ -29,9 +29,9 @@ from pannier.agent.own_name import OwnName
 from pannier.core.errors import Unavailable
 from pannier.core.lease import Terms
 from pannier.host.clock import boottime, machine_clock
-from pannier.pki.authority import Authority
-from pannier.pki.credentials import Credentials, new_request
-from pannier.setup import ca_issue_etcd
+from pannier.pki.authority import STORE_DIRECTORY, Authority
+from pannier.pki.credentials import Credentials, new_request, store_credentials
+from pannier.setup import ca_create, ca_issue_etcd, ca_issue_store
 from pannier.store.base import Change
 from pannier.store.etcd import EtcdStore
 
@@ -51,27 +51,34 @@ class OfACluster(Certificates):
     """Those of a cluster of ours: a node's credentials are in ``node``."""
 
     def __init__(self, directory: Path) -> None:
-        authority = Authority.create(directory / "ca", cluster="abcdef012345")
+        authorities = directory / "ca"
+        ca_create(directory=str(authorities))
         (directory / "etcd").mkdir()
         ca_issue_etcd(
             name="m1",
             addresses=["127.0.0.1", "localhost"],
-            ca_directory=str(directory / "ca"),
+            ca_directory=str(authorities),
             out_directory=str(directory / "etcd"),
         )
         self.ca, self.certificate, self.key = (
             directory / "etcd" / name for name in ("ca.crt", "tls.crt", "tls.key")
         )
         request = new_request("a")
+        authority = Authority.load(authorities)
         self.credentials = Credentials.save(
             directory / "node",
-            ca=self.ca.read_text(),
+            ca=authority.certificate_pem,
             certificate=authority.issue_node(request.csr_pem, node="a", addresses=["127.0.0.1"]),
             key=request.key_pem,
         )
+        ca_issue_store(
+            name="a",
+            ca_directory=str(authorities),
+            out_directory=str(self.credentials.directory / STORE_DIRECTORY),
+        )
 
     def client(self) -> ssl.SSLContext:
-        return self.credentials.client_context()
+        return store_credentials(self.credentials.directory).client_context()
 
 
 @dataclass

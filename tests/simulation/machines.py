@@ -244,6 +244,8 @@ class Run:
             sync_calls=NoCalls,
             configured_runtime=lambda: RUNTIME,
             authority=_no_authority,
+            store_authority=lambda: None,
+            store_member=NoMember(),
             pool_problems=_no_pool_problems,
             certificates=CertificatePorts(
                 own=LastingCertificate(settings.me.certificate),
@@ -434,6 +436,18 @@ class NoCalls:
         pass
 
 
+class NoMember:
+    """No member of the store runs on these machines."""
+
+    def lets_in(self, serials: frozenset[int]) -> bool:
+        """See :class:`pannier.node.removing.StoreMember`."""
+        return False
+
+    async def start_again(self, serials: frozenset[int]) -> None:
+        """See :class:`pannier.node.removing.StoreMember`."""
+        raise AssertionError
+
+
 def _no_authority() -> Any:
     raise Conflict("no CA here")
 
@@ -598,7 +612,7 @@ class PeersOf(Peers):
 class PeerAt:
     """Another node, as this one calls it: each operation is a numbered step."""
 
-    CHANGE_NOTHING = frozenset({"peer_volume", "peer_node", "peer_promise"})
+    CHANGE_NOTHING = frozenset({"peer_volume", "peer_node", "peer_promise", "peer_removals"})
 
     def __init__(self, run: Run, name: str) -> None:
         self._run = run

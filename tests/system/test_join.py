@@ -279,6 +279,38 @@ def test_a_node_leaves_and_joins_again(blank: World) -> None:
     assert blank.manifest("node2", name) == before
 
 
+WATCH = """
+{curl} --no-buffer -d '{{"create_request":{{"key":"AA==","range_end":"AA=="}}}}' https://{etcd}/v3/watch >/root/watched
+"""
+
+
+def test_a_removed_node_is_out_of_the_store_with_what_it_had_open(blank: World) -> None:
+    """It keeps its keys: for the store and for other nodes."""
+    blank.run("node2", *join(blank, token(blank)))
+    blank.wait_until_all_up()
+    blank.sh("node2", "rm -rf /root/kept; cp -r /etc/pannier /root/kept")
+    etcd = f"{blank.lab.nodes[0].address}:2379"
+    kept = "curl -sS --max-time 120 --cacert /root/kept/store/ca.crt --cert {0}/node.crt --key {0}/node.key"
+    own, peers = kept.format("/root/kept/store"), kept.format("/root/kept")
+    put = f"""-d '{{"key":"YQ=="}}' https://{etcd}/v3/kv/put"""
+    blank.sh("node2", f"{own} {put}")
+    assert blank.attempt("node2", "sh", "-c", f"{peers} {put}").status != 0
+    watch = WATCH.format(curl=own, etcd=etcd)
+    blank.run("node2", "systemd-run", "--quiet", "--unit", "watching", "sh", "-c", watch)
+    story.wait_until("it watches", lambda: "created" in blank.run("node2", "cat", "/root/watched"))
+    blank.run("node1", "pannier", "node", "rm", "node2")
+    story.wait_until(
+        "its watch is cut",
+        lambda: blank.attempt("node2", "systemctl", "is-active", "watching").status != 0,
+    )
+    assert blank.attempt("node2", "sh", "-c", f"{own} {put}").status != 0
+    assert blank.printed("node1", "status")["store_ok"]
+    blank.sh("node2", "rm -rf /etc/pannier/*")
+    blank.run("node2", *join(blank, token(blank)))
+    blank.wait_until_all_up()
+    assert blank.attempt("node2", "sh", "-c", f"{own} {put}").status != 0
+
+
 def test_init_can_be_repeated_after_a_failure(blank: World) -> None:
     """The store did not answer; what was made by then is used."""
     nowhere = f"{blank.lab.nodes[1].address}:2379"

@@ -32,6 +32,7 @@ from pannier.core.evacuation import Evacuated, Phase
 from pannier.core.generation import Generation
 from pannier.core.node import Fingerprints, Node
 from pannier.core.record import Part, Record
+from pannier.core.removals import Removals
 from pannier.core.swarm import Availability
 from pannier.core.volume import (
     Beginning,
@@ -49,6 +50,7 @@ from pannier.host.mountinfo import Location
 from pannier.host.records import decode, encode, read_file
 from pannier.host.state_files import UnsyncedFile
 from pannier.node.renewing import AskedForRenewal
+from pannier.node.tokens import SavedTokens
 from pannier.node.trash import TrashTimes
 from pannier.pki.token import TokenRecord
 from pannier.storage.btrfs import pool
@@ -89,6 +91,7 @@ VOLUME = Volume(
     ),
     declared={"copies": Declared("3"), "min_copies": Declared("3", due=True)},
 )
+TOKEN = TokenRecord(id="abcdefgh", secret_hash="cd" * 32, expires_at=1767229200.0, uses_left=2)
 NODE = Node(
     name="n1",
     address="192.0.2.1",
@@ -116,9 +119,9 @@ RECORDS: dict[str, Record] = {
         entry=HistoryEntry(at=1767229300.0, what="purged", node="n1", epoch=3, detail="by root"),
         cleared=("n2",),
     ),
-    "token": TokenRecord(
-        id="abcdefgh", secret_hash="cd" * 32, expires_at=1767229200.0, uses_left=2
-    ),
+    "token": TOKEN,
+    "tokens": SavedTokens(tokens={"abcdefgh": TOKEN}),
+    "removals": Removals(counts={"n2": 2}),
     "evacuated": Evacuated(
         node="n1", swarm="x1", former=Availability.ACTIVE, phase=Phase.DRAINED, times=2
     ),

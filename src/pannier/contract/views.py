@@ -385,12 +385,25 @@ class TokenView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JoinReply:
-    """What a new node needs: its certificate and the CA's (PEM), and the store's address."""
+    """What a new node needs: its certificate and the CA's (PEM), and the store's address.
+
+    ``store_certificate`` is for the same key, and opens the store; it and ``store_ca`` are empty where an earlier version
+    set the store up, which takes ``certificate``.
+    """
 
     cluster: str
     certificate: str
     ca: str
     store: str
+    store_certificate: str = ""
+    store_ca: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemovalsView:
+    """How often nodes were removed, by name, as far as a node knows."""
+
+    counts: dict[str, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -223,6 +223,16 @@ class NodePace:
     holiday week still finds it. Its mark stays until then, so it bounds how many there are. By the wall clock."""
     token_history: float = 24 * 3600.0
     """How long a join token that has expired is told from one that never was."""
+    removals: float = 20.0
+    """Between two questions to another node which nodes were removed: one that missed a removal knows it within a minute."""
+    removals_answer: float = 5.0
+    """How long another node has to answer that. Also how long a member of etcd waits for others that are just being
+    started again: one that is down for longer is waited for in vain."""
+    removals_look: float = 0.2
+    """Between two looks at whether they serve."""
+    removals_turn: float = 10.0
+    """A member that learned of a removal only by asking leaves so much time to whoever removes the node, and to each member
+    before it, to start theirs again."""
     certificate_look: float = 60.0
     """Between two looks at the own certificate: somebody may wait who has replaced one that had ended."""
     certificate_retry: float = 3600.0

@@ -62,6 +62,7 @@ class Doctor:
         unheld: Unheld,
         twins: Twins,
         pool_problems: Callable[[], Awaitable[list[str]]],
+        store_trusts_all: bool,
         certificates: Certificates,
         clock: Clock,
         doubt: float,
@@ -77,6 +78,7 @@ class Doctor:
         self._unheld = unheld
         self._twins = twins
         self._pool_problems = pool_problems
+        self._store_trusts_all = store_trusts_all
         self._certificates = certificates
         self._clock = clock
         self._doubt = doubt
@@ -126,6 +128,12 @@ class Doctor:
                 yield _warning(f"store {member}", health.warning, health.remedy)
             else:
                 yield _ok(f"store {member}", "answers")
+        if self._store_trusts_all:
+            yield _warning(
+                "store",
+                f"etcd lets {self._cluster.node} in with its node's certificate, so also nodes that were removed",
+                "give it an authority of its own: see 'An etcd of an earlier version' in the documentation",
+            )
 
     async def _own_lease(self) -> AsyncIterator[FindingView]:
         subject = f"lease of node {self._cluster.node}"

@@ -32,6 +32,7 @@ from pannier.contract.views import (
     NodeView,
     PiecesView,
     PieceView,
+    RemovalsView,
     RenewalReply,
     ServiceMoveProgress,
     ServiceView,
@@ -278,6 +279,10 @@ class FakeCluster:
     async def peer_lost_copy(self, name: str, *, epoch: int) -> None:
         self._change("peer_lost_copy", name)
         self._volume(name)
+
+    async def peer_removals(self, counts: Mapping[str, int]) -> RemovalsView:
+        """See :class:`~pannier.contract.peers.Peer`."""
+        return RemovalsView(counts=dict(counts))
 
     async def peer_promise(self, volumes: Mapping[str, int], *, seconds: float) -> list[str]:
         self._change("peer_promise", ",".join(volumes))
