@@ -15,6 +15,7 @@ from plots import (
     generation_that_comes_under_a_takeover,
     holder_out_of_time,
     holder_that_hears_late,
+    holder_that_was_copied,
     join_that_hangs,
     lease_that_ends_under_a_takeover,
     only_generations_arrive,
@@ -27,6 +28,7 @@ from pannier.agent.custody import Custody
 from pannier.agent.drivers import Drivers
 from pannier.agent.fencing import Fencing
 from pannier.agent.lease import Lease
+from pannier.agent.own_name import OwnName
 from pannier.agent.promises import Promises, Takeovers
 from pannier.agent.renewal import Renewal
 from pannier.cluster.registry import Registry, Versioned
@@ -180,6 +182,11 @@ def _count_a_promise_from_the_answer(patch: pytest.MonkeyPatch) -> None:
         real(self, volume, {name: self._clock.now() + 12.0 for name in promises})
 
     patch.setattr(Lease, "promised", promised)
+
+
+@bug(holder_that_was_copied)
+def _take_the_name_of_another_machine_that_lives(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(OwnName, "other_boot", lambda self, entry: "")
 
 
 # -- taking over -----------------------------------------------------------------------------------

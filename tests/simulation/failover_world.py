@@ -37,6 +37,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import copy
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
@@ -49,6 +50,7 @@ from machines import Machine, Run, SenderOf
 from stepping import Fault, PowerCut, SteppedStore, pause
 from world import World, _volume
 
+from pannier.agent.renewal import Held
 from pannier.core.errors import OutcomeUnknown, PannierError, PeerUnavailable, StoreUnavailable
 from pannier.core.generation import Generation
 from pannier.core.lease import Terms
@@ -312,7 +314,7 @@ class FailoverWorld(World):
 
     def clear_tmpfs(self, machine: Machine) -> None:
         lost = self.random.uniform(0, KEPT_SECONDS)
-        self._files[machine.name].cut(now=machine.world_time(), lost=lost)
+        self._files[machine.host].cut(now=machine.world_time(), lost=lost)
         self._lose_unsynced(machine)
 
     def _lose_unsynced(self, machine: Machine) -> None:
@@ -323,7 +325,7 @@ class FailoverWorld(World):
             home = machine.disk.homes.get(volume_id)
             tree = home.live.get(epoch) if home else None
             if (
-                name != machine.name
+                name != machine.host
                 or tree is None
                 or home is None
                 or self._driver is SnapshotDriver
@@ -348,7 +350,29 @@ class FailoverWorld(World):
         return FaultyStore(run, self)
 
     def make_files(self, machine: Machine) -> KeptFiles:
-        return KeptFiles(machine, self._files[machine.name])
+        return KeptFiles(machine, self._files[machine.host])
+
+    def copy_of(self, machine: Machine) -> Machine:
+        """Another computer with all that is on this one's disk; switched off."""
+        host = f"copy of {machine.host}"
+        self._files[host] = files = copy.deepcopy(self._files[machine.host])
+        files.tmpfs.clear()
+        disk = copy.deepcopy(machine.disk)
+        disk.attached.clear()
+        return Machine(self, machine.name, Path("none"), disk, host=host)
+
+    def heard(self, run: Run, held: Held) -> None:
+        """Where a copied computer gets the lease, the one that it was copied from must know that it has none.
+
+        The copy is switched off then: its disk is an older one, and what it would do with that is another story.
+        """
+        original = self.machines[run.name]
+        if run.machine is original or held.lease is None:
+            return
+        first = original.run
+        if first is not None and not self.shaken and first.lease.until > original.clock():
+            self._wrong(f"two computers have the lease of {run.name}")
+        asyncio.get_running_loop().call_soon(run.machine.power_off, context=contextvars.Context())
 
     def make_sender(self, run: Run) -> FrugalSender:
         return FrugalSender(run)

@@ -8,8 +8,9 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from machines import Machine
+from machines import Died, Machine
 
+from pannier.core.errors import PannierError
 from pannier.core.volume import Volume
 
 if TYPE_CHECKING:
@@ -272,6 +273,24 @@ async def _comes_under_a_takeover(history: History, label: str) -> None:
     world.late_news.pop(me, None)
 
 
+async def holder_that_was_copied(history: History) -> None:
+    """A copy of its computer is started under the same name, and somebody wants the volume there."""
+    if (found := cast(history)) is None:
+        return
+    _, holder, _ = found
+    copied = history.world.copy_of(holder)
+    with used(history, holder):
+        try:
+            await history.start(copied)
+            async with asyncio.timeout(history.random.choice((2.0, 6.0))):
+                await history.world.mount(copied, "vol", "copied")
+            history.world._wrong(f"a copy of {holder.name} serves its volume")
+        except (PannierError, Died, TimeoutError) as error:
+            history.say(f"not on the copy of {holder.name}: {error}")
+        finally:
+            copied.power_off()
+
+
 async def record_that_is_damaged_after_a_takeover(history: History) -> None:
     """A copy has become the holder, and before it has made its live tree, its journal does not give a record back for a while."""
     if (found := cast(history)) is None:
@@ -369,4 +388,5 @@ PLOTS: tuple[Plot, ...] = (
     container_that_outlives_its_epoch,
     holder_out_of_time,
     holder_that_hears_late,
+    holder_that_was_copied,
 )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from alone import removing_alone
 
 from pannier.cluster.catalog import Catalog
 from pannier.cluster.registry import TRIES, ClusterRecord, Registry, Versioned, encode
@@ -20,6 +21,7 @@ from pannier.core.volume import Grant, HistoryEntry, Volume, VolumeSpec
 from pannier.host.clock import machine_clock
 from pannier.host.state_files import UnsyncedFile
 from pannier.node.membership import Membership
+from pannier.node.tokens import Tokens
 from pannier.pki.authority import Authority
 from pannier.store.base import ABSENT, Change, Entry, Put, Synced
 from pannier.testing.store import MemoryData, MemoryStore
@@ -43,6 +45,11 @@ class World:
             registry=self.registry,
             catalog=self.catalog,
             authority=lambda: Authority.create(directory / "ca", cluster="c0ffee"),
+            tokens=Tokens(file=UnsyncedFile(directory / "tokens")),
+            store_authority=lambda: None,
+            removing=removing_alone(
+                "n1", self.registry, self.catalog, file=UnsyncedFile(directory / "removals")
+            ),
             store_address="etcd://a:2379",
             clock=machine_clock(),
         )
@@ -179,20 +186,6 @@ async def test_a_nodes_record_keeps_what_a_newer_version_wrote_into_it(world: Wo
     kept = world.read("nodes/n1")
     assert (kept["zone"], kept["drained"], kept["room"]) == ("a", True, 3)
     assert (kept["drivers"], kept["version"], kept["stopping"]) == (["btrfs"], "0.9", False)
-
-
-async def test_a_token_keeps_what_a_newer_version_wrote_into_it(world: World) -> None:
-    text = (await world.membership.create_token(ttl_seconds=60, uses=2)).token
-    key = f"tokens/{text.split('-')[1]}"
-    world.write(key, {**world.read(key), "zone": "a"})
-    token = await world.registry.token(text.split("-")[1])
-    assert token is not None
-
-    async def read() -> Versioned[Any]:
-        return token
-
-    await world.registry.change(read, lambda record: replace(record, uses_left=1))
-    assert (world.read(key)["zone"], world.read(key)["uses_left"]) == ("a", 1)
 
 
 async def test_a_record_of_a_newer_format_is_listed_and_not_changed(world: World) -> None:

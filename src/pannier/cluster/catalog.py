@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 import structlog
 
 from pannier.cluster.registry import CLUSTER_KEY, ClusterRecord, decode, purged_key, trash_key
-from pannier.core.errors import PannierError
+from pannier.core.errors import PannierError, StorageError
 from pannier.core.node import Fingerprints, Node
 from pannier.core.record import Record
 from pannier.core.restored import is_behind, is_news
@@ -99,6 +99,7 @@ class Catalog:
         self.synced = asyncio.Event()
         """Set once all records of the store have been read since the start."""
         self._dirty = asyncio.Event()
+        self._saving = asyncio.Lock()
 
     def load(self) -> None:
         """Read the copy on disk; without a readable one the catalog starts empty."""
@@ -275,10 +276,24 @@ class Catalog:
             await self._dirty.wait()
             self._dirty.clear()
             try:
+                await self.save()
+            except StorageError as error:
+                log.warning("catalog.not-saved", error=error.message)
+            await asyncio.sleep(0.5)
+
+    async def save(self) -> None:
+        """Write the copy on disk now: a daemon that is killed and started again has it. A power cut may take it back.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        async with self._saving:
+            try:
                 await asyncio.to_thread(self._save)
             except OSError as error:
-                log.warning("catalog.not-saved", file=str(self._file.path), error=str(error))
-            await asyncio.sleep(0.5)
+                raise StorageError(
+                    f"{self._file.path} cannot be written: {error}", remedy="see the disk"
+                ) from error
 
     def _cluster_of(self, entry: Entry) -> str:
         """The id in the cluster's record; empty, which is no cluster's id, if it cannot be read."""

@@ -8,7 +8,6 @@
     volumes/NAME       Volume
     trash/ID           Volume with removed_at
     purged/ID          Purged: the volume's data may be deleted wherever it is; until no node has any
-    tokens/ID          TokenRecord
     evacuated/NODE     Evacuated: what was done to the node in Docker Swarm
 
 Nodes of several versions read and write them: see :mod:`pannier.core.record`. Decisions are made on
@@ -19,6 +18,7 @@ on. Lists for people show such a record too. Writing one is always refused.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
@@ -32,7 +32,6 @@ from pannier.core.volume import HistoryEntry, Volume
 from pannier.host.records import RecordType
 from pannier.host.records import decode as decode_json
 from pannier.host.records import encode as encode_json
-from pannier.pki.token import TokenRecord
 from pannier.store.base import ABSENT, Change, Entry, Store
 
 log = structlog.get_logger(__name__)
@@ -113,17 +112,15 @@ def trash_key(volume_id: str) -> str:
     return f"trash/{volume_id}"
 
 
-def _key(record: Volume | Node | TokenRecord) -> str:
+def _key(record: Volume | Node) -> str:
     match record:
         case Volume():
             return volume_key(record.name)
         case Node():
             return f"nodes/{record.name}"
-        case TokenRecord():
-            return f"tokens/{record.id}"
 
 
-Changing = TypeVar("Changing", Volume, Node, TokenRecord)
+Changing = TypeVar("Changing", Volume, Node)
 
 
 def _changed(volume: Volume) -> Volume:
@@ -199,9 +196,7 @@ class Registry:
     async def _put(self, record: Changing, expect: int) -> Versioned[Changing]:
         """Returns the record as it was written."""
         written = _changed(record) if isinstance(record, Volume) else record
-        used_up = isinstance(record, TokenRecord) and not record.uses_left
-        value = None if used_up else encode(written)
-        revision = await self.store.commit(Change(_key(record), value, expect))
+        revision = await self.store.commit(Change(_key(record), encode(written), expect))
         return Versioned(written, revision)
 
     # -- the cluster ----------------------------------------------------------------------------
@@ -215,21 +210,11 @@ class Registry:
         """Write the identity of a new cluster; Stale where there is one already."""
         await self.store.commit(Change(CLUSTER_KEY, encode(cluster), ABSENT))
 
-    async def token(self, token_id: str) -> Versioned[TokenRecord] | None:
-        """A join token's record."""
-        return await self._read(f"tokens/{token_id}", TokenRecord)
-
-    async def tokens(self) -> list[Versioned[TokenRecord]]:
-        """All join tokens' records, without those that are damaged."""
-        return await self._all("tokens/", TokenRecord, skip_damaged=True)
-
-    async def remove_token(self, token_id: str, *, expect: int) -> None:
-        """Remove a join token's record."""
-        await self.store.commit(Change(f"tokens/{token_id}", None, expect))
-
-    async def add_token(self, token: TokenRecord) -> None:
-        """A new join token. The change that leaves it no uses removes its record."""
-        await self._put(token, ABSENT)
+    async def remove_tokens(self) -> None:
+        """Remove join tokens, which an earlier version kept here."""
+        for entry in await self.store.list("tokens/"):
+            with suppress(Stale):  # another node does the same
+                await self.store.commit(Change(entry.key, None, entry.revision))
 
     # -- volumes --------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
+from pannier.core.delivery import Tries
 from pannier.core.generation import Generation
 from pannier.core.line import Doubt, LinePlace
 from pannier.core.seldom import Seldom
@@ -80,6 +81,8 @@ class ReplicaProgress:
     current_at: float | None = None
     """It is known to have everything that was written before this time."""
     error: str = ""
+    tries: Tries = field(default_factory=Tries)
+    """How the last ones went to bring it up to date."""
     failures: int = 0
     """Attempts that failed since the beginning."""
     sending: Generation | None = None
@@ -91,8 +94,10 @@ class ReplicaProgress:
     """The newest that it has confirmed."""
     record_error: str = ""
     """Why it has not kept the last record that it was sent."""
-    full_until: float = 0.0
-    """It gets no records on generations that are made before this: others fill its journal."""
+    first_refused: int = 0
+    """So many times in a row it has not kept the first record on top of a generation."""
+    no_records_until: float = 0.0
+    """It gets no records on generations that are made before this: it would not keep them."""
     sent_bytes: int = 0
     """Since the beginning, broken transfers included."""
     absent_since: float | None = None
@@ -248,7 +253,7 @@ class Replicated:
         if (
             line is not None
             and not progress.follows(line)
-            and at >= progress.full_until
+            and at >= progress.no_records_until
             and (line.generation, line.included) == (progress.generation, line.number)
         ):
             progress.following = Following(line.run, line.number)
@@ -257,7 +262,7 @@ class Replicated:
     def note_followed(self, node: str, place: LinePlace, *, position: int, at: float) -> None:
         """A replica confirmed a record with all that was written before ``at``, and all before it."""
         progress = self.progress[node]
-        progress.record, progress.record_error = place, ""
+        progress.record, progress.record_error, progress.first_refused = place, "", 0
         if progress.following is not None:
             progress.following.kept = True
         progress.position = max(position, progress.position or 0)
@@ -270,14 +275,19 @@ class Replicated:
         self.progress[node].record_error = error
         self._note_answer()
 
-    def note_full(self, node: str, following: Following, *, again: float) -> None:
-        """A replica's journal refused a record. Where it had none on top of the generation, the next one makes no room.
+    def note_refused(self, node: str, following: Following, *, tries: int, again: float) -> None:
+        """A replica has not kept a record. Where it had none on top of the generation, the next one may not help.
 
         Args:
-            again: when it may be tried again then.
+            tries: after so many in a row it gets no records for a while: each would cost a sync call a round trip.
+            again: until then.
         """
-        if not following.kept:
-            self.progress[node].full_until = again
+        if following.kept:
+            return
+        progress = self.progress[node]
+        progress.first_refused += 1
+        if progress.first_refused >= tries:
+            progress.no_records_until = again
 
     def note_detour(self, reason: str) -> None:
         """A generation was made where a record would have done."""

@@ -20,6 +20,7 @@ from pannier.contract.views import (
     MoveProgress,
     NodeView,
     PiecesView,
+    RemovalsView,
     RenewalReply,
 )
 from pannier.contract.volumes import LiveVolumeView, VolumeCopyView, VolumeView
@@ -40,6 +41,7 @@ from pannier.holding.volumes import Volumes
 from pannier.host.records import encode
 from pannier.node.certificates import Certificates
 from pannier.node.node_views import NodeViews
+from pannier.node.removing import Removing
 from pannier.node.signing import Signing
 from pannier.node.volume_views import VolumeViews
 from pannier.pki.renewal import RenewalRequest
@@ -66,6 +68,7 @@ class PeerService:
         mending: Mending,
         file_systems: FileSystems,
         services: Services,
+        removing: Removing,
         certificates: Certificates,
         signing: Signing,
     ) -> None:
@@ -83,6 +86,7 @@ class PeerService:
         self._mending = mending
         self._file_systems = file_systems
         self._services = services
+        self._removing = removing
         self._certificates = certificates
         self._signing = signing
         self._asking = ""  # No node has this name: what only a node may ask is refused.
@@ -177,6 +181,12 @@ class PeerService:
     async def peer_promise(self, volumes: Mapping[str, int], *, seconds: float) -> list[str]:
         """Another node holds these volumes and has lost the store."""
         return self._promising.promise(volumes, seconds=seconds, peer=self._asking)
+
+    async def peer_removals(self, counts: Mapping[str, int]) -> RemovalsView:
+        """Another node removes a node, or asks which were removed."""
+        if counts:
+            await self._removing.take_in(counts)
+        return RemovalsView(counts=dict(self._removing.known.counts))
 
     async def peer_create(self, name: str, options: Mapping[str, str], *, actor: str) -> VolumeView:
         """Another node was asked for a volume that shall be made here."""

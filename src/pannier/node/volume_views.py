@@ -176,6 +176,8 @@ class VolumeViews:
                 error=progress.error,
                 follows=progress.follows(line),
                 record_error=progress.record_error,
+                sent_anew=progress.tries.why,
+                refused=progress.tries.whole,
                 record=_kept(progress.record),
                 room_percent=record.room * 10 if (record := records[node]) else None,
             )
