@@ -89,6 +89,8 @@ class ReplicaProgress:
     """On its way, or given up without an answer: the replica may have it."""
     sending_position: int = 0
     """Of what is on its way."""
+    perhaps: Generation | None = None
+    """The last that was given up without an answer, until it confirms one. Another one may be on its way by now."""
     following: Following | None = None
     record: LinePlace | None = None
     """The newest that it has confirmed."""
@@ -231,6 +233,7 @@ class Replicated:
         async with self.written:
             progress = self.progress[node]
             progress.generation = progress.current_at = progress.sending = progress.position = None
+            progress.perhaps = None
             progress.caught_up, progress.record = False, None
             if progress.following is not None:
                 progress.following.broken = True
@@ -249,7 +252,8 @@ class Replicated:
         if progress.generation == self.newest:
             position = self.newest_position  # nothing was written since it was begun to be sent
         progress.position = max(position, progress.position or 0)
-        progress.sending, progress.error, progress.caught_up = None, "", True
+        progress.sending = progress.perhaps = None
+        progress.error, progress.caught_up = "", True
         if (
             line is not None
             and not progress.follows(line)
@@ -339,6 +343,8 @@ class Replicated:
         progress.caught_up = False
         if arrived is False:
             progress.sending = None
+        else:
+            progress.perhaps = progress.sending
         self._note_answer()
 
     def may_wait(self, node: str) -> bool:
@@ -355,5 +361,5 @@ class Replicated:
         """The generations that a replica may have as its newest."""
         known = {p.generation for p in self.progress.values()}
         maybe = (self.found or frozenset()) if None in known else frozenset()
-        known |= {p.sending for p in self.progress.values()} | maybe
+        known |= {each for p in self.progress.values() for each in (p.sending, p.perhaps)} | maybe
         return frozenset(one for one in known if one is not None)

@@ -7,7 +7,8 @@ both have. What a sync call needs at once (:mod:`pannier.copies.acknowledging`) 
 
 For that the holder keeps the generations that a replica may have as its newest: the last one that it
 confirmed, and the one that was on its way when the replica stopped answering. The latter is sent again
-first: it may have arrived although its confirmation did not, and the replica then keeps no older one.
+first: it may have arrived although its confirmation did not, and the replica then keeps no older one. It is kept
+until the replica has confirmed another, even if it is refused when it is sent again.
 """
 
 from __future__ import annotations
