@@ -232,6 +232,8 @@ class NodePace:
     started again: one that is down for longer is waited for in vain."""
     removals_look: float = 0.2
     """Between two looks at whether they serve."""
+    removals_store: float = 30.0
+    """How long the store may take to answer again, once its members were started again: some elections."""
     removals_turn: float = 10.0
     """A member that learned of a removal only by asking leaves so much time to whoever removes the node, and to each member
     before it, to start theirs again."""

@@ -256,7 +256,7 @@ class Membership:
         Raises:
             Conflict: it holds volumes, or it is this node; or it is called lost, but it is up or one of
                 its volumes has copies.
-            Unavailable, StorageError, Corrupt, ProgramFailed: as :meth:`Removing.remove`.
+            Unavailable, Stale, OutcomeUnknown, StorageError, Corrupt, ProgramFailed: as :meth:`Removing.remove`.
         """
         found = await self._node_record(name)
         if lost:
@@ -281,7 +281,6 @@ class Membership:
             )
         # First, since a node that still gets in could write its record again.
         await self._removing.remove(name)
-        await self._registry.remove_node(name, expect=found.revision)
         log.info("node.removed", node=name)
 
     async def _give_up_volumes(self, name: str, *, actor: str) -> None:
