@@ -144,7 +144,9 @@ def test_the_holders_disk_is_set_back(faults: Faults, tmp_path: Path, taken: boo
             faults.world.json(log.replica, "volume", "show", log.volume)["holder"] == log.replica
         ),
     )
-    said = [line for line in _history(faults, log, log.replica) if line.startswith("volume.taken over")]
+    said = [
+        line for line in _history(faults, log, log.replica) if line.startswith("volume.taken over")
+    ]
     assert ("set back" in said[-1]) is not taken, said
     if not taken:
         new = log.write(log.replica)
