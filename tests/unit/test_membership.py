@@ -27,6 +27,7 @@ from pannier.core.errors import (
     StoreUnavailable,
 )
 from pannier.core.node import Node
+from pannier.core.removals import MOST_REMOVALS
 from pannier.core.volume import Grant, Volume, VolumeSpec
 from pannier.host.clock import machine_clock
 from pannier.host.state_files import DurableFile
@@ -377,6 +378,16 @@ async def test_a_removed_node_joins_again_with_what_its_removal_does_not_refuse(
     assert serial_in(first.store_certificate) in member.refused
     assert serial_in(again.store_certificate) not in member.refused
     assert first.store_ca == again.store_ca != first.ca
+
+
+async def test_nobody_joins_under_a_name_that_could_not_be_removed_any_more(
+    membership: Membership,
+) -> None:
+    await membership._removing.take_in({"n2": MOST_REMOVALS})
+    text = await token(membership)
+    with pytest.raises(Conflict, match="removed 1000 times"):
+        await membership.join(request(text))
+    await membership.join(request(text, "n3"))  # the token was not used
 
 
 async def test_a_node_stays_until_etcd_refuses_it(

@@ -36,10 +36,11 @@ TimeoutStopSec=15
 _UNIT: Final = "etcd.service"
 _COMMAND_SECONDS: Final = 20.0
 """For systemd's answer; it takes milliseconds."""
-_REFUSES_SECONDS: Final = 40.0
+_REFUSES_SECONDS: Final = 30.0
 """How long it may take to end (15 s, see above) and to write its list (7 s at most): about 2 s in all."""
-_SERVES_SECONDS: Final = 20.0
-"""How long it is then waited for until it serves: others may be down, and then it cannot."""
+_SERVES_SECONDS: Final = 15.0
+"""How long it is then waited for until it serves: others may be down, and then it cannot. Both together, with the wait for
+other members before them, are less than whoever removes a node waits for this one's answer (60 s)."""
 _LOOK_SECONDS: Final = 0.2
 
 log = structlog.get_logger(__name__)
