@@ -160,6 +160,8 @@ class Disk:
         """How many it has completed."""
         self.spoilt: dict[str, StorageError] = {}
         """Volumes of which something can be neither tidied nor removed, and why."""
+        self.apart: dict[str, Home] = {}
+        """What was set apart."""
         self.free_bytes = 1 << 39
         self.gives_back = False
         """Whether something that was deleted is not free yet."""
@@ -258,6 +260,18 @@ class SnapshotDriver(CheckedDriver):
 
     async def quarantined(self) -> Mapping[str, StorageError]:
         return dict(self.disk.spoilt)
+
+    async def set_apart(self, volume: str) -> Path:
+        place = Path("/apart") / volume
+        if volume in self.disk.apart or volume not in self.disk.spoilt:
+            raise StorageError(f"something is in {place} already, or nothing is to be set apart")
+        home = self.disk.apart[volume] = self.disk.homes.pop(volume, Home())
+        self.disk.homes[volume] = Home(records=home.records)  # the journal keeps them
+        del self.disk.spoilt[volume]
+        return place
+
+    async def apart(self) -> Mapping[str, Path]:
+        return {volume: Path("/apart") / volume for volume in self.disk.apart}
 
     async def inspect(self, volume: str) -> LocalCopy:
         if volume in self.disk.spoilt:

@@ -189,6 +189,8 @@ class EventKind(Word):
     VOLUME_MADE_ANEW = "volume.made anew"
     VOLUME_SENT_ANEW = "volume.sent anew"
     """Differences did not arrive at a copy again and again, so that it is sent everything."""
+    VOLUME_SET_APART = "volume.set apart"
+    """A copy could be neither tidied up nor read: it is made anew, and what was there is kept for a person."""
     VOLUME_WHOLE_AGAIN = "volume.whole again"
     VOLUME_OPTIONS_CHANGED = "volume.options changed"
     VOLUME_ASKED_FOR_OTHERWISE = "volume.asked for otherwise"

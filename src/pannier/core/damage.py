@@ -19,9 +19,11 @@ MENDED = "mended"
 """Blocks of the node's copy were damaged, and are as they were written again."""
 MADE_ANEW = "made anew"
 """The node's copy was damaged, and is sent again as a whole."""
+SET_APART = "set apart"
+"""What the node had of the volume could be neither tidied up nor read. It is kept for a person, and the copy is sent anew."""
 WHOLE = "whole again"
 """The node has what the others have."""
-_WORDS = frozenset({DAMAGED, PROVED, DIFFERS, MENDED, MADE_ANEW, WHOLE})
+_WORDS = frozenset({DAMAGED, PROVED, DIFFERS, MENDED, MADE_ANEW, SET_APART, WHOLE})
 
 
 def open_damage(volume: Volume) -> tuple[HistoryEntry, ...]:

@@ -112,6 +112,11 @@ class CopiesPace:
     refused_limit: float = 900.0
     """The longest pause after something that was refused: each try may send the whole volume. A person who has removed the
     reason waits no longer than this; the pause ends as well when the copy's node comes back, and when the holder's does."""
+    quarantine_look: float = 15.0
+    """Between two looks at copies that their node can neither tidy up nor read."""
+    quarantine_lasts: float = 60.0
+    """Such a copy is made anew after this time: longer than what passes by itself, as a mount that somebody made in it, and
+    short, since the volume has one copy less meanwhile."""
     absence: float = 900.0
     """After this time a copy on a node that is down is replaced: long enough for a reboot or a new
     cable."""
