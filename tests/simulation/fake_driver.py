@@ -28,6 +28,7 @@ from pannier.core.errors import (
     NotFollowing,
     PoolFull,
     StorageError,
+    Unreadable,
 )
 from pannier.core.generation import Generation, new_identity
 from pannier.core.line import (
@@ -184,6 +185,8 @@ class Disk:
         """Why there is no trace."""
         self.taking: Callable[[Generation | None, Content], None] | None = None
         """Raises what this disk has against a content that is received on top of a base."""
+        self.bad: set[tuple[str, bytes]] = set()
+        """Files with a content that lies on a bad sector: it can be written over, and not be read."""
 
     async def answers(self) -> None:
         """Wait as long as it hangs."""
@@ -383,6 +386,9 @@ class SnapshotDriver(CheckedDriver):
         if generation not in self._listed(home):
             raise Corrupt(f"generation {generation} of volume {volume} is not here")
         stream = _difference(base, home.described, home.described[generation])
+        sent = msgspec.json.decode(stream[32:], type=_Stream).changed
+        if bad := sorted(sent.items() & self.disk.bad):
+            raise Unreadable(f"{bad[0][0]!r} cannot be read")
         with _memory_file(stream) as fd:
             yield fd
             if os.lseek(fd, 0, os.SEEK_CUR) != len(stream):

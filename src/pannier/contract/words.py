@@ -181,6 +181,8 @@ class EventKind(Word):
     """The disk had refused a write."""
     VOLUME_DAMAGED = "volume.damaged"
     """What its holder has is proved to be other than what was written."""
+    VOLUME_UNREADABLE = "volume.unreadable"
+    """The disk of its holder does not give back a part of it."""
     VOLUME_PROVED_RIGHT = "volume.proved right"
     """A copy has what its holder has otherwise."""
     VOLUME_DIFFERS = "volume.differs"

@@ -312,6 +312,7 @@ class Driver(Protocol):
 
         Raises:
             Corrupt: the generation, or what is needed of ``base``, is not here or not whole.
+            Unreadable: the disk does not give back what is to be sent.
             StorageError: the sender failed, or the block did not read to the end.
         """
         ...
