@@ -450,6 +450,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         peers=peers,
         member=outside.store_member,
         file=files.durable(REMOVALS_FILE),
+        clock=clock,
         pace=pace.node,
     )
     membership = Membership(

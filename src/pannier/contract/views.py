@@ -412,9 +412,17 @@ class JoinReply:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemovalsView:
-    """How often nodes were removed, by name, as far as a node knows."""
+    """How often nodes were removed, as far as a node knows: see :class:`pannier.core.removals.Removals`.
+
+    Attributes:
+        counts: by name.
+        ages: by name, in seconds.
+        floor: of those that are forgotten.
+    """
 
     counts: dict[str, int]
+    ages: dict[str, float] = field(default_factory=dict)
+    floor: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

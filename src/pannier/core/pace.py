@@ -232,6 +232,8 @@ class NodePace:
     """How long a join token that has expired is told from one that never was."""
     removals: float = 20.0
     """Between two questions to another node which nodes were removed: one that missed a removal knows it within a minute."""
+    removals_age: float = 3600.0
+    """Between two notes of how old removals are: they count for years, and each is a write."""
     removals_answer: float = 5.0
     """How long another node has to answer that. Also how long a member of etcd waits for others that are just being
     started again: one that is down for longer is waited for in vain."""

@@ -32,6 +32,7 @@ from pannier.core.errors import Conflict, InvalidInput
 from pannier.core.generation import Generation
 from pannier.core.hooks import Moment
 from pannier.core.options import parse_options
+from pannier.core.removals import Removals
 from pannier.core.volume import Volume
 from pannier.holding.handover import Handovers
 from pannier.holding.promising import Promising
@@ -185,8 +186,9 @@ class PeerService:
     async def peer_removals(self, counts: Mapping[str, int]) -> RemovalsView:
         """Another node removes a node, or asks which were removed."""
         if counts:
-            await self._removing.take_in(counts)
-        return RemovalsView(counts=dict(self._removing.known.counts))
+            await self._removing.take_in(Removals(counts=counts))
+        known = self._removing.known
+        return RemovalsView(counts=dict(known.counts), ages=dict(known.ages), floor=known.floor)
 
     async def peer_create(self, name: str, options: Mapping[str, str], *, actor: str) -> VolumeView:
         """Another node was asked for a volume that shall be made here."""
