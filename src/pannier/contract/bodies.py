@@ -245,6 +245,12 @@ class PeerPromiseOrder(MachineBody, frozen=True, kw_only=True):
     seconds: Annotated[float, Meta(gt=0, le=60)]
 
 
+class PeerMemoryOrder(MachineBody, frozen=True, kw_only=True):
+    """Tell what is remembered of volumes whose names come after this one."""
+
+    after: Annotated[str, Meta(max_length=128)]
+
+
 class PeerRemovalsOrder(MachineBody, frozen=True, kw_only=True):
     """Take in how often nodes were removed, by name. Nothing, to ask only."""
 

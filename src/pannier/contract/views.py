@@ -138,13 +138,15 @@ class PiecesView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryView:
-    """What a node remembers of volumes' records.
+    """A page of what a node remembers of volumes' records.
 
     Attributes:
-        records: each as JSON, as the store keeps it.
+        records: each as JSON, as the store keeps it; in the order of their names.
+        more: whether there are others after them.
     """
 
     records: list[str]
+    more: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
