@@ -8,8 +8,10 @@ import mmap
 import os
 import shutil
 import subprocess
+import sys
 import uuid
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,6 +30,7 @@ from pannier.storage.btrfs.subvolumes import SubvolumeDriver
 from pannier.storage.image import nocow
 from pannier.storage.image.driver import ImageDriver
 from pannier.storage.image.kept import JOURNAL, KeptRecords
+from pannier.storage.lines import JournalState
 
 __all__ = ["pools", "workplace"]
 pytestmark = pytest.mark.root
@@ -478,6 +481,99 @@ async def test_the_journal_tells_what_each_volume_needs_of_it(pair: Pair) -> Non
     assert state.most_bytes is not None
     assert state.total_bytes is not None
     assert state.live_bytes < state.most_bytes < state.total_bytes
+
+
+_TAKES = """
+import ctypes, fcntl, os, sys, threading, time
+fd = os.open(sys.argv[1], os.O_RDONLY)
+fcntl.flock(fd, fcntl.LOCK_EX)
+threading.Thread(target=time.sleep, args=(600,)).start()
+print("taken", flush=True)
+if sys.argv[2] == "ends":
+    ctypes.CDLL(None).pthread_exit(None)
+time.sleep(600)
+"""
+"""Takes a file's lock. Then its main thread may end and another one stay, as of a daemon that was killed while that waits for
+a disk."""
+
+
+@contextmanager
+def taken(path: Path, *, ends: bool) -> Iterator[int]:
+    """Another process has the lock of a file; gives its number."""
+    arguments = [sys.executable, "-c", _TAKES, str(path), "ends" if ends else "stays"]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"taken\n"
+            while ends and ") Z " not in Path(f"/proc/{process.pid}/stat").read_text():
+                pass
+            yield process.pid
+        finally:
+            process.kill()
+
+
+async def opened_late(copy: ImageDriver) -> JournalState:
+    async with asyncio.timeout(20):
+        while (state := await copy.journal()).taken:
+            await asyncio.sleep(0.05)
+    return state
+
+
+@pytest.mark.parametrize("ends", [False, True], ids=["lives", "has ended, but for a thread"])
+async def test_a_journal_that_another_process_has_is_opened_once_that_is_gone(
+    pair: Pair, workplace: Path, ends: bool
+) -> None:
+    """Until then the copy goes on by generations, and may lack records, for all that it knows."""
+    place = await pair.begin()
+    place, encoded = await pair.synced(place, "file", b"kept")
+    pair.copy.keep(place, encoded)
+    await pair.copy.close()
+    with taken(pair.copy.pool / JOURNAL, ends=ends) as pid:
+        await restart_copy(pair, workplace)
+        state = await pair.copy.journal()
+        assert (state.taken, state.unreadable) == (True, True)
+        assert state.trouble is not None
+        assert f"has the journal {pair.copy.pool / JOURNAL} open: {pid} (" in state.trouble.message
+        assert ends == ("which has ended" in state.trouble.message)
+        assert "another process" in await pair.copy.missing(pair.volume)
+        with pytest.raises(JournalFull):
+            pair.copy.keep(place, encoded)
+        assert (await pair.copy.inspect(pair.volume)).generations == (place.generation,)
+    state = await opened_late(pair.copy)
+    assert (state.trouble, state.unreadable) == (None, False)
+    assert await pair.copy.missing(pair.volume) == ""
+    assert (await pair.copy.inspect(pair.volume)).last == place
+    await restart_copy(pair, workplace)
+    there = await taken_over(pair, place.generation)
+    assert (there / "file").read_bytes() == b"kept"
+
+
+async def test_what_was_found_lacking_meanwhile_is_noted_when_the_journal_is_opened(
+    pair: Pair, workplace: Path
+) -> None:
+    place = await pair.begin()
+    place, encoded = await pair.synced(place, "file", b"kept")
+    pair.copy.keep(place, encoded)
+    await pair.copy.close()
+    with taken(pair.copy.pool / JOURNAL, ends=False):
+        await restart_copy(pair, workplace)
+        await pair.copy.lack(pair.volume)
+    await opened_late(pair.copy)
+    await restart_copy(pair, workplace)
+    assert await pair.copy.missing(pair.volume) != "", "it is on the disk"
+
+
+async def test_a_driver_that_is_closed_meanwhile_leaves_the_journal_to_the_next(
+    pair: Pair, workplace: Path
+) -> None:
+    await pair.begin()
+    await pair.copy.close()
+    with taken(pair.copy.pool / JOURNAL, ends=False):
+        await restart_copy(pair, workplace)
+        await pair.copy.end_journal()
+    assert (await pair.copy.journal()).taken
+    await restart_copy(pair, workplace)
+    assert not (await pair.copy.journal()).taken
 
 
 async def test_a_trace_that_another_process_uses_is_a_doubt_with_what_to_do(pair: Pair) -> None:

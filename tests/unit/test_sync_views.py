@@ -19,7 +19,7 @@ from world import Machine, event_loop_policy
 from pannier.contract.views import CopyView, FindingView, SyncView
 from pannier.contract.volumes import LiveVolumeView
 from pannier.contract.words import Level, SyncWay
-from pannier.core.errors import Corrupt, InvalidInput, StorageError
+from pannier.core.errors import Conflict, Corrupt, InvalidInput, StorageError
 from pannier.core.line import Doubt
 from pannier.core.pace import CopiesPace
 from pannier.core.volume import Volume
@@ -272,6 +272,12 @@ UNREADABLE = JournalState(
     trouble=Corrupt("it has no superblock", remedy="move the file away"), unreadable=True
 )
 
+TAKEN = JournalState(
+    trouble=Conflict("another process has it open: 17 (pannierd)", remedy="end it"),
+    unreadable=True,
+    taken=True,
+)
+
 
 @pytest.mark.parametrize(
     ("state", "level", "what", "remedy"),
@@ -279,8 +285,9 @@ UNREADABLE = JournalState(
         (NONE, Level.WARNING, "there is none: a journal of 1M is too small", "give it 24M"),
         (FAILED, Level.PROBLEM, "it takes nothing any more", "restart pannierd"),
         (UNREADABLE, Level.PROBLEM, "(vol): none of them is taken over", "move the file away"),
+        (TAKEN, Level.PROBLEM, "has it open: 17 (pannierd). Until it is gone", "end it"),
     ],
-    ids=["none", "failed", "unreadable"],
+    ids=["none", "failed", "unreadable", "taken"],
 )
 async def test_a_journal_in_trouble_is_found(
     world: CopiesWorld, state: JournalState, level: Level, what: str, remedy: str

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pannier.core.errors import Conflict, InvalidInput, Unavailable
 from pannier.cut.ring import Layout, layout
+from pannier.host.locks import who_locks
 
 TRACEFS = Path("/sys/kernel/tracing")
 _NOSUID, _NODEV, _NOEXEC = 2, 4, 8
@@ -224,8 +225,9 @@ class TraceInstance:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
+            who = who_locks(fd)
             os.close(fd)
-            raise _in_use(name) from error
+            raise _in_use(name, who) from error
         self._open["."] = fd
 
     def _losses(self) -> tuple[int, ...]:
@@ -297,8 +299,8 @@ def _unavailable(error: OSError) -> Unavailable:
     )
 
 
-def _in_use(name: str) -> Conflict:
+def _in_use(name: str, who: str = "") -> Conflict:
     return Conflict(
-        f"another process uses the trace {name}",
+        f"another process uses the trace {name}" + (f": {who}" if who else ""),
         remedy=f"see who: fuser -v {TRACEFS}/instances/{name}",
     )

@@ -44,6 +44,8 @@ def journal_findings(
     trouble = state.trouble
     if trouble is None:
         yield FindingView(level=Level.OK, subject=subject, what=_how_full(state))
+    elif state.taken:
+        yield _taken(subject, trouble, copies)
     elif state.unreadable:
         yield _unreadable(subject, trouble, copies)
     elif state.total_bytes is None:
@@ -70,6 +72,17 @@ def _how_full(state: JournalState) -> str:
     live = format_size(state.live_bytes or 0)
     kept = sum(bool(size) for size in state.volumes.values())
     return f"needs {live} of at most {format_size(state.most_bytes or 0)}, for {kept} volumes"
+
+
+def _taken(subject: str, why: PannierError, copies: list[Volume]) -> FindingView:
+    names = ", ".join(sorted(volume.name for volume in copies)) or "none at the moment"
+    return FindingView(
+        level=Level.PROBLEM,
+        subject=subject,
+        what=f"{why.message}. Until it is gone, sync calls of volumes with a copy here ({names}) each wait for a generation, "
+        f"and none of these volumes is taken over from this copy",
+        remedy=why.remedy,
+    )
 
 
 def _unreadable(subject: str, why: PannierError, copies: list[Volume]) -> FindingView:

@@ -24,6 +24,7 @@ class JournalState:
         damaged: the volumes that may lack records which were confirmed, by id, and why.
         trouble: why there is none, or it takes nothing; None where it is in order.
         unreadable: whether there was one: then each copy on this node may lack records.
+        taken: whether another process has it: then it is opened once that is gone.
     """
 
     total_bytes: int | None = None
@@ -33,6 +34,7 @@ class JournalState:
     damaged: Mapping[str, str] = field(default_factory=dict)
     trouble: PannierError | None = None
     unreadable: bool = False
+    taken: bool = False
 
 
 def line_driver(driver: Driver) -> LineDriver | None:

@@ -20,6 +20,7 @@ attached has a new generation, too.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import os
 import threading
@@ -110,6 +111,8 @@ class ImageDriver(SubvolumeDriver):
         self._tracing = threading.Lock()
         """Held while the trace is opened."""
         self._kept: KeptRecords | None = None
+        self._reopening: asyncio.Future[None] | None = None
+        """Whoever looks whether the journal can be had by now."""
         self._noted: dict[str, NotedRuns] = {}
         self._full = False
         self._limits: ImageLimits | None = None
@@ -723,8 +726,18 @@ class ImageDriver(SubvolumeDriver):
         await in_own_thread(self._kept_records.close)
 
     async def journal(self) -> JournalState:
-        """See :meth:`LineDriver.journal`."""
-        return self._kept_records.state()
+        """See :meth:`LineDriver.journal`. Where another process has it, this looks whether it still does, and waits for no
+        disk: the next call tells it."""
+        kept = self._kept_records
+        if kept.is_taken and (self._reopening is None or self._reopening.done()):
+            self._reopening = in_own_thread(lambda: self._open_journal_again(kept))
+        return kept.state()
+
+    def _open_journal_again(self, kept: KeptRecords) -> None:
+        try:
+            kept.open_again(self._list_volumes())
+        except PannierError as error:
+            log.warning("journal.not-opened", error=str(error))
 
     @property
     def _kept_records(self) -> KeptRecords:

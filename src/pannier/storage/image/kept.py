@@ -3,6 +3,9 @@
 A journal that was damaged may lack records that were confirmed. Then no takeover begins here until a generation has
 come that was made after this node had told so: each record that is refused meanwhile tells the holder, and a later
 one says which generation was made after that.
+
+A journal that another process has, as a daemon that was killed while a thread of it waits for the disk, is opened once that
+is gone. Until then the node goes on as without one, and takes nothing over.
 """
 
 from __future__ import annotations
@@ -59,6 +62,11 @@ class KeptRecords:
         """Why there is no journal."""
         self._lost = False
         """Whether there was one that cannot be read."""
+        self._taken = False
+        """Whether another process has it."""
+        self._is_closed = False
+        self._opening = threading.Lock()
+        """Held while it is opened."""
         self._lock = threading.Lock()
         self._refused: dict[str, LinePlace] = {}
         """By volume that may lack records, the first one that was refused."""
@@ -66,29 +74,62 @@ class KeptRecords:
         """The volumes whose disk was found to be set back by this process: where there is no journal, only memory knows."""
         self._based: set[str] = set()
         """The volumes known to have a generation: looking for one at each record would cost more than the record."""
-        path = pool / JOURNAL
-        size = min(_MOST_BYTES, pool_bytes // _POOL_PART)
-        try:
-            self._journal = open_journal(path, size_bytes=size, volumes=volumes)
-        except (InvalidInput, PoolFull) as error:
-            self._why = error
-        except (Conflict, StorageError) as error:
-            self._why, self._lost = error, True
+        self._path = pool / JOURNAL
+        self._size = min(_MOST_BYTES, pool_bytes // _POOL_PART)
+        self._open(volumes)
         if self._why is not None:
             log.warning("journal.none", reason=self._why.message)
-        self._forget_unknown(volumes)
 
-    def _forget_unknown(self, volumes: Collection[str]) -> None:
-        """Free what a removal has left of volumes that are not here any more."""
-        if self._journal is not None:
-            for volume in self._of_journal() - set(volumes):
-                try:
-                    self._journal.drop(volume)
-                except PannierError as error:  # it is freed for now
-                    log.warning("journal.not-dropped", id=volume, error=str(error))
+    def _open(self, volumes: Collection[str]) -> None:
+        why: PannierError | None = None
+        lost = taken = False
+        try:
+            journal = open_journal(self._path, size_bytes=self._size, volumes=volumes)
+        except (InvalidInput, PoolFull) as error:
+            why = error
+        except Conflict as error:
+            why, lost, taken = error, True, True
+        except StorageError as error:
+            why, lost = error, True
+        else:
+            _forget_unknown(
+                journal, volumes
+            )  # before anything is kept of a volume that comes meanwhile
+            self._note_lacking(journal)
+            self._journal = journal
+        self._why, self._lost, self._taken = why, lost, taken
+
+    def _note_lacking(self, journal: Journal) -> None:
+        """What only memory knows so far."""
+        for volume in self._lacking:
+            try:
+                journal.lack(volume)
+            except PannierError as error:  # memory knows it still
+                log.warning("journal.not-noted", id=volume, error=str(error))
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether another process had the journal at the last look."""
+        return self._taken
+
+    def open_again(self, volumes: Collection[str]) -> None:
+        """Open a journal that another process had; where it still has it, nothing happens.
+
+        Args:
+            volumes: those of which this node has something.
+        """
+        with self._opening:
+            if self._is_closed or not self._taken:
+                return
+            self._open(volumes)
+            if self._journal is not None:
+                log.info("journal.opened", path=str(self._path))
+                if self._is_closed:  # meanwhile
+                    self._journal.close()
 
     def close(self) -> None:
         """End it in order, unless the disk does not answer for some seconds. Nothing is kept any more."""
+        self._is_closed = True
         if self._journal is not None and not self._journal.close():
             log.warning("journal.not-ended", reason="its disk did not answer, or refused something")
 
@@ -171,13 +212,8 @@ class KeptRecords:
         self.note_set_aside(volume)
         with self._lock:
             self._lacking -= {volume}
-        if self._journal is not None and volume in self._of_journal():
+        if self._journal is not None and volume in _volumes_of(self._journal):
             self._journal.drop(volume)
-
-    def _of_journal(self) -> set[str]:
-        """The volumes of which the journal has anything: records, or that it may have lost some."""
-        assert self._journal is not None
-        return {*self._journal.usage().volumes, *self._journal.damaged()}
 
     def last(self, volume: str) -> LinePlace | None:
         """The newest record of a volume that is needed."""
@@ -199,7 +235,12 @@ class KeptRecords:
     def state(self) -> JournalState:
         """See :meth:`pannier.storage.lines.LineDriver.journal`."""
         if self._journal is None:
-            return JournalState(trouble=self._why, unreadable=self._lost, damaged=self._may_lack())
+            return JournalState(
+                trouble=self._why,
+                unreadable=self._lost,
+                taken=self._taken,
+                damaged=self._may_lack(),
+            )
         usage = self._journal.usage()
         return JournalState(
             total_bytes=usage.total_bytes,
@@ -264,3 +305,17 @@ def _put(fd: int, record: LineRecord) -> None:
                     rest, start = rest[written:], start + written
             case Zeros(start, end):
                 punch_hole(fd, start, end - start)
+
+
+def _forget_unknown(journal: Journal, volumes: Collection[str]) -> None:
+    """Free what a removal has left of volumes that are not here any more."""
+    for volume in _volumes_of(journal) - set(volumes):
+        try:
+            journal.drop(volume)
+        except PannierError as error:  # it is freed for now
+            log.warning("journal.not-dropped", id=volume, error=str(error))
+
+
+def _volumes_of(journal: Journal) -> set[str]:
+    """The volumes of which a journal has anything: records, or that it may have lost some."""
+    return {*journal.usage().volumes, *journal.damaged()}

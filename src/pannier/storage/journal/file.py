@@ -17,6 +17,7 @@ from typing import Protocol
 
 from pannier.core.errors import Conflict, Corrupt, StorageError
 from pannier.host.files import draft_of, sync_directory
+from pannier.host.locks import who_locks
 from pannier.storage.blocking import told_as_storage_error
 from pannier.storage.image import nocow
 from pannier.storage.journal.layout import (
@@ -117,9 +118,11 @@ def _opened(path: Path, what: str) -> tuple[JournalFile, Geometry]:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
+            who = who_locks(fd)
             raise Conflict(
-                f"another process has {what} open",
-                remedy=f"see who: fuser -v {path}; end it, then restart pannierd here",
+                f"another process has {what} open" + (f": {who}" if who else ""),
+                remedy="end it. One that has ended already waits for its disk: see dmesg, and restart the machine if that never "
+                "answers. The journal is opened by itself once the process is gone",
             ) from error
         if not nocow.is_nocow(fd):
             raise StorageError(
