@@ -83,6 +83,20 @@ async def test_one_that_passes_by_itself_is_left_alone(world: CopiesWorld) -> No
     assert not told(world)
 
 
+async def test_a_remainder_of_an_earlier_copy_leaves_the_present_one_alone(
+    world: CopiesWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume, replica = await copied(world)
+
+    async def remainder() -> dict[str, StorageError]:
+        return {volume.id: StorageError("what is left of it cannot be removed")}
+
+    monkeypatch.setattr(replica.up.driver, "quarantined", remainder)
+    await asyncio.sleep(A_WHILE)
+    assert not [step for step in world.steps if "lost_copy" in step.label]
+    assert replica.name in world.now_record().in_sync
+
+
 async def test_nothing_is_set_apart_while_the_holder_is_away(world: CopiesWorld) -> None:
     """It may have what nobody else has."""
     volume, replica = await copied(world)
@@ -116,7 +130,25 @@ async def test_what_was_set_apart_before_is_never_replaced(world: CopiesWorld) -
     assert replica.disk.apart[volume.id] is first
     assert volume.id in replica.disk.spoilt
     del replica.disk.apart[volume.id]  # a person did
-    await world.until(lambda: volume.id in replica.disk.apart, seconds=A_WHILE)
+    await world.until(lambda: volume.id in replica.disk.apart, seconds=PACE.refused_limit + A_WHILE)
+
+
+async def test_what_cannot_be_moved_is_tried_more_and_more_seldom(
+    world: CopiesWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume, replica = await copied(world)
+    spoil(replica, volume)
+
+    async def refuses(volume_id: str) -> Path:
+        raise StorageError("cannot set it apart: Input/output error")
+
+    monkeypatch.setattr(replica.up.driver, "set_apart", refuses)
+    await asyncio.sleep(7200)
+    told_lost = [step for step in world.steps if "lost_copy" in step.label]
+    assert 1 < len(told_lost) < 18
+    assert len(told(world)) == 1
+    monkeypatch.undo()
+    await world.until(lambda: volume.id in replica.disk.apart, seconds=PACE.refused_limit + 60)
 
 
 @pytest.mark.parametrize("fault", [Fault.CUT_BEFORE, Fault.CUT_AFTER])

@@ -12,6 +12,7 @@ never one without the other.
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass, replace
 
 import structlog
 
@@ -22,12 +23,20 @@ from pannier.contract.peers import Peers
 from pannier.core import damage
 from pannier.core.errors import PannierError, StorageError
 from pannier.core.pace import CopiesPace
-from pannier.core.seldom import Seldom
 from pannier.core.volume import Volume
 from pannier.host.clock import Clock
 from pannier.storage.base import Driver
 
 log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """A quarantine. ``due``: when the copy is tried to be made anew next; ``pause``: after that, if it fails."""
+
+    reason: StorageError
+    due: float
+    pause: float
 
 
 class QuarantinedCopies:
@@ -50,45 +59,43 @@ class QuarantinedCopies:
         self._peers = peers
         self._clock = clock
         self._pace = pace
-        self._since: dict[str, float] = {}
-        """When each quarantine was first seen, by the volume's id."""
-        self._said = Seldom()
+        self._seen: dict[str, _Seen] = {}
+        """The quarantines at the last look, by the volume's id."""
 
     async def run(self) -> None:
         """For ever: run as a task."""
         while True:
             await asyncio.sleep(self._pace.quarantine_look)
-            for volume, reason in await self._lasting():
-                try:
-                    await self._make_anew(volume, reason)
-                except PannierError as error:  # tried again at the next look
-                    every = self._pace.refused_limit
-                    more = self._said.due(volume.id, now=self._clock.now(), every=every)
-                    if more is not None:
-                        log.warning(
-                            "copy.not-set-apart",
-                            volume=volume.name,
-                            error=str(error),
-                            left_out=more,
-                        )
+            await self._look()
+            volumes = {volume.id: volume for volume in self._cluster.catalog.volumes()}
+            for volume_id, seen in tuple(self._seen.items()):
+                volume = volumes.get(volume_id)
+                due = self._clock.now() >= seen.due
+                if due and volume is not None and self._can_be_made_anew(volume):
+                    await self._try(volume, seen)
 
-    async def _lasting(self) -> list[tuple[Volume, StorageError]]:
-        """The copies whose quarantine has lasted for a while, each with the reason."""
-        now, seen = self._clock.now(), dict[str, StorageError]()
+    async def _look(self) -> None:
+        now, found = self._clock.now(), dict[str, StorageError]()
         for driver in self._drivers:
             if driver.name not in self._drivers.hanging:
                 try:
-                    seen.update(await driver.quarantined())
+                    found.update(await driver.quarantined())
                 except PannierError as error:
                     log.info("copy.not-looked-at", driver=driver.name, error=str(error))
-        self._since = {each: self._since.get(each, now) for each in seen}
-        return [
-            (volume, seen[volume.id])
-            for volume in self._cluster.catalog.volumes()
-            if volume.id in seen
-            and now - self._since[volume.id] >= self._pace.quarantine_lasts
-            and self._can_be_made_anew(volume)
-        ]
+        lasts, look = self._pace.quarantine_lasts, self._pace.quarantine_look
+        for volume_id, reason in found.items():
+            seen = self._seen.get(volume_id) or _Seen(reason, due=now + lasts, pause=look)
+            self._seen[volume_id] = replace(seen, reason=reason)
+        self._seen = {each: self._seen[each] for each in found}
+
+    async def _try(self, volume: Volume, seen: _Seen) -> None:
+        try:
+            await self._make_anew(volume, seen.reason)
+        except PannierError as error:
+            log.warning("copy.not-set-apart", volume=volume.name, error=str(error))
+        # More and more seldom: each try may have told the holder to send everything.
+        pause = min(2 * seen.pause, self._pace.refused_limit)
+        self._seen[volume.id] = replace(seen, due=self._clock.now() + seen.pause, pause=pause)
 
     def _can_be_made_anew(self, volume: Volume) -> bool:
         """Whether another node holds the volume, answers, and is not known to be damaged itself."""
@@ -101,18 +108,17 @@ class QuarantinedCopies:
         )
 
     async def _make_anew(self, volume: Volume, reason: StorageError) -> None:
-        node = self._cluster.catalog.node(volume.grant.node)
-        if node is None:
-            return
-        await self._drivers.check_disk(
-            volume, by_writing=True
-        )  # a failed disk makes every copy look bad
+        node, driver = self._cluster.catalog.node(volume.grant.node), self._drivers.of(volume)
+        if node is None or volume.id in await driver.apart() or await _is_usable(driver, volume):
+            return  # where something is kept already, a person comes first: doctor says so
+        # A failed disk makes every copy look bad.
+        await self._drivers.check_disk(volume, by_writing=True)
         await self._peers.to(node).peer_lost_copy(volume.name, epoch=volume.grant.epoch)
         async with self._custody.lock(volume):
             record = (await self._cluster.fresh(volume.name)).record
             same = (record.id, record.grant) == (volume.id, volume.grant)
             if same and self._can_be_made_anew(record) and self._cluster.node not in record.in_sync:
-                await self._set_apart(self._drivers.of(record), record, reason)
+                await self._set_apart(driver, record, reason)
 
     async def _set_apart(self, driver: Driver, volume: Volume, reason: StorageError) -> None:
         me, why = self._cluster.node, reason.message
@@ -122,3 +128,12 @@ class QuarantinedCopies:
             return
         place = await driver.set_apart(volume.id)
         log.error("copy.set-apart", volume=volume.name, place=str(place), why=why)
+
+
+async def _is_usable(driver: Driver, volume: Volume) -> bool:
+    """Whether only the remainder of an earlier copy, which was removed, cannot be deleted."""
+    try:
+        await driver.inspect(volume.id)
+    except StorageError:
+        return False
+    return True
