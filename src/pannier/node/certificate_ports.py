@@ -88,7 +88,7 @@ nothing."""
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class KeptCertificate:
     """A certificate that this node renews, and of what kind it is."""
 
     kind: CertificateKind
@@ -112,11 +112,11 @@ class CertificatePorts:
     stranger: AskAsStranger
     store: StoreCertificates
 
-    def kept(self) -> list[Kept]:
+    def kept(self) -> list[KeptCertificate]:
         """All that this node renews, its own first: with that it asks for the others."""
         found = (
             (CertificateKind.NODE, self.own),
             (CertificateKind.STORE, self.store_client),
             (CertificateKind.ETCD, self.store_member()),
         )
-        return [Kept(kind, each) for kind, each in found if each is not None]
+        return [KeptCertificate(kind, each) for kind, each in found if each is not None]

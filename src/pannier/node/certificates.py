@@ -15,7 +15,7 @@ from pannier.core.errors import PannierError
 from pannier.core.node import Node
 from pannier.core.pace import NodePace
 from pannier.host.clock import Clock, rfc3339
-from pannier.node.certificate_ports import CertificatePorts, Kept
+from pannier.node.certificate_ports import CertificatePorts, KeptCertificate
 from pannier.pki.authority import STORE_DIRECTORY
 from pannier.pki.facts import CertificateFacts
 
@@ -116,10 +116,10 @@ class Certificates:
         Raises:
             NotFound, Denied, OSError: it cannot be read.
         """
-        own = Kept(CertificateKind.NODE, self._ports.own)
+        own = KeptCertificate(CertificateKind.NODE, self._ports.own)
         return self._found(own).view(self._clock.unix())
 
-    def _found(self, kept: Kept) -> _Found:
+    def _found(self, kept: KeptCertificate) -> _Found:
         certificate = kept.certificate
         return _Found(
             kind=kept.kind,

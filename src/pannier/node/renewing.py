@@ -19,7 +19,7 @@ from pannier.core.record import Record
 from pannier.host.clock import Clock
 from pannier.host.records import encode, read_file
 from pannier.host.state_files import StateFile
-from pannier.node.certificate_ports import CertificatePorts, KeepsCertificate, Kept
+from pannier.node.certificate_ports import CertificatePorts, KeepsCertificate, KeptCertificate
 from pannier.node.membership import Membership
 from pannier.node.signing import Signing
 from pannier.pki.renewal import RenewalRequest
@@ -83,7 +83,7 @@ class Renewing:
             await self._look_at(kept)
         await self._report()
 
-    async def _look_at(self, kept: Kept) -> None:
+    async def _look_at(self, kept: KeptCertificate) -> None:
         certificate, where = kept.certificate, str(kept.certificate.path)
         try:
             if certificate.refresh():
@@ -168,7 +168,7 @@ class Renewing:
     def _has_ended(self, certificate: KeepsCertificate) -> bool:
         return certificate.facts().ends <= self._clock.unix()
 
-    def _may_ask(self, kept: Kept) -> bool:
+    def _may_ask(self, kept: KeptCertificate) -> bool:
         """Not too often, whatever the wall clock says, and however often this daemon starts."""
         pause = (
             self._pace.certificate_retry_ended
