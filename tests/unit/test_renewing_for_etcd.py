@@ -10,9 +10,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from renewing_world import PeerOf, PowerCut, Told, World, cut, running
 
+from pannier.contract.bodies import RenewalOrder
+from pannier.contract.views import RenewalReply
 from pannier.contract.words import CertificateKind, CertificateState, Level
 from pannier.core.certificates import DAY_SECONDS, LIFE_SECONDS, WARN_SECONDS
-from pannier.core.errors import Conflict, Denied, StoreUnavailable
+from pannier.core.errors import Conflict, Denied, OutcomeUnknown, StoreUnavailable
 from pannier.core.removals import Removals
 from pannier.pki import files
 from pannier.pki.authority import Authority
@@ -143,6 +145,39 @@ async def test_an_authority_that_is_away_is_asked_for_each_and_not_often(world: 
     two.time.boot += 3600
     await two.look()
     assert two.days_left_of(STORE) == 365
+
+
+async def test_an_answer_that_never_comes_costs_an_hour(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.pass_by(days=NEARLY_FIVE_YEARS)
+    node = world.nodes["n2"]
+    before = [node.days_left_of(kind) for kind in KINDS]
+    answer = PeerOf.peer_renew
+
+    async def lost(self: PeerOf, order: RenewalOrder) -> RenewalReply:
+        await answer(self, order)
+        raise OutcomeUnknown("the connection broke")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PeerOf, "peer_renew", lost)
+        await node.look()
+    assert [node.days_left_of(kind) for kind in KINDS] == before
+    node.time.boot += 3600
+    await node.look()
+    assert [node.days_left_of(kind) for kind in KINDS] == [365] * 3
+
+
+@pytest.mark.parametrize("days", [NEARLY_FIVE_YEARS, 30_000, -2000])
+async def test_a_nodes_clock_that_jumps_changes_nothing(world: World, days: float) -> None:
+    node = world.nodes["n2"]
+    before = [kept.certificate.facts() for kept in node.ports.kept()]
+    node.time.wall += days * DAY_SECONDS
+    for _ in range(20):
+        await node.look()
+        node.start()
+    assert world.nodes["n1"].asked <= len(KINDS), "and nobody is asked again and again"
+    assert [kept.certificate.facts() for kept in node.ports.kept()] == before
 
 
 async def test_a_cluster_that_was_off_until_all_had_ended_comes_back_by_itself(

@@ -240,7 +240,10 @@ def _remedy(view: CertificateView) -> str:
                 "no certificate lasts longer than it: move the volumes to a new cluster before then"
             )
         case CertificateKind.ETCD if view.node is None:
-            return "no node renews it: make a new one (docs/operations has the steps), and keep it in /etc/etcd/pki on a node"
+            return (
+                "if it is in /etc/etcd/pki on a node, pannier doctor there says why it is not renewed; else make a new one: "
+                "docs/operations has the steps"
+            )
         case _:
             return (
                 "see that the node with the authority runs (pannier cert ls); then, on this node: pannier cert renew, "
