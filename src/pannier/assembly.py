@@ -40,6 +40,7 @@ from pannier.copies.lines import Lines
 from pannier.copies.mending import Mending
 from pannier.copies.option_changes import OptionChanges
 from pannier.copies.own_copies import OwnCopies
+from pannier.copies.quarantined import QuarantinedCopies
 from pannier.copies.receiving import Reception
 from pannier.copies.replication import Replicator
 from pannier.copies.settling import Settling
@@ -450,6 +451,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         peers=peers,
         member=outside.store_member,
         file=files.durable(REMOVALS_FILE),
+        clock=clock,
         pace=pace.node,
     )
     membership = Membership(
@@ -643,6 +645,14 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
     own_copies = OwnCopies(
         cluster=cluster, drivers=drivers, peers=peers, clock=clock, pace=pace.copies
     )
+    quarantined = QuarantinedCopies(
+        cluster=cluster,
+        custody=custody,
+        drivers=drivers,
+        peers=peers,
+        clock=clock,
+        pace=pace.copies,
+    )
     leaving = Leaving(
         cluster=cluster,
         custody=custody,
@@ -776,6 +786,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
             Work("upkeep", upkeep.run),
             Work("forgetting", forgetting.run),
             Work("removals", removing.run),
+            Work("quarantined", quarantined.run),
             Work("verification", verification.run),
             Work("replication", replicator.run),
             Work("deliveries", sender.run),

@@ -54,7 +54,7 @@ def write_refused(*, out: str) -> list[str]:
         log.warning("removals.not-asked", error=str(error))
         heard = {}
     for counts in heard.values():
-        known = known.merged(counts)
+        known = known.merged(Removals.heard(counts, {}, 0))
     write_file(Path(out), refusal_list(known.refused(), now=time.time()), mode=0o644)
     return sorted(heard)
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from test_driver_kit import Nodes, btrfs_nodes, overwrite, pools, portrait, workplace
 
-from pannier.core.errors import Corrupt, StorageError
+from pannier.core.errors import Corrupt, StorageError, Unreadable
 from pannier.core.generation import Generation
 from pannier.core.line import OnTop
 from pannier.storage.base import CheckedDriver, LocalCopy
@@ -68,6 +68,21 @@ async def test_a_damaged_file_is_named(nodes: Nodes, here: BtrfsDriver) -> None:
     with pytest.raises(Corrupt, match="folder/large"):
         await here.verify(nodes.volume, generation)
     await nodes.a.verify(nodes.volume, generation)  # type: ignore[attr-defined]
+
+
+async def test_what_the_holder_cannot_read_is_told_as_its_own_trouble(
+    nodes: Nodes, here: BtrfsDriver
+) -> None:
+    content = os.urandom(1 << 20)
+    await copied(nodes, content)
+    (nodes.a.data_path(nodes.volume, 1) / "small").write_text("changed")
+    base, later = Generation(1, 1), await nodes.a.snapshot(nodes.volume, epoch=1)
+    assert isinstance(nodes.a, BtrfsDriver)
+    overwrite(nodes.a, content[8192:12288])
+    with pytest.raises(Unreadable):
+        await nodes.transfer(nodes.a, here, later)
+    await nodes.transfer(nodes.a, here, later, base)
+    assert later in (await here.inspect(nodes.volume)).generations, "it is not in the difference"
 
 
 async def test_a_generation_may_be_deleted_while_it_is_verified(

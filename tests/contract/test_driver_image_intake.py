@@ -17,6 +17,7 @@ from test_driver_kit import Nodes, image_nodes, pools, read_stream, workplace, w
 from pannier.core.errors import StorageError
 from pannier.core.generation import Generation
 from pannier.core.line import OnTop
+from pannier.storage.base import LocalCopy
 from pannier.storage.blocks import BLOCK_BYTES
 from pannier.storage.btrfs import ioctl
 from pannier.storage.btrfs.pool import close_pool, create_pool
@@ -346,3 +347,29 @@ def test_long_and_short_pieces_are_written_side_by_side(pools: list[Path]) -> No
     finally:
         (tree / IMAGE).unlink()
         tree.rmdir()
+
+
+async def test_a_copy_that_was_set_apart_is_received_anew_as_a_whole(
+    nodes: Nodes, holder: ImageDriver, copy: ImageDriver
+) -> None:
+    await nodes.create()
+    first = await written(nodes)
+    await nodes.transfer(holder, copy, first)
+    await nodes.transfer(holder, copy, second := await written(nodes), first)
+    layer = copy._home(nodes.volume).path / "incoming" / "9.9" / "tree" / "layer"
+    layer.parent.parent.mkdir()
+    ioctl.create_subvolume(layer.parent)
+    ioctl.create_subvolume(layer)
+    await copy.open()
+    with pytest.raises(StorageError, match="is quarantined"):
+        await nodes.transfer(holder, copy, second)
+    place = await copy.set_apart(nodes.volume)
+    try:
+        assert await copy.inspect(nodes.volume) == LocalCopy()
+        await nodes.transfer(holder, copy, second)
+        assert await same(nodes, holder, copy, second)
+        assert ioctl.is_read_only(place / "generations" / str(first) / "tree")
+    finally:
+        for tree in (place / "incoming/9.9/tree/layer", *place.glob("*/*/tree")):
+            ioctl.destroy_subvolume(tree)
+        ioctl.destroy_subvolume(place)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from test_driver_kit import Nodes, image_nodes, overwrite, pools, read_stream, workplace
 
-from pannier.core.errors import Corrupt, StorageError
+from pannier.core.errors import Corrupt, StorageError, Unreadable
 from pannier.core.generation import Generation
 from pannier.core.line import OnTop
 from pannier.host.files import exchange
@@ -143,6 +143,42 @@ async def test_blocks_behind_one_that_cannot_be_read_are_read_as_well(
         with pytest.raises(Corrupt):
             await copy.pieces(nodes.volume, generation, start=0, end=None, piece_bytes=1 << 20)
         await mended_from(holder, copy, nodes.volume, bad, behind)
+    assert (await copy.verify(nodes.volume, generation)).proved
+
+
+async def test_what_the_holder_cannot_read_is_told_as_its_own_trouble(
+    nodes: Nodes, copy: ImageDriver, holder: ImageDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, blocks = await nodes.create(), [block() for _ in range(64)]
+    generation = await written(nodes, data, b"".join(blocks))
+    await nodes.transfer(holder, copy, generation)
+    overwrite(copy, blocks[40])
+    (bad,) = (await copy.verify(nodes.volume, generation)).damaged
+    later = await written(nodes, data, block())
+    with unreadable(monkeypatch, bad):
+        with pytest.raises(Unreadable, match=f"block at {bad} cannot be read"):
+            await nodes.transfer(holder, nodes.b, later)
+        await nodes.transfer(holder, copy, later, generation)
+    assert later in (await copy.inspect(nodes.volume)).generations, "it is not in the difference"
+
+
+async def test_a_read_that_fails_once_is_repeated(
+    nodes: Nodes, copy: ImageDriver, holder: ImageDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = await nodes.create()
+    generation = await written(nodes, data, block())
+    real, left = os.preadv, [True]
+
+    def preadv(fd: int, buffers: list[memoryview], offset: int) -> int:
+        if left:
+            left.clear()
+            raise OSError(errno.EIO, "Input/output error")
+        return real(fd, buffers, offset)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "preadv", preadv)
+        await nodes.transfer(holder, copy, generation)
+    assert not left
     assert (await copy.verify(nodes.volume, generation)).proved
 
 

@@ -20,7 +20,7 @@ from test_driver_kit import (
 from pannier.core.errors import StorageError
 from pannier.core.generation import Generation
 from pannier.core.line import OnTop
-from pannier.storage.base import Driver
+from pannier.storage.base import Driver, LocalCopy
 from pannier.storage.btrfs import ioctl
 
 __all__ = ["btrfs_nodes", "directory_nodes", "pools", "workplace"]
@@ -80,6 +80,11 @@ async def nodes(
 
 def volumes_of(nodes: Nodes) -> Path:
     return nodes.a.data_path(nodes.volume, 1).parent.parent.parent
+
+
+def remove(kept: Path) -> None:
+    """As doctor tells a person to."""
+    subprocess.run(["rm", "-r", kept], check=True)
 
 
 async def assert_usable(driver: Driver, volume: str) -> None:
@@ -146,3 +151,34 @@ async def test_what_is_no_volume_at_all_keeps_none_from_its_use(nodes: Nodes) ->
         (stray / "live-one").rmdir()
         stray.rmdir()
     assert await nodes.a.quarantined() == {}
+
+
+async def test_a_volume_that_is_set_apart_is_kept_whole_and_can_be_made_anew(
+    nodes: Nodes, obstacle: Obstacle
+) -> None:
+    data = await nodes.create()
+    (data / "f").write_text("precious")
+    with pytest.raises(StorageError, match="is not quarantined"):
+        await nodes.a.set_apart(nodes.volume)
+    obstacle.leave(data.parent.parent)
+    await nodes.a.open()
+    try:
+        place = await nodes.a.set_apart(nodes.volume)
+        for _ in range(2):
+            assert (place / "live-1" / "data" / "f").read_text() == "precious"
+            assert await nodes.a.apart() == {nodes.volume: place}
+            assert await nodes.a.quarantined() == {}
+            assert await nodes.a.volumes() == ()
+            assert await nodes.a.inspect(nodes.volume) == LocalCopy()
+            await nodes.a.open()  # as after a restart
+        again = await nodes.create()
+        await assert_usable(nodes.a, nodes.volume)
+        obstacle.leave(again.parent.parent)
+        await nodes.a.open()
+        with pytest.raises(StorageError, match="was set apart before"):
+            await nodes.a.set_apart(nodes.volume)
+        assert (place / "live-1" / "data" / "f").read_text() == "precious"
+    finally:
+        obstacle.take_away(volumes_of(nodes).parent)
+        for kept in (await nodes.a.apart()).values():
+            remove(kept)

@@ -106,6 +106,12 @@ class MemoryDriver(Driver):
     async def quarantined(self) -> Mapping[str, StorageError]:
         return {}
 
+    async def set_apart(self, volume: str) -> Path:
+        raise StorageError(f"volume {volume} is not quarantined")
+
+    async def apart(self) -> Mapping[str, Path]:
+        return {}
+
     async def inspect(self, volume: str) -> LocalCopy:
         return LocalCopy(generations=tuple(sorted(self.copies.get(volume, {}))))
 

@@ -28,6 +28,7 @@ from pannier.core.errors import (
     NotFollowing,
     PoolFull,
     StorageError,
+    Unreadable,
 )
 from pannier.core.generation import Generation, new_identity
 from pannier.core.line import (
@@ -160,6 +161,8 @@ class Disk:
         """How many it has completed."""
         self.spoilt: dict[str, StorageError] = {}
         """Volumes of which something can be neither tidied nor removed, and why."""
+        self.apart: dict[str, Home] = {}
+        """What was set apart."""
         self.free_bytes = 1 << 39
         self.gives_back = False
         """Whether something that was deleted is not free yet."""
@@ -182,6 +185,8 @@ class Disk:
         """Why there is no trace."""
         self.taking: Callable[[Generation | None, Content], None] | None = None
         """Raises what this disk has against a content that is received on top of a base."""
+        self.bad: set[tuple[str, bytes]] = set()
+        """Files with a content that lies on a bad sector: it can be written over, and not be read."""
 
     async def answers(self) -> None:
         """Wait as long as it hangs."""
@@ -258,6 +263,18 @@ class SnapshotDriver(CheckedDriver):
 
     async def quarantined(self) -> Mapping[str, StorageError]:
         return dict(self.disk.spoilt)
+
+    async def set_apart(self, volume: str) -> Path:
+        place = Path("/apart") / volume
+        if volume in self.disk.apart or volume not in self.disk.spoilt:
+            raise StorageError(f"something is in {place} already, or nothing is to be set apart")
+        home = self.disk.apart[volume] = self.disk.homes.pop(volume, Home())
+        self.disk.homes[volume] = Home(records=home.records)  # the journal keeps them
+        del self.disk.spoilt[volume]
+        return place
+
+    async def apart(self) -> Mapping[str, Path]:
+        return {volume: Path("/apart") / volume for volume in self.disk.apart}
 
     async def inspect(self, volume: str) -> LocalCopy:
         if volume in self.disk.spoilt:
@@ -369,6 +386,9 @@ class SnapshotDriver(CheckedDriver):
         if generation not in self._listed(home):
             raise Corrupt(f"generation {generation} of volume {volume} is not here")
         stream = _difference(base, home.described, home.described[generation])
+        sent = msgspec.json.decode(stream[32:], type=_Stream).changed
+        if bad := sorted(sent.items() & self.disk.bad):
+            raise Unreadable(f"{bad[0][0]!r} cannot be read")
         with _memory_file(stream) as fd:
             yield fd
             if os.lseek(fd, 0, os.SEEK_CUR) != len(stream):

@@ -123,6 +123,12 @@ class SteppedDriver(Driver):
     async def quarantined(self) -> Mapping[str, StorageError]:
         return await self._inner.quarantined()
 
+    async def set_apart(self, volume: str) -> Path:
+        return await stepped(self._life, "driver.set_apart", lambda: self._inner.set_apart(volume))
+
+    async def apart(self) -> Mapping[str, Path]:
+        return await self._inner.apart()
+
     async def inspect(self, volume: str) -> LocalCopy:
         return await stepped(self._life, "driver.inspect", lambda: self._inner.inspect(volume))
 

@@ -8,6 +8,7 @@ from pannier.cluster.registry import Registry
 from pannier.contract.peers import Peer
 from pannier.core.node import Node
 from pannier.core.pace import NodePace
+from pannier.host.clock import machine_clock
 from pannier.host.state_files import StateFile
 from pannier.node.removing import Removing, StoreMember
 
@@ -46,5 +47,6 @@ def removing_alone(
         peers=NoPeers(),
         member=member or NoMember(),
         file=file,
+        clock=machine_clock(),
         pace=NodePace(),
     )

@@ -31,6 +31,7 @@ from pannier.core.errors import (
     Stale,
     StorageError,
     StoreUnavailable,
+    Unreadable,
     VolumeNotFound,
 )
 from pannier.core.generation import Generation
@@ -40,6 +41,7 @@ PACE = CopiesPace()
 OLD, BASE = Generation(1, 1), Generation(1, 2)
 FROM_BASE = Begin(BASE)
 REFUSED = StorageError("cannot receive it: Operation not permitted")
+UNREADABLE = Unreadable("the image's block at 4096 cannot be read")
 SILENT = PeerUnavailable("the connection broke")
 
 
@@ -138,6 +140,18 @@ def test_the_first_generation_of_a_copy_is_no_difference() -> None:
     assert (tries.unfit, tries.why, tries.whole) == (None, "", REFUSED.message)
     assert after_arrival(tries, begin=Begin(None)).whole == ""
     assert pause(tries) > PACE.retry_limit
+
+
+def test_where_this_node_cannot_read_differences_and_everything_take_turns() -> None:
+    """Either may be what can be read by now, and none of them is tried at once again."""
+    tries, sent = Tries(), list[Generation | None]()
+    for _ in range(9):
+        sent.append(tries.base(BASE))
+        tries = failed(tries, UNREADABLE, begin=Begin(sent[-1]))
+    assert sent == [BASE, BASE, BASE, None, BASE, BASE, BASE, None, BASE]
+    assert (tries.unreadable, tries.whole, tries.setbacks) == (UNREADABLE.message, "", 9)
+    assert after_arrival(tries, begin=Begin(BASE)) == Tries()
+    assert after_arrival(tries, begin=Begin(None)).unreadable == ""
 
 
 def test_the_pauses_grow_to_their_limit_and_no_further() -> None:

@@ -27,7 +27,7 @@ from pannier.core.errors import (
     StoreUnavailable,
 )
 from pannier.core.node import Node
-from pannier.core.removals import MOST_REMOVALS
+from pannier.core.removals import MOST_NAMES, MOST_REMOVALS, Removals
 from pannier.core.volume import Grant, Volume, VolumeSpec
 from pannier.host.clock import machine_clock
 from pannier.host.state_files import DurableFile
@@ -396,11 +396,22 @@ async def test_a_removed_node_joins_again_with_what_its_removal_does_not_refuse(
 async def test_nobody_joins_under_a_name_that_could_not_be_removed_any_more(
     membership: Membership,
 ) -> None:
-    await membership._removing.take_in({"n2": MOST_REMOVALS})
+    await membership._removing.take_in(Removals(counts={"n2": MOST_REMOVALS}))
     text = await token(membership)
     with pytest.raises(Conflict, match="removed 1000 times"):
         await membership.join(request(text))
     await membership.join(request(text, "n3"))  # the token was not used
+
+
+async def test_where_too_many_names_were_removed_nodes_join_under_those(
+    membership: Membership,
+) -> None:
+    many = {f"gone-{number}": 1 for number in range(MOST_NAMES)}
+    membership._removing._known = Removals(counts=many)
+    text = await token(membership)
+    with pytest.raises(Conflict, match="10000 names"):
+        await membership.join(request(text))
+    await membership.join(request(text, "gone-7"))
 
 
 async def test_a_node_stays_until_etcd_refuses_it(

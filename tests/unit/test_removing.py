@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pannier.cluster.catalog import Catalog
 from pannier.cluster.cluster import Cluster
@@ -20,7 +22,14 @@ from pannier.contract.views import RemovalsView
 from pannier.core.errors import Corrupt, PeerUnavailable, StorageError, Unavailable
 from pannier.core.node import Node
 from pannier.core.pace import NodePace
-from pannier.core.removals import Removals
+from pannier.core.removals import (
+    FORGOTTEN_AFTER,
+    MOST_FORGOTTEN,
+    MOST_REMOVALS,
+    Removals,
+    serial,
+)
+from pannier.host.clock import Clock
 from pannier.host.state_files import DurableFile
 from pannier.node.removing import Removing
 from pannier.store.base import MemberHealth
@@ -75,6 +84,7 @@ class World:
 
     def __init__(self, directory: Path) -> None:
         self.events: list[str] = []
+        self.now = 0.0
         self.directory = directory
         self.machines: dict[str, Machine] = {}
         self.names = ["n1", "n2", "n3"]
@@ -93,6 +103,7 @@ class World:
             peers=Peers(self, name),
             member=member,
             file=DurableFile(file),
+            clock=Clock(now=lambda: self.now, unix=lambda: 0.0),
             pace=PACE,
         )
         self.machines[name] = Machine(record(name), member, removing, file)
@@ -135,8 +146,9 @@ class Line:
         if machine is None or not machine.up:
             raise PeerUnavailable(f"{self._name} does not answer")
         if values["counts"]:
-            await machine.removing.take_in(values["counts"])
-        return RemovalsView(counts=dict(machine.removing.known.counts))
+            await machine.removing.take_in(Removals(counts=values["counts"]))
+        known = machine.removing.known
+        return RemovalsView(counts=dict(known.counts), ages=dict(known.ages), floor=known.floor)
 
     def stream(self, operation: Operation, values: Mapping[str, Any]) -> Any:
         raise AssertionError
@@ -200,22 +212,22 @@ async def test_what_is_known_is_on_the_disk_before_a_member_ends(world: World) -
 
     machine.member.start_again = power_fails  # type: ignore[method-assign]
     with pytest.raises(StorageError):
-        await machine.removing.take_in({"n4": 1})
+        await machine.removing.take_in(Removals(counts={"n4": 1}))
     world.start("n1", Member("n1", world.events))
     assert world.machines["n1"].removing.known.counts == {"n4": 1}
-    await world.machines["n1"].removing.take_in({})
+    await world.machines["n1"].removing.take_in(Removals())
     assert world.refuses("n4") == ["n1"]
 
 
 async def test_a_member_that_refuses_already_is_left_alone(world: World) -> None:
-    await world.machines["n1"].removing.take_in({"n4": 1})
-    await world.machines["n1"].removing.take_in({"n4": 1})
+    await world.machines["n1"].removing.take_in(Removals(counts={"n4": 1}))
+    await world.machines["n1"].removing.take_in(Removals(counts={"n4": 1}))
     assert world.events == ["n1 ends", "n1 serves"]
 
 
 async def test_who_knows_less_does_not_remove_too_little(world: World) -> None:
     """n4 was removed and joined again while n1 was down: its second membership ends, too."""
-    await world.machines["n2"].removing.take_in({"n4": 1})
+    await world.machines["n2"].removing.take_in(Removals(counts={"n4": 1}))
     await world.machines["n1"].removing.remove("n4")
     assert world.machines["n3"].removing.known.counts == {"n4": 2}
 
@@ -226,10 +238,153 @@ async def test_a_damaged_file_is_reported(world: World) -> None:
         world.start("n1", Member("n1", world.events))
 
 
+ONE, OTHER = Removals(counts={"n2": 3, "n4": 1}), Removals(counts={"n2": 1, "n5": 2})
+HALF = FORGOTTEN_AFTER / 2 + 1
+
+
 def test_counts_only_grow_in_whatever_order_they_come() -> None:
-    one, other = {"n2": 3, "n4": 1}, {"n2": 1, "n5": 2}
-    assert Removals().merged(one).merged(other) == Removals().merged(other).merged(one)
-    known = Removals().merged(one)
-    assert known.merged({"n2": 2}) is known
-    assert replace(known, counts={}).membership("n2") == 1
-    assert known.membership("n2") == 4
+    assert ONE.merged(OTHER) == OTHER.merged(ONE)
+    assert ONE.merged(Removals(counts={"n2": 2})) is ONE
+    assert replace(ONE, counts={}).membership("n2") == 1
+    assert ONE.membership("n2") == 4
+
+
+def test_a_removal_is_as_old_as_whoever_ran_longest_says() -> None:
+    old = ONE.aged(HALF)
+    assert ONE.merged(old).ages == old.merged(ONE).ages == {"n2": HALF, "n4": HALF}
+    assert old.merged(ONE) is old
+    again = old.with_removed("n2")
+    assert again.ages == {"n4": HALF}, "a new membership has certificates of its own"
+    assert old.merged(again) == again.merged(old) == again
+
+
+def test_a_name_is_forgotten_once_no_certificate_of_it_can_count() -> None:
+    known = ONE.aged(HALF)
+    assert known.counts == ONE.counts
+    known = known.aged(HALF)
+    assert (known.counts, known.ages, known.refused()) == ({}, {}, frozenset())
+
+
+def test_no_number_is_given_twice() -> None:
+    """A node that was off for years tells of a removal that all others have forgotten, after the name was taken again."""
+    known = ONE.aged(2 * HALF)
+    assert known.membership("n2") == known.membership("new") == 4
+    late = known.merged(ONE)
+    assert serial("n2", 4) not in late.refused()
+    assert serial("n2", late.membership("n2")) not in late.refused()
+    assert serial("new", 4) in late.with_removed("new").refused()
+
+
+def test_what_another_node_says_has_our_bounds() -> None:
+    heard = Removals.heard(
+        {"n2": 10**9, "n3": -1}, {"n2": float("inf"), "n3": -5.0, "n5": 1.0}, 10**9
+    )
+    assert heard == Removals(counts={"n2": MOST_REMOVALS, "n3": 1}, floor=MOST_FORGOTTEN)
+
+
+def test_a_name_that_was_removed_very_often_is_not_forgotten() -> None:
+    """With its count as the floor, no other could be removed often."""
+    often = Removals(counts={"n2": MOST_FORGOTTEN + 1, "n3": MOST_FORGOTTEN}).aged(2 * HALF)
+    assert often.counts == {"n2": MOST_FORGOTTEN + 1}
+    assert often.membership("n4") == MOST_FORGOTTEN + 1 < MOST_REMOVALS
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["remove", "hear", "age", "set back"]),
+            st.sampled_from("ab"),
+            st.sampled_from(["n1", "n2"]),
+        ),
+        max_size=40,
+    )
+)
+def test_what_was_removed_within_the_time_is_refused_wherever_it_was_heard_of(
+    steps: list[tuple[str, str, str]],
+) -> None:
+    """Two nodes that run, are set back, and hear of each other in any order; the clock on the wall does not matter."""
+    known = {"a": Removals(), "b": Removals()}
+    earlier, now, quarter = dict(known), 0.0, FORGOTTEN_AFTER / 4
+    ended: dict[int, float] = {}
+    for what, node, name in steps:
+        other = "b" if node == "a" else "a"
+        if what == "remove":
+            known[node] = known[node].merged(known[other])  # as `Removing.remove` does
+            number = serial(name, known[node].membership(name))
+            assert number not in ended, "none is given twice"
+            ended[number] = now
+            known[node] = known[node].with_removed(name)
+            known[other] = known[other].merged(known[node])
+            earlier = dict(known)
+        elif what == "hear":
+            known[node] = known[node].merged(known[other])
+        elif what == "age":
+            now += quarter
+            known[node] = known[node].aged(quarter)
+        else:
+            known[node] = earlier[node]
+        for number, at in ended.items():
+            if now - at <= FORGOTTEN_AFTER:
+                assert all(number in each.refused() for each in known.values())
+
+
+async def test_while_nodes_run_they_count_and_tell_each_other_how_old_a_removal_is(
+    world: World,
+) -> None:
+    first, second = world.machines["n1"], world.machines["n2"]
+    await first.removing.take_in(Removals(counts={"n4": 1}))
+    tasks = [asyncio.create_task(each.removing.run()) for each in (first, second)]
+    try:
+        await until(lambda: second.removing.known.counts == {"n4": 1})
+        world.now += HALF
+        await until(lambda: first.removing.known.ages == second.removing.known.ages != {})
+        await asyncio.sleep(0.1)
+        for each in (first, second):
+            assert each.removing.known.ages == {"n4": HALF}, "what both counted counts once"
+            assert b"ages" in each.file.read_bytes()
+        world.now += HALF
+        await until(lambda: first.removing.known == second.removing.known == Removals(floor=1))
+        assert world.events, "they had started again to refuse it"
+        before = list(world.events)
+        await asyncio.sleep(0.1)
+        assert world.events == before, "and need not to refuse less"
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_what_is_heard_of_late_is_not_older_than_that(world: World) -> None:
+    removing = world.machines["n1"].removing
+    await removing.take_in(Removals(counts={"n4": 1}))
+    world.now += 100.0
+    await removing.take_in(Removals(counts={"n5": 1}))
+    assert removing.known.ages == {"n4": 100.0}
+    world.now += 100.0
+    await removing.take_in(Removals(counts={"n4": 1, "n5": 1}, ages={"n4": 150.0}))
+    await removing.take_in(Removals(counts={"n6": 1}))
+    assert removing.known.ages == {"n4": 200.0, "n5": 100.0}
+
+
+async def until(what: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not what():
+            await asyncio.sleep(0.01)
+
+
+async def test_a_removal_tells_no_more_than_itself(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request has a limit, and thousands of names do not fit into it. What is missing is asked for."""
+    many = {f"gone-{number}": 1 for number in range(5000)}
+    await world.machines["n1"].removing.take_in(Removals(counts=many))
+    told: list[Mapping[str, int]] = []
+    ask = Line.ask
+
+    async def watched(self: Line, operation: Operation, values: Mapping[str, Any]) -> Any:
+        told.append(values["counts"])
+        return await ask(self, operation, values)
+
+    monkeypatch.setattr(Line, "ask", watched)
+    await world.machines["n1"].removing.remove("n4")
+    assert {frozenset(counts) for counts in told if counts} == {frozenset({"n4"})}

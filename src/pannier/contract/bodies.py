@@ -18,7 +18,7 @@ ACTOR_PATTERN = "[!-~]([ -~]{0,126}[!-~])?"
 DAY_SECONDS = 86_400
 VOLUME_PATTERN = r"^[a-zA-Z0-9][a-zA-Z0-9_.-]{1,127}$"
 SERVICE_PATTERN = r"^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}$"
-NODE_PATTERN = r"^[a-zA-Z0-9]([a-zA-Z0-9.-]{0,61}[a-zA-Z0-9])?$"
+NODE_PATTERN = r"^(?!.*\.\.)[a-zA-Z0-9]([a-zA-Z0-9.-]{0,61}[a-zA-Z0-9])?$"
 # For the document only: names are checked by the core, whose errors say what to do.
 VolumeName = Annotated[str, Meta(extra_json_schema={"pattern": VOLUME_PATTERN})]
 NodeName = Annotated[str, Meta(extra_json_schema={"pattern": NODE_PATTERN})]
@@ -245,10 +245,16 @@ class PeerPromiseOrder(MachineBody, frozen=True, kw_only=True):
     seconds: Annotated[float, Meta(gt=0, le=60)]
 
 
+class PeerMemoryOrder(MachineBody, frozen=True, kw_only=True):
+    """Tell what is remembered of volumes whose names come after this one."""
+
+    after: Annotated[str, Meta(max_length=128)]
+
+
 class PeerRemovalsOrder(MachineBody, frozen=True, kw_only=True):
     """Take in how often nodes were removed, by name. Nothing, to ask only."""
 
-    counts: dict[str, Annotated[int, Meta(ge=1, le=MOST_REMOVALS)]]
+    counts: dict[NodeName, Annotated[int, Meta(ge=1, le=MOST_REMOVALS)]]
 
     def check(self) -> None:
         """See :class:`Body`."""

@@ -64,9 +64,18 @@ class Peer(Protocol):
         """
         ...
 
-    @peer("GET", "/memory", "What this node remembers of volumes' records")
-    async def peer_memory(self) -> MemoryView:
-        """All volumes' records as this node remembers them: the store may have been restored from an older backup."""
+    @peer(
+        "POST",
+        "/memory",
+        "What this node remembers of volumes' records, page by page",
+        body=bodies.PeerMemoryOrder,
+    )
+    async def peer_memory(self, after: str) -> MemoryView:
+        """Volumes' records as this node remembers them: the store may have been restored from an older backup.
+
+        Args:
+            after: the last name of the page before; empty for the first page.
+        """
         ...
 
     @peer("GET", "/certificates", "The certificates on this node")

@@ -138,13 +138,15 @@ class PiecesView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryView:
-    """What a node remembers of volumes' records.
+    """A page of what a node remembers of volumes' records.
 
     Attributes:
-        records: each as JSON, as the store keeps it.
+        records: each as JSON, as the store keeps it; in the order of their names.
+        more: whether there are others after them.
     """
 
     records: list[str]
+    more: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -412,9 +414,17 @@ class JoinReply:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemovalsView:
-    """How often nodes were removed, by name, as far as a node knows."""
+    """How often nodes were removed, as far as a node knows: see :class:`pannier.core.removals.Removals`.
+
+    Attributes:
+        counts: by name.
+        ages: by name, in seconds.
+        floor: of those that are forgotten.
+    """
 
     counts: dict[str, int]
+    ages: dict[str, float] = field(default_factory=dict)
+    floor: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,8 @@
 
 Whoever sends generations does so by this: replication, and the last transfers of a move. So there is no way on which a
 difference can fail for ever. What is known of the tries is in memory: after a restart they are counted anew.
+
+What this node's own disk does not give back is told in the volume's history, until a copy that failed by it has arrived.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import structlog
 
 from pannier.agent.custody import Custody
 from pannier.cluster.cluster import Cluster
+from pannier.core import damage
 from pannier.core.delivery import (
     SENT_ANEW,
     Begin,
@@ -23,7 +26,7 @@ from pannier.core.delivery import (
     after_failure,
     is_refusal,
 )
-from pannier.core.errors import PannierError
+from pannier.core.errors import PannierError, Unreadable
 from pannier.core.generation import Generation
 from pannier.core.node import Node
 from pannier.core.pace import CopiesPace
@@ -38,9 +41,11 @@ _Copy = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class _Line:
-    """Of a volume's history, by the volume's name."""
+    """Of a volume's history, by the volume's name: what is said of which node, and why."""
 
     volume: str
+    what: str
+    node: str
     why: str
 
 
@@ -63,7 +68,7 @@ class Delivering(Sender):
         self._pace = pace
         self._tries: dict[_Copy, Tries] = {}
         self._untold: dict[_Copy, _Line] = {}
-        """What the volumes' histories do not say yet."""
+        """What the volumes' histories do not say yet, by the volume's id and the node that it is about."""
         self._has_untold = asyncio.Event()
 
     async def send(
@@ -88,14 +93,15 @@ class Delivering(Sender):
         self, offer: Offer, *, to: Node, driver: Driver, progress: Callable[[int], None]
     ) -> Sent:
         """As :meth:`send`, where a container waits: a difference that is refused is followed at once by the next try, and
-        in the end by everything."""
+        in the end by everything. Not so where this node cannot read it: everything is more than that, and takes longer."""
         send = partial(self._send, to=to, driver=driver, progress=progress, may_wait=None)
         for _ in range(self._pace.refused_tries):
             this = _Try()
             try:
                 return await send(offer, this)
             except PannierError as error:
-                if not is_refusal(error) or this.begin is None or this.begin.base is None:
+                refused = is_refusal(error) and not isinstance(error, Unreadable)
+                if not refused or this.begin is None or this.begin.base is None:
                     raise
         return await send(offer, _Try())
 
@@ -136,15 +142,15 @@ class Delivering(Sender):
             )
             self._failed(copy, offer, told, this.begin)
             raise told from error
-        self._note(copy, after_arrival(self._of(copy), begin=this.begin))
+        self._arrived(copy, offer, this.begin)
         return sent
 
     async def run(self) -> None:
         """Write the lines of the volumes' histories, for ever: run as a task. No transfer waits for the store."""
         while True:
             await self._has_untold.wait()
-            for copy, line in list(self._untold.items()):
-                await self._tell(copy, line)
+            for about, line in list(self._untold.items()):
+                await self._tell(about, line)
             if self._untold:
                 await asyncio.sleep(self._pace.verify_finish)
             else:
@@ -168,7 +174,7 @@ class Delivering(Sender):
         now = after_failure(before, error, begin=begin, pace=self._pace)
         self._forget_others()
         self._note(copy, now)
-        if now.unfit != before.unfit:
+        if now.unfit is not None and now.unfit != before.unfit:
             log.error(
                 "transfer.anew",
                 volume=offer.volume_name,
@@ -176,9 +182,38 @@ class Delivering(Sender):
                 base=str(now.unfit),
                 why=now.why,
             )
-            if before.unfit is None:  # otherwise no difference has arrived since the last line
-                self._untold[copy] = _Line(offer.volume_name, now.why)
-                self._has_untold.set()
+            # Otherwise no difference has arrived since the last line, or it is not the copy that fails.
+            if before.unfit is None and not now.unreadable:
+                self._say(copy, _Line(offer.volume_name, SENT_ANEW, copy[1], now.why))
+        if isinstance(error, Unreadable):
+            self._tell_unreadable(copy[0], offer.volume_name, error)
+
+    def _tell_unreadable(self, volume_id: str, name: str, error: Unreadable) -> None:
+        if not self._is_open(name, damage.DAMAGED, damage.UNREADABLE):
+            me = self._cluster.node
+            log.error("volume.unreadable", volume=name, why=error.message)
+            self._say((volume_id, me), _Line(name, damage.UNREADABLE, me, error.message))
+
+    def _arrived(self, copy: _Copy, offer: Offer, begin: Begin | None) -> None:
+        before = self._of(copy)
+        self._note(copy, after_arrival(before, begin=begin))
+        read = before.unreadable or (begin is not None and begin.base is None and not begin.arrived)
+        others = any(each[0] == copy[0] and its.unreadable for each, its in self._tries.items())
+        me = self._cluster.node
+        if read and not others and self._is_open(offer.volume_name, damage.UNREADABLE):
+            self._say((copy[0], me), _Line(offer.volume_name, damage.WHOLE, me, ""))
+
+    def _is_open(self, name: str, *words: str) -> bool:
+        """Whether one of these is the last that a volume's history says of what this node holds, or will say."""
+        volume = self._cluster.catalog.volume(name)
+        if volume is None:
+            return False
+        untold = self._untold.get((volume.id, self._cluster.node))
+        return (untold.what if untold else damage.last_of_holder(volume)) in words
+
+    def _say(self, about: _Copy, line: _Line) -> None:
+        self._untold[about] = line
+        self._has_untold.set()
 
     def _forget_others(self) -> None:
         """Forget the copies of volumes that this node does not hold any more."""
@@ -187,15 +222,15 @@ class Delivering(Sender):
         self._tries = {copy: tries for copy, tries in self._tries.items() if copy[0] in held}
         self._untold = {copy: line for copy, line in self._untold.items() if copy[0] in held}
 
-    async def _tell(self, copy: _Copy, line: _Line) -> None:
+    async def _tell(self, about: _Copy, line: _Line) -> None:
         volume = self._cluster.catalog.volume(line.volume)
         is_mine = volume is not None and (volume.id, volume.grant.node) == (
-            copy[0],
+            about[0],
             self._cluster.node,
         )
         if (
             volume is None
             or not is_mine
-            or await self._custody.note(volume, SENT_ANEW, line.why, of=copy[1])
-        ):
-            self._untold.pop(copy, None)
+            or await self._custody.note(volume, line.what, line.why, of=line.node)
+        ) and self._untold.get(about) is line:
+            del self._untold[about]

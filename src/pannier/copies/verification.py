@@ -241,7 +241,7 @@ class Verification:
             # What it held goes first: only its last generation shows that nothing of that is lost then.
             if not (await self._driver(volume).inspect(volume.id)).live:
                 newest = await self._drivers.newest(volume)
-                why = "its disk had changed what it was given while it held the volume"
+                why = "its disk did not give back what it was given while it held the volume"
                 await self._damaged(volume, newest, Corrupt(why))
         elif me in volume.in_sync:
             await self._driver(volume).drop_quarantined(volume.id)

@@ -11,6 +11,8 @@ RENEW_SECONDS = LIFE_SECONDS / 3
 somebody to bring the node with the authority back. Counted to the end, since a renewed certificate keeps its beginning."""
 WARN_SECONDS = LIFE_SECONDS / 6
 """With so much left, people are told: two months of trying have failed by then, and two are left."""
+AUTHORITY_LIFE_SECONDS = 3653 * DAY_SECONDS
+"""An authority's own certificate: longer than machines last. Nothing that it signs counts longer."""
 AUTHORITY_WARN_SECONDS = LIFE_SECONDS
 """With so much of the authority's own time left, people are told: what it signs ends sooner from now on."""
 

@@ -3,6 +3,9 @@
 A difference that a copy cannot take in would fail for ever: its base is damaged there, or is not what the holder takes it for.
 Nobody can list all reasons. So some failures in a row are reason enough, and the copy gets everything instead. What it has
 stays until that is whole there. A copy that cannot take in everything either is tried more and more seldom.
+
+Where the holder cannot read what it sends, that may be in everything, too; or only what it knows of the base is damaged. So
+differences and everything then take turns, as seldom. What was written anew since arrives.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from pannier.core.errors import (
     PoolMissing,
     SetBack,
     Unavailable,
+    Unreadable,
 )
 from pannier.core.generation import Generation
 from pannier.core.pace import CopiesPace
@@ -66,6 +70,7 @@ class Tries:
         unfit: a generation that is no base for this copy.
         why: for people: why everything is sent although there is a base; empty once it has arrived.
         whole: for people: why everything was refused the last time; empty where it was not.
+        unreadable: for people: what this node's own disk did not give back since; empty where it gave back all.
         setbacks: how many were refused. The pauses grow with it. Everything that arrives does not end that, since the next
             difference may fail again.
     """
@@ -76,6 +81,7 @@ class Tries:
     unfit: Generation | None = None
     why: str = ""
     whole: str = ""
+    unreadable: str = ""
     setbacks: int = 0
 
     def base(self, common: Generation | None) -> Generation | None:
@@ -98,8 +104,12 @@ def after_failure(
     """
     if is_refusal(error):
         tries = replace(tries, setbacks=tries.setbacks + 1)
+        if isinstance(error, Unreadable):
+            tries = replace(tries, unreadable=error.message)
         if begin is None:
             return tries
+        if begin.base is None and isinstance(error, Unreadable):
+            return replace(tries, unfit=None, why="")
         if begin.base is None:
             return replace(tries, whole=error.message)
         of_same_base = tries.last is not None and tries.last.base == begin.base

@@ -30,6 +30,7 @@
          +- ForeignData             foreign-data             409
          +- NewerFormat             newer-format             409
          +- Corrupt                 corrupt
+         +- Unreadable              unreadable
 
 Every error says what happened and, in ``remedy``, what to do next. ``code`` is an API: scripts and
 the other nodes match on it, and :func:`from_code` rebuilds the class on the far side.
@@ -252,6 +253,12 @@ class Corrupt(StorageError):
     """Data is not what it should be."""
 
     code = "corrupt"
+
+
+class Unreadable(StorageError):
+    """The disk of the node that sends does not give back what is to be sent. It says nothing of who receives."""
+
+    code = "unreadable"
 
 
 def _tree(root: type[PannierError]) -> dict[str, type[PannierError]]:

@@ -112,6 +112,11 @@ class CopiesPace:
     refused_limit: float = 900.0
     """The longest pause after something that was refused: each try may send the whole volume. A person who has removed the
     reason waits no longer than this; the pause ends as well when the copy's node comes back, and when the holder's does."""
+    quarantine_look: float = 15.0
+    """Between two looks at copies that their node can neither tidy up nor read."""
+    quarantine_lasts: float = 60.0
+    """Such a copy is made anew after this time: longer than what passes by itself, as a mount that somebody made in it, and
+    short, since the volume has one copy less meanwhile."""
     absence: float = 900.0
     """After this time a copy on a node that is down is replaced: long enough for a reboot or a new
     cable."""
@@ -227,6 +232,8 @@ class NodePace:
     """How long a join token that has expired is told from one that never was."""
     removals: float = 20.0
     """Between two questions to another node which nodes were removed: one that missed a removal knows it within a minute."""
+    removals_age: float = 3600.0
+    """Between two notes of how old removals are: they count for years, and each is a write."""
     removals_answer: float = 5.0
     """How long another node has to answer that. Also how long a member of etcd waits for others that are just being
     started again: one that is down for longer is waited for in vain."""

@@ -3,21 +3,29 @@
 A node that was off knows nothing of what happened meanwhile but what the store says. If the store was restored from an
 older backup, only the other nodes know better. So a node asks each of the others after its start, when that one comes up, and
 when the store seems older. It serves no volume after its start, and takes none over, before all were asked.
+
+The answer comes in pages. All at once, thousands of volumes would not come in time, and would keep both nodes from all else.
 """
 
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect_right
+from collections.abc import Sequence
 
 import structlog
 
 from pannier.cluster.cluster import Cluster
 from pannier.contract.peers import Peers
-from pannier.core.errors import PannierError
+from pannier.contract.views import MemoryView
+from pannier.core.errors import PannierError, PeerUnavailable
+from pannier.core.node import Node
 from pannier.core.pace import HoldingPace
 from pannier.core.volume import Volume
-from pannier.host.records import decode
+from pannier.host.records import decode, encode
 
+PAGE_BYTES = 256 * 1024
+"""A page ends with the record that reaches this: some milliseconds of work at both ends, and 20 volumes with a long past."""
 _REMEDY = "run the same version of Pannier on all nodes"
 
 log = structlog.get_logger(__name__)
@@ -35,6 +43,8 @@ class Memories:
         """Nodes that were asked since this one began and they came up, whether or not they answered."""
         self._heard: set[str] = set()
         """Those of them that answered, with all that they knew then."""
+        self._pages = 0
+        """That were heard."""
         self._were_up: set[str] = set()
         self._doubted: frozenset[str] = frozenset()
 
@@ -61,16 +71,20 @@ class Memories:
         await asyncio.gather(*(self._ask(name) for name in sorted(due)))
 
     async def asked(self) -> None:
-        """Wait until each other node was asked, for as long as one may take to answer.
+        """Wait until each other node was asked, for as long as one may take to answer, and longer while pages come.
 
         Not only those that are up: right after the store was restored, it knows nobody's lease.
         """
-        try:
-            async with asyncio.timeout(2 * self._pace.take_ask):
-                while not self._asked >= self._others():
-                    await asyncio.sleep(self._pace.poll)
-        except TimeoutError:
-            log.info("memories.not-asked", nodes=sorted(self._others() - self._asked))
+        before = -1
+        while self._pages != before:
+            before = self._pages
+            try:
+                async with asyncio.timeout(2 * self._pace.take_ask):
+                    while not self._asked >= self._others():
+                        await asyncio.sleep(self._pace.poll)
+                return
+            except TimeoutError:
+                log.info("memories.not-asked", nodes=sorted(self._others() - self._asked))
 
     def silent(self, volume: str) -> list[str]:
         """The nodes of the cluster that have not answered since they came up, and since the store seems older about a volume."""
@@ -88,21 +102,36 @@ class Memories:
         if node is None:
             return
         try:
-            async with asyncio.timeout(self._pace.take_ask):
-                answer = await self._peers.to(node).peer_memory()
-            for text in answer.records:
-                record = decode(
-                    text.encode(),
-                    Volume,
-                    what=f"a record on node {name}",
-                    remedy=_REMEDY,
-                    shown=True,
-                )
-                self._learn(record, of=name)
+            await self._hear(node)
             self._heard.add(name)
         except (PannierError, TimeoutError, OSError) as error:  # one of an earlier version, too
             log.info("memories.no-answer", node=name, error=str(error))
         self._asked.add(name)
+
+    async def _hear(self, node: Node) -> None:
+        """All that another node remembers, page by page.
+
+        Raises:
+            TimeoutError: it did not answer in time. PannierError.
+        """
+        after, more = "", True
+        while more:
+            async with asyncio.timeout(self._pace.take_ask):
+                answer = await self._peers.to(node).peer_memory(after)
+            self._pages += 1
+            before, more = after, answer.more
+            for text in answer.records:
+                record = decode(
+                    text.encode(),
+                    Volume,
+                    what=f"a record on node {node.name}",
+                    remedy=_REMEDY,
+                    shown=True,
+                )
+                self._learn(record, of=node.name)
+                after = max(after, record.name)
+            if more and after == before:
+                raise PeerUnavailable(f"node {node.name} repeats a page", remedy=_REMEDY)
 
     def _learn(self, record: Volume, *, of: str) -> None:
         if self._cluster.catalog.learn(record):
@@ -113,3 +142,20 @@ class Memories:
                 changes=record.changes,
                 node=of,
             )
+
+
+def remembered(volumes: Sequence[Volume], *, after: str) -> MemoryView:
+    """The page of what a node remembers that begins after a name.
+
+    Args:
+        volumes: sorted by name.
+    """
+    records, size = list[str](), 0
+    first = bisect_right(volumes, after, key=lambda volume: volume.name)
+    for number in range(first, len(volumes)):
+        if size >= PAGE_BYTES:
+            return MemoryView(records=records, more=True)
+        text = encode(volumes[number]).decode()
+        records.append(text)
+        size += len(text)
+    return MemoryView(records=records)

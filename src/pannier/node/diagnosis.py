@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pannier.contract.views import CopyView, FindingView
 from pannier.contract.volumes import LiveVolumeView
 from pannier.contract.words import Level
-from pannier.core.damage import open_damage
+from pannier.core.damage import UNREADABLE, open_damage
 from pannier.core.volume import Volume
 from pannier.host.clock import rfc3339
 
@@ -71,10 +71,24 @@ def damage_findings(record: Volume) -> list[FindingView]:
             level=Level.PROBLEM,
             subject=f"volume {record.name}",
             what=f"on {line.node}: {line.detail} (found {rfc3339(line.at)})",
-            remedy=f"pannier volume verify {record.name} says what to do, and whether it is so still",
+            remedy=_unreadable_remedy(record)
+            if line.what == UNREADABLE
+            else f"pannier volume verify {record.name} says what to do, and whether it is so still",
         )
         for line in open_damage(record)
     ]
+
+
+def _unreadable_remedy(record: Volume) -> str:
+    dmesg = f"see dmesg on {record.grant.node}"
+    if record.in_sync:
+        node = record.in_sync[0]
+        return f"{dmesg}. pannier volume move {record.name} {node}: what was held here is made anew then"
+    return (
+        f"{dmesg}. Find the file by reading all of them (a program is told of an input/output error), and write it anew from "
+        f"a backup: the copies then catch up by themselves. pannier volume mount {record.name}@GENERATION --at DIRECTORY on a node with a "
+        f"copy shows what that has"
+    )
 
 
 def refused_copy(name: str, node: str, why: str) -> FindingView:

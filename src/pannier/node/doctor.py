@@ -31,7 +31,7 @@ from pannier.node.diagnosis import (
     standing_still,
     written_past_the_barrier,
 )
-from pannier.node.quarantine import quarantine_findings, quarantine_of
+from pannier.node.quarantine import apart_findings, quarantine_findings, quarantine_of
 from pannier.node.restored_store import older_store_findings
 from pannier.node.sync_findings import doubt_findings, journal_findings
 from pannier.node.sync_views import journal_of
@@ -281,7 +281,10 @@ class Doctor:
             yield finding
 
     async def _quarantined(self) -> AsyncIterator[FindingView]:
-        async for finding in quarantine_findings(self._drivers, self._cluster.catalog.volumes()):
+        volumes = self._cluster.catalog.volumes()
+        async for finding in quarantine_findings(self._drivers, volumes):
+            yield finding
+        async for finding in apart_findings(self._drivers, volumes, node=self._cluster.node):
             yield finding
 
     async def _older_store(self) -> AsyncIterator[FindingView]:

@@ -22,7 +22,7 @@ from pannier.core.errors import (
     Stale,
 )
 from pannier.core.node import Fingerprints, Node, check_node_name
-from pannier.core.removals import MOST_REMOVALS
+from pannier.core.removals import MOST_NAMES, MOST_REMOVALS
 from pannier.core.volume import HistoryEntry
 from pannier.host.clock import Clock, rfc3339
 from pannier.node.removing import Removing
@@ -129,6 +129,11 @@ class Membership:
             raise Conflict(
                 f"nodes of the name {name} were removed {MOST_REMOVALS} times, and another removal could not be told to etcd",
                 remedy="choose another --name",
+            )
+        if name not in (removed := self._removing.known.counts) and len(removed) >= MOST_NAMES:
+            raise Conflict(
+                f"nodes of {len(removed)} names were removed, and a node of another name could not be removed any more",
+                remedy="choose the --name of a node that was removed",
             )
         unsigned = authority.prepare_node(request.csr, node=name, addresses=[request.address])
         certificate = self._sign(authority, unsigned, by=await self._redeem(known))

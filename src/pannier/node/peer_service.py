@@ -32,13 +32,14 @@ from pannier.core.errors import Conflict, InvalidInput
 from pannier.core.generation import Generation
 from pannier.core.hooks import Moment
 from pannier.core.options import parse_options
+from pannier.core.removals import Removals
 from pannier.core.volume import Volume
 from pannier.holding.handover import Handovers
+from pannier.holding.memories import remembered
 from pannier.holding.promising import Promising
 from pannier.holding.recovery import Recovery
 from pannier.holding.takeover import Takeover
 from pannier.holding.volumes import Volumes
-from pannier.host.records import encode
 from pannier.node.certificates import Certificates
 from pannier.node.node_views import NodeViews
 from pannier.node.removing import Removing
@@ -110,10 +111,9 @@ class PeerService:
             raise no_such_volume(name)
         return volume
 
-    async def peer_memory(self) -> MemoryView:
+    async def peer_memory(self, after: str) -> MemoryView:
         """What this node remembers of volumes' records."""
-        known = self._cluster.catalog.volumes()
-        return MemoryView(records=[encode(volume).decode() for volume in known])
+        return remembered(self._cluster.catalog.volumes(), after=after)
 
     async def peer_node(self) -> NodeView:
         """This node with its pool's figures, and what its engine can do."""
@@ -185,8 +185,9 @@ class PeerService:
     async def peer_removals(self, counts: Mapping[str, int]) -> RemovalsView:
         """Another node removes a node, or asks which were removed."""
         if counts:
-            await self._removing.take_in(counts)
-        return RemovalsView(counts=dict(self._removing.known.counts))
+            await self._removing.take_in(Removals(counts=counts))
+        known = self._removing.known
+        return RemovalsView(counts=dict(known.counts), ages=dict(known.ages), floor=known.floor)
 
     async def peer_create(self, name: str, options: Mapping[str, str], *, actor: str) -> VolumeView:
         """Another node was asked for a volume that shall be made here."""

@@ -1,4 +1,4 @@
-"""Findings on volumes that this node's drivers have quarantined."""
+"""Findings on volumes that this node's drivers have quarantined, or have set apart."""
 
 from __future__ import annotations
 
@@ -36,4 +36,22 @@ async def quarantine_findings(
                 subject=f"volume {known}" if known else f"data {volume_id}",
                 what=reason.message,
                 remedy=reason.remedy,
+            )
+
+
+async def apart_findings(
+    drivers: Drivers, volumes: Iterable[Volume], *, node: str
+) -> AsyncIterator[FindingView]:
+    """One for each copy that was set apart and is still kept."""
+    names = {volume.id: volume.name for volume in volumes}
+    for driver in drivers:
+        for volume_id, place in (await driver.apart()).items():
+            known = names.get(volume_id)
+            yield FindingView(
+                level=Level.WARNING,
+                subject=f"volume {known}" if known else f"data {volume_id}",
+                what=f"what node {node} had of it could be neither tidied up nor read; it is kept in {place}, and "
+                f"its copy was made anew",
+                remedy=f"look into it. If nothing of it is needed: rm -r {place}; where that is refused, see btrfs "
+                f"subvolume list -o {place}, and remove those first: btrfs subvolume delete",
             )

@@ -21,6 +21,7 @@ from pannier.core.errors import OutcomeUnknown, PannierError, Stale, StorageErro
 from pannier.core.node import Node
 from pannier.core.pace import NodePace
 from pannier.core.removals import Removals
+from pannier.host.clock import Clock
 from pannier.host.records import encode, read_file
 from pannier.host.state_files import StateFile
 
@@ -62,6 +63,7 @@ class Removing:
         peers: Peers,
         member: StoreMember,
         file: StateFile,
+        clock: Clock,
         pace: NodePace,
     ) -> None:
         """Read what is known.
@@ -69,6 +71,7 @@ class Removing:
         Args:
             address: this node's.
             file: keeps it, also after a power cut.
+            clock: counts how old removals are, while this node runs.
 
         Raises:
             StorageError: it cannot be read.
@@ -78,38 +81,57 @@ class Removing:
         self._peers = peers
         self._member = member
         self._file = file
+        self._clock = clock
         self._pace = pace
         self._known = read_file(file, Removals, remedy=_FROM_OTHERS) or Removals()
+        self._counted = clock.now()
+        """Until when the ages of what is known are counted."""
         self._saving = asyncio.Lock()
         self._refusing = asyncio.Lock()
 
     @property
     def known(self) -> Removals:
-        """What this node knows."""
-        return self._known
+        """What this node knows, counted until now: if it told less, others would learn anew what they have forgotten."""
+        return self._known_at(self._clock.now())
 
-    async def take_in(self, counts: Mapping[str, int]) -> None:
+    def _known_at(self, now: float) -> Removals:
+        return self._known.aged(now - self._counted)
+
+    async def take_in(self, removals: Removals) -> None:
         """Remember what another node knows, and have the member here refuse it.
 
         Raises:
             StorageError: it cannot be written, or the member may still let a removed node in.
             Corrupt, ProgramFailed: as the methods of :class:`StoreMember`.
         """
-        await self._remember(counts)
+        await self._remember(removals)
         await self._refuse()
 
-    async def _remember(self, counts: Mapping[str, int]) -> None:
+    async def _remember(self, removals: Removals) -> None:
+        """What is heard was counted until now. So what is known here is counted until now, too, before the two are put together:
+        otherwise the same hour would count twice."""
         async with self._saving:
-            merged = self._known.merged(counts)
-            if merged is self._known:
-                return
-            try:
-                await asyncio.to_thread(self._file.write, encode(merged))
-            except OSError as error:
-                raise StorageError(
-                    f"{self._file.path} cannot be written: {error}", remedy="see the disk"
-                ) from error
-            self._known = merged
+            now = self._clock.now()
+            known = self._known_at(now)
+            merged = known.merged(removals)
+            if merged is not known:
+                await self._save(merged, counted=now)
+
+    async def _count(self) -> None:
+        """Note from time to time how old removals are."""
+        async with self._saving:
+            now = self._clock.now()
+            if self._known.counts and now - self._counted >= self._pace.removals_age:
+                await self._save(self._known_at(now), counted=now)
+
+    async def _save(self, removals: Removals, *, counted: float) -> None:
+        try:
+            await asyncio.to_thread(self._file.write, encode(removals))
+        except OSError as error:
+            raise StorageError(
+                f"{self._file.path} cannot be written: {error}", remedy="see the disk"
+            ) from error
+        self._known, self._counted = removals, counted
 
     async def _refuse(self, *, late: bool = False) -> None:
         """Have the member here refuse what is known.
@@ -159,8 +181,10 @@ class Removing:
         others = [node for node in self._others() if node.name != name]
         await asyncio.gather(*(self._ask(node) for node in others))
         removals = self._known.with_removed(name)
-        await self.take_in(removals.counts)
-        untold = [node for node in others if not await self._tell(node, removals)]
+        await self.take_in(removals)
+        # No more than this: what else they do not know yet they ask for, and a request has a limit.
+        counts = {name: removals.counts[name]}
+        untold = [node for node in others if not await self._tell(node, counts)]
         serving = await self._serving()
         still = [node.name for node in untold if node.address in serving]
         if still:
@@ -202,6 +226,7 @@ class Removing:
             asked = others[turn % len(others) :][:1] if turn and others else others
             await asyncio.gather(*(self._ask(node) for node in asked))
             try:
+                await self._count()
                 await self._refuse(late=True)
             except PannierError as error:
                 log.warning("removal.not-refused", error=str(error))
@@ -216,14 +241,14 @@ class Removing:
         try:
             async with asyncio.timeout(self._pace.removals_answer):
                 found = await self._peers.to(node).peer_removals({})
-            await self._remember(found.counts)
+            await self._remember(Removals.heard(found.counts, found.ages, found.floor))
         except (PannierError, OSError, TimeoutError) as error:
             log.debug("removal.not-heard", node=node.name, error=str(error) or "no answer in time")
 
-    async def _tell(self, node: Node, removals: Removals) -> bool:
+    async def _tell(self, node: Node, counts: Mapping[str, int]) -> bool:
         """Whether another node has taken it in, and its member refuses it."""
         try:
-            await self._peers.to(node).peer_removals(removals.counts)
+            await self._peers.to(node).peer_removals(counts)
         except (PannierError, OSError) as error:
             log.warning("removal.not-told", node=node.name, error=str(error))
             return False

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from pannier.core.certificates import LIFE_SECONDS
+from pannier.core.certificates import AUTHORITY_LIFE_SECONDS, LIFE_SECONDS
 from pannier.core.errors import AlreadyExists, Denied, InvalidInput
 from pannier.core.node import check_node_name
 from pannier.core.removals import serial
@@ -35,7 +35,7 @@ STORE_NAME = "Pannier store CA"
 STORE_DIRECTORY = "store"
 """Folder in the cluster's authority for the authority of its etcd, and in a node's files for what that issued: it opens
 etcd and nothing else, and nothing else opens etcd."""
-CA_VALIDITY = timedelta(days=3653)
+CA_VALIDITY = timedelta(seconds=AUTHORITY_LIFE_SECONDS)
 LEAF_VALIDITY = timedelta(seconds=LIFE_SECONDS)
 MEMBER_VALIDITY = timedelta(days=1826)
 """An etcd member's first: it may be on a machine that is no node, where nobody renews it but a person. A renewed one lasts

@@ -178,6 +178,23 @@ class Driver(Protocol):
         """
         ...
 
+    async def set_apart(self, volume: str) -> Path:
+        """Move everything of a quarantined volume out of the way, durably and as it is, for a person to look at.
+        Then nothing of the volume is here, and it can be received anew.
+
+        Returns:
+            Where it is kept: see :meth:`apart`.
+
+        Raises:
+            StorageError: it is not quarantined any more, or is mounted, or cannot be moved; or something of it was
+                set apart before, and is still there.
+        """
+        ...
+
+    async def apart(self) -> Mapping[str, Path]:
+        """Where there is something that was :meth:`set_apart`, by the ids of the volumes. Only a person removes it."""
+        ...
+
     async def inspect(self, volume: str) -> LocalCopy:
         """What is here of ``volume``; an empty LocalCopy if nothing is.
 
@@ -295,6 +312,7 @@ class Driver(Protocol):
 
         Raises:
             Corrupt: the generation, or what is needed of ``base``, is not here or not whole.
+            Unreadable: the disk does not give back what is to be sent.
             StorageError: the sender failed, or the block did not read to the end.
         """
         ...

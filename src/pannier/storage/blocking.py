@@ -11,8 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import ParamSpec, TypeVar
 
-from pannier.core.errors import PoolFull, StorageError
+from pannier.core.errors import PoolFull, StorageError, Unreadable
 from pannier.host.threads import in_own_thread as in_own_thread
+from pannier.storage.slow_reading import DAMAGE
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -49,6 +50,23 @@ def told_as_storage_error(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        raise storage_error(what, error) from error
+
+
+@contextmanager
+def told_as_not_sent(what: str) -> Iterator[None]:
+    """As :func:`told_as_storage_error`, around what reads a generation and writes it to a pipe.
+
+    Raises:
+        Unreadable: the disk does not give it back.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in DAMAGE:
+            raise Unreadable(
+                f"cannot {what}: {error.strerror or error}", remedy="see `dmesg` on this node"
+            ) from error
         raise storage_error(what, error) from error
 
 

@@ -1,8 +1,10 @@
-"""Volumes that a driver cannot tidy up or remove. They are set apart, so that the others stay usable.
+"""Volumes that a driver cannot tidy up or remove. They are refused alone, so that the others stay usable.
 
 The cause may go away at any time without notice: somebody removes a subvolume that a program made, or
 makes a file mutable. So no result is kept for good: whenever the volume, or the list of quarantined
 volumes, is asked for, it is tried again first.
+
+Where a copy is to be made anew, all that is here of its volume is moved out of the way, and kept for a person.
 """
 
 from __future__ import annotations
@@ -16,8 +18,8 @@ from pathlib import Path
 import structlog
 
 from pannier.core.errors import PannierError, StorageError
-from pannier.host.files import DRAFT
-from pannier.storage.blocking import storage_error
+from pannier.host.files import DRAFT, sync_directory
+from pannier.storage.blocking import storage_error, told_as_storage_error
 from pannier.storage.naming import DOOMED
 
 log = structlog.get_logger(__name__)
@@ -36,6 +38,7 @@ class Quarantine:
 
     def __init__(self, volumes: Path, tidy: Callable[[Path], None]) -> None:
         self._volumes = volumes
+        self._apart = volumes.with_name(f"{volumes.name}-apart")
         self._tidy = tidy
         self._reasons: dict[str, StorageError] = {}
         self._lock = threading.Lock()
@@ -76,6 +79,46 @@ class Quarantine:
         """Quarantine a volume whose home cannot be read."""
         with self._lock:
             self._reasons[volume] = _reason(self._volumes / volume, error)
+
+    def set_apart(self, volume: str) -> Path:
+        """Move what is here of a quarantined volume out of the way, durably and as it is. Then there is nothing here.
+
+        Returns:
+            Where it is kept. Only a person removes it, so there is one for each volume at most.
+
+        Raises:
+            StorageError: it is not quarantined any more, or cannot be moved; or something was set apart before.
+        """
+        with self._lock:
+            if volume not in self._reasons or self._try(volume) is None:
+                raise StorageError(
+                    f"volume {volume} is not quarantined on this node", remedy="it can be used"
+                )
+            place = self._apart / volume
+            with told_as_storage_error(f"set volume {volume} apart"):
+                if place.exists():
+                    raise StorageError(
+                        f"something of volume {volume} was set apart before, and nobody has removed it",
+                        remedy=f"look into {place}, and remove it if nothing of it is needed",
+                    )
+                self._apart.mkdir(mode=0o700, exist_ok=True)
+                sync_directory(self._apart.parent)
+                (self._volumes / volume).rename(place)
+                sync_directory(self._apart)
+                sync_directory(self._volumes)
+            del self._reasons[volume]
+            return place
+
+    def apart(self) -> Mapping[str, Path]:
+        """Where there is something that was set apart, by the ids of the volumes.
+
+        Raises:
+            StorageError: it cannot be listed.
+        """
+        with told_as_storage_error("list what was set apart"):
+            if not self._apart.exists():
+                return {}
+            return {place.name: place for place in sorted(self._apart.iterdir())}
 
     def reasons(self) -> Mapping[str, StorageError]:
         """The volumes that are still quarantined, by their ids, each with the reason."""

@@ -10,7 +10,12 @@ from contextlib import asynccontextmanager
 from typing import TypeVar
 
 from pannier.host.process import has_reader, open_pipe
-from pannier.storage.blocking import finished, in_own_thread, told_as_storage_error
+from pannier.storage.blocking import (
+    finished,
+    in_own_thread,
+    told_as_not_sent,
+    told_as_storage_error,
+)
 
 T = TypeVar("T")
 _CHUNK_BYTES = 1 << 20
@@ -21,13 +26,13 @@ async def feeding(write: Callable[[int], None]) -> AsyncIterator[int]:
     """The read end of a pipe that ``write`` fills from a thread.
 
     Raises:
-        StorageError: ``write`` failed, or the block did not read to the end.
+        StorageError: ``write`` failed, or the block did not read to the end. Unreadable: the disk failed it.
     """
     reader, writer = open_pipe()
 
     def work() -> None:
         try:
-            with told_as_storage_error("send the tree to its end"):
+            with told_as_not_sent("send the tree to its end"):
                 write(writer)
         finally:
             os.close(writer)

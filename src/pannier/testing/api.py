@@ -281,7 +281,7 @@ class FakeCluster:
         self._change("peer_lost_copy", name)
         self._volume(name)
 
-    async def peer_memory(self) -> MemoryView:
+    async def peer_memory(self, after: str) -> MemoryView:
         self._change("peer_memory", "")
         return MemoryView(records=[])
 

@@ -28,7 +28,12 @@ from pannier.host.process import (
     pipe_bytes,
     waiting_bytes,
 )
-from pannier.storage.blocking import finished, in_own_thread, in_thread, told_as_storage_error
+from pannier.storage.blocking import (
+    finished,
+    in_own_thread,
+    in_thread,
+    told_as_not_sent,
+)
 from pannier.storage.btrfs import ioctl
 from pannier.storage.btrfs.layout import Home, existing_tree
 from pannier.storage.commands import start
@@ -74,7 +79,7 @@ async def send_stream(
 
 
 def _send(home: Home, generation: Generation, base: Generation | None, writer: int) -> None:
-    with told_as_storage_error(f"send generation {generation} of volume {home.volume}"):
+    with told_as_not_sent(f"send generation {generation} of volume {home.volume}"):
         tree = existing_tree(home, generation)
         parent = existing_tree(home, base) if base is not None else None
         ioctl.send(tree, parent=parent, into=writer)

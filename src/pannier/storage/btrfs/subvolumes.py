@@ -73,6 +73,19 @@ class SubvolumeDriver:
         """See :meth:`Driver.quarantined`."""
         return await in_thread(self._quarantine.reasons)
 
+    async def set_apart(self, volume: str) -> Path:
+        """See :meth:`Driver.set_apart`."""
+        return await in_thread(self._set_apart, self._home(volume))
+
+    def _set_apart(self, home: Home) -> Path:
+        place = self._quarantine.set_apart(home.volume)
+        self._changing.discard(home.volume)
+        return place
+
+    async def apart(self) -> Mapping[str, Path]:
+        """See :meth:`Driver.apart`."""
+        return await in_thread(self._quarantine.apart)
+
     async def inspect(self, volume: str) -> LocalCopy:
         """See :meth:`Driver.inspect`."""
         return await in_thread(self._inspect, self._home(volume))

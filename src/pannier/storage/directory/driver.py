@@ -99,6 +99,16 @@ class DirectoryDriver:
         """See :meth:`Driver.quarantined`."""
         return await in_thread(self._quarantine.reasons)
 
+    async def set_apart(self, volume: str) -> Path:
+        """See :meth:`Driver.set_apart`."""
+        place = await in_thread(self._quarantine.set_apart, self._home(volume).volume)
+        self._used.pop(volume, None)
+        return place
+
+    async def apart(self) -> Mapping[str, Path]:
+        """See :meth:`Driver.apart`."""
+        return await in_thread(self._quarantine.apart)
+
     async def inspect(self, volume: str) -> LocalCopy:
         """See :meth:`Driver.inspect`."""
         return await in_thread(self._inspect, self._home(volume))

@@ -480,6 +480,25 @@ class ImageDriver(SubvolumeDriver):
             finally:
                 self._kept_records.note_set_aside(volume)
 
+    def _set_apart(self, home: Home) -> Path:
+        if any(volume == home.volume for volume, _ in self._mounted()):
+            raise StorageError(
+                f"volume {home.volume} is still mounted on this node",
+                remedy="end what uses it: pannier volume show says what that is",
+            )
+        self._end_notes(home.volume)
+        self._noted.pop(home.volume, None)
+        try:
+            place = super()._set_apart(home)
+        finally:
+            self._kept_records.note_set_aside(home.volume)  # they stay, as in `quarantine`
+        self._forget_images(home.volume)
+        return place
+
+    def _forget_images(self, volume: str) -> None:
+        for key in [key for key in self._images if key[0] == volume]:
+            del self._images[key]
+
     async def check_file_system(
         self, volume: str, generation: Generation | None
     ) -> tuple[str, ...]:
@@ -511,8 +530,7 @@ class ImageDriver(SubvolumeDriver):
         self._end_notes(home.volume)
         self._noted.pop(home.volume, None)
         super()._delete(home)
-        for key in [key for key in self._images if key[0] == home.volume]:
-            del self._images[key]
+        self._forget_images(home.volume)
 
     async def used_bytes(self, volume: str) -> int:
         """See :meth:`Driver.used_bytes`: what the newest image takes on the disk."""

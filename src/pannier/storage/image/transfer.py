@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import errno
 import mmap
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pannier.core.errors import Unreadable
 from pannier.core.line import Buffer, Data, Zeros
+from pannier.storage.blocks import BLOCK_BYTES
 from pannier.storage.image.extents import Range, difference, extents, unshared
 from pannier.storage.image.identity import identity_of, last_change_of
 from pannier.storage.image.nocow import IMAGE
 from pannier.storage.image.stream import RECORD_BYTES, Encoder, StreamHeader
+from pannier.storage.slow_reading import DAMAGE
 
 
 def send(tree: Path, parent: Path | None, pipe: int, *, position: int = 0) -> None:
@@ -26,6 +28,7 @@ def send(tree: Path, parent: Path | None, pipe: int, *, position: int = 0) -> No
 
     Raises:
         OSError: reading or writing failed. Corrupt: the image is none of ours.
+        Unreadable: the disk does not give back a block.
     """
     with _image(tree) as file:
         size = os.fstat(file).st_size
@@ -73,9 +76,30 @@ def _records(file: int, ranges: Iterable[Range]) -> Iterator[Zeros | Data]:
             continue
         for start in range(each.start, each.end, RECORD_BYTES):
             content = buffer[: min(RECORD_BYTES, each.end - start)]
-            if os.preadv(file, [content], start) != len(content):
-                raise OSError(errno.EIO, "the image is shorter than its extents")
+            _read(file, content, start)
             yield Data(start, content)
+
+
+def _read(file: int, content: memoryview, start: int) -> None:
+    """Fill ``content``. Where the disk does not give it back at once, each block is asked for by itself."""
+    if _is_read(file, content, start):
+        return
+    for at in range(0, len(content), BLOCK_BYTES):
+        if not _is_read(file, content[at : at + BLOCK_BYTES], start + at):
+            raise Unreadable(
+                f"the image's block at {start + at} cannot be read",
+                remedy="see `dmesg` on this node",
+            )
+
+
+def _is_read(file: int, content: memoryview, start: int) -> bool:
+    """The kernel gives what is before a bad block, or says EIO."""
+    try:
+        return os.preadv(file, [content], start) == len(content)
+    except OSError as error:
+        if error.errno not in DAMAGE:
+            raise
+        return False
 
 
 def _write(pipe: int, content: Buffer) -> None:
