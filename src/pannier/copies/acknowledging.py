@@ -182,7 +182,7 @@ class Acknowledging:
             progress = replicated.progress[node]
             if not progress.has(position) and not progress.follows(replicated.line):
                 why = replicated.why_no_records(node)
-                await self._replicator.make(replicated)
+                await self._replicator.make(replicated, written_out=True)
                 replicated.note_detour(why)
                 return replicated.position
         return position
@@ -321,8 +321,9 @@ class Acknowledging:
         ):
             return  # it is far behind: sync calls must not wait for it
         await self._cluster.fresh(replicated.volume.name)  # nor for a store that hangs
+        await self._local.write_out(replicated.volume)  # nor for what nobody has synced
         async with replicated.group:
-            await self._replicator.make(replicated)
+            await self._replicator.make(replicated, written_out=True)
             until = self._clock.now() + self._pace.join_patience
             while not replicated.progress[node].has(replicated.position):
                 if replicated.ended or replicated.progress[node].error or self._clock.now() > until:

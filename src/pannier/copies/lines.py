@@ -14,6 +14,7 @@ from pannier.agent.drivers import Drivers
 from pannier.cluster.cluster import Cluster
 from pannier.copies.replicated import Following, OpenLine, Replicated
 from pannier.core.errors import JournalFull, PannierError, PeerUnavailable
+from pannier.core.generation import Generation
 from pannier.core.line import Cut, Doubt, LinePlace, LineRecord
 from pannier.core.pace import CopiesPace
 from pannier.core.volume import Volume
@@ -70,6 +71,20 @@ class Lines:
         driver = self._drivers.of(replicated.volume)
         if isinstance(driver, SparseDriver):
             await driver.write_out(replicated.volume.id)
+
+    async def snapshot(self, replicated: Replicated, *, written_out: bool) -> Generation:
+        """Make a generation.
+
+        Args:
+            written_out: all that it must have is on the disk. What is only in memory by now is not waited for.
+
+        Raises:
+            StorageError: the disk refused something, or a driver without lines makes none.
+        """
+        volume, driver = replicated.volume, self._driver(replicated.volume)
+        if driver is None or not written_out:
+            return await self._drivers.of(volume).snapshot(volume.id, epoch=volume.grant.epoch)
+        return await driver.snapshot_disk(volume.id, epoch=volume.grant.epoch)
 
     async def renew(self, replicated: Replicated) -> None:
         """Let the next generation be a new one, unless a run has begun with one: see :meth:`LineDriver.renew`."""
