@@ -145,7 +145,10 @@ class Lines:
         line.bytes += parcel.size
         replicated.position += 1
         for node, following in followers:
-            if following.waiting >= self._pace.most_waiting:
+            if (
+                following.waiting >= self._pace.most_waiting
+                or following.waiting_bytes + parcel.size > self._pace.most_waiting_bytes
+            ):
                 # A generation is one thing to wait for instead of many.
                 replicated.note_not_following(
                     node, following, "too many records are on their way to it"
@@ -153,6 +156,7 @@ class Lines:
                 continue
             following.number += 1
             following.waiting += 1
+            following.waiting_bytes += parcel.size
             following.last = replicated.start(
                 self._send(
                     replicated,
@@ -183,9 +187,11 @@ class Lines:
     ) -> None:
         if before is not None:
             await asyncio.wait((before,))
+        await following.ready.wait()
         try:
-            if not following.broken:
-                await self._send_one(replicated, name, parcel)
+            if following.broken or replicated.has_since(name, place):
+                return
+            await self._send_one(replicated, name, parcel)
         except PannierError as error:
             self._say(replicated, "line.broken", node=name, error=str(error))
             if isinstance(error, JournalFull):
@@ -200,6 +206,7 @@ class Lines:
                 replicated.note_followed(name, place, position=position, at=at)
         finally:
             following.waiting -= 1
+            following.waiting_bytes -= parcel.size
 
     async def _send_one(self, replicated: Replicated, name: str, parcel: Parcel) -> None:
         node = self._cluster.catalog.node(name)
