@@ -54,8 +54,11 @@ from pannier.holding.set_back import Abdication
 from pannier.holding.takeover import Takeover
 from pannier.holding.volumes import Volumes
 from pannier.host.clock import Clock
+from pannier.host.killing import Kill
 from pannier.host.state_files import StateFiles
 from pannier.node.barrier_admission import BarrierAdmission, Marks
+from pannier.node.certificate_ports import CertificatePorts
+from pannier.node.certificates import Certificates
 from pannier.node.cleaning import Cleaning
 from pannier.node.cluster_wide import ClusterWide
 from pannier.node.docker_volumes import VolumesForDocker
@@ -70,6 +73,8 @@ from pannier.node.membership import Membership
 from pannier.node.node_views import NodeViews
 from pannier.node.own_record import keep_activated, keep_introduced, keep_swarm_node
 from pannier.node.peer_service import PeerService
+from pannier.node.renewing import Renewing
+from pannier.node.signing import Signing
 from pannier.node.trash import Trash, TrashTerms
 from pannier.node.twins import Twins
 from pannier.node.unheld import Unheld
@@ -123,7 +128,7 @@ class Outside(Generic[Calls]):
         record_sender: sends records to other nodes.
         mounts: the paths that Docker is given.
         users_of: who uses a directory, as the kernel sees it.
-        kill: sends a signal to a process.
+        kill: kills processes.
         freezer: freezes containers.
         files: where the node keeps what it must not forget.
         clock: this machine's.
@@ -131,6 +136,7 @@ class Outside(Generic[Calls]):
         configured_runtime: the default runtime that the engine's configuration names.
         authority: the cluster's certificate authority. Raises Conflict where it is not on this node.
         pool_problems: what is wrong with the pool although it could be opened.
+        certificates: this machine's, and how it comes by others.
     """
 
     store: Store
@@ -142,7 +148,7 @@ class Outside(Generic[Calls]):
     record_sender: SendsRecords
     mounts: Mounts
     users_of: UsersOf
-    kill: Callable[[int, int], None]
+    kill: Kill
     freezer: Freezer
     files: StateFiles
     clock: Clock
@@ -150,6 +156,7 @@ class Outside(Generic[Calls]):
     configured_runtime: Callable[[], str]
     authority: Callable[[], Authority]
     pool_problems: Callable[[], Awaitable[list[str]]]
+    certificates: CertificatePorts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -404,6 +411,35 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         store_address=settings.store_address,
         clock=clock,
     )
+    signing = Signing(
+        node=node,
+        registry=registry,
+        catalog=catalog,
+        peers=peers,
+        own=outside.certificates.own,
+        authority=outside.authority,
+        issued=outside.certificates.issued,
+        clock=clock,
+    )
+    renewing = Renewing(
+        node=node,
+        ports=outside.certificates,
+        signing=signing,
+        membership=membership,
+        catalog=catalog,
+        file=files.until_boot("renewal.json"),
+        clock=clock,
+        pace=pace.node,
+    )
+    certificates = Certificates(
+        cluster=cluster,
+        ports=outside.certificates,
+        peers=peers,
+        trouble=lambda: renewing.trouble,
+        has_authority=lambda: signing.is_here,
+        clock=clock,
+        pace=pace.node,
+    )
     admission = BarrierAdmission(
         engine=engine, marks=sync_calls, configured=outside.configured_runtime, pace=pace.node
     )
@@ -498,6 +534,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         unheld=unheld,
         twins=twins,
         pool_problems=outside.pool_problems,
+        certificates=certificates,
         clock=clock,
         doubt=pace.agent.doubt,
     )
@@ -512,6 +549,9 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         trash=trash,
         cleaning=Cleaning(cluster=cluster, drivers=drivers, custody=custody, use=use, room=room),
         membership=membership,
+        certificates=certificates,
+        signing=signing,
+        renewing=renewing,
         doctor=doctor,
         recovery=recovery,
         verification=verification,
@@ -534,6 +574,8 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         mending=mending,
         file_systems=file_systems,
         services=services,
+        certificates=certificates,
+        signing=signing,
     )
     own_copies = OwnCopies(
         cluster=cluster, drivers=drivers, peers=peers, clock=clock, pace=pace.copies
@@ -567,6 +609,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
     forgetting = Forgetting(
         cluster=cluster,
         drivers=drivers,
+        promises=promises,
         mounts=mounts,
         marks=sync_calls,
         membership=membership,
@@ -585,7 +628,13 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
     asked_options = AskedOptions(
         cluster=cluster, custody=custody, swarm=engine.swarm, pace=pace.swarm
     )
-    disks = Disks(drivers=drivers, lease=lease, pace=pace.agent)
+    disks = Disks(
+        drivers=drivers,
+        lease=lease,
+        file=files.until_boot("hanging.json"),
+        clock=clock,
+        pace=pace.agent,
+    )
 
     async def adopt() -> None:
         await drivers.tried.wait()
@@ -629,6 +678,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
             Work("drivers", drivers.keep_open),
             # Also while the store cannot be reached:
             Work("fencing", fencing.run),
+            Work("certificate", renewing.run),
             Work("room", room.keep_free),
         ),
         then=(

@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,7 +21,7 @@ from pannier.agent.mounts import MountTable
 from pannier.agent.renewal import Renewal
 from pannier.agent.usage import users_of
 from pannier.api.caller import NodeCaller, UserCaller, identify_local, identify_tls
-from pannier.api.client import PeerClient
+from pannier.api.client import ApiClient, PeerClient
 from pannier.api.connection import TlsEndpoint
 from pannier.api.listen import serve_tls, serve_unix
 from pannier.api.server import build_application
@@ -28,22 +29,28 @@ from pannier.assembly import Outside, Settings, assemble
 from pannier.barrier.barrier import Barrier
 from pannier.barrier.calls import Strategy
 from pannier.config import PATHS, Config, Paths, load_config
+from pannier.contract.bodies import RenewalOrder
 from pannier.contract.peers import Peer
+from pannier.contract.views import RenewalReply
 from pannier.core.errors import Conflict, Denied, PannierError
 from pannier.core.lease import Terms
-from pannier.core.node import Node
+from pannier.core.node import Fingerprints, Node
 from pannier.core.pace import NodePace, Pace
 from pannier.engine.docker import DockerEngine
 from pannier.engine.file import configured_default
 from pannier.host.activation import fd_named, inherited_fds, listening_socket
 from pannier.host.clock import machine_clock
 from pannier.host.files import keep_private
+from pannier.host.killing import kill
 from pannier.host.logs import log_to_journal
 from pannier.host.state_files import HostFiles
 from pannier.host.systemd import notify
+from pannier.node.certificate_ports import CertificatePorts
 from pannier.pki.authority import Authority
 from pannier.pki.credentials import Credentials
-from pannier.pki.identity import fingerprint
+from pannier.pki.identity import fingerprints
+from pannier.pki.issued import IssuedToUsers
+from pannier.pki.own import OwnCertificate
 from pannier.plugin.server import PluginServer
 from pannier.storage.base import Driver
 from pannier.storage.btrfs import pool
@@ -51,6 +58,7 @@ from pannier.storage.btrfs.driver import BtrfsDriver
 from pannier.storage.directory.driver import DirectoryDriver
 from pannier.storage.image.driver import ImageDriver
 from pannier.store.address import SqliteAddress, open_store, parse_address
+from pannier.store.shown import shown_by_store
 from pannier.transport.client import TransportClient
 from pannier.transport.rate import Rate
 from pannier.transport.record_sender import RecordSender
@@ -170,7 +178,7 @@ class Daemon:
             record_sender=self.record_sender,
             mounts=mounts,
             users_of=users_of,
-            kill=os.kill,
+            kill=kill,
             freezer=CgroupFreezer(files.until_boot("frozen.json")),
             files=files,
             clock=self.clock,
@@ -178,6 +186,12 @@ class Daemon:
             configured_runtime=configured_default,
             authority=self._authority,
             pool_problems=self._pool_problems,
+            certificates=CertificatePorts(
+                own=OwnCertificate(self.credentials),
+                issued=IssuedToUsers(self.paths.config / "ca"),
+                stranger=self._ask_as_stranger,
+                store=partial(shown_by_store, self.config.store),
+            ),
         )
 
     def _settings(self) -> Settings:
@@ -190,7 +204,9 @@ class Daemon:
                 drivers=self._drivers,
                 version=__version__,
                 joined_at=0.0,
-                certificate=self.credentials.fingerprint,
+                certificate=self.credentials.fingerprints.certificate,
+                key=self.credentials.fingerprints.key,
+                authority=self._has_authority,
                 api_port=config.api_port,
                 transport_port=config.transport_port,
                 trash_seconds=config.trash_seconds(),
@@ -254,7 +270,7 @@ class Daemon:
         async with AsyncExitStack() as stack:
             if isinstance(self.keeper, KeeperProcess):
                 self.keeper.start()  # it gets ready meanwhile
-            await stack.enter_async_context(self._plugin())
+            plugin = await stack.enter_async_context(self._plugin())
             # Docker may ask from now on, and waits for `ready`; nothing slow comes before this.
             notify("READY=1", f"STATUS=node {self.config.node}, version {__version__}")
             await stack.enter_async_context(self.store.session())
@@ -274,21 +290,25 @@ class Daemon:
             node.follow_handovers(tasks.start)
             await stop.wait()
             notify("STOPPING=1")
+            if (
+                plugin is not None
+            ):  # before containers are ended, which Docker may start again at once
+                await plugin.close_door()
             await node.leaving.prepare()
 
     @asynccontextmanager
-    async def _plugin(self) -> AsyncIterator[None]:
+    async def _plugin(self) -> AsyncIterator[PluginServer | None]:
         """Serve Docker, if systemd gave us its socket."""
         fd = fd_named(self.inherited, "plugin")
         if fd is None:
             log.warning("plugin.no-socket", remedy="start pannierd by its systemd socket unit")
-            yield
+            yield None
             return
         self.catalog.load()
         server = PluginServer(self.node.docker, ready=self.ready)
         await server.start(listening_socket(fd))
         try:
-            yield
+            yield server
         finally:
             await server.stop()
 
@@ -346,14 +366,22 @@ class Daemon:
         """A node's certificate counts for as long as the node's record names it."""
         if isinstance(caller, UserCaller):
             return True
-        return self.catalog.knows(caller.name, certificate=fingerprint(certificate))
+        return self.catalog.knows(caller.name, shown=fingerprints(certificate))
 
-    async def _check_peer(self, name: str, certificate: str) -> None:
-        if not self.catalog.knows(name, certificate=certificate):
+    async def _check_peer(self, name: str, shown: Fingerprints) -> None:
+        if not self.catalog.knows(name, shown=shown):
             raise Denied(
                 f"node {name} is not known here, or has another certificate by now",
                 remedy="a removed node must join again",
             )
+
+    async def _ask_as_stranger(
+        self, address: str, port: int, node: str | None, order: RenewalOrder
+    ) -> RenewalReply:
+        context = self.credentials.anonymous_context()
+        endpoint = TlsEndpoint(address=address, port=port, context=context, node=node)
+        async with ApiClient(endpoint) as client:
+            return await client.renew_certificate(order)
 
     async def _pool_problems(self) -> list[str]:
         if "btrfs" not in self.node.drivers:
@@ -364,9 +392,13 @@ class Daemon:
             return [error.message]
         return []
 
+    @property
+    def _has_authority(self) -> bool:
+        return (self.paths.config / "ca" / "ca.key").exists()
+
     def _authority(self) -> Authority:
         directory = self.paths.config / "ca"
-        if not (directory / "ca.key").exists():
+        if not self._has_authority:
             raise Conflict(
                 "the cluster's CA key is not on this node",
                 remedy="make the token, and join, at the node on which 'pannier init' was run",

@@ -23,6 +23,7 @@ from pannier.host.clock import machine_clock
 from pannier.host.logs import log_to_journal
 from pannier.host.processors import ProcessorDemand
 from pannier.pki.credentials import Credentials
+from pannier.pki.own import OwnCertificate, follow
 from pannier.store.address import open_store
 from pannier.store.base import Store
 
@@ -77,7 +78,13 @@ class OtherEnd:
 
 
 async def keep(
-    store: Store, connection: socket.socket, *, node: str, boot_id: str, terms: Terms
+    store: Store,
+    connection: socket.socket,
+    *,
+    own: OwnCertificate,
+    node: str,
+    boot_id: str,
+    terms: Terms,
 ) -> None:
     """Renew for ever, from the daemon's first word on."""
     daemon = OtherEnd(connection)
@@ -92,8 +99,9 @@ async def keep(
     )
     daemon.listen(renewal)
     await daemon.heard.wait()
-    async with store.session():
-        await renewal.run()
+    async with store.session(), asyncio.TaskGroup() as tasks:
+        tasks.create_task(follow(own))
+        tasks.create_task(renewal.run())
 
 
 def come_first() -> None:
@@ -111,11 +119,12 @@ def main() -> NoReturn:
     """See the module."""
     log_to_journal()
     address, credentials, node, boot_id, seconds = sys.argv[1:]
-    store = open_store(address, tls=Credentials.load(Path(credentials)).client_context())
+    mine = Credentials.load(Path(credentials))
+    store = open_store(address, tls=mine.client_context())
     come_first()
     connection = socket.socket(fileno=0)
-    work = keep(store, connection, node=node, boot_id=boot_id, terms=Terms(float(seconds)))
-    asyncio.run(work)
+    own, terms = OwnCertificate(mine), Terms(float(seconds))
+    asyncio.run(keep(store, connection, own=own, node=node, boot_id=boot_id, terms=terms))
     raise AssertionError("it renews for ever")
 
 

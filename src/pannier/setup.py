@@ -14,7 +14,7 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -38,6 +38,7 @@ from pannier.core.errors import (
     Conflict,
     Denied,
     InvalidInput,
+    OutcomeUnknown,
     PannierError,
     Unavailable,
 )
@@ -51,6 +52,7 @@ from pannier.host.files import keep_private, write_file
 from pannier.host.process import Failing, run
 from pannier.pki.authority import Authority
 from pannier.pki.credentials import Credentials, new_request
+from pannier.pki.issued import IssuedToUsers
 from pannier.pki.pin import pin
 from pannier.pki.token import Token
 from pannier.storage.btrfs.pool import create_pool, grow_pool
@@ -173,7 +175,9 @@ async def _found(config: Config, credentials: Credentials) -> None:
         drivers=config.drivers,
         version=__version__,
         joined_at=time.time(),
-        certificate=credentials.fingerprint,
+        certificate=credentials.fingerprints.certificate,
+        key=credentials.fingerprints.key,
+        authority=True,
     )
     async with store.session():
         there = await registry.cluster()
@@ -238,16 +242,22 @@ async def _join(
     pool = await _prepare_storage(storage)
     request = new_request(name)
     endpoint = TlsEndpoint(address=address, context=pinned.context, node=pinned.member.name)
+    order = JoinOrder(
+        token=token.text(),
+        name=name,
+        address=own_address,
+        csr=request.csr_pem,
+        version=__version__,
+    )
     async with ApiClient(endpoint) as client:
-        reply = await client.join(
-            JoinOrder(
-                token=token.text(),
-                name=name,
-                address=own_address,
-                csr=request.csr_pem,
-                version=__version__,
-            )
-        )
+        try:
+            reply = await client.join(order)
+        except OutcomeUnknown as error:
+            raise OutcomeUnknown(
+                f"{error.message}; the token may have been used up, and this machine is no node",
+                remedy=f"on a node of the cluster: pannier node rm {name}, if pannier node ls shows it; "
+                "then join with a new token: pannier token create",
+            ) from error
     Credentials.save(
         CONFIG_DIRECTORY, ca=reply.ca, certificate=reply.certificate, key=request.key_pem
     )
@@ -509,6 +519,8 @@ def ca_issue_etcd(
 def ca_issue_user(*, name: str, out_directory: str, ca_directory: str) -> None:
     """Write ``ca.crt``, ``user.crt`` and ``user.key``: for ``pannier --host --certificates``.
 
+    An earlier certificate of that user counts until its end, and is not renewed any more.
+
     Raises:
         AlreadyExists: there is such a file.
         NotFound: there is no CA in ``ca_directory``.
@@ -519,22 +531,30 @@ def ca_issue_user(*, name: str, out_directory: str, ca_directory: str) -> None:
     authority = Authority.load(Path(ca_directory))
     request = new_request(name)
     certificate = authority.issue_user(request.csr_pem, user=name)
-    _write_new(
-        Path(out_directory),
-        {"ca.crt": authority.certificate_pem, "user.crt": certificate, "user.key": request.key_pem},
-    )
+    texts = {
+        "ca.crt": authority.certificate_pem,
+        "user.crt": certificate,
+        "user.key": request.key_pem,
+    }
+    _refuse_existing(Path(out_directory), texts)
+    IssuedToUsers(Path(ca_directory)).note(name, certificate)
+    _write_new(Path(out_directory), texts)
 
 
 def _write_new(directory: Path, texts: dict[str, str]) -> None:
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for file in (directory / name for name in texts):
-        if file.exists():
-            raise _there_already(file)
+    _refuse_existing(directory, texts)
     for name, text in texts.items():
         try:
             write_file(directory / name, text.encode(), replace=False)
         except FileExistsError as error:
             raise _there_already(directory / name) from error
+
+
+def _refuse_existing(directory: Path, names: Iterable[str]) -> None:
+    for file in (directory / name for name in names):
+        if file.exists():
+            raise _there_already(file)
 
 
 def _there_already(file: Path) -> AlreadyExists:

@@ -21,6 +21,7 @@ from transport_world import (
 
 from pannier.core.errors import Conflict, Denied, PannierError, PeerUnavailable, Stale
 from pannier.core.generation import Generation
+from pannier.core.node import Fingerprints
 from pannier.pki.authority import Authority
 from pannier.pki.credentials import Credentials, new_request
 from pannier.storage.base import LocalCopy
@@ -273,10 +274,10 @@ async def test_an_older_certificate_of_the_right_node_gets_nothing(
 
 async def test_a_node_that_was_removed_is_refused(tmp_path: Path) -> None:
     world = World(tmp_path)
-    seen: list[tuple[str, str]] = []
+    seen: list[tuple[str, Fingerprints]] = []
 
-    async def check(name: str, certificate: str) -> None:
-        seen.append((name, certificate))
+    async def check(name: str, shown: Fingerprints) -> None:
+        seen.append((name, shown))
         raise Denied(f"node {name} was removed")
 
     world.server = TransportServer(
@@ -285,7 +286,7 @@ async def test_a_node_that_was_removed_is_refused(tmp_path: Path) -> None:
     async with world.server:
         with pytest.raises(Denied, match="was removed"):
             await world.send("v1", "1.1")
-    assert seen == [("alder", world.alder.fingerprint)]
+    assert seen == [("alder", world.alder.fingerprints)]
 
 
 async def test_nobody_listening_is_peer_unavailable(world: World) -> None:

@@ -37,6 +37,7 @@ from pannier.core.errors import (
     StorageError,
 )
 from pannier.core.line import LineRecord, Zeros, encode
+from pannier.core.node import Fingerprints
 from pannier.pki.authority import Authority
 from pannier.pki.credentials import Credentials, new_request
 from pannier.transport import record_server
@@ -329,7 +330,7 @@ async def test_a_node_that_was_removed_is_refused_at_once_and_on_its_open_connec
     monkeypatch.setattr(record_server, "_LOOK_SECONDS", 0.05)
     removed = False
 
-    async def check(name: str, certificate: str) -> None:
+    async def check(name: str, shown: Fingerprints) -> None:
         if removed:
             raise Denied(f"node {name} was removed")
 

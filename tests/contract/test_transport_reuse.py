@@ -13,6 +13,7 @@ import pytest
 from transport_world import PATIENCE_SECONDS, Proxy, World, offer_of, threads_of_transfers
 
 from pannier.core.errors import Denied, Stale
+from pannier.core.node import Fingerprints
 from pannier.transport.channel import TransportTiming
 from pannier.transport.client import TransportClient
 from pannier.transport.server import TransportServer
@@ -151,7 +152,7 @@ async def test_a_node_that_is_removed_later_is_refused_on_its_open_connection(
     removed = False
     world = World(tmp_path)
 
-    async def check(name: str, certificate: str) -> None:
+    async def check(name: str, shown: Fingerprints) -> None:
         if removed:
             raise Denied(f"node {name} was removed")
 
@@ -171,7 +172,7 @@ async def test_a_node_that_is_removed_later_is_refused_on_its_open_connection(
 async def test_a_record_with_another_certificate_gets_a_connection_of_its_own(there: Way) -> None:
     """The name in an old record, on a machine that was set up anew."""
     await there.send("1.1")
-    changed = replace(there.world.birch_at(there.port), certificate="0" * 64)
+    changed = replace(there.world.birch_at(there.port), key="0" * 64)
     with pytest.raises(Denied, match="another certificate"):
         await there.world.client.send(offer_of("v1", "1.2"), to=changed, driver=there.world.ours)
 

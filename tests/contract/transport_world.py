@@ -45,7 +45,8 @@ def node_record(credentials: Credentials, *, port: int) -> Node:
         drivers=("memory",),
         version="0",
         joined_at=0.0,
-        certificate=credentials.fingerprint,
+        certificate=credentials.fingerprints.certificate,
+        key=credentials.fingerprints.key,
         transport_port=port,
     )
 
@@ -227,6 +228,9 @@ class MemoryDriver(Driver):
 
     async def check_disk(self, *, by_writing: bool = False) -> None:
         raise NotImplementedError
+
+    def writes_done(self) -> int | None:
+        return None
 
 
 def _write_all(pipe: int, stream: bytes, hold: threading.Event, hangs: bool) -> None:

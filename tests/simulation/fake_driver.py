@@ -8,6 +8,7 @@ driver contract, see test_fake_driver.py.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 import zlib
@@ -149,6 +150,14 @@ class Disk:
         self.homes: dict[str, Home] = {}
         self.failed = False
         """Nothing can be read or written any more."""
+        self.hangs = False
+        """Nothing that is asked of it is answered, and nothing is lost: it goes on later."""
+        self.open_waits = True
+        """Whether a driver cannot be opened while it hangs: what it needs for that may be in memory."""
+        self.slow = 0.0
+        """Seconds that a write takes which somebody waits for."""
+        self.writes = 0
+        """How many it has completed."""
         self.spoilt: dict[str, StorageError] = {}
         """Volumes of which something can be neither tidied nor removed, and why."""
         self.free_bytes = 1 << 39
@@ -169,6 +178,11 @@ class Disk:
         """But for what is in it."""
         self.untraced: Doubt | None = None
         """Why there is no trace."""
+
+    async def answers(self) -> None:
+        """Wait as long as it hangs."""
+        while self.hangs:
+            await asyncio.sleep(0.05)
 
     def write(self, volume: str, epoch: int, file: str, value: bytes) -> None:
         """What a container does; OSError where the tree is sealed or gone."""
@@ -228,6 +242,8 @@ class SnapshotDriver(CheckedDriver):
 
     async def open(self) -> None:
         """Nothing is ever half done here."""
+        if self.disk.open_waits:
+            await self.disk.answers()
 
     async def close(self) -> None:
         """Nothing was taken."""
@@ -417,8 +433,14 @@ class SnapshotDriver(CheckedDriver):
         return Capacity(total_bytes=1 << 40, free_bytes=1 << 39)
 
     async def check_disk(self, *, by_writing: bool = False) -> None:
+        await asyncio.sleep(self.disk.slow if by_writing else 0.0)
+        await self.disk.answers()
+        self.disk.writes += by_writing
         if self.disk.failed:
             raise DiskFailed("the disk takes no writes any more")
+
+    def writes_done(self) -> int | None:
+        return self.disk.writes
 
     def _home(self, volume: str) -> Home:
         if not volume or volume.startswith(".") or "/" in volume:

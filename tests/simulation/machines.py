@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -31,16 +31,28 @@ from pannier.barrier.barrier import UNKNOWN
 from pannier.barrier.calls import Strategy
 from pannier.barrier.groups import Backlog
 from pannier.barrier.syncwrites import UnheldWriter
+from pannier.contract.bodies import RenewalOrder
 from pannier.contract.operation import Operation
 from pannier.contract.peers import PEER_OPERATIONS, Peer, Peers
-from pannier.core.errors import Conflict, OutcomeUnknown, PannierError, PeerUnavailable
+from pannier.contract.views import RenewalReply
+from pannier.core.errors import (
+    Conflict,
+    Denied,
+    OutcomeUnknown,
+    PannierError,
+    PeerUnavailable,
+)
 from pannier.core.generation import Generation
 from pannier.core.line import decode
-from pannier.core.node import Node
+from pannier.core.node import Fingerprints, Node
 from pannier.core.volume import UnheldWrites
 from pannier.engine.base import EngineFacts
 from pannier.host.clock import Clock
 from pannier.node.barrier_admission import RUNTIME
+from pannier.node.certificate_ports import CertificatePorts
+from pannier.pki.facts import CertificateFacts
+from pannier.pki.issued import IssuedToUsers
+from pannier.pki.renewal import Proved, RenewalRequest
 from pannier.storage.base import Driver, LocalCopy
 from pannier.testing.engine import FakeEngine
 from pannier.testing.store import MemoryStore
@@ -95,9 +107,9 @@ class Machine:
         """What a right clock says."""
         return asyncio.get_running_loop().time()
 
-    def kill(self, pid: int, _: int) -> None:
-        """A process is killed; its container ends with it."""
-        self.table.kill(pid)
+    def kill(self, pids: Collection[int], *, found: Callable[[], Collection[int]]) -> list[int]:
+        """Processes are killed; their containers end with them."""
+        return self.table.kill(pids, found=found)
 
     def freeze(self) -> None:
         """The daemon makes no step; its containers go on."""
@@ -224,6 +236,12 @@ class Run:
             configured_runtime=lambda: RUNTIME,
             authority=_no_authority,
             pool_problems=_no_pool_problems,
+            certificates=CertificatePorts(
+                own=LastingCertificate(settings.me.certificate),
+                issued=IssuedToUsers(machine.state),
+                stranger=_no_stranger,
+                store=_no_store_certificates,
+            ),
         )
 
     def _settings(self) -> Settings:
@@ -305,6 +323,8 @@ class Run:
         """See :class:`stepping.Life`."""
         fault = self._begin(label)
         await pause(self.world.delay() + self.world.slow_steps.get((self.name, label), 0.0))
+        if label.startswith("driver."):
+            await self.machine.disk.answers()
         self.check()
         return fault
 
@@ -411,6 +431,51 @@ def _no_authority() -> Any:
 
 async def _no_pool_problems() -> list[str]:
     return []
+
+
+_FAR = 2.0**34
+"""Unix time in some hundred years."""
+
+
+@dataclass(frozen=True, slots=True)
+class LastingCertificate:
+    """A certificate that ends after every history, so nobody renews it."""
+
+    fingerprint: str
+    path: Path = Path("node.crt")
+
+    def facts(self) -> CertificateFacts:
+        return CertificateFacts(
+            name=self.fingerprint,
+            subject="",
+            serial="1",
+            begins=0.0,
+            ends=_FAR,
+            fingerprints=Fingerprints(self.fingerprint, ""),
+        )
+
+    def authority(self) -> CertificateFacts:
+        return self.facts()
+
+    def request(self) -> RenewalRequest:
+        raise AssertionError("nobody asks")
+
+    def prove(self, request: RenewalRequest) -> Proved:
+        raise Denied("this proves nothing")
+
+    def keep(self, chain: str) -> None:
+        raise AssertionError("nobody answers")
+
+    def refresh(self) -> bool:
+        return False
+
+
+async def _no_stranger(_: str, __: int, ___: str | None, order: RenewalOrder) -> RenewalReply:
+    raise PeerUnavailable("nobody answers")
+
+
+async def _no_store_certificates() -> dict[str, CertificateFacts | PannierError]:
+    return {}
 
 
 class Talk:

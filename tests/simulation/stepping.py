@@ -7,7 +7,15 @@ them, or with the answer to it lost.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from enum import Enum
@@ -215,6 +223,9 @@ class SteppedDriver(Driver):
 
     async def check_disk(self, *, by_writing: bool = False) -> None:
         await self._inner.check_disk(by_writing=by_writing)
+
+    def writes_done(self) -> int | None:
+        return self._inner.writes_done()
 
 
 class SteppedCheckedDriver(SteppedDriver, CheckedDriver):
@@ -465,11 +476,13 @@ class Table:
             for c in found
         ]
 
-    def kill(self, pid: int) -> None:
-        """Kill a process, and its container with it."""
-        for container, number in self._pids.items():
-            if number == pid:
-                self.containers.pop(container, None)
+    def kill(self, pids: Collection[int], *, found: Callable[[], Collection[int]]) -> list[int]:
+        """Kill processes, and their containers with them; a number is never another one's here."""
+        still = set(pids) & set(found())
+        there = {c: pid for c, pid in self._pids.items() if c in self.containers and pid in still}
+        for container in there:
+            del self.containers[container]
+        return list(there.values())
 
 
 class SteppedFreezer(Freezer):

@@ -363,8 +363,14 @@ class World:
             }
         except LabError as error:
             return f"the Swarm: {error}"
-        ready = list(states.values()).count("ready") == len(self.nodes)
-        return "" if ready else f"the Swarm: {states}"
+        late = [name for name in self.nodes if states.get(name) != "ready"]
+        return f"the Swarm: {states}; {self.engine_says(*late)}" if late else ""
+
+    def engine_says(self, *nodes: str) -> str:
+        """What engines complained of last, for the words of a failure."""
+        last = "journalctl -u docker --no-pager -o cat | grep -E 'level=(error|fatal)' | tail -n 5"
+        said = {node: self.attempt(node, "sh", "-c", last) for node in nodes}
+        return "; ".join(f"the engine of {node}: {each.text[-800:]}" for node, each in said.items())
 
     def wait_until_all_take_tasks(self) -> None:
         """Wait until the Swarm is whole, and give back what was lost and evacuated before, as a person may.

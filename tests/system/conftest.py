@@ -145,13 +145,13 @@ def cuttable(power_lab: Lab) -> Iterator[World]:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """A failed test shows its lab, and what pannierd and Docker of all its machines have logged."""
+    """A failed test shows its lab, and what pannierd, Docker and etcd of all its machines have logged."""
     report = yield
     if report.failed:
         for lab in open_labs():
             for node in lab.nodes:
                 if node.state in ("running", "cut"):
-                    for unit in ("pannierd", "docker"):
+                    for unit in ("pannierd", "docker", "etcd"):
                         title = f"{unit} on {node.name} of lab {lab.name} ({_wish_of(item)})"
                         report.sections.append((title, journal(lab, node.name, unit)))
                 else:

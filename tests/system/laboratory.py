@@ -77,7 +77,7 @@ WISHES = {
     ),
     "three_lab": Wish(
         "s", THREE, image.load,
-        modules=("bad_input", "cluster", "images", "story", "service_move", "move"),
+        modules=("bad_input", "certificates", "cluster", "images", "story", "service_move", "move"),
     ),
     "jenkins_lab": Wish("j", CUTTABLE, _jenkins, modules=("jenkins",)),
     "power_lab": Wish("p", CUTTABLE, _power, modules=("copies", "trees", "power", "failover")),

@@ -236,12 +236,28 @@ def test_f83_a_certificate_that_is_not_the_nodes(calm: World, kind: str, port: s
 
 
 def test_f83_no_certificate_at_all(calm: World) -> None:
-    """Only `join` may be asked, and the transport says nothing."""
+    """Only what proves by itself who asks gets further, and the transport says nothing."""
     address = calm.lab.nodes[0].address
     curl = ["curl", "-sk", "--max-time", "10"]
     for path in ("volumes", "status", "nodes", "peer/node", "events"):
         said = calm.run("node1", *curl, f"https://{address}:7400/v1/{path}")
         assert json.loads(said)["code"] == "denied", said
+    for path, body in (
+        ("certificates/renewal", {"certificate": "PEM", "csr": "PEM"}),
+        (
+            "join",
+            {
+                "token": f"pannier1-{'a' * 8}-{'b' * 32}-{'0' * 64}",
+                "name": "node2",
+                "address": "10.0.0.9",
+                "csr": "PEM",
+                "version": "1",
+            },
+        ),
+    ):
+        said = calm.run("node1", *curl, "-d", json.dumps(body), f"https://{address}:7400/v1/{path}")
+        assert json.loads(said)["code"] == "denied", said
+        assert "node" not in json.loads(said)["message"], said
     stranger = calm.attempt("node1", *curl, f"https://{address}:7401/")
     assert stranger.status != 0
     assert stranger.out == ""

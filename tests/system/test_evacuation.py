@@ -88,12 +88,24 @@ def manager_beside(victim: str) -> str:
     return "node1" if victim != "node1" else "node2"
 
 
-def is_back(world: World, node: str, *, at: str) -> bool:
+def wait_until_back(world: World, node: str, *, at: str) -> None:
+    """Wait until a node is up and gets tasks again."""
+    seen = ""
+
+    def is_back() -> bool:
+        nonlocal seen
+        try:
+            found = view(world, node, at=at)
+        except LabError as error:
+            seen = str(error)
+            return False
+        seen = f"{found.state}, {found.availability}"
+        return seen == "ready, active"
+
     try:
-        seen = view(world, node, at=at)
-    except LabError:
-        return False
-    return (seen.state, seen.availability) == ("ready", "active")
+        story.wait_until(f"{node} is given back", is_back)
+    except story.StoryError as error:
+        raise story.StoryError(f"{error}: {seen}; {world.engine_says(node)}") from None
 
 
 def service_on(world: World, node: str, *flags: str) -> str:
@@ -191,7 +203,7 @@ def test_a_service_that_is_bound_to_copies_does_not_wait_for_swarm(swarm: World,
     story.wait_until("it is drained", lambda: availability(swarm, victim) == "drain")
     assert victim not in labelled(swarm, volume, at=at)
     swarm.lab.boot(victim)
-    story.wait_until("it is given back", lambda: is_back(swarm, victim, at=at))
+    wait_until_back(swarm, victim, at=at)
     story.wait_until("it is labelled", lambda: victim in labelled(swarm, volume, at=at))
 
 
@@ -202,7 +214,7 @@ def test_any_other_service_is_spared_the_restart_delay(swarm: World) -> None:
     crash_and_wait(swarm, WORKER, service)
     assert availability(swarm, WORKER) == "drain"
     swarm.lab.boot(WORKER)
-    story.wait_until("it is given back", lambda: is_back(swarm, WORKER, at="node1"))
+    wait_until_back(swarm, WORKER, at="node1")
 
 
 @pytest.mark.faults
@@ -239,7 +251,7 @@ def test_restarted_managers_give_back_what_was_drained_before(swarm: World) -> N
     story.wait_until("it is drained", lambda: availability(swarm, WORKER) == "drain")
     swarm.on_all(lambda node: swarm.run(node, "systemctl", "restart", "pannierd"), swarm.nodes[:3])
     swarm.lab.boot(WORKER)
-    story.wait_until("it is given back", lambda: is_back(swarm, WORKER, at="node1"))
+    wait_until_back(swarm, WORKER, at="node1")
 
 
 @pytest.mark.faults
@@ -253,7 +265,7 @@ def test_f28_a_link_that_comes_and_goes_moves_tasks_once(swarm: World) -> None:
         seen.append(availability(swarm, WORKER))
     assert "".join(word[0] for word in seen).strip("a") == "d" * seen.count("drain")
     assert "drain" in seen
-    story.wait_until("it is given back", lambda: is_back(swarm, WORKER, at="node1"))
+    wait_until_back(swarm, WORKER, at="node1")
     records = etcdctl(swarm.lab, "get", "--prefix", "/pannier/v1/evacuated/", "--print-value-only")
     assert json.loads(records)["times"] == 1
 

@@ -136,6 +136,19 @@ def test_what_is_moved_away_gives_its_room_to_who_stands_still(three: World) -> 
     assert three.container("node2", away, "stat", "-c", "%s", "/data/bulk") == f"{1500 << 20}\n"
 
 
+@pytest.mark.faults
+def test_a_file_of_ten_gibibytes_is_written_at_once(three: World) -> None:
+    """A volume without a size takes what the pool has room for, and nobody stands still for it."""
+    name = three.create("node1")
+    write = (
+        "tr '\\0' x </dev/zero | dd of=/data/bulk bs=1M count=10240 iflag=fullblock conv=fsync 2>&1"
+    )
+    three.container("node1", name, "sh", "-c", write)
+    assert three.container("node1", name, "tail", "-c", "1", "/data/bulk") == "x"
+    assert three.container("node1", name, "stat", "-c", "%s", "/data/bulk") == f"{10 << 30}\n"
+    assert "volume.stopped" not in happened(three, name)
+
+
 def test_a_daemon_that_ends_leaves_nothing_frozen(three: World) -> None:
     """Nobody would let it go on: what stands still is ended, and comes back with the room."""
     name = three.create("node1")

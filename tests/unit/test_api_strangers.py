@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import socket
 import ssl
 import time
@@ -147,3 +148,12 @@ async def test_the_end_of_the_server_ends_all(authority: Authority, tmp_path: Pa
         await ends(each)
     with socket.socket() as probe, pytest.raises(ConnectionRefusedError):
         probe.connect(("127.0.0.1", port))
+
+
+async def test_one_that_asks_and_goes_is_no_error(authority: Authority, tmp_path: Path) -> None:
+    told: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(str(context)))
+    async with serving(authority, tmp_path, StrangerLimits()) as port:
+        await asked(port, tmp_path)
+    gc.collect()
+    assert told == []

@@ -30,6 +30,7 @@ SAMPLES: dict[Any, Any] = {
     Mapping[str, str]: {"size": "10G"},
     Mapping[str, int]: {"id": 3},
     Moment: Moment.AFTER,
+    bodies.RenewalOrder: bodies.RenewalOrder(certificate="PEM", csr="PEM"),
     bodies.JoinOrder: bodies.JoinOrder(
         token="t", name="node4", address="::1", csr="PEM", version="1"
     ),

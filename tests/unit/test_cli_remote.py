@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import threading
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from cryptography import x509
 
 from pannier.api.caller import identify_tls
 from pannier.api.listen import serve_tls
 from pannier.api.server import build_application
 from pannier.cli.main import cli
-from pannier.pki.authority import Authority
-from pannier.pki.credentials import Credentials, new_request
+from pannier.contract.bodies import RenewalOrder
+from pannier.contract.views import RenewalReply
+from pannier.core.certificates import DAY_SECONDS
+from pannier.core.errors import Conflict
+from pannier.pki.authority import Authority, load_private
+from pannier.pki.credentials import Credentials, new_request, request_for
+from pannier.pki.facts import facts_of
 from pannier.testing.api import FakeCluster, NotedCall
 
 
@@ -95,6 +104,63 @@ def test_certificate_of_another_cluster(port: int, tmp_path: Path) -> None:
     result = run(port, directory, "-o", "json", "volume", "ls")
     assert result.exit_code == 5
     assert json.loads(result.stderr)["code"] == "denied"
+
+
+def aged(authority: Authority, user: Path, *, days: float) -> None:
+    """The user's certificate is that much older."""
+    key = load_private((user / "user.key").read_text(), path=user)
+    then = replace(authority, _clock=lambda: time.time() - days * DAY_SECONDS)
+    chain = then.issue_user(request_for(key, "anna"), user="anna")
+    (user / "user.crt").write_text(chain)
+
+
+def test_a_certificate_that_has_ended_is_told_with_the_way_back(
+    port: int, authority: Authority, user: Path, cluster: FakeCluster
+) -> None:
+    aged(authority, user, days=366)
+    result = run(port, user, "volume", "create", "data")
+    assert result.exit_code == 5
+    assert "the certificate of user anna in" in result.stderr
+    assert "pannier ca issue anna --for user" in result.stderr
+    assert cluster.calls == []
+
+
+def test_a_certificate_is_renewed_when_it_is_used_late_in_its_life(
+    port: int, authority: Authority, user: Path, cluster: FakeCluster
+) -> None:
+    async def renewed(order: RenewalOrder) -> RenewalReply:
+        present = x509.load_pem_x509_certificate(order.certificate.encode())
+        return RenewalReply(certificate=authority.renew(present))
+
+    cluster.renewing = renewed
+    before = (user / "user.crt").read_text()
+    run(port, user, "volume", "ls")
+    assert (user / "user.crt").read_text() == before, "not early in its life"
+    aged(authority, user, days=300)
+    result = run(port, user, "volume", "ls")
+    assert (result.exit_code, result.stderr) == (0, "no volumes\n")
+    left = facts_of((user / "user.crt").read_text()).ends - time.time()
+    assert left > 364 * DAY_SECONDS
+    assert run(port, user, "volume", "create", "data").exit_code == 0
+
+
+def test_a_renewal_that_fails_is_told_and_not_asked_for_each_time(
+    port: int, authority: Authority, user: Path, cluster: FakeCluster
+) -> None:
+    async def refused(order: RenewalOrder) -> RenewalReply:
+        raise Conflict("no node says that it has the authority")
+
+    cluster.renewing = refused
+    aged(authority, user, days=300)
+    first, second = (run(port, user, "-o", "json", "volume", "ls") for _ in range(2))
+    assert (first.exit_code, second.exit_code) == (0, 0)
+    assert "could not be renewed: no node says that it has the authority" in first.stderr
+    assert second.stderr == ""
+    assert [call.operation for call in cluster.calls] == ["renew_certificate"]
+    an_hour_ago = time.time() - 3700
+    os.utime(user / "user.asked", (an_hour_ago, an_hour_ago))
+    run(port, user, "volume", "ls")
+    assert len(cluster.calls) == 2
 
 
 def test_nobody_there(user: Path) -> None:

@@ -51,6 +51,19 @@ async def test_a_mark_goes_once_its_time_is_over_and_every_node_has_looked(world
     assert marks(world) == []
 
 
+async def test_a_takeover_that_was_begun_is_forgotten_with_its_volume(world: World) -> None:
+    volume = await world.create(world.a, "vol")
+    async with world.b.up.node.promises.taking(volume, revision=1):
+        pass
+    begun = world.b.state / "takeovers.json"
+    await world.remove(world.a, "vol")
+    await asyncio.sleep(HISTORY / 2)
+    assert volume.id in begun.read_text()
+    await asyncio.sleep(HISTORY + 2 * LOOK)
+    assert marks(world) == []
+    assert volume.id not in begun.read_text()
+
+
 async def test_a_node_that_is_down_keeps_the_mark_until_it_has_looked(world: World) -> None:
     await purged(world)
     world.c.power_off()

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from pannier.cluster.catalog import Catalog
 from pannier.cluster.registry import Registry
 from pannier.contract.bodies import JoinOrder
 from pannier.contract.views import JoinReply
-from pannier.core.errors import AlreadyExists, Conflict, Denied, InvalidInput, NodeNotFound
+from pannier.core.errors import (
+    AlreadyExists,
+    Conflict,
+    Denied,
+    InvalidInput,
+    NodeNotFound,
+    OutcomeUnknown,
+    Unavailable,
+)
 from pannier.core.volume import Grant, Volume, VolumeSpec
 from pannier.host.clock import machine_clock
 from pannier.host.state_files import DurableFile
@@ -21,6 +30,8 @@ from pannier.node.membership import Membership
 from pannier.pki.authority import Authority
 from pannier.pki.credentials import new_request
 from pannier.pki.identity import fingerprint
+from pannier.pki.token import Token
+from pannier.store.base import ABSENT, Change
 from pannier.testing.store import MemoryStore
 
 
@@ -97,6 +108,126 @@ async def test_a_wrong_or_expired_token_is_refused(membership: Membership) -> No
     with pytest.raises(Denied, match="expired"):
         await membership.join(request(expired))
     assert await registry(membership).nodes() == []
+
+
+WRONG = "pannier1-" + "a" * 8 + "-" + "b" * 32 + "-" + "0" * 64
+REFUSALS = (
+    "the join token is not known here",
+    "this is not a join token",
+    "the join token cannot be looked at now",
+)
+
+
+def changed(order: JoinOrder, **fields: str) -> JoinOrder:
+    return msgspec.structs.replace(order, **fields)
+
+
+def beside(membership: Membership, authority: Callable[[], Authority], store: str) -> Membership:
+    """Another node's, on the same store."""
+    return Membership(
+        node="n5",
+        registry=registry(membership),
+        catalog=membership._catalog,
+        authority=authority,
+        store_address=store,
+        clock=machine_clock(),
+    )
+
+
+def no_authority() -> Authority:
+    raise Conflict("the CA of cluster c0ffee is on n1")
+
+
+@pytest.mark.parametrize("shown", [WRONG, "nonsense"])
+@pytest.mark.parametrize("store", ["etcd://a:2379", "sqlite:/secret"])
+@pytest.mark.parametrize("name", ["n1", "n2"])
+async def test_without_a_right_token_nothing_but_a_refusal_is_told(
+    membership: Membership, shown: str, store: str, name: str
+) -> None:
+    """Neither who is a node, nor where authority and store are."""
+    await membership.join(request(await token(membership)))
+    for each in (membership, beside(membership, no_authority, store)):
+        with pytest.raises((Denied, InvalidInput)) as refused:
+            await each.join(changed(request(shown, name), csr="nonsense", address="..."))
+        assert refused.value.message in REFUSALS
+
+
+@pytest.mark.parametrize("value", [b"damaged", b'{"format": 9, "id": "x"}'])
+async def test_a_stranger_is_not_told_what_is_wrong_with_the_store(
+    membership: Membership, value: bytes
+) -> None:
+    key = f"tokens/{Token.parse(WRONG).id}"
+    await registry(membership).store.commit(Change(key, value, ABSENT))
+    with pytest.raises(Unavailable) as refused:
+        await membership.join(request(WRONG))
+    assert refused.value.message in REFUSALS
+
+
+async def test_what_can_be_refused_is_refused_before_the_token_is_redeemed(
+    membership: Membership,
+) -> None:
+    text = await token(membership)
+    for order in (
+        changed(request(text), csr="nonsense"),
+        changed(request(text), address="no..host"),
+    ):
+        with pytest.raises(InvalidInput):
+            await membership.join(order)
+    for store in ("etcd://a:2379", "sqlite:/s"):
+        with pytest.raises(Conflict):
+            await beside(membership, no_authority, store).join(request(text))
+    await membership.join(request(text))
+
+
+class PowerCut(BaseException):
+    """The node is off."""
+
+
+async def test_a_power_cut_between_redeeming_and_signing_costs_the_token(
+    membership: Membership,
+) -> None:
+    text = await token(membership)
+
+    def cut() -> float:  # a certificate has the time at which it is signed
+        raise PowerCut
+
+    cut_off = replace(membership._authority(), _clock=cut)
+    with pytest.raises(PowerCut):
+        await beside(membership, lambda: cut_off, "etcd://a:2379").join(request(text))
+    with pytest.raises(Denied, match="not known here") as refused:
+        await membership.join(request(text))
+    assert "pannier token create" in refused.value.remedy
+    await membership.join(request(await token(membership)))
+
+
+async def test_of_two_machines_with_one_token_one_wins(membership: Membership) -> None:
+    """Both tokens are looked at before either is redeemed."""
+    text = await token(membership)
+    answers = await asyncio.gather(
+        membership.join(request(text, "n2")),
+        membership.join(request(text, "n3")),
+        return_exceptions=True,
+    )
+    [lost] = [answer for answer in answers if isinstance(answer, Denied)]
+    assert "used up" in lost.message
+    assert "pannier token create" in lost.remedy
+    assert len(await registry(membership).nodes()) == 1
+
+
+async def test_a_store_that_does_not_answer_after_the_redeeming_leaves_the_outcome_open(
+    membership: Membership,
+) -> None:
+    text = await token(membership)
+    store = registry(membership).store
+    assert isinstance(store, MemoryStore)
+
+    def cut() -> float:  # a certificate has the time at which it is signed
+        store.cut()
+        return 1_800_000_000.0
+
+    losing = replace(membership._authority(), _clock=cut)
+    with pytest.raises(OutcomeUnknown, match="n2"):
+        await beside(membership, lambda: losing, "etcd://a:2379").join(request(text))
 
 
 async def test_a_node_that_holds_a_volume_cannot_be_removed(membership: Membership) -> None:

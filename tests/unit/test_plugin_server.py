@@ -94,6 +94,7 @@ class Rig:
     volumes: Volumes
     ready: asyncio.Event
     path: Path
+    listener: socket.socket
 
     async def open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await asyncio.open_unix_connection(str(self.path))
@@ -132,9 +133,9 @@ async def serving(*, ready: bool = True, deadlines: Deadlines | None = None) -> 
         path = Path(folder) / "p.sock"
         with unix_listener(path) as listener:
             server = PluginServer(volumes, ready=gate, deadlines=deadlines)
-            await server.start(listener)
+            await server.start(listener.dup())
             try:
-                yield Rig(server, volumes, gate, path)
+                yield Rig(server, volumes, gate, path, listener)
             finally:
                 volumes.deaf = False
                 await server.stop()
@@ -156,7 +157,9 @@ async def test_introduces_itself_to_an_empty_body_and_an_empty_host() -> None:
         status, headers, content = await answer(reader)
         assert (status, json.loads(content)) == (200, {"Implements": ["VolumeDriver"]})
         assert headers["content-type"] == "application/vnd.docker.plugins.v1.1+json"
-        writer.write(request("VolumeDriver.Capabilities", b"{}"))  # on the same connection
+        writer.close()
+        reader, writer = await rig.open()
+        writer.write(request("VolumeDriver.Capabilities", b"{}"))
         status, _, content = await answer(reader)
         assert json.loads(content) == {"Capabilities": {"Scope": "global"}}
         writer.close()
@@ -527,6 +530,36 @@ async def test_stopping_answers_what_is_under_way() -> None:
         assert status == 500
         assert "volume v: pannierd on this node was stopped while mounting it" in content["Err"]
         assert await rig.volumes.abandoned.get() == ("v", ID)
+
+
+async def test_a_connection_is_for_one_call() -> None:
+    """A call on a connection that we end just then would be repeated without its body."""
+    async with serving() as rig:
+        reader, writer = await rig.open()
+        writer.write(request("VolumeDriver.List", b"{}"))
+        _, headers, _ = await answer(reader)
+        assert headers["connection"] == "close"
+        assert await reader.read() == b""
+        writer.close()
+
+
+async def test_calls_wait_for_the_next_daemon_while_one_ends() -> None:
+    async with serving() as rig:
+        rig.volumes.hold = asyncio.Event()
+        under_way = asyncio.create_task(rig.call("VolumeDriver.Create", {"Name": "v"}))
+        await rig.volumes.entered.get()
+        with rig.listener.dup() as kept:  # as systemd keeps it
+            await rig.server.close_door()
+            late = asyncio.create_task(rig.call("VolumeDriver.Create", {"Name": "w"}))
+            rig.volumes.hold.set()
+            assert (await under_way)[0] == 200
+            await rig.server.stop()
+            assert rig.volumes.known == {"v": {}}
+            following = PluginServer(rig.volumes, ready=rig.ready)
+            await following.start(kept)
+            assert (await late)[0] == 200
+            assert rig.volumes.known == {"v": {}, "w": {}}
+            await following.stop()
 
 
 # --- the log -------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ import msgspec
 import pytest
 
 import pannier
+from pannier.agent.disks import HangingDisks
 from pannier.agent.freezing import FrozenGroups
 from pannier.agent.mountids import MountHints, MountIds
 from pannier.agent.promises import Promises, Refusal, Takeovers
@@ -29,7 +30,7 @@ from pannier.copies.verification import Verified
 from pannier.core.errors import Corrupt, ForeignData, NewerFormat, StorageError
 from pannier.core.evacuation import Evacuated, Phase
 from pannier.core.generation import Generation
-from pannier.core.node import Node
+from pannier.core.node import Fingerprints, Node
 from pannier.core.record import Part, Record
 from pannier.core.swarm import Availability
 from pannier.core.volume import (
@@ -46,6 +47,7 @@ from pannier.host.clock import machine_clock
 from pannier.host.mountinfo import Location
 from pannier.host.records import decode, encode, read_file
 from pannier.host.state_files import UnsyncedFile
+from pannier.node.renewing import AskedForRenewal
 from pannier.node.trash import TrashTimes
 from pannier.pki.token import TokenRecord
 from pannier.storage.btrfs import pool
@@ -99,6 +101,8 @@ NODE = Node(
     stopping=False,
     room=7,
     trash_seconds=7200.0,
+    key="cd" * 32,
+    authority=True,
 )
 RECORDS: dict[str, Record] = {
     "cluster": ClusterRecord("c0ffee", 1767225600.0),
@@ -120,12 +124,14 @@ RECORDS: dict[str, Record] = {
     "mounts": MountHints(ids={"web": {"5f": 12.25}}),
     "takeovers": Takeovers(begun={"web.0a1b2c3d": Refusal(3, 71)}),
     "frozen": FrozenGroups(groups={"web.0a1b2c3d": ["/sys/fs/cgroup/docker/5f/cgroup.freeze"]}),
+    "hanging": HangingDisks(drivers=("image",)),
     "hooks": BegunHooks(containers=("5f", "6a")),
     "listener": Origin("5f", 4711, {"web": Location("0:42", "/live-3"), "db": None}),
     "verified": Verified(at={"web.0a1b2c3d": 1767225600.0}),
     "runtime": RegisteredRuntime(
         file="/etc/docker/daemon.json", before='{"debug":true}\n', after="{}\n"
     ),
+    "renewal": AskedForRenewal(at=1234.5),
     "trash-times": TrashTimes(seconds={"web.0a1b2c3d": 120.0}),
 }
 
@@ -165,6 +171,19 @@ def test_a_volume_of_an_earlier_version_tells_of_unheld_writes() -> None:
     earlier = golden("volume").replace(b',"unheld_writes":"refuse"', b"")
     assert earlier != golden("volume")
     assert read(earlier, Volume).spec.unheld_writes is UnheldWrites.WARN
+
+
+def test_a_node_of_an_earlier_version_is_recognised_by_its_certificate() -> None:
+    earlier = golden("node").replace(f',"key":"{"cd" * 32}","authority":true'.encode(), b"")
+    assert b"key" not in earlier
+    node = read(earlier, Node)
+    assert node.is_shown_by(Fingerprints("ab" * 32, "ef" * 32))
+    assert not node.is_shown_by(Fingerprints("ef" * 32, "ab" * 32))
+
+
+def test_a_node_is_recognised_by_its_key_whatever_certificate_it_shows() -> None:
+    assert NODE.is_shown_by(Fingerprints("ef" * 32, "cd" * 32))
+    assert not NODE.is_shown_by(Fingerprints("ab" * 32, "ef" * 32))
 
 
 def test_a_listener_of_an_earlier_version_passes_nothing() -> None:

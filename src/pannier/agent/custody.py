@@ -44,6 +44,7 @@ from pannier.core.pace import AgentPace
 from pannier.core.volume import Grant, HistoryEntry, Volume
 from pannier.host.clock import Clock
 from pannier.host.mountflags import takes_no_writes
+from pannier.host.threads import in_own_thread
 
 log = structlog.get_logger(__name__)
 
@@ -100,15 +101,15 @@ class Custody:
                 f"run out",
                 remedy="see pannier status for the store; it is tried again by itself",
             )
-        shown = await asyncio.to_thread(takes_no_writes, self._mounts.path(volume.name))
+        shown = await in_own_thread(partial(takes_no_writes, self._mounts.path(volume.name)))
         if shown and not self._use.was_given(volume) and not await self._use.processes(volume):
             # Since a time at which its disk took no writes. It cannot be attached beside that.
             await self.take_down(volume)
         await driver.attach(volume.id, epoch=volume.grant.epoch, grow=volume.spec.size is None)
         source = driver.data_path(volume.id, volume.grant.epoch)
         if not await self._use.processes(volume):
-            return await asyncio.to_thread(self._mounts.replace, volume.name, source)
-        return await asyncio.to_thread(self._mounts.mount, volume.name, source)
+            return await in_own_thread(partial(self._mounts.replace, volume.name, source))
+        return await in_own_thread(partial(self._mounts.mount, volume.name, source))
 
     def _taken_perhaps(self, volume: Volume) -> bool:
         """Whether another node may have taken the volume over, while this one was off or had no lease."""
@@ -232,6 +233,19 @@ class Custody:
         for generation in cleanup.delete:
             await driver.delete_generation(record.id, generation)
 
+    async def tidy_copy(self, volume: Volume) -> None:
+        """Remove what this node, which is not the holder, no longer needs of the present epoch. The caller has the lock.
+
+        Decided by ``volume`` as it is remembered, so the store is not read. That is enough as long as this node has begun
+        no takeover of it (:meth:`Promises.refuses`): whoever else makes this node the holder names its newest
+        generation, which stays. What is of earlier epochs may be a stray by a newer record, and is left to :meth:`tidy`.
+        """
+        driver = self._drivers.of(volume)
+        cleanup = plan_cleanup(volume, await self._local(volume), node=self._cluster.node)
+        for generation in cleanup.delete:
+            if generation.epoch == volume.grant.epoch:
+                await driver.delete_generation(volume.id, generation)
+
     async def _depose_strays(self, volume: Volume) -> None:
         """Stop containers that went on with a former tree while this daemon did not run."""
         if volume.grant.node != self._cluster.node:
@@ -255,11 +269,13 @@ class Custody:
             VolumeInUse: somebody has begun to. StorageError: the kernel refused.
         """
         try:
-            await asyncio.to_thread(self._mounts.unmount, volume.name)
+            await in_own_thread(partial(self._mounts.unmount, volume.name))
         except VolumeInUse:
             if await self._use.in_use(volume):
                 raise
-            await asyncio.to_thread(self._mounts.unmount, volume.name, detach=True)  # some look on
+            await in_own_thread(
+                partial(self._mounts.unmount, volume.name, detach=True)
+            )  # some look on
 
     async def detach_idle(self) -> None:
         """Detach volumes that nobody has used for a while, for ever: run as a task."""

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import structlog
 
-from pannier.core.errors import NotHolder, PannierError, PoolMissing, StorageError
+from pannier.core.errors import DiskFailed, NotHolder, PannierError, PoolMissing, StorageError
 from pannier.core.generation import Generation
 from pannier.core.pace import NodePace
 from pannier.core.recovery import FoundCopy, found_copy, newest_of
@@ -38,6 +38,8 @@ class Drivers:
         self._open: dict[str, Driver] = {}
         self.broken: dict[str, PannierError] = {}
         """Drivers that cannot be opened, with the reason."""
+        self.hanging: dict[str, DiskFailed] = {}
+        """Drivers that are open and whose disk hangs, with what is told about it. Whoever asks one waits for the disk."""
         self.tried = asyncio.Event()
         """Set once it was tried to open every driver."""
 
@@ -136,6 +138,17 @@ class Drivers:
             f"node {self._node} has no {name} driver, which volume {volume.name} needs",
             remedy=f"use a node that has it; open here: {', '.join(self._open) or 'none yet'}",
         )
+
+    async def check_disk(self, volume: Volume, *, by_writing: bool = False) -> None:
+        """See :meth:`Driver.check_disk`, for the disk of a volume. One that is known to hang is not waited for.
+
+        Raises:
+            As :meth:`of`; DiskFailed.
+        """
+        driver = self.of(volume)
+        if driver.name in self.hanging:
+            raise self.hanging[driver.name]
+        await driver.check_disk(by_writing=by_writing)
 
     async def missing(self, volume: Volume) -> str:
         """Why this node's copy may lack what it has confirmed; empty if it lacks nothing."""

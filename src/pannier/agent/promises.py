@@ -7,13 +7,14 @@ the holder acknowledged by such a confirmation would be missing in the new epoch
 The first is kept in memory: after a start nothing is taken over for as long as an earlier run could
 have promised. The second is on disk before the store is asked for the change, since the change may
 happen long after this run has ended, or may have happened unknown to this node. It ends only when the
-store's record shows that the change did not happen and cannot happen any more.
+store's record shows that the change did not happen and cannot happen any more, or when the volume was
+purged long ago.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
@@ -114,6 +115,18 @@ class Promises:
         found = self._refused.get(volume.id)
         if found is not None and found.epoch >= volume.grant.epoch and found.revision != revision:
             await self._restore(volume.id, None)
+
+    async def forget(self, volume_ids: Collection[str]) -> None:
+        """Drop what is kept of volumes that were purged everywhere: nobody offers anything of them any more.
+
+        Raises:
+            StorageError: this cannot be written to disk.
+        """
+        gone = self._refused.keys() & set(volume_ids)
+        if gone:
+            for volume_id in gone:
+                del self._refused[volume_id]
+            await self._save()
 
     def refuses(self, volume_id: str, *, epoch: int) -> bool:
         """Whether a generation that was offered at this epoch must not be confirmed."""

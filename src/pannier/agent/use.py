@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -22,6 +22,8 @@ from pannier.core.pace import AgentPace
 from pannier.core.volume import Volume
 from pannier.engine.base import Engine
 from pannier.host.clock import Clock
+from pannier.host.killing import Kill
+from pannier.host.threads import in_own_thread
 from pannier.storage.base import SparseDriver
 
 log = structlog.get_logger(__name__)
@@ -55,7 +57,7 @@ class Use:
         engine: Engine,
         freezer: Freezer,
         users_of: UsersOf,
-        kill: Callable[[int, int], None],
+        kill: Kill,
         clock: Clock,
         pace: AgentPace,
     ) -> None:
@@ -63,7 +65,7 @@ class Use:
 
         Args:
             users_of: tells who uses a directory.
-            kill: sends a signal to a process, as :func:`os.kill` does.
+            kill: kills processes, as :func:`pannier.host.killing.kill` does.
         """
         self._drivers = drivers
         self._mounts = mounts
@@ -71,7 +73,7 @@ class Use:
         self._engine = engine
         self._freezer = freezer
         self._users_of = users_of
-        self._kill_process = kill
+        self._kill_processes = kill
         self._clock = clock
         self._pace = pace
         self._released: dict[str, asyncio.Event] = {}
@@ -115,11 +117,15 @@ class Use:
         return await self._using([volume])
 
     async def _using(self, volumes: Sequence[Volume]) -> list[User]:
+        paths = self._paths(volumes)
+        return await in_own_thread(partial(self._users_of, paths, mount_root=self._mounts.root))
+
+    def _paths(self, volumes: Sequence[Volume]) -> list[Path]:
         paths = []
         for volume in volumes:
             tree = self._drivers.of(volume).data_path(volume.id, volume.grant.epoch)
             paths += [tree, self._mounts.path(volume.name)]
-        return await asyncio.to_thread(self._users_of, paths, mount_root=self._mounts.root)
+        return paths
 
     async def users(self, volume: Volume) -> list[str]:
         """Who uses the volume on this node, in words for people; empty where nobody does.
@@ -142,7 +148,7 @@ class Use:
         if not isinstance(driver, SparseDriver) or volume.id not in await driver.attached():
             return []
         paths = [driver.behind(volume.id, volume.grant.epoch)]
-        found = await asyncio.to_thread(self._users_of, paths, mount_root=self._mounts.root)
+        found = await in_own_thread(partial(self._users_of, paths, mount_root=self._mounts.root))
         return await self.name_all(found)
 
     async def in_use(self, volume: Volume) -> bool:
@@ -206,18 +212,20 @@ class Use:
         users = [user for user in _who_write(await self.processes(volume)) if user.pid]
         if users and not self.suspended(volume):
             log.warning("volume.suspended", volume=volume.name, epoch=volume.grant.epoch)
-        self._kill(volume, await asyncio.to_thread(self._freezer.freeze, volume.id, users))
+        await self._kill(
+            volume, await in_own_thread(partial(self._freezer.freeze, volume.id, users))
+        )
 
     async def keep_suspended(self, volume: Volume) -> None:
         """Keep suspended what was, even if somebody thaws it; costs little."""
         if self.suspended(volume):
-            await asyncio.to_thread(self._freezer.keep, volume.id)
+            await in_own_thread(partial(self._freezer.keep, volume.id))
 
     async def resume(self, volume: Volume) -> None:
         """Let go on what was suspended: this node is known to hold the volume."""
         if self.suspended(volume):
             log.info("volume.resumed", volume=volume.name, epoch=volume.grant.epoch)
-        await asyncio.to_thread(self._freezer.thaw, volume.id)
+        await in_own_thread(partial(self._freezer.thaw, volume.id))
 
     async def halt(self, volumes: Sequence[Volume], *, at_once: bool) -> frozenset[str]:
         """Freeze the containers that use any of some volumes, since their pool is full.
@@ -235,11 +243,11 @@ class Use:
         left = {volume.id for volume in starting}
         old = [volume for volume in volumes if volume.id not in left]
         users = _who_write(await self._using(old))
-        if await asyncio.to_thread(self._freeze_for_room, users):
+        if await in_own_thread(partial(self._freeze_for_room, users)):
             return frozenset(left)
         for volume in old:
             users = _who_write(await self.processes(volume))
-            if not await asyncio.to_thread(self._freeze_for_room, users):
+            if not await in_own_thread(partial(self._freeze_for_room, users)):
                 left.add(volume.id)
         return frozenset(left)
 
@@ -264,45 +272,49 @@ class Use:
     async def keep_halted(self) -> None:
         """Keep frozen what :meth:`halt` froze, even if somebody thaws it; costs little."""
         if self._freezer.holds(_FOR_ROOM):
-            await asyncio.to_thread(self._freezer.keep, _FOR_ROOM)
+            await in_own_thread(partial(self._freezer.keep, _FOR_ROOM))
 
     async def let_go_on(self) -> None:
         """End :meth:`halt`: there is room again. What is suspended for another reason stays so."""
         if self._freezer.holds(_FOR_ROOM):
-            await asyncio.to_thread(self._freezer.thaw, _FOR_ROOM)
+            await in_own_thread(partial(self._freezer.thaw, _FOR_ROOM))
 
     async def end(self, volume: Volume) -> None:
         """Unmount, and kill until no user is left, since new processes may start meanwhile.
 
-        Who only looks on keeps what it has.
+        Who only looks on keeps what it has. A disk that hangs may hold up the unmounting, and does not hold up the rest.
         """
-        await asyncio.to_thread(self._mounts.unmount, volume.name, detach=True)
+        unmounting = in_own_thread(partial(self._mounts.unmount, volume.name, detach=True))
+        await asyncio.wait((unmounting,), timeout=self._pace.end_patience)
         self._mount_ids.forget(volume.name)
         for _ in range(self._pace.end_tries):
             users = [user for user in _who_write(await self.processes(volume)) if user.pid]
             if not users:
                 break
-            self._kill(volume, users)
+            await self._kill(volume, users)
             # A killed process that is frozen may end only when it is thawed; it does not run any more.
             await self._let_end(volume)
             await asyncio.sleep(self._pace.end_pause)
         else:
             log.error("volume.users-left", volume=volume.name, pids=[user.pid for user in users])
         await self._let_end(volume)
+        await unmounting
 
     async def _let_end(self, volume: Volume) -> None:
         """Thaw what keeps killed processes from ending; none of them runs any more."""
-        await asyncio.to_thread(self._freezer.thaw, volume.id)
+        await in_own_thread(partial(self._freezer.thaw, volume.id))
         await self.keep_halted()  # others' containers stay as they are
         driver = self._drivers.get(volume.spec.driver)
-        if isinstance(driver, SparseDriver):
+        if isinstance(driver, SparseDriver) and driver.name not in self._drivers.hanging:
             await driver.thaw(volume.id)
 
-    def _kill(self, volume: Volume, users: Sequence[User]) -> None:
-        for user in users:
-            with suppress(ProcessLookupError):
-                self._kill_process(user.pid, signal.SIGKILL)
-            log.warning("volume.user-killed", volume=volume.name, pid=user.pid)
+    async def _kill(self, volume: Volume, users: Sequence[User]) -> None:
+        """Kill those who still use the volume. One that has begun since is found by the caller's next look."""
+        look = partial(self._users_of, self._paths([volume]), mount_root=self._mounts.root)
+        pids = [user.pid for user in users]
+        found = lambda: [user.pid for user in _who_write(look())]  # noqa: E731
+        for pid in await in_own_thread(partial(self._kill_processes, pids, found=found)):
+            log.warning("volume.user-killed", volume=volume.name, pid=pid)
 
 
 def _who_write(users: Sequence[User]) -> list[User]:

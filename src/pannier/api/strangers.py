@@ -147,6 +147,7 @@ class Doorkeeper:
             sock,
             ssl=self._context,
             ssl_handshake_timeout=self._limits.handshake_seconds,
+            ssl_shutdown_timeout=self._limits.handshake_seconds,
         )
         tls = transport.get_extra_info("ssl_object")
         if tls.getpeercert(binary_form=True) is not None:
@@ -154,4 +155,5 @@ class Doorkeeper:
         try:
             await observed.lost.wait()
         finally:
-            cast("asyncio.WriteTransport", transport).abort()
+            if not transport.is_closing():  # else it ends by itself; asyncio's abort would fail
+                cast("asyncio.WriteTransport", transport).abort()

@@ -6,6 +6,7 @@ from typing import NoReturn
 
 import click
 
+from pannier.cli.cert import cert
 from pannier.cli.command import Lazy, Root, output_options
 from pannier.cli.node import node
 from pannier.cli.service import service
@@ -71,7 +72,22 @@ def cli(session: Session, socket: str, host: str | None, certificates: str | Non
 
 
 for _command in (
-    *(init, join, token, ca, pool, runtime, status, doctor, events, node, volume, trash, service),
+    *(
+        init,
+        join,
+        token,
+        ca,
+        cert,
+        pool,
+        runtime,
+        status,
+        doctor,
+        events,
+        node,
+        volume,
+        trash,
+        service,
+    ),
     Lazy(
         "deploy",
         module="pannier.cli.deploy",

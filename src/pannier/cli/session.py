@@ -18,8 +18,9 @@ from pannier.core.node import API_PORT
 
 if TYPE_CHECKING:
     # The HTTP client takes longer to load than all the rest; `pannier --help` does without it.
-    from pannier.api.connection import Endpoint
+    from pannier.api.connection import TlsEndpoint
     from pannier.contract.operations import Operations
+    from pannier.pki.credentials import Credentials
 
 DEFAULT_SOCKET = "/run/pannier/api.sock"
 Value = TypeVar("Value")
@@ -49,11 +50,23 @@ class Session:
 
     @asynccontextmanager
     async def client(self) -> AsyncGenerator[Operations, None]:
-        """A client of the daemon that was chosen."""
+        """A client of the daemon that was chosen. A user's certificate is renewed after its use, if it is time."""
         from pannier.api.client import ApiClient
 
-        async with ApiClient(self._endpoint()) as client:
+        if self.host is None:
+            from pannier.api.connection import UnixEndpoint
+
+            async with ApiClient(UnixEndpoint(Path(self.socket))) as client:
+                yield client
+            return
+        from pannier.cli.own_certificate import check_not_ended, renew_if_due
+
+        endpoint, credentials = self._remote(self.host)
+        check_not_ended(credentials)
+        async with ApiClient(endpoint) as client:
             yield client
+            if trouble := await renew_if_due(client, credentials):
+                output.print_hint(trouble)
 
     def ask(self, question: Callable[[Operations], Awaitable[Value]]) -> Value:
         """Run ``question`` with a client and return its answer."""
@@ -85,12 +98,10 @@ class Session:
         if not self.json:
             output.print_hint(text)
 
-    def _endpoint(self) -> Endpoint:
-        from pannier.api.connection import TlsEndpoint, UnixEndpoint
+    def _remote(self, host: str) -> tuple[TlsEndpoint, Credentials]:
+        from pannier.api.connection import TlsEndpoint
 
-        if self.host is None:
-            return UnixEndpoint(Path(self.socket))
-        address, port = parse_host(self.host)
+        address, port = parse_host(host)
         if self.certificates is None:
             raise InvalidInput(
                 "--host needs a certificate to show",
@@ -103,7 +114,8 @@ class Session:
         if (directory / "user.crt").exists():
             kind = "user"
         credentials = Credentials.load(directory, kind=kind)
-        return TlsEndpoint(address=address, port=port, context=credentials.client_context())
+        context = credentials.client_context()
+        return TlsEndpoint(address=address, port=port, context=context), credentials
 
 
 def parse_host(host: str) -> tuple[str, int]:

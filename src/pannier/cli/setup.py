@@ -359,6 +359,7 @@ def issue(
     """Issue a certificate for the etcd member, or the user, NAME.
 
     A user reaches the cluster from any machine with: pannier --host URL --certificates DIRECTORY
+    It is renewed as it is used. A new one for the same user ends that for the one before, which counts until its end.
     """
     if (purpose == "etcd") != bool(addresses):
         raise InvalidInput(

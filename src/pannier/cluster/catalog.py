@@ -14,7 +14,7 @@ import structlog
 
 from pannier.cluster.registry import CLUSTER_KEY, ClusterRecord, decode, trash_key
 from pannier.core.errors import PannierError
-from pannier.core.node import Node
+from pannier.core.node import Fingerprints, Node
 from pannier.core.record import Record
 from pannier.core.volume import Volume
 from pannier.host.records import encode, read_file
@@ -146,10 +146,10 @@ class Catalog:
         """A node as last heard."""
         return self._known.nodes.get(name)
 
-    def knows(self, name: str, *, certificate: str) -> bool:
-        """Whether the node's record names this certificate (its fingerprint)."""
+    def knows(self, name: str, *, shown: Fingerprints) -> bool:
+        """Whether a certificate with these fingerprints may act for the node of this name."""
         node = self._known.nodes.get(name)
-        return node is not None and node.certificate == certificate
+        return node is not None and node.is_shown_by(shown)
 
     def nodes(self) -> list[Node]:
         """All nodes as last heard, sorted by name."""

@@ -77,6 +77,19 @@ class JoinOrder(MachineBody, frozen=True, kw_only=True):
         check_node_name(self.name)
 
 
+class RenewalOrder(MachineBody, frozen=True, kw_only=True):
+    """``certificate``: the present one; ``csr``: a request for the same key, signed with it. Both are PEM."""
+
+    certificate: Annotated[str, Meta(min_length=1, max_length=16_384)]
+    csr: Annotated[str, Meta(min_length=1, max_length=16_384)]
+
+
+class OwnRenewalOrder(PeopleBody, frozen=True, kw_only=True):
+    """``address``: of the node to ask; null for the one with the authority."""
+
+    address: Annotated[str, Meta(min_length=1, max_length=255)] | None = None
+
+
 class VolumeOrder(PeopleBody, frozen=True, kw_only=True):
     """``options`` are those of ``docker volume create -o``, as text."""
 

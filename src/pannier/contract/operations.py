@@ -13,6 +13,7 @@ from typing import Protocol
 from pannier.contract import bodies
 from pannier.contract.operation import OperationTable, cluster, joining
 from pannier.contract.views import (
+    CertificateView,
     CheckView,
     EventView,
     FileSystemView,
@@ -20,6 +21,7 @@ from pannier.contract.views import (
     JoinReply,
     MoveProgress,
     NodeView,
+    RenewalReply,
     ServiceMoveProgress,
     ServiceView,
     StatusView,
@@ -133,18 +135,58 @@ class Operations(Protocol):
         """
         ...
 
+    @cluster("GET", "/certificates", "All certificates: of nodes, users, the authority and etcd")
+    async def certificates(self) -> list[CertificateView]:
+        """All certificates, as the nodes that have them tell it. Those that do not answer are in it with an error."""
+        ...
+
+    @cluster(
+        "POST",
+        "/certificates/own",
+        "Renew the certificate of the node that is asked now",
+        body=bodies.OwnRenewalOrder,
+        raises=(errors.Conflict, errors.StorageError),
+    )
+    async def renew_own_certificate(self, *, address: str | None) -> CertificateView:
+        """Renew the certificate of the node that is asked now; also one that has ended.
+
+        Raises:
+            Conflict: it is not due, ends with the authority, or no node has the authority.
+            Denied: the node was removed from the cluster.
+            StorageError: it cannot be written.
+        """
+        ...
+
+    @joining(
+        "POST",
+        "/certificates/renewal",
+        "Renew a certificate; needs none on the connection, since the request proves who asks",
+        body=bodies.RenewalOrder,
+        raises=(errors.Conflict, errors.StorageError),
+    )
+    async def renew_certificate(self, order: bodies.RenewalOrder) -> RenewalReply:
+        """Renew a node's or a user's certificate for the same key.
+
+        A node's may have ended. Who does not prove to have the key is told nothing but a refusal.
+
+        Raises:
+            Denied: the request does not prove it; or the node was removed, or the user's certificate has ended.
+            Conflict: it is not due, ends with the authority, or no node has the authority.
+        """
+        ...
+
     @joining(
         "POST",
         "/join",
-        "Become a node; the only route that needs no certificate",
+        "Become a node; needs no certificate, but a token",
         body=bodies.JoinOrder,
         raises=(errors.Conflict,),
     )
     async def join(self, order: bodies.JoinOrder) -> JoinReply:
-        """Admit a machine that has a token.
+        """Admit a machine that has a token. Without a right one, nothing but a refusal is told.
 
         Raises:
-            Denied: the token is unknown, expired or used up.
+            Denied: the token is unknown, expired or used up. Unavailable: that cannot be found out now.
             AlreadyExists: there is a node of that name.
             Conflict: the CA is on another node, or the store is for one node only.
         """

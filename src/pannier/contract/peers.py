@@ -10,6 +10,7 @@ from pannier.contract.operation import OperationTable, peer
 from pannier.contract.operations import CHECK_SECONDS, CREATE_ERRORS, MOVE_ERRORS, VERIFY_SECONDS
 from pannier.contract.views import (
     BlocksView,
+    CertificateView,
     CheckView,
     FileSystemView,
     HandoverReply,
@@ -17,6 +18,7 @@ from pannier.contract.views import (
     MoveProgress,
     NodeView,
     PiecesView,
+    RenewalReply,
 )
 from pannier.contract.volumes import LiveVolumeView, VolumeCopyView, VolumeView
 from pannier.core import errors
@@ -55,6 +57,27 @@ class Peer(Protocol):
         Raises:
             NodeNotFound: the called node does not find itself in the cluster, or not any more.
             StorageError: its pool cannot be read.
+        """
+        ...
+
+    @peer("GET", "/certificates", "The certificates on this node")
+    async def peer_certificates(self) -> list[CertificateView]:
+        """The certificates on this node, with those that its authority remembers."""
+        ...
+
+    @peer(
+        "POST",
+        "/certificates/renewal",
+        "Renew a certificate, on the node with the authority",
+        body=bodies.RenewalOrder,
+        raises=(errors.Conflict, errors.StorageError),
+    )
+    async def peer_renew(self, order: bodies.RenewalOrder) -> RenewalReply:
+        """Renew the certificate of whoever the request proves: the asking node, or one that has asked it.
+
+        Raises:
+            Denied: the request proves nothing; or the node was removed, or the user's certificate has ended.
+            Conflict: the authority is not here; or it is not due, or ends with the authority.
         """
         ...
 

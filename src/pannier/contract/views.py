@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from pannier.contract.words import (
+    CertificateKind,
+    CertificateState,
     CheckState,
     EventKind,
     FileSystemState,
@@ -385,6 +387,37 @@ class JoinReply:
     certificate: str
     ca: str
     store: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RenewalReply:
+    """A renewed certificate, and the CA's below it (PEM)."""
+
+    certificate: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CertificateView:
+    """A certificate. Where it is unseen, ``error`` says why, and what it says is null.
+
+    Attributes:
+        name: of the node, user or etcd member; of the authority, what it calls itself.
+        node: the node on which it is, or was noted; null for a store's member.
+        where: a path on that node, or a member's address.
+        serial: hexadecimal.
+        valid_from, valid_until: it counts from then until then.
+    """
+
+    name: str
+    kind: CertificateKind
+    node: str | None
+    where: str
+    state: CertificateState
+    subject: str | None = None
+    serial: str | None = None
+    valid_from: str | None = None
+    valid_until: str | None = None
+    error: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -41,6 +41,31 @@ class NodeState(Word):
     """Up, and kept out of placement."""
 
 
+class CertificateKind(Word):
+    """Of a certificate: whose it is."""
+
+    NODE = "node"
+    USER = "user"
+    AUTHORITY = "authority"
+    """The cluster's own, which has issued the others."""
+    ETCD = "etcd"
+
+
+class CertificateState(Word):
+    """Of a certificate, by the clock of the node that tells it."""
+
+    GOOD = "good"
+    DUE = "due"
+    """It is renewed by itself about now."""
+    ENDING = "ending"
+    """It ends soon, and should have been renewed by now."""
+    ENDED = "ended"
+    EARLY = "early"
+    """It does not count yet: a clock is wrong."""
+    UNSEEN = "unseen"
+    """Nobody could look at it."""
+
+
 class HolderState(Word):
     """Whether the lease of a volume's holder is alive."""
 

@@ -270,7 +270,7 @@ class Acknowledging:
                     f"node {node} has what this node lacks of volume {replicated.volume.name}",
                     remedy="it takes the volume over by itself",
                 )
-        await self._drivers.of(replicated.volume).check_disk(by_writing=True)
+        await self._drivers.check_disk(replicated.volume, by_writing=True)
         await self._in_sync.leave(replicated, nodes, why=self._why(replicated, nodes))
 
     def _why(self, replicated: Replicated, nodes: frozenset[str]) -> str:

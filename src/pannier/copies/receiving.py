@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 import structlog
 
@@ -11,7 +12,7 @@ from pannier.agent.custody import Custody
 from pannier.agent.drivers import Drivers
 from pannier.agent.promises import Promises
 from pannier.cluster.cluster import Cluster
-from pannier.core.errors import Denied, NotHolder, Stale, Unavailable
+from pannier.core.errors import Denied, NotHolder, PannierError, Stale
 from pannier.core.line import Buffer, LinePlace
 from pannier.core.recovery import newest_of
 from pannier.core.volume import Grant, Volume
@@ -44,6 +45,7 @@ class Reception:
         self._drivers = drivers
         self._promises = promises
         self._refused: set[str] = set()
+        self._tidying: dict[str, asyncio.Task[None]] = {}
 
     @contextmanager
     def refusing(self, volume: Volume) -> Iterator[None]:
@@ -55,20 +57,45 @@ class Reception:
             self._refused.discard(volume.id)
 
     async def admit(self, offer: Offer, *, peer: str) -> Driver:
-        """See :class:`~pannier.transport.base.Gate`. Older generations are tidied away first."""
+        """See :class:`~pannier.transport.base.Gate`. Older generations are tidied away first.
+
+        Nothing of that waits for the store, or for whoever may be waiting for it: the sender's sync calls wait for this.
+        """
         volume = await self._volume_of(offer, peer=peer)
         driver = self._drivers.of(volume)
         kept = KEPT_GENERATIONS if self._cluster.node in volume.replicas else KEPT_DURING_MOVE
         if len((await driver.inspect(volume.id)).generations) > kept:
-            # Not at each offer, and an offer does not depend on it: copies are kept up without the store too.
-            with suppress(Unavailable):
-                async with self._custody.lock(volume):
-                    await self._check(offer, peer=peer)  # a takeover may need what would be removed
-                    await self._custody.tidy(volume)
-            now = self._cluster.catalog.volume(offer.volume_name) or volume
-            if not _fits(now, offer, peer):
-                raise _not_the_holder(now, offer, peer)
+            await self._tidy(volume)
+            if len((await driver.inspect(volume.id)).generations) > kept:
+                self._tidy_by_the_store(volume)
         return driver
+
+    async def _tidy(self, volume: Volume) -> None:
+        """Tidy away what can be without the store. Whoever has the lock now is not waited for: there is a next offer."""
+        lock = self._custody.lock(volume)
+        if lock.locked():
+            return
+        async with lock:
+            # A takeover may need what would be removed.
+            if not self._promises.refuses(volume.id, epoch=volume.grant.epoch):
+                await self._custody.tidy_copy(volume)
+
+    def _tidy_by_the_store(self, volume: Volume) -> None:
+        """Have all that is not needed tidied away when the store answers; the offer does not depend on it."""
+        if volume.id not in self._tidying:
+            task = asyncio.create_task(self._tidy_all(volume), name=f"tidy {volume.name}")
+            self._tidying[volume.id] = task
+            task.add_done_callback(lambda _: self._tidying.pop(volume.id))
+
+    async def _tidy_all(self, volume: Volume) -> None:
+        try:
+            # Read before the lock is taken: a store that hangs must not hang under the lock.
+            await self._cluster.fresh(volume.name)
+            async with self._custody.lock(volume):
+                if not self._promises.refuses(volume.id, epoch=volume.grant.epoch):
+                    await self._custody.tidy(volume)
+        except (PannierError, OSError) as error:
+            log.info("volume.not-tidied", volume=volume.name, error=str(error))
 
     def take(self, place: LinePlace, encoded: Buffer, *, volume_name: str, peer: str) -> None:
         """See :class:`~pannier.transport.base.RecordGate`."""

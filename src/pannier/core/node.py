@@ -13,6 +13,19 @@ API_PORT = 7400
 TRANSPORT_PORT = 7401
 
 
+@dataclass(frozen=True, slots=True)
+class Fingerprints:
+    """What tells a certificate from others: SHA-256, hexadecimal.
+
+    Attributes:
+        certificate: of the certificate (DER).
+        key: of its public key (DER). A renewed certificate has the same.
+    """
+
+    certificate: str
+    key: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node(Record):
     """The store's record of a node.
@@ -21,11 +34,14 @@ class Node(Record):
         address: IP address or host name at which the other nodes reach it.
         drivers: names of the storage drivers it can serve, its default first.
         joined_at: Unix time, for people only.
-        certificate: SHA-256 of its certificate, hexadecimal: only this one may act for it.
+        certificate: SHA-256 of its certificate, hexadecimal. It counts where there is no ``key``.
         swarm: its engine's node id in Docker Swarm; None outside a Swarm, or before it was asked.
         stopping: its daemon was told to stop; it takes this back when it starts.
         room: tenths of its pool that are free, rounded down: coarse, so that it seldom changes.
         trash_seconds: how long it keeps removed volumes that it held, while its daemon runs and there is room.
+        key: SHA-256 of its public key, hexadecimal: only certificates of this key may act for it. Empty until a
+            version that renews certificates has written the record.
+        authority: whether it has the key of the cluster's certificate authority.
     """
 
     name: str
@@ -41,6 +57,17 @@ class Node(Record):
     stopping: bool = False
     room: int = 10
     trash_seconds: float = 86_400.0
+    key: str = ""
+    authority: bool = False
+
+    @property
+    def pin(self) -> str:
+        """What its certificate is recognised by: another one only after the node was set up anew."""
+        return self.key or self.certificate
+
+    def is_shown_by(self, shown: Fingerprints) -> bool:
+        """Whether this certificate may act for the node."""
+        return self.pin == (shown.key if self.key else shown.certificate)
 
     def started_as(self, now: Node) -> Node:
         """This record with the fields that a start of the node sets anew; the rest stays as it was."""
@@ -50,6 +77,8 @@ class Node(Record):
             drivers=now.drivers,
             version=now.version,
             certificate=now.certificate,
+            key=now.key,
+            authority=now.authority,
             api_port=now.api_port,
             transport_port=now.transport_port,
             trash_seconds=now.trash_seconds,

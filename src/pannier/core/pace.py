@@ -22,6 +22,8 @@ class AgentPace:
     """How many times the users of a volume are killed before those that remain are logged."""
     end_pause: float = 0.1
     """Between two such times: a killed process needs some milliseconds to be gone."""
+    end_patience: float = 1.0
+    """How long they wait for the volume to be unmounted: that takes milliseconds, where the disk does not hang."""
     linger: float = 30.0
     """How long a volume that nobody uses stays attached: a container that is restarted finds it so."""
     idle_look: float = 5.0
@@ -48,6 +50,12 @@ class AgentPace:
     """Between two looks for volumes that the present lease says nothing about yet."""
     disk_look: float = 0.5
     """Between two looks at the disks. A failed disk costs this time beyond the lease."""
+    disk_ask: float = 5.0
+    """A disk that has completed no write for so long is asked for one: seldom enough for one that nobody uses."""
+    disk_hang: float = 30.0
+    """A disk that has completed no write for so long, although it was asked for one, is given up. As long as the kernel
+    gives a SCSI disk or an NVMe device for a request before it resets it; most come back then. One that crawls completes
+    its largest request earlier: 1.25 MiB take 10 s at 125 kB/s."""
     fence_look: float = 0.2
     """Between two looks at leases that are running out: a fifth of the margin of 1 s."""
     fence_calm: float = 1.0
@@ -207,6 +215,14 @@ class NodePace:
     holiday week still finds it. Its mark stays until then, so it bounds how many there are. By the wall clock."""
     token_history: float = 24 * 3600.0
     """How long a join token that has expired is told from one that never was."""
+    certificate_look: float = 60.0
+    """Between two looks at the own certificate: somebody may wait who has replaced one that had ended."""
+    certificate_retry: float = 3600.0
+    """Between two questions for a renewed certificate, also across starts of the daemon: the present one counts for months."""
+    certificate_retry_ended: float = 60.0
+    """The same once it has ended: nothing works until then, and one request a minute from each node is no load."""
+    certificate_members: float = 3600.0
+    """How long doctor goes by what the store's members showed: each look is a handshake that etcd notes in its log."""
     forget: float = 600.0
     """Between two looks at what nobody needs any more: nothing waits for it, and each reads all marks of purged volumes."""
     forget_at_once: int = 500

@@ -121,7 +121,7 @@ class Handovers:
     async def _need_disk(self, volume: Volume, *, by_writing: bool = False) -> None:
         """Raise Unavailable if the disk has failed: the caller then waits until the volume is taken over."""
         try:
-            await self._drivers.of(volume).check_disk(by_writing=by_writing)
+            await self._drivers.check_disk(volume, by_writing=by_writing)
         except StorageError as error:
             raise Unavailable(
                 f"node {self._cluster.node} cannot give volume {volume.name} away: {error.message}",

@@ -226,7 +226,7 @@ class Volumes:
     async def _to_trash(self, fresh: Versioned[Volume], *, actor: str) -> Volume:
         volume, node = fresh.record, self._cluster.node
         driver, epoch = self._drivers.of(volume), volume.grant.epoch
-        await driver.check_disk()
+        await self._drivers.check_disk(volume)
         await self._custody.take_down(volume)
         try:
             await driver.seal(volume.id, epoch=epoch)

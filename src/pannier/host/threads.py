@@ -6,15 +6,15 @@ import asyncio
 import signal
 import threading
 from collections.abc import Callable
-from contextlib import suppress
+from concurrent.futures import Executor, Future
 from queue import SimpleQueue
-from typing import Any, TypeVar
+from typing import ParamSpec, TypeVar
 
+P = ParamSpec("P")
 T = TypeVar("T")
-_Outcome = TypeVar("_Outcome")
 
 
-class _OwnThreads:
+class _OwnThreads(Executor):
     """Threads for work that may take hours. One whose work has ended takes the next: to start one
     stops the event loop until it runs, which takes tens of milliseconds on busy processors.
 
@@ -27,14 +27,26 @@ class _OwnThreads:
     def __init__(self) -> None:
         self._free: list[SimpleQueue[Callable[[], None]]] = []
 
-    def run(self, work: Callable[[], None]) -> None:
-        """Have ``work``, which raises nothing, done at once."""
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Have it done at once. It runs to its end, whether or not somebody waits for it."""
+        future: Future[T] = Future()
+        future.set_running_or_notify_cancel()
+
+        def work() -> None:
+            try:
+                result = fn(*args, **kwargs)
+            except BaseException as error:
+                future.set_exception(error)
+            else:
+                future.set_result(result)
+
         try:
             self._free.pop().put(work)
         except IndexError:
             begin: SimpleQueue[Callable[[], None]] = SimpleQueue()
             begin.put(work)
             threading.Thread(target=self._serve, args=(begin,), name="own", daemon=True).start()
+        return future
 
     def _serve(self, mine: SimpleQueue[Callable[[], None]]) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
@@ -49,28 +61,5 @@ _own_threads = _OwnThreads()
 
 
 def in_own_thread(function: Callable[[], T]) -> asyncio.Future[T]:
-    """Have ``function`` run at once in a thread of its own, for work that may take hours."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
-
-    def work() -> None:
-        try:
-            result = function()
-        except BaseException as error:
-            tell(future.set_exception, error)
-        else:
-            tell(future.set_result, result)
-
-    def tell(how: Callable[[_Outcome], None], outcome: _Outcome) -> None:
-        with suppress(RuntimeError):  # the loop was closed
-            loop.call_soon_threadsafe(_unless_done, future, how, outcome)
-
-    _own_threads.run(work)
-    return future
-
-
-def _unless_done(
-    future: asyncio.Future[Any], tell: Callable[[_Outcome], None], outcome: _Outcome
-) -> None:
-    if not future.done():  # nobody waits for it any more
-        tell(outcome)
+    """Have ``function`` run at once in a thread of its own, for work that may take hours, or that nothing may delay."""
+    return asyncio.get_running_loop().run_in_executor(_own_threads, function)

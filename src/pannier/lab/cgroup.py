@@ -10,13 +10,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 
+from pannier.host.killing import kill
 from pannier.host.mountinfo import own_mounts
 from pannier.lab.errors import LabError
 from pannier.lab.process import wait_for
@@ -142,9 +142,8 @@ class HostGroup:
         """End all processes of the group at once and wait until they are gone.
 
         Args:
-            freeze: freeze them while they are listed. Then no id can be another process's when the
-                signal is sent, and no new process starts in between. Not for processes that serve a
-                file system: whatever on this host accesses it would hang meanwhile.
+            freeze: freeze them while they are listed. Then no new process starts in between. Not for
+                processes that serve a file system: whatever on this host accesses it would hang meanwhile.
             timeout: seconds for all of it.
 
         Raises:
@@ -160,9 +159,7 @@ class HostGroup:
             try:
                 if freeze:
                     self.freeze(wait=False)
-                for pid in self._members():
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
+                kill(self._members(), found=self._members)
             finally:
                 self.thaw()
             _wait_until_empty(self, until=min(deadline, time.monotonic() + 1))

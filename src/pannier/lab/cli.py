@@ -16,7 +16,7 @@ from rich.console import Console
 from pannier.core.errors import PannierError
 from pannier.lab import dockerimage, rootfs, state
 from pannier.lab import inventory as hosts
-from pannier.lab.disk import ROLES, Role
+from pannier.lab.disk import FAULTS, ROLES, DiskFault, Role
 from pannier.lab.lab import Cluster, Lab, LabNode
 from pannier.lab.paths import DEFAULT_NAME
 from pannier.lab.preflight import check_host
@@ -106,7 +106,7 @@ def lab() -> None:
     type=click.Choice(["plain", "cuttable"]),
     default="plain",
     show_default=True,
-    help="Cuttable disks can lose power, fail and crawl; plain ones are faster.",
+    help="Cuttable disks can lose power, fail, crawl and hang; plain ones are faster.",
 )
 @click.option(
     "--store",
@@ -364,15 +364,13 @@ def resume(name: str, node: str) -> None:
 @lab.command()
 @_name_option
 @click.argument("node")
-@click.argument("fault", type=click.Choice(["fail", "slow", "heal"]))
+@click.argument("fault", type=click.Choice(FAULTS))
 @click.option("--disk", "role", type=click.Choice(ROLES), default="pool", show_default=True)
 @click.option(
     "--rate", default="1M", show_default=True, help="Bits per second of a slow disk; K, M or G."
 )
-def disk(
-    name: str, node: str, fault: Literal["fail", "slow", "heal"], role: Role, rate: str
-) -> None:
-    """Let a machine's disk fail, crawl or recover (cuttable disks only).
+def disk(name: str, node: str, fault: DiskFault, role: Role, rate: str) -> None:
+    """Let a machine's disk fail, crawl, hang or recover (cuttable disks only).
 
     \b
     Examples:

@@ -29,6 +29,9 @@ from pannier.storage.btrfs import loop
 
 Role = Literal["system", "pool"]
 ROLES: tuple[Role, ...] = ("system", "pool")
+DiskFault = Literal["fail", "slow", "hang", "heal"]
+FAULTS: tuple[DiskFault, ...] = ("fail", "slow", "hang", "heal")
+"""What can be done to a disk in use; the last one ends the others."""
 
 _SERVED = "mount/disk"
 _BLOCK = "16K"
@@ -45,7 +48,7 @@ class Disk:
 
     Attributes:
         role: ``system`` holds ext4 with the machine's state, ``pool`` is for Pannier.
-        kind: ``cuttable`` disks can lose power, fail and crawl; ``plain`` ones are faster.
+        kind: ``cuttable`` disks can lose power, fail, crawl and hang; ``plain`` ones are faster.
         data: folder of the image file; it survives a crash.
         run: folder of sockets and mount points of this disk.
         group: control group of the processes that serve it.
@@ -123,9 +126,18 @@ class Disk:
         self._need_cuttable("slow")
         self._set_rate(rate)
 
+    def hang(self) -> None:
+        """Answer no request from now on, and lose none.
+
+        A ``sync`` anywhere on this host waits for it, too: the machines share one kernel.
+        """
+        self._need_cuttable("hang")
+        self.group.freeze()
+
     def heal(self) -> None:
-        """End :meth:`fail` and :meth:`slow_down`."""
+        """End :meth:`fail`, :meth:`slow_down` and :meth:`hang`."""
         self._need_cuttable("heal")
+        self.group.thaw()
         self._broken.unlink(missing_ok=True)
         self._set_rate(_UNLIMITED)
 

@@ -13,7 +13,7 @@ from typing import IO, Literal
 from pannier.cut import tracefs
 from pannier.lab import cluster, dockerimage, mirror, network, preflight, rootfs, seed, state
 from pannier.lab.cgroup import groups_below
-from pannier.lab.disk import Role, release_loop_devices, serves_disk
+from pannier.lab.disk import DiskFault, Role, release_loop_devices, serves_disk
 from pannier.lab.errors import LabError
 from pannier.lab.machine import Machine, remove_files
 from pannier.lab.paths import DEFAULT_NAME, Names, run_root
@@ -94,7 +94,7 @@ class Lab:
 
         Args:
             release: of Debian; ``mixed`` alternates.
-            disks: ``cuttable`` disks can lose power, fail and crawl; ``plain`` ones are faster.
+            disks: ``cuttable`` disks can lose power, fail, crawl and hang; ``plain`` ones are faster.
             store: where Pannier keeps its records; ``sqlite`` is for one node.
             driver: where volumes' bytes live.
             cgroups: ``v2`` gives the machines the unified tree alone, as Debian has it; ``host``
@@ -285,12 +285,12 @@ class Lab:
     def disk(
         self,
         node: str,
-        fault: Literal["fail", "slow", "heal"],
+        fault: DiskFault,
         *,
         role: Role = "pool",
         rate: str = "1M",
     ) -> None:
-        """Let a disk fail, crawl or recover, while it is in use.
+        """Let a disk fail, crawl, hang or recover, while it is in use.
 
         Args:
             role: which of the machine's two disks.
@@ -302,6 +302,8 @@ class Lab:
                 disk.fail()
             elif fault == "slow":
                 disk.slow_down(rate)
+            elif fault == "hang":
+                disk.hang()
             else:
                 disk.heal()
 

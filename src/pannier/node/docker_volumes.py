@@ -171,10 +171,10 @@ class VolumesForDocker:
         """What this node could do for the volume now."""
         node, driver, disk = self._cluster.node, False, False
         try:
-            opened = self._drivers.of(volume)
+            self._drivers.of(volume)
             driver = True
             if needs_disk(volume, node=node):
-                await opened.check_disk()
+                await self._drivers.check_disk(volume)
             disk = True
         except PannierError as error:
             waiting.error = error

@@ -20,6 +20,7 @@ from pannier.core.size import format_size
 from pannier.core.volume import Volume
 from pannier.engine.base import Engine
 from pannier.host.clock import Clock
+from pannier.node.certificates import Certificates
 from pannier.node.diagnosis import (
     damage_findings,
     past_the_barrier,
@@ -58,6 +59,7 @@ class Doctor:
         unheld: Unheld,
         twins: Twins,
         pool_problems: Callable[[], Awaitable[list[str]]],
+        certificates: Certificates,
         clock: Clock,
         doubt: float,
     ) -> None:
@@ -72,6 +74,7 @@ class Doctor:
         self._unheld = unheld
         self._twins = twins
         self._pool_problems = pool_problems
+        self._certificates = certificates
         self._clock = clock
         self._doubt = doubt
 
@@ -82,14 +85,12 @@ class Doctor:
             self._store,
             self._own_lease,
             self._nodes,
+            self._certificates.findings,
             self._engine,
             self._hidden,
             self._services,
-            self._pool,
-            self._journal,
             self._sync_calls,
-            self._quarantined,
-            self._volumes,
+            *self._of_disks(),
         ):
             try:
                 async for finding in check():
@@ -99,6 +100,20 @@ class Doctor:
             except OSError as error:  # doctor is asked when something is broken
                 findings.append(_problem(check.__name__.strip("_"), str(error), "see dmesg"))
         return findings
+
+    def _of_disks(self) -> tuple[Callable[[], AsyncIterator[FindingView]], ...]:
+        """The checks that read this node's disks. While one hangs they would wait for it."""
+        if self._drivers.hanging:
+            return (self._hanging,)
+        return self._pool, self._journal, self._quarantined, self._volumes
+
+    async def _hanging(self) -> AsyncIterator[FindingView]:
+        for error in self._drivers.hanging.values():
+            yield _problem(
+                f"pool on {self._cluster.node}",
+                f"{error.message}; what is on it is not looked at until it answers",
+                error.remedy,
+            )
 
     async def _store(self) -> AsyncIterator[FindingView]:
         for member, health in (await self._cluster.registry.store.health()).items():

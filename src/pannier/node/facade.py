@@ -8,9 +8,10 @@ from collections.abc import AsyncGenerator, Mapping
 from pannier import __version__
 from pannier.agent.use import Use
 from pannier.cluster.cluster import Cluster
-from pannier.contract.bodies import JoinOrder
+from pannier.contract.bodies import JoinOrder, RenewalOrder
 from pannier.contract.operations import LOCAL, Operations
 from pannier.contract.views import (
+    CertificateView,
     CheckView,
     EventView,
     FileSystemView,
@@ -18,6 +19,7 @@ from pannier.contract.views import (
     JoinReply,
     MoveProgress,
     NodeView,
+    RenewalReply,
     ServiceMoveProgress,
     ServiceView,
     StatusView,
@@ -28,9 +30,10 @@ from pannier.contract.volumes import LiveVolumeView, RememberedVolumeView, Volum
 from pannier.contract.words import Level
 from pannier.copies.file_systems import FileSystems
 from pannier.copies.verification import Verification
-from pannier.core.errors import Unavailable, VolumeNotFound
+from pannier.core.errors import StorageError, Unavailable, VolumeNotFound
 from pannier.holding.recovery import Recovery
 from pannier.holding.volumes import Volumes
+from pannier.node.certificates import Certificates
 from pannier.node.cleaning import Cleaning
 from pannier.node.cluster_wide import ClusterWide
 from pannier.node.diagnosis import explain
@@ -38,8 +41,11 @@ from pannier.node.doctor import Doctor
 from pannier.node.events import changes, history_of, purged_events, recent
 from pannier.node.membership import Membership
 from pannier.node.node_views import NodeViews
+from pannier.node.renewing import Renewing
+from pannier.node.signing import Signing
 from pannier.node.trash import Trash
 from pannier.node.volume_views import VolumeViews
+from pannier.pki.renewal import RenewalRequest
 from pannier.swarm.service_plan import Wish
 from pannier.swarm.services import Services
 
@@ -60,6 +66,9 @@ class NodeService:
         trash: Trash,
         cleaning: Cleaning,
         membership: Membership,
+        certificates: Certificates,
+        signing: Signing,
+        renewing: Renewing,
         doctor: Doctor,
         recovery: Recovery,
         verification: Verification,
@@ -78,6 +87,9 @@ class NodeService:
         self._trash = trash
         self._cleaning = cleaning
         self._membership = membership
+        self._certificates = certificates
+        self._signing = signing
+        self._renewing = renewing
         self._doctor = doctor
         self._recovery = recovery
         self._verification = verification
@@ -134,6 +146,27 @@ class NodeService:
     async def join(self, order: JoinOrder) -> JoinReply:
         """Admit a machine that has a token."""
         return await self._membership.join(order)
+
+    # -- certificates ---------------------------------------------------------------------------
+
+    async def certificates(self) -> list[CertificateView]:
+        """All certificates, as the nodes that have them tell it."""
+        return await self._certificates.everywhere()
+
+    async def renew_own_certificate(self, *, address: str | None) -> CertificateView:
+        """Renew this node's certificate now."""
+        try:
+            await self._renewing.renew(address=address)
+            return self._certificates.own()
+        except OSError as error:
+            raise StorageError(
+                f"the certificate cannot be written: {error}", remedy="see the disk, then try again"
+            ) from error
+
+    async def renew_certificate(self, order: RenewalOrder) -> RenewalReply:
+        """Renew the certificate of whoever the request proves."""
+        request = RenewalRequest(order.certificate, order.csr)
+        return RenewalReply(certificate=await self._signing.renew(request))
 
     # -- volumes --------------------------------------------------------------------------------
 

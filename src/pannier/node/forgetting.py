@@ -16,6 +16,7 @@ import structlog
 
 from pannier.agent.drivers import Drivers
 from pannier.agent.mounts import Mounts
+from pannier.agent.promises import Promises
 from pannier.cluster.cluster import Cluster
 from pannier.cluster.registry import Purged, Versioned
 from pannier.core.errors import PannierError, Stale
@@ -47,6 +48,7 @@ class Forgetting:
         *,
         cluster: Cluster,
         drivers: Drivers,
+        promises: Promises,
         mounts: Mounts,
         marks: KnownMarks,
         membership: Membership,
@@ -56,6 +58,7 @@ class Forgetting:
         """Prepare; :meth:`run` works."""
         self._cluster = cluster
         self._drivers = drivers
+        self._promises = promises
         self._mounts = mounts
         self._marks = marks
         self._membership = membership
@@ -104,6 +107,7 @@ class Forgetting:
             if key not in here
             and (after := cleared(mark.record, node=node, nodes=nodes)) != mark.record
         }
+        await self._promises.forget(changes)
         for key, after in list(changes.items())[: self._pace.forget_at_once]:
             with suppress(Stale):  # another node confirmed: the next look goes on from there
                 await registry.replace_purge(key, after, expect=due[key].revision)

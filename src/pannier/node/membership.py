@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import structlog
 
@@ -12,15 +12,38 @@ from pannier.cluster.catalog import Catalog
 from pannier.cluster.registry import Registry, Versioned
 from pannier.contract.bodies import JoinOrder
 from pannier.contract.views import JoinReply, TokenView
-from pannier.core.errors import AlreadyExists, Conflict, Denied, NodeNotFound, Stale
-from pannier.core.node import Node, check_node_name
+from pannier.core.errors import (
+    AlreadyExists,
+    Conflict,
+    Denied,
+    NodeNotFound,
+    OutcomeUnknown,
+    PannierError,
+    Stale,
+    Unavailable,
+)
+from pannier.core.node import Fingerprints, Node, check_node_name
 from pannier.core.volume import HistoryEntry
 from pannier.host.clock import Clock, rfc3339
-from pannier.pki.authority import Authority
-from pannier.pki.identity import fingerprint
+from pannier.pki.authority import Authority, Unsigned
+from pannier.pki.facts import facts_of
 from pannier.pki.token import Token, TokenRecord, new_token, redeem
 
 log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A join token that was right when it was looked at, and is not used yet: who showed it may be told why not."""
+
+    token: Token
+
+
+@dataclass(frozen=True, slots=True)
+class Redeemed:
+    """A use of a join token that is in the store as used: for this, one certificate may be signed."""
+
+    token_id: str
 
 
 class Membership:
@@ -65,39 +88,45 @@ class Membership:
         return TokenView(token=token.text(), expires_at=rfc3339(record.expires_at), uses=uses)
 
     async def join(self, request: JoinOrder) -> JoinReply:
-        """Admit a machine: use its token, reserve its name, issue its certificate.
+        """Admit a machine: look at its token, redeem it, sign its certificate, write its record; in this order.
+
+        Who shows no right token learns nothing of this cluster. What can be refused is refused before the token
+        is redeemed. A power cut after that costs the token, and nothing was signed for it.
 
         Raises:
-            InvalidInput: the name, the token or the certificate request is not valid.
+            InvalidInput: the name, the token's form or the certificate request is not valid.
             Denied: the token is not accepted.
+            Unavailable: the token cannot be looked at.
             AlreadyExists: the name is taken.
             Conflict: the CA is on another node, or the store is for one node only.
+            OutcomeUnknown, StoreUnavailable: the store did not answer; only after OutcomeUnknown the token may be used.
         """
+        known = await self._look_at(Token.parse(request.token))
         self._refuse_where_alone()
         authority = self._authority()
         name = check_node_name(request.name)
-        token = Token.parse(request.token)
         if await self._registry.node(name):
-            raise AlreadyExists(
-                f"there is a node {name} in this cluster",
-                remedy="choose another --name, or remove the old one: pannier node rm",
-            )
-        certificate = authority.issue_node(request.csr, node=name, addresses=[request.address])
+            raise _name_taken(name)
+        unsigned = authority.prepare_node(request.csr, node=name, addresses=[request.address])
+        certificate = self._sign(authority, unsigned, by=await self._redeem(known))
+        shown = facts_of(certificate).fingerprints
         node = Node(
             name=name,
             address=request.address,
             drivers=(),
             version=request.version,
             joined_at=self._clock.unix(),
-            certificate=fingerprint(certificate),
+            certificate=shown.certificate,
+            key=shown.key,
         )
-        await self._redeem(token)
         try:
             await self._registry.put_node(node)
         except Stale as error:
-            raise AlreadyExists(
-                f"there is a node {name} in this cluster",
-                remedy="choose another --name, or remove the old one: pannier node rm",
+            raise _name_taken(name) from error
+        except PannierError as error:
+            raise OutcomeUnknown(
+                f"the record of node {name} may not have been written: {error.message}",
+                remedy=error.remedy,
             ) from error
         log.info("node.joined", node=name, address=request.address)
         return JoinReply(
@@ -106,6 +135,12 @@ class Membership:
             ca=authority.certificate_pem,
             store=self._store_address,
         )
+
+    @staticmethod
+    def _sign(authority: Authority, unsigned: Unsigned, *, by: Redeemed) -> str:
+        """The one place where a machine that joins gets its certificate: ``by`` is what it has paid."""
+        log.info("join.signed", node=unsigned.common_name, token=by.token_id)
+        return authority.sign(unsigned)
 
     def _refuse_where_alone(self) -> None:
         """Refuse if the store is a file: a second node would open its own, and be a second cluster."""
@@ -116,12 +151,36 @@ class Membership:
                 remedy="a cluster of several nodes begins with: pannier init --store etcd://...",
             )
 
-    async def _redeem(self, token: Token) -> None:
+    async def _look_at(self, token: Token) -> Known:
+        """Look whether a token is right. Whoever asks is a stranger, and is told no more than that.
+
+        Raises:
+            Denied: it is not accepted. Unavailable: that cannot be found out now.
+        """
+        try:
+            found = await self._registry.token(token.id)
+            redeem(found.record if found else None, secret=token.secret, now=self._clock.unix())
+        except Denied:
+            raise
+        except PannierError as error:
+            log.warning("join.token-not-looked-at", error=str(error))
+            raise Unavailable(
+                "the join token cannot be looked at now",
+                remedy="try again; the log of pannierd on the node that was asked says why",
+            ) from error
+        return Known(token)
+
+    async def _redeem(self, known: Known) -> Redeemed:
+        """Use a token once. Raises Denied where others have used it up meanwhile."""
+        token = known.token
+
         async def read() -> Versioned[TokenRecord]:
             found = await self._registry.token(token.id)
             if found is None:
-                redeem(None, secret=token.secret, now=self._clock.unix())
-            assert found is not None  # redeem refused an unknown token
+                raise Denied(
+                    "the join token has been used up by another machine",
+                    remedy="make a new one with 'pannier token create' on a node of the cluster",
+                )
             return found
 
         def use(record: TokenRecord) -> TokenRecord:
@@ -129,6 +188,7 @@ class Membership:
             return left or replace(record, uses_left=0)
 
         await self._registry.change(read, use)
+        return Redeemed(token.id)
 
     async def forget_tokens(self, *, after: float) -> None:
         """Remove the records of tokens that expired more than ``after`` seconds ago.
@@ -161,6 +221,14 @@ class Membership:
         me = self._catalog.node(self._node)
         if me is None or me.room != tenths:
             await self._change(self._node, lambda node: replace(node, room=tenths))
+
+    async def report_certificate(self, shown: Fingerprints) -> None:
+        """Write the own renewed certificate into this node's record."""
+
+        def decide(node: Node) -> Node:
+            return replace(node, certificate=shown.certificate, key=shown.key)
+
+        await self._change(self._node, decide)
 
     async def announce_stop(self) -> None:
         """Tell the others that this daemon stops on request; its next start takes that back."""
@@ -253,9 +321,16 @@ class Membership:
 
     async def _own_record(self, mine: Node) -> Versioned[Node]:
         found = await self._registry.node(mine.name)
-        if found is None or found.record.certificate != mine.certificate:
+        if found is None or not found.record.is_shown_by(Fingerprints(mine.certificate, mine.key)):
             raise Denied(
                 f"node {mine.name} was removed from the cluster",
                 remedy="join it again with a new token after moving /etc/pannier away",
             )
         return found
+
+
+def _name_taken(name: str) -> AlreadyExists:
+    return AlreadyExists(
+        f"there is a node {name} in this cluster",
+        remedy="choose another --name, or remove the old one: pannier node rm",
+    )

@@ -85,8 +85,8 @@ class NodeViews:
             async with asyncio.timeout(self._pace.engine):
                 facts = await self._engine.facts()
             view = replace(view, sync_obstacle=obstacle(facts))
-        if not any(self._drivers):
-            return view  # its pool is not there: `doctor` says more
+        if not any(self._drivers) or self._drivers.hanging:
+            return view  # its pool is not there, or would keep whoever asks waiting: `doctor` says more
         if (journal := await journal_of(self._drivers)) is not None:
             view = replace(view, journal=journal_view(journal, self._catalog.volumes()))
         capacity = await self._drivers.named(self._drivers.default).capacity()

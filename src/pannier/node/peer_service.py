@@ -7,10 +7,11 @@ from collections.abc import AsyncGenerator, Mapping
 
 from pannier.agent.drivers import Drivers
 from pannier.cluster.cluster import Cluster, no_such_volume
-from pannier.contract.bodies import BlockSum
+from pannier.contract.bodies import BlockSum, RenewalOrder
 from pannier.contract.peers import Peer
 from pannier.contract.views import (
     BlocksView,
+    CertificateView,
     CheckView,
     FileSystemView,
     HandoverReply,
@@ -18,6 +19,7 @@ from pannier.contract.views import (
     MoveProgress,
     NodeView,
     PiecesView,
+    RenewalReply,
 )
 from pannier.contract.volumes import LiveVolumeView, VolumeCopyView, VolumeView
 from pannier.copies.differences import Differences
@@ -34,8 +36,11 @@ from pannier.holding.promising import Promising
 from pannier.holding.recovery import Recovery
 from pannier.holding.takeover import Takeover
 from pannier.holding.volumes import Volumes
+from pannier.node.certificates import Certificates
 from pannier.node.node_views import NodeViews
+from pannier.node.signing import Signing
 from pannier.node.volume_views import VolumeViews
+from pannier.pki.renewal import RenewalRequest
 from pannier.swarm.services import Services
 
 
@@ -59,6 +64,8 @@ class PeerService:
         mending: Mending,
         file_systems: FileSystems,
         services: Services,
+        certificates: Certificates,
+        signing: Signing,
     ) -> None:
         self._cluster = cluster
         self._drivers = drivers
@@ -74,6 +81,8 @@ class PeerService:
         self._mending = mending
         self._file_systems = file_systems
         self._services = services
+        self._certificates = certificates
+        self._signing = signing
         self._asking = ""  # No node has this name: what only a node may ask is refused.
 
     def by(self, node: str) -> Peer:
@@ -98,6 +107,15 @@ class PeerService:
     async def peer_node(self) -> NodeView:
         """This node with its pool's figures, and what its engine can do."""
         return await self._node_views.here()
+
+    async def peer_certificates(self) -> list[CertificateView]:
+        """Another node lists all certificates."""
+        return self._certificates.here()
+
+    async def peer_renew(self, order: RenewalOrder) -> RenewalReply:
+        """Another node needs a certificate renewed, and the authority is here."""
+        request = RenewalRequest(order.certificate, order.csr)
+        return RenewalReply(certificate=await self._signing.renew_here(request))
 
     async def peer_handover(self, name: str, *, epoch: int) -> HandoverReply:
         """Another node wants the volume."""

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from pannier.core.certificates import LIFE_SECONDS
 from pannier.core.errors import AlreadyExists, Denied, InvalidInput
 from pannier.core.node import check_node_name
 from pannier.pki import files
@@ -23,7 +24,9 @@ from pannier.pki.identity import NodeIdentity, UserIdentity, check_cluster, chec
 CA_CERTIFICATE = "ca.crt"
 CA_KEY = "ca.key"
 CA_VALIDITY = timedelta(days=3653)
-LEAF_VALIDITY = timedelta(days=1826)
+LEAF_VALIDITY = timedelta(seconds=LIFE_SECONDS)
+ETCD_VALIDITY = timedelta(days=1826)
+"""An etcd member's: nobody renews it but a person, so it lasts as long as machines do."""
 BACKDATE = timedelta(hours=1)
 """Certificates begin this long before they are made: the clocks of a cluster may differ."""
 REQUEST_LIMIT = 16384
@@ -32,6 +35,27 @@ REQUEST_LIMIT = 16384
 _SERVER = ExtendedKeyUsageOID.SERVER_AUTH
 _CLIENT = ExtendedKeyUsageOID.CLIENT_AUTH
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unsigned:
+    """What a certificate will say. Its parts were checked, and nothing was signed.
+
+    Attributes:
+        common_name: the subject's, for people.
+        public_key: the asker has its private key.
+        names: the alternative names; they have the identity.
+        usages: for which ends of TLS it is.
+        life: for how long it counts, from its signing on: as long as its kind needs until somebody renews it.
+        since: from when on it counts at the latest; None for the time of signing.
+    """
+
+    common_name: str
+    public_key: ec.EllipticCurvePublicKey
+    names: x509.SubjectAlternativeName
+    usages: Sequence[x509.ObjectIdentifier]
+    life: timedelta
+    since: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +135,8 @@ class Authority:
         """SHA-256 of the CA's certificate, hexadecimal: what join tokens pin."""
         return self._certificate.fingerprint(hashes.SHA256()).hex()
 
-    def issue_node(self, csr_pem: str, *, node: str, addresses: Sequence[str]) -> str:
-        """A node's certificate, for both ends of TLS.
+    def prepare_node(self, csr_pem: str, *, node: str, addresses: Sequence[str]) -> Unsigned:
+        """All that a node's certificate says, for both ends of TLS; nothing is signed yet.
 
         Args:
             csr_pem: a certificate request for a P-256 key.
@@ -123,8 +147,17 @@ class Authority:
             InvalidInput: the request or a name cannot be accepted.
         """
         identity = NodeIdentity(self.cluster, check_node_name(node))
-        names = _alternative_names((node, *addresses, *_LOOPBACK), identity.uri)
-        return self._issue(csr_pem, common_name=node, names=names, usages=(_SERVER, _CLIENT))
+        return Unsigned(
+            common_name=node,
+            public_key=requested_key(csr_pem),
+            names=_alternative_names((node, *addresses, *_LOOPBACK), identity.uri),
+            usages=(_SERVER, _CLIENT),
+            life=LEAF_VALIDITY,
+        )
+
+    def issue_node(self, csr_pem: str, *, node: str, addresses: Sequence[str]) -> str:
+        """A node's certificate; arguments and errors as :meth:`prepare_node`."""
+        return self.sign(self.prepare_node(csr_pem, node=node, addresses=addresses))
 
     def issue_user(self, csr_pem: str, *, user: str) -> str:
         """A user's certificate, for the client's end only.
@@ -133,8 +166,15 @@ class Authority:
             InvalidInput: the request or the name cannot be accepted.
         """
         identity = UserIdentity(self.cluster, check_user_name(user))
-        names = _alternative_names((), identity.uri)
-        return self._issue(csr_pem, common_name=user, names=names, usages=(_CLIENT,))
+        return self.sign(
+            Unsigned(
+                common_name=user,
+                public_key=requested_key(csr_pem),
+                names=_alternative_names((), identity.uri),
+                usages=(_CLIENT,),
+                life=LEAF_VALIDITY,
+            )
+        )
 
     def issue_etcd(self, csr_pem: str, *, member: str, addresses: Sequence[str]) -> str:
         """An etcd member's certificate: it serves clients and speaks to other members.
@@ -145,23 +185,47 @@ class Authority:
         Raises:
             InvalidInput: the request or a name cannot be accepted.
         """
-        names = _alternative_names((check_node_name(member), *addresses, *_LOOPBACK), None)
-        return self._issue(csr_pem, common_name=member, names=names, usages=(_SERVER, _CLIENT))
+        return self.sign(
+            Unsigned(
+                common_name=member,
+                public_key=requested_key(csr_pem),
+                names=_alternative_names((check_node_name(member), *addresses, *_LOOPBACK), None),
+                usages=(_SERVER, _CLIENT),
+                life=ETCD_VALIDITY,
+            )
+        )
 
-    def _issue(
-        self,
-        csr_pem: str,
-        *,
-        common_name: str,
-        names: x509.SubjectAlternativeName,
-        usages: Sequence[x509.ObjectIdentifier],
-    ) -> str:
+    def renew(self, present: x509.Certificate) -> str:
+        """A certificate for the same key and with the same names as ``present``, one of ours, that lasts longer.
+
+        It begins when ``present`` does. So one that was signed while the clock was ahead counts when it is right again.
+        """
+        key, extensions = present.public_key(), present.extensions
+        assert isinstance(key, ec.EllipticCurvePublicKey), "we issue for no other kind"
+        [name] = present.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+        return self.sign(
+            Unsigned(
+                common_name=str(name.value),
+                public_key=key,
+                names=extensions.get_extension_for_class(x509.SubjectAlternativeName).value,
+                usages=tuple(extensions.get_extension_for_class(x509.ExtendedKeyUsage).value),
+                life=LEAF_VALIDITY,
+                since=present.not_valid_before_utc,
+            )
+        )
+
+    @property
+    def ends(self) -> float:
+        """The end of the CA's own certificate, Unix time."""
+        return self._certificate.not_valid_after_utc.timestamp()
+
+    def sign(self, unsigned: Unsigned) -> str:
+        """The certificate, as a chain."""
         now = _at(self._clock)
-        public_key = _requested_key(csr_pem)
         subject = x509.Name(
             [
                 x509.NameAttribute(NameOID.ORGANIZATION_NAME, self.cluster),
-                x509.NameAttribute(NameOID.COMMON_NAME, common_name),
+                x509.NameAttribute(NameOID.COMMON_NAME, unsigned.common_name),
             ]
         )
         authority_key = self._certificate.extensions.get_extension_for_class(
@@ -171,15 +235,17 @@ class Authority:
             x509.CertificateBuilder()
             .subject_name(subject)
             .issuer_name(self._certificate.subject)
-            .public_key(public_key)
+            .public_key(unsigned.public_key)
             .serial_number(x509.random_serial_number())
-            .not_valid_before(now - BACKDATE)
-            .not_valid_after(min(now + LEAF_VALIDITY, self._certificate.not_valid_after_utc))
+            .not_valid_before(min(unsigned.since or now, now - BACKDATE))
+            .not_valid_after(min(now + unsigned.life, self._certificate.not_valid_after_utc))
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_key_usage(authority=False), critical=True)
-            .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
-            .add_extension(names, critical=False)
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
+            .add_extension(x509.ExtendedKeyUsage(unsigned.usages), critical=False)
+            .add_extension(unsigned.names, critical=False)
+            .add_extension(
+                x509.SubjectKeyIdentifier.from_public_key(unsigned.public_key), critical=False
+            )
             .add_extension(
                 x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(authority_key),
                 critical=False,
@@ -216,7 +282,12 @@ def _read_key(path: Path) -> ec.EllipticCurvePrivateKey:
     return load_private(files.read_private(path), path=path)
 
 
-def _requested_key(csr_pem: str) -> ec.EllipticCurvePublicKey:
+def requested_key(csr_pem: str) -> ec.EllipticCurvePublicKey:
+    """The key of a certificate request, whose signature shows that the asker has its private half.
+
+    Raises:
+        InvalidInput: it is not such a request, or for another kind of key.
+    """
     remedy = "make the request with 'pannier join' or for an ECDSA P-256 key"
     if len(csr_pem) > REQUEST_LIMIT:
         raise InvalidInput("the certificate request is too long", remedy=remedy)

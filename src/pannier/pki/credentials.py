@@ -7,8 +7,9 @@ that it means as ``server_hostname``, whatever the address it connects to.
 from __future__ import annotations
 
 import ssl
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from weakref import WeakSet
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
@@ -17,8 +18,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from pannier.core.errors import Denied
+from pannier.core.node import Fingerprints
 from pannier.pki import files
 from pannier.pki.authority import CA_CERTIFICATE, load_private, private_pem
+from pannier.pki.facts import facts_of
 from pannier.pki.identity import Identity, fingerprint, identity_of
 
 
@@ -33,10 +36,14 @@ class KeyAndRequest:
 def new_request(name: str) -> KeyAndRequest:
     """Make a P-256 key and a request for it. The CA ignores ``name``; people may read it."""
     key = ec.generate_private_key(ec.SECP256R1())
+    return KeyAndRequest(private_pem(key), request_for(key, name))
+
+
+def request_for(key: ec.EllipticCurvePrivateKey, name: str) -> str:
+    """A request for a key that is there, PEM."""
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     request = x509.CertificateSigningRequestBuilder().subject_name(subject)
-    signed = request.sign(key, hashes.SHA256())
-    return KeyAndRequest(private_pem(key), signed.public_bytes(serialization.Encoding.PEM).decode())
+    return request.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +59,9 @@ class Credentials:
     directory: Path
     identity: Identity
     kind: str = "node"
+    _contexts: WeakSet[ssl.SSLContext] = field(
+        default_factory=WeakSet, init=False, compare=False, repr=False
+    )
 
     @classmethod
     def save(
@@ -69,7 +79,7 @@ class Credentials:
         Raises:
             Denied: they do not belong together; nothing was written.
         """
-        _check_together(certificate, key=key, ca=ca, directory=directory, kind=kind)
+        check_together(certificate, key=key, ca=ca, directory=directory, kind=kind)
         files.private_directory(directory)
         # The certificate comes last: without it, nothing here counts.
         files.write(directory / f"{kind}.key", key, mode=files.PRIVATE_MODE, replace=True)
@@ -88,7 +98,7 @@ class Credentials:
         ca = files.read(directory / CA_CERTIFICATE)
         certificate = files.read(directory / f"{kind}.crt")
         key = files.read_private(directory / f"{kind}.key")
-        identity = _check_together(certificate, key=key, ca=ca, directory=directory, kind=kind)
+        identity = check_together(certificate, key=key, ca=ca, directory=directory, kind=kind)
         return cls(directory, identity, kind)
 
     @property
@@ -107,9 +117,9 @@ class Credentials:
         return self.directory / CA_CERTIFICATE
 
     @property
-    def fingerprint(self) -> str:
-        """SHA-256 of the own certificate, hexadecimal."""
-        return fingerprint(self.certificate_path.read_bytes())
+    def fingerprints(self) -> Fingerprints:
+        """Of the own certificate and its key."""
+        return facts_of(self.certificate_path.read_bytes()).fingerprints
 
     @property
     def ca_fingerprint(self) -> str:
@@ -125,6 +135,7 @@ class Credentials:
         """
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._fill(context)
+        self._show_certificate(context)
         context.verify_mode = (
             ssl.CERT_REQUIRED if client_certificate_required else ssl.CERT_OPTIONAL
         )
@@ -134,18 +145,45 @@ class Credentials:
 
     def client_context(self) -> ssl.SSLContext:
         """A context for connecting, with ``server_hostname=<node name>`` (or etcd's address)."""
+        context = self.anonymous_context()
+        self._show_certificate(context)
+        return context
+
+    def anonymous_context(self) -> ssl.SSLContext:
+        """As :meth:`client_context`, for a connection that shows no certificate."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         self._fill(context)
         return context
+
+    def take_up(self) -> None:
+        """Let all contexts that were made so far show the certificate that is on the disk now.
+
+        Connections that are open go on with the one that they have shown. Only the event loop calls this, and only it
+        shakes hands: so no handshake sees half of it.
+
+        Raises:
+            NotFound, Denied: as :meth:`load`; every context goes on with what it had.
+        """
+        Credentials.load(self.directory, kind=self.kind)
+        for context in list(self._contexts):
+            context.load_cert_chain(str(self.certificate_path), str(self.key_path))
+
+    def _show_certificate(self, context: ssl.SSLContext) -> None:
+        context.load_cert_chain(str(self.certificate_path), str(self.key_path))
+        self._contexts.add(context)
 
     def _fill(self, context: ssl.SSLContext) -> None:
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         context.verify_flags |= ssl.VERIFY_X509_STRICT
         context.load_verify_locations(cafile=str(self.ca_path))
-        context.load_cert_chain(str(self.certificate_path), str(self.key_path))
 
 
-def _check_together(certificate: str, *, key: str, ca: str, directory: Path, kind: str) -> Identity:
+def check_together(certificate: str, *, key: str, ca: str, directory: Path, kind: str) -> Identity:
+    """Whose a certificate is, if it belongs to the key and was issued by the CA; all PEM.
+
+    Raises:
+        Denied: it does not, or cannot be read. Messages name the files as they are in ``directory``.
+    """
     remedy = "restore the directory from a backup, or join the cluster again"
     try:
         parsed = x509.load_pem_x509_certificate(certificate.encode())

@@ -11,7 +11,10 @@ _NOT_YET_VALID = 9
 _HOST_MISMATCH = frozenset({62, 64})
 _WRONG_PURPOSE = 26
 
-_CLOCK = "check the clocks of both machines; an expired certificate needs a new join"
+_CLOCK = (
+    "check the clocks of both machines; a node whose certificate has ended: pannier cert renew there; a user: "
+    "pannier ca issue on the node with the authority"
+)
 _OTHER_CLUSTER = "check the address, or let the machine join this cluster"
 
 # What the far side says about *our* certificate, as an alert; named as OpenSSL names them.

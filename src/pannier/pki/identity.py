@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import re
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import TypeAlias
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from pannier.core.errors import Denied, InvalidInput
-from pannier.core.node import check_node_name
+from pannier.core.node import Fingerprints, check_node_name
 
 _CLUSTER = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
 _USER = re.compile(r"[a-zA-Z0-9](?:[a-zA-Z0-9._@-]{0,61}[a-zA-Z0-9])?", re.ASCII)
@@ -169,12 +172,26 @@ def fingerprint(certificate: str | bytes) -> str:
     return parsed.fingerprint(hashes.SHA256()).hex()
 
 
+def fingerprints(certificate: bytes) -> Fingerprints:
+    """Of a certificate in DER, and of its public key.
+
+    Raises:
+        InvalidInput: ``certificate`` is not one.
+    """
+    try:
+        key = x509.load_der_x509_certificate(certificate).public_key()
+    except ValueError as error:
+        raise InvalidInput("this is not a certificate", remedy="give one in DER") from error
+    public = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return Fingerprints(fingerprint(certificate), sha256(public).hexdigest())
+
+
 def require_node(
     peer: TlsObject,
     *,
     cluster: str,
     name: str | None = None,
-    certificate: str | None = None,
+    admits: Callable[[Fingerprints], bool] | None = None,
 ) -> NodeIdentity:
     """The peer's identity, if it is a node of ``cluster``, and the one that is meant.
 
@@ -182,7 +199,7 @@ def require_node(
         peer: a TLS connection after its handshake, whose context verified against the CA.
         cluster: the cluster's id.
         name: the node's name, or None for any node.
-        certificate: fingerprint of the only certificate that may act for it, or None for any.
+        admits: whether this certificate may act for it; None lets any.
 
     Raises:
         Denied: it is a user, another node, of another cluster, or has another certificate.
@@ -203,8 +220,7 @@ def require_node(
             f"{identity} answered where node {name} was expected",
             remedy=f"check the address of node {name} with 'pannier node ls'",
         )
-    der = peer.getpeercert(True)
-    if certificate is not None and (not der or fingerprint(der) != certificate):
+    if admits is not None and not admits(fingerprints(peer.getpeercert(True) or b"")):
         raise Denied(
             f"{identity} showed another certificate than the one that the cluster has on record",
             remedy=f"if {identity.name} was set up anew, remove the old node and let it join again",

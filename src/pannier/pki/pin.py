@@ -55,7 +55,7 @@ async def pin(
         Denied: another cluster, or somebody in between; nothing was sent.
         PeerUnavailable: nobody answers there, or not with TLS.
     """
-    chain = await _shown_chain(address, port=port, timeout_seconds=timeout_seconds)
+    chain = await shown_chain(address, port=port, timeout_seconds=timeout_seconds)
     where = f"{address}:{port}"
     ca = _find(chain, ca_fingerprint, where=where)
     member = _check_member(chain[0], ca, where=where)
@@ -67,7 +67,12 @@ async def pin(
     return Pinned(ca_pem, member, context)
 
 
-async def _shown_chain(address: str, *, port: int, timeout_seconds: float) -> list[bytes]:
+async def shown_chain(address: str, *, port: int, timeout_seconds: float) -> list[bytes]:
+    """The certificates (DER) that a TLS server shows, its own first. None is verified, and nothing is sent.
+
+    Raises:
+        PeerUnavailable: nobody answers there, or not with TLS 1.3.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.check_hostname = False

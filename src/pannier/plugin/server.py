@@ -7,6 +7,9 @@ It reads a request, calls a use case, and answers in time. What it adds:
 * Docker sends no Unmount for a Mount whose answer it did not get. A Mount is therefore abandoned
   when the engine hangs up, when the deadline passes, and when its answer cannot be delivered.
 * podman hangs up early on Remove and Unmount: these go on until they are done or out of time.
+* Docker repeats a call whose connection broke without its body, so that its volume is unknown. So each
+  connection is for one call, and a daemon that is about to end accepts no more: later calls wait in the
+  socket's queue, which systemd keeps, for the next daemon.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import secrets
 import socket
 import time
 from collections.abc import Coroutine
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,9 +41,10 @@ from pannier.plugin.endpoints import ENDPOINTS, MOUNT, Answer, Endpoint
 
 _log = structlog.get_logger(__name__)
 
-# dockerd never closes an idle connection. If we did, a call sent at that moment would fail and be
-# repeated without its body.
-_KEEPALIVE_SECONDS = 24 * 3600.0
+_DOOR_SECONDS = 1.0
+"""How long calls that were accepted already may go on before a daemon begins to end: most take milliseconds."""
+_DOOR_LOOK_SECONDS = 0.01
+"""Between two looks at whether they have been answered."""
 _SHUTDOWN_SECONDS = 5.0
 _SHOWN_NAME = 128
 
@@ -96,28 +101,38 @@ class PluginServer:
         self._deadlines = deadlines or Deadlines()
         self._background: set[asyncio.Task[None]] = set()
         self._stopping: asyncio.Future[None] | None = None
+        self._server: web.Server | None = None
         self._runner: web.ServerRunner | None = None
 
     async def start(self, listener: socket.socket) -> None:
         """Begin to answer on ``listener``, which must be listening; it is closed by ``stop``."""
         self._stopping = asyncio.get_running_loop().create_future()
-        server = web.Server(
+        self._server = web.Server(
             self._handle,
             handler_cancellation=True,  # how a hang-up is noticed
             access_log=None,
-            keepalive_timeout=_KEEPALIVE_SECONDS,
             logger=_http_logger(),
         )
-        self._runner = web.ServerRunner(server, shutdown_timeout=_SHUTDOWN_SECONDS)
+        self._runner = web.ServerRunner(self._server, shutdown_timeout=_SHUTDOWN_SECONDS)
         await self._runner.setup()
         await web.SockSite(self._runner, listener).start()
+
+    async def close_door(self) -> None:
+        """Accept no more calls: they wait for the next daemon. Calls under way go on, and most have ended then."""
+        if self._runner is None or self._server is None:
+            return
+        for site in list(self._runner.sites):
+            await site.stop()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_DOOR_SECONDS):
+                while self._server.connections:
+                    await asyncio.sleep(_DOOR_LOOK_SECONDS)
 
     async def stop(self) -> None:
         """Answer calls under way with an error that says that we stop, and close the socket."""
         if self._runner is None or self._stopping is None:
             return
-        for site in list(self._runner.sites):
-            await site.stop()
+        await self.close_door()
         if not self._stopping.done():
             self._stopping.set_result(None)
         await self._runner.cleanup()
@@ -144,6 +159,7 @@ class PluginServer:
                     body=content,
                     headers={"Content-Type": wire.CONTENT_TYPE},
                 )
+                response.force_close()
                 await self._deliver(request, response, call)
                 return response
             finally:

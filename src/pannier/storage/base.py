@@ -335,6 +335,13 @@ class Driver(Protocol):
         """
         ...
 
+    def writes_done(self) -> int | None:
+        """How many writes and flushes the disk has completed, whoever's they were; None where nobody counts them.
+
+        It rises while the disk does anything. Never waits for the disk.
+        """
+        ...
+
 
 @runtime_checkable
 class ResumingDriver(Driver, Protocol):

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Self
 
 from msgspec import structs
 
-from pannier.contract.bodies import BlockSum, JoinOrder
+from pannier.contract.bodies import BlockSum, JoinOrder, RenewalOrder
 from pannier.contract.operations import LOCAL
 from pannier.contract.views import (
     BlocksView,
     BlockView,
+    CertificateView,
     CheckView,
     CopyView,
     EventView,
@@ -31,6 +32,7 @@ from pannier.contract.views import (
     NodeView,
     PiecesView,
     PieceView,
+    RenewalReply,
     ServiceMoveProgress,
     ServiceView,
     StatusView,
@@ -42,6 +44,8 @@ from pannier.contract.views import (
 )
 from pannier.contract.volumes import LiveVolumeView, RememberedVolumeView, VolumeView
 from pannier.contract.words import (
+    CertificateKind,
+    CertificateState,
     CheckState,
     EventKind,
     FileSystemState,
@@ -90,6 +94,7 @@ class FakeCluster:
         calls: what was asked, in order.
         more_events: what ``events(follow=True)`` yields after the past ones; None ends it.
         strict: whether volume options are read, or taken as they come.
+        renewing: what answers a request for a renewal; without it the certificate stays as it is.
     """
 
     here: str = "node1"
@@ -108,6 +113,7 @@ class FakeCluster:
     more_events: asyncio.Queue[EventView | None] = field(default_factory=asyncio.Queue)
     tokens: list[str] = field(default_factory=list)
     strict: bool = True
+    renewing: Callable[[RenewalOrder], Awaitable[RenewalReply]] | None = None
     actor: str = LOCAL
     peer: str = ""
 
@@ -198,6 +204,28 @@ class FakeCluster:
             self._node(name), state=NodeState.DRAINED if drained else NodeState.UP
         )
         return self.nodes_by_name[name]
+
+    async def certificates(self) -> list[CertificateView]:
+        self._begin("certificates")
+        return [_certificate(name) for name in self.nodes_by_name]
+
+    async def renew_own_certificate(self, *, address: str | None) -> CertificateView:
+        self._change("renew_own_certificate", address or "")
+        return _certificate(self.here)
+
+    async def renew_certificate(self, order: RenewalOrder) -> RenewalReply:
+        self._change("renew_certificate", "")
+        if self.renewing is not None:
+            return await self.renewing(order)
+        return RenewalReply(certificate=order.certificate)
+
+    async def peer_certificates(self) -> list[CertificateView]:
+        self._change("peer_certificates", "")
+        return [_certificate(self.here)]
+
+    async def peer_renew(self, order: RenewalOrder) -> RenewalReply:
+        self._change("peer_renew", "")
+        return RenewalReply(certificate=order.certificate)
 
     async def recover_volume(self, name: str, *, accept_loss: bool) -> VolumeView:
         self._change("recover_volume", name)
@@ -511,4 +539,18 @@ def _as_trash(volume: VolumeView) -> TrashView:
         holder=volume.holder,
         removed_at=_THEN,
         expires_at="2026-01-03T03:04:05Z",
+    )
+
+
+def _certificate(node: str) -> CertificateView:
+    return CertificateView(
+        name=node,
+        kind=CertificateKind.NODE,
+        node=node,
+        where="/etc/pannier/node.crt",
+        subject=f"CN={node},O=test",
+        serial="7",
+        valid_from=_THEN,
+        valid_until="2027-01-02T03:04:05Z",
+        state=CertificateState.GOOD,
     )

@@ -32,7 +32,7 @@ async def connect(
                 secured = await shake_hands(
                     sock, context=context, server_name=to.name, timing=timing
                 )
-                require_node(secured.tls, cluster=cluster, name=to.name, certificate=to.certificate)
+                require_node(secured.tls, cluster=cluster, name=to.name, admits=to.is_shown_by)
             except BaseException:
                 sock.close()
                 raise

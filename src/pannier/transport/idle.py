@@ -27,7 +27,7 @@ _Key = tuple[str, str, int, str]
 
 def _key(node: Node) -> _Key:
     """What must be the same for a connection to ``node`` to be used again."""
-    return node.name, node.address, node.transport_port, node.certificate
+    return node.name, node.address, node.transport_port, node.pin
 
 
 class IdleConnections:

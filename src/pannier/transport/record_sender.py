@@ -67,7 +67,7 @@ class RecordSender:
 
     def _link(self, to: Node) -> RecordLink:
         """The connection to a node; a new one where there is none, unless that was of no use lately."""
-        key = (to.name, to.address, to.transport_port, to.certificate)
+        key = (to.name, to.address, to.transport_port, to.pin)
         for link, its_key in self._links.items():
             if its_key == key and not link.over:
                 return link

@@ -17,11 +17,11 @@ from typing import Any
 import structlog
 
 from pannier.core.errors import Conflict, Corrupt, PannierError, PeerUnavailable
-from pannier.core.node import TRANSPORT_PORT
+from pannier.core.node import TRANSPORT_PORT, Fingerprints
 from pannier.host.listening import tcp_listener
 from pannier.pki.credentials import Credentials
 from pannier.pki.failures import explain_tls
-from pannier.pki.identity import fingerprint, require_node
+from pannier.pki.identity import fingerprints, require_node
 from pannier.transport.base import Gate, Offer
 from pannier.transport.channel import Channel, TransportTiming
 from pannier.transport.frames import (
@@ -39,8 +39,8 @@ from pannier.transport.pipes import prepare_pipe
 from pannier.transport.record_frames import RECORDS_PROTOCOL
 from pannier.transport.record_server import RecordServer
 
-CheckPeer = Callable[[str, str], Awaitable[None]]
-"""Judges a node by its name and its certificate's fingerprint, before it may say anything."""
+CheckPeer = Callable[[str, Fingerprints], Awaitable[None]]
+"""Judges a node by its name and its certificate's fingerprints, before it may say anything."""
 
 _STRANGERS = 256
 """Largest number of connections that have not shown a certificate yet. A further one ends the oldest."""
@@ -202,11 +202,11 @@ class TransportServer:
         assert self._records is not None, "the protocol is offered only with it"
         try:
             node = require_node(secured.tls, cluster=self._cluster)
-            certificate = fingerprint(secured.tls.getpeercert(True) or b"")
+            shown = fingerprints(secured.tls.getpeercert(True) or b"")
         except PannierError as error:
             await self._records.refuse(secured, error, peer=address)
             return
-        check = partial(self._check, node.name, certificate)
+        check = partial(self._check, node.name, shown)
         await self._records.serve(secured, peer=node.name, check=check)
 
     async def _answer(self, tls: ssl.SSLObject, lane: Lane, address: str) -> bool:
@@ -216,8 +216,8 @@ class TransportServer:
             node = require_node(tls, cluster=self._cluster)
             channel.peer = str(node)
             log = log.bind(peer=node.name)
-            certificate = fingerprint(tls.getpeercert(True) or b"")
-            await self._converse(lane, node.name, certificate)
+            shown = fingerprints(tls.getpeercert(True) or b"")
+            await self._converse(lane, node.name, shown)
             await lane.run(channel.linger)
         except PannierError as error:
             log.info("transport.failed", code=error.code, reason=str(error))
@@ -239,19 +239,19 @@ class TransportServer:
             return False
         return True
 
-    async def _converse(self, lane: Lane, peer: str, certificate: str) -> None:
+    async def _converse(self, lane: Lane, peer: str, shown: Fingerprints) -> None:
         """Take in one offer after the other, until the sender has no more."""
-        await self._check(peer, certificate)
+        await self._check(peer, shown)
         offered: Offered | None = await _hear_offer(lane)
         while offered is not None:
             await self._receive(offered.offer(), lane, peer)
             if offered := await _hear_next_offer(lane):
                 # The node may have been removed while its connection was open.
-                await self._check(peer, certificate)
+                await self._check(peer, shown)
 
-    async def _check(self, peer: str, certificate: str) -> None:
+    async def _check(self, peer: str, shown: Fingerprints) -> None:
         if self._check_peer is not None:
-            await self._check_peer(peer, certificate)
+            await self._check_peer(peer, shown)
 
     async def _receive(self, offer: Offer, lane: Lane, peer: str) -> None:
         """Take in one generation, if it is not here yet, and confirm it."""

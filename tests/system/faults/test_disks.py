@@ -18,10 +18,14 @@ from fault_world import (
     wait_until,
 )
 
+from pannier.core.pace import Pace
+
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 
 NOTICE_SECONDS = 1.5
 """Until btrfs has met the error, and pannierd has seen that."""
+HANG_SECONDS = Pace().agent.disk_hang
+"""Until a disk that answers nothing is given up."""
 FILLER = "/var/lib/pannier/pool/filler"
 # Large pieces first, then small ones: until there is no room for a generation's metadata either.
 FILL = f"""
@@ -239,6 +243,72 @@ def test_f51_a_disk_crawls(faults: Faults, where: str) -> None:
         log, at=log.replica, since=began, allowed=PATIENCE_SECONDS if where == "copy" else None,
         fault=f"F51 the disk of the {where} crawls", outcome="the container goes on, slower",
     )  # fmt: skip
+
+
+@pytest.mark.faults
+def test_f51_the_holders_disk_hangs(faults: Faults) -> None:
+    """No error, and no answer: after the stated time a copy takes over. It comes back by itself when it answers."""
+    log, old = faults.writing()
+    world, replica, why = faults.world, log.replica, "it hangs"
+    hung_at = uptime()
+    world.lab.disk("node1", "hang")
+    try:
+        new = log.write(replica)
+        shown = world.json(replica, "volume", "show", log.volume)
+        assert (shown["holder"], shown["epoch"]) == (replica, 2)
+        assert why in world.json(replica, "node", "show", "node1")["disk_error"]
+        world.refused("node1", "pannier", "doctor", says=[why], status=10)
+        world.refused("node1", *world.docker_run(log.volume, "--rm"), "ls", "/data", says=[why])
+        new.goes_on()
+    finally:
+        world.lab.disk("node1", "heal")
+    wait_until("the old container is ended", lambda: not faults.is_running(old))
+    log.wait_in_sync(["node1"], at=replica)
+    assert world.json(replica, "node", "show", "node1")["disk_error"] == ""
+    log.stop(new)
+    faults.finish(
+        log, at="node1", since=hung_at, allowed=HANG_SECONDS + TAKEOVER_SECONDS + NOTICE_SECONDS,
+        fault="F51 the disk of the holder hangs", outcome="a copy takes over; the node comes back by itself",
+    )  # fmt: skip
+
+
+@pytest.mark.faults
+def test_f51_the_copys_disk_hangs(faults: Faults) -> None:
+    """It leaves what counts, as one that is slow, and joins by itself when it answers."""
+    log, writer = faults.writing()
+    hung_at = uptime()
+    faults.world.lab.disk(log.replica, "hang")
+    try:
+        writer.goes_on(records=20)
+        log.wait_in_sync([], at="node1")
+        faults.wait_until_down(log.replica, seen_by="node1")
+        writer.goes_on()
+    finally:
+        faults.world.lab.disk(log.replica, "heal")
+    log.wait_in_sync(log.replicas, at="node1")
+    log.stop(writer)
+    faults.finish(
+        log, at=log.replica, since=hung_at, allowed=PATIENCE_SECONDS,
+        fault="F51 the disk of the copy hangs", outcome="sync calls go on without the copy",
+    )  # fmt: skip
+
+
+@pytest.mark.faults
+def test_f51_a_daemon_whose_disk_hangs_can_be_replaced(faults: Faults) -> None:
+    """Its threads that wait for the disk cannot be killed. It ends, and another one says what is wrong."""
+    log, _ = faults.writing()
+    world, replica = faults.world, log.replica
+    world.lab.disk("node1", "hang")
+    try:
+        faults.wait_until_down("node1", seen_by=replica)
+        world.run("node1", "systemctl", "restart", "pannierd")
+        world.wait_for_pannier("node1")
+        disk_error = lambda: world.json(replica, "node", "show", "node1")["disk_error"]  # noqa: E731
+        wait_until("it is told again", lambda: "it hangs" in (disk_error() or ""), seconds=10)
+        faults.wait_until_down("node1", seen_by=replica)
+    finally:
+        world.lab.disk("node1", "heal")
+    world.wait_until_all_up()
 
 
 @pytest.mark.faults

@@ -6,15 +6,16 @@ import os
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from pannier.core.errors import StorageError
 from pannier.core.generation import Generation
 from pannier.storage.base import Capacity, LiveTree, LocalCopy
-from pannier.storage.blocking import in_thread, told_as_storage_error
+from pannier.storage.blocking import in_own_thread, in_thread, told_as_storage_error
 from pannier.storage.btrfs import ioctl, pool
 from pannier.storage.btrfs.layout import Home, existing_tree, tidy
-from pannier.storage.disk_check import check_disk
+from pannier.storage.disk_check import DiskWrites, check_disk
 from pannier.storage.quarantine import Quarantine
 
 
@@ -31,6 +32,7 @@ class SubvolumeDriver:
         self, mountpoint: Path, volumes: Path, *, tidy_volume: Callable[[Path], None] = tidy
     ) -> None:
         self.pool = self._mountpoint = mountpoint
+        self._writes = DiskWrites(mountpoint)
         self._volumes = volumes
         self._quarantine = Quarantine(volumes, tidy_volume)
         self._homes: dict[str, Home] = {}
@@ -188,7 +190,11 @@ class SubvolumeDriver:
 
     async def check_disk(self, *, by_writing: bool = False) -> None:
         """See :meth:`Driver.check_disk`."""
-        await in_thread(check_disk, self._mountpoint, by_writing=by_writing)
+        await in_own_thread(partial(check_disk, self._mountpoint, by_writing=by_writing))
+
+    def writes_done(self) -> int | None:
+        """See :meth:`Driver.writes_done`."""
+        return self._writes.done()
 
     def _home(self, volume: str) -> Home:
         home = self._homes.get(volume)

@@ -17,6 +17,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 from pannier.core.errors import Corrupt, StorageError
@@ -24,10 +25,10 @@ from pannier.core.generation import Generation
 from pannier.core.line import OnTop
 from pannier.host.files import DRAFT, keep_private, sync_directory, sync_filesystem_of, write_file
 from pannier.storage.base import Capacity, LiveTree, LocalCopy, RootAttributes
-from pannier.storage.blocking import in_thread, told_as_storage_error
+from pannier.storage.blocking import in_own_thread, in_thread, told_as_storage_error
 from pannier.storage.directory.layout import DirectoryHome, tidy
 from pannier.storage.directory.root import verify_directory
-from pannier.storage.disk_check import check_disk
+from pannier.storage.disk_check import DiskWrites, check_disk
 from pannier.storage.quarantine import Quarantine
 from pannier.storage.streams import feeding, reading, swallow_stream
 from pannier.storage.tree.manifest import Manifest, difference
@@ -52,6 +53,7 @@ class DirectoryDriver:
 
     def __init__(self, root: Path) -> None:
         self.pool = self._root = root
+        self._writes = DiskWrites(root)
         self._volumes = root / "volumes"
         self._quarantine = Quarantine(self._volumes, tidy)
         self._used: dict[str, tuple[float, int]] = {}
@@ -376,7 +378,11 @@ class DirectoryDriver:
 
     async def check_disk(self, *, by_writing: bool = False) -> None:
         """See :meth:`Driver.check_disk`."""
-        await in_thread(check_disk, self._root, by_writing=by_writing)
+        await in_own_thread(partial(check_disk, self._root, by_writing=by_writing))
+
+    def writes_done(self) -> int | None:
+        """See :meth:`Driver.writes_done`."""
+        return self._writes.done()
 
     def _home(self, volume: str) -> DirectoryHome:
         return DirectoryHome.of(volume, volumes=self._volumes)
