@@ -19,6 +19,7 @@ from pannier.agent.freezing import Freezer
 from pannier.agent.lease import Lease
 from pannier.agent.mountids import MountIds
 from pannier.agent.mounts import Mounts
+from pannier.agent.own_name import OwnName, RecordsUnderName, SenderUnderName, StoreUnderName
 from pannier.agent.promises import Promises
 from pannier.agent.renewal import Keeper
 from pannier.agent.room import RoomGuard
@@ -31,10 +32,12 @@ from pannier.cluster.cluster import Cluster
 from pannier.cluster.registry import Registry
 from pannier.contract.peers import Peers
 from pannier.copies.acknowledging import Acknowledging
+from pannier.copies.delivering import Delivering
 from pannier.copies.differences import Differences
 from pannier.copies.file_systems import FileSystems
 from pannier.copies.lines import Lines
 from pannier.copies.mending import Mending
+from pannier.copies.option_changes import OptionChanges
 from pannier.copies.own_copies import OwnCopies
 from pannier.copies.receiving import Reception
 from pannier.copies.replication import Replicator
@@ -44,11 +47,14 @@ from pannier.copies.verification import Verification
 from pannier.core.lease import Terms
 from pannier.core.node import Node
 from pannier.core.pace import Pace
+from pannier.core.removals import REMOVALS_FILE
 from pannier.engine.base import Engine
 from pannier.holding.after_handover import AfterHandover
 from pannier.holding.finding import CopyFinder
 from pannier.holding.handover import Handovers
+from pannier.holding.memories import Memories
 from pannier.holding.promising import Promising
+from pannier.holding.putting_back import PuttingBack
 from pannier.holding.recovery import Recovery
 from pannier.holding.set_back import Abdication
 from pannier.holding.takeover import Takeover
@@ -56,6 +62,7 @@ from pannier.holding.volumes import Volumes
 from pannier.host.clock import Clock
 from pannier.host.killing import Kill
 from pannier.host.state_files import StateFiles
+from pannier.node.asked_by_containers import AskedByContainers
 from pannier.node.barrier_admission import BarrierAdmission, Marks
 from pannier.node.certificate_ports import CertificatePorts
 from pannier.node.certificates import Certificates
@@ -73,8 +80,10 @@ from pannier.node.membership import Membership
 from pannier.node.node_views import NodeViews
 from pannier.node.own_record import keep_activated, keep_introduced, keep_swarm_node
 from pannier.node.peer_service import PeerService
+from pannier.node.removing import Removing, StoreMember
 from pannier.node.renewing import Renewing
 from pannier.node.signing import Signing
+from pannier.node.tokens import Tokens
 from pannier.node.trash import Trash, TrashTerms
 from pannier.node.twins import Twins
 from pannier.node.unheld import Unheld
@@ -88,7 +97,7 @@ from pannier.swarm.evacuation import Evacuation
 from pannier.swarm.hooks import Hooks
 from pannier.swarm.labels import Labels
 from pannier.swarm.services import Services
-from pannier.transport.base import Sender, SendsRecords
+from pannier.transport.base import ChoosingSender, SendsRecords
 
 
 class SyncCalls(Marks, Protocol):
@@ -135,6 +144,8 @@ class Outside(Generic[Calls]):
         sync_calls: makes the barrier, given how a volume is made durable.
         configured_runtime: the default runtime that the engine's configuration names.
         authority: the cluster's certificate authority. Raises Conflict where it is not on this node.
+        store_authority: that of the cluster's etcd; None where it has none, as in a cluster of an earlier version.
+        store_member: the member of the store on this machine.
         pool_problems: what is wrong with the pool although it could be opened.
         certificates: this machine's, and how it comes by others.
     """
@@ -144,7 +155,7 @@ class Outside(Generic[Calls]):
     drivers: Mapping[str, Driver]
     engine: Engine
     peers: Peers
-    sender: Sender
+    sender: ChoosingSender
     record_sender: SendsRecords
     mounts: Mounts
     users_of: UsersOf
@@ -155,6 +166,8 @@ class Outside(Generic[Calls]):
     sync_calls: Callable[[Strategy], Calls]
     configured_runtime: Callable[[], str]
     authority: Callable[[], Authority]
+    store_authority: Callable[[], Authority | None]
+    store_member: StoreMember
     pool_problems: Callable[[], Awaitable[list[str]]]
     certificates: CertificatePorts
 
@@ -173,6 +186,7 @@ class Settings:
         evacuate: whether nodes that are lost are drained in Swarm.
         pace: how often each part checks what it watches, and how long it waits.
         trash_bytes: what removed volumes may take in a pool; None for what there is room for.
+        store_trusts_all: the store has no authority of its own: an earlier version set it up.
     """
 
     cluster: str | None
@@ -184,6 +198,7 @@ class Settings:
     evacuate: bool
     pace: Pace
     trash_bytes: int | None = None
+    store_trusts_all: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,16 +265,27 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         StorageError: one of these files cannot be read.
     """
     clock, pace, files, node = outside.clock, settings.pace, outside.files, settings.me.name
-    engine, peers, mounts, sender = outside.engine, outside.peers, outside.mounts, outside.sender
+    engine, peers, mounts = outside.engine, outside.peers, outside.mounts
 
-    registry = Registry(outside.store)
+    # What of a node must not be done by two machines goes through these.
+    lease = Lease(
+        outside.store,
+        keeper=outside.keeper,
+        name=OwnName(node, settings.boot_id),
+        terms=settings.terms,
+        clock=clock,
+    )
+    store = StoreUnderName(outside.store, check=lease.check_name)
+    named_sender = SenderUnderName(outside.sender, check=lease.check_sender)
+    record_sender = RecordsUnderName(outside.record_sender, check=lease.check_sender)
+
+    registry = Registry(store)
     catalog = Catalog(
         file=files.unsynced("catalog.json"), cluster=settings.cluster, boot_id=settings.boot_id
     )
     cluster = Cluster(node=node, registry=registry, catalog=catalog)
 
     # The agent: what is here, who uses it, and for how long this node may hold it.
-    lease = Lease(outside.store, keeper=outside.keeper, terms=settings.terms, clock=clock)
     promises = Promises(
         file=files.durable("takeovers.json"), clock=clock, longest=pace.holding.promise
     )
@@ -287,6 +313,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
 
     # Copies: kept up, and awaited by sync calls.
     switching = Switching()
+    sender = Delivering(cluster=cluster, custody=custody, sender=named_sender, pace=pace.copies)
     replicator = Replicator(
         cluster=cluster,
         custody=custody,
@@ -295,7 +322,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         lines=Lines(
             cluster=cluster,
             drivers=drivers,
-            sender=outside.record_sender,
+            sender=record_sender,
             clock=clock,
             pace=pace.copies,
         ),
@@ -312,7 +339,9 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         pace=pace.copies,
     )
     sync_calls = outside.sync_calls(acknowledging)
-    reception = Reception(cluster=cluster, custody=custody, drivers=drivers, promises=promises)
+    reception = Reception(
+        cluster=cluster, custody=custody, drivers=drivers, lease=lease, promises=promises
+    )
     differences = Differences(cluster=cluster, drivers=drivers, peers=peers)
     mending = Mending(cluster=cluster, drivers=drivers, peers=peers, pace=pace.copies)
     verification = Verification(
@@ -351,12 +380,22 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         clock=clock,
         pace=pace.holding,
     )
+    memories = Memories(cluster=cluster, peers=peers, pace=pace.holding)
+    putting_back = PuttingBack(
+        cluster=cluster,
+        custody=custody,
+        drivers=drivers,
+        memories=memories,
+        clock=clock,
+        pace=pace.holding,
+    )
     finder = CopyFinder(cluster=cluster, drivers=drivers, peers=peers)
     takeover = Takeover(
         cluster=cluster,
         custody=custody,
         drivers=drivers,
         finder=finder,
+        memories=memories,
         peers=peers,
         promises=promises,
         clock=clock,
@@ -380,6 +419,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         peers=peers,
         promises=promises,
         takeover=takeover,
+        putting_back=putting_back,
         clock=clock,
         pace=pace.holding,
     )
@@ -403,11 +443,22 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
     )
 
     # The node, as Docker, people and other nodes ask for it.
+    removing = Removing(
+        cluster=cluster,
+        address=settings.me.address,
+        peers=peers,
+        member=outside.store_member,
+        file=files.durable(REMOVALS_FILE),
+        pace=pace.node,
+    )
     membership = Membership(
         node=node,
         registry=registry,
         catalog=catalog,
         authority=outside.authority,
+        tokens=Tokens(file=files.durable("tokens.json")),
+        store_authority=outside.store_authority,
+        removing=removing,
         store_address=settings.store_address,
         clock=clock,
     )
@@ -457,6 +508,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         peers=peers,
         takeover=takeover,
         abdication=abdication,
+        memories=memories,
         admission=admission,
         room=room,
         twins=twins,
@@ -534,10 +586,12 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         unheld=unheld,
         twins=twins,
         pool_problems=outside.pool_problems,
+        store_trusts_all=settings.store_trusts_all,
         certificates=certificates,
         clock=clock,
         doubt=pace.agent.doubt,
     )
+    option_changes = OptionChanges(cluster=cluster, custody=custody, clock=clock)
     service = NodeService(
         name=settings.cluster or "",
         cluster=cluster,
@@ -546,6 +600,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         volume_views=volume_views,
         node_views=node_views,
         volumes=volumes,
+        option_changes=option_changes,
         trash=trash,
         cleaning=Cleaning(cluster=cluster, drivers=drivers, custody=custody, use=use, room=room),
         membership=membership,
@@ -574,6 +629,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         mending=mending,
         file_systems=file_systems,
         services=services,
+        removing=removing,
         certificates=certificates,
         signing=signing,
     )
@@ -626,7 +682,13 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
     )
     labels = Labels(cluster=cluster, swarm=engine.swarm, clock=clock, pace=pace.swarm)
     asked_options = AskedOptions(
-        cluster=cluster, custody=custody, swarm=engine.swarm, pace=pace.swarm
+        cluster=cluster,
+        swarm=engine.swarm,
+        changes=option_changes,
+        pace=pace.swarm,
+    )
+    asked_by_containers = AskedByContainers(
+        engine=engine, cluster=cluster, changes=option_changes, pace=pace.node
     )
     disks = Disks(
         drivers=drivers,
@@ -693,6 +755,8 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
             Work("promises", promising.run),
             Work("in-sync", acknowledging.run),
             Work("set-back", abdication.run),
+            Work("memories", memories.run),
+            Work("putting-back", putting_back.run),
             Work("own-copies", own_copies.run),
             Work("admission", admission.run),
             Work("trash", trash.run),
@@ -701,8 +765,10 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
             Work("twins", twins.run),
             Work("upkeep", upkeep.run),
             Work("forgetting", forgetting.run),
+            Work("removals", removing.run),
             Work("verification", verification.run),
             Work("replication", replicator.run),
+            Work("deliveries", sender.run),
             Work("activation", partial(keep_activated, engine)),
             Work("adoption", adopt),
             Work("swarm-node", partial(keep_swarm_node, engine.swarm, membership, pace=pace.node)),
@@ -710,6 +776,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
             Work("evacuation", evacuation.run),
             Work("labels", labels.run),
             Work("asked-options", asked_options.run),
+            Work("asked-by-containers", asked_by_containers.run),
             Work("hooks", hooks.run),
         ),
     )

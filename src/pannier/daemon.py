@@ -46,8 +46,8 @@ from pannier.host.logs import log_to_journal
 from pannier.host.state_files import HostFiles
 from pannier.host.systemd import notify
 from pannier.node.certificate_ports import CertificatePorts
-from pannier.pki.authority import Authority
-from pannier.pki.credentials import Credentials
+from pannier.pki.authority import STORE_DIRECTORY, Authority
+from pannier.pki.credentials import Credentials, store_credentials
 from pannier.pki.identity import fingerprints
 from pannier.pki.issued import IssuedToUsers
 from pannier.pki.own import OwnCertificate
@@ -58,6 +58,7 @@ from pannier.storage.btrfs.driver import BtrfsDriver
 from pannier.storage.directory.driver import DirectoryDriver
 from pannier.storage.image.driver import ImageDriver
 from pannier.store.address import SqliteAddress, open_store, parse_address
+from pannier.store.etcd_member import SystemdMember
 from pannier.store.shown import shown_by_store
 from pannier.transport.client import TransportClient
 from pannier.transport.rate import Rate
@@ -135,7 +136,7 @@ class Daemon:
         self.paths = paths
         keep_private(paths.state)
         self.credentials = Credentials.load(paths.config)
-        self.store = open_store(config.store, tls=self.credentials.client_context())
+        self.store = open_store(config.store, tls=store_credentials(paths.config).client_context())
         self.peers = PeerDirectory(self.credentials)
         rate = config.catch_up_bytes_per_second()
         self.sender = TransportClient(self.credentials, rate=Rate(rate) if rate else None)
@@ -185,6 +186,8 @@ class Daemon:
             sync_calls=self._make_barrier,
             configured_runtime=configured_default,
             authority=self._authority,
+            store_authority=self._store_authority,
+            store_member=SystemdMember(),
             pool_problems=self._pool_problems,
             certificates=CertificatePorts(
                 own=OwnCertificate(self.credentials),
@@ -218,7 +221,13 @@ class Daemon:
             evacuate=config.evacuate,
             pace=self.pace,
             trash_bytes=config.trash_bytes(),
+            store_trusts_all=self._store_trusts_all,
         )
+
+    @property
+    def _store_trusts_all(self) -> bool:
+        in_etcd = not isinstance(parse_address(self.config.store), SqliteAddress)
+        return in_etcd and not (self.paths.config / STORE_DIRECTORY).is_dir()
 
     def _make_barrier(self, strategy: Strategy) -> Barrier:
         return Barrier(
@@ -391,6 +400,10 @@ class Daemon:
         except PannierError as error:
             return [error.message]
         return []
+
+    def _store_authority(self) -> Authority | None:
+        directory = self.paths.config / "ca" / STORE_DIRECTORY
+        return Authority.load(directory) if directory.is_dir() else None
 
     @property
     def _has_authority(self) -> bool:

@@ -43,6 +43,7 @@ from pannier.core.errors import (
     Unavailable,
 )
 from pannier.core.node import API_PORT, Node, check_node_name
+from pannier.core.removals import REMOVALS_FILE, Removals, node_of
 from pannier.core.size import parse_size
 from pannier.engine.configuration import PROGRAM
 from pannier.engine.docker import DockerEngine
@@ -50,8 +51,10 @@ from pannier.engine.registration import Registration
 from pannier.engine.service import DockerService
 from pannier.host.files import keep_private, write_file
 from pannier.host.process import Failing, run
-from pannier.pki.authority import Authority
-from pannier.pki.credentials import Credentials, new_request
+from pannier.host.records import read_file
+from pannier.host.state_files import HostFiles
+from pannier.pki.authority import CA_CERTIFICATE, STORE_DIRECTORY, STORE_NAME, Authority
+from pannier.pki.credentials import Credentials, new_request, store_credentials
 from pannier.pki.issued import IssuedToUsers
 from pannier.pki.pin import pin
 from pannier.pki.token import Token
@@ -144,6 +147,12 @@ async def _init(name: str, address: str, store: str, storage: Storage, runtime: 
         certificate=authority.issue_node(request.csr_pem, node=name, addresses=[address]),
         key=request.key_pem,
     )
+    if (AUTHORITY_DIRECTORY / STORE_DIRECTORY).is_dir():
+        theirs = Authority.load(AUTHORITY_DIRECTORY / STORE_DIRECTORY)
+        certificate = theirs.issue_store_client(
+            request.csr_pem, node=name, membership=_removals().membership(name)
+        )
+        _save_for_store(theirs.certificate_pem, certificate, request.key_pem)
     config = Config(
         node=name,
         cluster=authority.cluster,
@@ -159,6 +168,20 @@ async def _init(name: str, address: str, store: str, storage: Storage, runtime: 
     await _start_daemon()
 
 
+def _save_for_store(ca: str, certificate: str, key: str) -> None:
+    Credentials.save(CONFIG_DIRECTORY / STORE_DIRECTORY, ca=ca, certificate=certificate, key=key)
+
+
+def _removals() -> Removals:
+    """Which nodes were removed, as this machine knows."""
+    found = read_file(
+        HostFiles(state=STATE_DIRECTORY, run=RUN_DIRECTORY).durable(REMOVALS_FILE),
+        Removals,
+        remedy="move it away; the other nodes know it, too",
+    )
+    return found or Removals()
+
+
 def _authority() -> Authority:
     if not (AUTHORITY_DIRECTORY / "ca.crt").exists():
         ca_create(directory=str(AUTHORITY_DIRECTORY))
@@ -167,7 +190,7 @@ def _authority() -> Authority:
 
 async def _found(config: Config, credentials: Credentials) -> None:
     """Write the cluster's identity and the first node's record, unless an earlier try did."""
-    store = open_store(config.store, tls=credentials.client_context())
+    store = open_store(config.store, tls=store_credentials(CONFIG_DIRECTORY).client_context())
     registry = Registry(store)
     node = Node(
         name=config.node,
@@ -261,6 +284,8 @@ async def _join(
     Credentials.save(
         CONFIG_DIRECTORY, ca=reply.ca, certificate=reply.certificate, key=request.key_pem
     )
+    if reply.store_certificate:
+        _save_for_store(reply.store_ca, reply.store_certificate, request.key_pem)
     await _install_units()
     await _register_runtime(runtime)
     save_config(
@@ -485,14 +510,21 @@ async def _start_daemon() -> None:
 
 
 def ca_create(*, directory: str) -> None:
-    """Make a new cluster's CA, before ``init``: for an etcd that is to use its certificates.
+    """Make a new cluster's authorities, before ``init``: its own, and that of its etcd.
+
+    A cluster of an earlier version has the first, and gets the second.
 
     Raises:
-        AlreadyExists: there is one.
-        Denied: a key from an earlier try is too open, or damaged.
+        AlreadyExists: there are both.
+        NotFound, Denied: a key from an earlier try is missing, too open, or damaged.
         OSError: a file cannot be written.
     """
-    Authority.create(Path(directory), cluster=secrets.token_hex(6))
+    own, etcds = Path(directory), Path(directory) / STORE_DIRECTORY
+    if (own / CA_CERTIFICATE).exists() and not (etcds / CA_CERTIFICATE).exists():
+        cluster = Authority.load(own).cluster
+    else:
+        cluster = Authority.create(own, cluster=secrets.token_hex(6)).cluster
+    Authority.create(etcds, cluster=cluster, name=STORE_NAME)
 
 
 def ca_issue_etcd(
@@ -502,17 +534,41 @@ def ca_issue_etcd(
 
     Raises:
         AlreadyExists: there is such a file.
-        NotFound: there is no CA in ``ca_directory``.
+        NotFound: there is no authority of etcd's in ``ca_directory``.
         Denied: its files do not belong together or are too open.
         InvalidInput: the name or an address cannot be accepted.
         OSError: a file cannot be read or written.
+        Corrupt, NewerFormat, StorageError: which nodes were removed cannot be read.
     """
-    authority = Authority.load(Path(ca_directory))
+    authority = Authority.load(Path(ca_directory) / STORE_DIRECTORY)
     request = new_request(name)
-    certificate = authority.issue_etcd(request.csr_pem, member=name, addresses=addresses)
+    certificate = authority.issue_etcd(
+        request.csr_pem,
+        member=name,
+        addresses=addresses,
+        membership=_removals().membership(node_of(name)),
+    )
     _write_new(
         Path(out_directory),
         {"ca.crt": authority.certificate_pem, "tls.crt": certificate, "tls.key": request.key_pem},
+    )
+
+
+def ca_issue_store(*, name: str, out_directory: str, ca_directory: str) -> None:
+    """Write ``ca.crt``, ``node.crt`` and ``node.key``, with which the node NAME uses etcd.
+
+    Raises:
+        AlreadyExists, NotFound, Denied, InvalidInput, OSError, Corrupt, NewerFormat, StorageError: as
+            :func:`ca_issue_etcd`.
+    """
+    authority = Authority.load(Path(ca_directory) / STORE_DIRECTORY)
+    request = new_request(name)
+    certificate = authority.issue_store_client(
+        request.csr_pem, node=name, membership=_removals().membership(name)
+    )
+    _write_new(
+        Path(out_directory),
+        {"ca.crt": authority.certificate_pem, "node.crt": certificate, "node.key": request.key_pem},
     )
 
 

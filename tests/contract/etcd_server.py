@@ -79,6 +79,11 @@ class Member:
         return f"https://127.0.0.1:{self.peer_port}"
 
     @property
+    def data(self) -> Path:
+        """Its directory."""
+        return self._directory / self.name
+
+    @property
     def is_running(self) -> bool:
         """Whether it was started and not killed since."""
         return self._process is not None
@@ -100,7 +105,7 @@ class Member:
                     *("setpriv", "--pdeathsig", "KILL"),
                     program,
                     *("--name", self.name),
-                    *("--data-dir", str(self._directory / self.name)),
+                    *("--data-dir", str(self.data)),
                     *("--listen-client-urls", f"https://{self.endpoint}"),
                     *("--advertise-client-urls", f"https://{self.endpoint}"),
                     *("--listen-peer-urls", self.peer_url),
@@ -214,6 +219,17 @@ class EtcdCluster:
         used = context or self.certificates.client()
         with urllib.request.urlopen(request, context=used, timeout=2) as answer:
             return bytes(answer.read())
+
+    def restore(self, member: Member, backup: Path) -> None:
+        """Make the data of a single member out of a backup, as another cluster. Blocks."""
+        self.etcdctl(
+            member,
+            *("snapshot", "restore", str(backup), "--name", member.name),
+            *("--data-dir", str(member.data)),
+            *("--initial-cluster", f"{member.name}={member.peer_url}"),
+            *("--initial-advertise-peer-urls", member.peer_url),
+            *("--initial-cluster-token", "restored"),
+        )
 
     def etcdctl(self, member: Member, *words: str) -> None:
         """One of etcdctl's commands, as an administrator types it. Blocks."""

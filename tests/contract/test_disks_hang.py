@@ -14,6 +14,7 @@ from test_driver_kit import Nodes, btrfs_nodes, image_nodes, pools, workplace
 from pannier.agent.disks import Disks
 from pannier.agent.drivers import Drivers
 from pannier.agent.lease import Lease
+from pannier.agent.own_name import OwnName
 from pannier.agent.renewal import Renewal
 from pannier.core.errors import DiskFailed
 from pannier.core.lease import Terms
@@ -51,7 +52,7 @@ async def watched(driver: Driver, run: Path) -> AsyncIterator[tuple[Lease, Drive
     """A node's watch over its disk; ``run`` is its tmpfs."""
     clock, store, terms = machine_clock(), MemoryStore(), Terms()
     keeper = Renewal(store, node="a", boot_id="1", terms=terms, clock=clock)
-    lease = Lease(store, keeper=keeper, terms=terms, clock=clock)
+    lease = Lease(store, keeper=keeper, name=OwnName("a", "1"), terms=terms, clock=clock)
     drivers = Drivers({driver.name: driver}, default=driver.name, node="a", pace=NodePace())
     file = UnsyncedFile(run / "hanging.json")
     disks = Disks(drivers=drivers, lease=lease, file=file, clock=clock, pace=PACE)

@@ -40,8 +40,8 @@ class Obstacle:
         if self.driver == "btrfs":
             ioctl.create_subvolume(tree / "layer")
         else:
-            (tree / "layer").touch()
-            subprocess.run(["chattr", "+i", tree / "layer"], check=True)
+            (tree / "layer").mkdir()
+            subprocess.run(["mount", "-t", "tmpfs", "none", tree / "layer"], check=True)
 
     def leave(self, home: Path) -> None:
         """As a crash in the middle of an earlier step leaves it."""
@@ -58,10 +58,11 @@ class Obstacle:
             if self.driver == "btrfs":
                 ioctl.destroy_subvolume(layer)
             else:
-                subprocess.run(["chattr", "-i", layer], check=True)
+                subprocess.run(["umount", layer], check=True)
+                layer.rmdir()
 
 
-@pytest.fixture(params=[Obstacle("btrfs", "subvolume delete"), Obstacle("directory", "chattr")])
+@pytest.fixture(params=[Obstacle("btrfs", "subvolume delete"), Obstacle("directory", "umount")])
 def obstacle(request: pytest.FixtureRequest) -> Obstacle:
     return request.param
 

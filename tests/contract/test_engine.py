@@ -226,6 +226,10 @@ class Rig(Protocol):
         """Start a container, with a volume of ours, of another driver, or none; its id."""
         ...
 
+    async def run_asking(self, name: str, volume: str) -> None:
+        """Start a container that asks for two copies of a volume of ours."""
+        ...
+
     async def stop_container(self, container_id: str) -> None: ...
     async def remove_container(self, container_id: str) -> None: ...
     async def create_foreign_volume(self, name: str) -> None: ...
@@ -258,6 +262,10 @@ class FakeRig:
         self._volumes[container.id] = (volume,) if volume else ()
         self.engine.put(container, volumes=self._volumes[container.id])
         return container.id
+
+    async def run_asking(self, name: str, volume: str) -> None:
+        await self.run(name, volume=volume)
+        self.engine.declared.append(ServiceMount(source=volume, options={"copies": "2"}))
 
     async def stop_container(self, container_id: str) -> None:
         name = bytes.fromhex(container_id).decode()
@@ -307,7 +315,7 @@ class FakeRig:
             replicas=0,
             labels={"kept": "as it is"},
         )
-        swarm.services.append(service)
+        await swarm.deploy(*swarm.services, service)
 
 
 class DockerRig:
@@ -342,6 +350,11 @@ class DockerRig:
         mount = ("-v", f"{volume}:/data", "--volume-driver", driver) if volume else ()
         words = ("--network", "none", "--name", name, *mount, IMAGE, "sleep", "1000")
         return await self.ok("run", "-d", "--stop-signal", "KILL", *words)
+
+    async def run_asking(self, name: str, volume: str) -> None:
+        mount = f"type=volume,source={volume},target=/v,volume-driver=pannier,volume-opt=copies=2"
+        words = ("--network", "none", "--name", name, "--stop-signal", "KILL")
+        await self.ok("run", "-d", *words, "--mount", mount, IMAGE, "sleep", "1000")
 
     async def stop_container(self, container_id: str) -> None:
         await self.ok("stop", container_id)
@@ -633,6 +646,28 @@ async def test_of_two_changes_at_once_one_is_refused(rig: Rig) -> None:
     assert [type(end) for end in ends if end is not None] == [Stale] * 3
     (after,) = await swarm.nodes()
     assert after.labels == {"n": str(ends.index(None))}
+
+
+async def test_a_container_that_asks_for_options_of_a_volume_is_known(rig: Rig) -> None:
+    assert await rig.engine.declared_mounts() == []
+    await rig.run("plain", volume="one")
+    await rig.run("local", volume="two", driver="local")
+    await rig.run_asking("asking", "one")
+    assert await rig.engine.declared_mounts() == [
+        ServiceMount(source="one", options={"copies": "2"})
+    ]
+
+
+async def test_a_service_that_is_made_is_told_at_once(rig: Rig) -> None:
+    await rig.form_swarm()
+    changes = rig.engine.swarm.service_changes()
+    await anext(changes)
+    heard = asyncio.ensure_future(anext(changes))
+    await asyncio.sleep(0)
+    await rig.create_service("web", volumes=[])
+    async with asyncio.timeout(20):
+        await heard
+    assert [service.name for service in await rig.engine.swarm.services()] == ["web"]
 
 
 async def test_services_tell_their_constraints_and_our_volumes(rig: Rig) -> None:

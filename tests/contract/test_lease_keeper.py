@@ -25,12 +25,14 @@ from etcd_server import Certificates, EtcdCluster
 from pannier.agent import keeper
 from pannier.agent.keeper import KeeperProcess, keeper_command
 from pannier.agent.lease import Lease
+from pannier.agent.own_name import OwnName
 from pannier.core.errors import Unavailable
 from pannier.core.lease import Terms
 from pannier.host.clock import boottime, machine_clock
-from pannier.pki.authority import Authority
-from pannier.pki.credentials import Credentials, new_request
-from pannier.setup import ca_issue_etcd
+from pannier.pki.authority import STORE_DIRECTORY, Authority
+from pannier.pki.credentials import Credentials, new_request, store_credentials
+from pannier.setup import ca_create, ca_issue_etcd, ca_issue_store
+from pannier.store.base import Change
 from pannier.store.etcd import EtcdStore
 
 pytestmark = [
@@ -49,27 +51,34 @@ class OfACluster(Certificates):
     """Those of a cluster of ours: a node's credentials are in ``node``."""
 
     def __init__(self, directory: Path) -> None:
-        authority = Authority.create(directory / "ca", cluster="abcdef012345")
+        authorities = directory / "ca"
+        ca_create(directory=str(authorities))
         (directory / "etcd").mkdir()
         ca_issue_etcd(
             name="m1",
             addresses=["127.0.0.1", "localhost"],
-            ca_directory=str(directory / "ca"),
+            ca_directory=str(authorities),
             out_directory=str(directory / "etcd"),
         )
         self.ca, self.certificate, self.key = (
             directory / "etcd" / name for name in ("ca.crt", "tls.crt", "tls.key")
         )
         request = new_request("a")
+        authority = Authority.load(authorities)
         self.credentials = Credentials.save(
             directory / "node",
-            ca=self.ca.read_text(),
+            ca=authority.certificate_pem,
             certificate=authority.issue_node(request.csr_pem, node="a", addresses=["127.0.0.1"]),
             key=request.key_pem,
         )
+        ca_issue_store(
+            name="a",
+            ca_directory=str(authorities),
+            out_directory=str(self.credentials.directory / STORE_DIRECTORY),
+        )
 
     def client(self) -> ssl.SSLContext:
-        return self.credentials.client_context()
+        return store_credentials(self.credentials.directory).client_context()
 
 
 @dataclass
@@ -78,19 +87,21 @@ class Etcd:
     certificates: OfACluster
     store: EtcdStore
 
-    def new_keeper(self, *, terms: Terms = TERMS) -> KeeperProcess:
+    def new_keeper(self, *, terms: Terms = TERMS, boot_id: str = "x") -> KeeperProcess:
         return KeeperProcess(
             keeper_command(
                 f"etcd://{self.cluster.endpoints[0]}",
                 credentials=self.certificates.credentials.directory,
                 node="a",
-                boot_id="x",
+                boot_id=boot_id,
                 terms=terms,
             )
         )
 
     def lease(self, keeper: KeeperProcess) -> Lease:
-        return Lease(self.store, keeper=keeper, terms=TERMS, clock=machine_clock())
+        return Lease(
+            self.store, keeper=keeper, name=OwnName("a", "x"), terms=TERMS, clock=machine_clock()
+        )
 
     async def is_up(self) -> bool:
         return await self.store.get("alive/a") is not None
@@ -172,6 +183,65 @@ async def test_it_comes_before_all_ordinary_programs(etcd: Etcd) -> None:
         pid = pid_of(process)
         first = os.sched_getscheduler(pid) == os.SCHED_RR
         assert first or os.getpriority(os.PRIO_PROCESS, pid) == -20
+
+
+# -- a name that another boot has -------------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def waiting(keeper: KeeperProcess) -> AsyncIterator[None]:
+    """It runs, and has found another boot's key."""
+    keeper.start()
+    task = asyncio.create_task(keeper.run())
+    try:
+        await until(lambda: bool(keeper.held().taken_by))
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+async def test_a_copied_machine_never_gets_the_lease_and_the_first_one_keeps_it(etcd: Etcd) -> None:
+    first, copy = etcd.new_keeper(), etcd.new_keeper(boot_id="y")
+    lease = etcd.lease(first)
+    async with running(first), waiting(copy):
+        end = boottime() + 3 * TERMS.ttl
+        while boottime() < end:
+            assert (copy.held().term, copy.held().taken_by) == (0, "x")
+            assert lease.until > boottime()
+            await asyncio.sleep(0.05)
+        assert lease.term == 1
+    await lease.end()
+
+
+async def test_a_restarted_machine_gets_it_when_the_lease_from_before_has_run_out(
+    etcd: Etcd,
+) -> None:
+    before, after = etcd.new_keeper(), etcd.new_keeper(boot_id="y")
+    lease = etcd.lease(before)
+    async with running(before):
+        pass  # its power fails
+    async with waiting(after):
+        assert await etcd.is_up()
+        await until(lambda: after.held().term == 1)
+        assert lease.until < boottime()
+        assert not after.held().taken_by
+    await etcd.lease(after).end()
+
+
+async def test_a_key_that_another_boot_has_overwritten_ends_the_term(etcd: Etcd) -> None:
+    """As an older version does it."""
+    process = etcd.new_keeper()
+    lease = etcd.lease(process)
+    async with running(process):
+        entry = await etcd.store.get("alive/a")
+        assert entry is not None
+        revision = await etcd.store.commit(Change("alive/a", b"y", entry.revision))
+        await until(lambda: lease.name_taken)
+        assert lease.until < boottime()
+        await etcd.store.commit(Change("alive/a", None, revision))
+        await until(lambda: lease.term == 2)
+    await lease.end()
 
 
 # -- ends ------------------------------------------------------------------------------------------

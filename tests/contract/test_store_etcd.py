@@ -386,6 +386,36 @@ async def test_watch_begins_again_where_etcd_lost_its_history(tmp_path: Path) ->
             await watcher.until_present()
 
 
+async def test_watch_begins_again_where_a_restored_etcd_has_gone_further_than_before(
+    tmp_path: Path,
+) -> None:
+    """Its revision does not tell then."""
+    backup, namespace = tmp_path / "backup.db", "/restored/"
+    with EtcdCluster(tmp_path, size=1).running() as cluster:
+        (member,) = cluster.members
+        async with (
+            links(cluster) as (link,),
+            connected(cluster, endpoints=[link.endpoint], namespace=namespace) as cut_off,
+            connected(cluster, namespace=namespace) as store,
+            watching(cut_off, "w/") as watcher,
+        ):
+            await store.commit(Change("w/old", b"1", ABSENT))
+            await asyncio.to_thread(cluster.etcdctl, member, "snapshot", "save", str(backup))
+            await store.commit(Change("w/lost", b"1", ABSENT))
+            await watcher.until_present("w/old", "w/lost")
+            await link.cut()
+            member.kill()
+            shutil.rmtree(tmp_path / member.name)
+            await asyncio.to_thread(cluster.restore, member, backup)
+            cluster.start(member)
+            await asyncio.to_thread(cluster.wait_until_serving, member)
+            for number in range(10):
+                await create_in_spite_of_faults(store, f"w/new-{number}")
+            await link.open()
+            await watcher.until_synced(times=2)
+            await watcher.until_present("w/old", *(f"w/new-{number}" for number in range(10)))
+
+
 async def test_watch_waits_for_a_store_that_is_not_there_yet(single: EtcdCluster) -> None:
     link = FaultyLink(single.members[0].client_port)
     await link.open()

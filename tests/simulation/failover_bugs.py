@@ -15,9 +15,11 @@ from plots import (
     generation_that_comes_under_a_takeover,
     holder_out_of_time,
     holder_that_hears_late,
+    holder_that_was_copied,
     join_that_hangs,
     lease_that_ends_under_a_takeover,
     only_generations_arrive,
+    store_that_is_restored,
     takeover_that_hangs,
 )
 
@@ -26,9 +28,10 @@ from pannier.agent.custody import Custody
 from pannier.agent.drivers import Drivers
 from pannier.agent.fencing import Fencing
 from pannier.agent.lease import Lease
+from pannier.agent.own_name import OwnName
 from pannier.agent.promises import Promises, Takeovers
 from pannier.agent.renewal import Renewal
-from pannier.cluster.registry import Registry, encode
+from pannier.cluster.registry import Registry, Versioned
 from pannier.copies.acknowledging import Acknowledging
 from pannier.copies.in_sync import InSync
 from pannier.copies.receiving import Reception
@@ -40,10 +43,10 @@ from pannier.core.generation import Generation
 from pannier.core.lease import Standing, Terms
 from pannier.core.ownership import Cleanup, LocalState, plan_cleanup
 from pannier.core.volume import Volume
+from pannier.holding.memories import Memories
 from pannier.holding.takeover import Takeover
 from pannier.host.clock import Clock
 from pannier.storage.base import Driver
-from pannier.store.base import Change
 from pannier.transport.base import Offer
 
 Patch = Callable[[pytest.MonkeyPatch], None]
@@ -109,11 +112,11 @@ def _acknowledge_without_a_lease(patch: pytest.MonkeyPatch) -> None:
 def _treat_leaving_with_an_unknown_outcome_as_done(patch: pytest.MonkeyPatch) -> None:
     real = Registry.replace_volume
 
-    async def replace_volume(self: Registry, volume: Volume, *, expect: int) -> int:
+    async def replace_volume(self: Registry, volume: Volume, *, expect: int) -> Versioned[Volume]:
         try:
             return await real(self, volume, expect=expect)
         except OutcomeUnknown:
-            return expect + 1
+            return Versioned(volume, expect + 1)
 
     patch.setattr(Registry, "replace_volume", replace_volume)
 
@@ -181,6 +184,11 @@ def _count_a_promise_from_the_answer(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Lease, "promised", promised)
 
 
+@bug(holder_that_was_copied)
+def _take_the_name_of_another_machine_that_lives(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(OwnName, "other_boot", lambda self, entry: "")
+
+
 # -- taking over -----------------------------------------------------------------------------------
 
 
@@ -243,8 +251,10 @@ def _take_over_from_a_live_holder(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Lease, "_is_proven", lambda self, volume, held: held.term > 0)
     patch.setattr(Lease, "_was_proven", lambda self, volume: self.term > 0)
 
-    async def take_volume(self: Registry, volume: Volume, *, expect: int, former: str) -> int:
-        return await self.store.commit(Change(f"volumes/{volume.name}", encode(volume), expect))
+    async def take_volume(
+        self: Registry, volume: Volume, *, expect: int, former: str
+    ) -> Versioned[Volume]:
+        return await self.replace_volume(volume, expect=expect)
 
     patch.setattr(Registry, "take_volume", take_volume)
 
@@ -352,3 +362,21 @@ def _serve_again_beside_a_container_of_an_earlier_epoch(patch: pytest.MonkeyPatc
             await real(self, volume)
 
     patch.setattr(Custody, "_end_former", end_former)
+
+
+# -- a store that was restored -----------------------------------------------------------------------
+
+
+@bug(store_that_is_restored)
+def _believe_a_store_that_was_restored(patch: pytest.MonkeyPatch) -> None:
+    for module in ("cluster", "catalog"):
+        patch.setattr(f"pannier.cluster.{module}.is_behind", lambda record, known: False)
+
+
+@bug(store_that_is_restored)
+def _go_on_after_a_start_without_asking_the_others(patch: pytest.MonkeyPatch) -> None:
+    async def nothing(self: Memories) -> None:
+        pass
+
+    patch.setattr(Memories, "look", nothing)
+    patch.setattr(Memories, "asked", nothing)

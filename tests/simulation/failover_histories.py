@@ -17,7 +17,7 @@ from unittest.mock import patch
 from failover_world import FailoverWorld
 from fake_driver import SnapshotDriver, SparseSnapshotDriver
 from machines import Died, Machine
-from plots import PLOTS, Plot
+from plots import PLOTS, RESTORED, Plot
 from stepping import Fault, Step
 from virtual_time import run_virtual
 
@@ -51,6 +51,9 @@ class History:
         self._step_faults = self.random.choice((0.0, 0.0, 0.002, 0.01))
         self._commit_faults = self.random.choice((0.0, 0.02, 0.3))
         self._record_faults = self.random.choice((0.0, 0.0, 0.01, 0.05))
+        if plot in RESTORED:
+            # Who knows better than the store must stay up; a machine that never heard of it cannot know.
+            self._step_faults = self._commit_faults = self._record_faults = 0.0
         self._sync_rate = self.random.choice((0.2, 0.5, 1.0))
         self._thoughts = self.random.choice(((0.0, 0.05), (0.1, 0.5), (0.05, 1.0, 3.0)))
         together = self.random.choice((1.0, 1.0, 0.8, 1.2))
@@ -101,6 +104,8 @@ class History:
             self._end_lease_early, self._slow_way, self._late_news, self._cut_one_port,
             self._disk_fails, self._journal_full, self._untold,
         ]  # fmt: skip
+        if self._plot in RESTORED:
+            faults = [self._slow_way, self._late_news, self._untold]
         kinds = self.random.sample(faults, self.random.randint(0, 3))
         users = [self._service() for _ in range(self.random.choice((1, 2, 2, 3)))]
         doings = [self._repeatedly(kind, self.random.uniform(1, 6)) for kind in kinds]
@@ -263,7 +268,7 @@ class History:
         world, record = self.world, self.world.record(NAME)
         if record is None or world.machines[record.grant.node].run is not None:
             return
-        accept = self.random.random() < 0.3
+        accept = self.random.random() < 0.3 and self._plot not in RESTORED
         holder = world.machines[record.grant.node]
         if accept and holder.table.containers:
             return  # only its daemon is off

@@ -37,6 +37,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import copy
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
@@ -49,6 +50,7 @@ from machines import Machine, Run, SenderOf
 from stepping import Fault, PowerCut, SteppedStore, pause
 from world import World, _volume
 
+from pannier.agent.renewal import Held
 from pannier.core.errors import OutcomeUnknown, PannierError, PeerUnavailable, StoreUnavailable
 from pannier.core.generation import Generation
 from pannier.core.lease import Terms
@@ -56,6 +58,7 @@ from pannier.core.node import Node
 from pannier.core.pace import Pace
 from pannier.core.volume import Volume
 from pannier.store.base import Change, Entry, WatchEvent
+from pannier.testing.store import Backup
 from pannier.transport.base import Offer, Sent
 
 T = TypeVar("T")
@@ -235,6 +238,11 @@ def newest_of(content: Content) -> bytes:
     return max(content.values(), key=lambda value: int(value.rpartition(b" ")[2]), default=b"")
 
 
+def _age(record: Volume) -> tuple[int, int]:
+    """Which of two records of a volume is the newer one."""
+    return record.grant.epoch, record.changes
+
+
 def _hangs(changes: Sequence[Change], takes: bool) -> bool:
     """Whether that is a change of a volume, and a takeover if one is wanted."""
     guarded = any(change.key.startswith("alive/") for change in changes)
@@ -294,6 +302,7 @@ class FailoverWorld(World):
         self.frozen_until: dict[str, float] = {}
         self._promised: dict[tuple[str, str], float] = {}
         self._last: dict[str, Volume] = {}
+        self._newest: dict[str, Volume] = {}
         self._strays: list[tuple[str, str, int, int]] = []
         self._lost: list[tuple[Machine, str]] = []
         self._seen_revision = -1
@@ -305,7 +314,7 @@ class FailoverWorld(World):
 
     def clear_tmpfs(self, machine: Machine) -> None:
         lost = self.random.uniform(0, KEPT_SECONDS)
-        self._files[machine.name].cut(now=machine.world_time(), lost=lost)
+        self._files[machine.host].cut(now=machine.world_time(), lost=lost)
         self._lose_unsynced(machine)
 
     def _lose_unsynced(self, machine: Machine) -> None:
@@ -316,7 +325,7 @@ class FailoverWorld(World):
             home = machine.disk.homes.get(volume_id)
             tree = home.live.get(epoch) if home else None
             if (
-                name != machine.name
+                name != machine.host
                 or tree is None
                 or home is None
                 or self._driver is SnapshotDriver
@@ -341,7 +350,29 @@ class FailoverWorld(World):
         return FaultyStore(run, self)
 
     def make_files(self, machine: Machine) -> KeptFiles:
-        return KeptFiles(machine, self._files[machine.name])
+        return KeptFiles(machine, self._files[machine.host])
+
+    def copy_of(self, machine: Machine) -> Machine:
+        """Another computer with all that is on this one's disk; switched off."""
+        host = f"copy of {machine.host}"
+        self._files[host] = files = copy.deepcopy(self._files[machine.host])
+        files.tmpfs.clear()
+        disk = copy.deepcopy(machine.disk)
+        disk.attached.clear()
+        return Machine(self, machine.name, Path("none"), disk, host=host)
+
+    def heard(self, run: Run, held: Held) -> None:
+        """Where a copied computer gets the lease, the one that it was copied from must know that it has none.
+
+        The copy is switched off then: its disk is an older one, and what it would do with that is another story.
+        """
+        original = self.machines[run.name]
+        if run.machine is original or held.lease is None:
+            return
+        first = original.run
+        if first is not None and not self.shaken and first.lease.until > original.clock():
+            self._wrong(f"two computers have the lease of {run.name}")
+        asyncio.get_running_loop().call_soon(run.machine.power_off, context=contextvars.Context())
 
     def make_sender(self, run: Run) -> FrugalSender:
         return FrugalSender(run)
@@ -546,10 +577,23 @@ class FailoverWorld(World):
 
     # -- what must hold --------------------------------------------------------------------------------
 
+    def restore_store(self, backup: Backup, *, goes_on: bool) -> None:
+        """The store is what it was when a backup was made; all leases are gone."""
+        self.shaken = True
+        self.data.restore(backup, goes_on=goes_on)
+
     def records(self) -> dict[str, Volume]:
-        """The committed records, by volume id."""
-        found = (_volume(entry.value) for entry in self.data.list("volumes/"))
-        return {record.id: record for record in found}
+        """The committed records, by volume id. A store that was restored makes nothing undone."""
+        for entry in self.data.list("volumes/"):
+            record = _volume(entry.value)
+            last = self._newest.get(record.id)
+            if last is None or _age(record) >= _age(last):
+                self._newest[record.id] = record
+            elif self._grants.get((record.id, record.grant.epoch), record.grant.node) != (
+                record.grant.node
+            ):
+                self._wrong(f"two nodes were given epoch {record.grant.epoch}")
+        return self._newest
 
     def inspect_after(self, label: str) -> None:
         if label in _CHANGES:

@@ -172,12 +172,16 @@ class Disk:
         self.untold: set[str] = set()
         """Volumes of which something was written, and the trace does not tell it."""
         self.journal_full = False
+        self.journal_failed: StorageError | None = None
+        """Why the journal takes in nothing."""
         self.journal_lost: set[str] = set()
         """Volumes of which the journal may have lost records."""
         self.journal = JournalState(total_bytes=1 << 20, live_bytes=0, most_bytes=1 << 19)
         """But for what is in it."""
         self.untraced: Doubt | None = None
         """Why there is no trace."""
+        self.taking: Callable[[Generation | None, Content], None] | None = None
+        """Raises what this disk has against a content that is received on top of a base."""
 
     async def answers(self) -> None:
         """Wait as long as it hangs."""
@@ -381,6 +385,8 @@ class SnapshotDriver(CheckedDriver):
         if generation in self._listed(home):
             return
         content = _apply(stream, base, home.described)
+        if self.disk.taking is not None:
+            self.disk.taking(base, content)
         self.disk.homes[volume] = home
         self._received(home, base)
         kept = home.known(base) if base is not None else {}
@@ -641,6 +647,8 @@ class SparseSnapshotDriver(
         newest = max(home.generations, default=None)
         if newest is None or not line.follows(place, last=last, newest=newest):
             raise NotFollowing(f"record {place.number} does not follow what is here")
+        if self.disk.journal_failed is not None:
+            raise self.disk.journal_failed
         live = sum(len(each) for one in self.disk.homes.values() for _, each in one.records)
         if self.disk.journal_full or live + len(encoded) > (self.disk.journal.most_bytes or 0):
             raise JournalFull("the journal is full")

@@ -57,7 +57,7 @@ from pannier.storage.base import Driver, LocalCopy
 from pannier.testing.engine import FakeEngine
 from pannier.testing.store import MemoryStore
 from pannier.transport.agreement import agree
-from pannier.transport.base import Offer, Parcel, Sender, SendsRecords, Sent
+from pannier.transport.base import ChooseBase, ChoosingSender, Offer, Parcel, SendsRecords, Sent
 
 if TYPE_CHECKING:
     from world import World
@@ -72,11 +72,19 @@ class Died(Exception):
 
 
 class Machine:
-    """A computer: its disk survives everything here, its kernel's memory does not survive a cut."""
+    """A computer: its disk survives everything here, its kernel's memory does not survive a cut.
 
-    def __init__(self, world: World, name: str, directory: Path, disk: Disk) -> None:
+    Attributes:
+        name: the node's that its daemon is.
+        host: the computer's own; another one only where it was copied from another computer.
+    """
+
+    def __init__(
+        self, world: World, name: str, directory: Path, disk: Disk, *, host: str = ""
+    ) -> None:
         self.world = world
         self.name = name
+        self.host = host or name
         self.disk = disk
         self.table = Table()
         self.engine = HoldingEngine()
@@ -220,6 +228,7 @@ class Run:
                 boot_id=settings.boot_id,
                 terms=settings.terms,
                 clock=clock,
+                publish=lambda held: world.heard(self, held),
             ),
             drivers={self.driver.name: self.driver},
             engine=machine.engine,
@@ -235,6 +244,8 @@ class Run:
             sync_calls=NoCalls,
             configured_runtime=lambda: RUNTIME,
             authority=_no_authority,
+            store_authority=lambda: None,
+            store_member=NoMember(),
             pool_problems=_no_pool_problems,
             certificates=CertificatePorts(
                 own=LastingCertificate(settings.me.certificate),
@@ -249,7 +260,7 @@ class Run:
             cluster=None,
             me=self.world.make_record(self.machine),
             default_driver=self.driver.name,
-            boot_id=str(self.machine.boots),
+            boot_id=f"{self.machine.host} {self.machine.boots}",
             terms=self.world.terms,
             store_address="memory",
             evacuate=False,
@@ -425,6 +436,18 @@ class NoCalls:
         pass
 
 
+class NoMember:
+    """No member of the store runs on these machines."""
+
+    def lets_in(self, serials: frozenset[int]) -> bool:
+        """See :class:`pannier.node.removing.StoreMember`."""
+        return False
+
+    async def start_again(self, serials: frozenset[int]) -> None:
+        """See :class:`pannier.node.removing.StoreMember`."""
+        raise AssertionError
+
+
 def _no_authority() -> Any:
     raise Conflict("no CA here")
 
@@ -496,7 +519,7 @@ class Talk:
         self.stream.cancel()
 
 
-class SenderOf(Sender):
+class SenderOf(ChoosingSender):
     """A node's sender: the receiver is another object of this process."""
 
     def __init__(self, run: Run) -> None:
@@ -510,9 +533,10 @@ class SenderOf(Sender):
         driver: Driver,
         progress: Callable[[int], None] | None = None,
         may_wait: Callable[[], bool] | None = None,
+        choose_base: ChooseBase | None = None,
     ) -> Sent:
         run, talk = self._run, Talk()
-        reading = asyncio.ensure_future(self._read(offer, driver, talk))
+        reading = asyncio.ensure_future(self._read(offer, driver, talk, choose_base))
         reading.add_done_callback(lambda done: talk.end())
         try:
             sent = await run.world.call(
@@ -527,13 +551,20 @@ class SenderOf(Sender):
             if talk.stream.done() and not talk.stream.cancelled():
                 talk.stream.result()  # what the receiver had may be an error here
             return sent
+        except PeerUnavailable:
+            if reading.done() and not reading.cancelled():
+                reading.result()  # a mistake here, of which the receiver only hears that the stream ended
+            raise
         finally:
             reading.cancel()
 
-    async def _read(self, offer: Offer, driver: Driver, talk: Talk) -> None:
+    async def _read(
+        self, offer: Offer, driver: Driver, talk: Talk, choose_base: ChooseBase | None
+    ) -> None:
         try:
             theirs = await talk.have
-            agreed = agree(offer, driver, await driver.inspect(offer.volume_id), theirs)
+            ours = await driver.inspect(offer.volume_id)
+            agreed = agree(offer, driver, ours, theirs, choose_base=choose_base)
             if agreed.there:
                 return
             base = agreed.base
@@ -542,6 +573,10 @@ class SenderOf(Sender):
         except PannierError as error:
             if not talk.stream.done():
                 talk.stream.set_exception(error)
+        except Exception:
+            if not talk.stream.done():
+                talk.stream.set_exception(PeerUnavailable("the sender went away"))
+            raise
         else:
             if not talk.stream.done():
                 talk.stream.set_result((base, stream))
@@ -577,7 +612,9 @@ class PeersOf(Peers):
 class PeerAt:
     """Another node, as this one calls it: each operation is a numbered step."""
 
-    CHANGE_NOTHING = frozenset({"peer_volume", "peer_node", "peer_promise"})
+    CHANGE_NOTHING = frozenset(
+        {"peer_volume", "peer_node", "peer_promise", "peer_memory", "peer_removals"}
+    )
 
     def __init__(self, run: Run, name: str) -> None:
         self._run = run

@@ -8,13 +8,16 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from machines import Machine
+from machines import Died, Machine
 
+from pannier.core.errors import PannierError
 from pannier.core.volume import Volume
 
 if TYPE_CHECKING:
     from failover_histories import History
 
+STORE_SECONDS = 4.0
+"""How long the store is away before it is restored: whatever was on its way has arrived by then, or never does."""
 Plot = Callable[["History"], Awaitable[None]]
 Cast = tuple[Volume, Machine, Machine]
 
@@ -270,6 +273,24 @@ async def _comes_under_a_takeover(history: History, label: str) -> None:
     world.late_news.pop(me, None)
 
 
+async def holder_that_was_copied(history: History) -> None:
+    """A copy of its computer is started under the same name, and somebody wants the volume there."""
+    if (found := cast(history)) is None:
+        return
+    _, holder, _ = found
+    copied = history.world.copy_of(holder)
+    with used(history, holder):
+        try:
+            await history.start(copied)
+            async with asyncio.timeout(history.random.choice((2.0, 6.0))):
+                await history.world.mount(copied, "vol", "copied")
+            history.world._wrong(f"a copy of {holder.name} serves its volume")
+        except (PannierError, Died, TimeoutError) as error:
+            history.say(f"not on the copy of {holder.name}: {error}")
+        finally:
+            copied.power_off()
+
+
 async def record_that_is_damaged_after_a_takeover(history: History) -> None:
     """A copy has become the holder, and before it has made its live tree, its journal does not give a record back for a while."""
     if (found := cast(history)) is None:
@@ -320,6 +341,40 @@ async def copy_that_is_set_back(history: History) -> None:
     await history.start(holder)
 
 
+async def store_that_is_restored(history: History) -> None:
+    """One node is off when the volume gets another holder or another copy; it starts again with a store of the time before,
+    and only the others know better."""
+    if (found := cast(history)) is None:
+        return
+    record, holder, rival = found
+    world, chance = history.world, history.random.random
+    backup = world.data.backup()
+    victim = history.random.choice((holder, rival))
+    others = [machine for machine in world.machines.values() if machine is not victim]
+    with used(history, holder):
+        await asyncio.sleep(history.random.choice((0.0, 1.0)))
+        history.go_on(victim)
+        victim.power_off()
+        with used(history, history.random.choice(others)):
+            await asyncio.sleep(history.random.choice((2.0, 8.0)))
+            if chance() < 0.3:
+                await history.move(others[0], others[1].name)
+            if chance() < 0.3:
+                await history.start(victim)
+                await asyncio.sleep(history.random.choice((0.0, 3.0)))
+            history.say(f"the store is restored; it knew {record.grant}, in sync {record.in_sync}")
+            ways = [way for name in world.machines for way in ((name, "store"), ("store", name))]
+            with history.lost(*ways):
+                await asyncio.sleep(STORE_SECONDS)
+                world.restore_store(backup, goes_on=chance() < 0.5)
+            await asyncio.sleep(history.random.choice((0.0, 0.1, 1.0)))
+    await history.start(victim)
+    with used(history, victim):
+        await asyncio.sleep(8.0)
+
+
+RESTORED: tuple[Plot, ...] = (store_that_is_restored,)
+"""Of a store that knows less than the nodes do."""
 DAMAGE: tuple[Plot, ...] = (record_that_is_damaged_after_a_takeover, copy_that_is_set_back)
 """Of disks that do not have any more what they had confirmed."""
 PLOTS: tuple[Plot, ...] = (
@@ -333,4 +388,5 @@ PLOTS: tuple[Plot, ...] = (
     container_that_outlives_its_epoch,
     holder_out_of_time,
     holder_that_hears_late,
+    holder_that_was_copied,
 )

@@ -53,10 +53,10 @@ def _unseal_after_an_unknown_outcome_without_reading(patch: pytest.MonkeyPatch) 
 def _unseal_while_a_change_may_be_on_its_way(patch: pytest.MonkeyPatch) -> None:
     real = Registry.replace_volume
 
-    async def replace_volume(self: Registry, volume: Volume, *, expect: int) -> int:
+    async def replace_volume(self: Registry, volume: Volume, *, expect: int) -> Versioned[Volume]:
         found = await self.volume(volume.name)
         if found and found.record == volume:
-            return expect  # writing the same again is of no use, is it?
+            return found  # writing the same again is of no use, is it?
         return await real(self, volume, expect=expect)
 
     patch.setattr(Registry, "replace_volume", replace_volume)
@@ -148,7 +148,7 @@ def _remount_from_under_a_container(patch: pytest.MonkeyPatch) -> None:
 def _give_without_a_new_epoch(patch: pytest.MonkeyPatch) -> None:
     real = Registry.replace_volume
 
-    async def replace_volume(self: Registry, volume: Volume, *, expect: int) -> int:
+    async def replace_volume(self: Registry, volume: Volume, *, expect: int) -> Versioned[Volume]:
         found = await self.volume(volume.name)
         if found and found.record.grant.node != volume.grant.node:
             volume = replace(volume, grant=Grant(volume.grant.node, found.record.grant.epoch))

@@ -78,6 +78,14 @@ def test_a_disk_that_lacks_what_it_confirmed_gives_no_new_holder_without_it(
         failover_histories.play(seed, plot)
 
 
+@pytest.mark.parametrize("plot", plots.RESTORED, ids=lambda plot: plot.__name__)
+def test_a_store_that_was_restored_from_an_older_backup_makes_nothing_undone(
+    plot: plots.Plot,
+) -> None:
+    for seed in range(DAMAGED):
+        failover_histories.play(seed, plot)
+
+
 def test_a_seed_gives_the_same_history_again(monkeypatch: pytest.MonkeyPatch) -> None:
     seeds, logs = list(range(40)), []
     for hashes in ("0", "1"):

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from cluster_world import World
+from cluster_world import IMAGE, World
 from demo import looks, story
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(400)]
@@ -67,6 +67,34 @@ def test_a_volume_tells_its_history(three: World) -> None:
         ("volume.removed", "node2"),
         ("volume.restored", "node2"),
     ]
+
+
+def test_a_service_that_asks_for_a_second_copy_gets_it(three: World) -> None:
+    """Docker asks nobody: the volume is there. What cannot be had is told."""
+    name = three.create("node2")
+    mount = f"type=volume,source={name},target=/data,volume-driver=pannier,volume-opt=copies=2,volume-opt=mode=0700"
+    three.run(
+        "node1", "docker", "service", "create", "--detach", "--no-resolve-image", "--name", name,
+        "--stop-grace-period", "1s", "--mount", mount, IMAGE, "sh", "-c", "while :; do sleep 1; done",
+    )  # fmt: skip
+    try:
+        story.wait_until("it runs", lambda: story.running_task(three.lab, name))
+        story.wait_until(
+            "the second copy is in sync",
+            lambda: (
+                [c["in_sync"] for c in three.json("node1", "volume", "show", name)["copies"]]
+                == [True]
+            ),
+        )
+        history = three.printed("node1", "volume", "history", name)
+        changed = find(history, kind="volume.options changed")
+        assert changed["detail"].startswith(f"by service {name}: copies is 2, was 1")
+        told = find(history, kind="volume.asked for otherwise")["detail"]
+        assert told == f"by service {name}: mode is 0755, not 0700 (it stays as it was created)"
+        doctor = three.json("node1", "doctor")
+        assert any("mode is 0755, not 0700" in finding["what"] for finding in doctor)
+    finally:
+        three.run("node1", "docker", "service", "rm", name)
 
 
 def test_events_are_shown_as_they_happen(three: World) -> None:

@@ -239,6 +239,18 @@ def test_a_copy_whose_node_lost_power_disturbs_nobody_and_catches_up(cuttable: W
     check_whole(read(world.container("node1", name, "cat", "/data/log")), at_least=lines)
 
 
+def make_a_member_again(world: World, node: str, *, address: str) -> None:
+    """Give the etcd member of a node that was removed a certificate that is not refused."""
+    folder = f"/root/etcd-{node}"
+    files = world.sh(
+        "node1",
+        f"rm -rf {folder}; pannier ca issue etcd-{node} --address {address} --out {folder} >/dev/null; "
+        f"tar -c -C {folder} ca.crt tls.crt tls.key | base64; rm -r {folder}",
+    )
+    install = "base64 -d | tar -x -C /etc/etcd/pki; chown -R etcd:etcd /etc/etcd/pki; systemctl restart etcd"
+    world.run(node, "sh", "-euc", install, input=files)
+
+
 def test_f66_a_copy_is_made_elsewhere_when_its_node_is_given_up(cuttable: World) -> None:
     """And the node can join again later."""
     world = cuttable
@@ -261,6 +273,7 @@ def test_f66_a_copy_is_made_elsewhere_when_its_node_is_given_up(cuttable: World)
         world.lab.boot("node3")
         token = world.printed("node1", "token", "create")["token"]
         first, third = world.lab.nodes[0], world.lab.nodes[2]
+        make_a_member_again(world, third.name, address=third.address)
         world.sh("node3", "mkdir -p /root/old && rm -rf /root/old/* && mv /etc/pannier/* /root/old")
         join = ["pannier", "join", first.address, "--token", token, "--address", third.address]
         world.run("node3", *join, "--name", "node3", "--pool", DEVICE)

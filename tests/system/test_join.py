@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 import pytest
-from cluster_world import MOUNTS, STAGING, World
+from cluster_world import MOUNTS, STAGING, World, check_sequence
 from demo import story
 
 from pannier.lab import Lab
@@ -279,6 +279,38 @@ def test_a_node_leaves_and_joins_again(blank: World) -> None:
     assert blank.manifest("node2", name) == before
 
 
+WATCH = """
+{curl} --no-buffer -d '{{"create_request":{{"key":"AA==","range_end":"AA=="}}}}' https://{etcd}/v3/watch >/root/watched
+"""
+
+
+def test_a_removed_node_is_out_of_the_store_with_what_it_had_open(blank: World) -> None:
+    """It keeps its keys: for the store and for other nodes."""
+    blank.run("node2", *join(blank, token(blank)))
+    blank.wait_until_all_up()
+    blank.sh("node2", "rm -rf /root/kept; cp -r /etc/pannier /root/kept")
+    etcd = f"{blank.lab.nodes[0].address}:2379"
+    kept = "curl -sS --max-time 120 --cacert /root/kept/store/ca.crt --cert {0}/node.crt --key {0}/node.key"
+    own, peers = kept.format("/root/kept/store"), kept.format("/root/kept")
+    put = f"""-d '{{"key":"YQ=="}}' https://{etcd}/v3/kv/put"""
+    blank.sh("node2", f"{own} {put}")
+    assert blank.attempt("node2", "sh", "-c", f"{peers} {put}").status != 0
+    watch = WATCH.format(curl=own, etcd=etcd)
+    blank.run("node2", "systemd-run", "--quiet", "--unit", "watching", "sh", "-c", watch)
+    story.wait_until("it watches", lambda: "created" in blank.run("node2", "cat", "/root/watched"))
+    blank.run("node1", "pannier", "node", "rm", "node2")
+    story.wait_until(
+        "its watch is cut",
+        lambda: blank.attempt("node2", "systemctl", "is-active", "watching").status != 0,
+    )
+    assert blank.attempt("node2", "sh", "-c", f"{own} {put}").status != 0
+    assert blank.printed("node1", "status")["store_ok"]
+    blank.sh("node2", "rm -rf /etc/pannier/*")
+    blank.run("node2", *join(blank, token(blank)))
+    blank.wait_until_all_up()
+    assert blank.attempt("node2", "sh", "-c", f"{own} {put}").status != 0
+
+
 def test_init_can_be_repeated_after_a_failure(blank: World) -> None:
     """The store did not answer; what was made by then is used."""
     nowhere = f"{blank.lab.nodes[1].address}:2379"
@@ -289,3 +321,65 @@ def test_init_can_be_repeated_after_a_failure(blank: World) -> None:
     blank.run("node2", *init("--pool", DEVICE))
     name = blank.create("node2")
     assert blank.container("node2", name, "echo", "fine") == "fine\n"
+
+
+# -- a machine that was copied ----------------------------------------------------------------------
+
+OUT_OF = """
+cd /
+tar -cSz etc/pannier var/lib/pannier/catalog.json var/lib/pannier/pool/images/$id/live-1/image | base64
+"""
+INTO = """
+systemctl stop pannierd.socket pannierd.service
+rm -r /etc/pannier/* /var/lib/pannier/*.json
+cd /var/lib/pannier/pool/images
+mkdir $id
+btrfs -q subvolume create $id/live-1
+chattr +C $id/live-1
+base64 -d | tar -xSz -C /
+systemctl start pannierd.socket pannierd.service
+"""
+DISABLE = """
+systemctl disable --now pannierd-barrier.socket pannierd.socket pannierd.service
+rm -f /run/docker/plugins/pannier.sock
+"""
+
+
+def copy_node1(world: World, volume: str) -> None:
+    """Make node2 a copy of node1 with a volume's bytes. It boots by itself, and node1 does not notice."""
+    world.run("node2", *init("--pool", DEVICE, "--store", "sqlite"))
+    name = f"id={world.json('node1', 'volume', 'show', volume)['id']}"
+    world.run("node2", "sh", "-euc", name + INTO, input=world.sh("node1", name + OUT_OF))
+    world.wait_for_pannier("node2")
+
+
+def test_a_copied_machine_serves_nothing_and_can_become_a_node_of_its_own(blank: World) -> None:
+    name = blank.create("node1")
+    writer = blank.writer("node1", name)
+    copy_node1(blank, name)
+    run = [*blank.docker_run(name, "--rm"), "cat", "/data/log"]
+    served = blank.start(blank.attempt, "node2", *run)
+
+    def told() -> list[str]:
+        found = blank.json("node2", "doctor")
+        return [
+            one["remedy"] for one in found if "another machine has this node's name" in one["what"]
+        ]
+
+    (remedy,) = story.wait_until("it is told", told)
+    assert "see 'A machine that was copied' in docs/operations" in remedy
+    create = ["pannier", "volume", "create", blank.name()]
+    blank.refused("node2", *create, says=["does nothing as node node1", "has that name"], status=6)
+    outcome = served.result()
+    assert outcome.status != 0
+    assert "does nothing as node node1" in outcome.text
+    before = blank.acknowledged("node1", writer)
+    story.wait_until("the first one goes on", lambda: blank.has_more("node1", writer, before))
+    assert blank.json("node1", "volume", "show", name)["epoch"] == 1
+    blank.stop("node1", writer)
+
+    blank.sh("node2", DISABLE + RESET)
+    blank.run("node2", *join(blank, token(blank)))
+    blank.wait_until_all_up()
+    blank.move(name, "node2")
+    check_sequence(blank.log("node2", name))

@@ -18,7 +18,7 @@ from pannier.core.generation import Generation
 from pannier.core.node import Node
 from pannier.core.volume import Grant, Volume
 from pannier.storage.base import Driver
-from pannier.transport.base import Offer, Sent
+from pannier.transport.base import ChooseBase, Offer, Sent
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,20 @@ class WatchedSender(SenderOf):
         driver: Driver,
         progress: Callable[[int], None] | None = None,
         may_wait: Callable[[], bool] | None = None,
+        choose_base: ChooseBase | None = None,
     ) -> Sent:
         world = self._run.world
         assert isinstance(world, CopiesWorld)
         world.tries.append((to.name, asyncio.get_running_loop().time()))
         await asyncio.sleep(world.slow.get(to.name, 0.0))
-        sent = await super().send(offer, to=to, driver=driver, progress=progress, may_wait=may_wait)
+        sent = await super().send(
+            offer,
+            to=to,
+            driver=driver,
+            progress=progress,
+            may_wait=may_wait,
+            choose_base=choose_base,
+        )
         world.sent.append(
             Transfer(self._run.name, to.name, offer.generation, sent.base, sent.bytes)
         )

@@ -196,7 +196,7 @@ async def test_unknown_path_and_wrong_method(client: Client) -> None:
     status, error = await ask(client, "GET", "/v1/volume")
     assert (status, error["code"]) == (404, "not-found")
     answer = await client.put("/v1/volumes/data")
-    assert (answer.status, answer.headers["Allow"]) == (405, "DELETE,GET")
+    assert (answer.status, answer.headers["Allow"]) == (405, "DELETE,GET,PATCH")
     assert (await answer.json())["code"] == "invalid-input"
 
 

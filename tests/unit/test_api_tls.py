@@ -40,7 +40,9 @@ class Certificates:
     def etcd(self, name: str) -> ssl.SSLContext:
         """The server's end of an etcd member's certificate."""
         request = new_request(name)
-        issued = self._authority.issue_etcd(request.csr_pem, member=name, addresses=())
+        issued = self._authority.issue_etcd(
+            request.csr_pem, member=name, addresses=(), membership=1
+        )
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         (self._directory / "etcd.crt").write_text(issued)
         (self._directory / "etcd.key").write_text(request.key_pem)

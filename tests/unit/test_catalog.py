@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 from pannier.cluster.catalog import Catalog, Changed
-from pannier.cluster.registry import ClusterRecord, encode
+from pannier.cluster.registry import ClusterRecord, encode, purged_key
 from pannier.core.volume import Grant, Volume, VolumeSpec
 from pannier.host.state_files import DurableFile
 from pannier.store.base import Deleted, Entry, Put, Synced, WatchEvent
@@ -52,10 +53,36 @@ async def test_what_vanished_while_nobody_listened_is_forgotten_at_the_next_sync
     tmp_path: Path,
 ) -> None:
     catalog = Catalog(file=DurableFile(tmp_path / "c"), cluster=None, boot_id="b")
-    await play(catalog, put(volume("v"), 1), put(volume("w"), 2), Synced(frozenset({"volumes/v"})))
+    gone = {purged_key(volume("w").id)}
+    await play(
+        catalog, put(volume("v"), 1), put(volume("w"), 2), Synced(frozenset({"volumes/v"} | gone))
+    )
     assert names(catalog) == ["v"]
-    await play(catalog, put(volume("x"), 5), Synced(frozenset({"volumes/x"})))
+    gone.add(purged_key(volume("v").id))
+    await play(catalog, put(volume("x"), 5), Synced(frozenset({"volumes/x"} | gone)))
     assert names(catalog) == ["x"]
+    assert not catalog.doubted()
+
+
+async def test_what_vanished_without_a_trace_is_kept_and_doubted(tmp_path: Path) -> None:
+    """As after the store was restored from a backup that was made before the volume was created."""
+    catalog = Catalog(file=DurableFile(tmp_path / "c"), cluster=None, boot_id="b")
+    await play(catalog, put(volume("v"), 1), put(volume("w"), 2), Synced(frozenset({"volumes/v"})))
+    assert (names(catalog), catalog.doubted()) == (["v", "w"], ["w"])
+    await play(catalog, Put(Entry("trash/w.1", encode(replace(volume("w"), changes=1)), 3)))
+    await play(catalog, Synced(frozenset({"volumes/v", "trash/w.1"})))
+    assert (names(catalog), catalog.doubted()) == (["v"], [])
+
+
+async def test_what_was_taken_out_of_the_trash_after_the_backup_is_not_in_the_trash(
+    tmp_path: Path,
+) -> None:
+    catalog = Catalog(file=DurableFile(tmp_path / "c"), cluster=None, boot_id="b")
+    catalog.remember(replace(volume(), changes=5), revision=9)
+    removed = Put(Entry("trash/v.1", encode(replace(volume(), changes=4)), 8))
+    await play(catalog, removed, Synced(frozenset({"trash/v.1"})))
+    await play(catalog, removed, Synced(frozenset({"trash/v.1"})))
+    assert (names(catalog), catalog.doubted(), catalog.trashed()) == (["v"], ["v"], [])
 
 
 async def test_an_older_record_never_replaces_a_newer_one(tmp_path: Path) -> None:
@@ -71,7 +98,7 @@ async def test_a_list_older_than_a_creation_does_not_hide_it(tmp_path: Path) -> 
     await play(catalog, Synced(frozenset()))
     assert names(catalog) == ["v"]
     await play(catalog, Synced(frozenset()))
-    assert names(catalog) == [], "only one list can be older"
+    assert catalog.doubted() == ["v"], "only one list can be older"
 
 
 async def test_deleted_and_put_again_is_there(tmp_path: Path) -> None:
@@ -105,7 +132,7 @@ async def test_a_store_that_lost_its_memory_does_not_make_us_lose_ours(tmp_path:
         catalog,
         of_cluster("ours"),
         put(volume("x"), 9),
-        Synced(frozenset({"cluster", "volumes/x"})),
+        Synced(frozenset({"cluster", "volumes/x", purged_key(volume().id)})),
     )
     assert names(catalog) == ["x"]
 
@@ -117,13 +144,22 @@ async def test_a_strange_store_never_counts_as_heard(tmp_path: Path) -> None:
     assert not catalog.trusted
 
 
-async def test_an_older_store_is_followed(tmp_path: Path) -> None:
-    """After a restore from a snapshot revisions begin lower; memory and store must not differ."""
+async def test_an_older_store_is_doubted_and_followed_once_the_record_was_put_back(
+    tmp_path: Path,
+) -> None:
+    """Revisions begin lower there."""
     catalog = Catalog(file=DurableFile(tmp_path / "c"), cluster=None, boot_id="b")
     keys = frozenset({"volumes/v"})
     await play(catalog, put(volume(epoch=4), 90), Synced(keys))
     await play(catalog, put(volume(epoch=3), 20), Synced(keys))
-    assert catalog.volume("v") == volume(epoch=3)
+    assert catalog.volume("v") == volume(epoch=4)
+    assert catalog.doubts("v")
+    await play(catalog, put(replace(volume(epoch=4), changes=1), 21), Synced(keys))
+    await play(catalog, put(volume(epoch=5), 22), Synced(keys))
+    assert catalog.volume("v") == volume(epoch=4), "that one has fewer changes"
+    await play(catalog, put(replace(volume(epoch=5), changes=2), 23), Synced(keys))
+    assert catalog.volume("v") == volume(epoch=5)
+    assert not catalog.doubts("v")
 
 
 async def test_memory_of_the_same_boot_is_trusted_and_of_an_earlier_one_is_not(

@@ -127,6 +127,12 @@ def test_create(shell: Shell) -> None:
     assert shell.cluster.calls == [NotedCall("create_volume", "data", "local")]
 
 
+def test_set(data: Shell) -> None:
+    said = data.ok("volume", "set", "data", "-o", "labels=team=web", "-o", "interval=5s")
+    assert said == "data: size=10G labels=team=web interval=5s\n"
+    assert data.run("volume", "set", "data").exit_code == 2
+
+
 @pytest.mark.parametrize("form", ["--format", "--output"])
 def test_create_as_json(shell: Shell, form: str) -> None:
     assert shell.json("volume", "create", "data", "-o", "size=1G", form, "json")["id"] == "id-data"

@@ -68,14 +68,14 @@ def test_every_command_has_help_with_an_example_and_takes_format(path: str) -> N
 
 
 @pytest.mark.parametrize("path", LEAVES)
-def test_o_is_the_form_of_the_output_except_for_create(path: str) -> None:
+def test_o_is_the_form_of_the_output_except_where_a_volume_gets_options(path: str) -> None:
     options = {
         name: parameter.name
         for parameter in LEAVES[path].params
         if isinstance(parameter, click.Option)
         for name in parameter.opts
     }
-    assert options["-o"] == ("options" if path == "volume create" else "format")
+    assert options["-o"] == ("options" if path in ("volume create", "volume set") else "format")
 
 
 @pytest.mark.parametrize(

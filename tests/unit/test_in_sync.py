@@ -13,6 +13,7 @@ from copies_world import CopiesWorld
 from world import Fault, Machine, Step, event_loop_policy
 
 from pannier.agent.promises import Refusal
+from pannier.cluster.registry import Versioned
 from pannier.core.errors import OutcomeUnknown, PannierError, Stale, StorageError
 from pannier.core.pace import Pace
 from pannier.core.volume import Grant, Volume
@@ -223,7 +224,7 @@ async def test_a_takeover_that_was_refused_for_certain_is_forgotten(
         await world.until(lambda: world.data.get("alive/a") is None)
         commit = world.b.up.registry.take_volume
 
-        async def returned(*wishes: object, **named: object) -> int:
+        async def returned(*wishes: object, **named: object) -> Versioned[Volume]:
             world.a.thaw()
             await world.until(lambda: world.data.get("alive/a") is not None)
             return await commit(*wishes, **named)  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ from fake_driver import SparseSnapshotDriver
 from world import Step, event_loop_policy
 
 from pannier.agent.promises import Refusal
+from pannier.core.errors import StorageError
 from pannier.core.generation import Generation
 from pannier.core.line import LinePlace, Tail, follows, tail
 from pannier.core.pace import CopiesPace
@@ -91,6 +92,36 @@ async def test_a_full_journal_is_answered_by_a_generation(world: CopiesWorld) ->
     await world.sync(world.a)
     assert world.current(other, volume)
     assert world.now_record().in_sync == (other.name,)
+
+
+async def test_a_copy_that_keeps_no_record_is_asked_seldom_and_follows_again_in_the_end(
+    world: CopiesWorld,
+) -> None:
+    volume = await following(world)
+    other = world.replica(volume)
+    other.disk.journal_failed = StorageError("the journal takes nothing any more")
+    asked = records_sent(world)
+    for number in range(60):
+        world.put(world.a, volume, f"file-{number}", b"x")
+        await world.sync(world.a)
+        await asyncio.sleep(0.5)
+    tries = records_sent(world) - asked
+    pace = world.pace.copies
+    assert pace.refused_tries <= tries <= pace.refused_tries + 1 + 60 * 0.5 / pace.full_again
+    assert world.current(other, volume)
+    assert world.now_record().in_sync == (other.name,)
+    other.disk.journal_failed = None
+    await asyncio.sleep(pace.full_again)
+    for number in range(3):
+        world.put(world.a, volume, f"later-{number}", b"x")
+        await world.sync(world.a)
+        await asyncio.sleep(0.5)
+    replicated = world.a.up.replicator.replicated("vol")
+    assert all(p.follows(replicated.line) for p in replicated.progress.values())
+
+
+def records_sent(world: CopiesWorld) -> int:
+    return sum(step.label == "record.send" for step in world.steps)
 
 
 async def test_a_copy_that_lost_its_generations_keeps_no_records(world: CopiesWorld) -> None:

@@ -9,6 +9,7 @@ from pannier.core.line import OnTop
 from pannier.core.ownership import (
     AskHolder,
     Cleanup,
+    Disbelieve,
     LocalState,
     Lost,
     Promote,
@@ -60,7 +61,14 @@ def test_the_base_and_no_other_generation_is_promoted() -> None:
 def test_missing_data_is_never_answered_by_something_new() -> None:
     assert plan_serving(record(), here(), node="a") == Lost(5, BASE)
     assert plan_serving(record(epoch=1, base=None), here(), node="a") == Lost(1, None)
-    assert plan_serving(record(epoch=1, base=None), here({}, OTHER), node="a") == Lost(1, None)
+
+
+def test_a_record_that_is_older_than_the_disk_is_not_believed() -> None:
+    assert plan_serving(record(epoch=1), here({}, OTHER), node="a") == Disbelieve(OTHER.epoch)
+    assert plan_serving(record(), here({5: False, 6: True}), node="a") == Disbelieve(6)
+    assert plan_serving(
+        record("b"), LocalState({}, frozenset(), records=6), node="a"
+    ) == Disbelieve(6)
 
 
 def test_a_former_holder_drops_its_sealed_tree_and_keeps_its_newest_generation() -> None:

@@ -153,7 +153,9 @@ def test_a_user_certificate_only_asks(authority: Authority) -> None:
 
 
 def test_an_etcd_certificate_speaks_for_nobody(authority: Authority) -> None:
-    chain = authority.issue_etcd(new_request("x").csr_pem, member="etcd1", addresses=["10.0.0.9"])
+    chain = authority.issue_etcd(
+        new_request("x").csr_pem, member="etcd1", addresses=["10.0.0.9"], membership=1
+    )
     names = leaf_of(chain).extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert "localhost" in names.get_values_for_type(x509.DNSName)
     with pytest.raises(Denied, match="names no node or user"):

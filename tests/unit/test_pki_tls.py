@@ -257,7 +257,9 @@ async def test_an_impostor_that_repeats_the_clusters_ca_is_found_out(
 
 async def test_an_etcd_member_is_not_taken_for_a_node(authority: Authority, tmp_path: Path) -> None:
     request = new_request("etcd1")
-    chain = authority.issue_etcd(request.csr_pem, member="etcd1", addresses=["127.0.0.1"])
+    chain = authority.issue_etcd(
+        request.csr_pem, member="etcd1", addresses=["127.0.0.1"], membership=1
+    )
     (tmp_path / "chain").write_text(chain)
     (tmp_path / "key").write_text(request.key_pem)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

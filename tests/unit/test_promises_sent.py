@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from pannier.agent.lease import Lease
+from pannier.agent.own_name import OwnName
 from pannier.agent.promises import Promises
 from pannier.agent.renewal import Renewal
 from pannier.api.caller import Caller, NodeCaller
@@ -96,7 +97,7 @@ async def test_a_node_that_holds_thousands_of_volumes_gets_all_promises(
         catalog.remember(each, revision=1)
     terms = Terms(8.0)
     keeper = Renewal(store, node="a", boot_id="x", terms=terms, clock=clock)
-    lease = Lease(store, keeper=keeper, terms=terms, clock=clock)
+    lease = Lease(store, keeper=keeper, name=OwnName("a", "x"), terms=terms, clock=clock)
     promising = Promising(
         cluster=Cluster(node="a", registry=registry, catalog=catalog),
         lease=lease,

@@ -32,9 +32,11 @@ from pannier.core.evacuation import Evacuated, Phase
 from pannier.core.generation import Generation
 from pannier.core.node import Fingerprints, Node
 from pannier.core.record import Part, Record
+from pannier.core.removals import Removals
 from pannier.core.swarm import Availability
 from pannier.core.volume import (
     Beginning,
+    Declared,
     Durability,
     Grant,
     HistoryEntry,
@@ -48,6 +50,7 @@ from pannier.host.mountinfo import Location
 from pannier.host.records import decode, encode, read_file
 from pannier.host.state_files import UnsyncedFile
 from pannier.node.renewing import AskedForRenewal
+from pannier.node.tokens import SavedTokens
 from pannier.node.trash import TrashTimes
 from pannier.pki.token import TokenRecord
 from pannier.storage.btrfs import pool
@@ -86,7 +89,10 @@ VOLUME = Volume(
         HistoryEntry(at=1767225600.5, what="created", node="n2", epoch=1, detail="by root"),
         HistoryEntry(at=1767225700.0, what="moved", node="n1", epoch=3),
     ),
+    changes=12,
+    declared={"copies": Declared("3"), "min_copies": Declared("3", due=True)},
 )
+TOKEN = TokenRecord(id="abcdefgh", secret_hash="cd" * 32, expires_at=1767229200.0, uses_left=2)
 NODE = Node(
     name="n1",
     address="192.0.2.1",
@@ -114,9 +120,9 @@ RECORDS: dict[str, Record] = {
         entry=HistoryEntry(at=1767229300.0, what="purged", node="n1", epoch=3, detail="by root"),
         cleared=("n2",),
     ),
-    "token": TokenRecord(
-        id="abcdefgh", secret_hash="cd" * 32, expires_at=1767229200.0, uses_left=2
-    ),
+    "token": TOKEN,
+    "tokens": SavedTokens(tokens={"abcdefgh": TOKEN}),
+    "removals": Removals(counts={"n2": 2}),
     "evacuated": Evacuated(
         node="n1", swarm="x1", former=Availability.ACTIVE, phase=Phase.DRAINED, times=2
     ),
@@ -134,6 +140,9 @@ RECORDS: dict[str, Record] = {
     "renewal": AskedForRenewal(at=1234.5),
     "trash-times": TrashTimes(seconds={"web.0a1b2c3d": 120.0}),
 }
+
+
+DECLARED = b',"declared":{"copies":{"text":"3","due":false},"min_copies":{"text":"3","due":true}}'
 
 
 def golden(name: str) -> bytes:
@@ -184,6 +193,11 @@ def test_a_node_of_an_earlier_version_is_recognised_by_its_certificate() -> None
 def test_a_node_is_recognised_by_its_key_whatever_certificate_it_shows() -> None:
     assert NODE.is_shown_by(Fingerprints("ef" * 32, "cd" * 32))
     assert not NODE.is_shown_by(Fingerprints("ab" * 32, "ef" * 32))
+
+
+def test_a_volume_of_an_earlier_version_was_declared_nothing() -> None:
+    earlier = golden("volume").replace(golden("volume")[-len(DECLARED) - 1 :], b"}")
+    assert read(earlier, Volume) == replace(VOLUME, declared={})
 
 
 def test_a_listener_of_an_earlier_version_passes_nothing() -> None:

@@ -12,6 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from alone import removing_alone
 
 from pannier.cluster.catalog import Catalog
 from pannier.cluster.cluster import Cluster
@@ -30,6 +31,7 @@ from pannier.node.certificates import Certificates
 from pannier.node.membership import Membership
 from pannier.node.renewing import Renewing
 from pannier.node.signing import Signing
+from pannier.node.tokens import Tokens
 from pannier.pki import files
 from pannier.pki.authority import Authority
 from pannier.pki.credentials import Credentials, new_request
@@ -120,6 +122,14 @@ class Party:
             registry=registry,
             catalog=self.catalog,
             authority=self.authority,
+            tokens=Tokens(file=UnsyncedFile(self.directory / "tokens.json")),
+            store_authority=lambda: None,
+            removing=removing_alone(
+                self.name,
+                registry,
+                self.catalog,
+                file=UnsyncedFile(self.directory / "removals.json"),
+            ),
             store_address="etcd://a:2379",
             clock=clock,
         )
@@ -409,6 +419,26 @@ async def test_a_node_whose_certificate_has_ended_comes_back_by_itself(world: Wo
     assert two.days_left == 365
 
 
+async def test_a_node_whose_certificate_has_ended_is_told_what_the_authority_said(
+    world: World,
+) -> None:
+    world.pass_by(days=500)
+    one, two = world.nodes["n1"], world.nodes["n2"]
+    await world.tell_catalogs()
+    two.catalog._known.nodes["n0"] = replace(one.record(), name="n0", authority=False)
+    one.up = False
+    await two.renewing.look()
+    assert "n1 does not answer" in two.renewing.trouble
+    assert one.asked == 2, "and the other node was asked, too"
+    two.catalog._known.nodes.clear()
+    with pytest.raises(PeerUnavailable, match="remembers no other node"):
+        await two.renewing.renew()
+    one.up = True
+    await one.renewing.look()
+    await two.renewing.renew(address="n1")
+    assert two.days_left == 365
+
+
 async def test_a_node_that_was_removed_is_not_renewed(world: World) -> None:
     await world.tell_catalogs()
     await world.nodes["n1"].membership.remove("n2")
@@ -458,7 +488,9 @@ async def test_only_the_key_of_a_certificate_renews_it(world: World, tmp_path: P
     theirs = new_request("n2")
     foreign = stranger.issue_node(theirs.csr_pem, node="n2", addresses=["n2"])
     etcd = new_request("e")
-    member = one.authority().issue_etcd(etcd.csr_pem, member="e", addresses=["10.0.0.1"])
+    member = one.authority().issue_etcd(
+        etcd.csr_pem, member="e", addresses=["10.0.0.1"], membership=1
+    )
     said = set()
     for request in (
         _order(good.certificate, new_request("n2").csr_pem),
@@ -559,7 +591,7 @@ async def test_all_certificates_are_listed_wherever_they_are(world: World) -> No
     await world.tell_catalogs()
     one.ports.issued.note("ann", one.authority().issue_user(new_request("ann").csr_pem, user="ann"))
     etcd = one.authority().issue_etcd(
-        new_request("e").csr_pem, member="etcd1", addresses=["10.0.0.1"]
+        new_request("e").csr_pem, member="etcd1", addresses=["10.0.0.1"], membership=1
     )
     told = Told(world, "n1", member=facts_of(etcd))
     world.listing["n2"] = Told(world, "n2", member=facts_of(etcd)).certificates.here
@@ -582,7 +614,7 @@ async def test_all_certificates_are_listed_wherever_they_are(world: World) -> No
 async def test_doctor_tells_of_what_ends_and_of_what_cannot_be_renewed(world: World) -> None:
     one, two = world.nodes["n1"], world.nodes["n2"]
     etcd = one.authority().issue_etcd(
-        new_request("e").csr_pem, member="etcd1", addresses=["10.0.0.1"]
+        new_request("e").csr_pem, member="etcd1", addresses=["10.0.0.1"], membership=1
     )
     told = Told(world, "n2", member=facts_of(etcd))
     assert await told.found() == {}

@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from copies_world import CopiesWorld
+from swarm_world import volume
 from world import Fault, Machine, Step, event_loop_policy
 
 from pannier.cluster.registry import encode
+from pannier.copies.replicated import Circle, ReplicaProgress, Replicated
 from pannier.copies.replication import Replicator
 from pannier.core.errors import PeerUnavailable, PoolFull
 from pannier.core.generation import Generation
@@ -600,3 +602,22 @@ async def test_a_node_that_only_believes_to_hold_replaces_nothing(world: CopiesW
     record = world.now_record()
     assert record.grant.node == replica
     assert record.grant.epoch == 2
+
+
+async def test_what_may_have_arrived_is_kept_until_another_is_confirmed() -> None:
+    """Even if it is refused when it is sent again, and another one is on its way."""
+    first, second = Generation(1, 1), Generation(1, 2)
+    replicated = Replicated(
+        volume("vol", "a"),
+        since=0.0,
+        circle=Circle(required=frozenset()),
+        progress={"b": ReplicaProgress(generation=Generation(1, 0))},
+    )
+    progress = replicated.progress["b"]
+    progress.sending = first
+    replicated.note_failed("b", "no answer", arrived=None)
+    replicated.note_failed("b", "it serves nobody now", arrived=False)
+    progress.sending = second
+    assert first in replicated.needed()
+    replicated.note_confirmed("b", at=1.0)
+    assert replicated.needed() == {second}

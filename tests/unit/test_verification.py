@@ -7,6 +7,7 @@ import errno
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -18,6 +19,7 @@ from pannier.copies.verification import Verification
 from pannier.core.errors import NotHolder, Stale
 from pannier.core.pace import Pace
 from pannier.core.volume import Volume
+from pannier.host.files import write_file
 
 USUAL = Pace()
 """The times that the daemon uses."""
@@ -182,8 +184,10 @@ async def test_times_that_cannot_be_noted_or_read_end_nothing(
     volume = await world.synced_volume(world.a)
     damage(world.b, volume)
 
-    def full(path: Path, content: bytes, **how: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+    def full(path: Path, content: bytes, **how: Any) -> None:
+        if path.name == "verified.json":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write_file(path, content, **how)
 
     monkeypatch.setattr("pannier.host.state_files.write_file", full)
     await asyncio.sleep(2 * USUAL.copies.verify_turn)

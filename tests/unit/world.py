@@ -31,6 +31,7 @@ from machines import RUN, Died, Machine, RecordSenderOf, Run, SenderOf
 from stepping import Fault, PowerCut, Step, SteppedSparseDriver, SteppedStore
 from virtual_time import VirtualTimePolicy, run_virtual
 
+from pannier.agent.renewal import Held
 from pannier.cluster.registry import encode, trash_key, volume_key
 from pannier.contract.views import MoveProgress
 from pannier.core.errors import PannierError, PeerUnavailable, Stale
@@ -42,7 +43,7 @@ from pannier.host.state_files import HostFiles, StateFiles
 from pannier.storage.base import Driver
 from pannier.store.base import ABSENT, Change, Store
 from pannier.testing.store import MemoryData
-from pannier.transport.base import Sender, SendsRecords
+from pannier.transport.base import ChoosingSender, SendsRecords
 
 __all__ = [
     "ACTOR",
@@ -63,7 +64,7 @@ USUAL = Pace()
 """The times that the daemon uses."""
 _NOT_PLAYED = frozenset(
     ("introduction", "admission", "activation", "swarm-node", "free-space", "evacuation", "labels",
-     "asked-options", "hooks", "unheld", "twins")
+     "asked-options", "asked-by-containers", "hooks", "unheld", "twins")
 )  # fmt: skip
 """Work of a node that has nothing to do with who holds what; its tests have worlds of their own."""
 
@@ -151,7 +152,7 @@ class World:
         """A node's way to the store, over ``run.line``."""
         return SteppedStore(run, run.line, self.do_late)
 
-    def make_sender(self, run: Run) -> Sender:
+    def make_sender(self, run: Run) -> ChoosingSender:
         """A node's way of sending generations."""
         return SenderOf(run)
 
@@ -162,6 +163,9 @@ class World:
     def make_files(self, machine: Machine) -> StateFiles:
         """What a node must not forget, on its disk and on its tmpfs."""
         return HostFiles(state=machine.state, run=machine.tmpfs)
+
+    def heard(self, run: Run, held: Held) -> None:
+        """A run has heard what the store granted it."""
 
     def make_record(self, machine: Machine) -> Node:
         """With what a node introduces itself."""

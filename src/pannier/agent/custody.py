@@ -32,6 +32,7 @@ from pannier.core.errors import (
 from pannier.core.generation import Generation
 from pannier.core.ownership import (
     AskHolder,
+    Disbelieve,
     LocalState,
     Lost,
     Promote,
@@ -41,6 +42,7 @@ from pannier.core.ownership import (
     plan_serving,
 )
 from pannier.core.pace import AgentPace
+from pannier.core.restored import disk_is_newer
 from pannier.core.volume import Grant, HistoryEntry, Volume
 from pannier.host.clock import Clock
 from pannier.host.mountflags import takes_no_writes
@@ -84,12 +86,14 @@ class Custody:
 
         Raises:
             NotHolder: another node holds it; Corrupt: its data is not here; StoreUnavailable;
-            NewerFormat: only a newer version can serve it.
+            Unavailable: another machine has this node's name; NewerFormat: only a newer version can serve it.
         """
+        await self._lease.check_name_not_taken()
         volume.check_format(f"the record of volume {volume.name}")
-        plan = plan_serving(volume, await self._local(volume), node=self._cluster.node)
+        local = await self._local(volume)
+        plan = plan_serving(volume, local, node=self._cluster.node)
         driver = self._drivers.of(volume)
-        if self._taken_perhaps(volume):
+        if self._taken_perhaps(volume, local):
             volume = await self.prove(volume)
             await driver.unseal(volume.id, epoch=volume.grant.epoch)
         elif not isinstance(plan, Serve):
@@ -111,9 +115,17 @@ class Custody:
             return await in_own_thread(partial(self._mounts.replace, volume.name, source))
         return await in_own_thread(partial(self._mounts.mount, volume.name, source))
 
-    def _taken_perhaps(self, volume: Volume) -> bool:
-        """Whether another node may have taken the volume over, while this one was off or had no lease."""
-        if volume.spec.copies == 1:
+    def _taken_perhaps(self, volume: Volume, local: LocalState) -> bool:
+        """Whether another node may have taken the volume over, while this one was off or had no lease, or the store was
+        restored from an older backup.
+
+        What is remembered may be older than the volume's second copy. Nobody is in sync with the present epoch, though,
+        before this node has a generation of it on its disk.
+        """
+        if self._cluster.catalog.doubts(volume.name):
+            return True
+        copied = any(each.epoch == volume.grant.epoch for each in local.generations)
+        if volume.spec.copies == 1 and not copied:
             return False
         return not self._cluster.catalog.trusted or not self._lease.holds(volume)
 
@@ -130,11 +142,11 @@ class Custody:
             term = self._lease.term
             found = await self.take_up(volume)
             try:
-                await self._cluster.replace(found.record, expect=found.revision)
+                written = await self._cluster.replace(found.record, expect=found.revision)
             except Stale:
                 continue
-            self._lease.proven(found.record, term=term)
-            return found.record
+            self._lease.proven(written.record, term=term)
+            return written.record
 
     async def prove_all(self) -> None:
         """Prove each volume that the present lease does not cover yet, for ever: run as a task."""
@@ -175,10 +187,9 @@ class Custody:
                     return found
                 case Unseal():
                     try:
-                        revision = await self._cluster.replace(record, expect=found.revision)
+                        return await self._cluster.replace(record, expect=found.revision)
                     except Stale:
                         continue  # what was on its way has arrived
-                    return Versioned(record, revision)
                 case Promote(base, epoch, on_top):
                     await self._end_former(record)
                     await self._drivers.of(record).promote(
@@ -191,6 +202,8 @@ class Custody:
                         f"volume {volume.name} is held by node {holder} (epoch {epoch})",
                         remedy="ask that node for it",
                     )
+                case Disbelieve(newest):
+                    raise disk_is_newer(record, newest, node=self._cluster.node)
                 case Lost(epoch, missing):
                     raise self._lost(record, epoch, str(missing) if missing else None)
 
@@ -203,10 +216,7 @@ class Custody:
         )
 
     async def _local(self, volume: Volume) -> LocalState:
-        copy = await self._drivers.of(volume).inspect(volume.id)
-        return LocalState(
-            {tree.epoch: tree.sealed for tree in copy.live}, frozenset(copy.generations)
-        )
+        return (await self._drivers.of(volume).inspect(volume.id)).state
 
     async def tidy(
         self, volume: Volume, *, needed: Callable[[], frozenset[Generation]] | None = None
@@ -335,11 +345,14 @@ class Custody:
             await self._drivers.of(volume).detach(volume.id, epoch=volume.grant.epoch)
         await self.note(volume, "mounted anew", "the disk had refused a write")
 
-    async def note(self, volume: Volume, what: str, detail: str, *, of: str | None = None) -> None:
+    async def note(self, volume: Volume, what: str, detail: str, *, of: str | None = None) -> bool:
         """Add a line to a volume's history, if its holder is still the same and the store answers.
 
         Args:
             of: the node that it is about; this one if nothing is said.
+
+        Returns:
+            Whether the store has answered: then it is there, or not of this holder's time any more.
         """
         entry = HistoryEntry(
             at=self._clock.unix(),
@@ -358,8 +371,9 @@ class Custody:
             found = await self._cluster.registry.change(read, add)
         except PannierError as error:
             log.info("volume.not-noted", volume=volume.name, what=what, error=str(error))
-        else:
-            self._cluster.catalog.remember(found.record, revision=found.revision)
+            return False
+        self._cluster.catalog.remember(found.record, revision=found.revision)
+        return True
 
     async def fence(self, volume: Volume) -> None:
         """End all use of a volume that another node may have taken over; the data here is kept.

@@ -104,7 +104,7 @@ class Disks:
         self._opening.look(self._clock.now())
         if self._opening.seconds < self._pace.disk_hang:
             return ""
-        return f"the disk of this node's volumes hangs: it could not be opened within {self._pace.disk_hang:g} s"
+        return f"the disk of this node's volumes takes no writes: it hangs, and could not be opened within {self._pace.disk_hang:g} s"
 
     def _load(self) -> HangingDisks:
         try:

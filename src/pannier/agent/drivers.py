@@ -12,6 +12,7 @@ from pannier.core.errors import DiskFailed, NotHolder, PannierError, PoolMissing
 from pannier.core.generation import Generation
 from pannier.core.pace import NodePace
 from pannier.core.recovery import FoundCopy, found_copy, newest_of
+from pannier.core.restored import check_disk_is_not_newer
 from pannier.core.volume import Volume
 from pannier.storage.base import Driver
 from pannier.storage.lines import LineDriver
@@ -161,12 +162,22 @@ class Drivers:
         return await driver.lost(volume.id, base) if isinstance(driver, LineDriver) else ""
 
     async def newest(self, volume: Volume) -> Generation | None:
-        """The newest generation of a volume that is here and no stray; None where nothing is."""
+        """The newest generation of a volume that is here and no stray; None where nothing is.
+
+        Raises:
+            StoreIsOlder: the record is older than what is here.
+        """
         copy = await self.of(volume).inspect(volume.id)
+        check_disk_is_not_newer(volume, copy.state, node=self._node)
         return newest_of(volume, copy.generations)
 
     async def found(self, volume: Volume) -> FoundCopy | None:
-        """What this node has of a volume that another one holds; None where it has nothing."""
+        """What this node has of a volume that another one holds; None where it has nothing.
+
+        Raises:
+            StoreIsOlder: the record is older than what is here.
+        """
         copy = await self.of(volume).inspect(volume.id)
+        check_disk_is_not_newer(volume, copy.state, node=self._node)
         last = (copy.last.generation, copy.last.number) if copy.last is not None else None
         return found_copy(volume, copy.generations, last=last, lacks=await self.missing(volume))

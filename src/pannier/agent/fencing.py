@@ -33,6 +33,8 @@ log = structlog.get_logger(__name__)
 class Fencing:
     """Watches over every volume that is held here and that another node could take over.
 
+    Where another machine has this node's name, that one could serve every volume: also those with one copy.
+
     Args:
         rivals: the nodes that could take a volume over, by its name.
     """
@@ -65,13 +67,22 @@ class Fencing:
         try:
             while True:
                 for volume in self._cluster.catalog.volumes():
-                    if volume.spec.copies > 1 and volume.grant.node == self._cluster.node:
+                    if volume.grant.node == self._cluster.node and self._is_watched(volume):
                         self._look(volume)
                 left = self._lease.until - self._clock.now()
                 await asyncio.sleep(max(self._pace.fence_look, min(left, self._pace.fence_calm)))
         finally:
             for task in self._tasks.values():
                 task.cancel()
+
+    def _is_watched(self, volume: Volume) -> bool:
+        """Whether another machine could serve the volume; or could have, and its users here may still be frozen.
+
+        A run that had no lease yet does not know whether another machine has this node's name, so it lets nobody go on.
+        """
+        if volume.spec.copies > 1 or self._lease.name_taken:
+            return True
+        return self._lease.term > 0 and self._use.suspended(volume)
 
     def _look(self, volume: Volume) -> None:
         key = (volume.id, volume.grant.epoch)
@@ -123,8 +134,11 @@ class Fencing:
 
         For what an earlier run of the daemon held, this is the time of one lease after the start. A
         volume that was just created here or given to this node has as long from when it was first
-        seen: nothing of it is served yet, and fencing could interrupt its first Mount.
+        seen: nothing of it is served yet, and fencing could interrupt its first Mount. Where another machine has
+        this node's name, there is nothing to wait for.
         """
+        if self._lease.name_taken:
+            return self._clock.now()
         if self._lease.ever_proven(volume):
             return self._not_before
         seen_at = self._first_seen.setdefault(key, self._clock.now())

@@ -16,8 +16,9 @@ from math import inf
 
 import structlog
 
+from pannier.agent.own_name import OwnName, taken_by
 from pannier.agent.renewal import Held, Keeper
-from pannier.core.errors import OutcomeUnknown, Unavailable
+from pannier.core.errors import OutcomeUnknown, PannierError, Unavailable
 from pannier.core.lease import Standing, Terms
 from pannier.core.volume import Volume
 from pannier.host.clock import Clock
@@ -32,12 +33,16 @@ class Lease:
     Args:
         store: with which the lease is ended.
         keeper: keeps it until then.
+        name: for which it is kept.
     """
 
-    def __init__(self, store: Store, *, keeper: Keeper, terms: Terms, clock: Clock) -> None:
+    def __init__(
+        self, store: Store, *, keeper: Keeper, name: OwnName, terms: Terms, clock: Clock
+    ) -> None:
         self.terms = terms
         self._store = store
         self._keeper = keeper
+        self._name = name
         self._clock = clock
         self._renounced = False
         self._withheld = ""
@@ -75,6 +80,74 @@ class Lease:
         overdue = held.term > 0 and held.until - self._clock.now() < self.terms.ttl * 0.4
         return overdue and not self.withheld
 
+    @property
+    def name_taken(self) -> bool:
+        """Whether another boot has this node's name, as far as is known: see :mod:`pannier.agent.own_name`."""
+        return bool(self._held().taken_by)
+
+    @property
+    def name_taken_by_machine(self) -> bool:
+        """Whether it has had it for so long that it is another machine's."""
+        since = self._clock.now() - self._held().taken_since
+        return self.name_taken and since > self.terms.of_earlier_boot
+
+    async def check_name(self) -> None:
+        """Make sure that no other machine has this node's name. Asks the store only without a good lease.
+
+        A run that had no lease yet waits as long as it may be an earlier boot's that has it.
+
+        Raises:
+            Unavailable: one has it. StoreUnavailable, OutcomeUnknown, StorageError: that is not known.
+        """
+        began = self._clock.now()
+        while other := await self._other_boot():
+            held = self._held()
+            since = min(began, held.taken_since)
+            if held.term > 0 or self._clock.now() - since > self.terms.of_earlier_boot:
+                raise taken_by(self._name, other)
+            await asyncio.sleep(self.terms.renewal / 4)
+
+    async def _other_boot(self) -> str:
+        """As :meth:`OwnName.other_boot`, of what is known, or of what the store says where it must be asked."""
+        held = self._held()
+        if held.taken_by or held.until > self._clock.now():
+            return held.taken_by
+        return self._name.other_boot(await self._store.get(self._name.key))
+
+    async def check_sender(self) -> None:
+        """Make sure that what this node sends is its own. Once it had a lease, losing the store stops nothing.
+
+        A run that never had one may be a copied machine's. What that sends would replace what copies have.
+
+        Raises:
+            As :meth:`check_name`.
+        """
+        held = self._held()
+        if held.taken_by or held.term == 0:
+            await self.check_name()
+
+    async def check_name_not_taken(self) -> None:
+        """As :meth:`check_name`, and what cannot be known is allowed: losing the store stops nothing.
+
+        Raises:
+            Unavailable: another machine has this node's name.
+        """
+        held = self._held()
+        self._check_taken(held.taken_by)
+        if held.term > 0:
+            return  # it hears of another machine at its next renewal
+        try:
+            async with asyncio.timeout(self.terms.renewal):
+                entry = await self._store.get(self._name.key)
+        except (PannierError, TimeoutError) as error:
+            log.info("lease.name-not-known", error=str(error) or "no answer in time")
+        else:
+            self._check_taken(self._name.other_boot(entry))
+
+    def _check_taken(self, by: str) -> None:
+        if by:
+            raise taken_by(self._name, by)
+
     def proven(self, volume: Volume, *, term: int) -> None:
         """The volume's record was read and written since ``term`` began, and names this node."""
         self._proven[volume.id] = (volume.grant.epoch, term)
@@ -102,7 +175,7 @@ class Lease:
     def _standing(self, volume: Volume, held: Held) -> Standing:
         return Standing(
             now=self._clock.now(),
-            read=volume.spec.copies == 1 or self._was_proven(volume),
+            read=not held.taken_by and (volume.spec.copies == 1 or self._was_proven(volume)),
             lease_until=held.until if self._is_proven(volume, held) else -inf,
             promises=self._promises.get(volume.id, {}),
         )

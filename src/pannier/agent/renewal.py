@@ -1,5 +1,8 @@
 """This node's lease in the store: granted, renewed again and again, and granted anew where it ran out.
 
+A lease counts only with the node's key in the store. Each renewal looks whether the key is still what this lease made
+it. While the key lives and another boot made it, no lease is asked for: see :mod:`pannier.agent.own_name`.
+
 Where this runs is of no importance to it: in the event loop of the node, or in a process of its own
 (:mod:`pannier.agent.keeper`). What it brings is one value that does not change (:class:`Held`).
 """
@@ -14,6 +17,7 @@ from typing import Protocol
 
 import structlog
 
+from pannier.agent.own_name import COPIED_REMEDY, OwnName
 from pannier.core.errors import PannierError, Stale
 from pannier.core.lease import Terms
 from pannier.host.clock import Clock
@@ -31,12 +35,17 @@ class Held:
         term: rises with every lease that had to be granted anew; 0 before the first.
         until: its end for this node, which is earlier than the store's. Seconds since boot.
         ended_early_until: when the last lease that the store ended before its time would have been over.
+        taken_by: the boot id of the machine that has this node's name, or had it at the last look; empty where this
+            one has it, and where that is not known.
+        taken_since: when that one was first seen. Seconds since boot.
     """
 
     lease: str | None = None
     term: int = 0
     until: float = -inf
     ended_early_until: float = -inf
+    taken_by: str = ""
+    taken_since: float = inf
 
 
 class Keeper(Protocol):
@@ -76,13 +85,14 @@ class Renewal(Keeper):
         publish: Callable[[Held], None] = lambda _held: None,
     ) -> None:
         self._store = store
-        self._key = f"alive/{node}"
-        self._value = boot_id.encode()
+        self._name = OwnName(node, boot_id)
         self._terms = terms
         self._clock = clock
         self._wanted = wanted
         self._publish = publish
         self._held = Held()
+        self._revision = ABSENT
+        self._told = False
         self._withheld = ""
 
     def held(self) -> Held:
@@ -104,28 +114,72 @@ class Renewal(Keeper):
             await asyncio.sleep(max(self._terms.renewal - took, self._terms.renewal / 4))
 
     async def _renew(self) -> None:
-        asked_at = self._clock.now()
         if self._held.lease is not None:
-            try:
-                async with asyncio.timeout(self._terms.ttl / 6):  # in time to ask another member
-                    await self._store.renew_lease(self._held.lease)
-            except Stale:
-                self._set(Held(term=self._held.term, ended_early_until=self._held.until))
-            else:
-                self._set(replace(self._held, until=self._terms.trusted_until(asked_at)))
-                return
+            await self._renew_held(self._held.lease)
+        if self._held.lease is None:
+            await self._acquire()
+
+    async def _renew_held(self, lease: str) -> None:
+        """Renew it, and see that the node's key is still of this lease. Else the term is over."""
+        asked_at, in_time = self._clock.now(), self._terms.ttl / 6  # to ask another member
+        try:
+            async with asyncio.timeout(in_time):
+                await self._store.renew_lease(lease)
+        except Stale:
+            self._set(Held(term=self._held.term, ended_early_until=self._held.until))
+            return
+        async with asyncio.timeout(in_time):
+            current = await self._store.get(self._name.key)
+        if current is not None and current.revision == self._revision:
+            self._set(replace(self._held, until=self._terms.trusted_until(asked_at)))
+            return
+        log.error("lease.key-lost", node=self._name.node, by=self._name.other_boot(current))
+        self._set(Held(term=self._held.term))
+
+    async def _acquire(self) -> None:
+        current = await self._store.get(self._name.key)
+        if other := self._name.other_boot(current):
+            self._wait_for(other)
+            return
         asked_at = self._clock.now()
         lease = await self._store.grant_lease(self._terms.ttl)
-        current = await self._store.get(self._key)
+        expect = current.revision if current else ABSENT
         try:
-            await self._store.commit(
-                Change(self._key, self._value, current.revision if current else ABSENT, lease)
+            self._revision = await self._store.commit(
+                Change(self._name.key, self._name.value, expect, lease)
             )
         except Stale:
-            await self._store.revoke_lease(lease)  # an older lease ended meanwhile; try next turn
+            await self._store.revoke_lease(lease)  # the key has changed meanwhile; try next turn
             return
-        until = self._terms.trusted_until(asked_at)
-        self._set(replace(self._held, lease=lease, term=self._held.term + 1, until=until))
+        if self._held.taken_by:
+            log.warning("lease.name-free", node=self._name.node, was=self._held.taken_by)
+        term, until = self._held.term + 1, self._terms.trusted_until(asked_at)
+        early = self._held.ended_early_until
+        self._set(Held(lease=lease, term=term, until=until, ended_early_until=early))
+
+    def _wait_for(self, other: str) -> None:
+        """Another boot has the name. Say so at once, and what that means when it cannot be this machine's."""
+        now, node = self._clock.now(), self._name.node
+        if self._held.taken_by != other:
+            log.warning(
+                "lease.waits",
+                node=node,
+                boot=self._name.boot_id,
+                for_boot=other,
+                remedy=COPIED_REMEDY,
+            )
+            self._told = False
+            self._set(Held(term=self._held.term, taken_by=other, taken_since=now))
+        elif not self._told and now - self._held.taken_since > self._terms.of_earlier_boot:
+            log.error(
+                "lease.another-machine",
+                node=node,
+                boot=self._name.boot_id,
+                other_boot=other,
+                what="another machine acts as this node; this one serves nothing",
+                remedy=COPIED_REMEDY,
+            )
+            self._told = True
 
     def _set(self, held: Held) -> None:
         self._held = held

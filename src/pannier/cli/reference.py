@@ -135,17 +135,21 @@ def _statuses() -> str:
 
 def _options_page() -> str:
     rows = [
-        f"| `{option.name}` | {_cell(option.meaning)} | {_cell(option.default)} |"
+        f"| `{option.name}` | {_cell(option.meaning)} | {_cell(option.default)} | {_cell(option.later)} |"
         for option in OPTIONS
     ]
-    table = "\n".join(["| option | meaning | default |", "|---|---|---|", *rows])
+    table = "\n".join(
+        ["| option | meaning | default | changed later |", "|---|---|---|---|", *rows]
+    )
     return f"""{_NOTE}
 # Volume options
 
 For `pannier volume create -o KEY=VALUE` and `docker volume create -d pannier -o KEY=VALUE`. They are
 read strictly: an unknown option, a value that cannot be and a second creation that asks for something
-else are errors. Docker, though, asks for no creation of a name that exists, whatever the options are; of
-services `pannier doctor` tells it.
+else are errors. Docker, though, asks for no creation of a name that exists, whatever the options are. What a
+Swarm service asks for is read from its spec: the last column says what of it is applied *by itself*. `volume set` is for
+a person, `pannier volume set NAME -o KEY=VALUE`, which also does what is applied by itself. What *stays* is told, see
+[options that were changed](../operations/README.md#options-that-were-changed).
 
 {table}
 """

@@ -93,11 +93,11 @@ class Setup(Protocol):
         ...
 
     def ca_create(self, *, directory: str) -> None:
-        """Make a new cluster's CA.
+        """Make a new cluster's authorities.
 
         Raises:
-            AlreadyExists: there is one.
-            Denied: a key from an earlier try is too open, or damaged.
+            AlreadyExists: there are both.
+            NotFound, Denied: a key from an earlier try is missing, too open, or damaged.
         """
         ...
 
@@ -107,7 +107,17 @@ class Setup(Protocol):
         """Write the files of an etcd member.
 
         Raises:
-            AlreadyExists, NotFound, Denied, InvalidInput: see :func:`pannier.setup.ca_issue_etcd`.
+            AlreadyExists, NotFound, Denied, InvalidInput, StorageError: see
+                :func:`pannier.setup.ca_issue_etcd`.
+        """
+        ...
+
+    def ca_issue_store(self, *, name: str, out_directory: str, ca_directory: str) -> None:
+        """Write the files with which a node uses etcd.
+
+        Raises:
+            AlreadyExists, NotFound, Denied, InvalidInput, StorageError: see
+                :func:`pannier.setup.ca_issue_store`.
         """
         ...
 
@@ -118,6 +128,22 @@ class Setup(Protocol):
             AlreadyExists, NotFound, Denied, InvalidInput: see :func:`pannier.setup.ca_issue_user`.
         """
         ...
+
+
+class Refusing(Protocol):
+    """The function of :mod:`pannier.refusing`; imported when used, as that is large."""
+
+    def write_refused(self, *, out: str) -> list[str]:
+        """Write the list of certificates that etcd refuses; returns which other nodes answered.
+
+        Raises:
+            StorageError: what this node knows cannot be read.
+        """
+        ...
+
+
+def _refusing() -> Refusing:
+    return cast("Refusing", import_module("pannier.refusing"))
 
 
 def _setup() -> Setup:
@@ -312,9 +338,9 @@ def ca() -> None:
 @output_options()
 @pass_session
 def create_authority(session: Session, directory: str) -> None:
-    """Make the cluster's certificate authority before its first node.
+    """Make the cluster's certificate authorities before its first node: its own, and that of its etcd.
 
-    Needed when etcd is to have certificates of the same authority; else 'init' makes it.
+    Needed for a store in etcd; else 'init' makes them. A cluster of an earlier version gets the second one.
     """
     _setup().ca_create(directory=directory)
     session.show({"directory": directory}, line=f"created: {directory}")
@@ -331,7 +357,7 @@ def create_authority(session: Session, directory: str) -> None:
 @click.option(
     "--for",
     "purpose",
-    type=click.Choice(["etcd", "user"]),
+    type=click.Choice(["etcd", "store", "user"]),
     default="etcd",
     show_default=True,
     help="What the certificate is for.",
@@ -356,20 +382,35 @@ def issue(
     out: str,
     ca_directory: str,
 ) -> None:
-    """Issue a certificate for the etcd member, or the user, NAME.
+    """Issue a certificate for the etcd member, or the user, NAME; or one with which the node NAME uses etcd (store).
 
     A user reaches the cluster from any machine with: pannier --host URL --certificates DIRECTORY
     It is renewed as it is used. A new one for the same user ends that for the one before, which counts until its end.
     """
     if (purpose == "etcd") != bool(addresses):
         raise InvalidInput(
-            "an etcd member needs --address, and a user has none",
+            "an etcd member needs --address, and others have none",
             remedy="see 'pannier ca issue --help'",
         )
     if purpose == "user":
         _setup().ca_issue_user(name=name, out_directory=out, ca_directory=ca_directory)
+    elif purpose == "store":
+        _setup().ca_issue_store(name=name, out_directory=out, ca_directory=ca_directory)
     else:
         _setup().ca_issue_etcd(
             name=name, addresses=addresses, out_directory=out, ca_directory=ca_directory
         )
     session.show({"name": name, "for": purpose, "directory": out}, line=f"issued: {name} in {out}")
+
+
+@ca.command("refused", examples=("pannier ca refused --out /etc/etcd/pki/refused.crl",))
+@click.option("--out", required=True, metavar="FILE", help="Where the list goes (CRL, DER).")
+@output_options()
+@pass_session
+def refused(session: Session, out: str) -> None:
+    """Write the list of certificates that an etcd member must refuse: those of removed nodes. Needs root.
+
+    etcd runs it before each start, which 'pannier deploy' sees to. It asks the other nodes what this one has missed.
+    """
+    heard = _refusing().write_refused(out=out)
+    session.show({"file": out, "heard": heard}, line=f"written: {out}")

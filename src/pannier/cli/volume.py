@@ -64,6 +64,37 @@ def create_volume(session: Session, name: str, options: dict[str, str]) -> None:
     session.show(made, line=f"created: {made.name} on {made.holder}")
 
 
+@volume.command(
+    "set",
+    examples=(
+        "pannier volume set jenkins_home -o copies=2",
+        "pannier volume set jenkins_home -o interval=5s -o labels=team=web",
+    ),
+)
+@click.argument("name")
+@click.option(
+    "-o",
+    "--option",
+    "options",
+    multiple=True,
+    required=True,
+    metavar="KEY=VALUE",
+    callback=read_pairs,
+    help="A volume option that is to be another one; may be repeated.",
+)
+@output_options("--output")
+@pass_session
+def set_volume(session: Session, name: str, options: dict[str, str]) -> None:
+    """Change options of a volume that is there.
+
+    What is not named stays. Which options can be changed: see the volume options. It holds until the
+    options in a service's spec are changed.
+    """
+    changed = session.ask(lambda client: client.set_volume(name, options))
+    said = " ".join(f"{key}={value}" for key, value in changed.options.items())
+    session.show(changed, line=f"{changed.name}: {said}")
+
+
 @volume.command("ls", examples=("pannier volume ls", "pannier volume ls -o json"))
 @output_options()
 @pass_session
@@ -337,6 +368,7 @@ def _details(found: LiveVolumeView | RememberedVolumeView) -> list[tuple[str, st
         ("holder", f"{found.holder} ({found.holder_state})"),
         ("epoch", str(found.epoch)),
         ("generation", found.generation or "-"),
+        *([("store is older", found.doubt)] if found.doubt else []),
         *([("quarantined", found.quarantine)] if found.quarantine else []),
         *(
             [("stands still", found.stands_still), ("ways out", ways_out(found.name))]
@@ -442,6 +474,8 @@ def _copy_line(copy: CopyView) -> str:
         state += f", kept no record: {copy.record_error}"
     elif copy.follows:
         state += ", follows the records"
+    if copy.sent_anew:
+        state += f", sent anew as a whole, since {copy.sent_anew}"
     if copy.room_percent is not None:
         state += f", at least {copy.room_percent} % of its pool free"
     return f"{copy.node}: {state}" + (f" ({copy.error})" if copy.error else "")

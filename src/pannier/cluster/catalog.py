@@ -2,6 +2,10 @@
 
 A watch of the store keeps it fresh; a copy on disk bridges a restart without the store. Decisions
 that could lose data are made on fresh reads (:mod:`pannier.cluster.registry`), never on this.
+
+What is remembered of a volume only grows. A record that is older than the remembered one, or that vanishes without a
+trace, is doubted and not taken in: either the news is late, or the store was restored from an older backup.
+:meth:`pannier.cluster.cluster.Cluster.fresh` finds out which.
 """
 
 from __future__ import annotations
@@ -12,10 +16,11 @@ from dataclasses import dataclass, field, replace
 
 import structlog
 
-from pannier.cluster.registry import CLUSTER_KEY, ClusterRecord, decode, trash_key
-from pannier.core.errors import PannierError
+from pannier.cluster.registry import CLUSTER_KEY, ClusterRecord, decode, purged_key, trash_key
+from pannier.core.errors import PannierError, StorageError
 from pannier.core.node import Fingerprints, Node
 from pannier.core.record import Record
+from pannier.core.restored import is_behind, is_news
 from pannier.core.volume import Volume
 from pannier.host.records import encode, read_file
 from pannier.host.state_files import StateFile
@@ -88,10 +93,13 @@ class Catalog:
         self._revisions: dict[str, int] = {}
         self._ahead: set[str] = set()
         """Keys remembered from reads that the watch may not have reached yet."""
+        self._doubted: set[str] = set()
+        """Names of volumes of which the store seems to know less than is remembered."""
         self._listeners: list[Callable[[Changed], None]] = []
         self.synced = asyncio.Event()
         """Set once all records of the store have been read since the start."""
         self._dirty = asyncio.Event()
+        self._saving = asyncio.Lock()
 
     def load(self) -> None:
         """Read the copy on disk; without a readable one the catalog starts empty."""
@@ -173,6 +181,29 @@ class Catalog:
         """Why an entry of the store cannot be read, by key; what was known before is still shown."""
         return dict(self._damaged)
 
+    def doubt(self, name: str) -> None:
+        """Keep what is remembered of a volume, although the store seems to say something older."""
+        self._doubted.add(name)
+
+    def doubts(self, name: str) -> bool:
+        """Whether the store seems to know less of a volume than is remembered."""
+        return name in self._doubted
+
+    def doubted(self) -> list[str]:
+        """The names of all such volumes, sorted."""
+        return sorted(self._doubted)
+
+    def learn(self, volume: Volume) -> bool:
+        """Take in what another node remembers, if that is more. It is doubted until the store was asked.
+
+        Returns whether it was news.
+        """
+        if not is_news(volume, self.volume(volume.name)):
+            return False
+        self._apply(f"volumes/{volume.name}", volume, 0)
+        self._doubted.add(volume.name)
+        return True
+
     def listen(self, listener: Callable[[Changed], None]) -> Callable[[], None]:
         """Call ``listener`` at each change from now on. Returns the call that ends it."""
         self._listeners.append(listener)
@@ -180,6 +211,9 @@ class Catalog:
 
     def remember(self, volume: Volume, *, revision: int) -> None:
         """Take in a record that was just read or written, without waiting for the watch."""
+        known = self.volume(volume.name)
+        if known is not None and known.id == volume.id and is_behind(volume, known):
+            return  # something newer came while it was read
         key = f"volumes/{volume.name}"
         self._ahead.add(key)
         self._apply(key, volume, revision)
@@ -219,11 +253,22 @@ class Catalog:
     def _forget_all_but(self, keys: frozenset[str]) -> None:
         # A record that was made just now may be newer than this list; the next list decides.
         for key in self._keys() - keys - self._ahead:
-            self._apply(key, None, 0)
+            if self._left_a_trace(key, keys):
+                self._apply(key, None, 0)
+            else:
+                self._doubted.add(key.removeprefix("volumes/"))
         self._damaged = {key: why for key, why in self._damaged.items() if key in keys}
         self._ahead.clear()
         self.synced.set()
         self._dirty.set()
+
+    def _left_a_trace(self, key: str, keys: frozenset[str]) -> bool:
+        """Whether something that the store does not list is gone. A volume goes to the trash, and leaves a mark after that."""
+        kind, _, name = key.partition("/")
+        volume = self.volume(name) if kind == "volumes" else None
+        if volume is None:
+            return True
+        return volume.id in self._known.trash or purged_key(volume.id) in keys
 
     async def keep_saved(self) -> None:
         """Write the copy on disk after changes, for ever: run as a task."""
@@ -231,10 +276,24 @@ class Catalog:
             await self._dirty.wait()
             self._dirty.clear()
             try:
+                await self.save()
+            except StorageError as error:
+                log.warning("catalog.not-saved", error=error.message)
+            await asyncio.sleep(0.5)
+
+    async def save(self) -> None:
+        """Write the copy on disk now: a daemon that is killed and started again has it. A power cut may take it back.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        async with self._saving:
+            try:
                 await asyncio.to_thread(self._save)
             except OSError as error:
-                log.warning("catalog.not-saved", file=str(self._file.path), error=str(error))
-            await asyncio.sleep(0.5)
+                raise StorageError(
+                    f"{self._file.path} cannot be written: {error}", remedy="see the disk"
+                ) from error
 
     def _cluster_of(self, entry: Entry) -> str:
         """The id in the cluster's record; empty, which is no cluster's id, if it cannot be read."""
@@ -259,9 +318,22 @@ class Catalog:
             self._damaged[entry.key] = str(error)
             return
         self._damaged.pop(entry.key, None)
+        if isinstance(record, Volume) and (doubted := self._contradicted(kind, record)):
+            self._doubted.add(doubted)
+            return
         if entry.key in self._ahead and entry.revision >= self._revisions.get(entry.key, 0):
             self._ahead.discard(entry.key)
         self._apply(entry.key, record, entry.revision, present=True)
+
+    def _contradicted(self, kind: str, record: Volume) -> str | None:
+        """The name of the remembered volume than which a record is older; None where it is not."""
+        known = self.volume(record.name)
+        if known is None:
+            return None
+        if known.id == record.id:
+            return known.name if is_behind(record, known) else None
+        gone = known.id in self._known.trash or kind == "trash"
+        return None if gone else known.name
 
     def _apply(
         self, key: str, record: Volume | Node | None, revision: int, *, present: bool | None = None
@@ -271,10 +343,13 @@ class Catalog:
             return
         if present is None:
             present = record is not None
-        if present and key in self._ahead and revision < self._revisions.get(key, 0):
-            return  # the watch is behind a newer record that was read or written here
         known: dict[str, Volume | Node | None] = getattr(self._known, kind)
         before, was = known.get(name), name in known
+        late = key in self._ahead and revision < self._revisions.get(key, 0)
+        if present and late and not _counts_more(record, before):
+            return  # the watch is behind a newer record that was read or written here
+        if kind == "volumes":
+            self._doubted.discard(name)
         if present:
             self._revisions[key] = revision
             known[name] = record
@@ -287,3 +362,10 @@ class Catalog:
             self._dirty.set()
         for listener in tuple(self._listeners):
             listener(Changed(kind, name, before, record, present))
+
+
+def _counts_more(record: Volume | Node | None, before: Volume | Node | None) -> bool:
+    """Whether a record is newer than the known one, whatever its revision: that of a store that was restored may go back."""
+    if not isinstance(record, Volume) or not isinstance(before, Volume):
+        return False
+    return record.changes > before.changes

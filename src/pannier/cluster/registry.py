@@ -8,7 +8,6 @@
     volumes/NAME       Volume
     trash/ID           Volume with removed_at
     purged/ID          Purged: the volume's data may be deleted wherever it is; until no node has any
-    tokens/ID          TokenRecord
     evacuated/NODE     Evacuated: what was done to the node in Docker Swarm
 
 Nodes of several versions read and write them: see :mod:`pannier.core.record`. Decisions are made on
@@ -19,6 +18,7 @@ on. Lists for people show such a record too. Writing one is always refused.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
@@ -32,7 +32,6 @@ from pannier.core.volume import HistoryEntry, Volume
 from pannier.host.records import RecordType
 from pannier.host.records import decode as decode_json
 from pannier.host.records import encode as encode_json
-from pannier.pki.token import TokenRecord
 from pannier.store.base import ABSENT, Change, Entry, Store
 
 log = structlog.get_logger(__name__)
@@ -113,17 +112,20 @@ def trash_key(volume_id: str) -> str:
     return f"trash/{volume_id}"
 
 
-def _key(record: Volume | Node | TokenRecord) -> str:
+def _key(record: Volume | Node) -> str:
     match record:
         case Volume():
             return volume_key(record.name)
         case Node():
             return f"nodes/{record.name}"
-        case TokenRecord():
-            return f"tokens/{record.id}"
 
 
-Changing = TypeVar("Changing", Volume, Node, TokenRecord)
+Changing = TypeVar("Changing", Volume, Node)
+
+
+def _changed(volume: Volume) -> Volume:
+    """A volume's record as it is written: it counts how often it was, so that an older store is known as such."""
+    return replace(volume, changes=volume.changes + 1)
 
 
 class Registry:
@@ -158,7 +160,8 @@ class Registry:
         read: Callable[[], Awaitable[Versioned[Changing]]],
         decide: Callable[[Changing], Changing | None],
         *,
-        write: Callable[[Changing, Versioned[Changing]], Awaitable[int]] | None = None,
+        write: Callable[[Changing, Versioned[Changing]], Awaitable[Versioned[Changing]]]
+        | None = None,
     ) -> Versioned[Changing]:
         """Change a record. If somebody else changes it first, read it and decide again.
 
@@ -168,7 +171,7 @@ class Registry:
                 one as it is. If it is the same record, it is written anew: a change that may still be on
                 its way fails then.
             write: writes the decided record if the one that was read is still the newest, and returns
-                the new revision; for callers that must act right before and after it.
+                it as it was written; for callers that must act right before and after it.
 
         Returns:
             The record as it is now.
@@ -184,18 +187,17 @@ class Registry:
                 return found
             try:
                 if write is not None:
-                    revision = await write(record, found)
-                else:
-                    revision = await self._put(record, found.revision)
+                    return await write(record, found)
+                return await self._put(record, found.revision)
             except Stale:
                 continue
-            return Versioned(record, revision)
         raise Stale(f"{_key(found.record)} keeps changing in the store", remedy="try again")
 
-    async def _put(self, record: Volume | Node | TokenRecord, expect: int) -> int:
-        used_up = isinstance(record, TokenRecord) and not record.uses_left
-        value = None if used_up else encode(record)
-        return await self.store.commit(Change(_key(record), value, expect))
+    async def _put(self, record: Changing, expect: int) -> Versioned[Changing]:
+        """Returns the record as it was written."""
+        written = _changed(record) if isinstance(record, Volume) else record
+        revision = await self.store.commit(Change(_key(record), encode(written), expect))
+        return Versioned(written, revision)
 
     # -- the cluster ----------------------------------------------------------------------------
 
@@ -208,21 +210,11 @@ class Registry:
         """Write the identity of a new cluster; Stale where there is one already."""
         await self.store.commit(Change(CLUSTER_KEY, encode(cluster), ABSENT))
 
-    async def token(self, token_id: str) -> Versioned[TokenRecord] | None:
-        """A join token's record."""
-        return await self._read(f"tokens/{token_id}", TokenRecord)
-
-    async def tokens(self) -> list[Versioned[TokenRecord]]:
-        """All join tokens' records, without those that are damaged."""
-        return await self._all("tokens/", TokenRecord, skip_damaged=True)
-
-    async def remove_token(self, token_id: str, *, expect: int) -> None:
-        """Remove a join token's record."""
-        await self.store.commit(Change(f"tokens/{token_id}", None, expect))
-
-    async def add_token(self, token: TokenRecord) -> None:
-        """A new join token. The change that leaves it no uses removes its record."""
-        await self._put(token, ABSENT)
+    async def remove_tokens(self) -> None:
+        """Remove join tokens, which an earlier version kept here."""
+        for entry in await self.store.list("tokens/"):
+            with suppress(Stale):  # another node does the same
+                await self.store.commit(Change(entry.key, None, entry.revision))
 
     # -- volumes --------------------------------------------------------------------------------
 
@@ -234,24 +226,26 @@ class Registry:
         """All volumes outside the trash; Corrupt where one is damaged."""
         return [found.record for found in await self._all("volumes/", Volume)]
 
-    async def add_volume(self, volume: Volume) -> int:
-        """A new volume; Stale where the name is taken. Returns the record's revision."""
+    async def add_volume(self, volume: Volume) -> Versioned[Volume]:
+        """A new volume; Stale where the name is taken. Returns the record as it was written."""
         return await self._put(volume, ABSENT)
 
-    async def replace_volume(self, volume: Volume, *, expect: int) -> int:
-        """Change a volume's record. Returns its new revision."""
+    async def replace_volume(self, volume: Volume, *, expect: int) -> Versioned[Volume]:
+        """Change a volume's record. Returns it as it was written."""
         return await self._put(volume, expect)
 
-    async def take_volume(self, volume: Volume, *, expect: int, former: str) -> int:
+    async def take_volume(self, volume: Volume, *, expect: int, former: str) -> Versioned[Volume]:
         """Change a volume's record if its former holder's lease is gone, else Stale.
 
         The lease's key is deleted if it is absent: so the store checks, in the same transaction, that
-        it is.
+        it is. Returns the record as it was written.
         """
-        return await self.store.commit(
-            Change(volume_key(volume.name), encode(volume), expect),
+        written = _changed(volume)
+        revision = await self.store.commit(
+            Change(volume_key(volume.name), encode(written), expect),
             Change(f"alive/{former}", None, ABSENT),
         )
+        return Versioned(written, revision)
 
     async def is_up(self, node: str) -> bool:
         """Whether the node's lease is alive now."""
@@ -272,7 +266,9 @@ class Registry:
         guard = (Change(f"alive/{lost_with}", None, ABSENT),) if lost_with else ()
         await self.store.commit(
             Change(volume_key(volume.name), None, expect),
-            Change(trash_key(volume.id), encode(replace(volume, removed_in=None)), ABSENT),
+            Change(
+                trash_key(volume.id), encode(_changed(replace(volume, removed_in=None))), ABSENT
+            ),
             *guard,
         )
 
@@ -285,12 +281,14 @@ class Registry:
         removed = await self._all("trash/", Volume)
         return [*await self.volumes(), *(found.record for found in removed)]
 
-    async def restore_volume(self, volume: Volume, *, expect: int) -> int:
-        """Take a volume out of the trash; Stale where its name was taken meanwhile."""
-        return await self.store.commit(
+    async def restore_volume(self, volume: Volume, *, expect: int) -> Versioned[Volume]:
+        """Take a volume out of the trash; Stale where its name was taken meanwhile. Returns the record as it was written."""
+        written = _changed(volume)
+        revision = await self.store.commit(
             Change(trash_key(volume.id), None, expect),
-            Change(volume_key(volume.name), encode(volume), ABSENT),
+            Change(volume_key(volume.name), encode(written), ABSENT),
         )
+        return Versioned(written, revision)
 
     async def trashed(self, volume_id: str) -> Versioned[Volume] | None:
         """The record of a removed volume."""
@@ -301,7 +299,8 @@ class Registry:
         volume.check_format(f"the record of volume {volume.name} in the trash")
         if volume.removed_in is None:
             volume = replace(volume, removed_in=expect)
-        return await self.store.commit(Change(trash_key(volume.id), encode(volume), expect))
+        changed = encode(_changed(volume))
+        return await self.store.commit(Change(trash_key(volume.id), changed, expect))
 
     async def purge_volume(self, volume: Volume, *, expect: int, entry: HistoryEntry) -> None:
         """Give a trashed volume up: from now on every node deletes what it has of it.
@@ -346,6 +345,21 @@ class Registry:
         value = None if mark is None else encode(mark)
         await self.store.commit(Change(purged_key(volume_id), value, expect))
 
+    async def put_back(
+        self, volume: Volume, *, expect: int, removed: Versioned[Volume] | None
+    ) -> Versioned[Volume]:
+        """Write a volume's record into a store that was restored from an older backup. Returns it as it was written.
+
+        Args:
+            expect: the revision of the older record; ABSENT for none.
+            removed: the older record in the trash, which goes.
+        """
+        written = _changed(volume)
+        changes = [Change(volume_key(volume.name), encode(written), expect)]
+        if removed is not None:
+            changes.append(Change(trash_key(volume.id), None, removed.revision))
+        return Versioned(written, await self.store.commit(*changes))
+
     # -- nodes ----------------------------------------------------------------------------------
 
     async def node(self, name: str) -> Versioned[Node] | None:
@@ -358,7 +372,7 @@ class Registry:
 
     async def put_node(self, node: Node, *, expect: int = ABSENT) -> int:
         """Add or change a node's record."""
-        return await self._put(node, expect)
+        return (await self._put(node, expect)).revision
 
     async def remove_node(self, name: str, *, expect: int) -> None:
         """Remove a node's record."""

@@ -10,6 +10,7 @@ from msgspec import Meta, Struct
 from pannier.core.generation import GENERATION_PATTERN
 from pannier.core.hooks import Moment
 from pannier.core.node import check_node_name
+from pannier.core.removals import MOST_REMOVALS
 from pannier.core.volume import check_name
 
 ACTOR_PATTERN = "[!-~]([ -~]{0,126}[!-~])?"
@@ -99,6 +100,12 @@ class VolumeOrder(PeopleBody, frozen=True, kw_only=True):
     def check(self) -> None:
         """See :class:`Body`."""
         check_name(self.name)
+
+
+class OptionsOrder(PeopleBody, frozen=True, kw_only=True):
+    """``options``: those that are to be others, as text."""
+
+    options: dict[str, str]
 
 
 class RecoverOrder(PeopleBody, frozen=True, kw_only=True):
@@ -236,6 +243,17 @@ class PeerPromiseOrder(MachineBody, frozen=True, kw_only=True):
 
     volumes: dict[str, int]
     seconds: Annotated[float, Meta(gt=0, le=60)]
+
+
+class PeerRemovalsOrder(MachineBody, frozen=True, kw_only=True):
+    """Take in how often nodes were removed, by name. Nothing, to ask only."""
+
+    counts: dict[str, Annotated[int, Meta(ge=1, le=MOST_REMOVALS)]]
+
+    def check(self) -> None:
+        """See :class:`Body`."""
+        for name in self.counts:
+            check_node_name(name)
 
 
 class PeerMoveOrder(MachineBody, frozen=True, kw_only=True):

@@ -33,6 +33,8 @@ from pannier.core import errors
 
 VERIFY_SECONDS = 24 * 3600.0
 """How long a client waits for a verification: a day, in which 8.6 TB are read at 100 MB/s."""
+REMOVE_SECONDS = 180.0
+"""For how long a client waits until a node is out: each member of etcd, five at most, is started again."""
 CHECK_SECONDS = 3600.0
 """How long a client waits for a check of file systems: each reads all that is not files' content."""
 DOCTOR_SECONDS = 60.0
@@ -107,7 +109,8 @@ class Operations(Protocol):
         "/nodes/{node}",
         "Forget a node that holds no volumes; with lost, one that is down for ever with them",
         flags=("lost",),
-        raises=(errors.NodeNotFound, errors.Conflict),
+        raises=(errors.NodeNotFound, errors.Conflict, errors.StorageError, errors.Unavailable),
+        answer_seconds=REMOVE_SECONDS,
     )
     async def remove_node(self, name: str, *, lost: bool) -> None:
         """Take a node out of the cluster.
@@ -115,7 +118,9 @@ class Operations(Protocol):
         Raises:
             NodeNotFound: there is none of that name.
             Conflict: it holds volumes, or it is the node that is asked; or it is called lost, but it is
-                up or one of its volumes has copies.
+                up or one of its volumes has copies; or it is a member of the store.
+            Unavailable: a member of the store may still let it in; ask again.
+            StorageError: the same of the member on the node that is asked.
             Stale: its record, or that of a volume, was changed meanwhile; ask again.
         """
         ...
@@ -211,6 +216,22 @@ class Operations(Protocol):
             Conflict: no node can take the volume or one of its copies, or a node has data of a volume
                 of this name that the store does not know; NotHolder where it has no such driver.
             StorageError: the node's pool is missing, full (PoolFull) or damaged.
+        """
+        ...
+
+    @cluster(
+        "PATCH",
+        "/volumes/{volume}",
+        "Change options of a volume",
+        body=bodies.OptionsOrder,
+        raises=_VOLUME,
+    )
+    async def set_volume(self, name: str, options: Mapping[str, str]) -> VolumeView:
+        """Change options of a volume that is there; what is not named stays.
+
+        Raises:
+            VolumeNotFound: there is none of that name.
+            Conflict: an option stays as it was created, or cannot be changed now.
         """
         ...
 

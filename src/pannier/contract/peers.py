@@ -15,9 +15,11 @@ from pannier.contract.views import (
     FileSystemView,
     HandoverReply,
     HookView,
+    MemoryView,
     MoveProgress,
     NodeView,
     PiecesView,
+    RemovalsView,
     RenewalReply,
 )
 from pannier.contract.volumes import LiveVolumeView, VolumeCopyView, VolumeView
@@ -31,6 +33,8 @@ HANDOVER_SECONDS = 15.0
 """For how long a client waits for a hand-over's answer; the holder answers within about 5 s."""
 PROMISE_ANSWER_SECONDS = 2.0
 """How long a client waits for a promise: the holder asks all copies at once, and asks again after that."""
+REMOVAL_SECONDS = 60.0
+"""For how long a client waits until a member of etcd was started again: seconds, or more on a slow disk."""
 
 _VOLUME = (errors.VolumeNotFound,)
 
@@ -58,6 +62,11 @@ class Peer(Protocol):
             NodeNotFound: the called node does not find itself in the cluster, or not any more.
             StorageError: its pool cannot be read.
         """
+        ...
+
+    @peer("GET", "/memory", "What this node remembers of volumes' records")
+    async def peer_memory(self) -> MemoryView:
+        """All volumes' records as this node remembers them: the store may have been restored from an older backup."""
         ...
 
     @peer("GET", "/certificates", "The certificates on this node")
@@ -307,6 +316,24 @@ class Peer(Protocol):
 
         The asking node holds them and has lost the store. Returns the ids for which this is promised;
         the called node itself raises nothing.
+        """
+        ...
+
+    @peer(
+        "POST",
+        "/removals",
+        "Have the store's member here refuse removed nodes; what this node knows of removals",
+        body=bodies.PeerRemovalsOrder,
+        raises=(errors.StorageError,),
+        answer_seconds=REMOVAL_SECONDS,
+    )
+    async def peer_removals(self, counts: Mapping[str, int]) -> RemovalsView:
+        """Remember these removals, by node, and have the store's member on this node refuse those nodes.
+
+        Returns what this node knows then. Without any it is only asked, and refuses nothing.
+
+        Raises:
+            StorageError, ProgramFailed: they cannot be remembered, or the member may still let such a node in.
         """
         ...
 

@@ -41,7 +41,9 @@ class CopyView:
     may take over, and sync calls wait for it. ``error`` says why it is behind. ``room_percent`` is about
     what its node's pool has free. ``follows``: whether it gets each record; None where its holder does not say.
     ``record_error``: why it has not kept the last record that it was sent; empty where it has. ``record``: the newest that
-    it has confirmed; None without any.
+    it has confirmed; None without any. ``sent_anew``: why it is sent everything, where differences to what it has did not
+    arrive again and again; empty where it is not. ``refused``: why it could not take in everything the last time; empty where
+    it could, or gets differences.
     """
 
     node: str
@@ -53,6 +55,8 @@ class CopyView:
     follows: bool | None = None
     record_error: str = ""
     record: KeptRecordView | None = None
+    sent_anew: str = ""
+    refused: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +134,17 @@ class PiecesView:
     """What a node has in a range of a generation; pieces of zeros may be left out."""
 
     pieces: list[PieceView]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryView:
+    """What a node remembers of volumes' records.
+
+    Attributes:
+        records: each as JSON, as the store keeps it.
+    """
+
+    records: list[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -381,12 +396,25 @@ class TokenView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JoinReply:
-    """What a new node needs: its certificate and the CA's (PEM), and the store's address."""
+    """What a new node needs: its certificate and the CA's (PEM), and the store's address.
+
+    ``store_certificate`` is for the same key, and opens the store; it and ``store_ca`` are empty where an earlier version
+    set the store up, which takes ``certificate``.
+    """
 
     cluster: str
     certificate: str
     ca: str
     store: str
+    store_certificate: str = ""
+    store_ca: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemovalsView:
+    """How often nodes were removed, by name, as far as a node knows."""
+
+    counts: dict[str, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,6 +22,7 @@ class VolumeView(Struct, frozen=True, kw_only=True, tag_field="facts", tag="list
         holder_state: whether the holder's lease is alive.
         in_sync: nodes whose copies have everything that was acknowledged.
         created_at: RFC 3339, UTC.
+        doubt: why what the store says of it is not believed; empty where it is.
     """
 
     name: str
@@ -33,6 +34,7 @@ class VolumeView(Struct, frozen=True, kw_only=True, tag_field="facts", tag="list
     options: dict[str, str]
     created_at: str
     in_sync: list[str] = []
+    doubt: str = ""
 
 
 class LiveVolumeView(VolumeView, frozen=True, kw_only=True, tag="live"):

@@ -320,7 +320,11 @@ class Acknowledging:
             2 * replicated.volume.spec.interval, 2.0
         ):
             return  # it is far behind: sync calls must not wait for it
-        await self._cluster.fresh(replicated.volume.name)  # nor for a store that hangs
+        found = await self._cluster.fresh(replicated.volume.name)  # nor for a store that hangs
+        if not found.record.in_sync:
+            # A volume may have been one with a single copy until now. A run of this daemon that remembers it so
+            # would go on without the store, while this node takes it over.
+            await self._cluster.catalog.save()
         await self._local.write_out(replicated.volume)  # nor for what nobody has synced
         async with replicated.group:
             await self._replicator.make(replicated, written_out=True)

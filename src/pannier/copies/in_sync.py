@@ -71,7 +71,7 @@ class InSync:
                 return None
             return replace(record, in_sync=wanted)
 
-        async def write(record: Volume, former: Versioned[Volume]) -> int:
+        async def write(record: Volume, former: Versioned[Volume]) -> Versioned[Volume]:
             before = circle.unsettled, circle.required
             circle.unsettled = True  # until there is an answer
             circle.required |= frozenset(record.in_sync) | frozenset(former.record.in_sync)

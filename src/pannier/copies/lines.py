@@ -194,9 +194,9 @@ class Lines:
             await self._send_one(replicated, name, parcel)
         except PannierError as error:
             self._say(replicated, "line.broken", node=name, error=str(error))
-            if isinstance(error, JournalFull):
-                again = self._clock.now() + self._pace.full_again
-                replicated.note_full(name, following, again=again)
+            tries = 1 if isinstance(error, JournalFull) else self._pace.refused_tries
+            again = self._clock.now() + self._pace.full_again
+            replicated.note_refused(name, following, tries=tries, again=again)
             replicated.note_not_following(name, following, error.message)
         except BaseException:
             replicated.note_not_following(name, following, "it was not sent to the end")

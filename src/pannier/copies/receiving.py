@@ -10,11 +10,13 @@ import structlog
 
 from pannier.agent.custody import Custody
 from pannier.agent.drivers import Drivers
+from pannier.agent.lease import Lease
 from pannier.agent.promises import Promises
 from pannier.cluster.cluster import Cluster
 from pannier.core.errors import Denied, NotHolder, PannierError, Stale
 from pannier.core.line import Buffer, LinePlace
 from pannier.core.recovery import newest_of
+from pannier.core.restored import check_disk_is_not_newer
 from pannier.core.volume import Grant, Volume
 from pannier.storage.base import Driver
 from pannier.storage.lines import LineDriver, line_driver
@@ -38,11 +40,13 @@ class Reception:
         cluster: Cluster,
         custody: Custody,
         drivers: Drivers,
+        lease: Lease,
         promises: Promises,
     ) -> None:
         self._cluster = cluster
         self._custody = custody
         self._drivers = drivers
+        self._lease = lease
         self._promises = promises
         self._refused: set[str] = set()
         self._tidying: dict[str, asyncio.Task[None]] = {}
@@ -60,11 +64,16 @@ class Reception:
         """See :class:`~pannier.transport.base.Gate`. Older generations are tidied away first.
 
         Nothing of that waits for the store, or for whoever may be waiting for it: the sender's sync calls wait for this.
+
+        Raises:
+            StoreIsOlder: what is here is of a later epoch, so the record is not believed.
         """
         volume = await self._volume_of(offer, peer=peer)
         driver = self._drivers.of(volume)
         kept = KEPT_GENERATIONS if self._cluster.node in volume.replicas else KEPT_DURING_MOVE
-        if len((await driver.inspect(volume.id)).generations) > kept:
+        copy = await driver.inspect(volume.id)
+        check_disk_is_not_newer(volume, copy.state, node=self._cluster.node)
+        if len(copy.generations) > kept:
             await self._tidy(volume)
             if len((await driver.inspect(volume.id)).generations) > kept:
                 self._tidy_by_the_store(volume)
@@ -132,8 +141,13 @@ class Reception:
         """Allow the sender to be told that a record is durable here.
 
         Raises:
-            Stale: this node takes the volume over, or just frees its records.
+            Stale: this node takes the volume over, just frees its records, or another machine has this node's name.
         """
+        if self._lease.name_taken:
+            raise Stale(
+                f"another machine acts as node {self._cluster.node}, to which a copy of volume {volume_name} belongs",
+                remedy=f"see pannier doctor on the machine at the address of node {self._cluster.node}",
+            )
         if place.volume in self._refused:
             raise self._removing(volume_name)
         if self._promises.refuses(place.volume, epoch=place.epoch):
@@ -188,7 +202,8 @@ class Reception:
         )
 
     async def _check(self, offer: Offer, *, peer: str) -> None:
-        """Raise as :meth:`confirm`."""
+        """Raise as :meth:`confirm`; also Unavailable where another machine has this node's name."""
+        await self._lease.check_name_not_taken()
         if offer.volume_id in self._refused:
             raise self._removing(offer.volume_name)
         if not self._promises.refuses(offer.volume_id, epoch=offer.epoch):

@@ -7,6 +7,7 @@ from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
+from pannier.core.delivery import Tries
 from pannier.core.generation import Generation
 from pannier.core.line import Doubt, LinePlace
 from pannier.core.seldom import Seldom
@@ -90,19 +91,25 @@ class ReplicaProgress:
     current_at: float | None = None
     """It is known to have everything that was written before this time."""
     error: str = ""
+    tries: Tries = field(default_factory=Tries)
+    """How the last ones went to bring it up to date."""
     failures: int = 0
     """Attempts that failed since the beginning."""
     sending: Generation | None = None
     """On its way, or given up without an answer: the replica may have it."""
     sending_position: int = 0
     """Of what is on its way."""
+    perhaps: Generation | None = None
+    """The last that was given up without an answer, until it confirms one. Another one may be on its way by now."""
     following: Following | None = None
     record: LinePlace | None = None
     """The newest that it has confirmed."""
     record_error: str = ""
     """Why it has not kept the last record that it was sent."""
-    full_until: float = 0.0
-    """It gets no records on generations that are made before this: others fill its journal."""
+    first_refused: int = 0
+    """So many times in a row it has not kept the first record on top of a generation."""
+    no_records_until: float = 0.0
+    """It gets no records on generations that are made before this: it would not keep them."""
     sent_bytes: int = 0
     """Since the beginning, broken transfers included."""
     absent_since: float | None = None
@@ -237,6 +244,7 @@ class Replicated:
         async with self.written:
             progress = self.progress[node]
             progress.generation = progress.current_at = progress.sending = progress.position = None
+            progress.perhaps = None
             progress.caught_up, progress.record = False, None
             if progress.following is not None:
                 progress.following.break_off()
@@ -255,7 +263,8 @@ class Replicated:
         if progress.generation == self.newest:
             position = self.newest_position  # nothing was written since it was begun to be sent
         progress.position = max(position, progress.position or 0)
-        progress.sending, progress.error, progress.caught_up = None, "", True
+        progress.sending = progress.perhaps = None
+        progress.error, progress.caught_up = "", True
         following = progress.following
         if following is not None and following.base.number <= progress.generation.number:
             following.ready.set()
@@ -276,7 +285,7 @@ class Replicated:
         if (
             line is None
             or progress.follows(line)
-            or at < progress.full_until
+            or at < progress.no_records_until
             or (line.generation, line.included) != (self.newest, line.number)
         ):
             return
@@ -289,7 +298,7 @@ class Replicated:
     def note_followed(self, node: str, place: LinePlace, *, position: int, at: float) -> None:
         """A replica confirmed a record with all that was written before ``at``, and all before it."""
         progress = self.progress[node]
-        progress.record, progress.record_error = place, ""
+        progress.record, progress.record_error, progress.first_refused = place, "", 0
         if progress.following is not None:
             progress.following.kept = True
         progress.position = max(position, progress.position or 0)
@@ -307,14 +316,19 @@ class Replicated:
         self.progress[node].record_error = error
         self._note_answer()
 
-    def note_full(self, node: str, following: Following, *, again: float) -> None:
-        """A replica's journal refused a record. Where it had none on top of the generation, the next one makes no room.
+    def note_refused(self, node: str, following: Following, *, tries: int, again: float) -> None:
+        """A replica has not kept a record. Where it had none on top of the generation, the next one may not help.
 
         Args:
-            again: when it may be tried again then.
+            tries: after so many in a row it gets no records for a while: each would cost a sync call a round trip.
+            again: until then.
         """
-        if not following.kept:
-            self.progress[node].full_until = again
+        if following.kept:
+            return
+        progress = self.progress[node]
+        progress.first_refused += 1
+        if progress.first_refused >= tries:
+            progress.no_records_until = again
 
     def note_detour(self, reason: str) -> None:
         """A generation was made where a record would have done."""
@@ -368,6 +382,8 @@ class Replicated:
             progress.following.break_off()
         if arrived is False:
             progress.sending = None
+        else:
+            progress.perhaps = progress.sending
         self._note_answer()
 
     def may_wait(self, node: str) -> bool:
@@ -384,5 +400,5 @@ class Replicated:
         """The generations that a replica may have as its newest."""
         known = {p.generation for p in self.progress.values()}
         maybe = (self.found or frozenset()) if None in known else frozenset()
-        known |= {p.sending for p in self.progress.values()} | maybe
+        known |= {each for p in self.progress.values() for each in (p.sending, p.perhaps)} | maybe
         return frozenset(one for one in known if one is not None)

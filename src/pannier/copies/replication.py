@@ -7,7 +7,8 @@ both have. What a sync call needs at once (:mod:`pannier.copies.acknowledging`) 
 
 For that the holder keeps the generations that a replica may have as its newest: the last one that it
 confirmed, and the one that was on its way when the replica stopped answering. The latter is sent again
-first: it may have arrived although its confirmation did not, and the replica then keeps no older one.
+first: it may have arrived although its confirmation did not, and the replica then keeps no older one. It is kept
+until the replica has confirmed another, even if it is refused when it is sent again.
 """
 
 from __future__ import annotations
@@ -25,9 +26,11 @@ from pannier.agent.custody import Custody
 from pannier.agent.drivers import Drivers
 from pannier.cluster.cluster import Cluster
 from pannier.copies.catching_up import CatchUps
+from pannier.copies.delivering import Delivering
 from pannier.copies.lines import Lines
 from pannier.copies.replicated import BEGINS, Circle, OpenLine, ReplicaProgress, Replicated
 from pannier.copies.switching import Switching
+from pannier.core.delivery import pause_after
 from pannier.core.errors import (
     NotHolder,
     PannierError,
@@ -42,7 +45,7 @@ from pannier.core.pace import CopiesPace
 from pannier.core.placement import Candidate, repair_replicas
 from pannier.core.volume import Grant, Volume
 from pannier.host.clock import Clock
-from pannier.transport.base import Sender, offer_of
+from pannier.transport.base import offer_of
 
 log = structlog.get_logger(__name__)
 
@@ -56,7 +59,7 @@ class Replicator:
         cluster: Cluster,
         custody: Custody,
         drivers: Drivers,
-        sender: Sender,
+        sender: Delivering,
         lines: Lines,
         switching: Switching,
         clock: Clock,
@@ -176,9 +179,11 @@ class Replicator:
         mine = {v.id: v for v in self._cluster.catalog.volumes() if self._is_mine(v)}
         for replicated in list(self._replicated.values()):
             now = mine.get(replicated.volume.id)
-            if now is None or (now.grant, now.replicas) != (
-                replicated.volume.grant,
-                replicated.volume.replicas,
+            was = replicated.volume
+            if now is None or (now.grant, now.replicas, now.spec) != (
+                was.grant,
+                was.replicas,
+                was.spec,
             ):
                 await self._stop(replicated)
             elif failed := next((task for task in replicated.tasks if task.done()), None):
@@ -384,10 +389,13 @@ class Replicator:
                 # It may have arrived if no answer came, or if only its confirmation was refused.
                 arrived = None if isinstance(error, PeerUnavailable | Stale) else False
                 replicated.note_failed(node, error.message, arrived=arrived)
-                back = await self._pause(node, pause, was_up=was_up)
+                progress.tries = self._sender.tries(replicated.volume.id, node)
+                wait = max(pause, pause_after(progress.tries, error, self._pace))
+                back = await self._pause(node, wait, was_up=was_up)
                 pause = self._pace.retry if back else min(pause * 2, self._pace.retry_limit)
             else:
                 pause, progress.ahead = self._pace.retry, None
+                progress.tries = self._sender.tries(replicated.volume.id, node)
                 replicated.note_confirmed(node, at=sending_made_at)
 
     @contextlib.asynccontextmanager
@@ -414,8 +422,10 @@ class Replicator:
         """
         until = self._clock.now() + seconds
         while (left := until - self._clock.now()) > 0:
-            if self._cluster.catalog.is_up(node) and not was_up:
+            is_up = self._cluster.catalog.is_up(node)
+            if is_up and not was_up:
                 return True
+            was_up = is_up
             await asyncio.sleep(min(left, self._pace.retry))
         return False
 

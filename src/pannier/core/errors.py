@@ -145,6 +145,12 @@ class StoreUnavailable(Unavailable):
     code = "store-unavailable"
 
 
+class StoreIsOlder(Unavailable):
+    """The store knows less of a volume than the nodes do: it was restored from an older backup."""
+
+    code = "store-is-older"
+
+
 class PeerUnavailable(Unavailable):
     """Another node cannot be reached."""
 

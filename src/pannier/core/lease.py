@@ -50,6 +50,15 @@ class Terms:
         """
         return self.ttl / 5
 
+    @property
+    def of_earlier_boot(self) -> float:
+        """Seconds after which a lease that still lives is no earlier boot's of the same machine.
+
+        Twice its length, since an election of the store's leader begins it anew once. Words depend on this, and
+        nothing else: whoever has the lease is waited for, however long that takes.
+        """
+        return 2 * self.ttl
+
     def trusted_until(self, asked_at: float) -> float:
         """The end of a lease whose renewal was asked for at ``asked_at`` and granted."""
         return asked_at + self.ttl - self.margin
@@ -83,7 +92,8 @@ class Standing:
     Attributes:
         now: that moment.
         read: this run of the daemon has read the record, so that it knows every rival. A record that
-            an earlier run remembered may lack one. True if there is no other copy to take over.
+            an earlier run remembered may lack one. True if there is no other copy to take over. False if another
+            machine has this node's name: that one is a rival that no record names.
         lease_until: the end of its lease; -inf if the record was not read and written anew since that
             lease began.
         promises: by node, until when that one has promised to leave the volume alone.

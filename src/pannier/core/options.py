@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from typing import Any
 
@@ -19,12 +19,18 @@ LAYOUTS = ("image", "tree")
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One option: how it is read, and the words that the documentation shows."""
+    """One option: how it is read, and the words that the documentation shows.
+
+    Attributes:
+        later: what happens where a service asks for another value once the volume is there, and what a person may set
+            (:mod:`pannier.core.declarations` decides it).
+    """
 
     name: str
     read: Callable[[str], Any]
     default: str
     meaning: str
+    later: str = "stays"
 
 
 def _whole(name: str, low: int, high: int) -> Callable[[str], int]:
@@ -102,20 +108,34 @@ OPTIONS = (
         "what its files can fill, such as 10G; without it as much as the pool; with layout=tree a guard "
         "against runaways",
     ),
-    Option("copies", _whole("copies", 1, 99), "1", "nodes that keep the data"),
+    Option(
+        "copies",
+        _whole("copies", 1, 99),
+        "1",
+        "nodes that keep the data",
+        "more: made by itself; fewer: never",
+    ),
     Option(
         "durability",
         lambda text: Durability(_choice("durability", tuple(Durability))(text)),
         "fsync with copies, else none",
         "what a node's sudden death may cost: nothing that was synced (fsync), at most the lag "
         "(interval), or access until the node returns (none)",
+        "more: by itself; fsync to interval: `volume set`",
     ),
-    Option("interval", _interval, "1s", "how often what was written is sent to the other copies"),
+    Option(
+        "interval",
+        _interval,
+        "1s",
+        "how often what was written is sent to the other copies",
+        "by itself",
+    ),
     Option(
         "min_copies",
         _whole("min_copies", 1, 99),
         "1",
         "so few copies in sync, the holder's included, may still acknowledge a sync call",
+        "more: by itself, once so many are in sync; fewer: `volume set`",
     ),
     Option(
         "unheld_writes",
@@ -123,6 +143,7 @@ OPTIONS = (
         "warn",
         "what no sync call waits for, such as a write to a file opened with O_DSYNC: is found and told (warn), "
         "or cannot be done in a container that mounts the volume (refuse)",
+        "`volume set`, for containers that are started then",
     ),
     Option("driver", _choice("driver", DRIVERS), "the node's own", "where the bytes live"),
     Option(
@@ -136,7 +157,13 @@ OPTIONS = (
     Option("uid", _whole("uid", 0, _ID_MAX), "0", "owner of the root directory"),
     Option("gid", _whole("gid", 0, _ID_MAX), "0", "group of the root directory"),
     Option("mode", _mode, "0755", "permissions of the root directory, octal"),
-    Option("labels", _labels, "none", "labels for people and tools, key=value,key=value"),
+    Option(
+        "labels",
+        _labels,
+        "none",
+        "labels for people and tools, key=value,key=value",
+        "by itself",
+    ),
 )
 _BY_NAME = {option.name: option for option in OPTIONS}
 
@@ -156,6 +183,17 @@ def parse_options(options: Mapping[str, str], *, default_driver: str = "image") 
     Raises:
         InvalidInput: an unknown option, a value that cannot be, or two that do not go together.
     """
+    values = _read(options)
+    if values.get("copies", 1) > 1:
+        values.setdefault("durability", Durability.FSYNC)
+    layout, driver = values.pop("layout", None), values.pop("driver", None)
+    spec = VolumeSpec(**values, driver=_driver_for(layout, driver, default=default_driver))
+    _check_together(spec, given=frozenset(options))
+    return spec
+
+
+def _read(options: Mapping[str, str]) -> dict[str, Any]:
+    """The value of each option by itself."""
     values: dict[str, Any] = {}
     for name, text in options.items():
         option = _BY_NAME.get(name)
@@ -166,12 +204,18 @@ def parse_options(options: Mapping[str, str], *, default_driver: str = "image") 
                 remedy="the options are " + ", ".join(known),
             )
         values[name] = option.read(text)
-    if values.get("copies", 1) > 1:
-        values.setdefault("durability", Durability.FSYNC)
+    return values
+
+
+def asked_of(spec: VolumeSpec, options: Mapping[str, str]) -> VolumeSpec:
+    """``spec`` with what the options say. Whether all of it goes together is not looked at.
+
+    Raises:
+        InvalidInput: an unknown option, or a value that cannot be.
+    """
+    values = _read(options)
     layout, driver = values.pop("layout", None), values.pop("driver", None)
-    spec = VolumeSpec(**values, driver=_driver_for(layout, driver, default=default_driver))
-    _check_together(spec, given=frozenset(options))
-    return spec
+    return replace(spec, **values, driver=_driver_for(layout, driver, default=spec.driver))
 
 
 def _driver_for(layout: str | None, driver: str | None, *, default: str) -> str:
@@ -267,9 +311,16 @@ def describe_spec(spec: VolumeSpec) -> dict[str, str]:
     return shown
 
 
-def _as_typed(spec: VolumeSpec, name: str) -> Any:
+def value_of(spec: VolumeSpec, name: str) -> Any:
     """What an option is in a spec. A person says driver=btrfs for both of its layouts."""
     return describe_spec(spec)["driver"] if name == "driver" else getattr(spec, name)
+
+
+def shown_value(spec: VolumeSpec, name: str) -> str:
+    """The same as text for people."""
+    if name == "durability":
+        return spec.durability  # its default depends on another option
+    return describe_spec(spec).get(name, _BY_NAME[name].default)
 
 
 def check_same_options(existing: Volume, options: Mapping[str, str]) -> None:
@@ -279,24 +330,16 @@ def check_same_options(existing: Volume, options: Mapping[str, str]) -> None:
 
     Raises:
         AlreadyExists: an option differs; the message names both values.
-        InvalidInput: an option cannot be read.
+        InvalidInput: an option cannot be read, or two do not go together.
     """
-    if differing := differing_options(existing, options):
+    wanted = parse_options(options, default_driver=existing.spec.driver)
+    differing = [
+        f"{name} is {shown_value(existing.spec, name)}, not {text}"
+        for name, text in options.items()
+        if value_of(wanted, name) != value_of(existing.spec, name)
+    ]
+    if differing:
         raise AlreadyExists(
             f"volume {existing.name} exists with other options: " + ", ".join(differing),
             remedy="use it as it is, or create one with another name",
         )
-
-
-def differing_options(existing: Volume, options: Mapping[str, str]) -> list[str]:
-    """What a volume is and is not, of the options that were given: "copies is 1, not 2".
-
-    Raises:
-        InvalidInput: an option cannot be read, or two do not go together.
-    """
-    wanted = parse_options(options, default_driver=existing.spec.driver)
-    return [
-        f"{name} is {describe_spec(existing.spec).get(name, _BY_NAME[name].default)}, not {text}"
-        for name, text in options.items()
-        if _as_typed(wanted, name) != _as_typed(existing.spec, name)
-    ]

@@ -52,12 +52,21 @@ class Lost:
     base: Generation | None
 
 
-Plan = AskHolder | Serve | Unseal | Promote | Lost
+@dataclass(frozen=True, slots=True)
+class Disbelieve:
+    """The record is older than this disk: nothing is served by it."""
+
+    epoch: int
+
+
+Plan = AskHolder | Serve | Unseal | Promote | Lost | Disbelieve
 
 
 def plan_serving(record: Volume, copy: LocalState, *, node: str) -> Plan:
     """How ``node`` gets from what it has to a writable tree of ``record``'s epoch."""
     epoch = record.grant.epoch
+    if is_older(record, copy):
+        return Disbelieve(copy.newest_epoch)
     if record.grant.node != node:
         return AskHolder(record.grant.node, epoch)
     sealed = copy.sealed.get(epoch)
@@ -74,6 +83,13 @@ class LocalState:
 
     sealed: dict[int, bool]
     generations: frozenset[Generation]
+    records: int = 0
+    """The epoch of the newest record in the journal; 0 without any."""
+
+    @property
+    def newest_epoch(self) -> int:
+        """The latest epoch of which anything is here; 0 where nothing is."""
+        return max(*self.sealed, *(each.epoch for each in self.generations), self.records, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +109,9 @@ class Cleanup:
 
 
 def is_older(record: Volume, copy: LocalState) -> bool:
-    """Whether the record is older than this disk, as after an old store was restored. Nothing is deleted then."""
-    epoch = record.grant.epoch
-    return any(e > epoch for e in copy.sealed) or any(g.epoch > epoch for g in copy.generations)
+    """Whether the record is older than this disk, as after the store was restored from an older backup. Nothing is served,
+    taken in or deleted on its word then. This is the one place that compares them."""
+    return copy.newest_epoch > record.grant.epoch
 
 
 def plan_cleanup(

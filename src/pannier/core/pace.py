@@ -96,14 +96,24 @@ class CopiesPace:
     most_waiting_bytes: int = 32 << 20
     """And so many bytes of them: they are in memory, and a copy's journal keeps them."""
     full_again: float = 10.0
-    """Before a copy gets records again whose journal others fill: each try costs a sync call a round trip beside the
-    generation, and room comes there with the next generations of other volumes."""
+    """Before a copy gets records again whose journal others fill, or which has refused the first record on each of the last
+    generations: each try costs a sync call a round trip beside the generation, and room comes there with the next
+    generations of other volumes."""
     say: float = 60.0
     """Between two lines of the log about the same trouble with a volume's records: each sync call may meet it anew."""
     retry: float = 1.0
     """Before a failed transfer is tried again, the first time; twice as long each time after that."""
     retry_limit: float = 30.0
     """The longest such pause."""
+    refused_tries: int = 3
+    """After so many differences to one base that a copy refused, it is sent everything: more than a bit that flips on the
+    way or a part that went stale needs, and few, since the copy lacks what is written meanwhile."""
+    broken_tries: int = 20
+    """The same for differences of which no more arrives and no answer comes, although the copy's node accepts them: some
+    minutes, since a bad network would break a larger transfer, too."""
+    refused_limit: float = 900.0
+    """The longest pause after something that was refused: each try may send the whole volume. A person who has removed the
+    reason waits no longer than this; the pause ends as well when the copy's node comes back, and when the holder's does."""
     absence: float = 900.0
     """After this time a copy on a node that is down is replaced: long enough for a reboot or a new
     cable."""
@@ -127,7 +137,7 @@ class CopiesPace:
     """How long a damaged copy waits for the right bytes of its blocks before it is made anew as a whole. A takeover
     by it waits as well, and so may what its holder sends."""
     verify_finish: float = 5.0
-    """Between two tries to finish a copy whose damage could not be reported."""
+    """Between two tries to finish a copy whose damage could not be reported, or to tell why a copy is sent anew."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,6 +170,8 @@ class HoldingPace:
     abdicate: float = 1.0
     """Between two attempts to give a volume to the copy that has what this node lacks: it may lack something, too, until a
     person has decided."""
+    put_back: float = 0.5
+    """Between two looks at volumes of which the store seems to know less than the nodes: each asks it."""
     promise: float = 10.0
     """How long a peer promises not to take a volume over. Longer than a lease, to bridge an election of
     the store's leader."""
@@ -215,6 +227,16 @@ class NodePace:
     holiday week still finds it. Its mark stays until then, so it bounds how many there are. By the wall clock."""
     token_history: float = 24 * 3600.0
     """How long a join token that has expired is told from one that never was."""
+    removals: float = 20.0
+    """Between two questions to another node which nodes were removed: one that missed a removal knows it within a minute."""
+    removals_answer: float = 5.0
+    """How long another node has to answer that. Also how long a member of etcd waits for others that are just being
+    started again: one that is down for longer is waited for in vain."""
+    removals_look: float = 0.2
+    """Between two looks at whether they serve."""
+    removals_turn: float = 10.0
+    """A member that learned of a removal only by asking leaves so much time to whoever removes the node, and to each member
+    before it, to start theirs again."""
     certificate_look: float = 60.0
     """Between two looks at the own certificate: somebody may wait who has replaced one that had ended."""
     certificate_retry: float = 3600.0
@@ -238,6 +260,9 @@ class NodePace:
     """Between two looks of a drained node for idle volumes: somebody waits for the node to be empty."""
     swarm_look: float = 15.0
     """How often the engine is asked whether it is in a Swarm: it does not report that by itself."""
+    containers_look: float = 15.0
+    """Between two looks at what containers ask of volumes: somebody has just started one. It costs a call for each that has a
+    volume."""
     memory: float = 5.0
     """How long requests wait for the store and for the pool at start. Then Docker's are answered from
     memory, and others are told what is missing."""
@@ -270,8 +295,8 @@ class SwarmPace:
     """How long a label must have been wrong before it is removed. Swarm then ends the tasks that need it,
     and a copy may be out of sync only for a moment."""
     options_look: float = 15.0
-    """Between two looks at whether services ask for a volume with other options than it has: somebody has just
-    deployed, and looks whether it worked."""
+    """Between two looks at whether services ask for a volume with other options than it has. A service that is
+    deployed is looked at at once; this is for what comes about otherwise, such as a copy that is in sync by now."""
     hook_poll: float = 0.2
     """Between two looks at a hook that runs."""
     hook_retry: float = 2.0

@@ -125,6 +125,19 @@ class HistoryEntry(Part):
     detail: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Declared(Part):
+    """What services said last of one of a volume's options (:mod:`pannier.core.declarations`).
+
+    Attributes:
+        text: as it was typed.
+        due: it is taken over once that is possible.
+    """
+
+    text: str
+    due: bool = False
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Volume(Record):
     """The store's record of a volume, changed only by compare-and-swap.
@@ -139,6 +152,8 @@ class Volume(Record):
         lineage: how the latest epochs began, oldest first.
         removed_at: Unix time at which it went to the trash; None outside the trash.
         removed_in: the revision of the record that took it there, once that was replaced by another; None before.
+        changes: how often the record was written: a store in which this is less was restored from an older backup.
+        declared: what services said last of its options, by option.
     """
 
     name: str
@@ -153,6 +168,8 @@ class Volume(Record):
     removed_at: float | None = None
     removed_in: int | None = None
     history: tuple[HistoryEntry, ...] = ()
+    changes: int = field(default=0, compare=False)
+    declared: dict[str, Declared] = field(default_factory=dict)
 
     def granted(
         self,

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from pannier.core.swarm import (
     Availability,
+    ServiceMount,
     SwarmMember,
     SwarmNode,
     SwarmService,
@@ -140,6 +141,13 @@ class Swarm(Protocol):
         """The tasks of all services, or of the one of that id; some that have ended are among them."""
         ...
 
+    def service_changes(self) -> AsyncIterator[None]:
+        """Yields when a service was made, changed or removed, and each time this engine has come up.
+
+        Never ends, and raises nothing. Some changes may be missed, also all of them where this engine is no Swarm manager.
+        """
+        ...
+
 
 class Engine(Protocol):
     """One node's container engine.
@@ -172,6 +180,14 @@ class Engine(Protocol):
 
     async def container(self, container_id: str) -> Container | None:
         """One container; None where the engine does not know it."""
+        ...
+
+    async def declared_mounts(self) -> list[ServiceMount]:
+        """What this engine's containers, running or not, say of volumes that they name with our driver.
+
+        Those of Swarm services are left out: their services say it. So is one that just starts or ends, and does not
+        answer within the time of a call.
+        """
         ...
 
     async def containers_of(self, service: str) -> list[Container]:

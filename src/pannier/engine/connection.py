@@ -6,7 +6,9 @@ all versions from Docker 20.10 on.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -33,6 +35,33 @@ class EngineConnection:
                 connector=aiohttp.UnixConnector(path=str(self._socket)),
             )
         return self._session
+
+    async def events(
+        self, kind: str, *, retry_seconds: float, timeout_seconds: float
+    ) -> AsyncIterator[bytes]:
+        """What the engine says of things of one kind, for ever; raises nothing.
+
+        Yields nothing (``b""``) each time the engine has come up, then each piece of its stream, which may be more or less
+        than one event.
+
+        Args:
+            retry_seconds: between two attempts to reach the engine again.
+            timeout_seconds: for the beginning of its answer.
+        """
+        while True:
+            with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
+                async with asyncio.timeout(timeout_seconds):
+                    response = await self.open().get(
+                        "/events",
+                        params={"filters": as_filters({"type": [kind]})},
+                        timeout=aiohttp.ClientTimeout(total=None),
+                    )
+                async with response:
+                    if response.status == 200:
+                        yield b""
+                        while piece := await response.content.readany():
+                            yield piece
+            await asyncio.sleep(retry_seconds)
 
     async def close(self) -> None:
         """Close the connections."""

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-import aiohttp
 import msgspec
 
 from pannier.core.errors import EngineUnavailable
+from pannier.core.swarm import ServiceMount
 from pannier.engine.base import Container, EngineFacts, Executed, LocalVolume
 from pannier.engine.connection import EngineConnection, as_filters
 from pannier.engine.execution import Execution
-from pannier.engine.swarm import DockerSwarm
+from pannier.engine.swarm import DockerSwarm, SpecMount
 
 DEFAULT_SOCKET = Path("/var/run/docker.sock")
 _OWN_DRIVER = "local"
@@ -51,6 +50,10 @@ class _ContainerState(msgspec.Struct, frozen=True, rename="pascal"):
     running: bool = False
 
 
+class _HostConfig(msgspec.Struct, frozen=True, rename="pascal"):
+    mounts: list[SpecMount] | None = None
+
+
 class _Inspected(msgspec.Struct, frozen=True, rename="pascal"):
     """``GET /containers/ID/json``."""
 
@@ -58,6 +61,7 @@ class _Inspected(msgspec.Struct, frozen=True, rename="pascal"):
     name: str
     config: _Config
     state: _ContainerState
+    host_config: _HostConfig = _HostConfig()
 
 
 class _Plugins(msgspec.Struct, frozen=True, rename="pascal"):
@@ -135,7 +139,12 @@ class DockerEngine:
         self._timeout_seconds = timeout_seconds
         self._activate_seconds = activate_seconds
         self._retry_seconds = retry_seconds
-        self.swarm = DockerSwarm(self._connection, plugin=plugin, timeout_seconds=swarm_seconds)
+        self.swarm = DockerSwarm(
+            self._connection,
+            plugin=plugin,
+            timeout_seconds=swarm_seconds,
+            retry_seconds=retry_seconds,
+        )
 
     async def close(self) -> None:
         """Close the connections. A later call opens new ones."""
@@ -185,6 +194,23 @@ class DockerEngine:
             running=found.state.running,
             labels=found.config.labels or {},
         )
+
+    async def declared_mounts(self) -> list[ServiceMount]:
+        """See :class:`~pannier.engine.base.Engine`."""
+        listed = await self._get("/containers/json", list[_Listed], all="1")
+        found = list[ServiceMount]()
+        for item in listed or []:
+            ours = any(mount.driver == self._plugin for mount in item.mounts or [])
+            if not ours or _SERVICE_LABEL in (item.labels or {}):
+                continue
+            with contextlib.suppress(EngineUnavailable):
+                asked = await self._get(f"/containers/{quote(item.id, safe='')}/json", _Inspected)
+                found += [
+                    mount.told()
+                    for mount in (asked.host_config.mounts if asked else None) or []
+                    if mount.driver.name == self._plugin
+                ]
+        return found
 
     async def containers_of(self, service: str) -> list[Container]:
         """See :class:`~pannier.engine.base.Engine`."""
@@ -243,20 +269,11 @@ class DockerEngine:
 
     async def starts(self) -> AsyncIterator[None]:
         """See :class:`~pannier.engine.base.Engine`."""
-        while True:
-            with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
-                async with asyncio.timeout(self._timeout_seconds):
-                    response = await self._connection.open().get(
-                        "/events",
-                        params={"filters": as_filters({"type": ["daemon"]})},
-                        timeout=aiohttp.ClientTimeout(total=None),
-                    )
-                async with response:
-                    if response.status == 200:
-                        yield
-                        while await response.content.readany():
-                            pass  # only the end of the stream matters: the engine has stopped
-            await asyncio.sleep(self._retry_seconds)
+        async for said in self._connection.events(
+            "daemon", retry_seconds=self._retry_seconds, timeout_seconds=self._timeout_seconds
+        ):
+            if not said:
+                yield  # only the end of the stream matters: the engine has stopped
 
     # --- calls -----------------------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -112,14 +112,30 @@ class _VolumeOptions(msgspec.Struct, frozen=True, rename="pascal"):
     driver_config: _Driver | None = None
 
 
-class _Mount(msgspec.Struct, frozen=True, rename="pascal"):
+class SpecMount(msgspec.Struct, frozen=True, rename="pascal"):
+    """A mount as ``--mount`` says it, in a service's spec and in a container's ``HostConfig``."""
+
     type: str = ""
     source: str = ""
     volume_options: _VolumeOptions | None = None
 
+    @property
+    def driver(self) -> _Driver:
+        """The volume's, as far as it is named."""
+        found = self.volume_options.driver_config if self.volume_options else None
+        return found or _Driver()
+
+    def told(self) -> ServiceMount:
+        """What it says of a volume."""
+        return ServiceMount(
+            source=self.source,
+            driverless=not self.driver.name,
+            options=self.driver.options or {},
+        )
+
 
 class _ContainerSpec(msgspec.Struct, frozen=True, rename="pascal"):
-    mounts: list[_Mount] | None = None
+    mounts: list[SpecMount] | None = None
     labels: dict[str, str] | None = None
 
 
@@ -235,14 +251,21 @@ class DockerSwarm:
     Args:
         plugin: the name of our volume plugin.
         timeout_seconds: for each call. Without a leader of the Swarm the engine does not answer.
+        retry_seconds: between two attempts to reach the engine again.
     """
 
     def __init__(
-        self, connection: EngineConnection, *, plugin: str, timeout_seconds: float
+        self,
+        connection: EngineConnection,
+        *,
+        plugin: str,
+        timeout_seconds: float,
+        retry_seconds: float,
     ) -> None:
         self._connection = connection
         self._plugin = plugin
         self._timeout_seconds = timeout_seconds
+        self._retry_seconds = retry_seconds
 
     async def member(self) -> SwarmMember | None:
         """See :class:`~pannier.engine.base.Swarm`."""
@@ -301,6 +324,13 @@ class DockerSwarm:
         spec |= {"TaskTemplate": task, "Labels": dict(labels)}
         await self._update(path, spec, service.version, stale)
 
+    async def service_changes(self) -> AsyncIterator[None]:
+        """See :class:`~pannier.engine.base.Swarm`."""
+        async for _ in self._connection.events(
+            "service", retry_seconds=self._retry_seconds, timeout_seconds=self._timeout_seconds
+        ):
+            yield
+
     async def _spec(self, path: str, version: int, stale: Stale) -> dict[str, Any]:
         """The spec of a node or service that still has that version."""
         raw = await self._get(path, _Raw)
@@ -344,9 +374,7 @@ class DockerSwarm:
             name=spec.name,
             version=found.version.index,
             constraints=tuple((task.placement.constraints if task.placement else None) or ()),
-            mounts=tuple(
-                _mount(each) for each in mounts if _driver(each).name in ("", self._plugin)
-            ),
+            mounts=tuple(each.told() for each in mounts if each.driver.name in ("", self._plugin)),
             mode=spec.mode.word,
             replicas=spec.mode.replicas,
             order=spec.update_config.order if spec.update_config else "stop-first",
@@ -360,18 +388,6 @@ class DockerSwarm:
                 if port.publish_mode == "host" and port.published_port
             ),
         )
-
-
-def _driver(mount: _Mount) -> _Driver:
-    driver = mount.volume_options.driver_config if mount.volume_options else None
-    return driver or _Driver()
-
-
-def _mount(found: _Mount) -> ServiceMount:
-    driver = _driver(found)
-    return ServiceMount(
-        source=found.source, driverless=not driver.name, options=driver.options or {}
-    )
 
 
 def _swarm_task(found: _Task) -> SwarmTask:

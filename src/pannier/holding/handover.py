@@ -22,6 +22,7 @@ from pannier.agent.use import Use
 from pannier.cluster.cluster import Cluster
 from pannier.contract.views import HandoverReply, MoveProgress
 from pannier.contract.words import HandoverState, MovePhase
+from pannier.copies.delivering import Delivering
 from pannier.copies.switching import Switching
 from pannier.core.errors import (
     Conflict,
@@ -43,7 +44,6 @@ from pannier.core.volume import Grant, HistoryEntry, Volume
 from pannier.holding.last_generation import LastGeneration
 from pannier.holding.rounds import Moving, Replication, Rounds
 from pannier.host.clock import Clock
-from pannier.transport.base import Sender
 
 log = structlog.get_logger(__name__)
 
@@ -58,7 +58,7 @@ class Handovers:
         custody: Custody,
         drivers: Drivers,
         use: Use,
-        sender: Sender,
+        sender: Delivering,
         replication: Replication,
         switching: Switching,
         clock: Clock,

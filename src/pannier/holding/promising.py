@@ -56,8 +56,10 @@ class Promising:
         """Promise ``peer`` not to take these volumes (ids with their epochs) over for ``seconds``.
 
         Returns the ids of those that were promised: by this node's own record, too, ``peer`` holds
-        them at that epoch.
+        them at that epoch. None where another machine has this node's name: that one could take them over.
         """
+        if self._lease.name_taken:
+            return []
         known = {volume.id: volume for volume in self._cluster.catalog.volumes()}
         return [
             volume_id

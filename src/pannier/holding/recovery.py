@@ -25,6 +25,7 @@ from pannier.core.recovery import (
 )
 from pannier.core.volume import Grant, HistoryEntry, Volume
 from pannier.holding.finding import CopyFinder
+from pannier.holding.putting_back import PuttingBack
 from pannier.holding.takeover import Takeover, change_holder
 from pannier.host.clock import Clock
 
@@ -44,6 +45,7 @@ class Recovery:
         peers: Peers,
         promises: Promises,
         takeover: Takeover,
+        putting_back: PuttingBack,
         clock: Clock,
         pace: HoldingPace,
     ) -> None:
@@ -54,18 +56,23 @@ class Recovery:
         self._peers = peers
         self._promises = promises
         self._takeover = takeover
+        self._putting_back = putting_back
         self._clock = clock
         self._pace = pace
 
     async def recover(self, name: str, *, accept_loss: bool, actor: str) -> Volume:
         """Make the node with the newest copy the holder; without any loss where one is in sync.
 
+        Where the store was restored from an older backup, the record that the nodes remember is put back instead.
         A holder that is up, and cannot begin since something of what it took over is lost, is told to begin without it.
 
         Raises:
             Conflict: the holder is up and needs no word, or the loss was not accepted; the message says what is there.
             Unavailable: no node that answers has a copy.
         """
+        put_back = await self._putting_back.by_hand(name, accept_loss=accept_loss, actor=actor)
+        if put_back is not None:
+            return put_back
         record = (await self._cluster.fresh(name)).record
         up = await self._cluster.registry.is_up(record.grant.node)
         if up and accept_loss and record.base is not None:

@@ -14,6 +14,7 @@ from pannier.agent.drivers import Drivers
 from pannier.agent.use import Use
 from pannier.cluster.cluster import Cluster
 from pannier.contract.words import MovePhase
+from pannier.copies.delivering import Delivering
 from pannier.copies.replicated import ReplicaProgress
 from pannier.core.errors import VolumeInUse
 from pannier.core.generation import Generation
@@ -21,7 +22,7 @@ from pannier.core.node import Node
 from pannier.core.pace import HoldingPace
 from pannier.core.volume import Volume
 from pannier.host.clock import Clock
-from pannier.transport.base import Sender, offer_of
+from pannier.transport.base import offer_of
 
 
 @dataclass(slots=True)
@@ -75,7 +76,7 @@ class Rounds:
         cluster: Cluster,
         drivers: Drivers,
         use: Use,
-        sender: Sender,
+        sender: Delivering,
         replication: Replication,
         clock: Clock,
         pace: HoldingPace,
@@ -172,7 +173,7 @@ class Rounds:
             running.sent_bytes = before + sent
             running.changed.set()
 
-        sent = await self._sender.send(
+        sent = await self._sender.insist(
             offer_of(volume, generation),
             to=running.target,
             driver=self._drivers.of(volume),

@@ -37,6 +37,7 @@ from pannier.core.recovery import (
 )
 from pannier.core.volume import Grant, HistoryEntry, Volume
 from pannier.holding.finding import CopyFinder
+from pannier.holding.memories import Memories
 from pannier.host.clock import Clock
 
 log = structlog.get_logger(__name__)
@@ -52,6 +53,7 @@ class Takeover:
         custody: Custody,
         drivers: Drivers,
         finder: CopyFinder,
+        memories: Memories,
         peers: Peers,
         promises: Promises,
         clock: Clock,
@@ -61,6 +63,7 @@ class Takeover:
         self._custody = custody
         self._drivers = drivers
         self._finder = finder
+        self._memories = memories
         self._peers = peers
         self._promises = promises
         self._clock = clock
@@ -121,6 +124,7 @@ class Takeover:
             in sync; Unavailable: this node has promised to wait; OutcomeUnknown.
         """
         me = self._cluster.node
+        await self._memories.asked()
         fresh = await self._cluster.fresh(name)
         if fresh.record.grant == Grant(me, epoch + 1):
             return fresh.record
@@ -178,7 +182,7 @@ async def change_holder(cluster: Cluster, former: Versioned[Volume], record: Vol
         Stale, StoreUnavailable: it did not happen; OutcomeUnknown: it may have, or may still.
     """
     try:
-        revision = await cluster.registry.take_volume(
+        taken = await cluster.registry.take_volume(
             record, expect=former.revision, former=former.record.grant.node
         )
     except OutcomeUnknown as error:
@@ -189,5 +193,5 @@ async def change_holder(cluster: Cluster, former: Versioned[Volume], record: Vol
         if found.record.grant != record.grant or found.record.id != record.id:
             raise
         return found.record
-    cluster.catalog.remember(record, revision=revision)
-    return record
+    cluster.catalog.remember(taken.record, revision=taken.revision)
+    return taken.record

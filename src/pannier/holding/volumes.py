@@ -133,7 +133,7 @@ class Volumes:
         root = RootAttributes(uid=spec.uid, gid=spec.gid, mode=spec.mode)
         await driver.create(volume.id, epoch=1, root=root, size_bytes=spec.size)
         try:
-            revision = await self._registry.add_volume(volume)
+            written = await self._registry.add_volume(volume)
         except Stale:
             await driver.delete(volume.id)
             winner = (await self._cluster.fresh(name)).record
@@ -144,9 +144,9 @@ class Volumes:
             raise
         except OutcomeUnknown as error:
             return await self._settle_creation(volume, error)
-        self._catalog.remember(volume, revision=revision)
+        self._catalog.remember(written.record, revision=written.revision)
         log.info("volume.created", volume=name, id=volume.id, node=node, by=actor)
-        return volume
+        return written.record
 
     async def _refuse_in_a_strange_store(self, name: str, driver: Driver) -> None:
         """Refuse if the store may have lost records: an empty volume must not replace one with data.
@@ -283,7 +283,7 @@ class Volumes:
             )
         )
         try:
-            revision = await self._registry.restore_volume(volume, expect=found.revision)
+            back = await self._registry.restore_volume(volume, expect=found.revision)
         except Stale as error:
             if await self._registry.volume(volume.name):
                 raise Stale(
@@ -292,12 +292,12 @@ class Volumes:
                 ) from error
             raise
         except OutcomeUnknown:
-            back = await self._registry.volume(volume.name)
-            if back is None or back.record.id != volume.id:
+            there = await self._registry.volume(volume.name)
+            if there is None or there.record.id != volume.id:
                 raise
-            volume, revision = back.record, back.revision
-        self._catalog.remember(volume, revision=revision)
-        return volume
+            back = there
+        self._catalog.remember(back.record, revision=back.revision)
+        return back.record
 
 
 async def _has_content(driver: Driver, volume_id: str, copy: LocalCopy) -> bool:

@@ -15,6 +15,7 @@ from pannier.lab.errors import LabError
 from pannier.lab.machine import POOL_DEVICE, Machine
 from pannier.lab.process import wait_for
 from pannier.lab.state import LabState
+from pannier.store.etcd_member import DROP_IN, REFUSED
 
 T = TypeVar("T")
 
@@ -32,9 +33,13 @@ base64 -d | tar -x -C {_ETCD_PKI}
 chown -R etcd:etcd {_ETCD_PKI}
 """
 # `systemctl enable` would also update the links of System V, which takes seconds.
-_START_ETCD = """
+_START_ETCD = f"""
 set -eu
 cat >/etc/default/etcd
+mkdir -p /etc/systemd/system/etcd.service.d
+cat >/etc/systemd/system/etcd.service.d/pannier.conf <<EOF
+{DROP_IN}EOF
+systemctl daemon-reload
 ln -sf /lib/systemd/system/etcd.service /etc/systemd/system/multi-user.target.wants/
 systemctl start etcd
 """
@@ -139,7 +144,8 @@ def _etcd_settings(member: Machine, cluster: str) -> str:
         "AUTO_COMPACTION_RETENTION": "1h",
         "QUOTA_BACKEND_BYTES": "2147483648",
     }
-    for prefix in ("", "PEER_"):
+    for prefix, lists in (("", "CLIENT_"), ("PEER_", "PEER_")):
+        settings[f"{lists}CRL_FILE"] = str(REFUSED)
         settings[f"{prefix}CLIENT_CERT_AUTH"] = "true"
         settings[f"{prefix}TRUSTED_CA_FILE"] = f"{_ETCD_PKI}/ca.crt"
         settings[f"{prefix}CERT_FILE"] = f"{_ETCD_PKI}/tls.crt"

@@ -77,6 +77,17 @@ def damage_findings(record: Volume) -> list[FindingView]:
     ]
 
 
+def refused_copy(name: str, node: str, why: str) -> FindingView:
+    """The finding on a copy that cannot take in even everything: see :mod:`pannier.core.delivery`."""
+    return FindingView(
+        level=Level.PROBLEM,
+        subject=f"volume {name}",
+        what=f"copy on {node}: it cannot take in the volume, not even as a whole: {why}",
+        remedy=f"see journalctl -u pannierd and dmesg on {node}. It is tried again by itself, more and more seldom, "
+        f"and at once after pannierd was restarted on the holder; what the copy has stays until then",
+    )
+
+
 def standing_still(record: Volume, node: str, *, doubt: float) -> FindingView:
     """The finding on a volume whose containers are frozen: see :mod:`pannier.agent.fencing`."""
     return FindingView(
@@ -213,12 +224,15 @@ def _of_copies(subject: str, record: Volume, live: LiveVolumeView | None) -> Ite
             yield FindingView(
                 level=Level.OK, subject=subject, what=f"copy on {node}: in sync{_lag(copy)}"
             )
+        elif copy.refused:
+            yield refused_copy(record.name, node, copy.refused)
         else:
             yield FindingView(
                 level=Level.WARNING,
                 subject=subject,
                 what=f"copy on {node}: not in sync{_lag(copy)}"
-                + (f": {copy.error}" if copy.error else ""),
+                + (f": {copy.error}" if copy.error else "")
+                + (f"; sent anew as a whole, since {copy.sent_anew}" if copy.sent_anew else ""),
                 remedy=f"it catches up by itself while {record.grant.node} and {node} are up",
             )
 

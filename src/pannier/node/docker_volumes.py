@@ -49,6 +49,7 @@ from pannier.core.pace import NodePace
 from pannier.core.size import format_size
 from pannier.core.volume import Volume
 from pannier.holding.handover import still_waiting
+from pannier.holding.memories import Memories
 from pannier.holding.set_back import Abdication
 from pannier.holding.takeover import Takeover
 from pannier.holding.volumes import Volumes
@@ -99,6 +100,7 @@ class VolumesForDocker:
         peers: Peers,
         takeover: Takeover,
         abdication: Abdication,
+        memories: Memories,
         admission: BarrierAdmission,
         room: RoomGuard,
         twins: Twins,
@@ -114,6 +116,7 @@ class VolumesForDocker:
         self._peers = peers
         self._takeover = takeover
         self._abdication = abdication
+        self._memories = memories
         self._admission = admission
         self._room = room
         self._twins = twins
@@ -241,6 +244,7 @@ class VolumesForDocker:
         """Serve it, and finish that even if the engine hangs up: a half-finished Mount is worse."""
 
         async def serve() -> Path:
+            await self._memories.asked()
             await self._abdication.heard(volume)
             await self._admission.admit(volume)
             async with self._custody.lock(volume):

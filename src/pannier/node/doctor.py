@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pannier.agent.drivers import Drivers
 from pannier.agent.lease import Lease
 from pannier.agent.mounts import Mounts
+from pannier.agent.own_name import COPIED_REMEDY
 from pannier.agent.room import RoomGuard
 from pannier.agent.use import Use
 from pannier.cluster.cluster import Cluster
@@ -14,26 +15,30 @@ from pannier.contract.views import FindingView
 from pannier.contract.words import Level
 from pannier.copies.replication import Replicator
 from pannier.core.errors import EngineUnavailable, PannierError
-from pannier.core.ownership import LocalState, Lost, plan_cleanup, plan_serving
+from pannier.core.ownership import Disbelieve, Lost, plan_cleanup, plan_serving
+from pannier.core.restored import disk_is_newer
 from pannier.core.room import ways_out
 from pannier.core.size import format_size
 from pannier.core.volume import Volume
 from pannier.engine.base import Engine
 from pannier.host.clock import Clock
+from pannier.node.asked_by_containers import declared_here
 from pannier.node.certificates import Certificates
 from pannier.node.diagnosis import (
     damage_findings,
     past_the_barrier,
+    refused_copy,
     standing_still,
     written_past_the_barrier,
 )
 from pannier.node.quarantine import quarantine_findings, quarantine_of
+from pannier.node.restored_store import older_store_findings
 from pannier.node.sync_findings import doubt_findings, journal_findings
 from pannier.node.sync_views import journal_of
 from pannier.node.twins import Twin, Twins
 from pannier.node.unheld import Unheld
 from pannier.storage.base import FileSystemDriver
-from pannier.swarm.asked_options import asked_otherwise
+from pannier.swarm.asked_options import declared_now
 from pannier.swarm.labels import excluded_services
 
 SCARCE_SHARE = 0.10
@@ -59,6 +64,7 @@ class Doctor:
         unheld: Unheld,
         twins: Twins,
         pool_problems: Callable[[], Awaitable[list[str]]],
+        store_trusts_all: bool,
         certificates: Certificates,
         clock: Clock,
         doubt: float,
@@ -74,6 +80,7 @@ class Doctor:
         self._unheld = unheld
         self._twins = twins
         self._pool_problems = pool_problems
+        self._store_trusts_all = store_trusts_all
         self._certificates = certificates
         self._clock = clock
         self._doubt = doubt
@@ -90,6 +97,7 @@ class Doctor:
             self._hidden,
             self._services,
             self._sync_calls,
+            self._older_store,
             *self._of_disks(),
         ):
             try:
@@ -123,10 +131,22 @@ class Doctor:
                 yield _warning(f"store {member}", health.warning, health.remedy)
             else:
                 yield _ok(f"store {member}", "answers")
+        if self._store_trusts_all:
+            yield _warning(
+                "store",
+                f"etcd lets {self._cluster.node} in with its node's certificate, so also nodes that were removed",
+                "give it an authority of its own: see 'An etcd of an earlier version' in the documentation",
+            )
 
     async def _own_lease(self) -> AsyncIterator[FindingView]:
         subject = f"lease of node {self._cluster.node}"
-        if self._lease.withheld:
+        if self._lease.name_taken:
+            who = "another boot has this node's name: an earlier one of this machine, or another machine's"
+            if self._lease.name_taken_by_machine:
+                who = "another machine has this node's name: one of the two is a copy of the other"
+            what = f"{who}. This machine serves nothing and changes nothing"
+            yield _problem(subject, what, COPIED_REMEDY)
+        elif self._lease.withheld:
             yield _problem(
                 subject,
                 f"deliberately not renewed: {self._lease.withheld}",
@@ -192,10 +212,14 @@ class Doctor:
 
     async def _services(self) -> AsyncIterator[FindingView]:
         try:
+            for declared in await declared_here(self._docker, self._cluster):
+                for finding in declared.findings(self._cluster):
+                    yield finding
             async for finding in excluded_services(self._docker.swarm, self._cluster.catalog):
                 yield finding
-            for found in await asked_otherwise(self._docker.swarm, self._cluster.catalog):
-                yield found.finding()
+            for declared in await declared_now(self._docker.swarm, self._cluster):
+                for finding in declared.findings(self._cluster):
+                    yield finding
         except EngineUnavailable:
             return  # reported already, or the Swarm has no leader: then its services are not known
 
@@ -260,6 +284,10 @@ class Doctor:
         async for finding in quarantine_findings(self._drivers, self._cluster.catalog.volumes()):
             yield finding
 
+    async def _older_store(self) -> AsyncIterator[FindingView]:
+        async for finding in older_store_findings(self._cluster):
+            yield finding
+
     async def _volumes(self) -> AsyncIterator[FindingView]:
         for key, why in sorted(self._cluster.catalog.damaged.items()):
             yield _problem(f"record {key}", why, "it is left out until then")
@@ -291,8 +319,12 @@ class Doctor:
     async def _volume(self, volume: Volume) -> AsyncIterator[FindingView]:
         driver = self._drivers.of(volume)
         copy = await driver.inspect(volume.id)
-        local = LocalState({t.epoch: t.sealed for t in copy.live}, frozenset(copy.generations))
+        local = copy.state
         subject = f"volume {volume.name}"
+        plan = plan_serving(volume, local, node=self._cluster.node)
+        if isinstance(plan, Disbelieve):
+            error = disk_is_newer(volume, plan.epoch, node=self._cluster.node)
+            yield _problem(subject, error.message, error.remedy)
         for epoch in plan_cleanup(volume, local, node=self._cluster.node).strays:
             yield _warning(
                 subject,
@@ -303,7 +335,6 @@ class Doctor:
             )
         if volume.grant.node != self._cluster.node:
             return
-        plan = plan_serving(volume, local, node=self._cluster.node)
         if isinstance(plan, Lost):
             yield _problem(
                 subject, "its data is not on this node's disk", "is the right disk there?"
@@ -311,6 +342,9 @@ class Doctor:
             return
         for finding in damage_findings(volume):
             yield finding
+        for node, progress in self._replicator.progress(volume).items():
+            if progress.tries.whole:
+                yield refused_copy(volume.name, node, progress.tries.whole)
         if past := self._unheld.of(volume):
             yield past_the_barrier(volume.name, past)
         if writers := self._unheld.writers_of(volume):

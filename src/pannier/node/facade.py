@@ -29,6 +29,7 @@ from pannier.contract.views import (
 from pannier.contract.volumes import LiveVolumeView, RememberedVolumeView, VolumeView
 from pannier.contract.words import Level
 from pannier.copies.file_systems import FileSystems
+from pannier.copies.option_changes import OptionChanges
 from pannier.copies.verification import Verification
 from pannier.core.errors import StorageError, Unavailable, VolumeNotFound
 from pannier.holding.recovery import Recovery
@@ -63,6 +64,7 @@ class NodeService:
         volume_views: VolumeViews,
         node_views: NodeViews,
         volumes: Volumes,
+        option_changes: OptionChanges,
         trash: Trash,
         cleaning: Cleaning,
         membership: Membership,
@@ -84,6 +86,7 @@ class NodeService:
         self._volume_views = volume_views
         self._node_views = node_views
         self._volumes = volumes
+        self._option_changes = option_changes
         self._trash = trash
         self._cleaning = cleaning
         self._membership = membership
@@ -183,6 +186,11 @@ class NodeService:
         return self._volume_views.listed(
             await self._volumes.create(name, options, actor=self._actor)
         )
+
+    async def set_volume(self, name: str, options: Mapping[str, str]) -> VolumeView:
+        """Change options of a volume."""
+        changed = await self._option_changes.set(name, options, actor=self._actor)
+        return self._volume_views.listed(changed)
 
     async def recover_volume(self, name: str, *, accept_loss: bool) -> VolumeView:
         """Give a lost holder's volume to the newest copy."""

@@ -1,6 +1,6 @@
 """Removes what this node keeps of things that are gone, and that nobody needs any more.
 
-Three kinds: the marks of purged volumes in the store, the records of expired join tokens, and what this node
+Three kinds: the marks of purged volumes in the store, expired join tokens of this node, and what this node
 prepared for Mounts of volumes that are no more. Everything here may be repeated, and may be cut off at any point.
 """
 

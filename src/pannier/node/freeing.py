@@ -189,10 +189,7 @@ class Freeing:
         return found
 
     async def _local(self, volume: Volume, driver: Driver) -> LocalState:
-        copy = await driver.inspect(volume.id)
-        return LocalState(
-            {tree.epoch: tree.sealed for tree in copy.live}, frozenset(copy.generations)
-        )
+        return (await driver.inspect(volume.id)).state
 
     def _spare(self, volume: Volume, local: LocalState) -> tuple[Generation, ...]:
         if self._handovers.of(volume):

@@ -24,7 +24,6 @@ from pannier.core.freeing import (
     rank_records,
     records_in_order,
 )
-from pannier.core.ownership import LocalState
 from pannier.core.volume import HistoryEntry, Volume
 from pannier.host.clock import Clock
 from pannier.storage.lines import LineDriver, line_driver
@@ -110,10 +109,7 @@ class JournalRoom:
         return None if rank is None else FreeableRecords(rank=rank, age=age, volume=volume.id)
 
     async def _rank(self, volume: Volume, driver: LineDriver) -> RecordsRank | None:
-        copy = await driver.inspect(volume.id)
-        local = LocalState(
-            {tree.epoch: tree.sealed for tree in copy.live}, frozenset(copy.generations)
-        )
+        local = (await driver.inspect(volume.id)).state
         up = self._cluster.catalog.is_up(volume.grant.node)
         return rank_records(volume, local, node=self._cluster.node, holder_up=up)
 

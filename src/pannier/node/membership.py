@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import TypedDict
 
 import structlog
 
@@ -20,16 +20,24 @@ from pannier.core.errors import (
     OutcomeUnknown,
     PannierError,
     Stale,
-    Unavailable,
 )
 from pannier.core.node import Fingerprints, Node, check_node_name
 from pannier.core.volume import HistoryEntry
 from pannier.host.clock import Clock, rfc3339
+from pannier.node.removing import Removing
+from pannier.node.tokens import Tokens
 from pannier.pki.authority import Authority, Unsigned
 from pannier.pki.facts import facts_of
-from pannier.pki.token import Token, TokenRecord, new_token, redeem
+from pannier.pki.token import Token, new_token, redeem
 
 log = structlog.get_logger(__name__)
+
+
+class ForStore(TypedDict):
+    """The part of a :class:`JoinReply` with which a node uses the store; PEM, empty where it needs none."""
+
+    store_certificate: str
+    store_ca: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +49,7 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class Redeemed:
-    """A use of a join token that is in the store as used: for this, one certificate may be signed."""
+    """A use of a join token that is on the disk as used: for this, one certificate may be signed."""
 
     token_id: str
 
@@ -51,6 +59,9 @@ class Membership:
 
     Args:
         authority: the cluster's CA, or an error that says where it is; only one node has it.
+        tokens: those that were made on this node.
+        store_authority: that of the cluster's etcd, on the same node; None where there is none.
+        removing: ends a node's access to the store.
         store_address: what a joining node is told.
     """
 
@@ -61,6 +72,9 @@ class Membership:
         registry: Registry,
         catalog: Catalog,
         authority: Callable[[], Authority],
+        tokens: Tokens,
+        store_authority: Callable[[], Authority | None],
+        removing: Removing,
         store_address: str,
         clock: Clock,
     ) -> None:
@@ -68,11 +82,14 @@ class Membership:
         self._registry = registry
         self._catalog = catalog
         self._authority = authority
+        self._tokens = tokens
+        self._store_authority = store_authority
+        self._removing = removing
         self._store_address = store_address
         self._clock = clock
 
     async def create_token(self, *, ttl_seconds: float, uses: int) -> TokenView:
-        """A join token; the store keeps a hash of its secret.
+        """A join token; this node keeps a hash of its secret.
 
         Raises:
             Conflict: the CA is on another node, or the store is for one node only.
@@ -84,7 +101,7 @@ class Membership:
             uses=uses,
             ca_fingerprint=self._authority().fingerprint,
         )
-        await self._registry.add_token(record)
+        await self._tokens.add(record)
         return TokenView(token=token.text(), expires_at=rfc3339(record.expires_at), uses=uses)
 
     async def join(self, request: JoinOrder) -> JoinReply:
@@ -96,12 +113,12 @@ class Membership:
         Raises:
             InvalidInput: the name, the token's form or the certificate request is not valid.
             Denied: the token is not accepted.
-            Unavailable: the token cannot be looked at.
+            StorageError: that the token is used cannot be written, so it is not.
             AlreadyExists: the name is taken.
             Conflict: the CA is on another node, or the store is for one node only.
-            OutcomeUnknown, StoreUnavailable: the store did not answer; only after OutcomeUnknown the token may be used.
+            OutcomeUnknown, StoreUnavailable: the store did not answer; after OutcomeUnknown the token is used.
         """
-        known = await self._look_at(Token.parse(request.token))
+        known = self._look_at(Token.parse(request.token))
         self._refuse_where_alone()
         authority = self._authority()
         name = check_node_name(request.name)
@@ -134,6 +151,18 @@ class Membership:
             certificate=certificate,
             ca=authority.certificate_pem,
             store=self._store_address,
+            **self._for_store(request.csr, name),
+        )
+
+    def _for_store(self, csr: str, name: str) -> ForStore:
+        """What lets a node that was admitted into etcd."""
+        authority = self._store_authority()
+        if authority is None:
+            return ForStore(store_certificate="", store_ca="")
+        membership = self._removing.known.membership(name)
+        return ForStore(
+            store_certificate=authority.issue_store_client(csr, node=name, membership=membership),
+            store_ca=authority.certificate_pem,
         )
 
     @staticmethod
@@ -151,59 +180,34 @@ class Membership:
                 remedy="a cluster of several nodes begins with: pannier init --store etcd://...",
             )
 
-    async def _look_at(self, token: Token) -> Known:
+    def _look_at(self, token: Token) -> Known:
         """Look whether a token is right. Whoever asks is a stranger, and is told no more than that.
 
         Raises:
-            Denied: it is not accepted. Unavailable: that cannot be found out now.
+            Denied: it is not accepted.
         """
-        try:
-            found = await self._registry.token(token.id)
-            redeem(found.record if found else None, secret=token.secret, now=self._clock.unix())
-        except Denied:
-            raise
-        except PannierError as error:
-            log.warning("join.token-not-looked-at", error=str(error))
-            raise Unavailable(
-                "the join token cannot be looked at now",
-                remedy="try again; the log of pannierd on the node that was asked says why",
-            ) from error
+        redeem(self._tokens.find(token.id), secret=token.secret, now=self._clock.unix())
         return Known(token)
 
     async def _redeem(self, known: Known) -> Redeemed:
-        """Use a token once. Raises Denied where others have used it up meanwhile."""
-        token = known.token
+        """Use a token once.
 
-        async def read() -> Versioned[TokenRecord]:
-            found = await self._registry.token(token.id)
-            if found is None:
-                raise Denied(
-                    "the join token has been used up by another machine",
-                    remedy="make a new one with 'pannier token create' on a node of the cluster",
-                )
-            return found
-
-        def use(record: TokenRecord) -> TokenRecord:
-            left = redeem(record, secret=token.secret, now=self._clock.unix())
-            return left or replace(record, uses_left=0)
-
-        await self._registry.change(read, use)
-        return Redeemed(token.id)
+        Raises:
+            Denied: others have used it up meanwhile. StorageError: that it is used cannot be written.
+        """
+        await self._tokens.use(known.token, now=self._clock.unix())
+        return Redeemed(known.token.id)
 
     async def forget_tokens(self, *, after: float) -> None:
         """Remove the records of tokens that expired more than ``after`` seconds ago.
 
-        Only the node with the CA does it: tokens are made and redeemed there, so its clock alone says which are good.
+        Those that an earlier version kept in the store go at once: nobody redeems them any more.
+
+        Raises:
+            StorageError: the file cannot be written.
         """
-        try:
-            self._authority()
-        except Conflict:
-            return
-        for found in await self._registry.tokens():
-            token = found.record
-            if not token.is_newer and token.expires_at + after <= self._clock.unix():
-                with suppress(Stale):  # somebody used it
-                    await self._registry.remove_token(token.id, expect=found.revision)
+        await self._tokens.forget(expired_before=self._clock.unix() - after)
+        await self._registry.remove_tokens()
 
     async def drain(self, name: str, *, drained: bool) -> Node:
         """Mark a node as drained, or take the mark away."""
@@ -243,7 +247,7 @@ class Membership:
         return found.record
 
     async def remove(self, name: str, *, lost: bool = False, actor: str = "local") -> None:
-        """Take a node out of the cluster; its certificate is not accepted any more.
+        """Take a node out of the cluster: it gets no more into the store, and then not to any node.
 
         Args:
             lost: it is down and will not come back. Its volumes go to the trash and stay there: if
@@ -252,6 +256,7 @@ class Membership:
         Raises:
             Conflict: it holds volumes, or it is this node; or it is called lost, but it is up or one of
                 its volumes has copies.
+            Unavailable, StorageError, Corrupt, ProgramFailed: as :meth:`Removing.remove`.
         """
         found = await self._node_record(name)
         if lost:
@@ -269,6 +274,13 @@ class Membership:
             )
         if name == self._node:
             raise Conflict(f"node {name} cannot remove itself", remedy="run this on another node")
+        if not lost and await self._removing.has_member(found.record):
+            raise Conflict(
+                f"a member of etcd runs on node {name}, with all of the cluster's records",
+                remedy="move that member first; if the node is lost for ever: pannier node rm --lost",
+            )
+        # First, since a node that still gets in could write its record again.
+        await self._removing.remove(name)
         await self._registry.remove_node(name, expect=found.revision)
         log.info("node.removed", node=name)
 

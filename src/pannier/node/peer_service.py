@@ -16,9 +16,11 @@ from pannier.contract.views import (
     FileSystemView,
     HandoverReply,
     HookView,
+    MemoryView,
     MoveProgress,
     NodeView,
     PiecesView,
+    RemovalsView,
     RenewalReply,
 )
 from pannier.contract.volumes import LiveVolumeView, VolumeCopyView, VolumeView
@@ -36,8 +38,10 @@ from pannier.holding.promising import Promising
 from pannier.holding.recovery import Recovery
 from pannier.holding.takeover import Takeover
 from pannier.holding.volumes import Volumes
+from pannier.host.records import encode
 from pannier.node.certificates import Certificates
 from pannier.node.node_views import NodeViews
+from pannier.node.removing import Removing
 from pannier.node.signing import Signing
 from pannier.node.volume_views import VolumeViews
 from pannier.pki.renewal import RenewalRequest
@@ -64,6 +68,7 @@ class PeerService:
         mending: Mending,
         file_systems: FileSystems,
         services: Services,
+        removing: Removing,
         certificates: Certificates,
         signing: Signing,
     ) -> None:
@@ -81,6 +86,7 @@ class PeerService:
         self._mending = mending
         self._file_systems = file_systems
         self._services = services
+        self._removing = removing
         self._certificates = certificates
         self._signing = signing
         self._asking = ""  # No node has this name: what only a node may ask is refused.
@@ -103,6 +109,11 @@ class PeerService:
         if volume is None:
             raise no_such_volume(name)
         return volume
+
+    async def peer_memory(self) -> MemoryView:
+        """What this node remembers of volumes' records."""
+        known = self._cluster.catalog.volumes()
+        return MemoryView(records=[encode(volume).decode() for volume in known])
 
     async def peer_node(self) -> NodeView:
         """This node with its pool's figures, and what its engine can do."""
@@ -170,6 +181,12 @@ class PeerService:
     async def peer_promise(self, volumes: Mapping[str, int], *, seconds: float) -> list[str]:
         """Another node holds these volumes and has lost the store."""
         return self._promising.promise(volumes, seconds=seconds, peer=self._asking)
+
+    async def peer_removals(self, counts: Mapping[str, int]) -> RemovalsView:
+        """Another node removes a node, or asks which were removed."""
+        if counts:
+            await self._removing.take_in(counts)
+        return RemovalsView(counts=dict(self._removing.known.counts))
 
     async def peer_create(self, name: str, options: Mapping[str, str], *, actor: str) -> VolumeView:
         """Another node was asked for a volume that shall be made here."""

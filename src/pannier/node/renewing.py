@@ -110,18 +110,24 @@ class Renewing:
         await self._report()
 
     async def _by_any_node(self) -> str:
-        """Ask as one whose certificate nobody accepts any more; any node passes that on to the authority."""
-        failure: PannierError = PeerUnavailable(
-            "this node remembers no other node that it could ask",
-            remedy="say which: pannier cert renew --address ADDRESS",
-        )
+        """Ask as one whose certificate nobody accepts any more; any node passes that on to the authority.
+
+        Raises:
+            PannierError: what the first that was asked said, which is the one with the authority if this node remembers it.
+        """
+        failures: list[PannierError] = []
         others = [node for node in self._catalog.nodes() if node.name != self._node]
         for node in sorted(others, key=lambda each: not each.authority):
             try:
                 return await self._by_stranger(node.address, node.api_port, node.name)
             except PannierError as error:
-                failure = error
-        raise failure
+                failures.append(error)
+        if failures:
+            raise failures[0]
+        raise PeerUnavailable(
+            "this node remembers no other node that it could ask",
+            remedy="say which: pannier cert renew --address ADDRESS",
+        )
 
     async def _by_stranger(self, address: str, port: int, node: str | None) -> str:
         request = self._own.request()

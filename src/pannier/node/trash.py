@@ -19,6 +19,7 @@ from pannier.cluster.registry import Versioned
 from pannier.core.errors import Conflict, OutcomeUnknown, PannierError, VolumeNotFound
 from pannier.core.freeing import beyond
 from pannier.core.record import Record
+from pannier.core.restored import is_behind, store_is_older
 from pannier.core.volume import HistoryEntry, Volume
 from pannier.host.clock import Clock
 from pannier.host.records import encode, read_file
@@ -180,6 +181,9 @@ class Trash:
 
     async def _commit(self, found: Versioned[Volume], *, why: str) -> None:
         volume = found.record
+        known = self._cluster.catalog.volume(volume.name)
+        if known is not None and known.id == volume.id and is_behind(volume, known):
+            raise store_is_older(known, None)  # it was taken out of the trash after the backup
         entry = HistoryEntry(
             at=self._clock.unix(),
             what="purged",

@@ -29,6 +29,7 @@ from pannier.core.volume import Volume
 from pannier.holding.handover import Handovers
 from pannier.host.clock import Clock, rfc3339
 from pannier.node.quarantine import quarantine_of
+from pannier.node.restored_store import doubt_of
 from pannier.node.sync_views import sync_view
 from pannier.node.unheld import Unheld
 from pannier.storage.base import LocalCopy, SparseDriver
@@ -137,6 +138,7 @@ class VolumeViews:
             "options": describe_spec(volume.spec),
             "in_sync": list(volume.in_sync),
             "created_at": rfc3339(volume.created_at),
+            "doubt": doubt_of(self._cluster, volume.name),
         }
 
     async def generations(self, volume: Volume) -> list[str]:
@@ -174,6 +176,8 @@ class VolumeViews:
                 error=progress.error,
                 follows=progress.follows(line),
                 record_error=progress.record_error,
+                sent_anew=progress.tries.why,
+                refused=progress.tries.whole,
                 record=_kept(progress.record),
                 room_percent=record.room * 10 if (record := records[node]) else None,
             )

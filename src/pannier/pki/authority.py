@@ -18,15 +18,21 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from pannier.core.certificates import LIFE_SECONDS
 from pannier.core.errors import AlreadyExists, Denied, InvalidInput
 from pannier.core.node import check_node_name
+from pannier.core.removals import serial
 from pannier.pki import files
 from pannier.pki.identity import NodeIdentity, UserIdentity, check_cluster, check_user_name
 
 CA_CERTIFICATE = "ca.crt"
 CA_KEY = "ca.key"
+CLUSTER_NAME = "Pannier cluster CA"
+STORE_NAME = "Pannier store CA"
+STORE_DIRECTORY = "store"
+"""Folder in the cluster's authority for the authority of its etcd, and in a node's files for what that issued: it opens
+etcd and nothing else, and nothing else opens etcd."""
 CA_VALIDITY = timedelta(days=3653)
 LEAF_VALIDITY = timedelta(seconds=LIFE_SECONDS)
 ETCD_VALIDITY = timedelta(days=1826)
-"""An etcd member's: nobody renews it but a person, so it lasts as long as machines do."""
+"""An etcd member's, and a node's for etcd: nobody renews it but a person, so it lasts as long as machines do."""
 BACKDATE = timedelta(hours=1)
 """Certificates begin this long before they are made: the clocks of a cluster may differ."""
 REQUEST_LIMIT = 16384
@@ -48,6 +54,7 @@ class Unsigned:
         usages: for which ends of TLS it is.
         life: for how long it counts, from its signing on: as long as its kind needs until somebody renews it.
         since: from when on it counts at the latest; None for the time of signing.
+        number: its serial number; None for a random one.
     """
 
     common_name: str
@@ -56,6 +63,7 @@ class Unsigned:
     usages: Sequence[x509.ObjectIdentifier]
     life: timedelta
     since: datetime | None = None
+    number: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +86,17 @@ class Authority:
 
     @classmethod
     def create(
-        cls, directory: Path, *, cluster: str, clock: Callable[[], float] = time.time
+        cls,
+        directory: Path,
+        *,
+        cluster: str,
+        name: str = CLUSTER_NAME,
+        clock: Callable[[], float] = time.time,
     ) -> Authority:
         """Make a new CA in ``directory`` (0700). May be repeated after a crash, and then finishes.
+
+        Args:
+            name: which of the cluster's authorities it is, for people.
 
         Raises:
             AlreadyExists: there is one; it was not touched.
@@ -100,7 +116,7 @@ class Authority:
             new = ec.generate_private_key(ec.SECP256R1())
             files.write(key_path, private_pem(new), mode=files.PRIVATE_MODE, replace=False)
         key = _read_key(key_path)
-        certificate = _self_signed(key, cluster=cluster, now=_at(clock))
+        certificate = _self_signed(key, cluster=cluster, name=name, now=_at(clock))
         files.write(
             directory / CA_CERTIFICATE,
             _pem(certificate),
@@ -176,11 +192,16 @@ class Authority:
             )
         )
 
-    def issue_etcd(self, csr_pem: str, *, member: str, addresses: Sequence[str]) -> str:
+    def issue_etcd(
+        self, csr_pem: str, *, member: str, addresses: Sequence[str], membership: int
+    ) -> str:
         """An etcd member's certificate: it serves clients and speaks to other members.
 
         It carries no identity of ours, so it can act neither for a node nor for a user. It is for
         clients too, because etcd's own gateway uses the server's certificate as a client.
+
+        Args:
+            membership: of the node that the member is on: see :mod:`pannier.core.removals`.
 
         Raises:
             InvalidInput: the request or a name cannot be accepted.
@@ -192,6 +213,28 @@ class Authority:
                 names=_alternative_names((check_node_name(member), *addresses, *_LOOPBACK), None),
                 usages=(_SERVER, _CLIENT),
                 life=ETCD_VALIDITY,
+                number=serial(member, membership),
+            )
+        )
+
+    def issue_store_client(self, csr_pem: str, *, node: str, membership: int) -> str:
+        """A certificate with which a node uses the cluster's etcd; for the client's end only.
+
+        Args:
+            membership: the node's: see :mod:`pannier.core.removals`.
+
+        Raises:
+            InvalidInput: the request or the name cannot be accepted.
+        """
+        identity = NodeIdentity(self.cluster, check_node_name(node))
+        return self.sign(
+            Unsigned(
+                common_name=node,
+                public_key=requested_key(csr_pem),
+                names=_alternative_names((), identity.uri),
+                usages=(_CLIENT,),
+                life=ETCD_VALIDITY,
+                number=serial(node, membership),
             )
         )
 
@@ -236,7 +279,7 @@ class Authority:
             .subject_name(subject)
             .issuer_name(self._certificate.subject)
             .public_key(unsigned.public_key)
-            .serial_number(x509.random_serial_number())
+            .serial_number(unsigned.number or x509.random_serial_number())
             .not_valid_before(min(unsigned.since or now, now - BACKDATE))
             .not_valid_after(min(now + unsigned.life, self._certificate.not_valid_after_utc))
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
@@ -333,12 +376,12 @@ def _host(name: str) -> str:
 
 
 def _self_signed(
-    key: ec.EllipticCurvePrivateKey, *, cluster: str, now: datetime
+    key: ec.EllipticCurvePrivateKey, *, cluster: str, name: str, now: datetime
 ) -> x509.Certificate:
     subject = x509.Name(
         [
             x509.NameAttribute(NameOID.ORGANIZATION_NAME, cluster),
-            x509.NameAttribute(NameOID.COMMON_NAME, "Pannier cluster CA"),
+            x509.NameAttribute(NameOID.COMMON_NAME, name),
         ]
     )
     return (

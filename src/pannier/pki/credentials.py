@@ -20,7 +20,7 @@ from cryptography.x509.oid import NameOID
 from pannier.core.errors import Denied
 from pannier.core.node import Fingerprints
 from pannier.pki import files
-from pannier.pki.authority import CA_CERTIFICATE, load_private, private_pem
+from pannier.pki.authority import CA_CERTIFICATE, STORE_DIRECTORY, load_private, private_pem
 from pannier.pki.facts import facts_of
 from pannier.pki.identity import Identity, fingerprint, identity_of
 
@@ -176,6 +176,19 @@ class Credentials:
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         context.verify_flags |= ssl.VERIFY_X509_STRICT
         context.load_verify_locations(cafile=str(self.ca_path))
+
+
+def store_credentials(directory: Path) -> Credentials:
+    """With which the node whose files are in ``directory`` uses the store: those that the store's own authority issued.
+
+    A node that an earlier version set up has none until ``pannier deploy`` was run again: it has its own, which the etcd
+    that belongs to it lets in.
+
+    Raises:
+        NotFound, Denied: as :meth:`Credentials.load`.
+    """
+    own = directory / STORE_DIRECTORY
+    return Credentials.load(own if own.is_dir() else directory)
 
 
 def check_together(certificate: str, *, key: str, ca: str, directory: Path, kind: str) -> Identity:

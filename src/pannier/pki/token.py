@@ -1,7 +1,7 @@
 """Join tokens: what a new machine shows to be let into the cluster, and what proves the cluster.
 
-``pannier1-<id>-<secret>-<fingerprint of the CA>``. The store keeps only a hash of the secret. The
-fingerprint lets the new machine know the cluster before it says the secret (:mod:`pannier.pki.pin`).
+``pannier1-<id>-<secret>-<fingerprint of the CA>``. The node that made it keeps only a hash of
+the secret. The fingerprint lets the new machine know the cluster before it says the secret (:mod:`pannier.pki.pin`).
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Token:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenRecord(Record):
-    """What the store keeps of a token.
+    """What the node that made a token keeps of it.
 
     Attributes:
         secret_hash: SHA-256 over id and secret, hexadecimal.
@@ -72,7 +72,7 @@ class TokenRecord(Record):
 def new_token(
     now: float, *, ttl_seconds: float, uses: int, ca_fingerprint: str
 ) -> tuple[Token, TokenRecord]:
-    """A fresh token and what to store of it.
+    """A fresh token and what to keep of it.
 
     Args:
         now: Unix time.
@@ -102,13 +102,12 @@ def redeem(record: TokenRecord | None, *, secret: str, now: float) -> TokenRecor
     """Use a token once.
 
     Args:
-        record: what the store has under the token's id; None where it has nothing.
+        record: what is kept under the token's id; None where there is nothing.
         secret: the secret that was shown.
         now: Unix time.
 
     Returns:
-        The record to store instead (by compare-and-swap: two machines may ask at once), or None
-        when this was its last use and the record goes.
+        The record to keep instead, or None when this was its last use and the record goes.
 
     Raises:
         Denied: unknown or wrong (not told apart, and after the same time), expired, or used up.
@@ -116,7 +115,10 @@ def redeem(record: TokenRecord | None, *, secret: str, now: float) -> TokenRecor
     stored = record.secret_hash if record else "0" * 64
     right = hmac.compare_digest(stored, _hash(record.id if record else "", secret))
     if record is None or not right:
-        raise Denied("the join token is not known here", remedy=_NEW)
+        raise Denied(
+            "the join token is not known here",
+            remedy=f"join at the node on which it was made, or {_NEW}",
+        )
     if now >= record.expires_at:
         raise Denied("the join token has expired", remedy=_NEW)
     if record.uses_left < 1:

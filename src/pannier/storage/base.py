@@ -22,6 +22,7 @@ from typing import Protocol, runtime_checkable
 from pannier.core.errors import StorageError
 from pannier.core.generation import Generation
 from pannier.core.line import LinePlace, OnTop
+from pannier.core.ownership import LocalState
 from pannier.core.room import ImageLimits, Room
 from pannier.core.set_back import Noted
 
@@ -78,6 +79,17 @@ class LocalCopy:
     begun: Begun | None = None
     last: LinePlace | None = None
     noted: tuple[Noted, ...] = ()
+
+    @property
+    def state(self) -> LocalState:
+        """What is decided by: trees, generations, and the latest epoch of which there are records."""
+        ours = (each.epoch for each in self.noted)
+        theirs = self.last.epoch if self.last is not None else 0
+        return LocalState(
+            {tree.epoch: tree.sealed for tree in self.live},
+            frozenset(self.generations),
+            max(theirs, *ours, 0),
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -128,10 +128,9 @@ def _remedy(entry: Path, error: OSError) -> str:
                 f"btrfs subvolume list -o {entry}; btrfs subvolume delete"
             )
         case errno.EPERM | errno.EACCES:
-            return (
-                f"a file may be immutable (lsattr -R {entry}; chattr -R -ia), or a subvolume in it "
-                f"the default one or in use"
-            )
+            return f"a subvolume in it may be the default one or in use (btrfs subvolume list -o {entry})"
+        case errno.EBUSY:
+            return f"something is mounted in it: findmnt -R {entry}; umount"
         case errno.EIO | errno.EUCLEAN | errno.EROFS:
             return "see dmesg for errors of the disk; another node's copy may be whole"
         case errno.ENOTDIR:

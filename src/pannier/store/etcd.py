@@ -116,7 +116,7 @@ class EtcdStore(Store):
             # successor, and the successor does not count those renewals. The read needs a majority.
             # So whoever renews after it was the leader when we began, or became it later. Any
             # leader after that one gives the lease its whole time anew.
-            await self._gateway.revision_at(endpoint)
+            await self._gateway.header_at(endpoint)
             message = await self._gateway.post(
                 endpoint, "lease/keepalive", body, KeepAliveMessage, seconds=seconds
             )
@@ -174,7 +174,7 @@ class EtcdStore(Store):
     async def _health_of(self, endpoint: str) -> MemberHealth:
         seconds = self._gateway.timing.try_seconds
         try:
-            await self._gateway.revision_at(endpoint)
+            await self._gateway.header_at(endpoint)
             status = await self._gateway.post(
                 endpoint, "maintenance/status", {}, StatusResponse, seconds=seconds
             )

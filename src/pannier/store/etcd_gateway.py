@@ -17,7 +17,7 @@ import aiohttp
 import msgspec
 
 from pannier.core.errors import OutcomeUnknown, StoreUnavailable
-from pannier.store.etcd_wire import ErrorBody, RangeResponse, decode
+from pannier.store.etcd_wire import ErrorBody, Header, RangeResponse, decode
 
 T = TypeVar("T")
 
@@ -232,8 +232,8 @@ class Gateway:
                 raise error_of(_decode(await response.read(), ErrorBody))
             yield response
 
-    async def revision_at(self, endpoint: str) -> int:
-        """The store's revision, if this endpoint is in touch with a majority: a linearizable read.
+    async def header_at(self, endpoint: str) -> Header:
+        """The store's revision and identity, if this endpoint is in touch with a majority: a linearizable read.
 
         Raises:
             Refused, NoAnswer: as :meth:`post`.
@@ -241,7 +241,7 @@ class Gateway:
         body = {"key": self._namespace, "limit": 1, "keys_only": True}
         seconds = self.timing.try_seconds
         answer = await self.post(endpoint, "kv/range", body, RangeResponse, seconds=seconds)
-        return answer.header.revision
+        return answer.header
 
     @asynccontextmanager
     async def _request(

@@ -15,7 +15,7 @@ import structlog
 from pannier.store import keys
 from pannier.store.base import Deleted, Entry, Put, WatchEvent
 from pannier.store.etcd_gateway import Gateway, NoAnswer, Refused, error_of
-from pannier.store.etcd_wire import Event, RangeResponse, WatchMessage, WatchResult, decode
+from pannier.store.etcd_wire import Event, Header, RangeResponse, WatchMessage, WatchResult, decode
 from pannier.store.snapshot import as_events
 
 _log = structlog.get_logger(__name__)
@@ -41,6 +41,8 @@ class EtcdWatch:
         self._range = range_of(namespace + prefix)
         self._revision = 0
         """All changes up to this one were yielded; 0 before the first list."""
+        self._cluster = ""
+        """Of which etcd cluster that is."""
 
     async def events(self) -> AsyncGenerator[WatchEvent, None]:
         """The watch's events, for ever."""
@@ -69,11 +71,11 @@ class EtcdWatch:
         """Begin or resume at one endpoint, until it fails."""
         await self._check_history(endpoint)
         if not self._revision:
-            present, revision = await self._list(endpoint)
+            present, header = await self._list(endpoint)
             for event in as_events(present):
                 yield event
             # Only now: a consumer that stops half-way must get the whole list again.
-            self._revision = revision
+            self._revision, self._cluster = header.revision, header.cluster_id
         async with aclosing(self._batches(endpoint)) as batches:
             async for batch in batches:
                 for change in self._changes(batch):
@@ -81,18 +83,21 @@ class EtcdWatch:
                 self._revision = batch[-1].kv.mod_revision
 
     async def _check_history(self, endpoint: str) -> None:
-        """See that the member works, and that etcd was not set back to an older backup."""
-        if await self._gateway.revision_at(endpoint) < self._revision:
+        """See that the member works, and that etcd was not restored from a backup: its revision may be higher by now."""
+        header = await self._gateway.header_at(endpoint)
+        if self._revision and (
+            header.revision < self._revision or header.cluster_id != self._cluster
+        ):
             raise _BeginAgain
 
-    async def _list(self, endpoint: str) -> tuple[tuple[Entry, ...], int]:
+    async def _list(self, endpoint: str) -> tuple[tuple[Entry, ...], Header]:
         seconds = self._gateway.timing.deadline_seconds
         answer = await self._gateway.post(
             endpoint, "kv/range", self._range, RangeResponse, seconds=seconds
         )
         return tuple(
             Entry(self._name(kv.key), kv.value, kv.mod_revision) for kv in answer.kvs
-        ), answer.header.revision
+        ), answer.header
 
     async def _batches(self, endpoint: str) -> AsyncGenerator[list[Event], None]:
         request = self._range | {"start_revision": self._revision + 1}

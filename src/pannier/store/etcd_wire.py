@@ -14,9 +14,10 @@ T = TypeVar("T")
 
 
 class Header(msgspec.Struct, frozen=True):
-    """Comes with each answer; ``revision`` is the whole store's."""
+    """Comes with each answer; ``revision`` is the whole store's, and ``cluster_id`` another one after a restore under a new token."""
 
     revision: int = 0
+    cluster_id: str = ""
 
 
 class KeyValue(msgspec.Struct, frozen=True):

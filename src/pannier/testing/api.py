@@ -28,10 +28,12 @@ from pannier.contract.views import (
     HandoverReply,
     HookView,
     JoinReply,
+    MemoryView,
     MoveProgress,
     NodeView,
     PiecesView,
     PieceView,
+    RemovalsView,
     RenewalReply,
     ServiceMoveProgress,
     ServiceView,
@@ -279,6 +281,14 @@ class FakeCluster:
         self._change("peer_lost_copy", name)
         self._volume(name)
 
+    async def peer_memory(self) -> MemoryView:
+        self._change("peer_memory", "")
+        return MemoryView(records=[])
+
+    async def peer_removals(self, counts: Mapping[str, int]) -> RemovalsView:
+        """See :class:`~pannier.contract.peers.Peer`."""
+        return RemovalsView(counts=dict(counts))
+
     async def peer_promise(self, volumes: Mapping[str, int], *, seconds: float) -> list[str]:
         self._change("peer_promise", ",".join(volumes))
         return list(volumes)
@@ -353,6 +363,14 @@ class FakeCluster:
         )
         self._note(EventKind.VOLUME_CREATED, name)
         return self.volumes_by_name[name]
+
+    async def set_volume(self, name: str, options: Mapping[str, str]) -> VolumeView:
+        self._change("set_volume", name)
+        volume = self._volume(name)
+        changed = structs.replace(volume, options={**volume.options, **options})
+        self.volumes_by_name[name] = changed
+        self._note(EventKind.VOLUME_OPTIONS_CHANGED, name)
+        return changed
 
     async def remove_volume(self, name: str) -> TrashView:
         self._change("remove_volume", name)

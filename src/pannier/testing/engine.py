@@ -9,6 +9,7 @@ from dataclasses import replace
 from pannier.core.errors import Conflict, EngineUnavailable, Stale
 from pannier.core.swarm import (
     Availability,
+    ServiceMount,
     SwarmMember,
     SwarmNode,
     SwarmService,
@@ -25,6 +26,7 @@ class FakeSwarmData:
         nodes: by id.
         tasks: of all services; what happens to them is a test's affair.
         writes: every node that was changed through an engine, as it was then, in order.
+        deployed: notified when a test has changed ``services`` through :meth:`deploy`.
     """
 
     def __init__(self) -> None:
@@ -33,11 +35,18 @@ class FakeSwarmData:
         self.services: list[SwarmService] = []
         self.tasks: list[SwarmTask] = []
         self.writes: list[SwarmNode] = []
+        self.deployed = asyncio.Condition()
 
     def put(self, node: SwarmNode) -> None:
         """Add a node, or change one as Swarm itself or a person does: with a new version."""
         last = max((one.version for one in self.nodes.values()), default=0)
         self.nodes[node.id] = replace(node, version=last + 1)
+
+    async def deploy(self, *services: SwarmService) -> None:
+        """Make these all the services that there are, and tell it."""
+        async with self.deployed:
+            self.services = list(services)
+            self.deployed.notify_all()
 
 
 class FakeSwarm:
@@ -105,6 +114,16 @@ class FakeSwarm:
     async def tasks(self, *, service: str | None = None) -> list[SwarmTask]:
         return [one for one in self._swarm().tasks if service in (None, one.service)]
 
+    async def service_changes(self) -> AsyncIterator[None]:
+        yield
+        while True:
+            if self.data is None:
+                await asyncio.sleep(1.0)
+                continue
+            async with self.data.deployed:
+                await self.data.deployed.wait()
+            yield
+
     def _check(self) -> None:
         if not self.up:
             raise EngineUnavailable("the fake engine is down", remedy="start it")
@@ -127,6 +146,7 @@ class FakeEngine:
         local: volumes of its own driver, by name.
         commands: how each command ends, for all containers; one that is not in it never ends.
         executed: container and command of each execution that was begun.
+        declared: what its containers say of volumes.
         swarm: its place in a Swarm; none at first.
     """
 
@@ -142,6 +162,7 @@ class FakeEngine:
         self.local: dict[str, LocalVolume] = {}
         self.commands: dict[str, Executed] = {}
         self.executed: list[tuple[str, str]] = []
+        self.declared: list[ServiceMount] = []
         self.swarm = FakeSwarm()
 
     # --- what a test does to it ------------------------------------------------------------------
@@ -189,6 +210,10 @@ class FakeEngine:
         self._check()
         found = self._containers.get(container_id)
         return found[0] if found else None
+
+    async def declared_mounts(self) -> list[ServiceMount]:
+        self._check()
+        return list(self.declared)
 
     async def containers_of(self, service: str) -> list[Container]:
         self._check()

@@ -26,6 +26,14 @@ class _Lease:
     deadline: float
 
 
+@dataclass(frozen=True, slots=True)
+class Backup:
+    """A copy of the entries, as of a revision."""
+
+    entries: tuple[Entry, ...]
+    revision: int
+
+
 class MemoryData:
     """Entries and leases, shared by the stores of all nodes in a test.
 
@@ -42,6 +50,23 @@ class MemoryData:
         self._timer: asyncio.TimerHandle | None = None
         self.revision = 1
         self.feed = Feed()
+
+    def backup(self) -> Backup:
+        """What is there now, without what has a lease."""
+        kept = (entry for key, entry in self._entries.items() if key not in self._lease_of)
+        return Backup(tuple(kept), self.revision)
+
+    def restore(self, backup: Backup, *, goes_on: bool) -> None:
+        """Put what there was back. All leases are gone, and watchers must list again.
+
+        Args:
+            goes_on: the revision goes on; else it goes back.
+        """
+        self._entries = {entry.key: entry for entry in backup.entries}
+        self._lease_of.clear()
+        self._leases.clear()
+        self.revision = self.revision if goes_on else backup.revision
+        self.feed.cut()
 
     def get(self, key: str) -> Entry | None:
         """The entry of ``key``, or None."""

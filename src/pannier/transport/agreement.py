@@ -13,7 +13,7 @@ from pannier.core.errors import SetBack
 from pannier.core.generation import Generation, newest_common
 from pannier.core.set_back import lacks_records, proof_of_set_back
 from pannier.storage.base import Driver, LocalCopy, ResumingDriver
-from pannier.transport.base import Offer
+from pannier.transport.base import ChooseBase, Offer
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +31,20 @@ class Agreement:
     first: Generation | None = None
 
 
-def agree(offer: Offer, driver: Driver, ours: LocalCopy, theirs: LocalCopy) -> Agreement:
+def agree(
+    offer: Offer,
+    driver: Driver,
+    ours: LocalCopy,
+    theirs: LocalCopy,
+    *,
+    choose_base: ChooseBase | None = None,
+) -> Agreement:
     """Decide what to send.
 
     Args:
         ours: what is here of the volume.
         theirs: what the receiver has of it.
+        choose_base: asked where something is to be sent.
 
     Raises:
         SetBack: the receiver has what this node has sent and lacks now. What would be sent may make a record
@@ -65,8 +73,11 @@ def agree(offer: Offer, driver: Driver, ours: LocalCopy, theirs: LocalCopy) -> A
     if offer.generation in theirs.generations:
         return Agreement(there=True)
     base = newest_common(ours.generations + ours.bases, theirs.generations)
-    begun = theirs.begun
-    if begun is None or begun.base != base or not isinstance(driver, ResumingDriver):
+    begun = theirs.begun if isinstance(driver, ResumingDriver) else None
+    if choose_base is not None:
+        arrived = begun.position if begun is not None and begun.base == base else 0
+        base = choose_base(base, arrived)
+    if begun is None or begun.base != base:
         return Agreement(there=False, base=base)
     if begun.generation == offer.generation:
         return Agreement(there=False, base=base, position=begun.position)

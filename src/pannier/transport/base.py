@@ -110,6 +110,28 @@ class Sender(Protocol):
         ...
 
 
+ChooseBase = Callable[[Generation | None, int], Generation | None]
+"""Called with the newest generation that both ends have, and how many bytes of the difference to it have arrived before;
+returns what the stream shall be a difference to: that generation, or None to send everything."""
+
+
+class ChoosingSender(Sender, Protocol):
+    """A sender that asks what to send a difference to."""
+
+    async def send(
+        self,
+        offer: Offer,
+        *,
+        to: Node,
+        driver: Driver,
+        progress: Callable[[int], None] | None = None,
+        may_wait: Callable[[], bool] | None = None,
+        choose_base: ChooseBase | None = None,
+    ) -> Sent:
+        """See :meth:`Sender.send`. ``choose_base`` is called once before each stream; None takes the newest."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Parcel:
     """A record, encoded once for all its receivers.

@@ -19,7 +19,7 @@ from pannier.core.node import Node
 from pannier.pki.credentials import Credentials
 from pannier.storage.base import Driver, ResumingDriver
 from pannier.transport.agreement import Agreement, agree
-from pannier.transport.base import Offer, Sent
+from pannier.transport.base import ChooseBase, Offer, Sent
 from pannier.transport.channel import Channel, TransportTiming
 from pannier.transport.connecting import connect
 from pannier.transport.frames import PROTOCOL, Done, End, Failed, Have, Message, Offered, Start
@@ -39,7 +39,7 @@ _NAP_SECONDS = 0.0005
 
 
 class TransportClient:
-    """Sends generations to other nodes: the :class:`~pannier.transport.base.Sender`.
+    """Sends generations to other nodes: the :class:`~pannier.transport.base.ChoosingSender`.
 
     A connection is kept for the next offer to the same node, of whatever volume; :meth:`close`
     closes those that are idle.
@@ -77,8 +77,9 @@ class TransportClient:
         driver: Driver,
         progress: Callable[[int], None] | None = None,
         may_wait: Callable[[], bool] | None = None,
+        choose_base: ChooseBase | None = None,
     ) -> Sent:
-        """See :meth:`pannier.transport.base.Sender.send`.
+        """See :meth:`pannier.transport.base.ChoosingSender.send`.
 
         Raises:
             PeerUnavailable: no connection, or it broke, or the receiver was silent for
@@ -97,7 +98,14 @@ class TransportClient:
             if progress is not None:
                 progress(sent_bytes + more_bytes)
 
-        send = partial(self._send_one, to=to, driver=driver, progress=report, keep_rate=keep_rate)
+        send = partial(
+            self._send_one,
+            to=to,
+            driver=driver,
+            progress=report,
+            keep_rate=keep_rate,
+            choose_base=choose_base,
+        )
         agreed, sent_bytes = await send(offer, finishes=True)
         if agreed.first is not None:
             # Only once: what the receiver says after that is a reason to send all of it, never to go on for ever.
@@ -115,6 +123,7 @@ class TransportClient:
         driver: Driver,
         progress: Callable[[int], None],
         keep_rate: Callable[[int], None],
+        choose_base: ChooseBase | None,
     ) -> tuple[Agreement, int]:
         """Send one generation; returns what was agreed, and the stream's bytes.
 
@@ -125,7 +134,7 @@ class TransportClient:
         try:
             # After the answer: what the receiver has by then, this node must have noted.
             ours = await driver.inspect(offer.volume_id)
-            agreed = agree(offer, driver, ours, have.parsed())
+            agreed = agree(offer, driver, ours, have.parsed(), choose_base=choose_base)
             if finishes and agreed.first is not None:
                 lane.close(abort=True)
                 return agreed, 0

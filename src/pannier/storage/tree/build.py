@@ -104,8 +104,7 @@ class Builder:
         base, base_name = old.place(entry.path)
         with opened_regular(base_name, place=base) as file:
             _check_base(file, entry)
-            if self._share:
-                _link(file, place, name)
+            if self._share and _linked(file, place, name):
                 return True
             with _new_file(place, name) as copy:
                 _copy(file, copy)
@@ -174,6 +173,15 @@ def _new_file(place: int, name: str) -> Iterator[int]:
 
 def _link(found: int, place: int, name: str) -> None:
     os.link(path_of(found), name, dst_dir_fd=place, follow_symlinks=True)
+
+
+def _linked(found: int, place: int, name: str) -> bool:
+    """Link a file of the base; False where its user has guarded it, and it has to be copied."""
+    try:
+        _link(found, place, name)
+    except PermissionError:
+        return False
+    return True
 
 
 def _set_attributes(place: int, name: str, entry: TreeEntry) -> None:

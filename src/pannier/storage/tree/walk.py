@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Protocol
 
 from pannier.host.beneath import open_beneath
 from pannier.storage.regular import opened_seen, path_of, seen
+from pannier.storage.tree.guarded import unguard
 from pannier.storage.tree.manifest import (
     BLOCK,
     CHARACTER,
@@ -234,7 +235,7 @@ def _read_xattrs(where: str) -> tuple[tuple[str, str], ...]:
 
 
 def remove_tree(root: Path) -> None:
-    """Remove a directory and all in it, however deep. No error where there is none."""
+    """Remove a directory and all in it, however deep, also what a user has guarded. No error where there is none."""
     if not os.path.lexists(root):
         return
     directories = [""]
@@ -242,11 +243,19 @@ def remove_tree(root: Path) -> None:
         with open_directory(root, path) as directory:
             for name in os.listdir(directory):
                 try:
-                    os.unlink(name, dir_fd=directory)
+                    _although_guarded(os.unlink, name, directory)
                 except IsADirectoryError:
                     directories.append(f"{path}/{name}" if path else name)
     for path in reversed(directories[1:]):
         parent, _, name = path.rpartition("/")
         with open_directory(root, parent) as directory:
-            os.rmdir(name, dir_fd=directory)
+            _although_guarded(os.rmdir, name, directory)
     root.rmdir()
+
+
+def _although_guarded(remove: Callable[..., None], name: str, directory: int) -> None:
+    try:
+        remove(name, dir_fd=directory)
+    except PermissionError:
+        unguard(name, place=directory)
+        remove(name, dir_fd=directory)
