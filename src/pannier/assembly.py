@@ -744,7 +744,10 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
             Work("room", room.keep_free),
         ),
         then=(
-            Work("introduction", partial(keep_introduced, membership, settings.me, pace=pace.node)),
+            Work(
+                "introduction",
+                partial(keep_introduced, membership, settings.me, lease=lease, pace=pace.node),
+            ),
             Work("lease", outside.keeper.run),
             Work("disks", disks.run),
             Work("proof", custody.prove_all),

@@ -1,15 +1,19 @@
 """``pannier ca refused``: the list of certificates that an etcd member on this machine is to refuse.
 
 It runs before etcd's start, also at a boot, when pannierd may not run yet. So it reads what this node knows, and asks the
-other nodes what it has missed.
+other nodes what it has missed. Only what it knows must be readable: whom it asks, and how, may be lost in a power cut, and
+without etcd's start there would be no way back.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 from collections.abc import Mapping
 from pathlib import Path
+
+import structlog
 
 from pannier.api.client import PeerClient
 from pannier.api.connection import TlsEndpoint
@@ -23,6 +27,8 @@ from pannier.host.records import read_file
 from pannier.host.state_files import HostFiles
 from pannier.pki.credentials import Credentials
 from pannier.pki.refusal import refusal_list
+
+log = structlog.get_logger(__name__)
 
 ASK_SECONDS = 3.0
 """For one node's answer."""
@@ -42,7 +48,11 @@ def write_refused(*, out: str) -> list[str]:
     files = HostFiles(state=STATE_DIRECTORY, run=RUN_DIRECTORY)
     remedy = "move it away: the other nodes know it, too"
     known = read_file(files.durable(REMOVALS_FILE), Removals, remedy=remedy) or Removals()
-    heard = asyncio.run(_ask_until_one_answers(_others(files)))
+    try:
+        heard = asyncio.run(_ask_until_one_answers(_others(files)))
+    except (PannierError, OSError) as error:
+        log.warning("removals.not-asked", error=str(error))
+        heard = {}
     for counts in heard.values():
         known = known.merged(counts)
     write_file(Path(out), refusal_list(known.refused(), now=time.time()), mode=0o644)
@@ -59,10 +69,13 @@ def _others(files: HostFiles) -> list[Node]:
 
 
 async def _ask_until_one_answers(nodes: list[Node]) -> dict[str, Mapping[str, int]]:
-    loop = asyncio.get_running_loop()
+    """Raises: PannierError, OSError: this node's certificate cannot be read."""
+    if not nodes:
+        return {}
+    loop, context = asyncio.get_running_loop(), Credentials.load(CONFIG_DIRECTORY).client_context()
     end = loop.time() + WAIT_SECONDS
-    while nodes:
-        answers = await asyncio.gather(*(_ask(node) for node in nodes))
+    while True:
+        answers = await asyncio.gather(*(_ask(node, context) for node in nodes))
         heard = {
             node.name: counts
             for node, counts in zip(nodes, answers, strict=True)
@@ -71,15 +84,11 @@ async def _ask_until_one_answers(nodes: list[Node]) -> dict[str, Mapping[str, in
         if heard or loop.time() > end:
             return heard
         await asyncio.sleep(_PAUSE_SECONDS)
-    return {}
 
 
-async def _ask(node: Node) -> Mapping[str, int] | None:
+async def _ask(node: Node, context: ssl.SSLContext) -> Mapping[str, int] | None:
     endpoint = TlsEndpoint(
-        address=node.address,
-        port=node.api_port,
-        context=Credentials.load(CONFIG_DIRECTORY).client_context(),
-        node=node.name,
+        address=node.address, port=node.api_port, context=context, node=node.name
     )
     try:
         async with asyncio.timeout(ASK_SECONDS), PeerClient(endpoint) as peer:

@@ -309,15 +309,14 @@ async def many(nodes: Nodes, names: int) -> None:
     assert len(before) == names - names // 100
 
 
-@pytest.mark.parametrize("roomy_nodes", ["btrfs", "image"], indirect=True)
-async def test_a_directory_of_many_files_arrives(roomy_nodes: Nodes) -> None:
-    await many(roomy_nodes, 100_000)
-
-
-@pytest.mark.parametrize("roomy_nodes", ["directory"], indirect=True)
-async def test_a_plain_directory_of_many_files_arrives(roomy_nodes: Nodes) -> None:
-    """Fewer, since each file is opened some times on each node."""
-    await many(roomy_nodes, 20_000)
+@pytest.mark.parametrize(
+    ("roomy_nodes", "names"),
+    [("btrfs", 20_000), ("image", 100_000), ("directory", 5_000)],
+    indirect=["roomy_nodes"],
+)
+async def test_a_directory_of_many_files_arrives(roomy_nodes: Nodes, names: int) -> None:
+    """Fewer where each file is opened some times on each node."""
+    await many(roomy_nodes, names)
 
 
 @pytest.mark.faults

@@ -40,6 +40,7 @@ def swarm(swarm_lab: Lab) -> Iterator[World]:
     """The four nodes for one test; no earlier evacuation counts."""
     with world_on(swarm_lab) as world:
         story.wait_until("every engine's place is known", lambda: places_known(world))
+        world.wait_until_all_take_tasks()  # no record says who was drained by an earlier test
         yield world
     forget_evacuations(swarm_lab)
 

@@ -244,6 +244,18 @@ async def test_a_disk_that_hangs_while_it_is_opened_counts_as_well(world: Copies
     await world.until(lambda: world.b.up.catalog.is_up("a"))
 
 
+async def test_a_daemon_that_cannot_open_its_pool_ends_who_uses_it(world: CopiesWorld) -> None:
+    """The earlier one died before it did: what a container uses is known without the disk."""
+    volume = await world.synced_volume(world.a)
+    container = await world.run_container(world.a, "vol", "m2")
+    world.losing(volume)
+    world.a.crash()
+    world.a.disk.hangs = True
+    await world.a.start()
+    await world.until(lambda: not world.b.up.catalog.is_up("a"), seconds=HANG + 30)
+    await world.until(lambda: container not in world.a.table.containers, seconds=10.0)
+
+
 async def test_a_daemon_that_is_started_beside_a_disk_that_hangs_renews_no_lease(
     world: CopiesWorld,
 ) -> None:

@@ -13,7 +13,7 @@ from alone import removing_alone
 from cryptography import x509
 
 from pannier.cluster.catalog import Catalog
-from pannier.cluster.registry import Registry, encode
+from pannier.cluster.registry import Registry, Versioned, encode
 from pannier.contract.bodies import JoinOrder
 from pannier.contract.views import JoinReply
 from pannier.core.errors import (
@@ -24,7 +24,10 @@ from pannier.core.errors import (
     NodeNotFound,
     OutcomeUnknown,
     StorageError,
+    StoreUnavailable,
 )
+from pannier.core.node import Node
+from pannier.core.removals import MOST_REMOVALS
 from pannier.core.volume import Grant, Volume, VolumeSpec
 from pannier.host.clock import machine_clock
 from pannier.host.state_files import DurableFile
@@ -377,6 +380,16 @@ async def test_a_removed_node_joins_again_with_what_its_removal_does_not_refuse(
     assert first.store_ca == again.store_ca != first.ca
 
 
+async def test_nobody_joins_under_a_name_that_could_not_be_removed_any_more(
+    membership: Membership,
+) -> None:
+    await membership._removing.take_in({"n2": MOST_REMOVALS})
+    text = await token(membership)
+    with pytest.raises(Conflict, match="removed 1000 times"):
+        await membership.join(request(text))
+    await membership.join(request(text, "n3"))  # the token was not used
+
+
 async def test_a_node_stays_until_etcd_refuses_it(
     membership: Membership, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -390,6 +403,32 @@ async def test_a_node_stays_until_etcd_refuses_it(
     with pytest.raises(StorageError):
         await membership.remove("n2")
     assert await registry(membership).node("n2") is not None
+
+
+async def test_what_the_node_wrote_until_the_end_and_a_store_without_a_leader_keep_no_record(
+    membership: Membership, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await membership.join(request(await token(membership)))
+    there = registry(membership)
+    read, failed = there.node, False
+
+    async def starts_again(serials: frozenset[int]) -> None:
+        found = await read("n2")
+        assert found is not None
+        await there.put_node(replace(found.record, swarm="x"), expect=found.revision)
+
+    async def answers_late(name: str) -> Versioned[Node] | None:
+        nonlocal failed
+        if not failed and membership._removing.known.counts:
+            failed = True
+            raise StoreUnavailable("there is no leader")
+        return await read(name)
+
+    monkeypatch.setattr(membership._removing._member, "start_again", starts_again)
+    monkeypatch.setattr(there, "node", answers_late)
+    await membership.remove("n2")
+    assert failed
+    assert await read("n2") is None
 
 
 def serial_in(chain: str) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -78,17 +78,17 @@ class World:
         self.directory = directory
         self.machines: dict[str, Machine] = {}
         self.names = ["n1", "n2", "n3"]
+        self.store = StoreOf()
+        self.store.world = self
         for name in self.names:
             self.start(name, Member(name, self.events))
 
     def start(self, name: str, member: Member) -> None:
-        store = StoreOf()
-        store.world = self
         file = self.directory / name
         catalog = Catalog(file=DurableFile(self.directory / "c"), cluster=None, boot_id="b")
         catalog._known.nodes = {each: record(each) for each in (*self.names, "n4")}
         removing = Removing(
-            cluster=Cluster(node=name, registry=Registry(store), catalog=catalog),
+            cluster=Cluster(node=name, registry=Registry(self.store), catalog=catalog),
             address=record(name).address,
             peers=Peers(self, name),
             member=member,
@@ -143,13 +143,17 @@ class Line:
 
 
 @pytest.fixture
-async def world(tmp_path: Path) -> World:
-    return World(tmp_path)
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    world = World(tmp_path)
+    async with world.store.session():
+        yield world
 
 
 async def test_each_member_refuses_the_node_and_one_ends_at_a_time(world: World) -> None:
+    await Registry(world.store).put_node(record("n4"))
     await world.machines["n1"].removing.remove("n4")
     assert world.refuses("n4") == ["n1", "n2", "n3"]
+    assert await Registry(world.store).nodes() == []
     assert world.events == [f"{n} {what}" for n in world.names for what in ("ends", "serves")]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from pathlib import Path
 
 import structlog
 
@@ -139,6 +140,16 @@ class Drivers:
             f"node {self._node} has no {name} driver, which volume {volume.name} needs",
             remedy=f"use a node that has it; open here: {', '.join(self._open) or 'none yet'}",
         )
+
+    def place(self, volume: Volume) -> Path:
+        """Where a volume's files are on this node while it is served. Its driver need not be open, and no disk is asked:
+        also a daemon that was started beside a disk that hangs finds who uses the volume.
+
+        Raises:
+            NotHolder: this node does not have the driver.
+        """
+        driver = self._wanted.get(volume.spec.driver) or self.of(volume)
+        return driver.data_path(volume.id, volume.grant.epoch)
 
     async def check_disk(self, volume: Volume, *, by_writing: bool = False) -> None:
         """See :meth:`Driver.check_disk`, for the disk of a volume. One that is known to hang is not waited for.

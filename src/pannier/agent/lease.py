@@ -74,6 +74,11 @@ class Lease:
         return self._held().until
 
     @property
+    def is_current(self) -> bool:
+        """Whether it has not run out."""
+        return self.until > self._clock.now()
+
+    @property
     def in_danger(self) -> bool:
         """Whether a renewal that is wanted is overdue: the lease may soon run out."""
         held = self._held()

@@ -123,8 +123,7 @@ class Use:
     def _paths(self, volumes: Sequence[Volume]) -> list[Path]:
         paths = []
         for volume in volumes:
-            tree = self._drivers.of(volume).data_path(volume.id, volume.grant.epoch)
-            paths += [tree, self._mounts.path(volume.name)]
+            paths += [self._drivers.place(volume), self._mounts.path(volume.name)]
         return paths
 
     async def users(self, volume: Volume) -> list[str]:

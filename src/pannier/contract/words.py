@@ -165,6 +165,8 @@ class EventKind(Word):
     VOLUME_MOVED = "volume.moved"
     VOLUME_TAKEN_OVER = "volume.taken over"
     VOLUME_RECOVERED = "volume.recovered"
+    VOLUME_PUT_BACK = "volume.put back"
+    """Its record, into a store that had been restored from an older backup."""
     VOLUME_REMOVED = "volume.removed"
     VOLUME_RESTORED = "volume.restored"
     VOLUME_PURGED = "volume.purged"

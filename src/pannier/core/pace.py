@@ -234,6 +234,8 @@ class NodePace:
     started again: one that is down for longer is waited for in vain."""
     removals_look: float = 0.2
     """Between two looks at whether they serve."""
+    removals_store: float = 30.0
+    """How long the store may take to answer again, once its members were started again: some elections."""
     removals_turn: float = 10.0
     """A member that learned of a removal only by asking leaves so much time to whoever removes the node, and to each member
     before it, to start theirs again."""
@@ -268,6 +270,11 @@ class NodePace:
     memory, and others are told what is missing."""
     start_retry: float = 5.0
     """Between two tries to open a pool, or to write the node's record: disk or store may come late."""
+    introduction_lease: float = 15.0
+    """How long a node that has started waits for its lease before it takes back that it stops: with an earlier boot's
+    lease about 5 s. One that gets none, since its disk failed, counts as lost then."""
+    introduction_look: float = 0.1
+    """Between two looks at whether it has it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

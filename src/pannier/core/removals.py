@@ -18,7 +18,8 @@ from typing import Final
 from pannier.core.record import Record
 
 MOST_REMOVALS: Final = 1000
-"""How often one name can be removed. It bounds the list that etcd reads at each handshake, whatever a node says."""
+"""How often one name can be removed; nobody joins under it after that. It bounds the list that etcd reads at each
+handshake, whatever a node says."""
 MEMBER_PREFIX: Final = "etcd-"
 """The etcd member on node NAME is called ``etcd-NAME`` in its certificate; other members are on no node of ours."""
 REMOVALS_FILE: Final = "removals.json"

@@ -22,6 +22,7 @@ from pannier.core.errors import (
     Stale,
 )
 from pannier.core.node import Fingerprints, Node, check_node_name
+from pannier.core.removals import MOST_REMOVALS
 from pannier.core.volume import HistoryEntry
 from pannier.host.clock import Clock, rfc3339
 from pannier.node.removing import Removing
@@ -115,7 +116,7 @@ class Membership:
             Denied: the token is not accepted.
             StorageError: that the token is used cannot be written, so it is not.
             AlreadyExists: the name is taken.
-            Conflict: the CA is on another node, or the store is for one node only.
+            Conflict: the CA is on another node, the store is for one node only, or the name was removed too often.
             OutcomeUnknown, StoreUnavailable: the store did not answer; after OutcomeUnknown the token is used.
         """
         known = self._look_at(Token.parse(request.token))
@@ -124,6 +125,11 @@ class Membership:
         name = check_node_name(request.name)
         if await self._registry.node(name):
             raise _name_taken(name)
+        if self._removing.known.membership(name) > MOST_REMOVALS:
+            raise Conflict(
+                f"nodes of the name {name} were removed {MOST_REMOVALS} times, and another removal could not be told to etcd",
+                remedy="choose another --name",
+            )
         unsigned = authority.prepare_node(request.csr, node=name, addresses=[request.address])
         certificate = self._sign(authority, unsigned, by=await self._redeem(known))
         shown = facts_of(certificate).fingerprints
@@ -256,7 +262,7 @@ class Membership:
         Raises:
             Conflict: it holds volumes, or it is this node; or it is called lost, but it is up or one of
                 its volumes has copies.
-            Unavailable, StorageError, Corrupt, ProgramFailed: as :meth:`Removing.remove`.
+            Unavailable, Stale, OutcomeUnknown, StorageError, Corrupt, ProgramFailed: as :meth:`Removing.remove`.
         """
         found = await self._node_record(name)
         if lost:
@@ -281,7 +287,6 @@ class Membership:
             )
         # First, since a node that still gets in could write its record again.
         await self._removing.remove(name)
-        await self._registry.remove_node(name, expect=found.revision)
         log.info("node.removed", node=name)
 
     async def _give_up_volumes(self, name: str, *, actor: str) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
 import structlog
 
+from pannier.agent.lease import Lease
 from pannier.core.errors import EngineUnavailable, PannierError
 from pannier.core.node import Node
 from pannier.core.pace import NodePace
@@ -15,8 +17,17 @@ from pannier.node.membership import Membership
 log = structlog.get_logger(__name__)
 
 
-async def keep_introduced(membership: Membership, me: Node, *, pace: NodePace) -> None:
-    """Write this node's record once, as soon as the store answers."""
+async def keep_introduced(
+    membership: Membership, me: Node, *, lease: Lease, pace: NodePace
+) -> None:
+    """Write this node's record once, as soon as the store answers.
+
+    That takes back that its daemon stops. So the lease comes first: without both, the node would be lost to the others.
+    """
+    with suppress(TimeoutError):
+        async with asyncio.timeout(pace.introduction_lease):
+            while not lease.is_current:
+                await asyncio.sleep(pace.introduction_look)
     while True:
         try:
             await membership.introduce(me)

@@ -17,7 +17,7 @@ import structlog
 
 from pannier.cluster.cluster import Cluster
 from pannier.contract.peers import Peers
-from pannier.core.errors import PannierError, StorageError, Unavailable
+from pannier.core.errors import OutcomeUnknown, PannierError, Stale, StorageError, Unavailable
 from pannier.core.node import Node
 from pannier.core.pace import NodePace
 from pannier.core.removals import Removals
@@ -146,12 +146,14 @@ class Removing:
         return hosts.index(self._address) if self._address in hosts else len(hosts)
 
     async def remove(self, name: str) -> None:
-        """End all access of a node to the store, also through connections that are open. May be repeated.
+        """End all access of a node to the store, also through connections that are open, and then delete its record.
+        May be repeated.
 
         The members are started again one after the other, so that the others go on.
 
         Raises:
-            Unavailable: a member of the store that can be reached may still let the node in.
+            Unavailable: a member of the store that can be reached may still let the node in, or the store does not answer.
+            Stale, OutcomeUnknown: the record may still be there.
             StorageError, Corrupt, ProgramFailed: as :meth:`take_in`, here.
         """
         others = [node for node in self._others() if node.name != name]
@@ -167,6 +169,27 @@ class Removing:
                 "did not confirm",
                 remedy="see that pannierd of this version runs there, then do the same again",
             )
+        await self._delete_record(name)
+
+    async def _delete_record(self, name: str) -> None:
+        """Read anew, since the node may have written it while it still could. Members that were just started again elect a
+        leader first, and where others are down meanwhile there is none for some seconds.
+        """
+        registry = self._cluster.registry
+        failure: PannierError = Unavailable("the store does not answer", remedy="try again")
+        try:
+            async with asyncio.timeout(self._pace.removals_store):
+                while True:
+                    try:
+                        found = await registry.node(name)
+                        if found is not None:
+                            await registry.remove_node(name, expect=found.revision)
+                        return
+                    except (Stale, Unavailable, OutcomeUnknown) as error:
+                        failure = error
+                    await asyncio.sleep(self._pace.removals_look)
+        except TimeoutError:
+            raise failure from None
 
     async def has_member(self, node: Node) -> bool:
         """Whether a member of the store is at the node's address."""

@@ -197,7 +197,10 @@ class Driver(Protocol):
         ...
 
     def data_path(self, volume: str, epoch: int) -> Path:
-        """The directory to hand to containers, once attached. It begins empty, with no file of ours."""
+        """The directory to hand to containers, once attached. It begins empty, with no file of ours.
+
+        No disk is asked for this, and the driver need not be open.
+        """
         ...
 
     async def attach(self, volume: str, *, epoch: int, grow: bool) -> None:

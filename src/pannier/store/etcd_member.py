@@ -6,6 +6,9 @@ started, and which connections it can still have open. Nothing else writes it.
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -25,12 +28,20 @@ After=network-online.target
 [Service]
 # As root. Without its list etcd lets nobody in.
 ExecStartPre=+/usr/local/bin/pannier ca refused --out {REFUSED}
+# A removal waits for its end. It bears to be killed.
+TimeoutStopSec=15
 """
 """What systemd is told of etcd's unit."""
 
 _UNIT: Final = "etcd.service"
-_RESTART_SECONDS: Final = 50.0
-"""It ends, writes its list and waits until it is one of the others again: about 2 s."""
+_COMMAND_SECONDS: Final = 20.0
+"""For systemd's answer; it takes milliseconds."""
+_REFUSES_SECONDS: Final = 30.0
+"""How long it may take to end (15 s, see above) and to write its list (7 s at most): about 2 s in all."""
+_SERVES_SECONDS: Final = 15.0
+"""How long it is then waited for until it serves: others may be down, and then it cannot. Both together, with the wait for
+other members before them, are less than whoever removes a node waits for this one's answer (60 s)."""
+_LOOK_SECONDS: Final = 0.2
 
 log = structlog.get_logger(__name__)
 
@@ -51,17 +62,41 @@ class SystemdMember:
 
     async def start_again(self, serials: frozenset[int]) -> None:
         """See :class:`~pannier.node.removing.StoreMember`. One that does not run reads its list when it starts."""
+        if await _state() in ("inactive", "failed"):
+            return
         log.info("etcd.starts-again", why="to refuse removed nodes")
         failing = Failing(
             remedy=f"see `journalctl -u {_UNIT}`, then do the same again",
-            slow="see whether most of etcd's members run, then do the same again",
+            slow="see whether systemd answers, then do the same again",
             install="etcd is started by systemd",
         )
-        await run(["systemctl", "try-restart", _UNIT], timeout_s=_RESTART_SECONDS, failing=failing)
-        running = ["systemctl", "is-active", "--quiet", _UNIT]
-        done = await run(running, timeout_s=_RESTART_SECONDS, check=False)
-        if done.status == 0 and self.lets_in(serials):
+        restart = ["systemctl", "--no-block", "try-restart", _UNIT]
+        await run(restart, timeout_s=_COMMAND_SECONDS, failing=failing)
+        # The list is written when the one that ran before has ended.
+        if not await _within(_REFUSES_SECONDS, lambda: not self.lets_in(serials)):
             raise StorageError(
-                f"etcd was started again, and {REFUSED} does not name all nodes that were removed",
+                f"etcd was to be started again, and {REFUSED} does not name all nodes that were removed",
                 remedy=f"see `systemctl cat {_UNIT}`: before its start it must run `pannier ca refused --out {REFUSED}`",
             )
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_SERVES_SECONDS):
+                while await _state() == "activating":
+                    await asyncio.sleep(_LOOK_SECONDS)
+                return
+        log.warning("etcd.serves-late", why="most of its members must run")
+
+
+async def _state() -> str:
+    """What systemd says: ``active`` once it serves."""
+    command = ["systemctl", "is-active", _UNIT]
+    return (await run(command, timeout_s=_COMMAND_SECONDS, check=False)).stdout.strip()
+
+
+async def _within(seconds: float, is_so: Callable[[], bool]) -> bool:
+    """Wait until something is so; False if that takes longer."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            while not is_so():
+                await asyncio.sleep(_LOOK_SECONDS)
+            return True
+    return False

@@ -158,11 +158,15 @@ class ImageDriver(SubvolumeDriver):
     def _image(self, volume: str, epoch: int) -> LiveImage:
         image = self._images.get((volume, epoch))
         if image is None:
-            home, place = self._home(volume), self._staging / f"{volume}.{epoch}"
+            home, place = self._home(volume), self._place(volume, epoch)
             made = LiveImage(home, epoch, place=place, has_room=self._has_room)
             # Two threads may be here; all must get the same one.
             image = self._images.setdefault((volume, epoch), made)
         return image
+
+    def _place(self, volume: str, epoch: int) -> Path:
+        """Where an image is mounted."""
+        return self._staging / f"{volume}.{epoch}"
 
     # -- making ---------------------------------------------------------------------------------
 
@@ -248,7 +252,7 @@ class ImageDriver(SubvolumeDriver):
 
     def data_path(self, volume: str, epoch: int) -> Path:
         """See :meth:`Driver.data_path`."""
-        return self._image(volume, epoch).place / ext4.DATA
+        return self._place(volume, epoch) / ext4.DATA
 
     def behind(self, volume: str, epoch: int) -> Path:
         """See :meth:`SparseDriver.behind`."""
