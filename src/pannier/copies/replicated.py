@@ -10,6 +10,7 @@ from typing import Any
 from pannier.core.delivery import Tries
 from pannier.core.generation import Generation
 from pannier.core.line import Doubt, LinePlace
+from pannier.core.overlap import Overlap
 from pannier.core.seldom import Seldom
 from pannier.core.sync_times import LastGroups
 from pannier.core.volume import Volume
@@ -184,6 +185,8 @@ class Replicated:
     """The last one."""
     groups: LastGroups = field(default_factory=LastGroups)
     """Of sync calls."""
+    overlap: Overlap = field(default_factory=Overlap)
+    """Of their local syncs and records."""
     said: Seldom = field(default_factory=Seldom)
     """What the log was told."""
     due: asyncio.Event = field(default_factory=asyncio.Event)

@@ -293,6 +293,15 @@ class Replicator:
             replicated.note_detour(replicated.doubt.reason if replicated.doubt else BEGINS)
         return replicated.position
 
+    async def send_ahead(self, replicated: Replicated) -> None:
+        """Send what this disk has taken by now, before it has flushed it: nothing where that cannot be told. The caller
+        has the group lock.
+
+        What fails fails again in :meth:`advance`.
+        """
+        with contextlib.suppress(PannierError):
+            await self._lines.cut(replicated)
+
     async def make(self, replicated: Replicated, *, written_out: bool = False) -> Generation:
         """The generation with all that was written so far. The caller has the group lock.
 
