@@ -217,7 +217,7 @@ async def test_a_person_renews_all_that_is_due_and_is_told_what_failed(world: Wo
 
 async def test_of_a_node_that_was_removed_nothing_is_renewed(world: World) -> None:
     one, two = world.nodes["n1"], world.nodes["n2"]
-    await one.removing.take_in({"n2": 1})
+    await one.removing.take_in(Removals(counts={"n2": 1}))
     world.pass_by(days=NEARLY_FIVE_YEARS)
     before = [two.days_left_of(kind) for kind in (STORE, ETCD)]
     await two.renewing.look()
