@@ -31,6 +31,7 @@ from pannier.cluster.catalog import Catalog
 from pannier.cluster.cluster import Cluster
 from pannier.cluster.registry import Registry
 from pannier.contract.peers import Peers
+from pannier.contract.words import CertificateKind
 from pannier.copies.acknowledging import Acknowledging
 from pannier.copies.delivering import Delivering
 from pannier.copies.differences import Differences
@@ -469,8 +470,10 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         registry=registry,
         catalog=catalog,
         peers=peers,
-        own=outside.certificates.own,
+        prove=outside.certificates.prove,
         authority=outside.authority,
+        store_authority=outside.store_authority,
+        removals=lambda: removing.known,
         issued=outside.certificates.issued,
         clock=clock,
     )
@@ -480,7 +483,11 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         signing=signing,
         membership=membership,
         catalog=catalog,
-        file=files.until_boot("renewal.json"),
+        files={
+            CertificateKind.NODE: files.until_boot("renewal.json"),
+            CertificateKind.STORE: files.until_boot("renewal-store.json"),
+            CertificateKind.ETCD: files.until_boot("renewal-etcd.json"),
+        },
         clock=clock,
         pace=pace.node,
     )
@@ -488,7 +495,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         cluster=cluster,
         ports=outside.certificates,
         peers=peers,
-        trouble=lambda: renewing.trouble,
+        trouble=renewing.trouble,
         has_authority=lambda: signing.is_here,
         clock=clock,
         pace=pace.node,

@@ -51,6 +51,7 @@ from pannier.pki.credentials import Credentials, store_credentials
 from pannier.pki.identity import fingerprints
 from pannier.pki.issued import IssuedToUsers
 from pannier.pki.own import OwnCertificate
+from pannier.pki.renewal import Prover
 from pannier.plugin.server import PluginServer
 from pannier.storage.base import Driver
 from pannier.storage.btrfs import pool
@@ -58,7 +59,7 @@ from pannier.storage.btrfs.driver import BtrfsDriver
 from pannier.storage.directory.driver import DirectoryDriver
 from pannier.storage.image.driver import ImageDriver
 from pannier.store.address import SqliteAddress, open_store, parse_address
-from pannier.store.etcd_member import SystemdMember
+from pannier.store.etcd_member import SystemdMember, member_certificate
 from pannier.store.shown import shown_by_store
 from pannier.transport.client import TransportClient
 from pannier.transport.rate import Rate
@@ -136,7 +137,8 @@ class Daemon:
         self.paths = paths
         keep_private(paths.state)
         self.credentials = Credentials.load(paths.config)
-        self.store = open_store(config.store, tls=store_credentials(paths.config).client_context())
+        self.store_credentials = store_credentials(self.credentials)
+        self.store = open_store(config.store, tls=self.store_credentials.client_context())
         self.peers = PeerDirectory(self.credentials)
         rate = config.catch_up_bytes_per_second()
         self.sender = TransportClient(self.credentials, rate=Rate(rate) if rate else None)
@@ -189,12 +191,20 @@ class Daemon:
             store_authority=self._store_authority,
             store_member=SystemdMember(),
             pool_problems=self._pool_problems,
-            certificates=CertificatePorts(
-                own=OwnCertificate(self.credentials),
-                issued=IssuedToUsers(self.paths.config / "ca"),
-                stranger=self._ask_as_stranger,
-                store=partial(shown_by_store, self.config.store),
-            ),
+            certificates=self._certificates(),
+        )
+
+    def _certificates(self) -> CertificatePorts:
+        mine, theirs = self.credentials, self.store_credentials
+        store_ca = theirs.ca_path if self._store_has_authority else None
+        return CertificatePorts(
+            own=OwnCertificate(mine),
+            store_client=OwnCertificate(theirs) if store_ca is not None else None,
+            store_member=lambda: member_certificate(store_ca=store_ca) if store_ca else None,
+            prove=Prover(ca=mine.ca_path, store_ca=store_ca).prove,
+            issued=IssuedToUsers(self.paths.config / "ca"),
+            stranger=self._ask_as_stranger,
+            store=partial(shown_by_store, self.config.store),
         )
 
     def _settings(self) -> Settings:
@@ -227,7 +237,11 @@ class Daemon:
     @property
     def _store_trusts_all(self) -> bool:
         in_etcd = not isinstance(parse_address(self.config.store), SqliteAddress)
-        return in_etcd and not (self.paths.config / STORE_DIRECTORY).is_dir()
+        return in_etcd and not self._store_has_authority
+
+    @property
+    def _store_has_authority(self) -> bool:
+        return self.store_credentials is not self.credentials
 
     def _make_barrier(self, strategy: Strategy) -> Barrier:
         return Barrier(

@@ -22,7 +22,7 @@ from pannier.core.lease import Terms
 from pannier.host.clock import machine_clock
 from pannier.host.logs import log_to_journal
 from pannier.host.processors import ProcessorDemand
-from pannier.pki.credentials import store_credentials
+from pannier.pki.credentials import Credentials, store_credentials
 from pannier.pki.own import OwnCertificate, follow
 from pannier.store.address import open_store
 from pannier.store.base import Store
@@ -119,7 +119,7 @@ def main() -> NoReturn:
     """See the module."""
     log_to_journal()
     address, credentials, node, boot_id, seconds = sys.argv[1:]
-    mine = store_credentials(Path(credentials))
+    mine = store_credentials(Credentials.load(Path(credentials)))
     store = open_store(address, tls=mine.client_context())
     come_first()
     connection = socket.socket(fileno=0)

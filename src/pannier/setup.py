@@ -190,7 +190,7 @@ def _authority() -> Authority:
 
 async def _found(config: Config, credentials: Credentials) -> None:
     """Write the cluster's identity and the first node's record, unless an earlier try did."""
-    store = open_store(config.store, tls=store_credentials(CONFIG_DIRECTORY).client_context())
+    store = open_store(config.store, tls=store_credentials(credentials).client_context())
     registry = Registry(store)
     node = Node(
         name=config.node,

@@ -46,6 +46,7 @@ class Alone:
     Attributes:
         said: what the local disk said of each group.
         began: how much the device had been written when each group began, in bytes.
+        given: how much it had been written when it had taken what was written to the files of a group, where that was told.
         confirmed: how many calls were told that all is well.
         waits: whether groups wait for the gate before they do anything.
         holds_answers: whether they wait for it before they answer.
@@ -56,6 +57,7 @@ class Alone:
     volume: Volume
     said: list[SaidLocally] = field(default_factory=list)
     began: list[int] = field(default_factory=list)
+    given: list[int] = field(default_factory=list)
     confirmed: int = 0
     waits: bool = False
     holds_answers: bool = False
@@ -80,7 +82,9 @@ class Alone:
         if self.waits:
             await self.gate.wait()
         self.began.append(self.written())
-        said = await self.local.sync(self.volume, calls)
+        said = await self.local.sync(
+            self.volume, calls, given=lambda: self.given.append(self.written())
+        )
         self.said.append(said)
         if self.holds_answers:
             await self.gate.wait()

@@ -55,6 +55,39 @@ async def test_what_others_wrote_is_not_waited_for(local: Local, line: str) -> N
     assert not any(said.whole for said in local.alone.said)
 
 
+async def test_it_is_told_when_the_disk_has_everything_and_only_has_to_flush_it(
+    local: Local, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of all files, however many threads there are; a sync of everything is never told."""
+    caller = await local.world.caller()
+    flushing, flush = threading.Event(), threading.Event()
+
+    def fdatasync(fd: int) -> None:
+        flushing.set()
+        assert flush.wait(30)
+        os.fdatasync(fd)
+
+    monkeypatch.setitem(local_sync._PERFORM, "fdatasync", fdatasync)
+    local.alone.waits = True
+    for number in range(6):
+        await opened_as(caller, 50 + number, local.make(str(number)))
+    before = local.alone.written()
+    for number in range(6):
+        await wrote(caller, 50 + number)
+    for number in range(6):
+        await caller.begin(f"os.fdatasync({50 + number})")
+    await local.world.waiting(6)
+    local.alone.gate.set()
+    await until(lambda: flushing.is_set() and local.alone.given)
+    assert local.alone.said == []
+    flush.set()
+    assert [await caller.outcome() for _ in range(6)] == ["ok"] * 6
+    assert len(local.alone.given) == len(local.alone.said) == 2
+    assert local.alone.given[1] - before >= 6 * MIB
+    assert await told(caller, "libc.syncfs(50)") == "ok"
+    assert len(local.alone.given) == 2
+
+
 @pytest.mark.parametrize("line", ["os.sync()", "libc.syncfs(50)"])
 async def test_a_sync_of_everything_syncs_everything(local: Local, line: str) -> None:
     await opened_as(caller := await local.world.caller(), 50, local.make("mine", 4096))

@@ -20,7 +20,17 @@ from test_driver_kit import ROOT, pools, workplace
 
 from pannier.core.errors import Corrupt, JournalFull, NotFollowing, StorageError
 from pannier.core.generation import Generation
-from pannier.core.line import MOST_BYTES, Cut, Doubt, LinePlace, LineRecord, OnTop, encode, new_run
+from pannier.core.line import (
+    MOST_BYTES,
+    Cut,
+    Data,
+    Doubt,
+    LinePlace,
+    LineRecord,
+    OnTop,
+    encode,
+    new_run,
+)
 from pannier.core.set_back import lacks_confirmed
 from pannier.cut import tracefs
 from pannier.cut.tracer import Tracer
@@ -260,9 +270,11 @@ async def test_more_than_a_record_may_have_is_a_doubt_and_the_next_run_goes_on(p
     with (pair.data / "much").open("wb") as file:
         file.write(os.urandom(2 * MOST_BYTES))
         os.fsync(file.fileno())
-    assert isinstance(await pair.holder.cut(replace(first, number=1)), Doubt)
+    doubt = await pair.holder.cut(replace(first, number=1))
+    assert isinstance(doubt, Doubt)
+    assert doubt.too_much
     assert await pair.holder.watch(pair.volume, epoch=1) is None
-    generation = await pair.holder.snapshot(pair.volume, epoch=1)
+    generation = await pair.holder.snapshot_disk(pair.volume, epoch=1)
     await pair.send(generation, base=first.generation)
     place = replace(first, run=new_run(), generation=generation)
     place, encoded = await pair.synced(place, "small", b"2")
@@ -270,6 +282,33 @@ async def test_more_than_a_record_may_have_is_a_doubt_and_the_next_run_goes_on(p
     there = await taken_over(pair, generation)
     assert (there / "small").read_bytes() == b"2"
     assert (there / "much").stat().st_size == 2 * MOST_BYTES
+
+
+async def test_a_generation_of_what_is_on_the_disk_waits_for_nothing_that_is_in_memory(
+    pair: Pair,
+) -> None:
+    place = replace(await pair.begin(), number=1)
+    content = os.urandom(8192)
+    (pair.data / "unsynced").write_bytes(content)
+    before = await pair.holder.snapshot_disk(pair.volume, epoch=1)
+    found = await pair.holder.cut(place)
+    assert isinstance(found, Cut)
+    assert not has(found, content)
+    assert await pair.holder.snapshot(pair.volume, epoch=1) > before
+    found = await pair.holder.cut(place)
+    assert isinstance(found, Cut)
+    assert has(found, content)
+
+
+def has(cut: Cut, content: bytes) -> bool:
+    return any(content in bytes(one.content) for one in cut.ranges if isinstance(one, Data))
+
+
+async def test_of_what_the_disk_refused_there_is_no_generation(pair: Pair) -> None:
+    await pair.begin()
+    await pair.holder.note_refused(pair.volume, epoch=1)
+    with pytest.raises(StorageError, match="refused"):
+        await pair.holder.snapshot_disk(pair.volume, epoch=1)
 
 
 async def test_records_that_were_dropped_are_gone_after_a_restart_too(

@@ -78,7 +78,7 @@ class OfACluster(Certificates):
         )
 
     def client(self) -> ssl.SSLContext:
-        return store_credentials(self.credentials.directory).client_context()
+        return store_credentials(self.credentials).client_context()
 
 
 @dataclass

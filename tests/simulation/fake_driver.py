@@ -629,6 +629,9 @@ class SparseSnapshotDriver(
     async def renew(self, volume: str, *, epoch: int) -> None:
         self._tree(volume, epoch).saved_as = None
 
+    async def snapshot_disk(self, volume: str, *, epoch: int) -> Generation:
+        return await self.snapshot(volume, epoch=epoch)
+
     async def cut(self, place: LinePlace) -> Cut | Doubt:
         volume, epoch = place.volume, place.epoch
         await self.write_out(volume)

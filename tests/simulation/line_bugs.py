@@ -62,10 +62,12 @@ def _go_on_after_a_cut_whose_answer_was_lost(patch: pytest.MonkeyPatch) -> None:
 def _watch_after_the_snapshot_with_which_a_run_begins(patch: pytest.MonkeyPatch) -> None:
     real = Replicator.make
 
-    async def make(self: Replicator, replicated: Replicated) -> Generation:
+    async def make(
+        self: Replicator, replicated: Replicated, *, written_out: bool = False
+    ) -> Generation:
         began, before = self._clock.now(), replicated.line
         if before is not None:
-            return await real(self, replicated)
+            return await real(self, replicated, written_out=written_out)
         volume = replicated.volume
         generation = await self._drivers.of(volume).snapshot(volume.id, epoch=volume.grant.epoch)
         if await self._lines.watch(replicated):
@@ -78,7 +80,9 @@ def _watch_after_the_snapshot_with_which_a_run_begins(patch: pytest.MonkeyPatch)
 
 @bug()
 def _say_that_a_generation_has_a_record_that_was_cut_after_it(patch: pytest.MonkeyPatch) -> None:
-    async def make(self: Replicator, replicated: Replicated) -> Generation:
+    async def make(
+        self: Replicator, replicated: Replicated, *, written_out: bool = False
+    ) -> Generation:
         began = self._clock.now()
         volume = replicated.volume
         begins = replicated.line is None and await self._lines.watch(replicated)

@@ -249,6 +249,9 @@ class Run:
             pool_problems=_no_pool_problems,
             certificates=CertificatePorts(
                 own=LastingCertificate(settings.me.certificate),
+                store_client=None,
+                store_member=lambda: None,
+                prove=_prove,
                 issued=IssuedToUsers(machine.state),
                 stranger=_no_stranger,
                 store=_no_store_certificates,
@@ -483,14 +486,15 @@ class LastingCertificate:
     def request(self) -> RenewalRequest:
         raise AssertionError("nobody asks")
 
-    def prove(self, request: RenewalRequest) -> Proved:
-        raise Denied("this proves nothing")
-
     def keep(self, chain: str) -> None:
         raise AssertionError("nobody answers")
 
     def refresh(self) -> bool:
         return False
+
+
+def _prove(request: RenewalRequest) -> Proved:
+    raise Denied("this proves nothing")
 
 
 async def _no_stranger(_: str, __: int, ___: str | None, order: RenewalOrder) -> RenewalReply:

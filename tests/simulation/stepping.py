@@ -273,6 +273,11 @@ class SteppedSparseDriver(
     async def renew(self, volume: str, *, epoch: int) -> None:
         await stepped(self._life, "driver.renew", lambda: self.sparse.renew(volume, epoch=epoch))
 
+    async def snapshot_disk(self, volume: str, *, epoch: int) -> Generation:
+        return await stepped(
+            self._life, "driver.snapshot", lambda: self.sparse.snapshot_disk(volume, epoch=epoch)
+        )
+
     async def cut(self, place: LinePlace) -> Cut | Doubt:
         fault = await self._life.before("driver.cut")
         found = await self.sparse.cut(place)

@@ -25,8 +25,7 @@ def stands_still(world: World, name: str) -> str:
 
 @contextmanager
 def room_of(single: World, left: str) -> Iterator[World]:
-    """Nothing in the trash, and little room. A new daemon has not seen how fast that went."""
-    single.run(NODE, "pannier", "trash", "empty")
+    """Little room. A new daemon has not seen how fast that went."""
     with nearly_full(single, NODE, left=left):
         single.run(NODE, "systemctl", "restart", "pannierd")
         single.wait_for_pannier(NODE)

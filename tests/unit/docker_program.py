@@ -5,7 +5,7 @@ Run as a program. ``state.json`` lies beside it:
     {"answers": {"node ls --quiet": ["text", ...]}, "refuse": {"stack deploy": "why"}, "secrets": {}}
 
 The longest beginning of the command line that is known is answered; of several answers, each call takes
-the next, and the last one stays.
+the next, and the last one stays. Of several reasons to refuse, each call is told the next, and then none.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def main(words: list[str]) -> int:
     state["calls"] = [*state.get("calls", []), {"line": line, "variables": variables}]
     try:
         for beginning, why in state.get("refuse", {}).items():
-            if line.startswith(beginning):
-                print(why, file=sys.stderr)
+            if line.startswith(beginning) and why:
+                print(why.pop(0) if isinstance(why, list) else why, file=sys.stderr)
                 return 1
         if words[0] == "secret":
             return secret(words[1:], state["secrets"])

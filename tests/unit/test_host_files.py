@@ -292,6 +292,25 @@ def test_a_link_in_the_drafts_place_is_not_followed(file: Path, tmp_path: Path) 
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_a_link_that_takes_the_drafts_place_after_its_lock_is_not_followed(
+    monkeypatch: pytest.MonkeyPatch, file: Path, tmp_path: Path
+) -> None:
+    """The directory may belong to a user who is not trusted."""
+    victim, lock_draft = tmp_path / "victim", files._lock_draft
+    victim.write_bytes(b"of somebody else")
+
+    def then_a_link(draft: Path) -> int:
+        lock = lock_draft(draft)
+        draft.unlink()
+        draft.symlink_to(victim)
+        return lock
+
+    monkeypatch.setattr(files, "_lock_draft", then_a_link)
+    with pytest.raises(OSError, match="symbolic links"):
+        write_file(file, NEW)
+    assert victim.read_bytes() == b"of somebody else"
+
+
 def test_the_file_gets_its_owner(file: Path) -> None:
     write_file(file, NEW, owner=(1234, 5678), mode=0o4750)
     found = file.stat()

@@ -15,6 +15,7 @@ from pannier.agent.promises import Refusal
 from pannier.core.errors import StorageError
 from pannier.core.generation import Generation
 from pannier.core.line import LinePlace, Tail, follows, tail
+from pannier.core.pace import CopiesPace
 from pannier.core.volume import Volume
 
 __all__ = ["event_loop_policy"]
@@ -305,3 +306,78 @@ async def test_a_generation_that_is_the_newest_again_while_it_is_sent_is_confirm
         await world.a.ask(lambda run: run.replicator.make(replicated))
         progress = world.progress(world.a, volume)[world.replica(volume).name]
         await world.until(lambda: progress.has(replicated.position), seconds=10)
+
+
+async def test_what_is_synced_while_a_copy_gets_a_generation_needs_no_further_one(
+    world: CopiesWorld,
+) -> None:
+    volume = await following(world)
+    other = world.replica(volume)
+    replicated = world.a.up.replicator.replicated("vol")
+    world.slow[other.name] = 1.0
+    world.put(world.a, volume, "much", b"x")
+    world.a.disk.untold.add(volume.id)
+    async with replicated.group:
+        await world.a.ask(lambda run: run.replicator.advance(replicated))
+    await world.until(lambda: replicated.progress[other.name].sending is not None)
+    before = len(world.tries)
+    world.put(world.a, volume, "little", b"x")
+    await world.sync(world.a)
+    assert world.current(other, volume)
+    assert len(world.tries) == before
+    assert other.disk.homes[volume.id].records
+
+
+async def test_what_is_kept_for_a_copy_is_given_up_with_the_generation_below_it(
+    world: CopiesWorld,
+) -> None:
+    volume = await following(world)
+    other = world.replica(volume)
+    replicated = world.a.up.replicator.replicated("vol")
+    world.cut_link("a", other.name)
+    world.put(world.a, volume, "much", b"x")
+    world.a.disk.untold.add(volume.id)
+    async with replicated.group:
+        await world.a.ask(lambda run: run.replicator.advance(replicated))
+    world.put(world.a, volume, "little", b"x")
+    await world.sync(world.a)
+    assert world.now_record().in_sync == ()
+    world.mend_links()
+    await world.until(lambda: world.now_record().in_sync == (other.name,))
+    assert world.current(other, volume)
+
+
+async def test_too_many_bytes_are_not_kept_for_a_copy(world: CopiesWorld) -> None:
+    volume = await following(world)
+    other = world.replica(volume)
+    replicated = world.a.up.replicator.replicated("vol")
+    world.slow[other.name] = 1.0
+    world.put(world.a, volume, "much", b"x")
+    world.a.disk.untold.add(volume.id)
+    async with replicated.group:
+        await world.a.ask(lambda run: run.replicator.advance(replicated))
+    following_ = replicated.progress[other.name].following
+    assert following_ is not None
+    following_.waiting_bytes = CopiesPace().most_waiting_bytes
+    world.put(world.a, volume, "little", b"x")
+    await world.sync(world.a)
+    assert following_.broken
+    assert world.current(other, volume)
+
+
+async def test_a_copy_follows_again_when_its_generation_is_the_newest_again(
+    world: CopiesWorld,
+) -> None:
+    """Nothing would be sent to it, so nothing else would let it follow."""
+    volume = await following(world)
+    other = world.replica(volume)
+    replicated = world.a.up.replicator.replicated("vol")
+    async with replicated.group:
+        await world.a.ask(lambda run: run.replicator.make(replicated))
+    progress = replicated.progress[other.name]
+    await world.until(lambda: progress.generation == replicated.newest)
+    async with replicated.group:
+        assert progress.following is not None
+        progress.following.break_off()
+        await world.a.ask(lambda run: run.replicator.make(replicated))
+        assert progress.follows(replicated.line)

@@ -283,6 +283,19 @@ async def test_a_lost_nodes_volumes_go_to_the_trash_and_free_their_names(
     assert await registry(membership).nodes() == []
 
 
+async def test_who_asks_after_a_change_sees_it(membership: Membership) -> None:
+    """Though the watch has not told it yet."""
+    await membership.join(request(await token(membership)))
+    catalog = membership._catalog
+    assert catalog.node("n2") is None  # nobody follows the store here
+    await membership.drain("n2", drained=True)
+    node = catalog.node("n2")
+    assert node is not None
+    assert node.drained
+    await membership.remove("n2")
+    assert catalog.node("n2") is None
+
+
 async def test_a_removed_node_cannot_come_back_with_its_old_certificate(
     membership: Membership,
 ) -> None:

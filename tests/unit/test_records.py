@@ -122,7 +122,7 @@ RECORDS: dict[str, Record] = {
     ),
     "token": TOKEN,
     "tokens": SavedTokens(tokens={"abcdefgh": TOKEN}),
-    "removals": Removals(counts={"n2": 2}),
+    "removals": Removals(counts={"n2": 2}, ages={"n2": 86400.0}, floor=1),
     "evacuated": Evacuated(
         node="n1", swarm="x1", former=Availability.ACTIVE, phase=Phase.DRAINED, times=2
     ),

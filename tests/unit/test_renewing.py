@@ -4,233 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import ssl
-import time
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, replace
-from datetime import timedelta
+from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from alone import removing_alone
+from renewing_world import START, PeerOf, PowerCut, Told, World, cut, greet, running
 
-from pannier.cluster.catalog import Catalog
-from pannier.cluster.cluster import Cluster
 from pannier.cluster.registry import Registry
-from pannier.contract.bodies import RenewalOrder
-from pannier.contract.views import CertificateView, FindingView, RenewalReply
-from pannier.contract.words import Level
+from pannier.contract.words import CertificateKind, Level
 from pannier.core.certificates import DAY_SECONDS, LIFE_SECONDS
-from pannier.core.errors import Conflict, Denied, PannierError, PeerUnavailable, StoreUnavailable
-from pannier.core.node import Node
-from pannier.core.pace import NodePace
-from pannier.host.clock import Clock
-from pannier.host.state_files import DurableFile, UnsyncedFile
-from pannier.node.certificate_ports import CertificatePorts
-from pannier.node.certificates import Certificates
-from pannier.node.membership import Membership
-from pannier.node.renewing import Renewing
-from pannier.node.signing import Signing
-from pannier.node.tokens import Tokens
+from pannier.core.errors import Conflict, Denied, PeerUnavailable, StoreUnavailable
 from pannier.pki import files
 from pannier.pki.authority import Authority
 from pannier.pki.credentials import Credentials, new_request
-from pannier.pki.facts import CertificateFacts, facts_of
-from pannier.pki.issued import IssuedToUsers
+from pannier.pki.facts import facts_of
 from pannier.pki.own import OwnCertificate
 from pannier.pki.renewal import RenewalRequest
 from pannier.store.shown import shown_by_store
-from pannier.testing.store import MemoryData, MemoryStore
 
-START = float(int(time.time()))
-"""Real, since TLS looks at the real clock; in whole seconds, as certificates have them."""
 OLD_LIFE_DAYS = 1826
-
-
-class Time:
-    """A wall clock that anybody may set, and the seconds since a boot."""
-
-    def __init__(self) -> None:
-        self.wall = START
-        self.boot = 1000.0
-
-    def clock(self) -> Clock:
-        return Clock(now=lambda: self.boot, unix=lambda: self.wall)
-
-    def pass_by(self, *, days: float) -> None:
-        self.wall += days * DAY_SECONDS
-        self.boot += days * DAY_SECONDS
-
-
-@dataclass
-class PeerOf:
-    """A node as another one calls it."""
-
-    node: Party
-
-    async def peer_renew(self, order: RenewalOrder) -> RenewalReply:
-        self.node.asked += 1
-        if not self.node.up:
-            raise PeerUnavailable(f"{self.node.name} does not answer")
-        request = RenewalRequest(order.certificate, order.csr)
-        return RenewalReply(certificate=await self.node.signing.renew_here(request))
-
-    async def peer_certificates(self) -> list[CertificateView]:
-        if not self.node.up:
-            raise PeerUnavailable(f"{self.node.name} does not answer")
-        return self.node.world.listing[self.node.name]()
-
-
-class Party:
-    """One node, with the parts that have to do with its certificate."""
-
-    def __init__(self, world: World, name: str, *, has_authority: bool) -> None:
-        self.world, self.name, self.has_authority = world, name, has_authority
-        self.directory = world.directory / name
-        self.time = Time()
-        self.up = True
-        self.asked = 0
-        self.store = MemoryStore(world.data)
-        self.start()
-
-    def start(self) -> None:
-        """The daemon starts, with nothing but what is on the disk."""
-        self.credentials = Credentials.load(self.directory)
-        clock = self.time.clock()
-        registry = Registry(self.store)
-        self.catalog = Catalog(
-            file=DurableFile(self.directory / "catalog"), cluster=None, boot_id="b"
-        )
-        self.ports = CertificatePorts(
-            own=OwnCertificate(self.credentials),
-            issued=IssuedToUsers(self.world.directory / "ca"),
-            stranger=self.world.ask_as_stranger,
-            store=no_members,
-        )
-        self.signing = Signing(
-            node=self.name,
-            registry=registry,
-            catalog=self.catalog,
-            peers=self.world,  # type: ignore[arg-type]
-            own=self.ports.own,
-            authority=self.authority,
-            issued=self.ports.issued,
-            clock=clock,
-        )
-        self.membership = Membership(
-            node=self.name,
-            registry=registry,
-            catalog=self.catalog,
-            authority=self.authority,
-            tokens=Tokens(file=UnsyncedFile(self.directory / "tokens.json")),
-            store_authority=lambda: None,
-            removing=removing_alone(
-                self.name,
-                registry,
-                self.catalog,
-                file=UnsyncedFile(self.directory / "removals.json"),
-            ),
-            store_address="etcd://a:2379",
-            clock=clock,
-        )
-        self.renewing = Renewing(
-            node=self.name,
-            ports=self.ports,
-            signing=self.signing,
-            membership=self.membership,
-            catalog=self.catalog,
-            file=UnsyncedFile(self.directory / "renewal.json"),
-            clock=clock,
-            pace=NodePace(),
-        )
-
-    def authority(self) -> Authority:
-        if not self.has_authority:
-            raise Conflict("the authority is not here")
-        return Authority.load(self.world.directory / "ca", clock=lambda: self.time.wall)
-
-    def record(self) -> Node:
-        shown = self.credentials.fingerprints
-        return Node(
-            name=self.name,
-            address=self.name,
-            drivers=(),
-            version="1",
-            joined_at=0.0,
-            certificate=shown.certificate,
-            key=shown.key,
-            authority=self.has_authority,
-        )
-
-    async def look(self) -> None:
-        await self.world.tell_catalogs()
-        await self.renewing.look()
-
-    def facts(self) -> CertificateFacts:
-        return self.ports.own.facts()
-
-    @property
-    def days_left(self) -> float:
-        """By a clock that is right."""
-        return (self.facts().ends - self.world.nodes["n1"].time.wall) / DAY_SECONDS
-
-
-async def no_members() -> dict[str, CertificateFacts | PannierError]:
-    return {}
-
-
-class World:
-    """Two nodes and their store. The first has the authority."""
-
-    def __init__(self, directory: Path, *, life_days: float | None = None) -> None:
-        self.directory = directory
-        self.data = MemoryData()
-        self.listing: dict[str, Callable[[], list[CertificateView]]] = {}
-        authority = Authority.create(directory / "ca", cluster="c1", clock=lambda: START)
-        self.nodes: dict[str, Party] = {}
-        for name in ("n1", "n2"):
-            request = new_request(name)
-            unsigned = authority.prepare_node(request.csr_pem, node=name, addresses=["127.0.0.1"])
-            if life_days is not None:
-                unsigned = replace(unsigned, life=timedelta(days=life_days))
-            Credentials.save(
-                directory / name,
-                ca=authority.certificate_pem,
-                certificate=authority.sign(unsigned),
-                key=request.key_pem,
-            )
-        self.nodes = {name: Party(self, name, has_authority=name == "n1") for name in ("n1", "n2")}
-
-    def to(self, node: Node) -> PeerOf:
-        return PeerOf(self.nodes[node.name])
-
-    async def ask_as_stranger(
-        self, address: str, port: int, node: str | None, order: RenewalOrder
-    ) -> RenewalReply:
-        return await PeerOf(self.nodes[address]).peer_renew(order)
-
-    async def tell_catalogs(self) -> None:
-        known = await Registry(self.nodes["n1"].store).nodes()
-        for node in self.nodes.values():
-            node.catalog._known.nodes = {each.name: each for each in known}
-
-    def pass_by(self, *, days: float) -> None:
-        for node in self.nodes.values():
-            node.time.pass_by(days=days)
 
 
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
-    async for each in _running(World(tmp_path)):
+    async for each in running(World(tmp_path)):
         yield each
-
-
-async def _running(world: World) -> AsyncIterator[World]:
-    one, two = world.nodes["n1"], world.nodes["n2"]
-    async with one.store.session(), two.store.session():
-        for node in (one, two):
-            await Registry(node.store).put_node(node.record())
-        yield world
 
 
 async def test_at_two_thirds_of_its_life_each_nodes_certificate_is_renewed(world: World) -> None:
@@ -247,7 +46,7 @@ async def test_at_two_thirds_of_its_life_each_nodes_certificate_is_renewed(world
         assert after.ends == node.time.wall + LIFE_SECONDS
         assert after.fingerprints.key == before.fingerprints.key
         assert after.serial != before.serial
-        assert node.renewing.trouble == ""
+        assert node.trouble == ""
         found = await Registry(node.store).node(node.name)
         assert found is not None
         await node.look()
@@ -257,7 +56,7 @@ async def test_at_two_thirds_of_its_life_each_nodes_certificate_is_renewed(world
 
 
 async def test_one_of_five_years_counts_and_is_renewed_in_time(tmp_path: Path) -> None:
-    async for world in _running(World(tmp_path, life_days=OLD_LIFE_DAYS)):
+    async for world in running(World(tmp_path, life_days=OLD_LIFE_DAYS)):
         node = world.nodes["n2"]
         world.pass_by(days=4 * 365)
         await node.look()
@@ -286,14 +85,6 @@ async def test_a_record_of_an_earlier_version_gets_the_key_before_anything_is_si
 # -- where the power fails, and what does not answer -------------------------------------------------
 
 
-class PowerCut(BaseException):
-    """The machine is off."""
-
-
-def cut(*_: object, **__: object) -> None:
-    raise PowerCut
-
-
 @pytest.mark.parametrize("when", ["before asking", "before writing", "before taking up"])
 async def test_a_power_cut_at_any_step_leaves_a_certificate_that_counts(
     world: World, monkeypatch: pytest.MonkeyPatch, when: str
@@ -310,13 +101,13 @@ async def test_a_power_cut_at_any_step_leaves_a_certificate_that_counts(
         with pytest.raises(PowerCut):
             await node.look()
     node.time.boot = 0.0  # the note of the last question was on a tmpfs
-    (node.directory / "renewal.json").unlink()
+    node.note(CertificateKind.NODE).unlink()
     node.start()
     assert node.ports.own.facts().ends > node.time.wall
     await node.membership.introduce(node.record())
     await node.look()
     assert node.days_left == 365
-    assert node.renewing.trouble == ""
+    assert node.trouble == ""
 
 
 async def test_an_authority_that_is_away_is_asked_again_and_not_often(world: World) -> None:
@@ -330,7 +121,7 @@ async def test_an_authority_that_is_away_is_asked_again_and_not_often(world: Wor
     assert one.asked == 4, "within 200 minutes"
     two.time.boot += 3600
     await two.look()
-    assert "n1 does not answer" in two.renewing.trouble
+    assert "n1 does not answer" in two.trouble
     one.up = True
     two.time.boot += 3600
     await two.look()
@@ -346,7 +137,7 @@ async def test_without_an_authority_it_is_said(world: World) -> None:
         replace(found.record, authority=False), expect=found.revision
     )
     await node.look()
-    assert "no node says that it has the key" in node.renewing.trouble
+    assert "no node says that it has the key" in node.trouble
 
 
 # -- clocks -----------------------------------------------------------------------------------------
@@ -364,7 +155,7 @@ async def test_a_nodes_clock_that_jumps_changes_nothing(world: World, days: floa
     assert node.facts() == before
     node.time.wall = START
     await node.look()
-    assert node.renewing.trouble == ""
+    assert node.trouble == ""
 
 
 async def test_what_was_signed_while_all_clocks_were_ahead_counts_when_they_are_right(
@@ -387,18 +178,18 @@ async def test_an_authority_whose_clock_is_behind_never_shortens(world: World) -
     world.nodes["n1"].time.wall = START - 5 * LIFE_SECONDS
     await node.look()
     assert node.facts() == before
-    assert "check the clocks" in node.renewing.trouble
+    assert "check the clocks" in node.trouble
 
 
 async def test_one_that_ends_with_the_authority_is_not_asked_for_again_and_again(
     tmp_path: Path,
 ) -> None:
-    async for world in _running(World(tmp_path, life_days=5000)):
+    async for world in running(World(tmp_path, life_days=5000)):
         world.pass_by(days=3600)
         node = world.nodes["n2"]
         await node.look()
         assert world.nodes["n1"].asked == 0
-        with pytest.raises(Conflict, match="with the cluster's authority itself"):
+        with pytest.raises(Conflict, match="with its authority itself"):
             await node.renewing.renew()
 
 
@@ -428,7 +219,7 @@ async def test_a_node_whose_certificate_has_ended_is_told_what_the_authority_sai
     two.catalog._known.nodes["n0"] = replace(one.record(), name="n0", authority=False)
     one.up = False
     await two.renewing.look()
-    assert "n1 does not answer" in two.renewing.trouble
+    assert "n1 does not answer" in two.trouble
     assert one.asked == 2, "and the other node was asked, too"
     two.catalog._known.nodes.clear()
     with pytest.raises(PeerUnavailable, match="remembers no other node"):
@@ -447,7 +238,7 @@ async def test_a_node_that_was_removed_is_not_renewed(world: World) -> None:
         node = world.nodes["n2"]
         before = node.facts()
         await node.renewing.look()
-        assert "was removed" in node.renewing.trouble
+        assert "was removed" in node.trouble
         assert node.facts() == before
 
 
@@ -460,7 +251,7 @@ async def test_a_node_that_was_set_up_anew_is_not_renewed_by_its_old_certificate
     await registry.put_node(replace(found.record, key="0" * 64), expect=found.revision)
     world.pass_by(days=300)
     await world.nodes["n2"].look()
-    assert "set up anew" in world.nodes["n2"].renewing.trouble
+    assert "set up anew" in world.nodes["n2"].trouble
 
 
 async def test_without_the_store_nothing_is_signed_for_others(world: World) -> None:
@@ -560,32 +351,6 @@ async def test_of_a_user_only_the_newest_key_is_renewed(world: World) -> None:
 # -- what people are told -----------------------------------------------------------------------------
 
 
-class Told:
-    """What a node lists and finds, with one member of a store."""
-
-    def __init__(self, world: World, name: str, *, member: CertificateFacts | PannierError) -> None:
-        node = world.nodes[name]
-
-        self.looks = 0
-
-        async def members() -> dict[str, CertificateFacts | PannierError]:
-            self.looks += 1
-            return {"10.0.0.1:2379": member}
-
-        self.certificates = Certificates(
-            cluster=Cluster(node=name, registry=Registry(node.store), catalog=node.catalog),
-            ports=replace(node.ports, store=members),
-            peers=world,  # type: ignore[arg-type]
-            trouble=lambda: node.renewing.trouble,
-            has_authority=lambda: node.signing.is_here,
-            clock=node.time.clock(),
-            pace=NodePace(),
-        )
-
-    async def found(self) -> dict[str, FindingView]:
-        return {each.subject: each async for each in self.certificates.findings()}
-
-
 async def test_all_certificates_are_listed_wherever_they_are(world: World) -> None:
     one, two = world.nodes["n1"], world.nodes["n2"]
     await world.tell_catalogs()
@@ -600,14 +365,14 @@ async def test_all_certificates_are_listed_wherever_they_are(world: World) -> No
         ("node", "n1", "n1"),
         ("authority", "Pannier cluster CA", "n1"),
         ("user", "ann", "n1"),
-        ("etcd", "etcd1", None),
         ("node", "n2", "n2"),
+        ("etcd", "etcd1", None),
     ]
     assert {view.state for view in views} == {"good"}
     assert views[0].where == str(one.ports.own.path)
     assert views[0].serial == one.facts().serial
     two.up = False
-    silent = (await told.certificates.everywhere())[-1]
+    silent = (await told.certificates.everywhere())[-2]
     assert (silent.name, silent.state, silent.error) == ("n2", "unseen", "n2 does not answer")
 
 
@@ -634,7 +399,10 @@ async def test_doctor_tells_of_what_ends_and_of_what_cannot_be_renewed(world: Wo
     world.pass_by(days=1400)
     assert "it ends on" in (await told.found())["certificate of etcd etcd1"].what
     world.pass_by(days=1600)
-    assert "certificate authority" in await Told(world, "n1", member=facts_of(etcd)).found()
+    assert (
+        "certificate authority Pannier cluster CA"
+        in await Told(world, "n1", member=facts_of(etcd)).found()
+    )
     two.time.wall = START - LIFE_SECONDS
     mine = (await told.found())["certificate of node n2"]
     assert "clock" in mine.remedy
@@ -683,8 +451,9 @@ async def test_running_servers_and_clients_show_the_renewed_certificate(world: W
     one, two = world.nodes["n1"], world.nodes["n2"]
     server = one.credentials.server_context(client_certificate_required=True)
     client = two.credentials.client_context()
-    elsewhere = OwnCertificate(Credentials.load(two.directory))
-    its_client = elsewhere._credentials.client_context()
+    theirs = Credentials.load(two.directory)
+    elsewhere = OwnCertificate(theirs)
+    its_client = theirs.client_context()
     world.pass_by(days=300)
     for node in (one, two):
         await node.look()
@@ -696,22 +465,6 @@ async def test_running_servers_and_clients_show_the_renewed_certificate(world: W
         assert facts_of(shown_by_server) == one.facts()
 
 
-def greet(server: ssl.SSLContext, client: ssl.SSLContext) -> tuple[bytes, bytes]:
-    """Shake hands in memory; what each end showed the other."""
-    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
-    near = client.wrap_bio(to_client, to_server, server_hostname="n1")
-    far = server.wrap_bio(to_server, to_client, server_side=True)
-    for end in (near, far) * 3:
-        try:
-            end.do_handshake()
-        except ssl.SSLWantReadError:
-            continue
-    shown = far.getpeercert(True), near.getpeercert(True)
-    assert shown[0] is not None
-    assert shown[1] is not None
-    return shown[0], shown[1]
-
-
 async def test_files_that_do_not_fit_leave_the_contexts_as_they_are(world: World) -> None:
     one, two = world.nodes["n1"], world.nodes["n2"]
     server = one.credentials.server_context(client_certificate_required=True)
@@ -721,5 +474,5 @@ async def test_files_that_do_not_fit_leave_the_contexts_as_they_are(world: World
     chain = one.authority().issue_node(other.csr_pem, node="n2", addresses=["n2"])
     files.write(two.ports.own.path, chain, mode=0o644, replace=True)
     await two.look()
-    assert "does not belong to the key" in two.renewing.trouble
+    assert "does not belong to the key" in two.trouble
     assert facts_of(greet(server, client)[0]) == before

@@ -17,7 +17,7 @@ from pannier.cli import stack as command
 from pannier.cli.main import cli
 from pannier.contract.views import NodeView
 from pannier.contract.words import NodeState
-from pannier.core.errors import Conflict, DeadlineExceeded
+from pannier.core.errors import Conflict, DeadlineExceeded, OutcomeUnknown
 from pannier.stacks import deployment, passwords
 from pannier.stacks.docker import Docker
 
@@ -96,6 +96,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
                       joined_at="", swarm="id-a", sync_obstacle="")]  # fmt: skip
     monkeypatch.setattr(command, "_pannier_nodes", lambda session: nodes)
     monkeypatch.setattr(deployment, "_LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(deployment, "_PAUSE_SECONDS", 0.0)
     answers = {
         "stack deploy": [""],
         "info": ['{"LocalNodeState": "active", "ControlAvailable": true}'],
@@ -264,6 +265,23 @@ def test_what_docker_refuses_is_told_with_the_way_out(world: World) -> None:
     done = world.run("jenkins")
     assert done.exit_code == Conflict.exit_status
     assert "JENKINS_CONFIG_VERSION=2" in done.stderr
+
+
+NO_AGREEMENT = "Error response from daemon: rpc error: code = DeadlineExceeded desc = context deadline exceeded"
+
+
+def test_managers_that_elect_a_leader_are_asked_again(world: World) -> None:
+    world.state["refuse"]["stack deploy --resolve-image"] = [NO_AGREEMENT] * 2
+    assert world.run("jenkins").exit_code == 0
+    assert sum(line.startswith("stack deploy --resolve-image") for line in world.lines()) == 3
+
+
+def test_managers_that_never_agree_are_told(world: World) -> None:
+    world.state["refuse"]["stack deploy --resolve-image"] = NO_AGREEMENT
+    done = world.run("jenkins")
+    assert done.exit_code == OutcomeUnknown.exit_status
+    assert "the Swarm's managers did not agree in time" in done.stderr
+    assert "do the same again" in done.stderr
 
 
 def test_it_can_be_told_not_to_wait(world: World) -> None:

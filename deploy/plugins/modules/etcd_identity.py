@@ -35,6 +35,7 @@ files:
   type: dict
 """
 
+import contextlib
 import os
 import pwd
 import shutil
@@ -70,7 +71,10 @@ def install(files: dict) -> None:
     for name in ETCD_FILES:
         path = os.path.join(ETCD_PKI, name)
         draft = f"{path}.new"
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(draft)
+        # A new file, and no link: the directory is etcd's, and this is root.
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w") as file:
             os.fchown(descriptor, owner.pw_uid, owner.pw_gid)
             file.write(files[name])

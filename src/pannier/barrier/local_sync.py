@@ -18,9 +18,10 @@ What a call is answered:
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -28,7 +29,7 @@ from pathlib import Path
 
 from pannier.barrier.borrowing import Borrowed, borrowed
 from pannier.barrier.calls import BY_KERNEL, DONE, Answer, Mapped, SyncCall
-from pannier.host.syncing import start_writing, sync_file_system
+from pannier.host.syncing import start_writing, sync_file_system, write_out
 from pannier.host.threads import in_own_thread
 
 _AT_ONCE = 4
@@ -36,6 +37,7 @@ _AT_ONCE = 4
 _BORROWED = 64
 """Files that a thread has open at a time."""
 _PERFORM = {"fsync": os.fsync, "fdatasync": os.fdatasync, "syncfs": sync_file_system}
+_OF_ONE_FILE = frozenset(("fsync", "fdatasync"))
 _OF_THE_CALLER = frozenset((errno.EBADF, errno.EINVAL))
 """What a call is told that cannot be done, such as one on an O_PATH descriptor. The disk was not asked."""
 
@@ -55,29 +57,52 @@ class SyncedCall:
     refused: bool = False
 
 
-async def sync_group(calls: Sequence[SyncCall], *, root: Path) -> list[SyncedCall]:
+async def sync_group(
+    calls: Sequence[SyncCall], *, root: Path, given: Callable[[], None] | None = None
+) -> list[SyncedCall]:
     """Sync the files of a group's calls, and nothing else. One result for each call; raises nothing.
 
     The threads are shared with nothing that could make them wait.
 
     Args:
         root: a directory on the file system of the volume.
+        given: called once, when the disk has taken all that was written to the files, and only its flush, and what the
+            file system does for that, is left. Not called where that is not known before the end.
     """
     by_file: dict[object, list[int]] = {}
     for at, call in enumerate(calls):
         by_file.setdefault(call.file or call.mapped or at, []).append(at)
     found: dict[int, SyncedCall] = {}
     asked = []
-    for files in _shares(list(by_file.values())):
+    shares = _shares(list(by_file.values()))
+    if given is not None and all(call.file and call.name in _OF_ONE_FILE for call in calls):
+        given = _last_of(len(shares), given)
+    else:
+        given = None
+    for files in shares:
         if any(calls[at].file or calls[at].mapped for at in files):
-            asked.append(
-                (files, in_own_thread(partial(_sync_all, [calls[at] for at in files], root)))
-            )
+            share = [calls[at] for at in files]
+            asked.append((files, in_own_thread(partial(_sync_all, share, root, given))))
         else:
             found.update((at, SyncedCall(BY_KERNEL, whole=True)) for at in files)
     for files, work in asked:
         found.update(zip(files, await work, strict=True))
     return [found[at] for at in range(len(calls))]
+
+
+def _last_of(count: int, then: Callable[[], None]) -> Callable[[], None]:
+    """What so many threads call, each once; the last one has ``then`` called in the event loop."""
+    loop, left = asyncio.get_running_loop(), [None] * count
+
+    def one() -> None:
+        left.pop()
+        if not left:
+            then()
+
+    def from_thread() -> None:
+        loop.call_soon_threadsafe(one)
+
+    return from_thread
 
 
 def _shares(files: Sequence[Iterable[int]]) -> list[list[int]]:
@@ -87,23 +112,44 @@ def _shares(files: Sequence[Iterable[int]]) -> list[list[int]]:
     ]
 
 
-def _sync_all(calls: Sequence[SyncCall], root: Path) -> list[SyncedCall]:
+def _sync_all(
+    calls: Sequence[SyncCall], root: Path, given: Callable[[], None] | None
+) -> list[SyncedCall]:
     try:
         device = os.stat(root).st_dev
     except OSError:  # it was unmounted meanwhile
         return [SyncedCall(BY_KERNEL, whole=call.is_there()) for call in calls]
+    if len(calls) > _BORROWED:
+        given = None
     batches = (calls[at : at + _BORROWED] for at in range(0, len(calls), _BORROWED))
-    return [synced for batch in batches for synced in _sync_batch(batch, device)]
+    return [synced for batch in batches for synced in _sync_batch(batch, device, given)]
 
 
-def _sync_batch(calls: Sequence[SyncCall], device: int) -> list[SyncedCall]:
+def _sync_batch(
+    calls: Sequence[SyncCall], device: int, given: Callable[[], None] | None
+) -> list[SyncedCall]:
     with ExitStack() as opened:
         files = [_file_of(call, opened, device) for call in calls]
         if len(files) > 1:
             for file in files:
                 if isinstance(file, Borrowed):
                     start_writing(file.fd)
+        if given is not None:
+            files = [_given(file) for file in files]
+            if all(isinstance(file, Borrowed) for file in files):
+                given()
         return [_sync(call, file, device) for call, file in zip(calls, files, strict=True)]
+
+
+def _given(file: Borrowed | SyncedCall) -> Borrowed | SyncedCall:
+    """Wait until the disk has taken what was written to a file. What it refused is told only once: so it is the result."""
+    if isinstance(file, SyncedCall):
+        return file
+    try:
+        write_out(file.fd)
+    except OSError as error:
+        return _failed(error.errno or errno.EIO)
+    return file
 
 
 def _file_of(call: SyncCall, opened: ExitStack, device: int) -> Borrowed | SyncedCall:
@@ -125,8 +171,12 @@ def _sync(call: SyncCall, file: Borrowed | SyncedCall, device: int) -> SyncedCal
     if isinstance(file, SyncedCall):
         return file
     if error := _error_of(call.name, file.fd):
-        return SyncedCall(Answer(error), refused=error not in _OF_THE_CALLER)
+        return _failed(error)
     return SyncedCall(DONE if file.own else BY_KERNEL)
+
+
+def _failed(error: int) -> SyncedCall:
+    return SyncedCall(Answer(error), refused=error not in _OF_THE_CALLER)
 
 
 def sync_stacked(call: SyncCall) -> int:
@@ -160,7 +210,7 @@ def _sync_mapped(tid: int, mapped: Mapped, device: int) -> SyncedCall:
             fd = os.open(f"/proc/{tid}/map_files/{name}", os.O_RDONLY | os.O_CLOEXEC)
             try:
                 if error := _error_of("fdatasync", fd):
-                    return SyncedCall(Answer(error), refused=error not in _OF_THE_CALLER)
+                    return _failed(error)
             finally:
                 os.close(fd)
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""`pannier cert`: the certificates of nodes, users, the authority and etcd."""
+"""`pannier cert`: the certificates of nodes, users, the authorities and etcd."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pannier.contract.views import CertificateView
 
 @click.group(cls=CommandGroup)
 def cert() -> None:
-    """Certificates: how long they last. Nodes' and users' are renewed by themselves."""
+    """Certificates: how long they last. Nodes', users' and etcd's are renewed by themselves."""
 
 
 @cert.command("ls", examples=("pannier cert ls", "pannier cert ls -o json"))
@@ -21,7 +21,8 @@ def cert() -> None:
 def list_certificates(session: Session) -> None:
     """List all certificates.
 
-    Those of users are the newest that the authority gave out. Of etcd, each member is asked for what it shows.
+    Those of users are the newest that the authority gave out. Each member of etcd is asked for what it shows; one without a
+    node shows what no node keeps and renews.
     """
     found = session.ask(lambda client: client.certificates())
     session.show(found, table=_table(found))
@@ -37,7 +38,7 @@ def list_certificates(session: Session) -> None:
 @output_options()
 @pass_session
 def renew(session: Session, address: str | None) -> None:
-    """Renew this node's certificate now, also after its end. No restart is needed.
+    """Renew this node's certificates now, also after their end: its own, and those for etcd. No restart is needed.
 
     It happens by itself, four months before the end: this is for a node whose certificate has ended meanwhile.
     """

@@ -222,6 +222,17 @@ class Catalog:
         """Take in that a volume was removed."""
         self._apply(f"volumes/{name}", None, 0)
 
+    def remember_node(self, node: Node, *, revision: int) -> None:
+        """As :meth:`remember`."""
+        key = f"nodes/{node.name}"
+        if revision > self._revisions.get(key, 0):
+            self._ahead.add(key)
+            self._apply(key, node, revision)
+
+    def forget_node(self, name: str) -> None:
+        """Take in that a node was removed."""
+        self._apply(f"nodes/{name}", None, 0)
+
     async def follow(self, store: Store) -> None:
         """Keep fresh for ever: run as a task.
 

@@ -140,7 +140,7 @@ class Operations(Protocol):
         """
         ...
 
-    @cluster("GET", "/certificates", "All certificates: of nodes, users, the authority and etcd")
+    @cluster("GET", "/certificates", "All certificates: of nodes, users, the authorities and etcd")
     async def certificates(self) -> list[CertificateView]:
         """All certificates, as the nodes that have them tell it. Those that do not answer are in it with an error."""
         ...
@@ -148,17 +148,17 @@ class Operations(Protocol):
     @cluster(
         "POST",
         "/certificates/own",
-        "Renew the certificate of the node that is asked now",
+        "Renew the certificates of the node that is asked now",
         body=bodies.OwnRenewalOrder,
         raises=(errors.Conflict, errors.StorageError),
     )
     async def renew_own_certificate(self, *, address: str | None) -> CertificateView:
-        """Renew the certificate of the node that is asked now; also one that has ended.
+        """Renew what is due of the certificates of the node that is asked, also what has ended. Returns its own.
 
         Raises:
-            Conflict: it is not due, ends with the authority, or no node has the authority.
+            Conflict: none is due, one ends with its authority, or no node has the authority.
             Denied: the node was removed from the cluster.
-            StorageError: it cannot be written.
+            StorageError: one cannot be written.
         """
         ...
 
@@ -170,9 +170,9 @@ class Operations(Protocol):
         raises=(errors.Conflict, errors.StorageError),
     )
     async def renew_certificate(self, order: bodies.RenewalOrder) -> RenewalReply:
-        """Renew a node's or a user's certificate for the same key.
+        """Renew a certificate for the same key: a node's, a user's, or one for etcd.
 
-        A node's may have ended. Who does not prove to have the key is told nothing but a refusal.
+        All but a user's may have ended. Who does not prove to have the key is told nothing but a refusal.
 
         Raises:
             Denied: the request does not prove it; or the node was removed, or the user's certificate has ended.

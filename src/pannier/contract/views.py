@@ -439,8 +439,8 @@ class CertificateView:
     """A certificate. Where it is unseen, ``error`` says why, and what it says is null.
 
     Attributes:
-        name: of the node, user or etcd member; of the authority, what it calls itself.
-        node: the node on which it is, or was noted; null for a store's member.
+        name: of the node, user or etcd member; of an authority, what it calls itself.
+        node: the node on which it is, or was noted; null for what a store's member shows and no node keeps.
         where: a path on that node, or a member's address.
         serial: hexadecimal.
         valid_from, valid_until: it counts from then until then.

@@ -47,8 +47,11 @@ class CertificateKind(Word):
     NODE = "node"
     USER = "user"
     AUTHORITY = "authority"
-    """The cluster's own, which has issued the others."""
+    """The cluster's own, or etcd's: they have issued the others."""
+    STORE = "store"
+    """A node's, with which it uses etcd."""
     ETCD = "etcd"
+    """A member's of etcd."""
 
 
 class CertificateState(Word):

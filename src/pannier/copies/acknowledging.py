@@ -22,7 +22,7 @@ from pannier.agent.lease import Lease
 from pannier.barrier.calls import Answer, SyncCall
 from pannier.cluster.cluster import Cluster
 from pannier.copies.in_sync import InSync
-from pannier.copies.local import LocalSync, failed
+from pannier.copies.local import LocalSync, SaidLocally, failed
 from pannier.copies.replicated import ReplicaProgress, Replicated
 from pannier.copies.replication import Replicator
 from pannier.core.acknowledging import (
@@ -83,7 +83,7 @@ class Acknowledging:
             Unavailable: it cannot be confirmed now; a later try may succeed.
         """
         replicated, watch = self._replicator.replicated(volume), Stopwatch(self._clock)
-        local = await self._local.sync(replicated.volume, calls)
+        local, ahead = await self._sync_locally(replicated, calls)
         if local.lost:
             return local.answers
         on_disk = watch.lap()
@@ -100,6 +100,8 @@ class Acknowledging:
                     return failed(local.answers)
                 raise
             cut = watch.lap()
+            if ahead is not None:
+                replicated.overlap.tried(enough=position == ahead)
             if refused := await self._confirmed_by_all(replicated, position):
                 raise self._refused(replicated.volume, refused)
             replicated.note_acknowledged()
@@ -113,6 +115,27 @@ class Acknowledging:
                 )
             )
         return local.answers
+
+    async def _sync_locally(
+        self, replicated: Replicated, calls: Sequence[SyncCall]
+    ) -> tuple[SaidLocally, int | None]:
+        """Sync a group on this disk; the position that was sent ahead meanwhile, if one was."""
+        if not calls or not replicated.overlap.due():
+            return await self._local.sync(replicated.volume, calls), None
+        given = asyncio.Event()
+        ahead = asyncio.create_task(self._send_ahead(replicated, given))
+        try:
+            local = await self._local.sync(replicated.volume, calls, given=given.set)
+            return local, await ahead if given.is_set() else None
+        finally:
+            ahead.cancel()
+
+    async def _send_ahead(self, replicated: Replicated, given: asyncio.Event) -> int:
+        await given.wait()
+        async with replicated.group:
+            if not replicated.ended:
+                await self._replicator.send_ahead(replicated)
+            return replicated.position
 
     async def unchanged(self, volume: str) -> bool:
         """See :class:`pannier.barrier.calls.Strategy`."""
@@ -182,7 +205,7 @@ class Acknowledging:
             progress = replicated.progress[node]
             if not progress.has(position) and not progress.follows(replicated.line):
                 why = replicated.why_no_records(node)
-                await self._replicator.make(replicated)
+                await self._replicator.make(replicated, written_out=True)
                 replicated.note_detour(why)
                 return replicated.position
         return position
@@ -325,8 +348,9 @@ class Acknowledging:
             # A volume may have been one with a single copy until now. A run of this daemon that remembers it so
             # would go on without the store, while this node takes it over.
             await self._cluster.catalog.save()
+        await self._local.write_out(replicated.volume)  # nor for what nobody has synced
         async with replicated.group:
-            await self._replicator.make(replicated)
+            await self._replicator.make(replicated, written_out=True)
             until = self._clock.now() + self._pace.join_patience
             while not replicated.progress[node].has(replicated.position):
                 if replicated.ended or replicated.progress[node].error or self._clock.now() > until:

@@ -14,6 +14,7 @@ from pannier.agent.drivers import Drivers
 from pannier.cluster.cluster import Cluster
 from pannier.copies.replicated import Following, OpenLine, Replicated
 from pannier.core.errors import JournalFull, PannierError, PeerUnavailable
+from pannier.core.generation import Generation
 from pannier.core.line import Cut, Doubt, LinePlace, LineRecord
 from pannier.core.pace import CopiesPace
 from pannier.core.volume import Volume
@@ -70,6 +71,20 @@ class Lines:
         driver = self._drivers.of(replicated.volume)
         if isinstance(driver, SparseDriver):
             await driver.write_out(replicated.volume.id)
+
+    async def snapshot(self, replicated: Replicated, *, written_out: bool) -> Generation:
+        """Make a generation.
+
+        Args:
+            written_out: all that it must have is on the disk. What is only in memory by now is not waited for.
+
+        Raises:
+            StorageError: the disk refused something, or a driver without lines makes none.
+        """
+        volume, driver = replicated.volume, self._driver(replicated.volume)
+        if driver is None or not written_out:
+            return await self._drivers.of(volume).snapshot(volume.id, epoch=volume.grant.epoch)
+        return await driver.snapshot_disk(volume.id, epoch=volume.grant.epoch)
 
     async def renew(self, replicated: Replicated) -> None:
         """Let the next generation be a new one, unless a run has begun with one: see :meth:`LineDriver.renew`."""
@@ -130,7 +145,10 @@ class Lines:
         line.bytes += parcel.size
         replicated.position += 1
         for node, following in followers:
-            if following.waiting >= self._pace.most_waiting:
+            if (
+                following.waiting >= self._pace.most_waiting
+                or following.waiting_bytes + parcel.size > self._pace.most_waiting_bytes
+            ):
                 # A generation is one thing to wait for instead of many.
                 replicated.note_not_following(
                     node, following, "too many records are on their way to it"
@@ -138,6 +156,7 @@ class Lines:
                 continue
             following.number += 1
             following.waiting += 1
+            following.waiting_bytes += parcel.size
             following.last = replicated.start(
                 self._send(
                     replicated,
@@ -168,9 +187,11 @@ class Lines:
     ) -> None:
         if before is not None:
             await asyncio.wait((before,))
+        await following.ready.wait()
         try:
-            if not following.broken:
-                await self._send_one(replicated, name, parcel)
+            if following.broken or replicated.has_since(name, place):
+                return
+            await self._send_one(replicated, name, parcel)
         except PannierError as error:
             self._say(replicated, "line.broken", node=name, error=str(error))
             tries = 1 if isinstance(error, JournalFull) else self._pace.refused_tries
@@ -185,6 +206,7 @@ class Lines:
                 replicated.note_followed(name, place, position=position, at=at)
         finally:
             following.waiting -= 1
+            following.waiting_bytes -= parcel.size
 
     async def _send_one(self, replicated: Replicated, name: str, parcel: Parcel) -> None:
         node = self._cluster.catalog.node(name)

@@ -10,7 +10,7 @@ sync call fails until the volume was mounted anew.
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -49,8 +49,17 @@ class LocalSync:
     def __init__(self, drivers: Drivers) -> None:
         self._drivers = drivers
 
-    async def sync(self, volume: Volume, calls: Sequence[SyncCall]) -> SaidLocally:
+    async def sync(
+        self,
+        volume: Volume,
+        calls: Sequence[SyncCall],
+        *,
+        given: Callable[[], None] | None = None,
+    ) -> SaidLocally:
         """Sync the files of a group.
+
+        Args:
+            given: see :func:`pannier.barrier.local_sync.sync_group`.
 
         Raises:
             StorageError: the kernel does not say whether something was lost.
@@ -59,7 +68,7 @@ class LocalSync:
         if driver is None:
             return SaidLocally([BY_KERNEL] * len(calls))
         epoch = volume.grant.epoch
-        synced = await sync_group(calls, root=driver.data_path(volume.id, epoch))
+        synced = await sync_group(calls, root=driver.data_path(volume.id, epoch), given=given)
         answers = [each.answer for each in synced]
         if any(each.refused for each in synced):
             log.error("volume.refused", volume=volume.name, calls=len(calls))

@@ -10,6 +10,7 @@ from typing import Any
 from pannier.core.delivery import Tries
 from pannier.core.generation import Generation
 from pannier.core.line import Doubt, LinePlace
+from pannier.core.overlap import Overlap
 from pannier.core.seldom import Seldom
 from pannier.core.sync_times import LastGroups
 from pannier.core.volume import Volume
@@ -57,18 +58,28 @@ class Following:
 
     Attributes:
         number: of the newest record that was, or is being, sent to it.
+        base: the generation on which the first of them stands.
+        ready: set when it has confirmed that, or a later one: until then they wait here.
         broken: it did not get one of them: it gets a generation before it follows again.
         last: the sending of the newest.
-        waiting: how many are not confirmed yet.
+        waiting, waiting_bytes: of those that are not confirmed yet.
         kept: it has confirmed one of them.
     """
 
     run: str
     number: int
+    base: Generation
+    ready: asyncio.Event = field(default_factory=asyncio.Event)
     broken: bool = False
     kept: bool = False
     last: asyncio.Task[None] | None = None
     waiting: int = 0
+    waiting_bytes: int = 0
+
+    def break_off(self) -> None:
+        """Nothing more is sent."""
+        self.broken = True
+        self.ready.set()
 
 
 @dataclass(slots=True)
@@ -174,6 +185,8 @@ class Replicated:
     """The last one."""
     groups: LastGroups = field(default_factory=LastGroups)
     """Of sync calls."""
+    overlap: Overlap = field(default_factory=Overlap)
+    """Of their local syncs and records."""
     said: Seldom = field(default_factory=Seldom)
     """What the log was told."""
     due: asyncio.Event = field(default_factory=asyncio.Event)
@@ -219,10 +232,11 @@ class Replicated:
             if generation != self.newest or self.newest_position != self.position:
                 self.position += 1
             self.newest, self.made_at, self.newest_position = generation, at, self.position
-            for progress in self.progress.values():
+            for node, progress in self.progress.items():
                 if progress.generation == generation:
                     # Nothing was written since: it is current again.
                     progress.current_at, progress.position = at, self.position
+                self._let_follow(node, at=at)
                 if self.trouble and progress.error == self.trouble:
                     progress.error = ""
             self.trouble = ""
@@ -236,12 +250,12 @@ class Replicated:
             progress.perhaps = None
             progress.caught_up, progress.record = False, None
             if progress.following is not None:
-                progress.following.broken = True
+                progress.following.break_off()
             self.written.notify_all()
 
     def note_confirmed(self, node: str, *, at: float) -> None:
         """A replica confirmed what was on its way to it, which was made at ``at``."""
-        progress, line = self.progress[node], self.line
+        progress = self.progress[node]
         if progress.sending is None:
             return  # it has lost its copy since it said so
         progress.generation, progress.current_at = (
@@ -254,14 +268,35 @@ class Replicated:
         progress.position = max(position, progress.position or 0)
         progress.sending = progress.perhaps = None
         progress.error, progress.caught_up = "", True
-        if (
-            line is not None
-            and not progress.follows(line)
-            and at >= progress.no_records_until
-            and (line.generation, line.included) == (progress.generation, line.number)
-        ):
-            progress.following = Following(line.run, line.number)
+        following = progress.following
+        if following is not None and following.base.number <= progress.generation.number:
+            following.ready.set()
+        self._let_follow(node, at=at)
         self._note_answer()
+
+    def _let_follow(self, node: str, *, at: float) -> None:
+        """Let a replica get the records that are made from now on, once it has the newest generation, if that has all
+        records before them.
+
+        They are kept for one that sync calls wait for: while it gets a generation, so much may be written that it would
+        need another one after that, again and again.
+
+        Args:
+            at: when that generation was made.
+        """
+        progress, line = self.progress[node], self.line
+        if (
+            line is None
+            or progress.follows(line)
+            or at < progress.no_records_until
+            or (line.generation, line.included) != (self.newest, line.number)
+        ):
+            return
+        has_it = progress.generation == line.generation
+        if has_it or node in self.circle.required:
+            progress.following = following = Following(line.run, line.number, line.generation)
+            if has_it:
+                following.ready.set()
 
     def note_followed(self, node: str, place: LinePlace, *, position: int, at: float) -> None:
         """A replica confirmed a record with all that was written before ``at``, and all before it."""
@@ -273,9 +308,14 @@ class Replicated:
         progress.current_at = max(at, progress.current_at or at)
         self._note_answer()
 
+    def has_since(self, node: str, place: LinePlace) -> bool:
+        """Whether a replica has confirmed a generation that was made after a record, and so has what that has."""
+        confirmed = self.progress[node].generation
+        return confirmed is not None and confirmed.number > place.generation.number
+
     def note_not_following(self, node: str, following: Following, error: str) -> None:
         """A replica did not confirm a record: it gets no more of them until it has a new generation."""
-        following.broken = True
+        following.break_off()
         self.progress[node].record_error = error
         self._note_answer()
 
@@ -341,6 +381,8 @@ class Replicated:
         progress.error = error
         progress.failures += 1
         progress.caught_up = False
+        if progress.following is not None and not progress.following.ready.is_set():
+            progress.following.break_off()
         if arrived is False:
             progress.sending = None
         else:

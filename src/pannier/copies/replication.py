@@ -237,15 +237,7 @@ class Replicator:
                 if replicated.found is None:
                     replicated.found = frozenset(copy.generations)
                 if any(t.epoch == volume.grant.epoch and not t.sealed for t in copy.live):
-                    if replicated.line is not None:
-                        # A cut sees only what is on the disk. Before the lock is taken: what nobody has synced
-                        # must not hold up sync calls.
-                        await self._lines.write_out(replicated)
-                    async with replicated.group:
-                        if self._is_due(replicated):
-                            await self.make(replicated)
-                        else:
-                            await self.advance(replicated)
+                    await self._make_one(replicated)
             except PannierError as error:
                 self._not_made(replicated, error)
             replicated.due.clear()
@@ -254,6 +246,19 @@ class Replicator:
                     max(volume.spec.interval - (self._clock.now() - began), 0.05)
                 ):
                     await replicated.due.wait()
+
+    async def _make_one(self, replicated: Replicated) -> None:
+        """Make a record or a generation of what was written."""
+        written_out = replicated.line is not None
+        if written_out:
+            # A cut sees only what is on the disk. Before the lock is taken: what nobody has synced must not
+            # hold up sync calls.
+            await self._lines.write_out(replicated)
+        async with replicated.group:
+            if self._is_due(replicated):
+                await self.make(replicated, written_out=written_out)
+            else:
+                await self.advance(replicated)
 
     def _is_due(self, replicated: Replicated) -> bool:
         """Whether a generation is made although there is a line: the records since the last one are old or many,
@@ -283,17 +288,29 @@ class Replicator:
         It is that of a record, which is on its way to the copies that follow, or of a generation.
         """
         if not await self._lines.cut(replicated):
-            await self.make(replicated)
+            doubt = replicated.doubt
+            await self.make(replicated, written_out=doubt is not None and doubt.too_much)
             replicated.note_detour(replicated.doubt.reason if replicated.doubt else BEGINS)
         return replicated.position
 
-    async def make(self, replicated: Replicated) -> Generation:
-        """The generation with all that was written so far. The caller has the group lock."""
-        began = self._clock.now()
-        volume, line = replicated.volume, replicated.line
-        driver = self._drivers.of(volume)
+    async def send_ahead(self, replicated: Replicated) -> None:
+        """Send what this disk has taken by now, before it has flushed it: nothing where that cannot be told. The caller
+        has the group lock.
+
+        What fails fails again in :meth:`advance`.
+        """
+        with contextlib.suppress(PannierError):
+            await self._lines.cut(replicated)
+
+    async def make(self, replicated: Replicated, *, written_out: bool = False) -> Generation:
+        """The generation with all that was written so far. The caller has the group lock.
+
+        Args:
+            written_out: all that it must have is on this node's disk already.
+        """
+        began, line = self._clock.now(), replicated.line
         begins = line is None and await self._lines.watch(replicated)
-        generation = await driver.snapshot(volume.id, epoch=volume.grant.epoch)
+        generation = await self._lines.snapshot(replicated, written_out=written_out)
         if begins:
             replicated.line = OpenLine(new_run(), generation)
         elif line is not None:

@@ -141,6 +141,8 @@ class Doubt:
     reason: str
     remedy: str = ""
     """What a person can do; empty where it passes by itself."""
+    too_much: bool = False
+    """All can be told, and nothing was lost."""
 
 
 def new_run() -> str:

@@ -91,8 +91,10 @@ class CopiesPace:
     line_bytes: int = 32 << 20
     """So many bytes of records since the newest generation bring the next one at once: a takeover reads them in
     some tenths of a second, and the journals of copies have room for several volumes."""
-    most_waiting: int = 8
+    most_waiting: int = 64
     """So many records on their way to a copy: one that has more to wait for gets a generation instead."""
+    most_waiting_bytes: int = 32 << 20
+    """And so many bytes of them: they are in memory, and a copy's journal keeps them."""
     full_again: float = 10.0
     """Before a copy gets records again whose journal others fill, or which has refused the first record on each of the last
     generations: each try costs a sync call a round trip beside the generation, and room comes there with the next

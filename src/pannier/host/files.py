@@ -87,7 +87,8 @@ def write_file(
     lock = _lock_draft(draft)
     renamed = False
     try:
-        fd = os.open(draft, os.O_WRONLY | os.O_CLOEXEC)
+        # Whoever may write to the directory may have put a link in its place.
+        fd = os.open(draft, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             rest = memoryview(data)
             while rest:

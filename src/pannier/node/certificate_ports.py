@@ -9,13 +9,14 @@ from typing import Protocol
 
 from pannier.contract.bodies import RenewalOrder
 from pannier.contract.views import RenewalReply
+from pannier.contract.words import CertificateKind
 from pannier.core.errors import PannierError
 from pannier.pki.facts import CertificateFacts
 from pannier.pki.renewal import Proved, RenewalRequest
 
 
 class KeepsCertificate(Protocol):
-    """This machine's own certificate: :class:`~pannier.pki.own.OwnCertificate`.
+    """A certificate of this machine: :class:`~pannier.pki.own.OwnCertificate`.
 
     All methods may raise NotFound, Denied or OSError where its files are missing, do not fit or cannot be read.
     """
@@ -35,10 +36,6 @@ class KeepsCertificate(Protocol):
 
     def request(self) -> RenewalRequest:
         """Asks for a longer time for the same key."""
-        ...
-
-    def prove(self, request: RenewalRequest) -> Proved:
-        """Check somebody's request by this cluster's authority; Denied where it proves nothing."""
         ...
 
     def keep(self, chain: str) -> None:
@@ -83,11 +80,43 @@ StoreCertificates = Callable[[], Awaitable[Mapping[str, CertificateFacts | Panni
 """What each member of the store shows, by its address; empty for a store that is a file. Raises nothing."""
 
 
+Prove = Callable[[RenewalRequest], Proved]
+"""Checks somebody's request by this cluster's authorities: :meth:`pannier.pki.renewal.Prover.prove`."""
+MemberCertificate = Callable[[], KeepsCertificate | None]
+"""That of the etcd member on this machine; None where there is none that etcd's authority of this cluster issued. Raises
+nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeptCertificate:
+    """A certificate that this node renews, and of what kind it is."""
+
+    kind: CertificateKind
+    certificate: KeepsCertificate
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CertificatePorts:
-    """How a node comes by certificates."""
+    """How a node comes by certificates.
+
+    Attributes:
+        own: with which it speaks to other nodes and users.
+        store_client: with which it uses etcd; None where that has no authority of its own.
+    """
 
     own: KeepsCertificate
+    store_client: KeepsCertificate | None
+    store_member: MemberCertificate
+    prove: Prove
     issued: KeepsIssued
     stranger: AskAsStranger
     store: StoreCertificates
+
+    def kept(self) -> list[KeptCertificate]:
+        """All that this node renews, its own first: with that it asks for the others."""
+        found = (
+            (CertificateKind.NODE, self.own),
+            (CertificateKind.STORE, self.store_client),
+            (CertificateKind.ETCD, self.store_member()),
+        )
+        return [KeptCertificate(kind, each) for kind, each in found if each is not None]

@@ -157,13 +157,13 @@ class NodeService:
         return await self._certificates.everywhere()
 
     async def renew_own_certificate(self, *, address: str | None) -> CertificateView:
-        """Renew this node's certificate now."""
+        """Renew this node's certificates now."""
         try:
             await self._renewing.renew(address=address)
             return self._certificates.own()
         except OSError as error:
             raise StorageError(
-                f"the certificate cannot be written: {error}", remedy="see the disk, then try again"
+                f"a certificate cannot be written: {error}", remedy="see the disk, then try again"
             ) from error
 
     async def renew_certificate(self, order: RenewalOrder) -> RenewalReply:

@@ -255,6 +255,7 @@ class Membership:
             return None if changed == node else changed
 
         found = await self._registry.change(lambda: self._node_record(name), decide)
+        self._catalog.remember_node(found.record, revision=found.revision)
         return found.record
 
     async def remove(self, name: str, *, lost: bool = False, actor: str = "local") -> None:
@@ -292,6 +293,7 @@ class Membership:
             )
         # First, since a node that still gets in could write its record again.
         await self._removing.remove(name)
+        self._catalog.forget_node(name)
         log.info("node.removed", node=name)
 
     async def _give_up_volumes(self, name: str, *, actor: str) -> None:

@@ -16,11 +16,12 @@ from pannier.contract.peers import Peers
 from pannier.core.certificates import RENEW_SECONDS, is_due
 from pannier.core.errors import Conflict, Denied, StorageError
 from pannier.core.node import Node
+from pannier.core.removals import Removals
 from pannier.host.clock import Clock, rfc3339
-from pannier.node.certificate_ports import KeepsCertificate, KeepsIssued
+from pannier.node.certificate_ports import KeepsIssued, Prove
 from pannier.pki.authority import Authority
 from pannier.pki.identity import NodeIdentity, UserIdentity
-from pannier.pki.renewal import Proved, RenewalRequest
+from pannier.pki.renewal import Proved, RenewalRequest, StoreIdentity
 
 log = structlog.get_logger(__name__)
 
@@ -29,8 +30,11 @@ class Signing:
     """Signs renewed certificates, or has the node with the authority do it.
 
     Args:
+        prove: checks who asks.
         authority: the cluster's CA. Raises Conflict where it is not on this node.
-        issued: what that CA remembers of users' certificates.
+        store_authority: that of the cluster's etcd, on the same node; None where it has none.
+        removals: which nodes were removed, as this node knows.
+        issued: what the cluster's CA remembers of users' certificates.
     """
 
     def __init__(
@@ -40,8 +44,10 @@ class Signing:
         registry: Registry,
         catalog: Catalog,
         peers: Peers,
-        own: KeepsCertificate,
+        prove: Prove,
         authority: Callable[[], Authority],
+        store_authority: Callable[[], Authority | None],
+        removals: Callable[[], Removals],
         issued: KeepsIssued,
         clock: Clock,
     ) -> None:
@@ -49,8 +55,10 @@ class Signing:
         self._registry = registry
         self._catalog = catalog
         self._peers = peers
-        self._own = own
+        self._prove = prove
         self._authority = authority
+        self._store_authority = store_authority
+        self._removals = removals
         self._issued = issued
         self._clock = clock
 
@@ -72,7 +80,7 @@ class Signing:
             StoreUnavailable, OutcomeUnknown, PeerUnavailable: try again; nothing came of it that counts.
             StorageError: the disk with the authority refused.
         """
-        proved = self._own.prove(request)
+        proved = self._prove(request)
         if self.is_here:
             return await self._sign(proved)
         for node in self._catalog.nodes():
@@ -91,11 +99,12 @@ class Signing:
             Conflict: also where the authority is not here.
         """
         self._authority()
-        return await self._sign(self._own.prove(request))
+        return await self._sign(self._prove(request))
 
     async def _sign(self, proved: Proved) -> str:
-        authority, now = self._authority(), self._clock.unix()
-        match proved.identity:
+        now, number = self._clock.unix(), None
+        authority = self._authority()
+        match proved.who:
             case NodeIdentity(name=name):
                 # Whoever has the authority could sign anything. So this node's own does not need the store, which may
                 # not let it in any more without a renewed certificate.
@@ -103,21 +112,42 @@ class Signing:
                     await self._pin(name, proved)
             case UserIdentity(name=name):
                 self._check_user(name, proved, now=now)
+            case StoreIdentity() as who:
+                # Without the store, which may not serve before its members' certificates are renewed.
+                authority, number = self._admitted(who), who.serial
             case _:
-                assert_never(proved.identity)
+                assert_never(proved.who)
         if not is_due(proved.facts.ends, now=now, authority_ends=authority.ends):
             raise _not_due(proved, authority_ends=authority.ends)
-        chain = authority.renew(proved.certificate)
-        if isinstance(proved.identity, UserIdentity):
+        chain = authority.renew(proved.certificate, number=number)
+        if isinstance(proved.who, UserIdentity):
             try:
-                await asyncio.to_thread(self._issued.note, name, chain)
+                await asyncio.to_thread(self._issued.note, proved.who.name, chain)
             except OSError as error:
                 raise StorageError(
-                    f"the certificate of user {name} cannot be noted: {error}",
+                    f"the certificate of {proved.who} cannot be noted: {error}",
                     remedy="see the disk of the node with the authority",
                 ) from error
-        log.info("certificate.signed-anew", who=str(proved.identity), serial=proved.facts.serial)
+        log.info("certificate.signed-anew", who=str(proved.who), serial=proved.facts.serial)
         return chain
+
+    def _admitted(self, who: StoreIdentity) -> Authority:
+        """The authority of etcd, if the membership that a certificate is of goes on.
+
+        A removal that this node has not heard of does no harm: the renewed one has the number that etcd refuses.
+        """
+        authority = self._store_authority()
+        if authority is None:
+            raise Conflict(
+                "the key of etcd's certificate authority is not on this node",
+                remedy="restore /etc/pannier/ca/store from a backup",
+            )
+        if who.serial in self._removals().refused():
+            raise Denied(
+                f"the certificate of {who} is of a node that was removed from the cluster",
+                remedy="a node joins again with a new token; a member of etcd gets a new one: see 'pannier ca issue --help'",
+            )
+        return authority
 
     def _check_user(self, name: str, proved: Proved, *, now: float) -> None:
         """No record recognises a user, so an end is an end; and only the newest key that a user was given counts."""
@@ -156,12 +186,12 @@ def _not_due(proved: Proved, *, authority_ends: float) -> Conflict:
     ends = proved.facts.ends
     if ends >= authority_ends:
         return Conflict(
-            f"the certificate of {proved.identity} ends on {rfc3339(ends)} with the cluster's authority itself, and cannot "
+            f"the certificate of {proved.who} ends on {rfc3339(ends)} with its authority itself, and cannot "
             "last longer",
             remedy="move the volumes to a new cluster before then",
         )
     return Conflict(
-        f"the certificate of {proved.identity} is good until {rfc3339(ends)}, and is renewed from "
+        f"the certificate of {proved.who} is good until {rfc3339(ends)}, and is renewed from "
         f"{rfc3339(ends - RENEW_SECONDS)} on, by the clock of the node with the authority",
         remedy="nothing is to be done; if that date seems wrong, check the clocks",
     )

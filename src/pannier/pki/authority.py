@@ -20,7 +20,13 @@ from pannier.core.errors import AlreadyExists, Denied, InvalidInput
 from pannier.core.node import check_node_name
 from pannier.core.removals import serial
 from pannier.pki import files
-from pannier.pki.identity import NodeIdentity, UserIdentity, check_cluster, check_user_name
+from pannier.pki.identity import (
+    NodeIdentity,
+    UserIdentity,
+    check_cluster,
+    check_user_name,
+    is_issued_by,
+)
 
 CA_CERTIFICATE = "ca.crt"
 CA_KEY = "ca.key"
@@ -31,8 +37,9 @@ STORE_DIRECTORY = "store"
 etcd and nothing else, and nothing else opens etcd."""
 CA_VALIDITY = timedelta(seconds=AUTHORITY_LIFE_SECONDS)
 LEAF_VALIDITY = timedelta(seconds=LIFE_SECONDS)
-ETCD_VALIDITY = timedelta(days=1826)
-"""An etcd member's, and a node's for etcd: nobody renews it but a person, so it lasts as long as machines do."""
+MEMBER_VALIDITY = timedelta(days=1826)
+"""An etcd member's first: it may be on a machine that is no node, where nobody renews it but a person. A renewed one lasts
+as long as all others."""
 BACKDATE = timedelta(hours=1)
 """Certificates begin this long before they are made: the clocks of a cluster may differ."""
 REQUEST_LIMIT = 16384
@@ -212,7 +219,7 @@ class Authority:
                 public_key=requested_key(csr_pem),
                 names=_alternative_names((check_node_name(member), *addresses, *_LOOPBACK), None),
                 usages=(_SERVER, _CLIENT),
-                life=ETCD_VALIDITY,
+                life=MEMBER_VALIDITY,
                 number=serial(member, membership),
             )
         )
@@ -233,16 +240,27 @@ class Authority:
                 public_key=requested_key(csr_pem),
                 names=_alternative_names((), identity.uri),
                 usages=(_CLIENT,),
-                life=ETCD_VALIDITY,
+                life=LEAF_VALIDITY,
                 number=serial(node, membership),
             )
         )
 
-    def renew(self, present: x509.Certificate) -> str:
-        """A certificate for the same key and with the same names as ``present``, one of ours, that lasts longer.
+    def renew(self, present: x509.Certificate, *, number: int | None = None) -> str:
+        """A certificate for the same key and with the same names as ``present`` that lasts longer.
 
         It begins when ``present`` does. So one that was signed while the clock was ahead counts when it is right again.
+
+        Args:
+            number: its serial number; None for a random one.
+
+        Raises:
+            Denied: this authority did not issue ``present``.
         """
+        if not is_issued_by(present, self._certificate):
+            raise Denied(
+                "the certificate to renew is of another authority",
+                remedy="issue a new one: see 'pannier ca issue --help'",
+            )
         key, extensions = present.public_key(), present.extensions
         assert isinstance(key, ec.EllipticCurvePublicKey), "we issue for no other kind"
         [name] = present.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
@@ -254,6 +272,7 @@ class Authority:
                 usages=tuple(extensions.get_extension_for_class(x509.ExtendedKeyUsage).value),
                 life=LEAF_VALIDITY,
                 since=present.not_valid_before_utc,
+                number=number,
             )
         )
 

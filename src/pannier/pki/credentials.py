@@ -12,17 +12,16 @@ from pathlib import Path
 from weakref import WeakSet
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from pannier.core.errors import Denied
 from pannier.core.node import Fingerprints
 from pannier.pki import files
-from pannier.pki.authority import CA_CERTIFICATE, STORE_DIRECTORY, load_private, private_pem
+from pannier.pki.authority import CA_CERTIFICATE, STORE_DIRECTORY, private_pem
 from pannier.pki.facts import facts_of
 from pannier.pki.identity import Identity, fingerprint, identity_of
+from pannier.pki.key_files import KeyFiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,18 +46,14 @@ def request_for(key: ec.EllipticCurvePrivateKey, name: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Credentials:
-    """Key, certificate chain and CA in a directory: ``ca.crt``, ``node.crt``, ``node.key``.
+class Credentials(KeyFiles):
+    """A node's (the files' base name is ``node``) or a person's (``user``), in a directory for its owner only.
 
     Attributes:
-        directory: where they are; for its owner only.
         identity: who they are for, as the certificate says.
-        kind: the files' base name: ``node``, or ``user`` for a person's.
     """
 
-    directory: Path
     identity: Identity
-    kind: str = "node"
     _contexts: WeakSet[ssl.SSLContext] = field(
         default_factory=WeakSet, init=False, compare=False, repr=False
     )
@@ -79,13 +74,13 @@ class Credentials:
         Raises:
             Denied: they do not belong together; nothing was written.
         """
-        check_together(certificate, key=key, ca=ca, directory=directory, kind=kind)
+        identity = _identity(KeyFiles(directory, kind), certificate, key=key, ca=ca)
         files.private_directory(directory)
         # The certificate comes last: without it, nothing here counts.
         files.write(directory / f"{kind}.key", key, mode=files.PRIVATE_MODE, replace=True)
         files.write(directory / CA_CERTIFICATE, ca, mode=files.PUBLIC_MODE, replace=True)
         files.write(directory / f"{kind}.crt", certificate, mode=files.PUBLIC_MODE, replace=True)
-        return cls.load(directory, kind=kind)
+        return cls(directory, kind, identity)
 
     @classmethod
     def load(cls, directory: Path, *, kind: str = "node") -> Credentials:
@@ -95,26 +90,10 @@ class Credentials:
             NotFound: a file is missing.
             Denied: the key file is open to others, or the files do not belong together.
         """
-        ca = files.read(directory / CA_CERTIFICATE)
-        certificate = files.read(directory / f"{kind}.crt")
-        key = files.read_private(directory / f"{kind}.key")
-        identity = check_together(certificate, key=key, ca=ca, directory=directory, kind=kind)
-        return cls(directory, identity, kind)
-
-    @property
-    def certificate_path(self) -> Path:
-        """The chain: own certificate, then the CA's."""
-        return self.directory / f"{self.kind}.crt"
-
-    @property
-    def key_path(self) -> Path:
-        """The private key."""
-        return self.directory / f"{self.kind}.key"
-
-    @property
-    def ca_path(self) -> Path:
-        """The CA's certificate."""
-        return self.directory / CA_CERTIFICATE
+        at = KeyFiles(directory, kind)
+        ca, certificate = files.read(at.ca_path), files.read(at.certificate_path)
+        key = files.read_private(at.key_path)
+        return cls(directory, kind, _identity(at, certificate, key=key, ca=ca))
 
     @property
     def fingerprints(self) -> Fingerprints:
@@ -178,40 +157,19 @@ class Credentials:
         context.load_verify_locations(cafile=str(self.ca_path))
 
 
-def store_credentials(directory: Path) -> Credentials:
-    """With which the node whose files are in ``directory`` uses the store: those that the store's own authority issued.
+def store_credentials(node: Credentials) -> Credentials:
+    """With which a node uses the store: those that the store's own authority issued.
 
-    A node that an earlier version set up has none until ``pannier deploy`` was run again: it has its own, which the etcd
-    that belongs to it lets in.
+    A node that an earlier version set up has none until it was given some: it has its own, ``node``, which the etcd that
+    belongs to it lets in.
 
     Raises:
         NotFound, Denied: as :meth:`Credentials.load`.
     """
-    own = directory / STORE_DIRECTORY
-    return Credentials.load(own if own.is_dir() else directory)
+    theirs = node.directory / STORE_DIRECTORY
+    return Credentials.load(theirs) if theirs.is_dir() else node
 
 
-def check_together(certificate: str, *, key: str, ca: str, directory: Path, kind: str) -> Identity:
-    """Whose a certificate is, if it belongs to the key and was issued by the CA; all PEM.
-
-    Raises:
-        Denied: it does not, or cannot be read. Messages name the files as they are in ``directory``.
-    """
-    remedy = "restore the directory from a backup, or join the cluster again"
-    try:
-        parsed = x509.load_pem_x509_certificate(certificate.encode())
-        issuer = x509.load_pem_x509_certificate(ca.encode())
-    except ValueError as error:
-        raise Denied(f"a certificate in {directory} cannot be read", remedy=remedy) from error
-    private = load_private(key, path=directory / f"{kind}.key")
-    if parsed.public_key() != private.public_key():
-        raise Denied(
-            f"{directory / f'{kind}.crt'} does not belong to the key beside it", remedy=remedy
-        )
-    try:
-        parsed.verify_directly_issued_by(issuer)
-    except (ValueError, TypeError, InvalidSignature) as error:
-        raise Denied(
-            f"{directory / f'{kind}.crt'} was not issued by the CA beside it", remedy=remedy
-        ) from error
+def _identity(at: KeyFiles, certificate: str, *, key: str, ca: str) -> Identity:
+    parsed = at.check_together(certificate, key=key, ca=ca)
     return identity_of(parsed.public_bytes(serialization.Encoding.DER))

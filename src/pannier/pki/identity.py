@@ -14,6 +14,7 @@ from hashlib import sha256
 from typing import TypeAlias
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
@@ -150,6 +151,15 @@ def _identity_in(extensions: x509.Extensions) -> Identity:
     if len(uris) > 1:
         raise _not_ours(f"it names {len(uris)} nodes or users")
     return parse_identity(uris[0])
+
+
+def is_issued_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+    """Whether ``issuer`` has signed ``certificate``."""
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
 
 
 def fingerprint(certificate: str | bytes) -> str:

@@ -8,11 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pannier.core.errors import Conflict, DeadlineExceeded, NotFound
-from pannier.stacks.docker import Docker, DockerRefused
+from pannier.stacks.docker import Docker, DockerRefused, NoAgreement
 from pannier.stacks.progress import Progress, read_progress
 
 DEPLOY_SECONDS = 300.0
 """Time for ``docker stack deploy``, which may ask registries for the images' digests."""
+_TRIES = 5
+_PAUSE_SECONDS = 2.0
+"""A stack is deployed so many times, with this pause, while the Swarm's managers do not agree: they elect a leader within some
+seconds after one was lost, and each try waits some seconds by itself."""
 _LOOK_SECONDS = 1.0
 _STEADY_LOOKS = 3
 """How many checks in a row must find all running: a task that ends at once also runs for a moment."""
@@ -35,7 +39,9 @@ class Deployment:
     resolve: str = "changed"
 
 
-def deploy(docker: Docker, wish: Deployment) -> None:
+def deploy(
+    docker: Docker, wish: Deployment, *, sleep: Callable[[float], None] = time.sleep
+) -> None:
     """Have Swarm bring the stack's services in line; what is as it should be stays.
 
     Raises:
@@ -43,6 +49,15 @@ def deploy(docker: Docker, wish: Deployment) -> None:
         OutcomeUnknown: it did not end in time; a repetition does the rest.
         Unavailable: there is no command docker, or its engine does not answer.
     """
+    for _ in range(_TRIES - 1):
+        try:
+            return _deploy(docker, wish)
+        except NoAgreement:
+            time.sleep(_PAUSE_SECONDS)
+    return _deploy(docker, wish)
+
+
+def _deploy(docker: Docker, wish: Deployment) -> None:
     try:
         docker.text(
             "stack",

@@ -21,15 +21,23 @@ ANSWER_SECONDS = 30.0
 """Time for an ordinary command: managers answer from memory, but not while they elect a leader."""
 
 
+_NO_AGREEMENT = ("code = DeadlineExceeded", "code = Unavailable", "does not have a leader")
+"""What the Swarm's managers say when they could not agree in time."""
+
+
 class DockerRefused(Conflict):
     """Docker's command line ended with an error; the message is what it said."""
+
+
+class NoAgreement(OutcomeUnknown):
+    """The Swarm's managers did not agree in time, such as while they elect a leader."""
 
 
 class Docker:
     """The command ``docker`` of this machine. Calls block; they are made by a person's command.
 
     All methods may raise DockerRefused (the command ended with an error), Unavailable (there is no such
-    command), EngineUnavailable (it cannot reach the engine) and OutcomeUnknown (it took too long).
+    command), EngineUnavailable (it cannot reach the engine), OutcomeUnknown (it took too long) and NoAgreement.
     """
 
     def text(
@@ -101,4 +109,9 @@ def _error(said: str) -> PannierError:
     last = " ".join(said.splitlines()[-3:]).removeprefix("Error response from daemon: ")
     if "Cannot connect to the Docker daemon" in last:
         return EngineUnavailable(last, remedy="see systemctl status docker")
+    if any(sign in last for sign in _NO_AGREEMENT):
+        return NoAgreement(
+            f"the Swarm's managers did not agree in time: {last}",
+            remedy="see docker node ls; then do the same again: it changes nothing twice",
+        )
     return DockerRefused(last or "docker ended with an error and without a word")

@@ -70,6 +70,15 @@ class LineDriver(Driver, Protocol):
         """
         ...
 
+    async def snapshot_disk(self, volume: str, *, epoch: int) -> Generation:
+        """As :meth:`Driver.snapshot`, of what is on the disk by now: what is in memory only need not be in it, and
+        nobody waits for that.
+
+        Raises:
+            StorageError: as there. What the disk refused of what was in memory is not found by this.
+        """
+        ...
+
     async def cut(self, place: LinePlace) -> Cut | Doubt:
         """What was written since :meth:`watch` or the cut before, as the disk could have it after a power cut.
 

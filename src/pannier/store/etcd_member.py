@@ -13,12 +13,19 @@ from pathlib import Path
 from typing import Final
 
 import structlog
+from cryptography import x509
 
-from pannier.core.errors import StorageError
+from pannier.core.errors import NotFound, PannierError, StorageError
 from pannier.host.process import Failing, run
+from pannier.pki import files
+from pannier.pki.identity import is_issued_by
+from pannier.pki.key_files import KeyFiles
+from pannier.pki.own import OwnCertificate
 from pannier.pki.refusal import refused_by
 
-REFUSED: Final = Path("/etc/etcd/pki/refused.crl")
+PKI: Final = Path("/etc/etcd/pki")
+"""Where its certificate is renewed. etcd reads it at each handshake."""
+REFUSED: Final = PKI / "refused.crl"
 """The list of a member that `pannier deploy` has set up. Without it no member here has one."""
 
 DROP_IN: Final = f"""\
@@ -84,6 +91,23 @@ class SystemdMember:
                     await asyncio.sleep(_LOOK_SECONDS)
                 return
         log.warning("etcd.serves-late", why="most of its members must run")
+
+
+def member_certificate(*, store_ca: Path, directory: Path = PKI) -> OwnCertificate | None:
+    """That of the member here; None where there is none that can be read, or another authority than ``store_ca`` issued it.
+
+    What such a member shows is still looked at from outside: see :mod:`pannier.store.shown`.
+    """
+    at = KeyFiles(directory, "tls")
+    try:
+        found = x509.load_pem_x509_certificate(files.read(at.certificate_path).encode())
+        authority = x509.load_pem_x509_certificate(files.read(store_ca).encode())
+        return OwnCertificate(at) if is_issued_by(found, authority) else None
+    except NotFound:
+        return None
+    except (PannierError, OSError, ValueError) as error:
+        log.warning("etcd.certificate-not-read", error=str(error))
+        return None
 
 
 async def _state() -> str:

@@ -663,6 +663,17 @@ class ImageDriver(SubvolumeDriver):
                 self._tracer = Tracer(self._trace)
             return self._tracer
 
+    async def snapshot_disk(self, volume: str, *, epoch: int) -> Generation:
+        """See :meth:`LineDriver.snapshot_disk`."""
+        home, image = self._home(volume), self._image(volume, epoch)
+        return await in_own_thread(lambda: self._snapshot_disk(home, image, epoch))
+
+    def _snapshot_disk(self, home: Home, image: LiveImage, epoch: int) -> Generation:
+        existing_live(home, epoch)
+        with told_as_storage_error(f"make a generation of volume {home.volume}"):
+            image.require_sound()
+        return super()._snapshot(home, epoch)
+
     async def cut(self, place: LinePlace) -> Cut | Doubt:
         """See :meth:`LineDriver.cut`."""
         image, notes = self._image(place.volume, place.epoch), self._notes(place.volume)

@@ -28,6 +28,7 @@ from pannier.core.errors import Corrupt, StorageError
 from pannier.core.line import Cut, Doubt
 from pannier.core.room import ImageLimits
 from pannier.cut.cutter import Cutter
+from pannier.cut.doubt import DoubtKind
 from pannier.cut.tracer import Tracer
 from pannier.host.files import DRAFT, exchange
 from pannier.host.mountflags import takes_no_writes
@@ -362,6 +363,15 @@ class LiveImage:
         except OSError as error:  # as on a full pool
             log.warning("volume.loss-not-noted", volume=self.volume, error=str(error))
 
+    def require_sound(self) -> None:
+        """Make sure that nothing is known to be lost, without writing anything out.
+
+        Raises:
+            OSError: the kernel does not tell. StorageError: something is.
+        """
+        if self.refused():
+            raise self._not_checked()
+
     def _not_checked(self) -> StorageError:
         return StorageError(
             f"the disk refused something that was written to volume {self.volume}; until it is mounted "
@@ -392,7 +402,10 @@ class LiveImage:
         if cutter is None:
             return Doubt("it is not watched")
         found = cutter.take(limit_bytes)
-        return found if isinstance(found, Cut) else Doubt(found.detail, remedy=found.remedy)
+        if isinstance(found, Cut):
+            return found
+        too_much = found.reason is DoubtKind.TOO_MUCH
+        return Doubt(found.detail, remedy=found.remedy, too_much=too_much)
 
     def end_cuts(self) -> None:
         """Watch what is written no more."""
