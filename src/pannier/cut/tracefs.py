@@ -302,5 +302,6 @@ def _unavailable(error: OSError) -> Unavailable:
 def _in_use(name: str, who: str = "") -> Conflict:
     return Conflict(
         f"another process uses the trace {name}" + (f": {who}" if who else ""),
-        remedy=f"see who: fuser -v {TRACEFS}/instances/{name}",
+        remedy=f"see who: fuser -v {TRACEFS}/instances/{name}. One that has ended already waits for its disk: see dmesg, and "
+        "restart the machine if that never answers. The trace is had again by itself once the process is gone",
     )
