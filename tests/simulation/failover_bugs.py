@@ -11,6 +11,7 @@ import pytest
 from plots import (
     Plot,
     container_that_outlives_its_epoch,
+    copy_that_cannot_be_tidied,
     crash_right_after_a_join,
     generation_that_comes_under_a_takeover,
     holder_out_of_time,
@@ -34,11 +35,12 @@ from pannier.agent.renewal import Renewal
 from pannier.cluster.registry import Registry, Versioned
 from pannier.copies.acknowledging import Acknowledging
 from pannier.copies.in_sync import InSync
+from pannier.copies.quarantined import QuarantinedCopies
 from pannier.copies.receiving import Reception
 from pannier.copies.replicated import Circle, Replicated
 from pannier.copies.replication import Replicator
 from pannier.core import acknowledging
-from pannier.core.errors import OutcomeUnknown, PannierError
+from pannier.core.errors import OutcomeUnknown, PannierError, StorageError
 from pannier.core.generation import Generation
 from pannier.core.lease import Standing, Terms
 from pannier.core.ownership import Cleanup, LocalState, plan_cleanup
@@ -362,6 +364,17 @@ def _serve_again_beside_a_container_of_an_earlier_epoch(patch: pytest.MonkeyPatc
             await real(self, volume)
 
     patch.setattr(Custody, "_end_former", end_former)
+
+
+# -- copies that cannot be tidied up -----------------------------------------------------------------
+
+
+@bug(copy_that_cannot_be_tidied)
+def _set_a_copy_apart_that_counts(patch: pytest.MonkeyPatch) -> None:
+    async def make_anew(self: QuarantinedCopies, volume: Volume, reason: StorageError) -> None:
+        await self._drivers.of(volume).set_apart(volume.id)
+
+    patch.setattr(QuarantinedCopies, "_make_anew", make_anew)
 
 
 # -- a store that was restored -----------------------------------------------------------------------

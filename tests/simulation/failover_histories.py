@@ -17,7 +17,7 @@ from unittest.mock import patch
 from failover_world import FailoverWorld
 from fake_driver import SnapshotDriver, SparseSnapshotDriver
 from machines import Died, Machine
-from plots import PLOTS, RESTORED, Plot
+from plots import PLOTS, QUARANTINE, RESTORED, Plot
 from stepping import Fault, Step
 from virtual_time import run_virtual
 
@@ -144,6 +144,7 @@ class History:
         world.slow_steps.clear()
         for machine in world.machines.values():
             machine.disk.failed = machine.disk.journal_full = False
+            machine.disk.spoilt.clear()
             self.go_on(machine)
 
     async def end_well(self) -> None:
@@ -562,7 +563,11 @@ def play(seed: int, plot: Plot | None = None) -> History:
 
     async def work() -> History:
         driver = SparseSnapshotDriver if seed % 4 else SnapshotDriver
-        world = FailoverWorld(seed=seed, ttl=ttl, pace=quicker(seed, ttl), driver=driver)
+        pace = quicker(seed, ttl)
+        if plot in QUARANTINE:
+            soon = replace(pace.copies, quarantine_look=0.5, quarantine_lasts=0.5)
+            pace = replace(pace, copies=soon)
+        world = FailoverWorld(seed=seed, ttl=ttl, pace=pace, driver=driver)
         world.repeats = draw.choice((0.0, 0.3))
         world.late_records = draw.choice((0.0, 0.0, 0.02, 0.2))
         async with world:

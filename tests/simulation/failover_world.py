@@ -705,9 +705,10 @@ class FailoverWorld(World):
     def inspect_strays(self) -> None:
         """At the end: what only a former holder has is there still."""
         for name, volume_id, epoch, mask in self._strays:
-            home = self.machines[name].disk.homes.get(volume_id)
-            trees = [home.live[epoch].content] if home and epoch in home.live else []
-            kept = [*trees, *(home.generations.values() if home else ())]
+            disk = self.machines[name].disk
+            homes = [home for at in (disk.homes, disk.apart) if (home := at.get(volume_id))]
+            trees = [home.live[epoch].content for home in homes if epoch in home.live]
+            kept = [*trees, *(each for home in homes for each in home.generations.values())]
             if not any(self.mask(content) & mask == mask for content in kept):
                 self._wrong(f"the stray of epoch {epoch} on {name} is gone")
 

@@ -277,11 +277,14 @@ class SnapshotDriver(CheckedDriver):
         return {volume: Path("/apart") / volume for volume in self.disk.apart}
 
     async def inspect(self, volume: str) -> LocalCopy:
-        if volume in self.disk.spoilt:
-            raise self.disk.spoilt[volume]
+        self._check_usable(volume)
         home = self._home(volume)
         live = (LiveTree(epoch, sealed=home.live[epoch].sealed) for epoch in sorted(home.live))
         return LocalCopy(live=tuple(live), generations=self._listed(home))
+
+    def _check_usable(self, volume: str) -> None:
+        if volume in self.disk.spoilt:
+            raise self.disk.spoilt[volume]
 
     def _listed(self, home: Home) -> tuple[Generation, ...]:
         return tuple(sorted(home.generations))
@@ -349,6 +352,7 @@ class SnapshotDriver(CheckedDriver):
         size_bytes: int | None,
         on_top: OnTop,
     ) -> None:
+        self._check_usable(volume)
         home = self._home(volume)
         if epoch in home.live:
             return
@@ -401,6 +405,7 @@ class SnapshotDriver(CheckedDriver):
         with _memory_file(b"") as fd:
             yield fd
             stream = os.pread(fd, os.fstat(fd).st_size, 0)
+        self._check_usable(volume)
         home = self._home(volume)
         if generation in self._listed(home):
             return
@@ -660,6 +665,7 @@ class SparseSnapshotDriver(
         return Cut(size=len(content), ranges=(Data(0, content),))
 
     def keep(self, place: LinePlace, encoded: Buffer) -> None:
+        self._check_usable(place.volume)
         home = self._home(place.volume)
         if any(kept == place for kept, _ in home.records):
             return

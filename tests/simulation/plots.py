@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from machines import Died, Machine
 
-from pannier.core.errors import PannierError
+from pannier.core.errors import PannierError, StorageError
 from pannier.core.volume import Volume
 
 if TYPE_CHECKING:
@@ -341,6 +341,35 @@ async def copy_that_is_set_back(history: History) -> None:
     await history.start(holder)
 
 
+async def copy_that_cannot_be_tidied(history: History) -> None:
+    """It can be neither tidied up nor read, and is made anew. Its holder's power fails at some moment of that; a person may
+    have removed the cause by then."""
+    if (found := cast(history)) is None:
+        return
+    record, holder, rival = found
+    chance, span = history.random.random, history.random.choice((0.6, 1.1, 1.6, 3.0))
+    with used(history, holder), history.busy():
+        history.say(f"the copy on {rival.name} cannot be tidied up")
+        rival.disk.spoilt[record.id] = StorageError("a subvolume is in it")
+        if chance() < 0.3:
+            history.world.slow_steps[rival.name, "peer.lost_copy"] = 1.0
+        await asyncio.sleep(span)
+        if chance() < 0.3:
+            history.go_on(rival)
+            rival.power_off()
+            await history.start(rival)
+            await asyncio.sleep(span)
+        history.go_on(holder)
+        holder.power_off()
+        if chance() < 0.5:
+            rival.disk.spoilt.clear()
+        with used(history, rival):
+            await _succeeded(history, record, 6.0)
+    history.world.slow_steps.clear()
+    rival.disk.spoilt.clear()
+    await history.start(holder)
+
+
 async def store_that_is_restored(history: History) -> None:
     """One node is off when the volume gets another holder or another copy; it starts again with a store of the time before,
     and only the others know better."""
@@ -373,6 +402,8 @@ async def store_that_is_restored(history: History) -> None:
         await asyncio.sleep(8.0)
 
 
+QUARANTINE: tuple[Plot, ...] = (copy_that_cannot_be_tidied,)
+"""Of copies that are set apart."""
 RESTORED: tuple[Plot, ...] = (store_that_is_restored,)
 """Of a store that knows less than the nodes do."""
 DAMAGE: tuple[Plot, ...] = (record_that_is_damaged_after_a_takeover, copy_that_is_set_back)

@@ -78,6 +78,15 @@ def test_a_disk_that_lacks_what_it_confirmed_gives_no_new_holder_without_it(
         failover_histories.play(seed, plot)
 
 
+@pytest.mark.parametrize("plot", plots.QUARANTINE, ids=lambda plot: plot.__name__)
+def test_a_copy_that_is_set_apart_never_was_the_only_one(plot: plots.Plot) -> None:
+    apart = 0
+    for seed in range(DAMAGED):
+        world = failover_histories.play(seed, plot).world
+        apart += sum(len(machine.disk.apart) for machine in world.machines.values())
+    assert apart > DAMAGED / 10
+
+
 @pytest.mark.parametrize("plot", plots.RESTORED, ids=lambda plot: plot.__name__)
 def test_a_store_that_was_restored_from_an_older_backup_makes_nothing_undone(
     plot: plots.Plot,
