@@ -221,6 +221,8 @@ class FrugalSender(SenderOf):
         assert isinstance(world, FailoverWorld)
         has = world.has.setdefault((to.name, offer.volume_id), set())
         known = {g for g in has & world.generations(to.name, offer) if g.epoch == offer.epoch}
+        apart = world.machines[to.name].disk.apart.keys()
+        before = offer.volume_id in apart
         try:
             sent = await super().send(offer, to=to, **named)
         finally:
@@ -228,6 +230,8 @@ class FrugalSender(SenderOf):
                 to.name, offer
             ):
                 has.add(offer.generation)
+        if before != (offer.volume_id in apart):
+            return sent  # what it had was set apart meanwhile
         if known and sent.bytes and sent.base is None and world.keeps_a_copy(to.name, offer):
             world._wrong(f"{to.name} had {max(known)}, and got all of {offer.generation}")
         return sent

@@ -384,7 +384,9 @@ class Replicator:
             was_up = self._cluster.catalog.is_up(node)
             try:
                 async with self._turn(replicated, node):
-                    await self._send(replicated, progress.sending, node)
+                    if (generation := progress.sending) is None:
+                        continue  # it has lost its copy while this waited: it gets the newest
+                    await self._send(replicated, generation, node)
             except PannierError as error:
                 if progress.error != error.message:
                     log.warning(
