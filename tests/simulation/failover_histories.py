@@ -568,6 +568,7 @@ def play(seed: int, plot: Plot | None = None) -> History:
             soon = replace(pace.copies, quarantine_look=0.5, quarantine_lasts=0.5)
             pace = replace(pace, copies=soon)
         world = FailoverWorld(seed=seed, ttl=ttl, pace=pace, driver=driver)
+        world.frugal = plot not in QUARANTINE
         world.repeats = draw.choice((0.0, 0.3))
         world.late_records = draw.choice((0.0, 0.0, 0.02, 0.2))
         async with world:

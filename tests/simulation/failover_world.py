@@ -221,8 +221,6 @@ class FrugalSender(SenderOf):
         assert isinstance(world, FailoverWorld)
         has = world.has.setdefault((to.name, offer.volume_id), set())
         known = {g for g in has & world.generations(to.name, offer) if g.epoch == offer.epoch}
-        apart = world.machines[to.name].disk.apart.keys()
-        before = offer.volume_id in apart
         try:
             sent = await super().send(offer, to=to, **named)
         finally:
@@ -230,8 +228,8 @@ class FrugalSender(SenderOf):
                 to.name, offer
             ):
                 has.add(offer.generation)
-        if before != (offer.volume_id in apart):
-            return sent  # what it had was set apart meanwhile
+        if not world.frugal:
+            return sent
         if known and sent.bytes and sent.base is None and world.keeps_a_copy(to.name, offer):
             world._wrong(f"{to.name} had {max(known)}, and got all of {offer.generation}")
         return sent
@@ -300,6 +298,8 @@ class FailoverWorld(World):
         self.repeats = 0.0
         self.still: set[str] = set()
         self.has: dict[tuple[str, str], set[Generation]] = {}
+        self.frugal = True
+        """Whether nobody gets all of a volume who keeps a copy of it: none says that it has lost its copy."""
         self.hanging = ""
         self.hanging_takes = False
         self._late_seconds: tuple[float, ...] = (0.001, 0.5, 3.0, 8.0)

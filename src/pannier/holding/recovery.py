@@ -11,7 +11,7 @@ from pannier.agent.drivers import Drivers
 from pannier.agent.promises import Promises
 from pannier.cluster.cluster import Cluster
 from pannier.contract.peers import Peers
-from pannier.core.errors import Conflict, OutcomeUnknown, Stale, Unavailable
+from pannier.core.errors import Conflict, OutcomeUnknown, PeerUnavailable, Stale, Unavailable
 from pannier.core.generation import Generation
 from pannier.core.line import OnTop
 from pannier.core.pace import HoldingPace
@@ -102,7 +102,11 @@ class Recovery:
                 name, epoch=record.grant.epoch, generation=successor.copy.generation, actor=actor
             )
         node = self._cluster.catalog.node(successor.node)
-        assert node is not None  # it answered
+        if node is None:  # as right after a start without the store
+            raise PeerUnavailable(
+                f"node {self._cluster.node} does not know yet where node {successor.node} is",
+                remedy="try again, or ask another node",
+            )
         try:
             await self._peers.to(node).peer_take(
                 name,
