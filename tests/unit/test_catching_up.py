@@ -116,3 +116,22 @@ async def test_a_node_that_returns_gets_few_copies_at_once_and_all_in_the_end(
     assert sum(world.current(world.b, volume) for volume in volumes) == 2
     await asyncio.sleep(60)
     assert all(world.current(world.b, volume) for volume in volumes)
+
+
+async def test_a_copy_that_is_lost_while_it_waits_for_its_turn_gets_all_at_its_turn(
+    world: CopiesWorld,
+) -> None:
+    volumes = [await world.volume(world.a, f"vol{n}", copies="3") for n in range(4)]
+    await asyncio.sleep(5)
+    world.b.power_off()
+    for volume in volumes:
+        world.put(world.a, volume)
+    await world.until(lambda: not any("b" in world.now_record(v.name).in_sync for v in volumes))
+    world.slow["b"] = 4.0
+    await world.b.start()
+    await asyncio.sleep(1)
+    for volume in volumes:
+        if not world.current(world.b, volume):
+            await world.a.up.acknowledging.lost(volume.name, epoch=volume.grant.epoch, node="b")
+    await asyncio.sleep(60)
+    assert all(world.current(world.b, volume) for volume in volumes)
