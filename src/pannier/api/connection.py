@@ -36,11 +36,10 @@ CHANGE_SECONDS = 60.0
 """Longer than the 50 s that the daemon takes at most for most of Docker's calls, so that it has the
 time to answer why one failed."""
 SILENCE_SECONDS = 6 * KEEPALIVE_SECONDS
-ANSWER_LIMIT_BYTES = 64 * 2**20
-
-Answer = TypeVar("Answer")
 ANSWER_LIMIT_BYTES = 64 << 20
 """Far more than any answer has: the pieces of an image of 16 TiB take 26 MB, and 10,000 volumes 10 MB."""
+
+Answer = TypeVar("Answer")
 # A text that is not UTF-8 makes a ValueError, and one that is too deep a RecursionError.
 _UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
 
