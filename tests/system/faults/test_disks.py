@@ -359,7 +359,7 @@ def test_f56_a_service_leaves_the_node_whose_disk_failed(faults: Faults) -> None
         inspect = ("docker", "node", "inspect", "-f", "{{.Spec.Availability}}", node)
         return world.run(asked, *inspect).strip()
 
-    wait_until("no node is kept empty", lambda: {*map(available, world.nodes)} == {"active"})
+    world.wait_until_all_take_tasks()  # one that was drained again and again is given back late
     volume, name = faults.log().volume, world.name("svc")
     world.run(
         "node1", "docker", "service", "create", "--detach", "--name", name, "--no-resolve-image",
@@ -401,13 +401,12 @@ def test_f56_what_has_only_this_copy_is_read_and_not_touched(faults: Faults) -> 
     def disk_error() -> str:
         return str(world.json("node2", "node", "show", "node1")["disk_error"])
 
-    # The kernel makes no file system read-only while a device writes to one of its files, and the daemon
-    # has what is mounted open.
+    # The kernel makes no file system read-only while somebody writes to it: the daemon its journal, a device its image.
     world.stop_pannier("node1")
     world.sh("node1", f"umount {MOUNTS}/{name} {STAGING}/*")
-    world.start_pannier("node1")
     world.sh("node1", f"until mount -o remount,ro {pool}; do sleep 0.2; done")
     try:
+        world.start_pannier("node1")
         wait_until("it is told", lambda: why in disk_error())
         assert world.container("node1", name, "cat", "/data/note") == "kept\n"
         for verb in (["move", name, "node2"], ["rm", name]):
@@ -421,6 +420,8 @@ def test_f56_what_has_only_this_copy_is_read_and_not_touched(faults: Faults) -> 
     wait_until("it is mended", lambda: disk_error() == "")
     world.wait_until_all_up()
     assert world.container("node1", name, "cat", "/data/note") == "kept\n"
+    world.run("node1", "systemctl", "restart", "pannierd")  # with a journal that it can write
+    world.wait_for_pannier("node1")
 
 
 @pytest.mark.faults
@@ -434,9 +435,14 @@ def test_f57_a_copys_generations_are_deleted_by_hand(faults: Faults, which: str)
     some = f"ls -d {trees}" if which == "all" else f"ls -d {trees} | sort -V | tail -n 1"
     world.sh(replica, f"btrfs subvolume delete $({some})")
     writer.goes_on(records=20)
+    wait_until(
+        "the copy is made anew",
+        lambda: (
+            {each["state"] for each in world.printed("node1", "volume", "verify", log.volume)}
+            <= {"whole", "read", "made anew"}
+        ),
+    )
     log.wait_in_sync(log.replicas, at="node1")
-    found = {check["state"] for check in world.printed("node1", "volume", "verify", log.volume)}
-    assert found <= {"whole", "read", "made anew"}
     log.stop(writer)
     faults.finish(
         log, at=replica, since=began, allowed=PATIENCE_SECONDS + LEASE_SECONDS,
