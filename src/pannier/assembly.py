@@ -38,6 +38,7 @@ from pannier.copies.differences import Differences
 from pannier.copies.file_systems import FileSystems
 from pannier.copies.lines import Lines
 from pannier.copies.mending import Mending
+from pannier.copies.named import FormerSnapshots, NamedGenerations
 from pannier.copies.option_changes import OptionChanges
 from pannier.copies.own_copies import OwnCopies
 from pannier.copies.quarantined import QuarantinedCopies
@@ -59,6 +60,7 @@ from pannier.holding.promising import Promising
 from pannier.holding.putting_back import PuttingBack
 from pannier.holding.recovery import Recovery
 from pannier.holding.set_back import Abdication
+from pannier.holding.snapshots import Snapshots
 from pannier.holding.takeover import Takeover
 from pannier.holding.volumes import Volumes
 from pannier.host.clock import Clock
@@ -316,6 +318,14 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
     # Copies: kept up, and awaited by sync calls.
     switching = Switching()
     sender = Delivering(cluster=cluster, custody=custody, sender=named_sender, pace=pace.copies)
+    named = NamedGenerations(
+        cluster=cluster,
+        custody=custody,
+        drivers=drivers,
+        peers=peers,
+        clock=clock,
+        pace=pace.copies,
+    )
     replicator = Replicator(
         cluster=cluster,
         custody=custody,
@@ -328,10 +338,13 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
             clock=clock,
             pace=pace.copies,
         ),
+        named=named,
         switching=switching,
         clock=clock,
         pace=pace.copies,
     )
+    former_snapshots = FormerSnapshots(cluster=cluster, tidy=replicator.tidy)
+    catalog.listen(former_snapshots.hear)
     acknowledging = Acknowledging(
         cluster=cluster,
         drivers=drivers,
@@ -378,6 +391,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         use=use,
         sender=sender,
         replication=replicator,
+        named=named,
         switching=switching,
         clock=clock,
         pace=pace.holding,
@@ -442,6 +456,17 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         handovers=handovers,
         peers=peers,
         clock=clock,
+    )
+
+    snapshots = Snapshots(
+        cluster=cluster,
+        custody=custody,
+        drivers=drivers,
+        replicator=replicator,
+        named=named,
+        peers=peers,
+        clock=clock,
+        pace=pace.holding,
     )
 
     # The node, as Docker, people and other nodes ask for it.
@@ -610,6 +635,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         node_views=node_views,
         volumes=volumes,
         option_changes=option_changes,
+        snapshots=snapshots,
         trash=trash,
         cleaning=Cleaning(cluster=cluster, drivers=drivers, custody=custody, use=use, room=room),
         membership=membership,
@@ -633,6 +659,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         recovery=recovery,
         takeover=takeover,
         promising=promising,
+        snapshots=snapshots,
         verification=verification,
         differences=differences,
         mending=mending,
@@ -789,6 +816,8 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
             Work("quarantined", quarantined.run),
             Work("verification", verification.run),
             Work("replication", replicator.run),
+            Work("former-snapshots", former_snapshots.run),
+            Work("snapshots", snapshots.run),
             Work("deliveries", sender.run),
             Work("activation", partial(keep_activated, engine)),
             Work("adoption", adopt),

@@ -25,6 +25,7 @@ SAMPLES: dict[Any, Any] = {
     float: 1.5,
     str | None: None,
     int | None: 4096,
+    float | None: 2592000.0,
     list[str]: ["old", "builds/1"],
     list[bodies.BlockSum]: [bodies.BlockSum(4096, 7)],
     Mapping[str, str]: {"size": "10G"},

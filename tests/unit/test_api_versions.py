@@ -58,7 +58,7 @@ def _everywhere(value: Any, change: Callable[[dict[str, Any]], None]) -> Any:
     """``value`` with every object in it changed, but for mappings of free names."""
     if isinstance(value, dict):
         for name, each in value.items():
-            if name not in ("options", "volumes", "counts", "ages"):
+            if name not in ("options", "volumes", "counts", "ages", "labels"):
                 _everywhere(each, change)
         change(value)
     elif isinstance(value, list):

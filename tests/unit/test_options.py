@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pannier.core.errors import AlreadyExists, InvalidInput
-from pannier.core.generation import Generation, newest_common
+from pannier.core.generation import Generation, best_base
 from pannier.core.node import check_node_name
 from pannier.core.options import (
     OPTIONS,
@@ -212,14 +212,20 @@ def test_generations_sort_by_epoch_and_sequence_and_read_back() -> None:
     for wrong in ("", "1", "1.", "01.2", "-1.2", "1.2.3", "a.b", "1.2\n"):
         with pytest.raises(InvalidInput):
             Generation.parse(wrong)
-    ours, theirs = (Generation(1, 1), Generation(1, 2)), (Generation(1, 1), Generation(2, 1))
-    assert newest_common(ours, theirs) == Generation(1, 1)
-    assert newest_common(ours, ()) is None
+
+
+def test_the_best_base_is_the_nearest_before_and_without_one_the_nearest_after() -> None:
+    one, two, three, four = (Generation(1, number) for number in (1, 2, 3, 4))
+    assert best_base(three, (one, two, three), (one, Generation(2, 1))) == one
+    assert best_base(two, (one, two, three, four), (one, three, four)) == one
+    assert best_base(two, (one, two, three, four), (three, four)) == three
+    assert best_base(two, (one, two), ()) is None
 
 
 def test_a_number_that_was_given_twice_is_not_the_same_generation() -> None:
     """A disk that was set back gives numbers again; what is there by the old one is no base."""
     first, second = Generation(1, 5, "0f3a94c1"), Generation(1, 5, "77aa00ff")
-    assert newest_common((Generation(1, 4), second), (Generation(1, 4), first)) == Generation(1, 4)
+    base, newer = Generation(1, 4), Generation(1, 6)
+    assert best_base(newer, (base, second), (base, first)) == base
     assert first != second
     assert max(second, Generation(1, 6)) == Generation(1, 6)

@@ -33,6 +33,7 @@ from pannier.core.generation import Generation
 from pannier.core.node import Fingerprints, Node
 from pannier.core.record import Part, Record
 from pannier.core.removals import Removals
+from pannier.core.snapshots import Snapshot
 from pannier.core.swarm import Availability
 from pannier.core.volume import (
     Beginning,
@@ -91,6 +92,15 @@ VOLUME = Volume(
     ),
     changes=12,
     declared={"copies": Declared("3"), "min_copies": Declared("3", due=True)},
+    snapshots=(
+        Snapshot(
+            name="nightly",
+            generation=Generation(3, 4, "0f3a94c1"),
+            made_at=1767225800.0,
+            labels={"by": "cron"},
+            keep_until=1767830600.0,
+        ),
+    ),
 )
 TOKEN = TokenRecord(id="abcdefgh", secret_hash="cd" * 32, expires_at=1767229200.0, uses_left=2)
 NODE = Node(
@@ -143,6 +153,10 @@ RECORDS: dict[str, Record] = {
 
 
 DECLARED = b',"declared":{"copies":{"text":"3","due":false},"min_copies":{"text":"3","due":true}}'
+SNAPSHOTS = (
+    b',"snapshots":[{"name":"nightly","generation":{"epoch":3,"sequence":4,"identity":"0f3a94c1"},'
+    b'"made_at":1767225800.0,"labels":{"by":"cron"},"keep_until":1767830600.0}]'
+)
 
 
 def golden(name: str) -> bytes:
@@ -196,8 +210,15 @@ def test_a_node_is_recognised_by_its_key_whatever_certificate_it_shows() -> None
 
 
 def test_a_volume_of_an_earlier_version_was_declared_nothing() -> None:
-    earlier = golden("volume").replace(golden("volume")[-len(DECLARED) - 1 :], b"}")
+    earlier = golden("volume").replace(DECLARED, b"")
+    assert b"declared" not in earlier
     assert read(earlier, Volume) == replace(VOLUME, declared={})
+
+
+def test_a_volume_of_an_earlier_version_has_no_snapshots() -> None:
+    earlier = golden("volume").replace(SNAPSHOTS, b"")
+    assert b"snapshots" not in earlier
+    assert read(earlier, Volume) == replace(VOLUME, snapshots=())
 
 
 def test_a_listener_of_an_earlier_version_passes_nothing() -> None:

@@ -13,6 +13,7 @@ from pannier.cli.command import CommandGroup, output_options
 from pannier.cli.move import follow_move
 from pannier.cli.parameters import read_duration, read_pairs
 from pannier.cli.session import Session, pass_session
+from pannier.cli.snapshot import snapshot
 from pannier.cli.status import UNHEALTHY
 from pannier.cli.trash import show_trash
 from pannier.contract.views import (
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 @click.group(cls=CommandGroup)
 def volume() -> None:
     """Volumes."""
+
+
+volume.add_command(snapshot)
 
 
 @volume.command(

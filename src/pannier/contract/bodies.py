@@ -11,6 +11,7 @@ from pannier.core.generation import GENERATION_PATTERN
 from pannier.core.hooks import Moment
 from pannier.core.node import check_node_name
 from pannier.core.removals import MOST_REMOVALS
+from pannier.core.snapshots import SNAPSHOT_PATTERN, check_snapshot_name
 from pannier.core.volume import check_name
 
 ACTOR_PATTERN = "[!-~]([ -~]{0,126}[!-~])?"
@@ -23,6 +24,8 @@ NODE_PATTERN = r"^(?!.*\.\.)[a-zA-Z0-9]([a-zA-Z0-9.-]{0,61}[a-zA-Z0-9])?$"
 VolumeName = Annotated[str, Meta(extra_json_schema={"pattern": VOLUME_PATTERN})]
 NodeName = Annotated[str, Meta(extra_json_schema={"pattern": NODE_PATTERN})]
 Actor = Annotated[str, Meta(pattern=f"^{ACTOR_PATTERN}$")]
+SnapshotName = Annotated[str, Meta(extra_json_schema={"pattern": SNAPSHOT_PATTERN})]
+KeepSeconds = Annotated[float, Meta(gt=0, le=100 * 366 * DAY_SECONDS)]
 WaitSeconds = Annotated[float, Meta(ge=0, le=DAY_SECONDS)]
 
 
@@ -106,6 +109,18 @@ class OptionsOrder(PeopleBody, frozen=True, kw_only=True):
     """``options``: those that are to be others, as text."""
 
     options: dict[str, str]
+
+
+class SnapshotOrder(PeopleBody, frozen=True, kw_only=True):
+    """``keep_seconds``: for how long it is kept; null for ever."""
+
+    snapshot: SnapshotName
+    keep_seconds: KeepSeconds | None = None
+    labels: dict[str, str] = {}
+
+    def check(self) -> None:
+        """See :class:`Body`."""
+        check_snapshot_name(self.snapshot)
 
 
 class RecoverOrder(PeopleBody, frozen=True, kw_only=True):
@@ -220,6 +235,19 @@ class PeerVolumeOrder(MachineBody, frozen=True, kw_only=True):
     def check(self) -> None:
         """See :class:`Body`."""
         check_name(self.name)
+
+
+class PeerSnapshotOrder(MachineBody, frozen=True, kw_only=True):
+    """As :class:`SnapshotOrder`, on behalf of ``actor``."""
+
+    snapshot: SnapshotName
+    keep_seconds: KeepSeconds | None
+    labels: dict[str, str]
+    actor: Actor
+
+    def check(self) -> None:
+        """See :class:`Body`."""
+        check_snapshot_name(self.snapshot)
 
 
 class PeerTakeOrder(MachineBody, frozen=True, kw_only=True):

@@ -24,6 +24,7 @@ from pannier.contract.views import (
     RenewalReply,
     ServiceMoveProgress,
     ServiceView,
+    SnapshotView,
     StatusView,
     TokenView,
     TrashView,
@@ -42,6 +43,15 @@ DOCTOR_SECONDS = 60.0
 
 _VOLUME = (errors.VolumeNotFound,)
 _NODE = (errors.NodeNotFound,)
+_SNAPSHOT = (errors.VolumeNotFound, errors.NotFound)
+SNAPSHOT_ERRORS = (
+    errors.VolumeNotFound,
+    errors.AlreadyExists,
+    errors.Conflict,
+    errors.StorageError,
+)
+SNAPSHOT_SECONDS = 90.0
+"""How long a client waits for a new snapshot: the holder waits up to a minute for the copies in sync."""
 _SWARM = (errors.Conflict, errors.EngineUnavailable)
 CREATE_ERRORS = (
     errors.AlreadyExists,
@@ -291,6 +301,76 @@ class Operations(Protocol):
             Unavailable: the holder's disk has failed.
             StorageError: the holder's or the target's pool is missing, full or damaged.
             OutcomeUnknown: also if a client's stream stops before its last value.
+        """
+        ...
+
+    @cluster(
+        "POST",
+        "/volumes/{volume}/snapshots",
+        "Make a snapshot of a volume",
+        status=201,
+        body=bodies.SnapshotOrder,
+        raises=SNAPSHOT_ERRORS,
+        answer_seconds=SNAPSHOT_SECONDS,
+    )
+    async def create_snapshot(
+        self, name: str, snapshot: str, *, keep_seconds: float | None, labels: Mapping[str, str]
+    ) -> SnapshotView:
+        """Make a snapshot of a volume, also of one that is in use.
+
+        Returns once each copy in sync has it, or after a minute; the answer says who has it.
+
+        Raises:
+            VolumeNotFound: there is none of that name.
+            AlreadyExists: the volume has a snapshot of that name.
+            Conflict: it is no image, has as many snapshots as it can have, or is just being given away.
+            Stale: it was changed meanwhile.
+            StorageError: the holder's pool is missing, full or damaged.
+        """
+        ...
+
+    @cluster(
+        "GET",
+        "/volumes/{volume}/snapshots",
+        "All snapshots of a volume, oldest first",
+        raises=_VOLUME,
+    )
+    async def snapshots(self, name: str) -> list[SnapshotView]:
+        """All snapshots of a volume, in the order in which they were made.
+
+        Raises:
+            VolumeNotFound: there is none of that name.
+        """
+        ...
+
+    @cluster(
+        "GET",
+        "/volumes/{volume}/snapshots/{snapshot}",
+        "One snapshot, with the nodes that have it",
+        raises=_SNAPSHOT,
+    )
+    async def snapshot(self, name: str, snapshot: str) -> SnapshotView:
+        """One snapshot, with the nodes that have it.
+
+        Raises:
+            VolumeNotFound: there is no such volume.
+            NotFound: the volume has no such snapshot.
+        """
+        ...
+
+    @cluster(
+        "DELETE",
+        "/volumes/{volume}/snapshots/{snapshot}",
+        "Remove a snapshot for ever",
+        raises=_SNAPSHOT,
+    )
+    async def remove_snapshot(self, name: str, snapshot: str) -> SnapshotView:
+        """Remove a snapshot for ever.
+
+        Raises:
+            VolumeNotFound: there is no such volume.
+            NotFound: the volume has no such snapshot.
+            Stale: the volume's record keeps changing.
         """
         ...
 

@@ -7,7 +7,14 @@ from typing import Protocol
 
 from pannier.contract import bodies
 from pannier.contract.operation import OperationTable, peer
-from pannier.contract.operations import CHECK_SECONDS, CREATE_ERRORS, MOVE_ERRORS, VERIFY_SECONDS
+from pannier.contract.operations import (
+    CHECK_SECONDS,
+    CREATE_ERRORS,
+    MOVE_ERRORS,
+    SNAPSHOT_ERRORS,
+    SNAPSHOT_SECONDS,
+    VERIFY_SECONDS,
+)
 from pannier.contract.views import (
     BlocksView,
     CertificateView,
@@ -21,6 +28,7 @@ from pannier.contract.views import (
     PiecesView,
     RemovalsView,
     RenewalReply,
+    SnapshotView,
 )
 from pannier.contract.volumes import LiveVolumeView, VolumeCopyView, VolumeView
 from pannier.core import errors
@@ -343,6 +351,52 @@ class Peer(Protocol):
 
         Raises:
             StorageError, ProgramFailed: they cannot be remembered, or the member may still let such a node in.
+        """
+        ...
+
+    @peer(
+        "POST",
+        "/volumes/{volume}/snapshots",
+        "Make a snapshot of a volume that this node holds",
+        status=201,
+        body=bodies.PeerSnapshotOrder,
+        raises=SNAPSHOT_ERRORS,
+        answer_seconds=SNAPSHOT_SECONDS,
+    )
+    async def peer_snapshot(
+        self,
+        name: str,
+        snapshot: str,
+        *,
+        keep_seconds: float | None,
+        labels: Mapping[str, str],
+        actor: str,
+    ) -> SnapshotView:
+        """Make a snapshot of a volume that is held here, on behalf of a node that was asked.
+
+        Raises:
+            VolumeNotFound: there is no such volume.
+            AlreadyExists: it has a snapshot of that name.
+            Conflict: it is no image, has as many snapshots as it can have, or is just being given away; NotHolder where it
+                is held elsewhere; Stale where it was changed meanwhile.
+            StorageError: this node's pool is missing, full or damaged.
+        """
+        ...
+
+    @peer(
+        "GET",
+        "/volumes/{volume}/snapshots",
+        "The generations here that are snapshots of a volume; they stay as long as its record names them",
+        raises=(errors.VolumeNotFound, errors.NotHolder, errors.StorageError),
+    )
+    async def peer_snapshots(self, name: str) -> list[str]:
+        """The generations of this node that are snapshots of a volume. It has read the volume's record: what it says here, it
+        keeps as long as that names it.
+
+        Raises:
+            VolumeNotFound: there is no such volume.
+            NotHolder: this node has no driver for it.
+            StorageError: its data here cannot be read.
         """
         ...
 

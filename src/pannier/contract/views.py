@@ -341,6 +341,27 @@ class NodeView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotView:
+    """A snapshot of a volume. Times are RFC 3339, UTC.
+
+    Attributes:
+        keep_until: when it goes by itself; None: never.
+        on: nodes that have it; not_on: nodes with a copy of the volume that lacks it; silent: those that did not say. None in
+            lists, for which no node is asked.
+    """
+
+    volume: str
+    name: str
+    generation: str
+    made_at: str
+    keep_until: str | None = None
+    labels: dict[str, str] = field(default_factory=dict)
+    on: list[str] | None = None
+    not_on: list[str] | None = None
+    silent: list[str] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StatusView:
     """``pannier status``."""
 

@@ -200,6 +200,8 @@ class EventKind(Word):
     VOLUME_OPTIONS_CHANGED = "volume.options changed"
     VOLUME_ASKED_FOR_OTHERWISE = "volume.asked for otherwise"
     """A service asks for other options than it has, and does not get them."""
+    VOLUME_SNAPSHOT_TAKEN = "volume.snapshot taken"
+    VOLUME_SNAPSHOT_REMOVED = "volume.snapshot removed"
     NODE_JOINED = "node.joined"
     NODE_LEFT = "node.left"
     NODE_DRAINED = "node.drained"

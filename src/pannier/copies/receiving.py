@@ -18,14 +18,14 @@ from pannier.core.line import Buffer, LinePlace
 from pannier.core.recovery import newest_of
 from pannier.core.restored import check_disk_is_not_newer
 from pannier.core.volume import Grant, Volume
-from pannier.storage.base import Driver
+from pannier.storage.base import Driver, LocalCopy
 from pannier.storage.lines import LineDriver, line_driver
 from pannier.transport.base import Offer
 
 log = structlog.get_logger(__name__)
 
 KEPT_GENERATIONS = 3
-"""How many generations a replica keeps before older ones are tidied away at the next offer."""
+"""How many generations a replica keeps, besides snapshots, before older ones are tidied away at the next offer."""
 KEPT_DURING_MOVE = 30
 """The same on a node that is no replica. A move sends a generation every two seconds, and the last one
 must not wait while older ones are deleted: with some gigabytes of cached pages that takes a second."""
@@ -73,16 +73,20 @@ class Reception:
         kept = KEPT_GENERATIONS if self._cluster.node in volume.replicas else KEPT_DURING_MOVE
         copy = await driver.inspect(volume.id)
         check_disk_is_not_newer(volume, copy.state, node=self._cluster.node)
-        if len(copy.generations) > kept:
+        if _unnamed(volume, copy) > kept:
             await self._tidy(volume)
-            if len((await driver.inspect(volume.id)).generations) > kept:
+            if _unnamed(volume, await driver.inspect(volume.id)) > kept:
                 self._tidy_by_the_store(volume)
         return driver
 
     async def _tidy(self, volume: Volume) -> None:
-        """Tidy away what can be without the store. Whoever has the lock now is not waited for: there is a next offer."""
+        """Tidy away what can be without the store. Whoever has the lock now is not waited for: there is a next offer.
+
+        A power cut may have taken back what was remembered of a snapshot that this node has confirmed. So nothing is done
+        before the store has answered since.
+        """
         lock = self._custody.lock(volume)
-        if lock.locked():
+        if lock.locked() or not self._cluster.catalog.trusted:
             return
         async with lock:
             # A takeover may need what would be removed.
@@ -218,6 +222,11 @@ class Reception:
                 f"out in the store",
                 remedy="that node must read the record again",
             )
+
+
+def _unnamed(volume: Volume, copy: LocalCopy) -> int:
+    """How many generations are here that are no snapshots."""
+    return len(set(copy.generations) - volume.named)
 
 
 def _not_the_holder(volume: Volume, offer: Offer, peer: str) -> Stale:

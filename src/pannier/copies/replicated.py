@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -118,6 +118,12 @@ class ReplicaProgress:
     """Whether it has got a generation since it was away: what it still lacks is little."""
     hurried: bool = False
     """Whether somebody waits until it has everything."""
+    snapshots: frozenset[Generation] = frozenset()
+    """Those that it has said to have: it keeps them."""
+    lacks: tuple[Generation, ...] = ()
+    """Snapshots that it lacks and that are here, oldest first, as far as is known."""
+    asked_at: float | None = None
+    """When it said which snapshots it has."""
     ahead: Generation | None = None
     """Its newest, if it has what this node has sent and lacks now: this node's disk was set back."""
 
@@ -201,6 +207,8 @@ class Replicated:
     """Notified of each new generation."""
     answered: asyncio.Event = field(default_factory=asyncio.Event)
     """Set at the next answer of any replica, good or bad; then a new event takes its place."""
+    unknown: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when it is to be found out at once which snapshots copies lack."""
     progress: dict[str, ReplicaProgress] = field(default_factory=dict)
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
     """Make and send generations; none of them ends by itself."""
@@ -249,6 +257,7 @@ class Replicated:
             progress.generation = progress.current_at = progress.sending = progress.position = None
             progress.perhaps = None
             progress.caught_up, progress.record = False, None
+            progress.snapshots, progress.lacks = frozenset(), ()
             if progress.following is not None:
                 progress.following.break_off()
             self.written.notify_all()
@@ -398,6 +407,14 @@ class Replicated:
         """Age of the newest state that the replica is known to have."""
         at = self.progress[node].current_at if node in self.progress else None
         return now - (self.since if at is None else at)
+
+    def who_lacks(self, generation: Generation, nodes: Iterable[str]) -> tuple[str, ...]:
+        """Those of the nodes that have not said to have a snapshot."""
+        return tuple(
+            node
+            for node in nodes
+            if node not in self.progress or generation not in self.progress[node].snapshots
+        )
 
     def needed(self) -> frozenset[Generation]:
         """The generations that a replica may have as its newest."""

@@ -28,6 +28,7 @@ from pannier.cluster.cluster import Cluster
 from pannier.copies.catching_up import CatchUps
 from pannier.copies.delivering import Delivering
 from pannier.copies.lines import Lines
+from pannier.copies.named import NamedGenerations
 from pannier.copies.replicated import BEGINS, Circle, OpenLine, ReplicaProgress, Replicated
 from pannier.copies.switching import Switching
 from pannier.core.delivery import pause_after
@@ -61,6 +62,7 @@ class Replicator:
         drivers: Drivers,
         sender: Delivering,
         lines: Lines,
+        named: NamedGenerations,
         switching: Switching,
         clock: Clock,
         pace: CopiesPace,
@@ -75,6 +77,7 @@ class Replicator:
         self._drivers = drivers
         self._sender = sender
         self._lines = lines
+        self._named = named
         self._switching = switching
         self._clock = clock
         self._pace = pace
@@ -145,6 +148,7 @@ class Replicator:
                 self._send_all(replicated, node), name=f"send {volume.name} {node}"
             )
             replicated.tasks.append(send)
+            replicated.unknown.set()
         if (
             self._clock.now() - replicated.made_at > self._pace.hurry
             and not replicated.group.locked()
@@ -210,6 +214,9 @@ class Replicator:
         replicated.tasks = [
             asyncio.create_task(self._make_all(replicated), name=f"generations {volume.name}"),
             asyncio.create_task(self._tidy_all(replicated), name=f"tidy {volume.name}"),
+            asyncio.create_task(
+                self._named.keep_known(replicated), name=f"snapshots {volume.name}"
+            ),
             *(
                 asyncio.create_task(
                     self._send_all(replicated, node), name=f"send {volume.name} {node}"
@@ -338,12 +345,24 @@ class Replicator:
                 max(self._pace.tidy_intervals * volume.spec.interval, self._pace.tidy)
             )
             try:
-                if len((await driver.inspect(volume.id)).generations) > 3 + len(
-                    replicated.progress
-                ):
+                here = frozenset((await driver.inspect(volume.id)).generations)
+                if len(here - self._named_of(volume)) > 3 + len(replicated.progress):
                     await self._tidy(replicated)
             except PannierError as error:
                 log.warning("replication.not-tidied", volume=volume.name, error=str(error))
+
+    def _named_of(self, volume: Volume) -> frozenset[Generation]:
+        known = self._cluster.catalog.volume(volume.name)
+        return (known or volume).named
+
+    async def tidy(self, volume: Volume) -> None:
+        """Delete generations of a volume, held here or not, that no copy needs, and that are no snapshots, now."""
+        replicated = self._replicated.get(volume.id)
+        if replicated is not None:
+            await self._tidy(replicated)
+        elif volume.spec.driver in self._drivers:
+            async with self._custody.lock(volume):
+                await self._custody.tidy(volume)
 
     async def _tidy(self, replicated: Replicated) -> None:
         """Tidy up by the record; without the store, only what was made since the beginning.
@@ -360,24 +379,27 @@ class Replicator:
             driver = self._drivers.of(volume)
             async with self._custody.lock(volume):
                 here = (await driver.inspect(volume.id)).generations
-                keep = replicated.needed() | set(here[-2:])
+                keep = replicated.needed() | set(here[-2:]) | self._named_of(volume)
                 for generation in here:
                     if generation in replicated.made and generation not in keep:
                         await driver.delete_generation(volume.id, generation)
         replicated.made &= set((await self._drivers.of(volume).inspect(volume.id)).generations)
 
     async def _send_all(self, replicated: Replicated, node: str) -> None:
-        """Send the newest generation to one replica, again and again."""
+        """Send the newest generation to one replica, again and again, and in between the snapshots that it lacks."""
         progress, pause, sending_made_at = replicated.progress[node], self._pace.retry, 0.0
+
+        def is_behind() -> bool:
+            return replicated.newest is not None and replicated.newest != progress.generation
+
         while True:
+            if progress.lacks:
+                await self._send_snapshot(replicated, node)
             if progress.sending is None:
                 async with replicated.written:
-                    await replicated.written.wait_for(
-                        lambda: (
-                            replicated.newest is not None
-                            and replicated.newest != progress.generation
-                        )
-                    )
+                    await replicated.written.wait_for(lambda: progress.lacks or is_behind())
+                    if not is_behind():
+                        continue
                     progress.sending, sending_made_at = replicated.newest, replicated.made_at
                     progress.sending_position = replicated.newest_position
             assert progress.sending is not None
@@ -408,6 +430,26 @@ class Replicator:
                 pause, progress.ahead = self._pace.retry, None
                 progress.tries = self._sender.tries(replicated.volume.id, node)
                 replicated.note_confirmed(node, at=sending_made_at)
+
+    async def _send_snapshot(self, replicated: Replicated, node: str) -> None:
+        """Send the oldest that a replica lacks. If that fails, it is tried again after the next look."""
+        progress = replicated.progress[node]
+        generation, *rest = progress.lacks
+        progress.lacks = tuple(rest)
+        try:
+            await self._send(replicated, generation, node)
+        except PannierError as error:
+            progress.lacks = ()
+            log.info(
+                "replication.no-snapshot",
+                volume=replicated.volume.name,
+                node=node,
+                generation=str(generation),
+                error=str(error),
+            )
+        else:
+            if not progress.lacks:
+                replicated.unknown.set()
 
     @contextlib.asynccontextmanager
     async def _turn(self, replicated: Replicated, node: str) -> AsyncIterator[None]:

@@ -85,7 +85,7 @@ class Tries:
     setbacks: int = 0
 
     def base(self, common: Generation | None) -> Generation | None:
-        """What the next transfer is a difference to, where ``common`` is the newest that both have; None: it sends everything."""
+        """What the next transfer is a difference to, where ``common`` is the best base that both have; None: it sends everything."""
         return None if common == self.unfit else common
 
 

@@ -96,23 +96,24 @@ def spare_generations(
     """Generations that only save sending, oldest first: ``node`` can lose them, and no copy is worse off.
 
     A holder's live tree is the volume, so without other copies it needs none. Another node without a copy of
-    its own keeps one of the time before the volume was moved away. Strays are never among them.
+    its own keeps one of the time before the volume was moved away. Strays and snapshots are never among them.
 
     Args:
         needed: what other copies may have as their newest; None if this is not known.
     """
     if is_older(record, copy):
         return ()
-    ours = tuple(sorted(each for each in copy.generations if record.grew_out_of(each)))
+    ours = sorted(each for each in copy.generations if record.grew_out_of(each))
+    unnamed = tuple(each for each in ours if each not in record.named)
     if record.grant.node == node:
         if copy.sealed.get(record.grant.epoch) is not False:
             return ()  # it is not there yet, or just given away
         if not record.replicas:
-            return ours
+            return unnamed
         kept = None if needed is None else {*needed, *ours[-2:]}
-        return () if kept is None else tuple(each for each in ours if each not in kept)
+        return () if kept is None else tuple(each for each in unnamed if each not in kept)
     arriving = any(each.epoch == record.grant.epoch for each in ours)
-    return () if node in record.replicas or copy.sealed or arriving else ours
+    return () if node in record.replicas or copy.sealed or arriving else unnamed
 
 
 # -- records in a journal -------------------------------------------------------------------------------

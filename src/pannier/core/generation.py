@@ -57,8 +57,11 @@ def new_identity() -> str:
     return secrets.token_hex(4)
 
 
-def newest_common(
-    ours: tuple[Generation, ...], theirs: tuple[Generation, ...]
+def best_base(
+    generation: Generation, ours: tuple[Generation, ...], theirs: tuple[Generation, ...]
 ) -> Generation | None:
-    """The best base for an incremental transfer, or None when everything must be sent."""
-    return max(set(ours) & set(theirs), default=None)
+    """What ``generation`` is best sent as the difference to: the newest before it that both ends have, else the oldest after
+    it; None when everything must be sent."""
+    common = set(ours) & set(theirs)
+    before = max((each for each in common if each < generation), default=None)
+    return before or min(common, default=None)

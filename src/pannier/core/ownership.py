@@ -125,20 +125,22 @@ def plan_cleanup(
 
     A holder keeps its base, its two newest generations, and those ``needed`` because another copy has
     them as its newest. Any other node keeps its newest one, so that the next transfer, or a move back,
-    sends only the difference. Nothing is deleted on a holder that does not have its live tree yet.
+    sends only the difference. Nothing is deleted on a holder that does not have its live tree yet. Snapshots
+    stay wherever they are, and are no strays: the record names them.
     """
     epoch = record.grant.epoch
     if is_older(record, copy):
         return Cleanup()
     holds = record.grant.node == node
     ours = sorted(g for g in copy.generations if record.grew_out_of(g))
-    stray = copy.generations - set(ours)
+    stray = copy.generations - set(ours) - record.named
     if holds and epoch not in copy.sealed:
         keep = set(ours)
     elif holds:
         keep = set(ours[-2:]) | needed | ({record.base} if record.base else set())
     else:
         keep = set(ours[-1:])
+    keep |= record.named
     former = sorted(e for e in copy.sealed if not (holds and e == epoch))
     strays = {e for e in former if not copy.sealed[e]} | {g.epoch for g in stray}
     return Cleanup(

@@ -122,6 +122,10 @@ class CopiesPace:
     absence: float = 900.0
     """After this time a copy on a node that is down is replaced: long enough for a reboot or a new
     cable."""
+    snapshots: float = 30.0
+    """Between two looks at what copies lack of a volume's snapshots. A new snapshot is looked for at once."""
+    snapshots_again: float = 600.0
+    """After so long a copy that has all snapshots is asked again: it may have been made anew."""
     catch_ups: int = 2
     """How many copies of a node that was away are brought up to date at once: more would share its disk and
     be complete later; with one, a large copy would keep all the others waiting."""
@@ -186,6 +190,14 @@ class HoldingPace:
     """Between two requests for promises while the store is away."""
     promise_look: float = 0.2
     """Between two looks at whether promises are needed."""
+    snapshot: float = 60.0
+    """How long the making of a snapshot waits for the copies in sync. They get it all the same."""
+    snapshot_look: float = 0.1
+    """Between two looks at whether they have it: somebody waits for the command."""
+    snapshots_look: float = 60.0
+    """Between two looks for snapshots whose time is over."""
+    snapshot_grace: float = 3600.0
+    """So long a snapshot stays although its time is over: a clock that was wrong at a start is put right by then."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

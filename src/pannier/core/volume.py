@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from pannier.core.errors import InvalidInput
+from pannier.core.errors import AlreadyExists, Conflict, InvalidInput, NotFound
 from pannier.core.generation import Generation
 from pannier.core.line import OnTop
 from pannier.core.record import Part, Record
+from pannier.core.snapshots import MOST_SNAPSHOTS, Snapshot
 
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{1,127}", re.ASCII)
 HISTORY_LIMIT = 50
 LINEAGE_LIMIT = 50
+SNAPSHOT_LINES = 10
+"""So many of a history's lines are about snapshots."""
 
 
 class Durability(StrEnum):
@@ -154,6 +158,7 @@ class Volume(Record):
         removed_in: the revision of the record that took it there, once that was replaced by another; None before.
         changes: how often the record was written: a store in which this is less was restored from an older backup.
         declared: what services said last of its options, by option.
+        snapshots: its generations that have a name, in the order in which they got it.
     """
 
     name: str
@@ -170,6 +175,7 @@ class Volume(Record):
     history: tuple[HistoryEntry, ...] = ()
     changes: int = field(default=0, compare=False)
     declared: dict[str, Declared] = field(default_factory=dict)
+    snapshots: tuple[Snapshot, ...] = ()
 
     def granted(
         self,
@@ -220,6 +226,58 @@ class Volume(Record):
         later = [each for each in self.lineage if each.epoch > generation.epoch]
         base = min(later, key=lambda each: each.epoch).base if later else self.base
         return base is not None and (generation == base or generation.number < base.number)
+
+    @property
+    def named(self) -> frozenset[Generation]:
+        """The generations that are snapshots: no node tidies them away."""
+        return frozenset(each.generation for each in self.snapshots)
+
+    def snapshot(self, name: str) -> Snapshot:
+        """One of its snapshots.
+
+        Raises:
+            NotFound: it has none of that name.
+        """
+        for each in self.snapshots:
+            if each.name == name:
+                return each
+        raise NotFound(
+            f"volume {self.name} has no snapshot {name}",
+            remedy=f"pannier volume snapshot ls {self.name} shows all",
+        )
+
+    def check_may_add(self, name: str) -> None:
+        """Whether it can have one more snapshot, of that name.
+
+        Raises:
+            AlreadyExists: it has one of that name. Conflict: it has as many as a volume can have.
+        """
+        if any(each.name == name for each in self.snapshots):
+            raise AlreadyExists(
+                f"volume {self.name} has a snapshot {name} already", remedy="use another name"
+            )
+        if len(self.snapshots) >= MOST_SNAPSHOTS:
+            raise Conflict(
+                f"volume {self.name} has {len(self.snapshots)} snapshots, and no volume can have more",
+                remedy="remove some: pannier volume snapshot rm",
+            )
+
+    def with_snapshot(self, snapshot: Snapshot) -> Volume:
+        """This record with one more snapshot. Raises as :meth:`check_may_add`."""
+        self.check_may_add(snapshot.name)
+        return replace(self, snapshots=(*self.snapshots, snapshot))
+
+    def with_snapshot_entry(self, entry: HistoryEntry) -> Volume:
+        """As :meth:`with_entry`, and of its lines on snapshots only the last few stay: many of them must not drive the others
+        out."""
+        ours = [each for each in self.history if each.what.startswith("snapshot ")]
+        old = ours[: max(0, len(ours) + 1 - SNAPSHOT_LINES)]
+        kept = tuple(each for each in self.history if each not in old)
+        return replace(self, history=kept).with_entry(entry)
+
+    def without_snapshots(self, gone: Collection[Snapshot]) -> Volume:
+        """This record without these snapshots."""
+        return replace(self, snapshots=tuple(each for each in self.snapshots if each not in gone))
 
     def with_entry(self, entry: HistoryEntry) -> Volume:
         """This record with one more line of history; the oldest lines beyond the limit go."""

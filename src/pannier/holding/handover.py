@@ -23,6 +23,7 @@ from pannier.cluster.cluster import Cluster
 from pannier.contract.views import HandoverReply, MoveProgress
 from pannier.contract.words import HandoverState, MovePhase
 from pannier.copies.delivering import Delivering
+from pannier.copies.named import NamedGenerations
 from pannier.copies.switching import Switching
 from pannier.core.errors import (
     Conflict,
@@ -60,6 +61,7 @@ class Handovers:
         use: Use,
         sender: Delivering,
         replication: Replication,
+        named: NamedGenerations,
         switching: Switching,
         clock: Clock,
         pace: HoldingPace,
@@ -78,6 +80,7 @@ class Handovers:
             use=use,
             sender=sender,
             replication=replication,
+            named=named,
             clock=clock,
             pace=pace,
         )
@@ -252,6 +255,7 @@ class Handovers:
             raise _changed(volume) from error
         if fresh.record.grant != volume.grant:
             raise _changed(volume)
+        await self._rounds.send_snapshots(running, fresh.record)
         replicas = replicas_after_move(fresh.record, target=running.target.name)
         await custody.take_down(volume)
         try:

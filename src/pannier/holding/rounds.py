@@ -15,6 +15,7 @@ from pannier.agent.use import Use
 from pannier.cluster.cluster import Cluster
 from pannier.contract.words import MovePhase
 from pannier.copies.delivering import Delivering
+from pannier.copies.named import NamedGenerations
 from pannier.copies.replicated import ReplicaProgress
 from pannier.core.errors import VolumeInUse
 from pannier.core.generation import Generation
@@ -78,6 +79,7 @@ class Rounds:
         use: Use,
         sender: Delivering,
         replication: Replication,
+        named: NamedGenerations,
         clock: Clock,
         pace: HoldingPace,
     ) -> None:
@@ -86,6 +88,7 @@ class Rounds:
         self._use = use
         self._sender = sender
         self._replication = replication
+        self._named = named
         self._clock = clock
         self._pace = pace
 
@@ -117,6 +120,7 @@ class Rounds:
                 running.to(running.phase, users)
                 began = self._clock.now()
                 await self._round(running)
+                await self.send_snapshots(running, volume)
                 took = self._clock.now() - began
                 if took > self._pace.small_round and running.round < 20:
                     continue
@@ -150,10 +154,26 @@ class Rounds:
     async def until_near(self, running: Moving) -> None:
         """Wait until replication has sent what it began. If that fails, the last transfer reports why."""
         while (progress := await self._bring(running)) is not None:
+            if progress.lacks and not progress.error:
+                await asyncio.sleep(self._pace.poll)
+                continue
             at_rest = progress.generation is not None and progress.sending is None
             if at_rest or self._near(progress) or progress.error:
                 return
             await asyncio.sleep(self._pace.poll)
+        await self.send_snapshots(running, running.volume)
+
+    async def send_snapshots(self, running: Moving, record: Volume) -> None:
+        """Send the snapshots that the target lacks; the volume is not replicated, or not any more.
+
+        Raises:
+            Unavailable: the target does not keep them; and what sending raises.
+        """
+
+        async def send(generation: Generation) -> None:
+            await self._insist(running, generation)
+
+        await self._named.bring(record, running.target.name, send=send)
 
     async def _round(self, running: Moving) -> None:
         volume = running.volume
@@ -167,6 +187,10 @@ class Rounds:
 
     async def send(self, running: Moving, generation: Generation) -> None:
         """Send one generation to the target, and note it."""
+        await self._insist(running, generation)
+        running.generation = generation
+
+    async def _insist(self, running: Moving, generation: Generation) -> None:
         volume, before = running.volume, running.sent_bytes
 
         def report(sent: int) -> None:
@@ -180,4 +204,3 @@ class Rounds:
             progress=report,
         )
         running.sent_bytes = before + sent.bytes
-        running.generation = generation

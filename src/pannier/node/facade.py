@@ -22,6 +22,7 @@ from pannier.contract.views import (
     RenewalReply,
     ServiceMoveProgress,
     ServiceView,
+    SnapshotView,
     StatusView,
     TokenView,
     TrashView,
@@ -33,6 +34,7 @@ from pannier.copies.option_changes import OptionChanges
 from pannier.copies.verification import Verification
 from pannier.core.errors import StorageError, Unavailable, VolumeNotFound
 from pannier.holding.recovery import Recovery
+from pannier.holding.snapshots import Snapshots
 from pannier.holding.volumes import Volumes
 from pannier.node.certificates import Certificates
 from pannier.node.cleaning import Cleaning
@@ -65,6 +67,7 @@ class NodeService:
         node_views: NodeViews,
         volumes: Volumes,
         option_changes: OptionChanges,
+        snapshots: Snapshots,
         trash: Trash,
         cleaning: Cleaning,
         membership: Membership,
@@ -87,6 +90,7 @@ class NodeService:
         self._node_views = node_views
         self._volumes = volumes
         self._option_changes = option_changes
+        self._snapshots = snapshots
         self._trash = trash
         self._cleaning = cleaning
         self._membership = membership
@@ -191,6 +195,26 @@ class NodeService:
         """Change options of a volume."""
         changed = await self._option_changes.set(name, options, actor=self._actor)
         return self._volume_views.listed(changed)
+
+    async def create_snapshot(
+        self, name: str, snapshot: str, *, keep_seconds: float | None, labels: Mapping[str, str]
+    ) -> SnapshotView:
+        """Make a snapshot of a volume."""
+        return await self._snapshots.create(
+            name, snapshot, keep_seconds=keep_seconds, labels=labels, actor=self._actor
+        )
+
+    async def snapshots(self, name: str) -> list[SnapshotView]:
+        """All snapshots of a volume."""
+        return await self._snapshots.all(name)
+
+    async def snapshot(self, name: str, snapshot: str) -> SnapshotView:
+        """One snapshot, with the nodes that have it."""
+        return await self._snapshots.show(name, snapshot)
+
+    async def remove_snapshot(self, name: str, snapshot: str) -> SnapshotView:
+        """Remove a snapshot for ever."""
+        return await self._snapshots.remove(name, snapshot, actor=self._actor)
 
     async def recover_volume(self, name: str, *, accept_loss: bool) -> VolumeView:
         """Give a lost holder's volume to the newest copy."""

@@ -22,6 +22,7 @@ from pannier.contract.views import (
     PiecesView,
     RemovalsView,
     RenewalReply,
+    SnapshotView,
 )
 from pannier.contract.volumes import LiveVolumeView, VolumeCopyView, VolumeView
 from pannier.copies.differences import Differences
@@ -38,6 +39,7 @@ from pannier.holding.handover import Handovers
 from pannier.holding.memories import remembered
 from pannier.holding.promising import Promising
 from pannier.holding.recovery import Recovery
+from pannier.holding.snapshots import Snapshots
 from pannier.holding.takeover import Takeover
 from pannier.holding.volumes import Volumes
 from pannier.node.certificates import Certificates
@@ -64,6 +66,7 @@ class PeerService:
         recovery: Recovery,
         takeover: Takeover,
         promising: Promising,
+        snapshots: Snapshots,
         verification: Verification,
         differences: Differences,
         mending: Mending,
@@ -82,6 +85,7 @@ class PeerService:
         self._recovery = recovery
         self._takeover = takeover
         self._promising = promising
+        self._snapshots = snapshots
         self._verification = verification
         self._differences = differences
         self._mending = mending
@@ -197,6 +201,24 @@ class PeerService:
             raise InvalidInput(f"nodes={','.join(spec.nodes)} does not name {self._cluster.node}")
         volume = await self._volumes.create_here(name, spec, options, actor=actor)
         return self._volume_views.listed(volume)
+
+    async def peer_snapshot(
+        self,
+        name: str,
+        snapshot: str,
+        *,
+        keep_seconds: float | None,
+        labels: Mapping[str, str],
+        actor: str,
+    ) -> SnapshotView:
+        """Another node was asked for a snapshot of a volume that is held here."""
+        return await self._snapshots.create_here(
+            name, snapshot, keep_seconds=keep_seconds, labels=labels, actor=actor
+        )
+
+    async def peer_snapshots(self, name: str) -> list[str]:
+        """Another node asks which snapshots are here."""
+        return await self._snapshots.here(name)
 
     async def peer_move(
         self, name: str, node: str, *, wait_seconds: float, actor: str

@@ -37,6 +37,7 @@ from pannier.contract.views import (
     RenewalReply,
     ServiceMoveProgress,
     ServiceView,
+    SnapshotView,
     StatusView,
     StepView,
     SyncView,
@@ -107,6 +108,7 @@ class FakeCluster:
     in_use: dict[str, list[str]] = field(default_factory=dict)
     transfers: dict[str, TransferView] = field(default_factory=dict)
     syncs: dict[str, SyncView] = field(default_factory=dict)
+    snapshots_of: dict[str, list[SnapshotView]] = field(default_factory=dict)
     copies: dict[str, list[CopyView]] = field(default_factory=dict)
     silent: set[str] = field(default_factory=set)
     findings: list[FindingView] = field(default_factory=list)
@@ -228,6 +230,64 @@ class FakeCluster:
     async def peer_renew(self, order: RenewalOrder) -> RenewalReply:
         self._change("peer_renew", "")
         return RenewalReply(certificate=order.certificate)
+
+    async def create_snapshot(
+        self, name: str, snapshot: str, *, keep_seconds: float | None, labels: Mapping[str, str]
+    ) -> SnapshotView:
+        self._change("create_snapshot", name)
+        holder = self._volume(name).holder
+        there = self.snapshots_of.setdefault(name, [])
+        if any(each.name == snapshot for each in there):
+            raise AlreadyExists(f"volume {name} has a snapshot {snapshot} already")
+        made = SnapshotView(
+            volume=name,
+            name=snapshot,
+            generation="1.1",
+            made_at=_THEN,
+            keep_until=None if keep_seconds is None else _THEN,
+            labels=dict(labels),
+        )
+        there.append(made)
+        return replace(made, on=[holder], not_on=[], silent=sorted(self.silent))
+
+    async def snapshots(self, name: str) -> list[SnapshotView]:
+        self._begin("snapshots")
+        self._volume(name)
+        return list(self.snapshots_of.get(name, []))
+
+    async def snapshot(self, name: str, snapshot: str) -> SnapshotView:
+        self._begin("snapshot")
+        return replace(self._snapshot(name, snapshot), on=[self._volume(name).holder])
+
+    def _snapshot(self, name: str, snapshot: str) -> SnapshotView:
+        self._volume(name)
+        for each in self.snapshots_of.get(name, []):
+            if each.name == snapshot:
+                return each
+        raise NotFound(f"volume {name} has no snapshot {snapshot}")
+
+    async def remove_snapshot(self, name: str, snapshot: str) -> SnapshotView:
+        self._change("remove_snapshot", name)
+        gone = self._snapshot(name, snapshot)
+        self.snapshots_of[name].remove(gone)
+        return gone
+
+    async def peer_snapshot(
+        self,
+        name: str,
+        snapshot: str,
+        *,
+        keep_seconds: float | None,
+        labels: Mapping[str, str],
+        actor: str,
+    ) -> SnapshotView:
+        return await self.by(actor).create_snapshot(
+            name, snapshot, keep_seconds=keep_seconds, labels=labels
+        )
+
+    async def peer_snapshots(self, name: str) -> list[str]:
+        self._change("peer_snapshots", name)
+        return [each.generation for each in await self.snapshots(name)]
 
     async def recover_volume(self, name: str, *, accept_loss: bool) -> VolumeView:
         self._change("recover_volume", name)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pannier.core.errors import SetBack
-from pannier.core.generation import Generation, newest_common
+from pannier.core.generation import Generation, best_base
 from pannier.core.set_back import lacks_records, proof_of_set_back
 from pannier.storage.base import Driver, LocalCopy, ResumingDriver
 from pannier.transport.base import ChooseBase, Offer
@@ -72,7 +72,7 @@ def agree(
         )
     if offer.generation in theirs.generations:
         return Agreement(there=True)
-    base = newest_common(ours.generations + ours.bases, theirs.generations)
+    base = best_base(offer.generation, ours.generations + ours.bases, theirs.generations)
     begun = theirs.begun if isinstance(driver, ResumingDriver) else None
     if choose_base is not None:
         arrived = begun.position if begun is not None and begun.base == base else 0

@@ -92,7 +92,7 @@ class Sender(Protocol):
         progress: Callable[[int], None] | None = None,
         may_wait: Callable[[], bool] | None = None,
     ) -> Sent:
-        """Send one generation, as the difference to the newest one that both ends have.
+        """Send one generation, as the difference to the one before it that both ends have, or to a later one.
 
         Returns when the receiver has confirmed that it is whole and durable there. ``progress`` is
         called with the bytes sent so far, at most some times a second. While ``may_wait`` says so, nobody
@@ -111,7 +111,7 @@ class Sender(Protocol):
 
 
 ChooseBase = Callable[[Generation | None, int], Generation | None]
-"""Called with the newest generation that both ends have, and how many bytes of the difference to it have arrived before;
+"""Called with the best base that both ends have, and how many bytes of the difference to it have arrived before;
 returns what the stream shall be a difference to: that generation, or None to send everything."""
 
 
@@ -128,7 +128,7 @@ class ChoosingSender(Sender, Protocol):
         may_wait: Callable[[], bool] | None = None,
         choose_base: ChooseBase | None = None,
     ) -> Sent:
-        """See :meth:`Sender.send`. ``choose_base`` is called once before each stream; None takes the newest."""
+        """See :meth:`Sender.send`. ``choose_base`` is called once before each stream; None takes the best base."""
         ...
 
 

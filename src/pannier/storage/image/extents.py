@@ -3,8 +3,8 @@
 Two read-only snapshots that share a piece of the disk have the same bytes there, however each came
 about. So the difference needs no history: it is every range whose place on the disk is another one.
 Too much is harmless, too little would lose data. A balance of the pool moves extents while they are
-listed; it leaves them their transaction, so a place counts as shared only if it was written before the
-base was made.
+listed; it leaves them their transaction, so a place counts as shared only if what lies there in each was written before
+the older of the two was made. Either may be the base.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def difference(
         newer: extents of the snapshot.
         size: of its file, in bytes.
         base: extents of the other one; none is a file that was never written.
-        made: the last transaction in which ``base`` was written.
+        made: the last transaction in which the older of the two was written.
     """
     found: list[Range] = []
     theirs = _Cursor(base)
@@ -157,7 +157,7 @@ def difference(
 def _shared(extent: Extent, other: Extent | None, at: int, made: int) -> bool:
     return (
         other is not None
-        and extent.written <= made
+        and max(extent.written, other.written) <= made
         and extent.place - extent.start == other.place - other.start
     )
 

@@ -36,7 +36,7 @@ def send(tree: Path, parent: Path | None, pipe: int, *, position: int = 0) -> No
             base, ranges = None, difference(extents(file), size)
         else:
             with _image(parent) as other:
-                made = last_change_of(parent)
+                made = min(last_change_of(parent), last_change_of(tree))
                 base = identity_of(parent)
                 ours, theirs = unshared(file, other, made=made)
                 ranges = difference(ours, size, theirs, made=made)

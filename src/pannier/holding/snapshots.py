@@ -1,0 +1,315 @@
+"""Snapshots of volumes: made by the holder, removed from the record by any node, kept by every copy.
+
+A snapshot is made in this order: a generation, durable here; its name in the record; then each copy in sync says that it has
+and keeps it. After a power cut in between, there is a generation without a name, which is tidied away, or a name whose
+generation the copies get from the holder.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
+
+import structlog
+
+from pannier.agent.custody import Custody
+from pannier.agent.drivers import Drivers
+from pannier.cluster.cluster import Cluster
+from pannier.contract.peers import Peers, holder_unreachable
+from pannier.contract.views import SnapshotView
+from pannier.copies.named import NamedGenerations
+from pannier.copies.replicated import Replicated
+from pannier.copies.replication import Replicator
+from pannier.core.errors import (
+    Conflict,
+    PannierError,
+    PeerUnavailable,
+    Stale,
+)
+from pannier.core.generation import Generation
+from pannier.core.pace import HoldingPace
+from pannier.core.snapshots import Snapshot, check_labels, check_snapshot_name, over
+from pannier.core.volume import HistoryEntry, Volume
+from pannier.host.clock import Clock, rfc3339
+
+log = structlog.get_logger(__name__)
+
+TAKEN = "snapshot taken"
+REMOVED = "snapshot removed"
+"""What a volume's history calls them."""
+
+
+class Snapshots:
+    """Makes, lists and removes snapshots."""
+
+    def __init__(
+        self,
+        *,
+        cluster: Cluster,
+        custody: Custody,
+        drivers: Drivers,
+        replicator: Replicator,
+        named: NamedGenerations,
+        peers: Peers,
+        clock: Clock,
+        pace: HoldingPace,
+    ) -> None:
+        self._cluster = cluster
+        self._custody = custody
+        self._drivers = drivers
+        self._replicator = replicator
+        self._named = named
+        self._peers = peers
+        self._clock = clock
+        self._pace = pace
+        self._over_since: dict[tuple[str, str], float] = {}
+        """By volume id and name, since when the time of a snapshot has been over, as this node saw it."""
+
+    # -- making -----------------------------------------------------------------------------------
+
+    async def create(
+        self,
+        name: str,
+        snapshot: str,
+        *,
+        keep_seconds: float | None,
+        labels: Mapping[str, str],
+        actor: str,
+    ) -> SnapshotView:
+        """Make a snapshot of a volume, wherever it is held. See :meth:`create_here`.
+
+        Raises:
+            PeerUnavailable: its holder does not answer.
+        """
+        check_snapshot_name(snapshot)
+        check_labels(labels)
+        volume = (await self._cluster.fresh(name)).record
+        if volume.grant.node == self._cluster.node:
+            return await self.create_here(
+                name, snapshot, keep_seconds=keep_seconds, labels=labels, actor=actor
+            )
+        holder = self._cluster.catalog.node(volume.grant.node)
+        if holder is None:
+            raise Conflict(
+                f"volume {name} is held by node {volume.grant.node}, which left the cluster",
+                remedy="bring that node back; its data is only there",
+            )
+        try:
+            return await self._peers.to(holder).peer_snapshot(
+                name, snapshot, keep_seconds=keep_seconds, labels=labels, actor=actor
+            )
+        except PeerUnavailable as error:
+            raise holder_unreachable(volume, error) from error
+
+    async def create_here(
+        self,
+        name: str,
+        snapshot: str,
+        *,
+        keep_seconds: float | None,
+        labels: Mapping[str, str],
+        actor: str,
+    ) -> SnapshotView:
+        """Make a snapshot of a volume that is held here, with all that was written before the call, also while it is used.
+
+        Returns once each copy in sync has it, or after :attr:`HoldingPace.snapshot` seconds: the answer says who has it.
+
+        Raises:
+            VolumeNotFound; AlreadyExists: it has one of that name.
+            Conflict: it is no image, has as many as it can have, or is just being given away; NotHolder, Stale.
+            StorageError: no generation can be made.
+            StoreUnavailable: nothing was changed. OutcomeUnknown: it may have been.
+        """
+        check_snapshot_name(snapshot)
+        volume = (await self._cluster.fresh(name)).record
+        _check_layout(volume)
+        async with self._custody.lock(volume):  # nothing is tidied away before it has its name
+            volume = (await self._custody.take_up(volume)).record
+            volume.check_may_add(snapshot)
+            at = self._clock.unix()
+            made = Snapshot(
+                name=snapshot,
+                generation=await self._generation(volume),
+                made_at=at,
+                labels=check_labels(labels),
+                keep_until=None if keep_seconds is None else at + keep_seconds,
+            )
+            volume = await self._add(volume, made, actor=actor)
+        log.info("volume.snapshot", volume=name, snapshot=snapshot, generation=str(made.generation))
+        replicated = self._replicator.known(volume)
+        if replicated is not None:
+            await self._arrives(replicated, made)
+        return await self._shown(volume, made)
+
+    async def _generation(self, volume: Volume) -> Generation:
+        if volume.spec.copies == 1:
+            driver = self._drivers.of(volume)
+            return await driver.snapshot(volume.id, epoch=volume.grant.epoch)
+        replicated = self._replicator.replicated(volume.name)
+        async with replicated.group:
+            return await self._replicator.make(replicated)
+
+    async def _add(self, volume: Volume, made: Snapshot, *, actor: str) -> Volume:
+        def add(found: Volume) -> Volume:
+            if (found.id, found.grant) != (volume.id, volume.grant):
+                raise Stale(f"volume {volume.name} has changed", remedy="ask again")
+            detail = f"{made.name}, generation {made.generation}, by {actor}"
+            return found.with_snapshot(made).with_snapshot_entry(self._entry(found, TAKEN, detail))
+
+        return await self._change(volume.name, add)
+
+    async def _change(self, name: str, decide: Callable[[Volume], Volume | None]) -> Volume:
+        read = partial(self._cluster.fresh, name)
+        now = await self._cluster.registry.change(read, decide)
+        self._cluster.catalog.remember(now.record, revision=now.revision)
+        return now.record
+
+    def _entry(self, volume: Volume, what: str, detail: str) -> HistoryEntry:
+        return HistoryEntry(
+            at=self._clock.unix(),
+            what=what,
+            node=self._cluster.node,
+            epoch=volume.grant.epoch,
+            detail=detail,
+        )
+
+    async def _arrives(self, replicated: Replicated, made: Snapshot) -> None:
+        """Wait until each copy in sync has it, but no longer than some time."""
+        until = self._clock.now() + self._pace.snapshot
+        replicated.unknown.set()
+        while not replicated.ended and self._clock.now() < until:
+            volume = self._cluster.catalog.volume(replicated.volume.name)
+            if volume is None or not replicated.who_lacks(made.generation, volume.in_sync):
+                return
+            await asyncio.sleep(self._pace.snapshot_look)
+
+    # -- looking ----------------------------------------------------------------------------------
+
+    async def all(self, name: str) -> list[SnapshotView]:
+        """All snapshots of a volume, in the order in which they were made."""
+        volume = (await self._cluster.fresh(name)).record
+        return [_view(volume, each) for each in volume.snapshots]
+
+    async def show(self, name: str, snapshot: str) -> SnapshotView:
+        """One snapshot, with the nodes that have it.
+
+        Raises:
+            VolumeNotFound; NotFound: the volume has no such snapshot.
+        """
+        volume = (await self._cluster.fresh(name)).record
+        return await self._shown(volume, volume.snapshot(check_snapshot_name(snapshot)))
+
+    async def _shown(self, volume: Volume, snapshot: Snapshot) -> SnapshotView:
+        """Each node that may have it is asked, all at the same time."""
+        nodes = (volume.grant.node, *volume.replicas)
+        found = await asyncio.gather(*(self._has(node, volume, snapshot) for node in nodes))
+        has = dict(zip(nodes, found, strict=True))
+        return _view(
+            volume,
+            snapshot,
+            on=[node for node in nodes if has[node] is True],
+            not_on=[node for node in nodes if has[node] is False],
+            silent=[node for node in nodes if has[node] is None],
+        )
+
+    async def _has(self, node: str, volume: Volume, snapshot: Snapshot) -> bool | None:
+        """Whether a node has it; None where it does not say."""
+        try:
+            return snapshot.generation in await self._named.on(node, volume.name)
+        except (PannierError, OSError) as error:
+            log.info("snapshot.not-asked", volume=volume.name, node=node, error=str(error))
+            return None
+
+    async def here(self, name: str) -> list[str]:
+        """The generations of this node that are snapshots of a volume: another node asks. See :meth:`NamedGenerations.here`."""
+        return list(map(str, sorted(await self._named.here(name))))
+
+    # -- removing ---------------------------------------------------------------------------------
+
+    async def remove(self, name: str, snapshot: str, *, actor: str) -> SnapshotView:
+        """Remove a snapshot from a volume's record; each node then deletes its generation. The holder is not needed.
+
+        Raises:
+            VolumeNotFound; NotFound: there is no such snapshot; StoreUnavailable: nothing was changed;
+            OutcomeUnknown: it may have been.
+        """
+        check_snapshot_name(snapshot)
+        gone: list[Snapshot] = []
+
+        def remove(found: Volume) -> Volume:
+            gone[:] = [found.snapshot(snapshot)]
+            return self._without(found, gone, why=f"by {actor}")
+
+        volume = await self._change(name, remove)
+        log.info("volume.snapshot-removed", volume=name, snapshot=snapshot, by=actor)
+        return _view(volume, gone[0])
+
+    def _without(self, volume: Volume, gone: Collection[Snapshot], *, why: str) -> Volume:
+        names = ", ".join(each.name for each in gone)
+        entry = self._entry(volume, REMOVED, f"{names}, {why}")
+        return volume.without_snapshots(gone).with_snapshot_entry(entry)
+
+    async def run(self) -> None:
+        """Remove the snapshots whose time is over of volumes that are held here, for ever: run as a task."""
+        while True:
+            for volume in self._cluster.catalog.volumes():
+                if due := self._due(volume):
+                    await self._expire(volume, due)
+            await asyncio.sleep(self._pace.snapshots_look)
+
+    def _due(self, volume: Volume) -> tuple[Snapshot, ...]:
+        """Those whose time has been over for a while: a clock that jumped ahead is put right by then."""
+        now, unix = self._clock.now(), self._clock.unix()
+        mine = volume.grant.node == self._cluster.node
+        expired = over(volume.snapshots, now=unix) if mine else ()
+        of_it = {key for key in self._over_since if key[0] == volume.id}
+        for key in of_it - {(volume.id, each.name) for each in expired}:
+            del self._over_since[key]
+        return tuple(
+            each
+            for each in expired
+            if now - self._over_since.setdefault((volume.id, each.name), now)
+            >= self._pace.snapshot_grace
+        )
+
+    async def _expire(self, volume: Volume, due: tuple[Snapshot, ...]) -> None:
+        def remove(found: Volume) -> Volume | None:
+            if (found.id, found.grant) != (volume.id, volume.grant):
+                return None
+            gone = [each for each in found.snapshots if each in due]
+            return self._without(found, gone, why="whose time was over") if gone else None
+
+        try:
+            await self._change(volume.name, remove)
+        except PannierError as error:
+            log.info("snapshots.not-removed", volume=volume.name, error=str(error))
+
+
+def _check_layout(volume: Volume) -> None:
+    if volume.spec.layout != "image":
+        raise Conflict(
+            f"volume {volume.name} is no image, and only images have snapshots",
+            remedy="make a volume with layout=image and copy the files",
+        )
+
+
+def _view(
+    volume: Volume,
+    snapshot: Snapshot,
+    *,
+    on: list[str] | None = None,
+    not_on: list[str] | None = None,
+    silent: list[str] | None = None,
+) -> SnapshotView:
+    return SnapshotView(
+        volume=volume.name,
+        name=snapshot.name,
+        generation=str(snapshot.generation),
+        made_at=rfc3339(snapshot.made_at),
+        keep_until=None if snapshot.keep_until is None else rfc3339(snapshot.keep_until),
+        labels=dict(snapshot.labels),
+        on=on,
+        not_on=not_on,
+        silent=silent,
+    )
