@@ -59,6 +59,7 @@ from pannier.holding.memories import Memories
 from pannier.holding.promising import Promising
 from pannier.holding.putting_back import PuttingBack
 from pannier.holding.recovery import Recovery
+from pannier.holding.rollback import Rollback
 from pannier.holding.set_back import Abdication
 from pannier.holding.snapshots import Snapshots
 from pannier.holding.takeover import Takeover
@@ -469,6 +470,20 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         pace=pace.holding,
     )
 
+    rollback = Rollback(
+        cluster=cluster,
+        custody=custody,
+        drivers=drivers,
+        use=use,
+        replicator=replicator,
+        switching=switching,
+        acknowledging=acknowledging,
+        handovers=handovers,
+        snapshots=snapshots,
+        peers=peers,
+        clock=clock,
+    )
+
     # The node, as Docker, people and other nodes ask for it.
     removing = Removing(
         cluster=cluster,
@@ -636,6 +651,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         volumes=volumes,
         option_changes=option_changes,
         snapshots=snapshots,
+        rollback=rollback,
         trash=trash,
         cleaning=Cleaning(cluster=cluster, drivers=drivers, custody=custody, use=use, room=room),
         membership=membership,
@@ -660,6 +676,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         takeover=takeover,
         promising=promising,
         snapshots=snapshots,
+        rollback=rollback,
         verification=verification,
         differences=differences,
         mending=mending,

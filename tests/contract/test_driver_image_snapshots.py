@@ -10,9 +10,12 @@ from typing import cast
 import pytest
 from test_driver_kit import Nodes, image_nodes, pools, sync_everything, workplace
 
+from pannier.core.errors import Corrupt, StorageError
 from pannier.core.generation import Generation
 from pannier.core.line import OnTop
 from pannier.storage.base import Driver
+from pannier.storage.btrfs import ioctl
+from pannier.storage.image import live
 from pannier.storage.image.driver import ImageDriver
 from pannier.storage.image.nocow import IMAGE
 
@@ -73,3 +76,129 @@ async def test_who_got_them_in_that_order_sends_them_on(nodes: Nodes) -> None:
     for generation in made:
         ours, theirs = (image_of(node, nodes.volume, generation) for node in (nodes.a, nodes.c))
         assert ours == theirs, str(generation)
+
+
+# -- going back ---------------------------------------------------------------------------------------
+
+
+def holder(nodes: Nodes) -> ImageDriver:
+    assert isinstance(nodes.a, ImageDriver)
+    return nodes.a
+
+
+async def rolled_back(nodes: Nodes) -> tuple[Generation, Generation]:
+    """A volume that is ``one`` again; what it was then and before, as generations."""
+    data = await nodes.create()
+    first = await written(nodes, data, "one")
+    await nodes.transfer(nodes.a, nodes.b, first)
+    (data / "one").unlink()
+    (data / "two").write_bytes(b"two")
+    last = await holder(nodes).seal(nodes.volume, epoch=1)
+    await holder(nodes).roll_back(nodes.volume, first, epoch=1)
+    return first, last
+
+
+async def test_a_volume_goes_back_and_on_from_there(nodes: Nodes) -> None:
+    first, last = await rolled_back(nodes)
+    data = await nodes.attached(nodes.a, epoch=1)
+    assert [each.name for each in data.iterdir()] == ["one"]
+    (data / "three").write_bytes(b"three")
+    sync_everything(data)
+    newest = await nodes.a.snapshot(nodes.volume, epoch=1)
+    assert newest > last > first
+    await nodes.transfer(nodes.a, nodes.b, last, first)
+    assert await nodes.transfer(nodes.a, nodes.b, newest, last) < LITTLE
+    for generation in (first, last, newest):
+        ours, theirs = (image_of(node, nodes.volume, generation) for node in (nodes.a, nodes.b))
+        assert ours == theirs, str(generation)
+    await nodes.b.promote(nodes.volume, newest, epoch=2, size_bytes=None, on_top=OnTop.NOTHING)
+    there = await nodes.attached(nodes.b, epoch=2)
+    assert sorted(each.name for each in there.iterdir()) == ["one", "three"]
+
+
+async def test_what_it_went_back_to_is_a_new_generation_though_nothing_is_written(
+    nodes: Nodes,
+) -> None:
+    """Also when the daemon was restarted, and where it is sealed at once, as for a move."""
+    first, last = await rolled_back(nodes)
+    driver = holder(nodes)
+    await driver.close()
+    await driver.open()
+    sealed = await driver.seal(nodes.volume, epoch=1)
+    assert sealed > last
+    assert image_of(driver, nodes.volume, sealed) == image_of(driver, nodes.volume, first)
+    await driver.drop_live(nodes.volume, epoch=1)
+
+
+async def test_it_goes_back_to_what_it_had_received(nodes: Nodes) -> None:
+    data = await nodes.create()
+    first = await written(nodes, data, "one")
+    second = await written(nodes, data, "two")
+    await nodes.transfer(nodes.a, nodes.b, first)
+    await nodes.transfer(nodes.a, nodes.b, second, first)
+    taker = nodes.b
+    assert isinstance(taker, ImageDriver)
+    await taker.promote(nodes.volume, second, epoch=2, size_bytes=None, on_top=OnTop.NOTHING)
+    there = await nodes.attached(taker, epoch=2)
+    (there / "three").write_bytes(b"three")
+    await taker.seal(nodes.volume, epoch=2)
+    await taker.roll_back(nodes.volume, first, epoch=2)
+    there = await nodes.attached(taker, epoch=2)
+    assert [each.name for each in there.iterdir()] == ["one"]
+    newest = await taker.snapshot(nodes.volume, epoch=2)
+    await nodes.transfer(taker, nodes.c, first)
+    await nodes.transfer(taker, nodes.c, newest, first)
+    assert image_of(taker, nodes.volume, newest) == image_of(nodes.c, nodes.volume, newest)
+
+
+async def test_only_what_is_sealed_goes_back_and_only_to_what_is_there(nodes: Nodes) -> None:
+    data = await nodes.create()
+    first = await written(nodes, data, "one")
+    with pytest.raises(StorageError, match="is not sealed"):
+        await holder(nodes).roll_back(nodes.volume, first, epoch=1)
+    await holder(nodes).seal(nodes.volume, epoch=1)
+    with pytest.raises(Corrupt, match="is not here"):
+        await holder(nodes).roll_back(nodes.volume, Generation(1, 9), epoch=1)
+    with pytest.raises(StorageError, match="no live tree"):
+        await holder(nodes).roll_back(nodes.volume, first, epoch=2)
+
+
+class Cut(Exception):
+    """The daemon ends here."""
+
+
+@pytest.mark.parametrize("step", ["create_snapshot", "sync_filesystem", "exchange", "destroy"])
+@pytest.mark.parametrize("after", [False, True])
+async def test_a_daemon_that_ends_in_the_midst_leaves_the_one_or_the_other(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch, step: str, after: bool
+) -> None:
+    data = await nodes.create()
+    first = await written(nodes, data, "one")
+    (data / "one").rename(data / "two")
+    driver = holder(nodes)
+    await driver.seal(nodes.volume, epoch=1)
+    with monkeypatch.context() as patch:
+        owner, name = {
+            "exchange": (live, "exchange"),
+            "destroy": (ioctl, "destroy_subvolume"),
+        }.get(step, (ioctl, step))
+        real = getattr(owner, name)
+
+        def cut(*arguments: object, **named: object) -> None:
+            if after:
+                real(*arguments, **named)
+            raise Cut
+
+        patch.setattr(owner, name, cut)
+        with pytest.raises(Cut):
+            await driver.roll_back(nodes.volume, first, epoch=1)
+    await driver.close()
+    await driver.open()
+    await driver.unseal(nodes.volume, epoch=1)
+    data = await nodes.attached(driver, epoch=1)
+    done = step == "destroy" or (step == "exchange" and after)
+    assert [each.name for each in data.iterdir()] == (["one"] if done else ["two"])
+    await driver.seal(nodes.volume, epoch=1)
+    await driver.roll_back(nodes.volume, first, epoch=1)
+    data = await nodes.attached(driver, epoch=1)
+    assert [each.name for each in data.iterdir()] == ["one"]

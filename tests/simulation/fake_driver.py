@@ -52,6 +52,7 @@ from pannier.storage.base import (
     LiveTree,
     LocalCopy,
     Reading,
+    RollingBackDriver,
     RootAttributes,
     Space,
     SparseDriver,
@@ -606,7 +607,7 @@ def _memory_file(content: bytes) -> Iterator[int]:
 
 
 class SparseSnapshotDriver(
-    SnapshotDriver, SparseDriver, FileSystemDriver, MendingDriver, LineDriver
+    SnapshotDriver, SparseDriver, FileSystemDriver, RollingBackDriver, MendingDriver, LineDriver
 ):
     """As image: attached while it is used, on a pool that may get full, and that may refuse a write."""
 
@@ -621,6 +622,17 @@ class SparseSnapshotDriver(
 
     def _new_identity(self) -> str:
         return new_identity()
+
+    async def roll_back(self, volume: str, generation: Generation, *, epoch: int) -> None:
+        home, tree = self._home(volume), self._tree(volume, epoch)
+        if generation not in home.generations:
+            raise Corrupt(f"generation {generation} of volume {volume} is not here")
+        if not tree.sealed:
+            raise StorageError(f"the live tree {epoch} of volume {volume} is not sealed")
+        self._watched.pop(volume, None)
+        home.live[epoch] = Tree(dict(home.generations[generation]), root=tree.root)
+        self._hide(volume, epoch)
+        self._show(volume, epoch, home.live[epoch])
 
     async def watch(self, volume: str, *, epoch: int) -> Doubt | None:
         if self.disk.attached.get(volume) != epoch:

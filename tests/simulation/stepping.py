@@ -38,6 +38,7 @@ from pannier.storage.base import (
     FileSystemDriver,
     LocalCopy,
     Reading,
+    RollingBackDriver,
     RootAttributes,
     Space,
     SparseDriver,
@@ -257,13 +258,25 @@ class SteppedCheckedDriver(SteppedDriver, CheckedDriver):
 
 
 class SteppedSparseDriver(
-    SteppedCheckedDriver, SparseDriver, FileSystemDriver, MendingDriver, LineDriver
+    SteppedCheckedDriver,
+    SparseDriver,
+    FileSystemDriver,
+    RollingBackDriver,
+    MendingDriver,
+    LineDriver,
 ):
     """The same of one whose pool may get full. What only looks, or is done at any moment, is no step."""
 
     def __init__(self, life: Life, inner: SparseSnapshotDriver | ImageDriver) -> None:
         super().__init__(life, inner)
         self.sparse = inner
+
+    async def roll_back(self, volume: str, generation: Generation, *, epoch: int) -> None:
+        await stepped(
+            self._life,
+            "driver.roll_back",
+            lambda: self.sparse.roll_back(volume, generation, epoch=epoch),
+        )
 
     async def watch(self, volume: str, *, epoch: int) -> Doubt | None:
         return await stepped(

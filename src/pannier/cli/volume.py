@@ -163,6 +163,21 @@ def move_volume(session: Session, name: str, node: str, wait_seconds: float) -> 
     asyncio.run(move())
 
 
+@volume.command("rollback", examples=("pannier volume rollback jenkins_home before-upgrade",))
+@click.argument("name")
+@click.argument("snapshot")
+@output_options()
+@pass_session
+def roll_back_volume(session: Session, name: str, snapshot: str) -> None:
+    """Take a volume that nobody uses back to a SNAPSHOT.
+
+    What it was before becomes a snapshot itself, and all other snapshots stay: so this can be undone in the same way.
+    """
+    kept = session.ask(lambda client: client.roll_back_volume(name, snapshot))
+    session.show(kept, line=f"rolled back: {name} to {snapshot}")
+    session.hint(f"what it was before: pannier volume rollback {name} {kept.name}")
+
+
 @volume.command(
     "recover",
     examples=("pannier volume recover jenkins_home", "pannier volume recover web --accept-loss"),

@@ -123,6 +123,16 @@ class SnapshotOrder(PeopleBody, frozen=True, kw_only=True):
         check_snapshot_name(self.snapshot)
 
 
+class RollbackOrder(PeopleBody, frozen=True, kw_only=True):
+    """``snapshot``: what the volume is to become again."""
+
+    snapshot: SnapshotName
+
+    def check(self) -> None:
+        """See :class:`Body`."""
+        check_snapshot_name(self.snapshot)
+
+
 class RecoverOrder(PeopleBody, frozen=True, kw_only=True):
     """``accept_loss``: accept that the volume loses what the lost holder wrote last."""
 
@@ -243,6 +253,17 @@ class PeerSnapshotOrder(MachineBody, frozen=True, kw_only=True):
     snapshot: SnapshotName
     keep_seconds: KeepSeconds | None
     labels: dict[str, str]
+    actor: Actor
+
+    def check(self) -> None:
+        """See :class:`Body`."""
+        check_snapshot_name(self.snapshot)
+
+
+class PeerRollbackOrder(MachineBody, frozen=True, kw_only=True):
+    """As :class:`RollbackOrder`, on behalf of ``actor``."""
+
+    snapshot: SnapshotName
     actor: Actor
 
     def check(self) -> None:

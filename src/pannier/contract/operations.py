@@ -50,6 +50,13 @@ SNAPSHOT_ERRORS = (
     errors.Conflict,
     errors.StorageError,
 )
+ROLLBACK_ERRORS = (
+    errors.VolumeNotFound,
+    errors.NotFound,
+    errors.Conflict,
+    errors.VolumeInUse,
+    errors.StorageError,
+)
 SNAPSHOT_SECONDS = 90.0
 """How long a client waits for a new snapshot: the holder waits up to a minute for the copies in sync."""
 _SWARM = (errors.Conflict, errors.EngineUnavailable)
@@ -371,6 +378,28 @@ class Operations(Protocol):
             VolumeNotFound: there is no such volume.
             NotFound: the volume has no such snapshot.
             Stale: the volume's record keeps changing.
+        """
+        ...
+
+    @cluster(
+        "POST",
+        "/volumes/{volume}/rollback",
+        "Take a volume back to a snapshot; what it was before is kept as another one",
+        body=bodies.RollbackOrder,
+        raises=ROLLBACK_ERRORS,
+        answer_seconds=SNAPSHOT_SECONDS,
+    )
+    async def roll_back_volume(self, name: str, snapshot: str) -> SnapshotView:
+        """Take a volume that nobody uses back to a snapshot. Returns the snapshot that has what it was before.
+
+        Raises:
+            VolumeNotFound: there is no such volume.
+            NotFound: it has no such snapshot.
+            VolumeInUse: a container or a process uses it.
+            Conflict: its holder does not have the snapshot; it is no image, has as many snapshots as it can have, or is on its way
+                to another node. Stale: it was changed meanwhile.
+            StorageError: the holder's pool is missing, full or damaged.
+            OutcomeUnknown: also if it was rolled back, and a copy does not have that yet.
         """
         ...
 

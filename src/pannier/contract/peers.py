@@ -11,6 +11,7 @@ from pannier.contract.operations import (
     CHECK_SECONDS,
     CREATE_ERRORS,
     MOVE_ERRORS,
+    ROLLBACK_ERRORS,
     SNAPSHOT_ERRORS,
     SNAPSHOT_SECONDS,
     VERIFY_SECONDS,
@@ -380,6 +381,28 @@ class Peer(Protocol):
             Conflict: it is no image, has as many snapshots as it can have, or is just being given away; NotHolder where it
                 is held elsewhere; Stale where it was changed meanwhile.
             StorageError: this node's pool is missing, full or damaged.
+        """
+        ...
+
+    @peer(
+        "POST",
+        "/volumes/{volume}/rollback",
+        "Take a volume that this node holds back to a snapshot",
+        body=bodies.PeerRollbackOrder,
+        raises=ROLLBACK_ERRORS,
+        answer_seconds=SNAPSHOT_SECONDS,
+    )
+    async def peer_roll_back(self, name: str, snapshot: str, *, actor: str) -> SnapshotView:
+        """Take a volume that is held here back to a snapshot, on behalf of a node that was asked.
+
+        Raises:
+            VolumeNotFound: there is no such volume.
+            NotFound: it has no such snapshot.
+            VolumeInUse: somebody uses it.
+            Conflict: this node does not have the snapshot; it is no image, has as many snapshots as it can have, or is on its way
+                to another node; NotHolder where it is held elsewhere; Stale where it was changed meanwhile.
+            StorageError: this node's pool is missing, full or damaged.
+            OutcomeUnknown: also if it was rolled back, and a copy does not have that yet.
         """
         ...
 

@@ -202,6 +202,8 @@ class EventKind(Word):
     """A service asks for other options than it has, and does not get them."""
     VOLUME_SNAPSHOT_TAKEN = "volume.snapshot taken"
     VOLUME_SNAPSHOT_REMOVED = "volume.snapshot removed"
+    VOLUME_ROLLED_BACK = "volume.rolled back"
+    """To one of its snapshots."""
     NODE_JOINED = "node.joined"
     NODE_LEFT = "node.left"
     NODE_DRAINED = "node.drained"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 import structlog
 
@@ -87,6 +88,7 @@ class NamedGenerations:
     async def keep_known(self, replicated: Replicated) -> None:
         """Find out again and again what the copies of a volume lack, for ever: run as a task."""
         while True:
+            await asyncio.sleep(self._pace.snapshots_pause)
             replicated.unknown.clear()
             for node in tuple(replicated.progress):
                 try:
@@ -98,10 +100,9 @@ class NamedGenerations:
                         node=node,
                         error=str(error),
                     )
-            try:
-                await asyncio.wait_for(replicated.unknown.wait(), self._pace.snapshots)
-            except TimeoutError:
-                continue
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._pace.snapshots):
+                    await replicated.unknown.wait()
 
     async def _look(self, replicated: Replicated, node: str) -> None:
         volume, progress = self._now(replicated.volume), replicated.progress[node]

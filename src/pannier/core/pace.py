@@ -124,6 +124,8 @@ class CopiesPace:
     cable."""
     snapshots: float = 30.0
     """Between two looks at what copies lack of a volume's snapshots. A new snapshot is looked for at once."""
+    snapshots_pause: float = 0.1
+    """The shortest time between two such looks: what a copy lacks by what this node remembers, it may not lack by the store."""
     snapshots_again: float = 600.0
     """After so long a copy that has all snapshots is asked again: it may have been made anew."""
     catch_ups: int = 2

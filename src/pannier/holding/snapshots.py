@@ -123,7 +123,7 @@ class Snapshots:
         """
         check_snapshot_name(snapshot)
         volume = (await self._cluster.fresh(name)).record
-        _check_layout(volume)
+        check_layout(volume)
         async with self._custody.lock(volume):  # nothing is tidied away before it has its name
             volume = (await self._custody.take_up(volume)).record
             volume.check_may_add(snapshot)
@@ -135,7 +135,7 @@ class Snapshots:
                 labels=check_labels(labels),
                 keep_until=None if keep_seconds is None else at + keep_seconds,
             )
-            volume = await self._add(volume, made, actor=actor)
+            volume = await self.add(volume, made, actor=actor)
         log.info("volume.snapshot", volume=name, snapshot=snapshot, generation=str(made.generation))
         replicated = self._replicator.known(volume)
         if replicated is not None:
@@ -150,7 +150,14 @@ class Snapshots:
         async with replicated.group:
             return await self._replicator.make(replicated)
 
-    async def _add(self, volume: Volume, made: Snapshot, *, actor: str) -> Volume:
+    async def add(self, volume: Volume, made: Snapshot, *, actor: str) -> Volume:
+        """Add a snapshot to a volume's record. The caller has the lock. Returns the record as it is then.
+
+        Raises:
+            AlreadyExists, Conflict: as :meth:`Volume.check_may_add`; Stale: it has another holder; StoreUnavailable;
+            OutcomeUnknown.
+        """
+
         def add(found: Volume) -> Volume:
             if (found.id, found.grant) != (volume.id, volume.grant):
                 raise Stale(f"volume {volume.name} has changed", remedy="ask again")
@@ -189,7 +196,7 @@ class Snapshots:
     async def all(self, name: str) -> list[SnapshotView]:
         """All snapshots of a volume, in the order in which they were made."""
         volume = (await self._cluster.fresh(name)).record
-        return [_view(volume, each) for each in volume.snapshots]
+        return [snapshot_view(volume, each) for each in volume.snapshots]
 
     async def show(self, name: str, snapshot: str) -> SnapshotView:
         """One snapshot, with the nodes that have it.
@@ -205,7 +212,7 @@ class Snapshots:
         nodes = (volume.grant.node, *volume.replicas)
         found = await asyncio.gather(*(self._has(node, volume, snapshot) for node in nodes))
         has = dict(zip(nodes, found, strict=True))
-        return _view(
+        return snapshot_view(
             volume,
             snapshot,
             on=[node for node in nodes if has[node] is True],
@@ -243,7 +250,7 @@ class Snapshots:
 
         volume = await self._change(name, remove)
         log.info("volume.snapshot-removed", volume=name, snapshot=snapshot, by=actor)
-        return _view(volume, gone[0])
+        return snapshot_view(volume, gone[0])
 
     def _without(self, volume: Volume, gone: Collection[Snapshot], *, why: str) -> Volume:
         names = ", ".join(each.name for each in gone)
@@ -286,7 +293,8 @@ class Snapshots:
             log.info("snapshots.not-removed", volume=volume.name, error=str(error))
 
 
-def _check_layout(volume: Volume) -> None:
+def check_layout(volume: Volume) -> None:
+    """Raise Conflict for a volume that cannot have snapshots."""
     if volume.spec.layout != "image":
         raise Conflict(
             f"volume {volume.name} is no image, and only images have snapshots",
@@ -294,7 +302,7 @@ def _check_layout(volume: Volume) -> None:
         )
 
 
-def _view(
+def snapshot_view(
     volume: Volume,
     snapshot: Snapshot,
     *,
@@ -302,6 +310,7 @@ def _view(
     not_on: list[str] | None = None,
     silent: list[str] | None = None,
 ) -> SnapshotView:
+    """A snapshot as users see it."""
     return SnapshotView(
         volume=volume.name,
         name=snapshot.name,

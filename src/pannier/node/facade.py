@@ -34,6 +34,7 @@ from pannier.copies.option_changes import OptionChanges
 from pannier.copies.verification import Verification
 from pannier.core.errors import StorageError, Unavailable, VolumeNotFound
 from pannier.holding.recovery import Recovery
+from pannier.holding.rollback import Rollback
 from pannier.holding.snapshots import Snapshots
 from pannier.holding.volumes import Volumes
 from pannier.node.certificates import Certificates
@@ -68,6 +69,7 @@ class NodeService:
         volumes: Volumes,
         option_changes: OptionChanges,
         snapshots: Snapshots,
+        rollback: Rollback,
         trash: Trash,
         cleaning: Cleaning,
         membership: Membership,
@@ -91,6 +93,7 @@ class NodeService:
         self._volumes = volumes
         self._option_changes = option_changes
         self._snapshots = snapshots
+        self._rollback = rollback
         self._trash = trash
         self._cleaning = cleaning
         self._membership = membership
@@ -215,6 +218,10 @@ class NodeService:
     async def remove_snapshot(self, name: str, snapshot: str) -> SnapshotView:
         """Remove a snapshot for ever."""
         return await self._snapshots.remove(name, snapshot, actor=self._actor)
+
+    async def roll_back_volume(self, name: str, snapshot: str) -> SnapshotView:
+        """Take a volume back to a snapshot."""
+        return await self._rollback.roll_back(name, snapshot, actor=self._actor)
 
     async def recover_volume(self, name: str, *, accept_loss: bool) -> VolumeView:
         """Give a lost holder's volume to the newest copy."""

@@ -39,6 +39,7 @@ from pannier.holding.handover import Handovers
 from pannier.holding.memories import remembered
 from pannier.holding.promising import Promising
 from pannier.holding.recovery import Recovery
+from pannier.holding.rollback import Rollback
 from pannier.holding.snapshots import Snapshots
 from pannier.holding.takeover import Takeover
 from pannier.holding.volumes import Volumes
@@ -67,6 +68,7 @@ class PeerService:
         takeover: Takeover,
         promising: Promising,
         snapshots: Snapshots,
+        rollback: Rollback,
         verification: Verification,
         differences: Differences,
         mending: Mending,
@@ -86,6 +88,7 @@ class PeerService:
         self._takeover = takeover
         self._promising = promising
         self._snapshots = snapshots
+        self._rollback = rollback
         self._verification = verification
         self._differences = differences
         self._mending = mending
@@ -215,6 +218,10 @@ class PeerService:
         return await self._snapshots.create_here(
             name, snapshot, keep_seconds=keep_seconds, labels=labels, actor=actor
         )
+
+    async def peer_roll_back(self, name: str, snapshot: str, *, actor: str) -> SnapshotView:
+        """Another node was asked to take a volume back that is held here."""
+        return await self._rollback.roll_back_here(name, snapshot, actor=actor)
 
     async def peer_snapshots(self, name: str) -> list[str]:
         """Another node asks which snapshots are here."""

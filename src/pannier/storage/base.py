@@ -460,6 +460,24 @@ class FileSystemDriver(Driver, Protocol):
 
 
 @runtime_checkable
+class RollingBackDriver(Driver, Protocol):
+    """A driver that makes a live tree what a generation is."""
+
+    async def roll_back(self, volume: str, generation: Generation, *, epoch: int) -> None:
+        """Make a sealed live tree what a generation is, writable again and durable, in one step.
+
+        What it was until now is in the generation that :meth:`Driver.seal` returned. The next generation of the live tree is
+        a new one. After a power cut the live tree is what it was, sealed or not, or what it shall be. It costs nothing that
+        depends on the size of the volume.
+
+        Raises:
+            Corrupt: the generation is not here, or not whole.
+            StorageError: no such live tree, or it is not sealed.
+        """
+        ...
+
+
+@runtime_checkable
 class SparseDriver(Driver, Protocol):
     """A driver whose volumes may be larger, all together, than the pool, and that must not get full."""
 

@@ -285,6 +285,23 @@ class FakeCluster:
             name, snapshot, keep_seconds=keep_seconds, labels=labels
         )
 
+    async def roll_back_volume(self, name: str, snapshot: str) -> SnapshotView:
+        self._change("roll_back_volume", name)
+        self._snapshot(name, snapshot)
+        if users := self.in_use.get(name):
+            raise VolumeInUse(f"volume {name} is in use by {', '.join(users)}")
+        kept = SnapshotView(
+            volume=name,
+            name="before-rollback-20260102T030405Z",
+            generation="1.2",
+            made_at=_THEN,
+        )
+        self.snapshots_of[name].append(kept)
+        return kept
+
+    async def peer_roll_back(self, name: str, snapshot: str, *, actor: str) -> SnapshotView:
+        return await self.by(actor).roll_back_volume(name, snapshot)
+
     async def peer_snapshots(self, name: str) -> list[str]:
         self._change("peer_snapshots", name)
         return [each.generation for each in await self.snapshots(name)]

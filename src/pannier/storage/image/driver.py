@@ -325,6 +325,18 @@ class ImageDriver(SubvolumeDriver):
         with told_as_storage_error(f"unseal volume {home.volume}"):
             ioctl.set_read_only(existing_live(home, epoch), read_only=False)
 
+    async def roll_back(self, volume: str, generation: Generation, *, epoch: int) -> None:
+        """See :meth:`RollingBackDriver.roll_back`."""
+        await in_thread(self._roll_back, self._home(volume), generation, epoch)
+
+    def _roll_back(self, home: Home, generation: Generation, epoch: int) -> None:
+        self._quarantine.check(home.volume)
+        tree, live = existing_tree(home, generation), existing_live(home, epoch)
+        with told_as_storage_error(f"make volume {home.volume} what generation {generation} is"):
+            if not ioctl.is_read_only(live):
+                raise StorageError(f"the live image {live} is not sealed", remedy="seal it first")
+            self._image(home.volume, epoch).roll_back(tree)
+
     async def promote(
         self,
         volume: str,

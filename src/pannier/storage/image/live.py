@@ -221,9 +221,15 @@ class LiveImage:
     @contextmanager
     def _anew(self) -> Iterator[Path]:
         """A snapshot of the image, which is in its place after the block; after a power cut, one or the other is."""
+        with self._replaced(by=self._live) as image:
+            yield image
+
+    @contextmanager
+    def _replaced(self, *, by: Path) -> Iterator[Path]:
+        """The same of the image in the subvolume ``by``."""
         if self._aside.exists():
             ioctl.destroy_subvolume(self._aside)
-        ioctl.create_snapshot(self._live, target=self._aside, read_only=False)
+        ioctl.create_snapshot(by, target=self._aside, read_only=False)
         yield self._aside / IMAGE
         ioctl.sync_filesystem(self._aside)
         exchange(self._aside, self._live)
@@ -460,6 +466,14 @@ class LiveImage:
             ext4.mend(device.path)
         self._lost_note.unlink(missing_ok=True)
         self._lost = False
+
+    def roll_back(self, tree: Path) -> None:
+        """Make it what a generation is, which has the subvolume ``tree``. It is shut, and a generation has what it is now."""
+        with self._lock:
+            with self._replaced(by=tree) as image:
+                (image.parent / SUMS).unlink(missing_ok=True)  # they are of what was received
+                os.utime(image)  # a change of its own: it is not taken for that generation
+            self._alone = False
 
     # -- growing -------------------------------------------------------------------------------------
 
