@@ -109,6 +109,11 @@ def test_what_keeps_or_promises_more_is_taken_over(
             "unheld_writes is warn, not refuse (programs may fail by it, or lose what was promised)",
         ),
         (
+            {"protected": "true"},
+            {"protected": "false"},
+            "protected is true, not false (only a person ends that)",
+        ),
+        (
             {"driver": "directory"},
             TWO,
             "copies is 1, not 2 (the directory driver keeps one copy)",
@@ -227,6 +232,8 @@ def by_a_person(there: Volume, *, means: Means = MEANS, **options: str) -> Volum
         ({**TWO, "min_copies": "2"}, {"min_copies": "1"}, ["min_copies is 1, was 2"]),
         (TWO, {"unheld_writes": "refuse"}, ["unheld_writes is refuse, was warn"]),
         ({**TWO, "size": "1G"}, {"size": "1G", "interval": "2s"}, ["interval is 2s, was 1s"]),
+        ({}, {"protected": "true"}, ["protected is true, was false"]),
+        ({"protected": "true"}, {"protected": "false"}, ["protected is false, was true"]),
         (TWO, TWO, []),
     ],
 )

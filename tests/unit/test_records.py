@@ -79,6 +79,7 @@ VOLUME = Volume(
         gid=33,
         mode=0o750,
         labels={"team": "web"},
+        protected=True,
     ),
     grant=Grant("n1", 3),
     replicas=("n2", "n3"),
@@ -194,6 +195,12 @@ def test_a_volume_of_an_earlier_version_tells_of_unheld_writes() -> None:
     earlier = golden("volume").replace(b',"unheld_writes":"refuse"', b"")
     assert earlier != golden("volume")
     assert read(earlier, Volume).spec.unheld_writes is UnheldWrites.WARN
+
+
+def test_a_volume_of_an_earlier_version_is_not_protected() -> None:
+    earlier = golden("volume").replace(b',"protected":true', b"")
+    assert earlier != golden("volume")
+    assert not read(earlier, Volume).spec.protected
 
 
 def test_a_node_of_an_earlier_version_is_recognised_by_its_certificate() -> None:

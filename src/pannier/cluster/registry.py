@@ -262,7 +262,11 @@ class Registry:
         """Take a volume out of use; ``volume`` has its removed_at.
 
         With ``lost_with`` a node, this is Stale unless that node's lease is gone.
+
+        Raises:
+            Conflict: it is protected. There is no other way into the trash, nor out of it but :meth:`purge_volume` and back.
         """
+        volume.check_not_protected()
         guard = (Change(f"alive/{lost_with}", None, ABSENT),) if lost_with else ()
         await self.store.commit(
             Change(volume_key(volume.name), None, expect),
@@ -307,7 +311,11 @@ class Registry:
 
         Args:
             entry: the last line of its history.
+
+        Raises:
+            Conflict: it is protected.
         """
+        volume.check_not_protected()
         volume.check_format(f"the record of volume {volume.name} in the trash")
         await self.store.commit(
             Change(trash_key(volume.id), None, expect),

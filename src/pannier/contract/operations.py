@@ -135,7 +135,7 @@ class Operations(Protocol):
         Raises:
             NodeNotFound: there is none of that name.
             Conflict: it holds volumes, or it is the node that is asked; or it is called lost, but it is
-                up or one of its volumes has copies; or it is a member of the store.
+                up or one of its volumes has copies, or is protected; or it is a member of the store.
             Unavailable: a member of the store may still let it in; ask again.
             StorageError: the same of the member on the node that is asked.
             Stale: its record, or that of a volume, was changed meanwhile; ask again.
@@ -281,7 +281,7 @@ class Operations(Protocol):
             VolumeNotFound: there is none of that name.
             VolumeInUse: a container or a process uses it.
             Stale: it was changed meanwhile.
-            Conflict: it is on its way to another node, or its holder has left the cluster.
+            Conflict: it is protected, on its way to another node, or its holder has left the cluster.
             StorageError: the holder's pool is missing or damaged.
         """
         ...
@@ -606,7 +606,7 @@ class Operations(Protocol):
 
         Raises:
             VolumeNotFound: nothing of that name or id is in the trash.
-            Conflict: there are several of that name.
+            Conflict: there are several of that name, or it is protected.
             Stale: it was restored or purged meanwhile.
         """
         ...

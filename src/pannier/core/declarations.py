@@ -283,6 +283,10 @@ def _labels(now: VolumeSpec, wanted: VolumeSpec, means: Means) -> _Obstacle | No
     return None
 
 
+def _protected(now: VolumeSpec, wanted: VolumeSpec, means: Means) -> _Obstacle | None:
+    return None if wanted.protected else _Obstacle("only a person ends that", for_people=True)
+
+
 _RULES: dict[str, Callable[[VolumeSpec, VolumeSpec, Means], _Obstacle | None]] = {
     "copies": _copies,
     "durability": _durability,
@@ -290,5 +294,6 @@ _RULES: dict[str, Callable[[VolumeSpec, VolumeSpec, Means], _Obstacle | None]] =
     "min_copies": _min_copies,
     "unheld_writes": _unheld_writes,
     "labels": _labels,
+    "protected": _protected,
 }
 """By option, why a change is not taken over; all others stay."""

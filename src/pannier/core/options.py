@@ -164,6 +164,13 @@ OPTIONS = (
         "labels for people and tools, key=value,key=value",
         "by itself",
     ),
+    Option(
+        "protected",
+        lambda text: _choice("protected", ("true", "false"))(text) == "true",
+        "false",
+        "true: nothing removes it, neither Docker nor Pannier nor the loss of its node, before it is set to false",
+        "true: by itself; false: `volume set`",
+    ),
 )
 _BY_NAME = {option.name: option for option in OPTIONS}
 
@@ -306,6 +313,8 @@ def describe_spec(spec: VolumeSpec) -> dict[str, str]:
                 shown["interval"] = f"{value:g}s"
             case "labels":
                 shown["labels"] = ",".join(f"{key}={text}" for key, text in value.items())
+            case "protected":
+                shown["protected"] = "true"
             case _:
                 shown[item.name] = str(value)
     return shown

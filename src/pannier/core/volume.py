@@ -77,6 +77,7 @@ class VolumeSpec(Part):
         nodes: names of nodes wished for, in order of preference; the first one available makes it.
         uid, gid, mode: of the volume's root; Docker's copy-up from an image overrides them.
         labels: free text for people and tools.
+        protected: nobody and nothing removes it, before a person takes that back.
     """
 
     size: int | None = None
@@ -91,6 +92,7 @@ class VolumeSpec(Part):
     gid: int = 0
     mode: int = 0o755
     labels: dict[str, str] = field(default_factory=dict)
+    protected: bool = False
 
     @property
     def layout(self) -> str:
@@ -226,6 +228,20 @@ class Volume(Record):
         later = [each for each in self.lineage if each.epoch > generation.epoch]
         base = min(later, key=lambda each: each.epoch).base if later else self.base
         return base is not None and (generation == base or generation.number < base.number)
+
+    def check_not_protected(self) -> None:
+        """Whether it may be removed, or given up once it was.
+
+        Raises:
+            Conflict: it is protected.
+        """
+        if not self.spec.protected:
+            return
+        first = "" if self.removed_at is None else f"pannier volume restore {self.id}, then "
+        raise Conflict(
+            f"volume {self.name} is protected: it is not removed",
+            remedy=f"if it is to go: {first}pannier volume set {self.name} -o protected=false",
+        )
 
     @property
     def named(self) -> frozenset[Generation]:

@@ -187,6 +187,7 @@ class Volumes:
     async def remove(self, name: str, *, actor: str) -> Volume:
         """Move a volume to the trash, wherever it is held."""
         volume = (await self._cluster.fresh(name)).record
+        volume.check_not_protected()
         if volume.grant.node == self._cluster.node:
             return await self.remove_here(name, volume.id, actor=actor)
         holder = self._catalog.node(volume.grant.node)
@@ -209,6 +210,7 @@ class Volumes:
             raise Stale(
                 f"volume {name} has changed", remedy="look at it again: pannier volume show"
             )
+        volume.check_not_protected()
         async with self._custody.lock(volume):
             if await self._use.in_use(volume):
                 users = await self._use.users(volume)
@@ -225,6 +227,7 @@ class Volumes:
 
     async def _to_trash(self, fresh: Versioned[Volume], *, actor: str) -> Volume:
         volume, node = fresh.record, self._cluster.node
+        volume.check_not_protected()  # it may be since a moment ago, and is not sealed then
         driver, epoch = self._drivers.of(volume), volume.grant.epoch
         await self._drivers.check_disk(volume)
         await self._custody.take_down(volume)

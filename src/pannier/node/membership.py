@@ -267,7 +267,7 @@ class Membership:
 
         Raises:
             Conflict: it holds volumes, or it is this node; or it is called lost, but it is up or one of
-                its volumes has copies.
+                its volumes has copies, or is protected.
             Unavailable, Stale, OutcomeUnknown, StorageError, Corrupt, ProgramFailed: as :meth:`Removing.remove`.
         """
         found = await self._node_record(name)

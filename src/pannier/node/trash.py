@@ -110,7 +110,7 @@ class Trash:
         held = {
             found.record.id: found.record
             for found in await self._cluster.registry.trash()
-            if self._holds(found.record)
+            if self._holds(found.record) and not found.record.spec.protected
         }
         for volume_id in await asyncio.to_thread(self._times.turn, set(held), seconds):
             await self.purge(held[volume_id], why="its time in the trash was over")
@@ -136,6 +136,7 @@ class Trash:
             if (driver := self._drivers.get(each.spec.driver)) is not None
             and driver.pool == pool
             and not each.is_newer
+            and not each.spec.protected
             and self._may_give(each)
         ]
 
@@ -226,10 +227,10 @@ class Trash:
         return found[0].record
 
     async def give_all_up(self, *, actor: str) -> list[Volume]:
-        """Give up everything in the trash; returns what was. What a newer version removed stays."""
+        """Give up everything in the trash; returns what was. What a newer version removed stays, and what is protected."""
         gone = []
         for found in await self._cluster.registry.trash():
-            if not found.record.is_newer:
+            if not found.record.is_newer and not found.record.spec.protected:
                 await self._commit(found, why=f"by {actor}")
                 gone.append(found.record)
         return gone
