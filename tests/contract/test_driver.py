@@ -27,7 +27,7 @@ from test_driver_kit import (
 from pannier.core.errors import Corrupt, InvalidInput, StorageError
 from pannier.core.generation import Generation
 from pannier.core.line import OnTop
-from pannier.storage.base import LiveTree, LocalCopy
+from pannier.storage.base import LiveTree, LocalCopy, RollingBackDriver
 
 __all__ = ["btrfs_nodes", "directory_nodes", "image_nodes", "pools", "workplace"]
 pytestmark = pytest.mark.root
@@ -117,6 +117,27 @@ async def test_unsealing_allows_writes_and_may_be_repeated(nodes: Nodes) -> None
     (data / "f").write_text("x")
     assert (await nodes.a.inspect(nodes.volume)).live == (LiveTree(1, sealed=False),)
     assert (await nodes.a.seal(nodes.volume, epoch=1)).number == (1, 2)
+
+
+async def test_a_sealed_tree_becomes_what_a_generation_is(nodes: Nodes) -> None:
+    driver = nodes.a
+    if not isinstance(driver, RollingBackDriver):
+        pytest.skip("this driver does not go back")
+    data = await nodes.create()
+    (data / "f").write_text("before")
+    first = await driver.seal(nodes.volume, epoch=1)
+    await nodes.resume(driver, epoch=1)
+    (data / "f").write_text("after")
+    with pytest.raises(StorageError, match="is not sealed"):
+        await driver.roll_back(nodes.volume, first, epoch=1)
+    last = await driver.seal(nodes.volume, epoch=1)
+    with pytest.raises(Corrupt):
+        await driver.roll_back(nodes.volume, Generation(1, 9), epoch=1)
+    await driver.roll_back(nodes.volume, first, epoch=1)
+    assert (await driver.inspect(nodes.volume)).live == (LiveTree(1, sealed=False),)
+    assert ((await nodes.attached(driver, epoch=1)) / "f").read_text() == "before"
+    newest = await driver.seal(nodes.volume, epoch=1)
+    assert (await driver.inspect(nodes.volume)).generations == (first, last, newest)
 
 
 async def test_what_has_no_live_tree_cannot_be_sealed(nodes: Nodes) -> None:

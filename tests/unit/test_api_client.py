@@ -115,6 +115,12 @@ async def test_client_stands_in_for_the_use_cases(client: Operations, cluster: F
     trashed = await client.remove_volume("data")
     assert await client.trash() == [trashed]
     assert (await client.restore_volume(trashed.id)).name == "data"
+    made = await client.create_snapshot("data", "first", keep_seconds=60.0, labels={"a": "b"})
+    assert (made.name, made.labels, made.on) == ("first", {"a": "b"}, ["node2"])
+    assert [each.name for each in await client.snapshots("data")] == ["first"]
+    assert (await client.snapshot("data", "first")).generation == made.generation
+    assert (await client.roll_back_volume("data", "first")).name.startswith("before-rollback-")
+    assert (await client.remove_snapshot("data", "first")).name == "first"
     await client.clean_volume("data", paths=["old"])
     trashed = await client.remove_volume("data")
     assert await client.purge_volume("data") == trashed

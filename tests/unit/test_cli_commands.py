@@ -133,6 +133,41 @@ def test_set(data: Shell) -> None:
     assert data.run("volume", "set", "data").exit_code == 2
 
 
+def test_snapshots(data: Shell) -> None:
+    data.cluster.silent.add("node3")
+    made = data.run(
+        "volume", "snapshot", "create", "data", "first", "--keep", "30d", "--label", "by=cron"
+    )
+    assert made.stdout == "snapshot: data first on node1\n"
+    assert "not known to be on node3 yet" in made.stderr
+    listed = data.ok("volume", "snapshot", "ls", "data").splitlines()
+    assert listed[0].split() == ["NAME", "GENERATION", "MADE", "KEPT", "UNTIL", "LABELS"]
+    assert listed[1].split()[0::4] == ["first", "by=cron"]
+    shown = data.ok("volume", "snapshot", "show", "data", "first").splitlines()
+    assert ["on", "node1"] in [line.split() for line in shown]
+    (found,) = data.json("volume", "snapshot", "ls", "data", "-o", "json")
+    assert (found["name"], found["labels"]) == ("first", {"by": "cron"})
+    assert data.ok("volume", "snapshot", "rm", "data", "first") == "removed: data first\n"
+    assert data.ok("volume", "snapshot", "ls", "data") == ""
+    gone = data.run("volume", "snapshot", "rm", "data", "first")
+    assert (gone.exit_code, "has no snapshot first" in gone.stderr) == (3, True)
+    assert [call.operation for call in data.cluster.calls][-3:] == [
+        "create_snapshot",
+        "remove_snapshot",
+        "remove_snapshot",
+    ]
+
+
+def test_rollback(data: Shell) -> None:
+    data.ok("volume", "snapshot", "create", "data", "first")
+    back = data.run("volume", "rollback", "data", "first")
+    assert back.stdout == "rolled back: data to first\n"
+    assert "pannier volume rollback data before-rollback-20260102T030405Z" in back.stderr
+    data.cluster.in_use["data"] = ["container web"]
+    refused = data.run("volume", "rollback", "data", "first")
+    assert (refused.exit_code, "in use by container web" in refused.stderr) == (4, True)
+
+
 @pytest.mark.parametrize("form", ["--format", "--output"])
 def test_create_as_json(shell: Shell, form: str) -> None:
     assert shell.json("volume", "create", "data", "-o", "size=1G", form, "json")["id"] == "id-data"
