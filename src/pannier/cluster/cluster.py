@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from pannier.cluster.catalog import Catalog
 from pannier.cluster.registry import Registry, Versioned
-from pannier.core.errors import VolumeNotFound
+from pannier.core.errors import Conflict, VolumeNotFound
+from pannier.core.node import Node
 from pannier.core.restored import is_behind, store_is_older
 from pannier.core.volume import Volume
 
@@ -93,6 +94,20 @@ class Cluster:
         written = await self.registry.replace_volume(record, expect=expect)
         self.catalog.remember(written.record, revision=written.revision)
         return written
+
+    def holder_of(self, volume: Volume) -> Node:
+        """The node that holds a volume.
+
+        Raises:
+            Conflict: it has left the cluster.
+        """
+        holder = self.catalog.node(volume.grant.node)
+        if holder is None:
+            raise Conflict(
+                f"volume {volume.name} is held by node {volume.grant.node}, which left the cluster",
+                remedy="bring that node back; its data is only there",
+            )
+        return holder
 
 
 def no_such_volume(name: str) -> VolumeNotFound:

@@ -129,6 +129,32 @@ class NamedGenerations:
         known = self._cluster.catalog.volume(volume.name)
         return known if known is not None and known.id == volume.id else volume
 
+    async def send_next(
+        self,
+        replicated: Replicated,
+        node: str,
+        *,
+        send: Callable[[Replicated, Generation, str], Awaitable[None]],
+    ) -> None:
+        """Send the oldest snapshot that a copy lacks. If that fails, it is tried again after the next look."""
+        progress = replicated.progress[node]
+        generation, *rest = progress.lacks
+        progress.lacks = tuple(rest)
+        try:
+            await send(replicated, generation, node)
+        except PannierError as error:
+            progress.lacks = ()
+            log.info(
+                "snapshot.not-sent",
+                volume=replicated.volume.name,
+                node=node,
+                generation=str(generation),
+                error=str(error),
+            )
+        else:
+            if not progress.lacks:
+                replicated.unknown.set()
+
     async def bring(
         self, record: Volume, node: str, *, send: Callable[[Generation], Awaitable[object]]
     ) -> None:

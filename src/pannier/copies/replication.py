@@ -394,7 +394,7 @@ class Replicator:
 
         while True:
             if progress.lacks:
-                await self._send_snapshot(replicated, node)
+                await self._named.send_next(replicated, node, send=self._send)
             if progress.sending is None:
                 async with replicated.written:
                     await replicated.written.wait_for(lambda: progress.lacks or is_behind())
@@ -430,26 +430,6 @@ class Replicator:
                 pause, progress.ahead = self._pace.retry, None
                 progress.tries = self._sender.tries(replicated.volume.id, node)
                 replicated.note_confirmed(node, at=sending_made_at)
-
-    async def _send_snapshot(self, replicated: Replicated, node: str) -> None:
-        """Send the oldest that a replica lacks. If that fails, it is tried again after the next look."""
-        progress = replicated.progress[node]
-        generation, *rest = progress.lacks
-        progress.lacks = tuple(rest)
-        try:
-            await self._send(replicated, generation, node)
-        except PannierError as error:
-            progress.lacks = ()
-            log.info(
-                "replication.no-snapshot",
-                volume=replicated.volume.name,
-                node=node,
-                generation=str(generation),
-                error=str(error),
-            )
-        else:
-            if not progress.lacks:
-                replicated.unknown.set()
 
     @contextlib.asynccontextmanager
     async def _turn(self, replicated: Replicated, node: str) -> AsyncIterator[None]:

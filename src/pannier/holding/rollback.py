@@ -83,12 +83,7 @@ class Rollback:
         volume = (await self._cluster.fresh(name)).record
         if volume.grant.node == self._cluster.node:
             return await self.roll_back_here(name, snapshot, actor=actor)
-        holder = self._cluster.catalog.node(volume.grant.node)
-        if holder is None:
-            raise Conflict(
-                f"volume {name} is held by node {volume.grant.node}, which left the cluster",
-                remedy="bring that node back; its data is only there",
-            )
+        holder = self._cluster.holder_of(volume)
         try:
             return await self._peers.to(holder).peer_roll_back(name, snapshot, actor=actor)
         except PeerUnavailable as error:

@@ -89,12 +89,7 @@ class Snapshots:
             return await self.create_here(
                 name, snapshot, keep_seconds=keep_seconds, labels=labels, actor=actor
             )
-        holder = self._cluster.catalog.node(volume.grant.node)
-        if holder is None:
-            raise Conflict(
-                f"volume {name} is held by node {volume.grant.node}, which left the cluster",
-                remedy="bring that node back; its data is only there",
-            )
+        holder = self._cluster.holder_of(volume)
         try:
             return await self._peers.to(holder).peer_snapshot(
                 name, snapshot, keep_seconds=keep_seconds, labels=labels, actor=actor

@@ -190,12 +190,7 @@ class Volumes:
         volume.check_not_protected()
         if volume.grant.node == self._cluster.node:
             return await self.remove_here(name, volume.id, actor=actor)
-        holder = self._catalog.node(volume.grant.node)
-        if holder is None:
-            raise Conflict(
-                f"volume {name} is held by node {volume.grant.node}, which left the cluster",
-                remedy="bring that node back; its data is only there",
-            )
+        holder = self._cluster.holder_of(volume)
         try:
             await self._peers.to(holder).peer_remove(name, volume_id=volume.id, actor=actor)
         except PeerUnavailable as error:
