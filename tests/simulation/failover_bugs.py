@@ -380,7 +380,7 @@ def _set_a_copy_apart_that_counts(patch: pytest.MonkeyPatch) -> None:
 # -- a store that was restored -----------------------------------------------------------------------
 
 
-@bug(store_that_is_restored)
+@bug(store_that_is_restored, first=30)
 def _believe_a_store_that_was_restored(patch: pytest.MonkeyPatch) -> None:
     for module in ("cluster", "catalog"):
         patch.setattr(f"pannier.cluster.{module}.is_behind", lambda record, known: False)
