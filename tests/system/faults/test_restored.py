@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from fault_world import Faults, Log, uptime, wait_until
 
+from pannier.lab.errors import LabError
+
 pytestmark = [pytest.mark.system, pytest.mark.timeout(400)]
 
 ETCDCTL = (
@@ -43,7 +45,10 @@ def _is_about(finding: dict[str, str], name: str) -> bool:
 
 def _wait_put_back(faults: Faults, name: str, *, at: str) -> None:
     def back() -> bool:
-        history = faults.world.json(at, "volume", "history", name)
+        try:
+            history = faults.world.json(at, "volume", "history", name)
+        except LabError:  # what the store says nothing of has none
+            return False
         return any(entry["kind"] == "volume.put back" for entry in history)
 
     wait_until(f"{name} is put back", back)
