@@ -87,7 +87,13 @@ async def test_each_route_with_each_caller(
     client: TestClient[web.Request, web.Application], route: Operation, kind: str
 ) -> None:
     path = route.path.format_map(
-        {"node": "node1", "volume": "data", "name_or_id": "data", "service": "web"}
+        {
+            "node": "node1",
+            "volume": "data",
+            "name_or_id": "data",
+            "service": "web",
+            "snapshot": "early",
+        }
     )
     query = "?follow=true" if "follow" in route.flags else ""
     answer = await client.request(route.method, path + query, headers={"X-Test-Caller": kind})

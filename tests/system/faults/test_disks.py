@@ -391,8 +391,8 @@ def test_f56_a_service_leaves_the_node_whose_disk_failed(faults: Faults) -> None
 
 
 @pytest.mark.faults
-def test_f56_what_has_only_this_copy_is_read_and_not_touched(faults: Faults) -> None:
-    """The disk still gives what it has. It is mended, too, without a start of anything."""
+def test_f56_what_has_only_this_copy_is_not_touched(faults: Faults) -> None:
+    """It is mended, too, without a start of anything."""
     world, name = faults.world, faults.world.create("node1")
     world.container("node1", name, "sh", "-c", "echo kept >/data/note; sync")
     why = "takes no writes any more"
@@ -408,7 +408,6 @@ def test_f56_what_has_only_this_copy_is_read_and_not_touched(faults: Faults) -> 
     try:
         world.start_pannier("node1")
         wait_until("it is told", lambda: why in disk_error())
-        assert world.container("node1", name, "cat", "/data/note") == "kept\n"
         for verb in (["move", name, "node2"], ["rm", name]):
             world.refused("node1", "pannier", "volume", *verb, says=[why])
         world.run("node1", "systemctl", "restart", "pannierd")
