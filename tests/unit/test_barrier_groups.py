@@ -11,7 +11,7 @@ import pytest
 from world import event_loop_policy
 
 from pannier.barrier.calls import BY_KERNEL, DONE, Answer, SyncCall
-from pannier.barrier.groups import Groups, Waiting
+from pannier.barrier.groups import GATHER_SECONDS, Groups, Waiting
 from pannier.core.errors import NotHolder, Unavailable, VolumeNotFound
 from pannier.host.clock import Clock
 
@@ -91,8 +91,9 @@ async def test_the_first_call_begins_a_group_at_once_and_the_rest_form_the_next(
     caller.call()
     caller.call()
     await asyncio.sleep(10)
-    assert strategy.groups == [(begin, "v", [1, 2]), (begin + 1, "v", [3, 4])]
-    assert caller.answered == {1: begin + 1, 2: begin + 1, 3: begin + 2, 4: begin + 2}
+    then = begin + 1 + GATHER_SECONDS  # those who were let go might have called again
+    assert strategy.groups == [(begin, "v", [1, 2]), (pytest.approx(then), "v", [3, 4])]
+    assert caller.answered == pytest.approx({1: begin + 1, 2: begin + 1, 3: then + 1, 4: then + 1})
 
 
 @pytest.mark.parametrize("error", [NotHolder("v"), VolumeNotFound("v")])
@@ -122,7 +123,9 @@ async def test_volumes_do_not_wait_for_each_other_but_a_call_waits_for_all_its_v
         ("quick", [2, 3]),
         ("slow", [2]),
     ]
-    assert caller.answered == {1: begin + 1, 3: begin + 1.5, 2: begin + 2}
+    assert caller.answered == pytest.approx(
+        {1: begin + 1, 3: begin + 1.5, 2: begin + 2 + GATHER_SECONDS}
+    )
 
 
 @pytest.mark.parametrize(
@@ -234,7 +237,7 @@ async def test_a_call_that_came_after_the_group_began_is_not_covered_by_it() -> 
     await asyncio.sleep(0.5)
     caller.call()
     await asyncio.sleep(10)
-    assert caller.answered == {1: begin + 1, 2: begin + 2}
+    assert caller.answered == pytest.approx({1: begin + 1, 2: begin + 2 + GATHER_SECONDS})
     assert strategy.looks == 0
 
 
@@ -267,6 +270,44 @@ async def test_those_whom_a_group_let_go_are_in_the_next_one_together() -> None:
     await in_turn(caller, 1.001, 0.003, 0.004)
     await asyncio.sleep(10)
     assert strategy.groups[1:] == [(pytest.approx(begin + 1.008), "v", [4, 5, 6])]
+
+
+async def test_writers_in_two_groups_that_take_turns_come_together() -> None:
+    strategy = Strategy(seconds=0.02)
+    caller = Caller(strategy)
+
+    async def writer(pause: float) -> None:
+        await asyncio.sleep(pause)
+        for _ in range(20):
+            call = caller.call()
+            while call.call.pid not in caller.answered:
+                await asyncio.sleep(0.0005)
+
+    await asyncio.gather(*(writer(0.01 * (number % 2)) for number in range(6)))
+    sizes = [len(calls) for _at, _volume, calls in strategy.groups]
+    assert sizes[:2] == [3, 6]
+    assert set(sizes[1:-2]) == {6}
+
+
+async def test_writers_who_come_again_late_are_waited_for_ever_more_seldom() -> None:
+    strategy = Strategy(seconds=0.02)
+    caller, came = Caller(strategy), dict[int, float]()
+
+    async def writer(pause: float) -> None:
+        await asyncio.sleep(pause)
+        for _ in range(300):
+            number = caller.call().call.pid
+            came[number] = now()
+            while number not in caller.answered:
+                await asyncio.sleep(0.0005)
+            await asyncio.sleep(GATHER_SECONDS + 0.005)
+
+    await asyncio.gather(writer(0), writer(0.01))
+    waits, ended = 0, 0.0
+    for at, _volume, calls in strategy.groups:
+        waits += at - max(ended, *(came[each] for each in calls[:1]), 0.0) > 0.001
+        ended = at + 0.02
+    assert waits < 0.1 * len(strategy.groups)
 
 
 async def test_nobody_waits_for_those_who_do_not_come_again() -> None:

@@ -1,9 +1,9 @@
 """Group commit: the calls that wait for a volume are made durable together, one group at a time.
 
 All calls that wait when a group begins are in it; those that come later form the next. Writers that
-one group releases often call again at once, so the next group waits some milliseconds for as many
-calls as the last one had. Without that pause, the fastest writer would have a group of its own each
-time, and all others would wait for two groups.
+one group releases often call again at once, so the next group waits some milliseconds for them, beside those
+that came meanwhile. Without that pause, the writers would be in two groups that take turns, and each would wait for both.
+Where they do not come back in time, they are waited for ever more seldom.
 
 A signal withdraws a waiting call, and the kernel restarts it as a new one. A caller with a fast timer
 might therefore never see the end of a group. So its call keeps the time of its first arrival, and is
@@ -16,12 +16,14 @@ import asyncio
 import errno
 import math
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import structlog
 
 from pannier.barrier.calls import BY_KERNEL, DONE, Answer, Strategy, SyncCall
 from pannier.core.errors import NotHolder, PannierError, VolumeNotFound
+from pannier.core.worthwhile import Worthwhile
 from pannier.host.clock import Clock
 
 log = structlog.get_logger(__name__)
@@ -30,7 +32,7 @@ FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 2.0
 """Pauses between tries to make a group durable: the first, and the longest; doubled each time."""
 GATHER_SECONDS = 0.01
-GATHER_PART = 0.25
+GATHER_PART = 0.5
 """How long after the end of one group the next one waits for the same callers: ``GATHER_SECONDS``, but
 no longer than this part of the time that the last group took."""
 _LOOKS = 3
@@ -119,8 +121,9 @@ class _Queue:
         self._strategy = strategy
         self._now = now
         self._begun = -math.inf  # when the last completed group began
-        self._let_go = 0  # how many calls that group had
+        self._expected = 0  # calls of the next one, if all whom that group let go call again
         self._gather_until = -math.inf
+        self._gathers = Worthwhile()
         self._came = asyncio.Event()
 
     def add(self, waiting: Waiting) -> None:
@@ -143,16 +146,14 @@ class _Queue:
 
     async def _gather(self) -> None:
         """Wait a moment for the callers that the last group released."""
-        while len(self.waiting) < self._let_go:
-            left = self._gather_until - self._now()
-            if left <= 0:
-                return
+        if self._gather_until <= self._now() or not self._gathers.due():
+            return
+        while len(self.waiting) < self._expected and (left := self._gather_until - self._now()) > 0:
             self._came.clear()
-            try:
+            with suppress(TimeoutError):
                 async with asyncio.timeout(left):
                     await self._came.wait()
-            except TimeoutError:
-                return
+        self._gathers.tried(useful=len(self.waiting) >= self._expected)
 
     async def _group(self) -> None:
         """Make all that waits durable, for as long as it takes."""
@@ -174,7 +175,7 @@ class _Queue:
             if failure:
                 log.info("barrier.again-durable", volume=self._volume, calls=len(group))
             ended = self._now()
-            self._begun, self._let_go = begun, len(group)
+            self._begun, self._expected = begun, len(self.waiting)
             self._gather_until = ended + min(GATHER_SECONDS, GATHER_PART * (ended - begun))
             for each, answer in zip(group, answers, strict=True):
                 self._release(each, answer)

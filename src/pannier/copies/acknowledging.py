@@ -101,7 +101,7 @@ class Acknowledging:
                 raise
             cut = watch.lap()
             if ahead is not None:
-                replicated.overlap.tried(enough=position == ahead)
+                replicated.sends_ahead.tried(useful=position == ahead)
             if refused := await self._confirmed_by_all(replicated, position):
                 raise self._refused(replicated.volume, refused)
             replicated.note_acknowledged()
@@ -120,7 +120,7 @@ class Acknowledging:
         self, replicated: Replicated, calls: Sequence[SyncCall]
     ) -> tuple[SaidLocally, int | None]:
         """Sync a group on this disk; the position that was sent ahead meanwhile, if one was."""
-        if not calls or not replicated.overlap.due():
+        if not calls or not replicated.sends_ahead.due():
             return await self._local.sync(replicated.volume, calls), None
         given = asyncio.Event()
         ahead = asyncio.create_task(self._send_ahead(replicated, given))

@@ -10,10 +10,10 @@ from typing import Any
 from pannier.core.delivery import Tries
 from pannier.core.generation import Generation
 from pannier.core.line import Doubt, LinePlace
-from pannier.core.overlap import Overlap
 from pannier.core.seldom import Seldom
 from pannier.core.sync_times import LastGroups
 from pannier.core.volume import Volume
+from pannier.core.worthwhile import Worthwhile
 
 BEGINS = "a run of records begins with a generation"
 """Why there is a generation where nothing is doubtful."""
@@ -191,8 +191,9 @@ class Replicated:
     """The last one."""
     groups: LastGroups = field(default_factory=LastGroups)
     """Of sync calls."""
-    overlap: Overlap = field(default_factory=Overlap)
-    """Of their local syncs and records."""
+    sends_ahead: Worthwhile = field(default_factory=Worthwhile)
+    """To send a record before this node's disk has flushed. It is in vain where the local sync writes more after that, such as
+    the journal of the file system: then there is a second record. Neither is wrong: each is a state that this disk was in."""
     said: Seldom = field(default_factory=Seldom)
     """What the log was told."""
     due: asyncio.Event = field(default_factory=asyncio.Event)
