@@ -45,8 +45,11 @@ from pannier.host.clock import Clock
 from pannier.host.records import encode, read_file
 from pannier.host.state_files import StateFile
 from pannier.storage.base import CheckedDriver
+from pannier.storage.kinds import by_class
 
 log = structlog.get_logger(__name__)
+
+_is_checked = by_class(lambda driver: isinstance(driver, CheckedDriver))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +129,8 @@ class Verification:
     def _is_here(self, volume: Volume) -> bool:
         if self._cluster.node not in (volume.grant.node, *volume.replicas):
             return False
-        return isinstance(self._drivers.get(volume.spec.driver), CheckedDriver)
+        driver = self._drivers.get(volume.spec.driver)
+        return driver is not None and _is_checked(driver)
 
     async def here(self, name: str, wanted: Generation | None = None) -> CheckView:
         """Read this node's copy of a volume, and have it mended or made anew where it is damaged.

@@ -210,9 +210,13 @@ def visible_at(point: str, mounts: tuple[Mount, ...]) -> Mount | None:
     return next((mount for mount in reversed(mounts) if mount.point == point), None)
 
 
+mounts_here = OwnMounts()
+"""Of this process. What is asked each second, of each image, reads them here: the kernel tells when they change."""
+
+
 def mount_at(path: Path) -> Mount | None:
-    """The topmost mount at exactly ``path`` in this process's namespace."""
-    return visible_at(os.path.realpath(path), own_mounts())
+    """The topmost mount at exactly ``path``, whose directory nobody renames, in this process's namespace."""
+    return visible_at(os.path.realpath(path), mounts_here())
 
 
 def below(path: str, top: str) -> str | None:

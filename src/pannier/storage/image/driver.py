@@ -48,7 +48,7 @@ from pannier.core.size import format_size
 from pannier.cut.tracer import Tracer
 from pannier.host.files import DRAFT
 from pannier.host.memory import dirty_limit_bytes
-from pannier.host.mountinfo import own_mounts
+from pannier.host.mountinfo import mounts_here
 from pannier.storage.base import LocalCopy, Reading, RootAttributes, Space
 from pannier.storage.blocking import in_own_thread, in_thread, told_as_storage_error
 from pannier.storage.blocks import BLOCK_BYTES, Piece
@@ -281,7 +281,7 @@ class ImageDriver(SubvolumeDriver):
     def _mounted(self) -> list[tuple[str, int]]:
         """Volumes and epochs of the live images that are mounted."""
         top = self._staging.resolve()
-        points = (Path(mount.point) for mount in own_mounts() if mount.fstype == "ext4")
+        points = (Path(mount.point) for mount in mounts_here() if mount.fstype == "ext4")
         return list(filter(None, (_named(point) for point in points if point.parent == top)))
 
     async def detach(self, volume: str, *, epoch: int) -> None:
