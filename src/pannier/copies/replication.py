@@ -262,7 +262,7 @@ class Replicator:
             # hold up sync calls.
             await self._lines.write_out(replicated)
         async with replicated.group:
-            if self._is_due(replicated):
+            if replicated.line is None or self._is_due(replicated):
                 await self.make(replicated, written_out=written_out)
             else:
                 await self.advance(replicated)
