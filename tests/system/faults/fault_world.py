@@ -26,6 +26,8 @@ PROMISE_SECONDS = 10.0
 PATIENCE_SECONDS = 5.0
 TAKEOVER_SECONDS = LEASE_SECONDS + 1 + 0.5 + 0.1
 """From a node's death to a Mount elsewhere, by docs/guarantees.md."""
+STOOD_STILL_SECONDS = 3.0
+"""For how long the lease of a daemon that stands still is renewed: another process does that."""
 TAKEOVER_AND_ELECTION_SECONDS = TAKEOVER_SECONDS + LEASE_SECONDS + 2
 """Where the node that dies led the store: all leases get their full time again."""
 STORE_PORTS = "2379,2380"

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 from demo import looks
-from fault_world import LEASE_SECONDS, PATIENCE_SECONDS, Faults, uptime, wait_until
+from fault_world import (
+    LEASE_SECONDS,
+    PATIENCE_SECONDS,
+    STOOD_STILL_SECONDS,
+    TAKEOVER_SECONDS,
+    Faults,
+    uptime,
+    wait_until,
+)
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 
@@ -78,7 +86,7 @@ def test_f36_pannierd_stands_still_longer_than_its_lease(faults: Faults) -> None
     log.stop(new)
     world.run("node1", "docker", "rm", old.container)
     faults.finish(
-        log, at="node1", since=stopped_at, allowed=LEASE_SECONDS + 2,
+        log, at="node1", since=stopped_at, allowed=STOOD_STILL_SECONDS + TAKEOVER_SECONDS,
         fault="F36 pannierd stands still, and goes on after a takeover",
         outcome="a copy takes over; the old container is ended",
     )  # fmt: skip
