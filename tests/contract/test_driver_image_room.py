@@ -340,7 +340,7 @@ async def watch(pool: Pool, stopped: asyncio.Event) -> None:
     level, rate, seen = RoomLevel.AMPLE, 0.0, None
     loop = asyncio.get_running_loop()
     while True:
-        room, now = await pool.driver.room(), loop.time()
+        room, now = await pool.driver.room(note_used=True), loop.time()
         if seen is not None:
             taken, seconds = seen[1] - room.free_bytes, now - seen[0]
             rate = shrinking(rate, taken=taken, seconds=seconds, level=level)
@@ -423,7 +423,7 @@ async def test_a_writer_that_no_look_could_stop_in_time_is_told_that_there_is_no
 async def test_what_is_taken_between_the_look_and_the_limit_counts(pool: Pool) -> None:
     """Else a fast writer takes it twice, and the pool tells the loop device that it is full."""
     data = await pool.attached()
-    before = (await pool.driver.room()).free_bytes
+    before = (await pool.driver.room(note_used=False)).free_bytes
     (data / "meanwhile").write_bytes(os.urandom(44 * MIB))
     await pool.driver.write_out(pool.volume)
     await restrict(pool, NARROW)

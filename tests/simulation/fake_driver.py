@@ -617,6 +617,7 @@ class SparseSnapshotDriver(
         super().__init__(disk, name=name, where=where)
         self.frozen: set[str] = set()
         self.limits: ImageLimits | None = None
+        self.noted = False
         self.full = False
         self._watched: dict[str, tuple[int, dict[str, bytes]]] = {}
 
@@ -864,7 +865,8 @@ class SparseSnapshotDriver(
             size_bytes=1 << 30, free_bytes=1 << 29, inodes=1 << 17, free_inodes=1 << 16, direct=True
         )
 
-    async def room(self) -> Room:
+    async def room(self, *, note_used: bool) -> Room:
+        self.noted = note_used
         return Room(
             total_bytes=1 << 40,
             free_bytes=self.disk.free_bytes,
@@ -884,6 +886,7 @@ class SparseSnapshotDriver(
     async def restrict(
         self, *, full: bool, limits: ImageLimits | None, frozen: frozenset[str]
     ) -> None:
+        assert limits is None or self.noted, "what each image had was not noted before the look"
         self.full, self.limits = full, limits
         self.frozen = set(frozen & self.disk.attached.keys())
 

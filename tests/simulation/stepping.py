@@ -358,8 +358,8 @@ class SteppedSparseDriver(
     ) -> tuple[str, ...]:
         return await self.sparse.check_file_system(volume, generation)
 
-    async def room(self) -> Room:
-        return await self.sparse.room()
+    async def room(self, *, note_used: bool) -> Room:
+        return await self.sparse.room(note_used=note_used)
 
     async def gives_back(self) -> bool:
         return await self.sparse.gives_back()

@@ -24,7 +24,7 @@ from pannier.agent.use import Use
 from pannier.cluster.cluster import Cluster
 from pannier.core.errors import PannierError
 from pannier.core.pace import AgentPace
-from pannier.core.room import RoomLevel, RoomPlan, plan, shrinking
+from pannier.core.room import Room, RoomLevel, RoomPlan, plan, shrinking
 from pannier.core.size import format_size
 from pannier.core.volume import Volume
 from pannier.host.clock import Clock
@@ -197,22 +197,19 @@ class _Pool:
     async def look(self) -> float:
         """See how much room there is, and act on it. Returns when to look again, in seconds."""
         began = self._clock.now()
-        room, now = await self._driver.room(), self._clock.now()
+        before = self.level
+        ample = before is RoomLevel.AMPLE
+        room, now = await self._driver.room(note_used=not ample), self._clock.now()
         if self._seen is not None:
             at, free = self._seen
             self._rate = shrinking(
-                self._rate, taken=free - room.free_bytes, seconds=now - at, level=self.level
+                self._rate, taken=free - room.free_bytes, seconds=now - at, level=before
             )
         self._seen = now, room.free_bytes
-        before = self.level
-        decided = plan(
-            room,
-            before=before,
-            rate=self._rate,
-            shortest=self._pace.room_look,
-            longest=self._pace.room_calm,
-            gives_bytes=self.gives_bytes,
-        )
+        decided = self._plan(room)
+        if ample and decided.limits is not None:
+            room = await self._driver.room(note_used=True)  # with many images it takes long
+            decided = self._plan(room)
         self.level, self.tight, self.looked = decided.level, decided.tight, began
         self.what = (
             f"the pool has room for {format_size(room.free_bytes)} more; writing goes on when it has "
@@ -232,6 +229,16 @@ class _Pool:
         else:
             await self._use.keep_halted()
         return decided.next_look
+
+    def _plan(self, room: Room) -> RoomPlan:
+        return plan(
+            room,
+            before=self.level,
+            rate=self._rate,
+            shortest=self._pace.room_look,
+            longest=self._pace.room_calm,
+            gives_bytes=self.gives_bytes,
+        )
 
     async def _restrict(self, decided: RoomPlan) -> None:
         await self._driver.restrict(

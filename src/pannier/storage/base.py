@@ -490,8 +490,13 @@ class SparseDriver(Driver, Protocol):
         the kernel would fail the volume's own writes."""
         ...
 
-    async def room(self) -> Room:
-        """What the pool can still take."""
+    async def room(self, *, note_used: bool) -> Room:
+        """What the pool can still take.
+
+        Args:
+            note_used: remember before that what each image has by now: :meth:`restrict` limits what it takes from then
+                on. So what it takes meanwhile is not taken twice. Without it, no limits may follow.
+        """
         ...
 
     async def gives_back(self) -> bool:

@@ -280,9 +280,9 @@ class ImageDriver(SubvolumeDriver):
 
     def _mounted(self) -> list[tuple[str, int]]:
         """Volumes and epochs of the live images that are mounted."""
-        top = self._staging.resolve()
-        points = (Path(mount.point) for mount in mounts_here() if mount.fstype == "ext4")
-        return list(filter(None, (_named(point) for point in points if point.parent == top)))
+        top = f"{self._staging.resolve()}/"
+        points = (mount.point for mount in mounts_here() if mount.fstype == "ext4")
+        return list(filter(None, (_named(Path(at)) for at in points if at.startswith(top))))
 
     async def detach(self, volume: str, *, epoch: int) -> None:
         """See :meth:`Driver.detach`."""
@@ -560,15 +560,16 @@ class ImageDriver(SubvolumeDriver):
     # -- room -----------------------------------------------------------------------------------
     # In threads of their own: what keeps a pool from getting full never waits behind other work.
 
-    async def room(self) -> Room:
+    async def room(self, *, note_used: bool) -> Room:
         """See :meth:`SparseDriver.room`."""
-        return await in_own_thread(self._room)
+        return await in_own_thread(functools.partial(self._room, note_used))
 
-    def _room(self) -> Room:
+    def _room(self, note_used: bool) -> Room:
         with told_as_storage_error("see how much room the pool has"):
             mounted = self._mounted()
-            for volume, epoch in mounted:
-                self._image(volume, epoch).note_used()
+            if note_used:
+                for volume, epoch in mounted:
+                    self._image(volume, epoch).note_used()
             return Room(
                 total_bytes=self._pool_bytes(),
                 free_bytes=self._allocation.free_bytes(),

@@ -515,6 +515,8 @@ class LiveImage:
         A thaw that was not ours, as by an agent for backups, is undone by the next call. What is just being
         written out is not waited for: meanwhile a pool could get full.
         """
+        if limits is None and not frozen and self._is_free:
+            return
         with self._mount_lock:
             if mount_at(self.place) is None:
                 return
@@ -525,9 +527,13 @@ class LiveImage:
             elif self._frozen is not False:
                 self._thaw()
 
+    @property
+    def _is_free(self) -> bool:
+        """Whether nothing of this daemon limits it, or holds it up. A new mount begins as one that may be limited."""
+        return self._may_grow and self._frozen is False
+
     def note_used(self) -> None:
-        """Remember what it has by now, if it is mounted: :meth:`restrict` limits what it takes from then on. To be called
-        before the pool's room is looked at, so that what it takes meanwhile is not taken twice.
+        """Remember what it has by now, if it is mounted. See :meth:`SparseDriver.room`.
 
         Raises:
             OSError: the kernel does not tell.
