@@ -17,6 +17,7 @@ from barrier_kernel_world import Caller, World, new_world
 
 from pannier.agent.drivers import Drivers
 from pannier.barrier.calls import Answer, SyncCall
+from pannier.barrier.local_sync import Steps
 from pannier.copies.local import LocalSync, SaidLocally
 from pannier.core.errors import StorageError
 from pannier.core.options import parse_options
@@ -83,7 +84,7 @@ class Alone:
             await self.gate.wait()
         self.began.append(self.written())
         said = await self.local.sync(
-            self.volume, calls, given=lambda: self.given.append(self.written())
+            self.volume, calls, steps=Steps(lambda: self.given.append(self.written()), lambda: None)
         )
         self.said.append(said)
         if self.holds_answers:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ from pannier.barrier import local_sync
 from pannier.barrier.calls import Answer, SyncCall
 from pannier.core.errors import StorageError
 from pannier.host.mountinfo import locate, own_mounts
+from pannier.host.together import sync_files
 
 __all__ = ["local"]
 pytestmark = pytest.mark.root
@@ -58,16 +60,20 @@ async def test_what_others_wrote_is_not_waited_for(local: Local, line: str) -> N
 async def test_it_is_told_when_the_disk_has_everything_and_only_has_to_flush_it(
     local: Local, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of all files, however many threads there are; a sync of everything is never told."""
+    """Of all files; a sync of everything is never told."""
     caller = await local.world.caller()
     flushing, flush = threading.Event(), threading.Event()
 
-    def fdatasync(fd: int) -> None:
+    def held(
+        files: Sequence[int], *, data_only: Sequence[bool], meanwhile: Callable[[], None] | None
+    ) -> list[int]:
         flushing.set()
+        if meanwhile is not None:
+            meanwhile()
         assert flush.wait(30)
-        os.fdatasync(fd)
+        return sync_files(files, data_only=data_only)
 
-    monkeypatch.setitem(local_sync._PERFORM, "fdatasync", fdatasync)
+    monkeypatch.setattr(local_sync, "sync_files", held)
     local.alone.waits = True
     for number in range(6):
         await opened_as(caller, 50 + number, local.make(str(number)))

@@ -72,6 +72,16 @@ def test_everything_written_after_the_beginning_is_told_in_order_of_its_place(ra
     assert raw.is_equal
 
 
+def test_many_places_and_large_ones_are_read_whole(raw: Volume) -> None:
+    """As many as are read at once, and more; some longer than what is read at once."""
+    at = 0
+    for number, blocks in enumerate((1, 200, 1, 3, 64, *[1] * 150, 65, 2)):
+        raw.write(at * BLOCK, os.urandom(blocks * BLOCK), sync=number % 50 == 0)
+        at += blocks + 1
+    assert len(raw.cut().ranges) == 157
+    assert raw.is_equal
+
+
 def test_reads_and_flushes_are_not_told(raw: Volume) -> None:
     raw.device.path.read_bytes()[:0]
     subprocess.run(["blockdev", "--flushbufs", str(raw.device.path)], check=True)

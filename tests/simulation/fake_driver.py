@@ -651,8 +651,18 @@ class SparseSnapshotDriver(
         return await self.snapshot(volume, epoch=epoch)
 
     async def cut(self, place: LinePlace) -> Cut | Doubt:
+        await self.write_out(place.volume)
+        found = self.cut_now(place)
+        if isinstance(found, Cut) and found.ranges:
+            self.note(place)
+        return found
+
+    def note(self, place: LinePlace) -> None:
+        home = self._home(place.volume)
+        home.notes.append(noting(home.notes[-1], place))
+
+    def cut_now(self, place: LinePlace) -> Cut | Doubt:
         volume, epoch = place.volume, place.epoch
-        await self.write_out(volume)
         watched, before = self._watched.pop(volume, (None, {}))
         if (
             watched != epoch
@@ -672,8 +682,6 @@ class SparseSnapshotDriver(
             removed=[file for file in before if file not in now],
         )
         content = msgspec.json.encode(change)
-        home = self._home(volume)
-        home.notes.append(noting(home.notes[-1], place))
         content = content.ljust(-(-len(content) // BLOCK_BYTES) * BLOCK_BYTES)
         return Cut(size=len(content), ranges=(Data(0, content),))
 

@@ -299,6 +299,12 @@ class SteppedSparseDriver(
             raise StorageError("what was written since the last cut was told, and nobody heard it")
         return found
 
+    def cut_now(self, place: LinePlace) -> Cut | Doubt:
+        return self.sparse.cut_now(place)
+
+    def note(self, place: LinePlace) -> None:
+        self.sparse.note(place)
+
     def keep(self, place: LinePlace, encoded: Buffer) -> None:
         self.sparse.keep(place, encoded)
 

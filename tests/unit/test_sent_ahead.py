@@ -15,8 +15,11 @@ from test_lines import following, records_sent
 from world import event_loop_policy
 
 from pannier.barrier.calls import DONE, Answer, OpenFile, SyncCall
-from pannier.barrier.local_sync import SyncedCall
+from pannier.barrier.local_sync import Steps, SyncedCall
 from pannier.copies import local
+from pannier.core.errors import StorageError
+from pannier.core.line import Cut, Doubt, LinePlace
+from pannier.core.pace import CopiesPace
 
 __all__ = ["event_loop_policy"]
 
@@ -38,15 +41,22 @@ class Disk:
     answer: SyncedCall = field(default_factory=lambda: SyncedCall(DONE))
     writes: Callable[[], None] = lambda: None
     flushed: int = 0
+    flush_seconds: float = FLUSH_SECONDS
 
     async def sync_group(
-        self, calls: Sequence[SyncCall], *, root: Path, given: Callable[[], None] | None
+        self, calls: Sequence[SyncCall], *, root: Path, steps: Steps | None = None
     ) -> list[SyncedCall]:
-        if given is not None:
-            given()
-        await asyncio.sleep(FLUSH_SECONDS)
+        """In a thread: who does not wait for it any more does not end it."""
+        return await asyncio.shield(asyncio.create_task(self._sync(calls, steps)))
+
+    async def _sync(self, calls: Sequence[SyncCall], steps: Steps | None) -> list[SyncedCall]:
+        if steps is not None and steps.given is not None:
+            steps.given()
+        await asyncio.sleep(self.flush_seconds)
         self.writes()
         self.flushed += 1
+        if steps is not None and not self.answer.refused:
+            steps.durable()
         return [self.answer for _ in calls]
 
 
@@ -115,5 +125,60 @@ async def test_a_doubt_before_the_flush_is_answered_by_a_generation_after_it(
     disk.writes = lambda: world.put(world.a, volume, "late", b"l")
     world.a.disk.untold.add(volume.id)
     world.put(world.a, volume, "file", b"x")
+    assert await synced(world) == [DONE]
+    assert world.current(world.replica(volume), volume)
+
+
+async def test_what_was_told_and_not_sent_before_the_flush_is_in_a_generation(
+    world: CopiesWorld, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the flush nothing new is told: what was lost on its way must not count as sent."""
+    volume = await following(world)
+    cut = SparseSnapshotDriver.cut_now
+
+    def lost(driver: SparseSnapshotDriver, place: LinePlace) -> Cut | Doubt:
+        cut(driver, place)
+        monkeypatch.setattr(SparseSnapshotDriver, "cut_now", cut)
+        raise StorageError("the image cannot be read")
+
+    monkeypatch.setattr(SparseSnapshotDriver, "cut_now", lost)
+    world.put(world.a, volume, "file", b"x")
+    assert await synced(world) == [DONE]
+    assert world.current(world.replica(volume), volume)
+
+
+async def test_a_disk_that_hangs_keeps_the_volume_from_nobody_else(
+    world: CopiesWorld, disk: Disk
+) -> None:
+    """What is written meanwhile is sent by the next interval."""
+    volume = await following(world)
+    disk.flush_seconds = 40 * CopiesPace().hold
+    world.put(world.a, volume, "file", b"x")
+    group = asyncio.create_task(synced(world))
+    await world.until(lambda: world.current(world.replica(volume), volume))
+    world.put(world.a, volume, "other", b"y")
+    await world.until(lambda: world.current(world.replica(volume), volume))
+    assert not group.done()
+    assert await group == [DONE]
+    assert world.current(world.replica(volume), volume)
+
+
+async def test_a_thread_that_nobody_waits_for_any_more_takes_nothing_from_the_next_run(
+    world: CopiesWorld, disk: Disk
+) -> None:
+    volume = await following(world)
+    disk.flush_seconds = 10 * FLUSH_SECONDS
+    world.put(world.a, volume, "file", b"x")
+    group = asyncio.create_task(synced(world))
+    await asyncio.sleep(FLUSH_SECONDS)
+    group.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await group
+    disk.flush_seconds = FLUSH_SECONDS
+    assert await synced(world) == [DONE]
+    assert world.current(world.replica(volume), volume)
+    world.put(world.a, volume, "later", b"y")
+    flushed = disk.flushed
+    await world.until(lambda: disk.flushed > flushed)
     assert await synced(world) == [DONE]
     assert world.current(world.replica(volume), volume)

@@ -1,9 +1,8 @@
 """The local sync of a group of sync calls: what each is told is what this node's disk said.
 
-Each open file of the group is synced by itself, so nobody waits for what others wrote to the volume. Calls on one
-file are synced one after the other, each by its own descriptor: only the first one finds something to do, and each is
-told what its descriptor has not been told yet. Of different files everything is on its way to the disk before the first
-one is waited for: so they share the disk's flushes and the commits of ext4's journal.
+Each open file of the group is synced by itself, so nobody waits for what others wrote to the volume. Each call is synced by
+its own descriptor, and told what that has not been told yet. The kernel syncs all files of a group at the same time: so
+they share the disk's flushes and the commits of ext4's journal.
 
 What a call is answered:
 
@@ -18,10 +17,9 @@ What a call is answered:
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -31,11 +29,10 @@ from pannier.barrier.borrowing import Borrowed, borrowed
 from pannier.barrier.calls import BY_KERNEL, DONE, Answer, Mapped, SyncCall
 from pannier.host.syncing import start_writing, sync_file_system, write_out
 from pannier.host.threads import in_own_thread
+from pannier.host.together import sync_files
 
-_AT_ONCE = 4
-"""Threads of one group at most. Each writes all its files out at once, so more of them make no disk faster."""
 _BORROWED = 64
-"""Files that a thread has open at a time."""
+"""Files that a group has open at a time."""
 _PERFORM = {"fsync": os.fsync, "fdatasync": os.fdatasync, "syncfs": sync_file_system}
 _OF_ONE_FILE = frozenset(("fsync", "fdatasync"))
 _OF_THE_CALLER = frozenset((errno.EBADF, errno.EINVAL))
@@ -57,72 +54,51 @@ class SyncedCall:
     refused: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """What the thread does besides, for a group of which every call names a file. Neither raises.
+
+    Attributes:
+        given: when the disk has taken all that was written to the files, and only its flush, and what the file system does
+            for that, is left; the flush goes on meanwhile. Left out where that moment is not known.
+        durable: when everything is durable. Left out where the disk refused something.
+    """
+
+    given: Callable[[], None] | None
+    durable: Callable[[], None]
+
+
 async def sync_group(
-    calls: Sequence[SyncCall], *, root: Path, given: Callable[[], None] | None = None
+    calls: Sequence[SyncCall], *, root: Path, steps: Steps | None = None
 ) -> list[SyncedCall]:
     """Sync the files of a group's calls, and nothing else. One result for each call; raises nothing.
 
-    The threads are shared with nothing that could make them wait.
+    The thread is shared with nothing that could make it wait.
 
     Args:
         root: a directory on the file system of the volume.
-        given: called once, when the disk has taken all that was written to the files, and only its flush, and what the
-            file system does for that, is left. Not called where that is not known before the end.
     """
-    by_file: dict[object, list[int]] = {}
-    for at, call in enumerate(calls):
-        by_file.setdefault(call.file or call.mapped or at, []).append(at)
-    found: dict[int, SyncedCall] = {}
-    asked = []
-    shares = _shares(list(by_file.values()))
-    if given is not None and all(call.file and call.name in _OF_ONE_FILE for call in calls):
-        given = _last_of(len(shares), given)
-    else:
-        given = None
-    for files in shares:
-        if any(calls[at].file or calls[at].mapped for at in files):
-            share = [calls[at] for at in files]
-            asked.append((files, in_own_thread(partial(_sync_all, share, root, given))))
-        else:
-            found.update((at, SyncedCall(BY_KERNEL, whole=True)) for at in files)
-    for files, work in asked:
-        found.update(zip(files, await work, strict=True))
-    return [found[at] for at in range(len(calls))]
+    asked = [at for at, call in enumerate(calls) if call.file or call.mapped]
+    found = dict.fromkeys(range(len(calls)), SyncedCall(BY_KERNEL, whole=True))
+    if not all(call.file and call.name in _OF_ONE_FILE for call in calls):
+        steps = None
+    if asked:
+        work = in_own_thread(partial(_sync_all, [calls[at] for at in asked], root, steps))
+        found.update(zip(asked, await work, strict=True))
+    return list(found.values())
 
 
-def _last_of(count: int, then: Callable[[], None]) -> Callable[[], None]:
-    """What so many threads call, each once; the last one has ``then`` called in the event loop."""
-    loop, left = asyncio.get_running_loop(), [None] * count
-
-    def one() -> None:
-        left.pop()
-        if not left:
-            then()
-
-    def from_thread() -> None:
-        loop.call_soon_threadsafe(one)
-
-    return from_thread
-
-
-def _shares(files: Sequence[Iterable[int]]) -> list[list[int]]:
-    """The calls on ``files``, in as many parts as there are threads."""
-    return [
-        [at for file in files[n::_AT_ONCE] for at in file] for n in range(min(_AT_ONCE, len(files)))
-    ]
-
-
-def _sync_all(
-    calls: Sequence[SyncCall], root: Path, given: Callable[[], None] | None
-) -> list[SyncedCall]:
+def _sync_all(calls: Sequence[SyncCall], root: Path, steps: Steps | None) -> list[SyncedCall]:
     try:
         device = os.stat(root).st_dev
     except OSError:  # it was unmounted meanwhile
         return [SyncedCall(BY_KERNEL, whole=call.is_there()) for call in calls]
-    if len(calls) > _BORROWED:
-        given = None
+    given = steps.given if steps is not None and len(calls) <= _BORROWED else None
     batches = (calls[at : at + _BORROWED] for at in range(0, len(calls), _BORROWED))
-    return [synced for batch in batches for synced in _sync_batch(batch, device, given)]
+    synced = [each for batch in batches for each in _sync_batch(batch, device, given)]
+    if steps is not None and not any(each.refused for each in synced):
+        steps.durable()
+    return synced
 
 
 def _sync_batch(
@@ -136,9 +112,35 @@ def _sync_batch(
                     start_writing(file.fd)
         if given is not None:
             files = [_given(file) for file in files]
-            if all(isinstance(file, Borrowed) for file in files):
-                given()
-        return [_sync(call, file, device) for call, file in zip(calls, files, strict=True)]
+            if not all(isinstance(file, Borrowed) for file in files):
+                given = None
+        at_once = _sync_at_once(calls, files, given)
+        return [at_once.get(at) or _sync(call, files[at], device) for at, call in enumerate(calls)]
+
+
+def _sync_at_once(
+    calls: Sequence[SyncCall],
+    files: Sequence[Borrowed | SyncedCall],
+    meanwhile: Callable[[], None] | None,
+) -> dict[int, SyncedCall]:
+    """What the disk said of all single files, by their place in ``calls``: so they share its flushes."""
+    theirs = {
+        at: file
+        for at, (call, file) in enumerate(zip(calls, files, strict=True))
+        if isinstance(file, Borrowed) and call.name in _OF_ONE_FILE
+    }
+    errors = sync_files(
+        [file.fd for file in theirs.values()],
+        data_only=[calls[at].name == "fdatasync" for at in theirs],
+        meanwhile=meanwhile,
+    )
+    return {
+        at: _said(error, file) for (at, file), error in zip(theirs.items(), errors, strict=True)
+    }
+
+
+def _said(error: int, file: Borrowed) -> SyncedCall:
+    return _failed(error) if error else SyncedCall(DONE if file.own else BY_KERNEL)
 
 
 def _given(file: Borrowed | SyncedCall) -> Borrowed | SyncedCall:
@@ -170,9 +172,7 @@ def _sync(call: SyncCall, file: Borrowed | SyncedCall, device: int) -> SyncedCal
         return _sync_mapped(call.pid, call.mapped, device)
     if isinstance(file, SyncedCall):
         return file
-    if error := _error_of(call.name, file.fd):
-        return _failed(error)
-    return SyncedCall(DONE if file.own else BY_KERNEL)
+    return _said(_error_of(call.name, file.fd), file)
 
 
 def _failed(error: int) -> SyncedCall:

@@ -20,7 +20,9 @@ import structlog
 from pannier.agent.drivers import Drivers
 from pannier.agent.lease import Lease
 from pannier.barrier.calls import Answer, SyncCall
+from pannier.barrier.local_sync import Steps
 from pannier.cluster.cluster import Cluster
+from pannier.copies.cutting import ThreadCuts
 from pannier.copies.in_sync import InSync
 from pannier.copies.local import LocalSync, SaidLocally, failed
 from pannier.copies.replicated import ReplicaProgress, Replicated
@@ -83,59 +85,92 @@ class Acknowledging:
             Unavailable: it cannot be confirmed now; a later try may succeed.
         """
         replicated, watch = self._replicator.replicated(volume), Stopwatch(self._clock)
-        local, ahead = await self._sync_locally(replicated, calls)
-        if local.lost:
-            return local.answers
+        cuts = None
+        if calls and not replicated.group.locked():
+            cuts = self._replicator.thread_cuts(replicated)
+        if cuts is None:
+            local = await self._local.sync(replicated.volume, calls)
+        else:
+            ahead = replicated.sends_ahead.due()
+            steps = Steps(given=cuts.take if ahead else None, durable=cuts.take_last)
+            syncing = asyncio.ensure_future(self._local.sync(replicated.volume, calls, steps=steps))
+            async with replicated.group:
+                if await self._is_synced(replicated, syncing, cuts):
+                    if ahead:
+                        replicated.sends_ahead.tried(useful=cuts.nothing_new)
+                    return await self._sent(
+                        replicated, syncing.result(), cuts, on_disk=watch.lap() - cuts.seconds
+                    )
+            local = await syncing
         on_disk = watch.lap()
         async with replicated.group:
-            turn, before = watch.lap(), replicated.detour
-            replicated.note_synced()
-            try:
-                if local.whole:
-                    await self._local.write_out(replicated.volume)
-                on_disk += watch.lap()
-                position = await self._replicator.advance(replicated)
-            except StorageError:
-                if calls and await self._local.has_lost(replicated.volume):
-                    return failed(local.answers)
-                raise
-            cut = watch.lap()
-            if ahead is not None:
-                replicated.sends_ahead.tried(useful=position == ahead)
-            if refused := await self._confirmed_by_all(replicated, position):
-                raise self._refused(replicated.volume, refused)
-            replicated.note_acknowledged()
-            replicated.groups.note(
-                SyncTimes(
-                    local=on_disk,
-                    turn=turn,
-                    cut=cut,
-                    copies=watch.lap(),
-                    generation="" if replicated.detour is before else replicated.detour.reason,
-                )
-            )
-        return local.answers
+            return await self._sent(replicated, local, None, on_disk=on_disk, turn=watch.lap())
 
-    async def _sync_locally(
-        self, replicated: Replicated, calls: Sequence[SyncCall]
-    ) -> tuple[SaidLocally, int | None]:
-        """Sync a group on this disk; the position that was sent ahead meanwhile, if one was."""
-        if not calls or not replicated.sends_ahead.due():
-            return await self._local.sync(replicated.volume, calls), None
-        given = asyncio.Event()
-        ahead = asyncio.create_task(self._send_ahead(replicated, given))
+    async def _is_synced(
+        self, replicated: Replicated, syncing: asyncio.Future[SaidLocally], cuts: ThreadCuts
+    ) -> bool:
+        """Wait until a group is synced on this disk. False where that takes so long that others must not wait for the group
+        lock any more: then no cut is made.
+        """
+        line = replicated.line
         try:
-            local = await self._local.sync(replicated.volume, calls, given=given.set)
-            return local, await ahead if given.is_set() else None
-        finally:
-            ahead.cancel()
+            while not syncing.done():
+                await asyncio.wait((syncing,), timeout=self._pace.hold)
+                if not syncing.done() and cuts.stop():
+                    await asyncio.sleep(0)  # what it has cut is heard
+                    return False
+        except BaseException:
+            syncing.cancel()
+            cuts.stop()
+            if replicated.line is line:
+                replicated.line = None  # what is just being cut will not be heard
+            raise
+        return True
 
-    async def _send_ahead(self, replicated: Replicated, given: asyncio.Event) -> int:
-        await given.wait()
-        async with replicated.group:
-            if not replicated.ended:
-                await self._replicator.send_ahead(replicated)
-            return replicated.position
+    async def _sent(
+        self,
+        replicated: Replicated,
+        local: SaidLocally,
+        cuts: ThreadCuts | None,
+        *,
+        on_disk: float,
+        turn: float = 0.0,
+    ) -> Sequence[Answer]:
+        """The answers, once all copies have what was synced here. The caller has the group lock.
+
+        Args:
+            cuts: of the thread that synced it.
+            on_disk, turn: how long that took, and to get the lock; in seconds.
+        """
+        if local.lost:
+            return local.answers
+        watch, before = Stopwatch(self._clock), replicated.detour
+        cut = 0.0 if cuts is None else cuts.seconds
+        replicated.note_synced()
+        try:
+            if local.whole:
+                await self._local.write_out(replicated.volume)
+                on_disk += watch.lap()
+            if local.whole or cuts is None or not cuts.is_whole or replicated.line is None:
+                await self._replicator.advance(replicated)
+        except StorageError:
+            if local.answers and await self._local.has_lost(replicated.volume):
+                return failed(local.answers)
+            raise
+        cut += watch.lap()
+        if refused := await self._confirmed_by_all(replicated, replicated.position):
+            raise self._refused(replicated.volume, refused)
+        replicated.note_acknowledged()
+        replicated.groups.note(
+            SyncTimes(
+                local=on_disk,
+                turn=turn,
+                cut=cut,
+                copies=watch.lap(),
+                generation="" if replicated.detour is before else replicated.detour.reason,
+            )
+        )
+        return local.answers
 
     async def unchanged(self, volume: str) -> bool:
         """See :class:`pannier.barrier.calls.Strategy`."""

@@ -7,11 +7,13 @@ the next generation, and then follows again. Whatever is doubtful here has the s
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 import structlog
 
 from pannier.agent.drivers import Drivers
 from pannier.cluster.cluster import Cluster
+from pannier.copies.cutting import ThreadCuts
 from pannier.copies.replicated import Following, OpenLine, Replicated
 from pannier.core.errors import JournalFull, PannierError, PeerUnavailable
 from pannier.core.generation import Generation
@@ -105,19 +107,38 @@ class Lines:
         try:
             cut = await driver.cut(line.next_place(volume))
         except BaseException:
-            replicated.line = None  # what it would have told is lost
-            replicated.doubt = Doubt("what was written could not be read")
+            self._hear(replicated, line, None, began)
             raise
-        if isinstance(cut, Doubt):
+        self._hear(replicated, line, cut, began)
+        return replicated.line is line
+
+    def thread_cuts(self, replicated: Replicated) -> ThreadCuts | None:
+        """Cuts by a thread that is to begin. None where no cut can be made: a generation is needed."""
+        line, driver = replicated.line, self._driver(replicated.volume)
+        if line is None or driver is None:
+            return None
+        hear = partial(self._hear, replicated, line)
+        place = line.next_place(replicated.volume)
+        return ThreadCuts(driver, place, hear=hear, clock=self._clock)
+
+    def _hear(
+        self, replicated: Replicated, line: OpenLine, cut: Cut | Doubt | None, began: float
+    ) -> None:
+        """Send a cut of a line. A doubt, or a cut that was lost (None), ends it."""
+        if replicated.line is not line:
+            return  # it has ended: the next generation has what was cut
+        if cut is None:
+            replicated.line = None
+            replicated.doubt = Doubt("what was written could not be read")
+        elif isinstance(cut, Doubt):
             replicated.line = None
             self._note(replicated, cut)
-            return False
-        replicated.doubt = None
-        if cut.ranges:
-            self._ship(replicated, line, cut, at=began)
         else:
-            replicated.note_unchanged(at=began)
-        return True
+            replicated.doubt = None
+            if cut.ranges:
+                self._ship(replicated, line, cut, at=began)
+            else:
+                replicated.note_unchanged(at=began)
 
     def _note(self, replicated: Replicated, doubt: Doubt) -> None:
         if doubt != replicated.doubt:

@@ -10,7 +10,7 @@ sync call fails until the volume was mounted anew.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -18,7 +18,7 @@ import structlog
 
 from pannier.agent.drivers import Drivers
 from pannier.barrier.calls import BY_KERNEL, Answer, SyncCall
-from pannier.barrier.local_sync import sync_group
+from pannier.barrier.local_sync import Steps, sync_group
 from pannier.core.volume import Volume
 from pannier.storage.base import SparseDriver
 from pannier.storage.kinds import by_class
@@ -54,12 +54,12 @@ class LocalSync:
         volume: Volume,
         calls: Sequence[SyncCall],
         *,
-        given: Callable[[], None] | None = None,
+        steps: Steps | None = None,
     ) -> SaidLocally:
         """Sync the files of a group.
 
         Args:
-            given: see :func:`pannier.barrier.local_sync.sync_group`.
+            steps: what is done besides. Left out for calls that name no file.
 
         Raises:
             StorageError: the kernel does not say whether something was lost.
@@ -68,7 +68,7 @@ class LocalSync:
         if driver is None:
             return SaidLocally([BY_KERNEL] * len(calls))
         epoch = volume.grant.epoch
-        synced = await sync_group(calls, root=driver.data_path(volume.id, epoch), given=given)
+        synced = await sync_group(calls, root=driver.data_path(volume.id, epoch), steps=steps)
         answers = [each.answer for each in synced]
         if any(each.refused for each in synced):
             log.error("volume.refused", volume=volume.name, calls=len(calls))

@@ -26,6 +26,7 @@ from pannier.agent.custody import Custody
 from pannier.agent.drivers import Drivers
 from pannier.cluster.cluster import Cluster
 from pannier.copies.catching_up import CatchUps
+from pannier.copies.cutting import ThreadCuts
 from pannier.copies.delivering import Delivering
 from pannier.copies.lines import Lines
 from pannier.copies.named import NamedGenerations
@@ -300,14 +301,9 @@ class Replicator:
             replicated.note_detour(replicated.doubt.reason if replicated.doubt else BEGINS)
         return replicated.position
 
-    async def send_ahead(self, replicated: Replicated) -> None:
-        """Send what this disk has taken by now, before it has flushed it: nothing where that cannot be told. The caller
-        has the group lock.
-
-        What fails fails again in :meth:`advance`.
-        """
-        with contextlib.suppress(PannierError):
-            await self._lines.cut(replicated)
+    def thread_cuts(self, replicated: Replicated) -> ThreadCuts | None:
+        """See :meth:`Lines.thread_cuts`. The caller has the group lock until they have ended."""
+        return None if replicated.ended else self._lines.thread_cuts(replicated)
 
     async def make(self, replicated: Replicated, *, written_out: bool = False) -> Generation:
         """The generation with all that was written so far. The caller has the group lock.

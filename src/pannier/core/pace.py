@@ -75,6 +75,9 @@ class CopiesPace:
     patience: float = 5.0
     """How long a sync call waits for a copy whose node is alive before that copy leaves those in sync.
     Longer than a busy disk may stall."""
+    hold: float = 0.25
+    """How long the local sync of a group may keep others from making a generation, or from giving the volume away: those may be what
+    a disk or a frozen file system waits for."""
     join_patience: float = 2.0
     """How long sync calls may be held up by a copy that wants to be in sync again."""
     lag_intervals: int = 10

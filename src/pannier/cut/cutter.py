@@ -98,9 +98,10 @@ class Cutter:
             try:
                 return self._take(limit_bytes)
             except Doubtful as doubtful:
-                if doubtful.doubt.reason in (DoubtKind.GAP, DoubtKind.MISMATCH):
-                    self._lasting = doubtful.doubt
-                return doubtful.doubt
+                doubt = self._explained(doubtful.doubt)
+                if doubt.reason in (DoubtKind.GAP, DoubtKind.MISMATCH):
+                    self._lasting = doubt
+                return doubt
 
     def close(self) -> None:
         """Watch the device no more. A second call does nothing.
@@ -121,9 +122,17 @@ class Cutter:
             raise InvalidInput("a cutter must begin before anything else")
         return self._source
 
+    def _explained(self, doubt: TraceDoubt) -> TraceDoubt:
+        """A device that does not count, or has its image no more, is why what was told and what was counted differ."""
+        if doubt.reason is DoubtKind.MISMATCH:
+            try:
+                self._settings.check()
+            except Doubtful as settings:
+                return settings.doubt
+        return doubt
+
     def _take(self, limit_bytes: int) -> Cut:
         source = self._begun()
-        self._settings.check()
         source.attempt(limit_bytes)
         ranges = gather(source)
         content = sum(one.end - one.start for one in ranges if isinstance(one, Data))

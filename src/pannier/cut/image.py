@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pannier.core.line import Data, Range, Zeros
 from pannier.cut.doubt import Doubtful, DoubtKind
 from pannier.cut.spans import BLOCK_BYTES, Span, Written
+from pannier.host.together import read_pieces
 
 _BUFFER_BYTES = 256 << 10
 """Read at once; kept by each open image."""
@@ -27,7 +29,9 @@ class ImageReader:
 
     def __init__(self, path: Path) -> None:
         self._fd = os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
-        self._buffer = memoryview(mmap.mmap(-1, _BUFFER_BYTES))
+        memory = mmap.mmap(-1, _BUFFER_BYTES)
+        self._buffer = memoryview(memory)
+        self._address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
 
     @property
     def size(self) -> int:
@@ -48,17 +52,15 @@ class ImageReader:
                 raise Doubtful(
                     DoubtKind.TOO_MUCH, f"more than {_MOST_RANGES} places were discarded or zeroed"
                 )
-        total = 0
-        found: list[Range] = []
-        for (start, end), is_data in sorted(pieces):
-            if not is_data:
-                found.append(Zeros(start, end))
-                continue
-            total += end - start
-            if total > limit_bytes:
-                raise Doubtful(DoubtKind.TOO_MUCH, f"more than {limit_bytes} bytes were written")
-            found.append(Data(start, self._bytes(start, end)))
-        return found
+        pieces.sort()
+        total = sum(end - start for (start, end), is_data in pieces if is_data)
+        if total > limit_bytes:
+            raise Doubtful(DoubtKind.TOO_MUCH, f"more than {limit_bytes} bytes were written")
+        contents = self._contents([span for span, is_data in pieces if is_data])
+        return [
+            Data(start, next(contents)) if is_data else Zeros(start, end)
+            for (start, end), is_data in pieces
+        ]
 
     def close(self) -> None:
         """Close it; a second call does nothing."""
@@ -87,19 +89,35 @@ class ImageReader:
                 return self.size
             raise
 
-    def _bytes(self, start: int, end: int) -> bytes:
-        if end - start <= _BUFFER_BYTES:
-            return self._piece(start, end)
-        steps = range(start, end, _BUFFER_BYTES)
-        return b"".join(self._piece(at, min(end, at + _BUFFER_BYTES)) for at in steps)
+    def _contents(self, spans: Sequence[Span]) -> Iterator[bytes]:
+        """The bytes of each span."""
+        steps = self._steps(spans)
+        for start, end in spans:
+            parts = [next(steps) for _ in range(start, end, _BUFFER_BYTES)]
+            yield parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def _piece(self, start: int, end: int) -> bytes:
-        at = 0
-        while at < end - start:
-            got = os.preadv(self._fd, [self._buffer[at : end - start]], start + at)
-            if got <= 0 or got % BLOCK_BYTES:
-                raise OSError(
-                    errno.EIO, f"the image ends at {start + at + got}, and not after {end}"
-                )
-            at += got
-        return bytes(self._buffer[: end - start])
+    def _steps(self, spans: Sequence[Span]) -> Iterator[bytes]:
+        """The same in parts that fit into the buffer; as many as fit together are read at once."""
+        batch: list[Span] = []
+        left = _BUFFER_BYTES
+        for start, end in spans:
+            for at in range(start, end, _BUFFER_BYTES):
+                step = at, min(end, at + _BUFFER_BYTES)
+                if step[1] - step[0] > left:
+                    yield from self._batch(batch)
+                    batch, left = [], _BUFFER_BYTES
+                batch.append(step)
+                left -= step[1] - step[0]
+        yield from self._batch(batch)
+
+    def _batch(self, steps: Sequence[Span]) -> Iterator[bytes]:
+        into, pieces = 0, []
+        for start, end in steps:
+            pieces.append((start, end - start, self._address + into))
+            into += end - start
+        into = 0
+        for (start, end), got in zip(steps, read_pieces(self._fd, pieces), strict=True):
+            if got != end - start:
+                raise OSError(errno.EIO, f"the image ends at {start + got}, and not after {end}")
+            yield bytes(self._buffer[into : into + got])
+            into += got

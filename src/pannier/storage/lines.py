@@ -79,22 +79,35 @@ class LineDriver(Driver, Protocol):
         """
         ...
 
-    async def cut(self, place: LinePlace) -> Cut | Doubt:
+    def cut_now(self, place: LinePlace) -> Cut | Doubt:
         """What was written since :meth:`watch` or the cut before, as the disk could have it after a power cut.
 
-        All that was durable here before the call is in this cut or an earlier one. After a doubt, or where
-        the answer was lost, :meth:`watch` comes first again.
+        It blocks, and any thread may call it. All that was durable here before the call is in this cut or an earlier one.
+        After a doubt, or where the answer was lost, :meth:`watch` comes first again.
 
         Args:
-            place: of the record that the cut becomes, of a volume that is held here. If anything was written, it is
-                remembered: see :func:`pannier.core.set_back.noting`. ``inspect`` tells it as :attr:`LocalCopy.noted`. On
-                return it is written, to where it goes back together with the volume if the disk is set back; but it
-                need not be durable. What makes the volume's next sync call durable makes this durable as well. A
-                power cut before that leaves this note or an earlier one, whole.
+            place: of the record that the cut becomes, of a volume that is held here.
 
         Raises:
             StorageError: the disk failed.
         """
+        ...
+
+    def note(self, place: LinePlace) -> None:
+        """Remember a record that was made: see :func:`pannier.core.set_back.noting`. ``inspect`` tells it as
+        :attr:`LocalCopy.noted`. It blocks, and any thread may call it.
+
+        On return it is written, to where it goes back together with the volume if the disk is set back; but it need not be
+        durable. What makes the volume's next sync call durable makes this durable as well. A power cut before that leaves
+        this note or an earlier one, whole.
+
+        Raises:
+            StorageError: the disk failed.
+        """
+        ...
+
+    async def cut(self, place: LinePlace) -> Cut | Doubt:
+        """:meth:`cut_now`, and :meth:`note` if anything was written."""
         ...
 
     def keep(self, place: LinePlace, encoded: Buffer) -> None:

@@ -687,17 +687,25 @@ class ImageDriver(SubvolumeDriver):
             image.require_sound()
         return super()._snapshot(home, epoch)
 
+    def cut_now(self, place: LinePlace) -> Cut | Doubt:
+        """See :meth:`LineDriver.cut_now`."""
+        with told_as_storage_error(f"read what was written to volume {place.volume}"):
+            return self._image(place.volume, place.epoch).cut(MOST_BYTES)
+
+    def note(self, place: LinePlace) -> None:
+        """See :meth:`LineDriver.note`."""
+        with told_as_storage_error(f"note a record of volume {place.volume}"):
+            self._notes(place.volume).note(place)
+
     async def cut(self, place: LinePlace) -> Cut | Doubt:
         """See :meth:`LineDriver.cut`."""
-        image, notes = self._image(place.volume, place.epoch), self._notes(place.volume)
-        return await in_own_thread(lambda: self._cut(image, notes, place))
+        return await in_own_thread(lambda: self._cut(place))
 
-    def _cut(self, image: LiveImage, notes: NotedRuns, place: LinePlace) -> Cut | Doubt:
-        with told_as_storage_error(f"read what was written to volume {image.volume}"):
-            found = image.cut(MOST_BYTES)
-            if isinstance(found, Cut) and found.ranges:
-                notes.note(place)
-            return found
+    def _cut(self, place: LinePlace) -> Cut | Doubt:
+        found = self.cut_now(place)
+        if isinstance(found, Cut) and found.ranges:
+            self.note(place)
+        return found
 
     def keep(self, place: LinePlace, encoded: Buffer) -> None:
         """See :meth:`LineDriver.keep`."""
