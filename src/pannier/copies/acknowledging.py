@@ -161,6 +161,7 @@ class Acknowledging:
         if refused := await self._confirmed_by_all(replicated, replicated.position):
             raise self._refused(replicated.volume, refused)
         replicated.note_acknowledged()
+        self._replicator.note_asked()
         replicated.groups.note(
             SyncTimes(
                 local=on_disk,

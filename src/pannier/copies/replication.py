@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
@@ -85,6 +86,7 @@ class Replicator:
         self._replicated: dict[str, Replicated] = {}
         self._circles: dict[str, tuple[Grant, Circle]] = {}
         self._catch_ups = CatchUps(at_once=pace.catch_ups)
+        self._asked_at = -math.inf
 
     async def run(self) -> None:
         """For ever: run as a task."""
@@ -439,8 +441,17 @@ class Replicator:
         replicated.progress[
             node
         ].error = f"it waits for its turn: no more than {self._pace.catch_ups} copies of a node catch up at once"
-        async with self._catch_ups.turn(volume.id, node, size=size):
+        async with self._catch_ups.turn(volume.id, node, size=size, rest=self._rest):
             yield
+
+    def note_asked(self) -> None:
+        """Sync calls of a volume of this node were just answered."""
+        self._asked_at = self._clock.now()
+
+    def _rest(self, took: float) -> float:
+        """How long the next copy that catches up waits. While nobody makes sync calls, not at all."""
+        asked = self._clock.now() - self._asked_at < self._pace.catch_up_calm
+        return min(took * self._pace.catch_up_rests, self._pace.catch_up_rest) if asked else 0.0
 
     async def _pause(self, node: str, seconds: float, *, was_up: bool) -> bool:
         """Wait before the next attempt, but no longer once the node is back. Returns whether it is.

@@ -134,6 +134,13 @@ class CopiesPace:
     catch_ups: int = 2
     """How many copies of a node that was away are brought up to date at once: more would share its disk and
     be complete later; with one, a large copy would keep all the others waiting."""
+    catch_up_rests: float = 9.0
+    """While sync calls are made, nobody catches up for this many times as long as the one before took: so it takes a tenth of what
+    they share. Two hundred small copies are then back within three minutes, not within twenty seconds."""
+    catch_up_rest: float = 2.0
+    """The longest such rest: a large copy takes long, and its rate can be set."""
+    catch_up_calm: float = 1.0
+    """So long after the last sync call nobody rests any more."""
     reconcile: float = 2.0
     """Between two looks at which volumes are to be replicated, and to where."""
     hurry: float = 2.0
