@@ -166,6 +166,20 @@ async def test_a_replica_that_comes_back_during_an_attempt_is_tried_at_once(
     assert begun[tries + 1] - begun[tries] < 12
 
 
+async def test_while_nothing_is_written_the_holder_keeps_no_generation_that_nobody_needs(
+    world: CopiesWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And it asks the store for that once, not again and again."""
+    volume = await world.volume(world.a, "vol", copies="2")
+    await written_for(world, world.a, volume, 10)
+    await asyncio.sleep(10)
+    assert len(world.generations(world.a, volume)) == 2
+    tidied: list[str] = []
+    monkeypatch.setattr(Replicator, "_tidy", lambda _, each: tidied.append(each.volume.name))
+    await asyncio.sleep(20)
+    assert tidied == []
+
+
 @pytest.mark.parametrize("away", [60, 600])
 async def test_the_holders_generations_stay_few_while_a_replica_is_away(
     world: CopiesWorld, away: float

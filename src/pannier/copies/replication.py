@@ -17,7 +17,7 @@ import asyncio
 import contextlib
 import math
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from functools import cache
 
@@ -51,6 +51,9 @@ from pannier.host.clock import Clock
 from pannier.transport.base import offer_of
 
 log = structlog.get_logger(__name__)
+
+_SPARE = 2
+"""So many generations that nobody needs may be there while a volume is written to: each deletion asks the store."""
 
 
 class Replicator:
@@ -335,7 +338,7 @@ class Replicator:
         replicated.trouble = error.message
 
     async def _tidy_all(self, replicated: Replicated) -> None:
-        """Delete generations that no copy needs, again and again, whenever there are more than a few."""
+        """Delete generations that no copy needs, again and again: whenever there are a few, and all while nothing is written."""
         volume = replicated.volume
         driver = self._drivers.of(volume)
         while True:
@@ -343,15 +346,21 @@ class Replicator:
                 max(self._pace.tidy_intervals * volume.spec.interval, self._pace.tidy)
             )
             try:
-                here = frozenset((await driver.inspect(volume.id)).generations)
-                if len(here - self._named_of(volume)) > 3 + len(replicated.progress):
+                here = (await driver.inspect(volume.id)).generations
+                at_rest = replicated.newest_position == replicated.position
+                if len(self._spare(replicated, here)) > (0 if at_rest else _SPARE):
                     await self._tidy(replicated)
             except PannierError as error:
                 log.warning("replication.not-tidied", volume=volume.name, error=str(error))
 
-    def _named_of(self, volume: Volume) -> frozenset[Generation]:
-        known = self._cluster.catalog.volume(volume.name)
-        return (known or volume).named
+    def _spare(self, replicated: Replicated, here: Sequence[Generation]) -> frozenset[Generation]:
+        """What of the generations here would be tidied away: see :func:`plan_cleanup`."""
+        record = self._record(replicated.volume)
+        kept = {*here[-2:], record.base, *record.named, *replicated.needed()}
+        return frozenset(here) - kept
+
+    def _record(self, volume: Volume) -> Volume:
+        return self._cluster.catalog.volume(volume.name) or volume
 
     async def tidy(self, volume: Volume) -> None:
         """Delete generations of a volume, held here or not, that no copy needs, and that are no snapshots, now."""
@@ -377,7 +386,7 @@ class Replicator:
             driver = self._drivers.of(volume)
             async with self._custody.lock(volume):
                 here = (await driver.inspect(volume.id)).generations
-                keep = replicated.needed() | set(here[-2:]) | self._named_of(volume)
+                keep = replicated.needed() | set(here[-2:]) | self._record(volume).named
                 for generation in here:
                     if generation in replicated.made and generation not in keep:
                         await driver.delete_generation(volume.id, generation)
