@@ -52,7 +52,9 @@ from pannier.core.node import Node
 from pannier.core.pace import Pace
 from pannier.core.removals import REMOVALS_FILE
 from pannier.engine.base import Engine
+from pannier.holding.adding import Adding
 from pannier.holding.after_handover import AfterHandover
+from pannier.holding.clones import Clones
 from pannier.holding.finding import CopyFinder
 from pannier.holding.handover import Handovers
 from pannier.holding.memories import Memories
@@ -449,11 +451,24 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         clock=clock,
         pace=pace.holding,
     )
+    adding = Adding(cluster=cluster)
+    clones = Clones(
+        cluster=cluster,
+        custody=custody,
+        drivers=drivers,
+        replicator=replicator,
+        adding=adding,
+        peers=peers,
+        clock=clock,
+        pace=pace.holding,
+    )
     volumes = Volumes(
         cluster=cluster,
         custody=custody,
         drivers=drivers,
         use=use,
+        adding=adding,
+        clones=clones,
         handovers=handovers,
         peers=peers,
         clock=clock,
@@ -652,6 +667,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         option_changes=option_changes,
         snapshots=snapshots,
         rollback=rollback,
+        clones=clones,
         trash=trash,
         cleaning=Cleaning(cluster=cluster, drivers=drivers, custody=custody, use=use, room=room),
         membership=membership,
@@ -677,6 +693,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         promising=promising,
         snapshots=snapshots,
         rollback=rollback,
+        clones=clones,
         verification=verification,
         differences=differences,
         mending=mending,
@@ -835,6 +852,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
             Work("replication", replicator.run),
             Work("former-snapshots", former_snapshots.run),
             Work("snapshots", snapshots.run),
+            Work("clones", clones.run),
             Work("deliveries", sender.run),
             Work("activation", partial(keep_activated, engine)),
             Work("adoption", adopt),

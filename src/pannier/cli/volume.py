@@ -27,6 +27,7 @@ from pannier.contract.views import (
 from pannier.contract.words import CheckState, FileSystemState
 from pannier.core.errors import InvalidInput
 from pannier.core.room import ways_out
+from pannier.core.source import Source
 
 if TYPE_CHECKING:
     from pannier.contract.volumes import LiveVolumeView, RememberedVolumeView, VolumeView
@@ -161,6 +162,43 @@ def move_volume(session: Session, name: str, node: str, wait_seconds: float) -> 
             await follow_move(progress, json=session.json)
 
     asyncio.run(move())
+
+
+@volume.command(
+    "clone",
+    examples=(
+        "pannier volume clone shop_db@nightly test_db",
+        "pannier volume clone shop_db try_upgrade -o copies=1 -o labels=stage=test",
+    ),
+)
+@click.argument("what", metavar="NAME[@SNAPSHOT]")
+@click.argument("new")
+@click.option(
+    "-o",
+    "--option",
+    "options",
+    multiple=True,
+    metavar="KEY=VALUE",
+    callback=read_pairs,
+    help="A volume option that is to be another one than NAME has; may be repeated.",
+)
+@output_options("--output")
+@pass_session
+def clone_volume(session: Session, what: str, new: str, options: dict[str, str]) -> None:
+    """Make a volume NEW that begins as what NAME was in a snapshot, or is now.
+
+    NAME may be in use. Both share what neither of them changes, so a clone takes a moment and no room, whatever the size.
+    It is made on the node that holds NAME, and has its options, but for labels and protected.
+
+    Here -o gives a volume option; use --format json for JSON.
+    """
+    source = Source.parse(what)
+    made = session.ask(
+        lambda client: client.clone_volume(
+            source.volume, new=new, snapshot=source.snapshot or None, options=options
+        )
+    )
+    session.show(made, line=f"cloned: {made.name} from {source} on {made.holder}")
 
 
 @volume.command("rollback", examples=("pannier volume rollback jenkins_home before-upgrade",))
@@ -387,6 +425,7 @@ def _details(found: LiveVolumeView | RememberedVolumeView) -> list[tuple[str, st
         ("holder", f"{found.holder} ({found.holder_state})"),
         ("epoch", str(found.epoch)),
         ("generation", found.generation or "-"),
+        *([("cloned from", found.cloned_from)] if found.cloned_from else []),
         *([("store is older", found.doubt)] if found.doubt else []),
         *([("quarantined", found.quarantine)] if found.quarantine else []),
         *(

@@ -227,8 +227,13 @@ class Registry:
         return [found.record for found in await self._all("volumes/", Volume)]
 
     async def add_volume(self, volume: Volume) -> Versioned[Volume]:
-        """A new volume; Stale where the name is taken. Returns the record as it was written."""
-        return await self._put(volume, ABSENT)
+        """A new volume; Stale where the name is taken, or the id was given up. Returns the record as it was written."""
+        written = _changed(volume)
+        revision = await self.store.commit(
+            Change(volume_key(volume.name), encode(written), ABSENT),
+            Change(purged_key(volume.id), None, ABSENT),
+        )
+        return Versioned(written, revision)
 
     async def replace_volume(self, volume: Volume, *, expect: int) -> Versioned[Volume]:
         """Change a volume's record. Returns it as it was written."""
@@ -321,6 +326,24 @@ class Registry:
             Change(trash_key(volume.id), None, expect),
             Change(purged_key(volume.id), encode(Purged(name=volume.name, entry=entry)), ABSENT),
         )
+
+    async def give_up_unborn(
+        self, name: str, volume_id: str, *, beside: Versioned[Volume] | None, entry: HistoryEntry
+    ) -> None:
+        """Give up a volume that has no record: it never gets one then, not even by a change that is still on its way, and
+        what is on a disk of it may be deleted.
+
+        Args:
+            beside: the record of the other volume of that name, as it was just read; None where there is none. It is written
+                anew, so that this is Stale if another record came in its place.
+            entry: the last line of its history.
+        """
+        key = volume_key(name)
+        guard = Change(key, None, ABSENT)
+        if beside is not None:
+            guard = Change(key, encode(_changed(beside.record)), beside.revision)
+        mark = encode(Purged(name=name, entry=entry))
+        await self.store.commit(guard, Change(purged_key(volume_id), mark, ABSENT))
 
     async def known_ids(self) -> frozenset[str]:
         """Ids of all volumes, trashed and purged ones included."""

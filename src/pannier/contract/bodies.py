@@ -133,6 +133,21 @@ class RollbackOrder(PeopleBody, frozen=True, kw_only=True):
         check_snapshot_name(self.snapshot)
 
 
+class CloneOrder(PeopleBody, frozen=True, kw_only=True):
+    """``new``: the clone's name. ``snapshot``: what it is made of; null for what the volume is now. ``options``: those that are
+    to be others than the volume's, as text."""
+
+    new: VolumeName
+    snapshot: SnapshotName | None = None
+    options: dict[str, str] = {}
+
+    def check(self) -> None:
+        """See :class:`Body`."""
+        check_name(self.new)
+        if self.snapshot is not None:
+            check_snapshot_name(self.snapshot)
+
+
 class RecoverOrder(PeopleBody, frozen=True, kw_only=True):
     """``accept_loss``: accept that the volume loses what the lost holder wrote last."""
 
@@ -269,6 +284,21 @@ class PeerRollbackOrder(MachineBody, frozen=True, kw_only=True):
     def check(self) -> None:
         """See :class:`Body`."""
         check_snapshot_name(self.snapshot)
+
+
+class PeerCloneOrder(MachineBody, frozen=True, kw_only=True):
+    """As :class:`CloneOrder`, on behalf of ``actor``."""
+
+    new: VolumeName
+    snapshot: SnapshotName | None
+    options: dict[str, str]
+    actor: Actor
+
+    def check(self) -> None:
+        """See :class:`Body`."""
+        check_name(self.new)
+        if self.snapshot is not None:
+            check_snapshot_name(self.snapshot)
 
 
 class PeerTakeOrder(MachineBody, frozen=True, kw_only=True):

@@ -66,6 +66,15 @@ CREATE_ERRORS = (
     errors.StorageError,
     errors.PoolFull,
 )
+CLONE_ERRORS = (
+    errors.VolumeNotFound,
+    errors.NotFound,
+    *CREATE_ERRORS,
+    errors.Conflict,
+)
+CLONE_SECONDS = 630.0
+"""How long a client waits for a clone. It takes less than a second; one that is made larger waits for a check of its file system,
+and for the making of a new one as many minutes are allowed."""
 MOVE_ERRORS = (
     errors.VolumeNotFound,
     errors.NodeNotFound,
@@ -223,13 +232,15 @@ class Operations(Protocol):
         "Create a volume",
         status=201,
         body=bodies.VolumeOrder,
-        raises=CREATE_ERRORS,
+        raises=CLONE_ERRORS,
+        answer_seconds=CLONE_SECONDS,
     )
     async def create_volume(self, name: str, options: Mapping[str, str]) -> VolumeView:
         """Make a volume.
 
         Raises:
             AlreadyExists: it exists, and its options are others.
+            VolumeNotFound, NotFound: there is no such volume, or snapshot, as it shall be a clone of.
             Conflict: no node can take the volume or one of its copies, or a node has data of a volume
                 of this name that the store does not know; NotHolder where it has no such driver.
             StorageError: the node's pool is missing, full (PoolFull) or damaged.
@@ -400,6 +411,29 @@ class Operations(Protocol):
                 to another node. Stale: it was changed meanwhile.
             StorageError: the holder's pool is missing, full or damaged.
             OutcomeUnknown: also if it was rolled back, and a copy does not have that yet.
+        """
+        ...
+
+    @cluster(
+        "POST",
+        "/volumes/{volume}/clones",
+        "Make a new volume that begins as what a volume is, or was in a snapshot",
+        status=201,
+        body=bodies.CloneOrder,
+        raises=CLONE_ERRORS,
+        answer_seconds=CLONE_SECONDS,
+    )
+    async def clone_volume(
+        self, name: str, *, new: str, snapshot: str | None, options: Mapping[str, str]
+    ) -> VolumeView:
+        """Make the volume ``new`` a clone of a volume, also of one that is in use. Both share what they do not change.
+
+        Raises:
+            VolumeNotFound: there is no such volume. NotFound: it has no such snapshot.
+            AlreadyExists: the name of the clone is taken.
+            Conflict: the volume is no image, its holder does not have the snapshot or may get no new volume, or no node can take one
+                of the copies. Stale: it was changed meanwhile.
+            StorageError: the holder's pool is missing, full (PoolFull) or damaged; nothing was made.
         """
         ...
 

@@ -9,6 +9,8 @@ from pannier.contract import bodies
 from pannier.contract.operation import OperationTable, peer
 from pannier.contract.operations import (
     CHECK_SECONDS,
+    CLONE_ERRORS,
+    CLONE_SECONDS,
     CREATE_ERRORS,
     MOVE_ERRORS,
     ROLLBACK_ERRORS,
@@ -403,6 +405,35 @@ class Peer(Protocol):
                 to another node; NotHolder where it is held elsewhere; Stale where it was changed meanwhile.
             StorageError: this node's pool is missing, full or damaged.
             OutcomeUnknown: also if it was rolled back, and a copy does not have that yet.
+        """
+        ...
+
+    @peer(
+        "POST",
+        "/volumes/{volume}/clones",
+        "Make a clone of a volume that this node holds",
+        status=201,
+        body=bodies.PeerCloneOrder,
+        raises=CLONE_ERRORS,
+        answer_seconds=CLONE_SECONDS,
+    )
+    async def peer_clone(
+        self,
+        name: str,
+        *,
+        new: str,
+        snapshot: str | None,
+        options: Mapping[str, str],
+        actor: str,
+    ) -> VolumeView:
+        """Make the volume ``new`` a clone of a volume that is held here, on behalf of a node that was asked.
+
+        Raises:
+            VolumeNotFound: there is no such volume. NotFound: it has no such snapshot.
+            AlreadyExists: the name of the clone is taken, and not by a clone of the same.
+            Conflict: the volume is no image, this node does not have the snapshot or may get no new volume, or no node can take one
+                of the copies; NotHolder where it is held elsewhere; Stale where it was changed meanwhile.
+            StorageError: this node's pool is missing, full (PoolFull) or damaged; nothing was made.
         """
         ...
 

@@ -23,6 +23,8 @@ class VolumeView(Struct, frozen=True, kw_only=True, tag_field="facts", tag="list
         in_sync: nodes whose copies have everything that was acknowledged.
         created_at: RFC 3339, UTC.
         doubt: why what the store says of it is not believed; empty where it is.
+        cloned_from: the volume that it is a clone of, or that and its snapshot (``NAME@SNAPSHOT``), and the generation; empty
+            where it began empty.
     """
 
     name: str
@@ -35,6 +37,7 @@ class VolumeView(Struct, frozen=True, kw_only=True, tag_field="facts", tag="list
     created_at: str
     in_sync: list[str] = []
     doubt: str = ""
+    cloned_from: str = ""
 
 
 class LiveVolumeView(VolumeView, frozen=True, kw_only=True, tag="live"):

@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pannier.core.errors import Conflict, InvalidInput
-from pannier.core.options import OPTIONS, asked_of, shown_value, value_of
+from pannier.core.options import FROM, OPTIONS, asked_of, other_origin, shown_value, value_of
 from pannier.core.volume import Declared, Durability, Volume, VolumeSpec
 
 _STAYS = "it stays as it was created"
@@ -135,6 +135,11 @@ def settle(volume: Volume, declarations: Sequence[Declaration], means: Means) ->
             for each in naming
             if value_of(each.spec, name) != value_of(spec, name)
         ]
+    left += [
+        Left(each.declaration.who, f"{what} ({_STAYS})")
+        for each in asked
+        for what in other_origin(volume, each.declaration.options)
+    ]
     return Settlement(
         spec, declared, changes(volume.spec, spec), _by(by), tuple(dict.fromkeys(left))
     )
@@ -150,6 +155,11 @@ def settle_for(by: str, volume: Volume, options: Mapping[str, str], means: Means
         InvalidInput: an option cannot be read. Conflict: it cannot be changed, or not now.
     """
     spec, declared = volume.spec, dict(volume.declared)
+    if FROM.name in options:
+        raise Conflict(
+            f"{FROM.name} says how a volume is made, and volume {volume.name} is there",
+            remedy="make another one: pannier volume clone",
+        )
     asked = _Reading(Declaration(by, options), asked_of(spec, options))
     for name in (option.name for option in OPTIONS if asked.names(option.name)):
         if name in declared:

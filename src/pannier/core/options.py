@@ -11,6 +11,7 @@ from typing import Any
 from pannier.core.errors import AlreadyExists, InvalidInput
 from pannier.core.node import check_node_name
 from pannier.core.size import format_size, parse_size
+from pannier.core.source import Source
 from pannier.core.volume import Durability, UnheldWrites, Volume, VolumeSpec
 
 DRIVERS = ("btrfs", "directory")
@@ -172,7 +173,15 @@ OPTIONS = (
         "true: by itself; false: `volume set`",
     ),
 )
-_BY_NAME = {option.name: option for option in OPTIONS}
+FROM = Option(
+    "from",
+    Source.parse,
+    "it begins empty",
+    "another volume that it begins as a clone of: `NAME@SNAPSHOT`, or `NAME` for what that is now. What is not said "
+    "otherwise is as with that one, but for labels and protected",
+)
+"""It says how a volume is made, and is no part of its spec."""
+_BY_NAME = {option.name: option for option in (*OPTIONS, FROM)}
 
 
 def _did_you_mean(word: str, known: tuple[str, ...]) -> str:
@@ -211,6 +220,7 @@ def _read(options: Mapping[str, str]) -> dict[str, Any]:
                 remedy="the options are " + ", ".join(known),
             )
         values[name] = option.read(text)
+    values.pop(FROM.name, None)
     return values
 
 
@@ -341,14 +351,25 @@ def check_same_options(existing: Volume, options: Mapping[str, str]) -> None:
         AlreadyExists: an option differs; the message names both values.
         InvalidInput: an option cannot be read, or two do not go together.
     """
-    wanted = parse_options(options, default_driver=existing.spec.driver)
+    if FROM.name in options:  # what is not said is as with the other volume
+        wanted = asked_of(existing.spec, options)
+    else:
+        wanted = parse_options(options, default_driver=existing.spec.driver)
     differing = [
         f"{name} is {shown_value(existing.spec, name)}, not {text}"
         for name, text in options.items()
-        if value_of(wanted, name) != value_of(existing.spec, name)
+        if name != FROM.name and value_of(wanted, name) != value_of(existing.spec, name)
     ]
+    differing += other_origin(existing, options)
     if differing:
         raise AlreadyExists(
             f"volume {existing.name} exists with other options: " + ", ".join(differing),
             remedy="use it as it is, or create one with another name",
         )
+
+
+def other_origin(existing: Volume, options: Mapping[str, str]) -> list[str]:
+    """What a volume began as, in words for people, where the options say something else; empty where they do not."""
+    asked = options.get(FROM.name)
+    origin = existing.origin.source if existing.origin is not None else "none"
+    return [] if asked in (None, origin) else [f"{FROM.name} is {origin}, not {asked}"]

@@ -211,6 +211,13 @@ class HoldingPace:
     """Between two looks for snapshots whose time is over."""
     snapshot_grace: float = 3600.0
     """So long a snapshot stays although its time is over: a clock that was wrong at a start is put right by then."""
+    clone: float = 5.0
+    """How long the making of a clone of what a volume is now waits for the copies in sync: the second or two in which they get
+    what was just written. One that lacks it then is sent all of the clone."""
+    clone_look: float = 0.02
+    """Between two looks at whether they have it: somebody waits for the command, and they have it soon."""
+    unborn_look: float = 60.0
+    """Between two looks for what was begun of clones that never got a record: it only takes room."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

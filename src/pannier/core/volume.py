@@ -10,6 +10,7 @@ from enum import StrEnum
 from pannier.core.errors import AlreadyExists, Conflict, InvalidInput, NotFound
 from pannier.core.generation import Generation
 from pannier.core.line import OnTop
+from pannier.core.origin import Origin
 from pannier.core.record import Part, Record
 from pannier.core.snapshots import MOST_SNAPSHOTS, Snapshot
 
@@ -161,6 +162,7 @@ class Volume(Record):
         changes: how often the record was written: a store in which this is less was restored from an older backup.
         declared: what services said last of its options, by option.
         snapshots: its generations that have a name, in the order in which they got it.
+        origin: what it is a clone of; None where it began empty.
     """
 
     name: str
@@ -178,6 +180,7 @@ class Volume(Record):
     changes: int = field(default=0, compare=False)
     declared: dict[str, Declared] = field(default_factory=dict)
     snapshots: tuple[Snapshot, ...] = ()
+    origin: Origin | None = None
 
     def granted(
         self,

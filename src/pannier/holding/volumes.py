@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import secrets
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -26,12 +24,15 @@ from pannier.core.errors import (
     VolumeInUse,
     VolumeNotFound,
 )
-from pannier.core.options import check_copies, check_same_options, parse_options
+from pannier.core.options import FROM, check_copies, check_same_options, parse_options
 from pannier.core.placement import place_holder, place_replicas
+from pannier.core.source import Source
 from pannier.core.volume import Grant, HistoryEntry, Volume, VolumeSpec, check_name
+from pannier.holding.adding import Adding, new_volume_id
+from pannier.holding.clones import Clones
 from pannier.holding.handover import Handovers
 from pannier.host.clock import Clock
-from pannier.storage.base import Driver, LocalCopy, RootAttributes
+from pannier.storage.base import RootAttributes
 
 log = structlog.get_logger(__name__)
 
@@ -46,6 +47,8 @@ class Volumes:
         custody: Custody,
         drivers: Drivers,
         use: Use,
+        adding: Adding,
+        clones: Clones,
         handovers: Handovers,
         peers: Peers,
         clock: Clock,
@@ -54,6 +57,8 @@ class Volumes:
         self._custody = custody
         self._drivers = drivers
         self._use = use
+        self._adding = adding
+        self._clones = clones
         self._handovers = handovers
         self._peers = peers
         self._clock = clock
@@ -69,7 +74,8 @@ class Volumes:
         return self._catalog.volume(name) or (await self._cluster.fresh(name)).record
 
     async def create(self, name: str, options: Mapping[str, str], *, actor: str) -> Volume:
-        """Make an empty volume on the node that the option ``nodes`` wishes for, else here.
+        """Make a volume: an empty one on the node that the option ``nodes`` wishes for, else here; or, with the option ``from``, a
+        clone.
 
         Where it exists and ``options`` ask for nothing different, it is returned as it is.
         """
@@ -89,6 +95,9 @@ class Volumes:
             check_same_options(existing, options)
             return existing
         await self._drivers.opened()
+        if FROM.name in options:
+            source = Source.parse(options[FROM.name])
+            return await self._clones.create(source, name, options, actor=actor)
         spec = parse_options(options, default_driver=self._drivers.default)
         candidates = candidates_of(self._cluster)
         chosen = place_holder(spec, candidates, here=self._cluster.node)
@@ -107,7 +116,7 @@ class Volumes:
     async def create_here(
         self, name: str, spec: VolumeSpec, options: Mapping[str, str], *, actor: str
     ) -> Volume:
-        """Make the tree first and the record second: a record always has its data.
+        """Make an empty tree, and then the record.
 
         A crash in between leaves an empty tree under an id that nobody knows (doctor lists it).
         """
@@ -118,7 +127,7 @@ class Volumes:
             replicas = place_replicas(spec, nodes, holder=node)
         volume = Volume(
             name=name,
-            id=f"{name}.{secrets.token_hex(4)}",
+            id=new_volume_id(name),
             spec=spec,
             grant=Grant(node, 1),
             replicas=replicas,
@@ -129,60 +138,10 @@ class Volumes:
         )
         volume = volume.with_entry(entry)
         driver = self._drivers.of(volume)
-        await self._refuse_in_a_strange_store(name, driver)
+        await self._adding.refuse_in_a_strange_store(name, driver)
         root = RootAttributes(uid=spec.uid, gid=spec.gid, mode=spec.mode)
         await driver.create(volume.id, epoch=1, root=root, size_bytes=spec.size)
-        try:
-            written = await self._registry.add_volume(volume)
-        except Stale:
-            await driver.delete(volume.id)
-            winner = (await self._cluster.fresh(name)).record
-            check_same_options(winner, options)
-            return winner
-        except StoreUnavailable:
-            await driver.delete(volume.id)
-            raise
-        except OutcomeUnknown as error:
-            return await self._settle_creation(volume, error)
-        self._catalog.remember(written.record, revision=written.revision)
-        log.info("volume.created", volume=name, id=volume.id, node=node, by=actor)
-        return written.record
-
-    async def _refuse_in_a_strange_store(self, name: str, driver: Driver) -> None:
-        """Refuse if the store may have lost records: an empty volume must not replace one with data.
-
-        Raises:
-            StoreUnavailable: the store is empty, or another cluster's; Conflict: this node has data
-            of a volume of this name that the store does not know.
-        """
-        cluster = self._catalog.cluster
-        found = await self._registry.cluster()
-        if cluster is not None and (found is None or found.id != cluster):
-            raise StoreUnavailable(
-                f"the store is {'empty' if found is None else 'another cluster' + chr(39) + 's'}; "
-                f"volume {name} was not created",
-                remedy="restore the store from a snapshot; the volumes' data is on the nodes",
-            )
-        alike = {one for one in await driver.volumes() if one.rpartition(".")[0] == name}
-        if not alike:
-            return
-        known = await self._registry.known_ids()
-        for unknown in sorted(alike - known):
-            copy = await driver.inspect(unknown)
-            if copy.generations or await _has_content(driver, unknown, copy):
-                raise Conflict(
-                    f"node {self._cluster.node} has data of a volume {name} ({unknown}) that the "
-                    f"store does not know; no empty one is made in its place",
-                    remedy="was the store restored from an older snapshot? See pannier doctor",
-                )
-
-    async def _settle_creation(self, volume: Volume, error: OutcomeUnknown) -> Volume:
-        found = await self._registry.volume(volume.name)
-        if found and found.record.id == volume.id:
-            self._catalog.remember(found.record, revision=found.revision)
-            return found.record
-        # Not there now, but a commit that is still on its way may make it: the tree stays.
-        raise error
+        return await self._adding.add(volume, driver, options, actor=actor)
 
     async def remove(self, name: str, *, actor: str) -> Volume:
         """Move a volume to the trash, wherever it is held."""
@@ -296,17 +255,3 @@ class Volumes:
             back = there
         self._catalog.remember(back.record, revision=back.revision)
         return back.record
-
-
-async def _has_content(driver: Driver, volume_id: str, copy: LocalCopy) -> bool:
-    """Whether any live tree has an entry, or is sealed: an unfinished creation leaves an empty one."""
-    if any(tree.sealed for tree in copy.live):
-        return True
-    for tree in copy.live:
-        await driver.attach(volume_id, epoch=tree.epoch, grow=False)
-    try:
-        paths = [driver.data_path(volume_id, tree.epoch) for tree in copy.live]
-        return await asyncio.to_thread(lambda: any(any(path.iterdir()) for path in paths))
-    finally:
-        for tree in copy.live:  # nobody else would: the cluster does not know the volume
-            await driver.detach(volume_id, epoch=tree.epoch)

@@ -33,6 +33,8 @@ from pannier.copies.file_systems import FileSystems
 from pannier.copies.option_changes import OptionChanges
 from pannier.copies.verification import Verification
 from pannier.core.errors import StorageError, Unavailable, VolumeNotFound
+from pannier.core.source import Source
+from pannier.holding.clones import Clones
 from pannier.holding.recovery import Recovery
 from pannier.holding.rollback import Rollback
 from pannier.holding.snapshots import Snapshots
@@ -70,6 +72,7 @@ class NodeService:
         option_changes: OptionChanges,
         snapshots: Snapshots,
         rollback: Rollback,
+        clones: Clones,
         trash: Trash,
         cleaning: Cleaning,
         membership: Membership,
@@ -94,6 +97,7 @@ class NodeService:
         self._option_changes = option_changes
         self._snapshots = snapshots
         self._rollback = rollback
+        self._clones = clones
         self._trash = trash
         self._cleaning = cleaning
         self._membership = membership
@@ -222,6 +226,14 @@ class NodeService:
     async def roll_back_volume(self, name: str, snapshot: str) -> SnapshotView:
         """Take a volume back to a snapshot."""
         return await self._rollback.roll_back(name, snapshot, actor=self._actor)
+
+    async def clone_volume(
+        self, name: str, *, new: str, snapshot: str | None, options: Mapping[str, str]
+    ) -> VolumeView:
+        """Make a clone of a volume."""
+        source = Source(name, snapshot or "")
+        made = await self._clones.clone(source, new, options, actor=self._actor)
+        return self._volume_views.listed(made)
 
     async def recover_volume(self, name: str, *, accept_loss: bool) -> VolumeView:
         """Give a lost holder's volume to the newest copy."""

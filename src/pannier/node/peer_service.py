@@ -34,7 +34,9 @@ from pannier.core.generation import Generation
 from pannier.core.hooks import Moment
 from pannier.core.options import parse_options
 from pannier.core.removals import Removals
+from pannier.core.source import Source
 from pannier.core.volume import Volume
+from pannier.holding.clones import Clones
 from pannier.holding.handover import Handovers
 from pannier.holding.memories import remembered
 from pannier.holding.promising import Promising
@@ -69,6 +71,7 @@ class PeerService:
         promising: Promising,
         snapshots: Snapshots,
         rollback: Rollback,
+        clones: Clones,
         verification: Verification,
         differences: Differences,
         mending: Mending,
@@ -89,6 +92,7 @@ class PeerService:
         self._promising = promising
         self._snapshots = snapshots
         self._rollback = rollback
+        self._clones = clones
         self._verification = verification
         self._differences = differences
         self._mending = mending
@@ -222,6 +226,20 @@ class PeerService:
     async def peer_roll_back(self, name: str, snapshot: str, *, actor: str) -> SnapshotView:
         """Another node was asked to take a volume back that is held here."""
         return await self._rollback.roll_back_here(name, snapshot, actor=actor)
+
+    async def peer_clone(
+        self,
+        name: str,
+        *,
+        new: str,
+        snapshot: str | None,
+        options: Mapping[str, str],
+        actor: str,
+    ) -> VolumeView:
+        """Another node was asked for a clone of a volume that is held here."""
+        source = Source(name, snapshot or "")
+        made = await self._clones.create_here(source, new, options, actor=actor)
+        return self._volume_views.listed(made)
 
     async def peer_snapshots(self, name: str) -> list[str]:
         """Another node asks which snapshots are here."""

@@ -478,6 +478,53 @@ class RollingBackDriver(Driver, Protocol):
 
 
 @runtime_checkable
+class CloningDriver(Driver, Protocol):
+    """A driver that makes a new volume out of a generation of another one, at a cost that does not depend on its size."""
+
+    async def clone(
+        self, source: str, generation: Generation, *, volume: str, base: Generation, unborn: bool
+    ) -> None:
+        """Make a generation of the volume ``source`` the generation ``base`` of another volume, durable.
+
+        Both share their bytes on the disk, and neither needs the other from then on. Copies of ``base`` that were made so
+        on several nodes are the same generation. One that exists is left as it is.
+
+        Args:
+            volume: the other volume's id. Nothing is here of it, or nothing that counts.
+            unborn: the volume's record is not written yet: see :meth:`unborn`.
+
+        Raises:
+            Corrupt: the generation is not here, or not whole.
+            StorageError: the volume is quarantined, or something of it is set aside.
+        """
+        ...
+
+    async def enlarge(
+        self, volume: str, generation: Generation, *, epoch: int, size_bytes: int, more_bytes: int
+    ) -> None:
+        """Make the live tree of ``epoch`` out of a generation, as :meth:`Driver.promote` without records does, with room for
+        more files. It takes a check of the file system.
+
+        Args:
+            size_bytes: what files can fill then.
+            more_bytes: how much of that is new.
+
+        Raises:
+            InvalidInput: the pool is smaller than that.
+            Corrupt: the generation is not here, or its file system is damaged.
+        """
+        ...
+
+    async def unborn(self) -> frozenset[str]:
+        """Ids of volumes that were begun by :meth:`clone` with ``unborn``, and are not :meth:`born`, also after a crash."""
+        ...
+
+    async def born(self, volume: str) -> None:
+        """The record of a volume is written: it is none of the :meth:`unborn` any more. No error if it is none."""
+        ...
+
+
+@runtime_checkable
 class SparseDriver(Driver, Protocol):
     """A driver whose volumes may be larger, all together, than the pool, and that must not get full."""
 

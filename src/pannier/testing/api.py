@@ -306,6 +306,36 @@ class FakeCluster:
         self._change("peer_snapshots", name)
         return [each.generation for each in await self.snapshots(name)]
 
+    async def clone_volume(
+        self, name: str, *, new: str, snapshot: str | None, options: Mapping[str, str]
+    ) -> VolumeView:
+        self._change("clone_volume", name)
+        source = self._volume(name)
+        if snapshot is not None:
+            self._snapshot(name, snapshot)
+        if new in self.volumes_by_name:
+            raise AlreadyExists(f"volume {new} exists", remedy="use another name")
+        self.volumes_by_name[new] = structs.replace(
+            source,
+            name=new,
+            id=f"id-{new}",
+            options={**source.options, **options},
+            cloned_from=f"{name}@{snapshot}" if snapshot else name,
+        )
+        self._note(EventKind.VOLUME_CREATED, new)
+        return self.volumes_by_name[new]
+
+    async def peer_clone(
+        self,
+        name: str,
+        *,
+        new: str,
+        snapshot: str | None,
+        options: Mapping[str, str],
+        actor: str,
+    ) -> VolumeView:
+        return await self.by(actor).clone_volume(name, new=new, snapshot=snapshot, options=options)
+
     async def recover_volume(self, name: str, *, accept_loss: bool) -> VolumeView:
         self._change("recover_volume", name)
         if not accept_loss:

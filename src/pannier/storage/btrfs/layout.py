@@ -127,10 +127,13 @@ class Home:
                 return generation if found.ctransid == tree.ctransid else None
         return None
 
-    def make(self, *, quotas: bool) -> None:
+    def make(self, *, quotas: bool, note: str = "") -> None:
         """Make the home if there is none: a subvolume whose quota group sums up all within.
 
         A subvolume made inside another one, also by receiving, joins that one's groups by itself.
+
+        Args:
+            note: the name of an empty file that is in a new home from its beginning; none if it is empty.
         """
         if self.path.exists():
             return
@@ -141,6 +144,8 @@ class Home:
         draft.chmod(0o700)
         for name in ("generations", "incoming"):
             (draft / name).mkdir()
+        if note:
+            (draft / note).touch()
         if quotas:
             number = ioctl.subvolume_info(draft).id
             group = ioctl.group_of(number)

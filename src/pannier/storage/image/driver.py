@@ -57,7 +57,7 @@ from pannier.storage.btrfs.allocation import Allocation
 from pannier.storage.btrfs.checked import checked
 from pannier.storage.btrfs.layout import Home, existing_tree, tidy
 from pannier.storage.btrfs.subvolumes import SubvolumeDriver, existing_live
-from pannier.storage.image import ext4, mending, nocow
+from pannier.storage.image import cloning, ext4, mending, nocow
 from pannier.storage.image.check import check_image, pieces_of
 from pannier.storage.image.intake import ImageIntake
 from pannier.storage.image.kept import KeptRecords
@@ -184,12 +184,8 @@ class ImageDriver(SubvolumeDriver):
                 f"size={format_size(size_bytes)} is too small for a file system",
                 remedy=f"ask for {format_size(ext4.SMALLEST_ROOM)} or more, or leave size out",
             )
-        if size_bytes is not None and size_bytes > (total := await in_thread(self._pool_bytes)):
-            raise InvalidInput(
-                f"size={format_size(size_bytes)} is more than the pool at {self._mountpoint} has: "
-                f"{format_size(total)}",
-                remedy="ask for less, enlarge the pool, or name other nodes with nodes=",
-            )
+        if size_bytes is not None:
+            await in_thread(self._check_size, size_bytes)
         with told_as_storage_error(f"create volume {volume}"):
             draft = await in_thread(self._draft, home, epoch)
             if draft is None:
@@ -200,6 +196,15 @@ class ImageDriver(SubvolumeDriver):
             else:
                 await ext4.make_with_room(draft / IMAGE, room=size_bytes, root=root)
             await in_thread(self._publish, draft, home.live(epoch))
+
+    def _check_size(self, size_bytes: int) -> None:
+        total = self._pool_bytes()
+        if size_bytes > total:
+            raise InvalidInput(
+                f"size={format_size(size_bytes)} is more than the pool at {self._mountpoint} has: "
+                f"{format_size(total)}",
+                remedy="ask for less, enlarge the pool, or name other nodes with nodes=",
+            )
 
     def _draft(self, home: Home, epoch: int) -> Path | None:
         live = home.live(epoch)
@@ -250,6 +255,51 @@ class ImageDriver(SubvolumeDriver):
     def _allocation(self) -> Allocation:
         assert self._pool is not None, "open() comes first"
         return self._pool
+
+    async def clone(
+        self, source: str, generation: Generation, *, volume: str, base: Generation, unborn: bool
+    ) -> None:
+        """See :meth:`CloningDriver.clone`."""
+        await in_thread(
+            self._clone, self._home(source), generation, self._home(volume), base, unborn
+        )
+
+    def _clone(
+        self, source: Home, generation: Generation, home: Home, base: Generation, unborn: bool
+    ) -> None:
+        self._check_intake(home.volume)
+        tree = existing_tree(source, generation)
+        with told_as_storage_error(f"make volume {home.volume} a clone of {source.volume}"):
+            cloning.clone(tree, home, base, unborn=unborn)
+
+    async def enlarge(
+        self, volume: str, generation: Generation, *, epoch: int, size_bytes: int, more_bytes: int
+    ) -> None:
+        """See :meth:`CloningDriver.enlarge`."""
+        await in_thread(self._check_size, size_bytes)
+        await in_thread(self._enlarge, self._home(volume), generation, epoch, more_bytes)
+
+    def _enlarge(self, home: Home, generation: Generation, epoch: int, more_bytes: int) -> None:
+        self._quarantine.check(home.volume)
+        with told_as_storage_error(f"make volume {home.volume} larger"):
+            draft = self._draft_of(home, generation, epoch)
+            if draft is not None:
+                cloning.enlarge(draft / IMAGE, more_bytes=more_bytes)
+                self._publish(draft, home.live(epoch))
+
+    async def unborn(self) -> frozenset[str]:
+        """See :meth:`CloningDriver.unborn`."""
+        return await in_thread(self._unborn)
+
+    def _unborn(self) -> frozenset[str]:
+        with told_as_storage_error("list the volumes"):
+            return cloning.unborn(self._volumes)
+
+    async def born(self, volume: str) -> None:
+        """See :meth:`CloningDriver.born`."""
+        home = self._home(volume)
+        with told_as_storage_error(f"note that volume {volume} is there"):
+            await in_thread(cloning.born, home)
 
     # -- attached -------------------------------------------------------------------------------
 
@@ -372,23 +422,31 @@ class ImageDriver(SubvolumeDriver):
                 log.warning("volume.without-records", id=home.volume, lost=found.lacks)
             if not found.places:
                 return
-            live = home.live(epoch)
-            draft = home.path / f"{DRAFT}{live.name}"
-            if draft.exists():
-                ioctl.destroy_subvolume(draft)
-            ioctl.create_snapshot(existing_tree(home, generation), target=draft, read_only=False)
-            (draft / SUMS).unlink(missing_ok=True)  # they are of what the generation has
+            draft = self._draft_of(home, generation, epoch)
+            assert draft is not None, "there is no live image yet"
             try:
                 kept.put_on_top(draft / IMAGE, found.places)
             except Corrupt as error:  # it was damaged since the last look
                 raise _may_lack(home.volume, error.message) from error
-            self._publish(draft, live)
+            self._publish(draft, home.live(epoch))
         log.info(
             "volume.with-records",
             id=home.volume,
             generation=str(generation),
             records=len(found.places),
         )
+
+    def _draft_of(self, home: Home, generation: Generation, epoch: int) -> Path | None:
+        """A writable subvolume of what a generation is, which has no name yet; None if there is a live image of the epoch."""
+        live = home.live(epoch)
+        if live.exists():
+            return None
+        draft = home.path / f"{DRAFT}{live.name}"
+        if draft.exists():
+            ioctl.destroy_subvolume(draft)
+        ioctl.create_snapshot(existing_tree(home, generation), target=draft, read_only=False)
+        (draft / SUMS).unlink(missing_ok=True)  # they are of what the generation has
+        return draft
 
     def _inspect(self, home: Home) -> LocalCopy:
         # Before the generations: one that arrives meanwhile frees records, and would else be missing in what is told, too.

@@ -1,0 +1,141 @@
+"""What a clone is to be, by the volume that it is made of and by what was asked for. Pure.
+
+A clone is made on the node that holds that volume, since its bytes are there. It may then be moved as any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+from pannier.core.errors import Conflict, InvalidInput
+from pannier.core.options import FROM, describe_spec, parse_options, shown_value, value_of
+from pannier.core.placement import Candidate, place_holder, place_replicas
+from pannier.core.size import format_size
+from pannier.core.source import Source
+from pannier.core.volume import Durability, Volume, VolumeSpec
+
+_OF_THE_OTHER_ALONE = ("labels", "protected")
+"""What is not taken over: it was said of the other volume as such, and not of what is in it."""
+_OF_COPIES = ("durability", "interval", "min_copies", "unheld_writes")
+"""What says something of a second copy only."""
+_OF_SYNC_CALLS = ("min_copies", "unheld_writes")
+"""What says something of durability=fsync only."""
+_IN_THE_IMAGE = ("uid", "gid", "mode")
+"""What is in the file system, which is the other volume's."""
+
+
+def spec_of_clone(source: Volume, options: Mapping[str, str]) -> VolumeSpec:
+    """What a clone of a volume is to be: as that is, but for what the options say.
+
+    Raises:
+        InvalidInput: an option cannot be read, or does not go with another one or with a clone of this volume.
+        Conflict: the volume is no image.
+    """
+    if source.spec.layout != "image":
+        raise Conflict(
+            f"volume {source.name} is no image, and only images have clones",
+            remedy="make a volume with layout=image and copy the files",
+        )
+    asked = {name: text for name, text in options.items() if name != FROM.name}
+    spec = parse_options({**_taken_over(source.spec, asked), **asked})
+    _check_same(source, spec, asked)
+    if "size" not in asked:
+        return replace(spec, size=source.spec.size)  # as it is, to the byte
+    _check_size(source, spec)
+    return spec
+
+
+def _taken_over(spec: VolumeSpec, asked: Mapping[str, str]) -> dict[str, str]:
+    """The options of the other volume that say something of the clone."""
+    there = {
+        name: text for name, text in describe_spec(spec).items() if name not in _OF_THE_OTHER_ALONE
+    }
+    copies = asked.get("copies", str(spec.copies))
+    gone = set(_OF_COPIES) if copies == "1" else set()
+    if "driver" in asked:
+        gone.add("layout")
+    if asked.get("durability", Durability.FSYNC) != Durability.FSYNC:
+        gone |= set(_OF_SYNC_CALLS)
+    if spec.copies == 1:
+        gone |= set(_OF_COPIES)
+    elif copies.isdecimal() and len(copies) < 3 and int(copies) < spec.min_copies:
+        gone.add("min_copies")
+    return {name: text for name, text in there.items() if name not in gone}
+
+
+def _check_same(source: Volume, spec: VolumeSpec, asked: Mapping[str, str]) -> None:
+    """Refuse what a clone has in common with the other volume, whatever is asked for."""
+    for name in ("driver", *_IN_THE_IMAGE):
+        if name in asked and value_of(spec, name) != value_of(source.spec, name):
+            raise _stays(source, name, asked[name])
+    if spec.driver != source.spec.driver:
+        raise _stays(source, "layout", asked["layout"])
+
+
+def _stays(source: Volume, name: str, text: str) -> InvalidInput:
+    what = source.spec.layout if name == "layout" else shown_value(source.spec, name)
+    return InvalidInput(
+        f"{name}={text} cannot be: {name} of a clone of volume {source.name} is {what}",
+        remedy=f"leave {name} out"
+        + (", and change the owner or the mode in a container" if name in _IN_THE_IMAGE else ""),
+    )
+
+
+def _check_size(source: Volume, spec: VolumeSpec) -> None:
+    """Refuse another size than the other volume has.
+
+    Raises:
+        InvalidInput: it is another one; the remedy says what to do.
+    """
+    assert spec.size is not None
+    copy = "or make an empty volume of that size and copy the files"
+    if source.spec.size is None:
+        raise InvalidInput(
+            f"size={format_size(spec.size)} cannot be: volume {source.name} has no size of its own, and its file system is "
+            f"as large as the pool",
+            remedy=f"leave size out, {copy}",
+        )
+    if spec.size < source.spec.size:
+        raise InvalidInput(
+            f"size={format_size(spec.size)} is less than volume {source.name} has, which is {format_size(source.spec.size)}: "
+            f"a file system is not made smaller",
+            remedy=f"leave size out, {copy}",
+        )
+
+
+def place_clone(
+    source: Volume,
+    spec: VolumeSpec,
+    candidates: Iterable[Candidate],
+    *,
+    wanted: Source,
+    nodes_asked: bool,
+) -> tuple[str, ...]:
+    """The nodes for the copies of a clone beside the holder's, who is that of the other volume. Those with a copy of that
+    volume come before others: they may have the same bytes already.
+
+    Args:
+        nodes_asked: whether the option ``nodes`` was given, and not taken over.
+
+    Raises:
+        InvalidInput: a wished-for node is unknown. Conflict: the holder may get no new volume, another node is asked for, or there
+            are not enough nodes for the copies.
+    """
+    nodes, holder = list(candidates), source.grant.node
+    asked = spec if nodes_asked else replace(spec, nodes=())
+    chosen = place_holder(asked, nodes, here=holder)
+    if chosen != holder:
+        why = (
+            f"nodes={','.join(spec.nodes)} asks for node {chosen}"
+            if asked.nodes
+            else "that node is drained"
+        )
+        raise Conflict(
+            f"a clone of {wanted} is made on node {holder}, which holds that volume, and {why}",
+            remedy=f"leave nodes out, or name {holder} first, and move the clone afterwards; or move volume {source.name}",
+        )
+    if spec.copies == 1:
+        return ()
+    first = replace(spec, nodes=tuple(dict.fromkeys((*asked.nodes, *source.replicas, *spec.nodes))))
+    return place_replicas(first, nodes, holder=holder)
