@@ -33,6 +33,7 @@ from pannier.cluster.registry import Registry
 from pannier.contract.peers import Peers
 from pannier.contract.words import CertificateKind
 from pannier.copies.acknowledging import Acknowledging
+from pannier.copies.cloned import ClonedCopies
 from pannier.copies.delivering import Delivering
 from pannier.copies.differences import Differences
 from pannier.copies.file_systems import FileSystems
@@ -357,8 +358,15 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         pace=pace.copies,
     )
     sync_calls = outside.sync_calls(acknowledging)
+    cloned = ClonedCopies(cluster=cluster, custody=custody, drivers=drivers)
+    catalog.listen(cloned.hear)
     reception = Reception(
-        cluster=cluster, custody=custody, drivers=drivers, lease=lease, promises=promises
+        cluster=cluster,
+        custody=custody,
+        drivers=drivers,
+        lease=lease,
+        promises=promises,
+        cloned=cloned,
     )
     differences = Differences(cluster=cluster, drivers=drivers, peers=peers)
     mending = Mending(cluster=cluster, drivers=drivers, peers=peers, pace=pace.copies)
@@ -853,6 +861,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
             Work("former-snapshots", former_snapshots.run),
             Work("snapshots", snapshots.run),
             Work("clones", clones.run),
+            Work("cloned-copies", cloned.run),
             Work("deliveries", sender.run),
             Work("activation", partial(keep_activated, engine)),
             Work("adoption", adopt),

@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ from test_driver_kit import (
 from pannier.core.errors import Corrupt, InvalidInput, StorageError
 from pannier.core.generation import Generation
 from pannier.core.line import OnTop
-from pannier.storage.base import LiveTree, LocalCopy, RollingBackDriver
+from pannier.storage.base import CloningDriver, LiveTree, LocalCopy, RollingBackDriver
 
 __all__ = ["btrfs_nodes", "directory_nodes", "image_nodes", "pools", "workplace"]
 pytestmark = pytest.mark.root
@@ -138,6 +139,34 @@ async def test_a_sealed_tree_becomes_what_a_generation_is(nodes: Nodes) -> None:
     assert ((await nodes.attached(driver, epoch=1)) / "f").read_text() == "before"
     newest = await driver.seal(nodes.volume, epoch=1)
     assert (await driver.inspect(nodes.volume)).generations == (first, last, newest)
+
+
+async def test_another_volume_begins_with_a_generation(nodes: Nodes) -> None:
+    driver = nodes.a
+    if not isinstance(driver, CloningDriver):
+        pytest.skip("this driver makes no clones")
+    data = await nodes.create()
+    (data / "f").write_text("before")
+    first, base = await driver.seal(nodes.volume, epoch=1), Generation(0, 1, "0f3a94c1")
+    await nodes.resume(driver, epoch=1)
+    there = replace(nodes, volume=f"{nodes.volume}-clone")
+    try:
+        with pytest.raises(Corrupt):
+            await driver.clone(
+                nodes.volume, Generation(1, 9), volume=there.volume, base=base, unborn=True
+            )
+        for _ in range(2):
+            await driver.clone(nodes.volume, first, volume=there.volume, base=base, unborn=True)
+        assert await driver.unborn() == {there.volume}
+        await driver.promote(there.volume, base, epoch=1, size_bytes=None, on_top=OnTop.NOTHING)
+        assert await driver.snapshot(there.volume, epoch=1) == base
+        await driver.born(there.volume)
+        assert await driver.unborn() == frozenset()
+        copy = await there.attached(driver, epoch=1)
+        (data / "f").write_text("after")
+        assert (copy / "f").read_text() == "before"
+    finally:
+        await driver.delete(there.volume)
 
 
 async def test_what_has_no_live_tree_cannot_be_sealed(nodes: Nodes) -> None:

@@ -48,6 +48,7 @@ from pannier.core.set_back import Noted, noting
 from pannier.storage.base import (
     Capacity,
     CheckedDriver,
+    CloningDriver,
     FileSystemDriver,
     LiveTree,
     LocalCopy,
@@ -80,7 +81,8 @@ class Home:
     ``damaged`` those of which the disk gives back other bytes everywhere, None the live tree; ``changed`` single
     files that it gives back otherwise; ``sums`` the checksums of what was received; ``unproved`` those of which
     they are not known; ``records`` what the journal keeps, in the order in which it came; ``notes`` what was noted
-    since the last sync call, and what a power cut leaves of that is one of them.
+    since the last sync call, and what a power cut leaves of that is one of them; ``unborn``: see
+    :meth:`CloningDriver.unborn`.
     """
 
     live: dict[int, Tree] = field(default_factory=dict)
@@ -93,6 +95,7 @@ class Home:
     unproved: set[Generation] = field(default_factory=set)
     records: list[tuple[LinePlace, bytes]] = field(default_factory=list)
     notes: list[tuple[Noted, ...]] = field(default_factory=lambda: [()])
+    unborn: bool = False
 
     def with_records(self, generation: Generation) -> dict[str, bytes]:
         """What the disk gives back of a generation, and what the journal has on top of it, up to the first that is missing."""
@@ -607,7 +610,13 @@ def _memory_file(content: bytes) -> Iterator[int]:
 
 
 class SparseSnapshotDriver(
-    SnapshotDriver, SparseDriver, FileSystemDriver, RollingBackDriver, MendingDriver, LineDriver
+    SnapshotDriver,
+    SparseDriver,
+    FileSystemDriver,
+    RollingBackDriver,
+    CloningDriver,
+    MendingDriver,
+    LineDriver,
 ):
     """As image: attached while it is used, on a pool that may get full, and that may refuse a write."""
 
@@ -634,6 +643,40 @@ class SparseSnapshotDriver(
         home.live[epoch] = Tree(dict(home.generations[generation]), root=tree.root)
         self._hide(volume, epoch)
         self._show(volume, epoch, home.live[epoch])
+
+    async def clone(
+        self, source: str, generation: Generation, *, volume: str, base: Generation, unborn: bool
+    ) -> None:
+        self._check_usable(volume)
+        if self.full:
+            raise PoolFull("the pool is nearly full")
+        there, home = self._home(source), self._home(volume)
+        if generation not in there.generations:
+            raise Corrupt(f"generation {generation} of volume {source} is not here")
+        if base in home.generations:
+            return
+        if home.quarantined:
+            raise StorageError(f"something of volume {volume} is set aside")
+        home.unborn = unborn if volume not in self.disk.homes else home.unborn
+        self.disk.homes[volume] = home
+        home.generations[base] = home.described[base] = dict(there.generations[generation])
+        home.sums[base] = dict(there.known(generation))
+        if generation in there.damaged:
+            home.damaged.add(base)
+
+    async def enlarge(
+        self, volume: str, generation: Generation, *, epoch: int, size_bytes: int, more_bytes: int
+    ) -> None:
+        """Here, a size is only a number."""
+        await self.promote(
+            volume, generation, epoch=epoch, size_bytes=size_bytes, on_top=OnTop.NOTHING
+        )
+
+    async def unborn(self) -> frozenset[str]:
+        return frozenset(volume for volume, home in self.disk.homes.items() if home.unborn)
+
+    async def born(self, volume: str) -> None:
+        self._home(volume).unborn = False
 
     async def watch(self, volume: str, *, epoch: int) -> Doubt | None:
         if self.disk.attached.get(volume) != epoch:

@@ -34,6 +34,7 @@ from pannier.core.room import ImageLimits, Room
 from pannier.storage.base import (
     Capacity,
     CheckedDriver,
+    CloningDriver,
     Driver,
     FileSystemDriver,
     LocalCopy,
@@ -262,6 +263,7 @@ class SteppedSparseDriver(
     SparseDriver,
     FileSystemDriver,
     RollingBackDriver,
+    CloningDriver,
     MendingDriver,
     LineDriver,
 ):
@@ -277,6 +279,32 @@ class SteppedSparseDriver(
             "driver.roll_back",
             lambda: self.sparse.roll_back(volume, generation, epoch=epoch),
         )
+
+    async def clone(
+        self, source: str, generation: Generation, *, volume: str, base: Generation, unborn: bool
+    ) -> None:
+        await stepped(
+            self._life,
+            "driver.clone",
+            lambda: self.sparse.clone(source, generation, volume=volume, base=base, unborn=unborn),
+        )
+
+    async def enlarge(
+        self, volume: str, generation: Generation, *, epoch: int, size_bytes: int, more_bytes: int
+    ) -> None:
+        await stepped(
+            self._life,
+            "driver.enlarge",
+            lambda: self.sparse.enlarge(
+                volume, generation, epoch=epoch, size_bytes=size_bytes, more_bytes=more_bytes
+            ),
+        )
+
+    async def unborn(self) -> frozenset[str]:
+        return await self.sparse.unborn()
+
+    async def born(self, volume: str) -> None:
+        await stepped(self._life, "driver.born", lambda: self.sparse.born(volume))
 
     async def watch(self, volume: str, *, epoch: int) -> Doubt | None:
         return await stepped(

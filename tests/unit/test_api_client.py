@@ -99,6 +99,22 @@ async def test_as_many_blocks_as_may_be_asked_for_at_once_arrive(peer: Peer) -> 
         await peer.peer_blocks("data", generation="3.17-0f3a94c1", blocks=[*wanted, wanted[0]])
 
 
+async def test_clones(client: Operations, peer: Peer, cluster: FakeCluster) -> None:
+    await client.create_volume("data", {"size": "1G"})
+    await client.create_snapshot("data", "first", keep_seconds=None, labels={})
+    options = {"copies": "1"}
+    made = await client.clone_volume("data", new="test", snapshot="first", options=options)
+    assert made == cluster.volumes_by_name["test"]
+    assert (made.cloned_from, made.options) == ("data@first", {"size": "1G", "copies": "1"})
+    made = await peer.peer_clone("data", new="now", snapshot=None, options={}, actor="anna")
+    assert made == cluster.volumes_by_name["now"]
+    assert made.cloned_from == "data"
+    assert cluster.calls[-1] == NotedCall("clone_volume", "data", "anna")
+    for new, snapshot in (("../x", None), ("x1", "../first")):
+        with pytest.raises(InvalidInput):
+            await client.clone_volume("data", new=new, snapshot=snapshot, options={})
+
+
 async def test_client_stands_in_for_the_use_cases(client: Operations, cluster: FakeCluster) -> None:
     volume = await client.create_volume("data", {"size": "1G"})
     assert volume == cluster.volumes_by_name["data"]

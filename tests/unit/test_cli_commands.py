@@ -103,6 +103,7 @@ def shell(daemon: Shell) -> Shell:
     cluster = daemon.cluster
     for kept in (cluster.volumes_by_name, cluster.removed, cluster.failing, cluster.in_use):
         kept.clear()
+    cluster.snapshots_of.clear()
     for noted in (cluster.calls, cluster.past, cluster.findings):
         noted.clear()
     cluster.nodes_by_name.clear()
@@ -166,6 +167,23 @@ def test_rollback(data: Shell) -> None:
     data.cluster.in_use["data"] = ["container web"]
     refused = data.run("volume", "rollback", "data", "first")
     assert (refused.exit_code, "in use by container web" in refused.stderr) == (4, True)
+
+
+def test_clone(data: Shell) -> None:
+    data.ok("volume", "snapshot", "create", "data", "first")
+    made = data.ok("volume", "clone", "data@first", "test", "-o", "copies=1")
+    assert made == "cloned: test from data@first on node1\n"
+    shown = [line.split() for line in data.ok("volume", "show", "test").splitlines()]
+    assert ["cloned", "from", "data@first"] in shown
+    assert data.json("volume", "clone", "data", "now", "--format", "json")["cloned_from"] == "data"
+    for what, new, status in (
+        ("data@second", "more", 3),
+        ("data", "test", 4),
+        ("data@", "more", 2),
+    ):
+        refused = data.run("volume", "clone", what, new)
+        assert (refused.exit_code, "Traceback" in refused.stderr) == (status, False), refused.stderr
+    assert "more" not in data.cluster.volumes_by_name
 
 
 @pytest.mark.parametrize("form", ["--format", "--output"])

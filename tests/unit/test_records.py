@@ -27,6 +27,7 @@ from pannier.barrier.pending import Pending
 from pannier.cluster.catalog import Catalog, SavedCatalog
 from pannier.cluster.registry import ClusterRecord, Purged
 from pannier.copies.verification import Verified
+from pannier.core.clone_origin import CloneOrigin
 from pannier.core.errors import Corrupt, ForeignData, NewerFormat, StorageError
 from pannier.core.evacuation import Evacuated, Phase
 from pannier.core.generation import Generation
@@ -102,6 +103,12 @@ VOLUME = Volume(
             keep_until=1767830600.0,
         ),
     ),
+    origin=CloneOrigin(
+        volume="shop",
+        volume_id="shop.5f6a7b8c",
+        snapshot="early",
+        generation=Generation(4, 11, "77aa00ff"),
+    ),
 )
 TOKEN = TokenRecord(id="abcdefgh", secret_hash="cd" * 32, expires_at=1767229200.0, uses_left=2)
 NODE = Node(
@@ -157,6 +164,11 @@ DECLARED = b',"declared":{"copies":{"text":"3","due":false},"min_copies":{"text"
 SNAPSHOTS = (
     b',"snapshots":[{"name":"nightly","generation":{"epoch":3,"sequence":4,"identity":"0f3a94c1"},'
     b'"made_at":1767225800.0,"labels":{"by":"cron"},"keep_until":1767830600.0}]'
+)
+
+ORIGIN = (
+    b',"origin":{"volume":"shop","volume_id":"shop.5f6a7b8c","snapshot":"early",'
+    b'"generation":{"epoch":4,"sequence":11,"identity":"77aa00ff"}}'
 )
 
 
@@ -226,6 +238,12 @@ def test_a_volume_of_an_earlier_version_has_no_snapshots() -> None:
     earlier = golden("volume").replace(SNAPSHOTS, b"")
     assert b"snapshots" not in earlier
     assert read(earlier, Volume) == replace(VOLUME, snapshots=())
+
+
+def test_a_volume_of_an_earlier_version_is_no_clone() -> None:
+    earlier = golden("volume").replace(ORIGIN, b"")
+    assert b"origin" not in earlier
+    assert read(earlier, Volume) == replace(VOLUME, origin=None)
 
 
 def test_a_listener_of_an_earlier_version_passes_nothing() -> None:

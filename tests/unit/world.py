@@ -510,6 +510,7 @@ class World:
 
     def _inspect_one(self, record: Volume) -> None:
         grant, held = record.grant, self._held(record)
+        self._promise_clone(record)
         if held is None or dict(held) != self.acked.get(record.id, {}):
             acked = self.acked.get(record.id, {})
             self._wrong(f"{record.id}: holder {grant} has {held}, and {acked} was promised")
@@ -523,6 +524,16 @@ class World:
         if grant.epoch < self._epochs.get(record.id, 0):
             self._wrong(f"{record.id}: its epoch went back to {grant.epoch}")
         self._epochs[record.id] = grant.epoch
+
+    def _promise_clone(self, record: Volume) -> None:
+        """A clone that is recorded has what it is a clone of."""
+        origin = record.origin
+        if origin is not None and record.id not in self.acked:
+            homes = [machine.disk.homes.get(origin.volume_id) for machine in self.machines.values()]
+            made = [
+                home.described for home in homes if home and origin.generation in home.described
+            ]
+            self.acked[record.id] = dict(made[0][origin.generation]) if made else {}
 
     def _inspect_containers(self, machine: Machine) -> None:
         for container, path in machine.table.containers.items():

@@ -22,6 +22,11 @@ options:
     description: Options of a new volume, such as C(size) and C(copies).
     type: dict
     default: {}
+  from:
+    description:
+      - What a new volume is to be a clone of, C(NAME@SNAPSHOT), or C(NAME) for what that volume is now.
+      - A volume that is there and is a clone of something else, or of nothing, is an error.
+    type: str
   node:
     description: The node that is to hold it; where it is stays open if not given.
     type: str
@@ -36,6 +41,12 @@ EXAMPLES = """
   pannier.cluster.pannier_volume:
     name: jenkins_home
     options: {size: 10G, copies: 2}
+
+- name: Make a test database of last night's
+  pannier.cluster.pannier_volume:
+    name: test_db
+    from: shop_db@nightly
+    options: {copies: 1}
 
 - name: Move it
   pannier.cluster.pannier_volume:
@@ -60,11 +71,17 @@ def state_of(volume: dict) -> dict:
     return {"holder": volume["holder"], "options": volume["options"]}
 
 
+def asked(wish: dict) -> dict:
+    """The options that are asked for, as text."""
+    options = {key: str(value) for key, value in wish["options"].items()}
+    return {**options, "from": wish["from"]} if wish["from"] else options
+
+
 def wanted(volume: dict, wish: dict) -> dict:
     """What that will be."""
     if wish["state"] == "absent":
         return {}
-    options = {key: str(value) for key, value in wish["options"].items()}
+    options = asked(wish)
     before = state_of(volume) or {"holder": "any node", "options": options}
     return {**before, "holder": wish["node"] or before["holder"]}
 
@@ -77,8 +94,10 @@ def change(module: AnsibleModule, volume: dict) -> dict:
         pannier(module, "volume", "rm", name)
         return {}
     if not volume:
-        options = {key: str(value) for key, value in wish["options"].items()}
-        if wish["node"]:
+        options = asked(wish)
+        if (
+            wish["node"] and not wish["from"]
+        ):  # a clone is made where the other volume is, and moved then
             options.setdefault("nodes", wish["node"])
         words = [word for pair in options.items() for word in ("-o", "=".join(pair))]
         volume = pannier(module, "volume", "create", name, *words)
@@ -89,10 +108,11 @@ def change(module: AnsibleModule, volume: dict) -> dict:
 
 def check_options(module: AnsibleModule, volume: dict) -> None:
     """Fail where the volume was made with other options; Pannier compares them."""
-    options = module.params["options"]
+    options = asked(module.params)
     if not options or module.params["state"] == "absent":
         return
-    same = all(volume["options"].get(key) == str(value) for key, value in options.items())
+    there = {**volume["options"], "from": volume.get("cloned_from", "")}
+    same = all(there.get(key) == value for key, value in options.items())
     if not same and not module.check_mode:
         words = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
         pannier(module, "volume", "create", module.params["name"], *words)
@@ -105,6 +125,7 @@ def main() -> None:
             "name": {"type": "str", "required": True},
             "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
             "options": {"type": "dict", "default": {}},
+            "from": {"type": "str"},
             "node": {"type": "str"},
             "wait": {"type": "str", "default": "100s"},
         },

@@ -25,9 +25,9 @@ from pannier.contract.views import (
     SyncView,
 )
 from pannier.contract.words import CheckState, FileSystemState
+from pannier.core.clone_source import CloneSource
 from pannier.core.errors import InvalidInput
 from pannier.core.room import ways_out
-from pannier.core.source import Source
 
 if TYPE_CHECKING:
     from pannier.contract.volumes import LiveVolumeView, RememberedVolumeView, VolumeView
@@ -192,7 +192,7 @@ def clone_volume(session: Session, what: str, new: str, options: dict[str, str])
 
     Here -o gives a volume option; use --format json for JSON.
     """
-    source = Source.parse(what)
+    source = CloneSource.parse(what)
     made = session.ask(
         lambda client: client.clone_volume(
             source.volume, new=new, snapshot=source.snapshot or None, options=options

@@ -23,8 +23,7 @@ class VolumeView(Struct, frozen=True, kw_only=True, tag_field="facts", tag="list
         in_sync: nodes whose copies have everything that was acknowledged.
         created_at: RFC 3339, UTC.
         doubt: why what the store says of it is not believed; empty where it is.
-        cloned_from: the volume that it is a clone of, or that and its snapshot (``NAME@SNAPSHOT``), and the generation; empty
-            where it began empty.
+        cloned_from: what it is a clone of, ``NAME@SNAPSHOT`` or ``NAME``; empty where it began empty.
     """
 
     name: str

@@ -13,6 +13,7 @@ from pannier.agent.drivers import Drivers
 from pannier.agent.lease import Lease
 from pannier.agent.promises import Promises
 from pannier.cluster.cluster import Cluster
+from pannier.copies.cloned import ClonedCopies
 from pannier.core.errors import Denied, NotHolder, PannierError, Stale
 from pannier.core.line import Buffer, LinePlace
 from pannier.core.recovery import newest_of
@@ -42,12 +43,14 @@ class Reception:
         drivers: Drivers,
         lease: Lease,
         promises: Promises,
+        cloned: ClonedCopies,
     ) -> None:
         self._cluster = cluster
         self._custody = custody
         self._drivers = drivers
         self._lease = lease
         self._promises = promises
+        self._cloned = cloned
         self._refused: set[str] = set()
         self._tidying: dict[str, asyncio.Task[None]] = {}
 
@@ -61,7 +64,8 @@ class Reception:
             self._refused.discard(volume.id)
 
     async def admit(self, offer: Offer, *, peer: str) -> Driver:
-        """See :class:`~pannier.transport.base.Gate`. Older generations are tidied away first.
+        """See :class:`~pannier.transport.base.Gate`. Older generations are tidied away first; a clone of which nothing is here
+        begins with what is.
 
         Nothing of that waits for the store, or for whoever may be waiting for it: the sender's sync calls wait for this.
 
@@ -73,7 +77,9 @@ class Reception:
         kept = KEPT_GENERATIONS if self._cluster.node in volume.replicas else KEPT_DURING_MOVE
         copy = await driver.inspect(volume.id)
         check_disk_is_not_newer(volume, copy.state, node=self._cluster.node)
-        if _unnamed(volume, copy) > kept:
+        if not copy.generations:
+            await self._cloned.begin(volume)
+        elif _unnamed(volume, copy) > kept:
             await self._tidy(volume)
             if _unnamed(volume, await driver.inspect(volume.id)) > kept:
                 self._tidy_by_the_store(volume)

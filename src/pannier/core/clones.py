@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
+from pannier.core.clone_source import CloneSource
 from pannier.core.errors import Conflict, InvalidInput
 from pannier.core.options import FROM, describe_spec, parse_options, shown_value, value_of
 from pannier.core.placement import Candidate, place_holder, place_replicas
 from pannier.core.size import format_size
-from pannier.core.source import Source
 from pannier.core.volume import Durability, Volume, VolumeSpec
 
 _OF_THE_OTHER_ALONE = ("labels", "protected")
@@ -109,7 +109,7 @@ def place_clone(
     spec: VolumeSpec,
     candidates: Iterable[Candidate],
     *,
-    wanted: Source,
+    wanted: CloneSource,
     nodes_asked: bool,
 ) -> tuple[str, ...]:
     """The nodes for the copies of a clone beside the holder's, who is that of the other volume. Those with a copy of that

@@ -8,10 +8,10 @@ from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from typing import Any
 
+from pannier.core.clone_source import CloneSource
 from pannier.core.errors import AlreadyExists, InvalidInput
 from pannier.core.node import check_node_name
 from pannier.core.size import format_size, parse_size
-from pannier.core.source import Source
 from pannier.core.volume import Durability, UnheldWrites, Volume, VolumeSpec
 
 DRIVERS = ("btrfs", "directory")
@@ -175,7 +175,7 @@ OPTIONS = (
 )
 FROM = Option(
     "from",
-    Source.parse,
+    CloneSource.parse,
     "it begins empty",
     "another volume that it begins as a clone of: `NAME@SNAPSHOT`, or `NAME` for what that is now. What is not said "
     "otherwise is as with that one, but for labels and protected",

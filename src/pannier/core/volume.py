@@ -7,10 +7,10 @@ from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
+from pannier.core.clone_origin import CloneOrigin
 from pannier.core.errors import AlreadyExists, Conflict, InvalidInput, NotFound
 from pannier.core.generation import Generation
 from pannier.core.line import OnTop
-from pannier.core.origin import Origin
 from pannier.core.record import Part, Record
 from pannier.core.snapshots import MOST_SNAPSHOTS, Snapshot
 
@@ -180,7 +180,7 @@ class Volume(Record):
     changes: int = field(default=0, compare=False)
     declared: dict[str, Declared] = field(default_factory=dict)
     snapshots: tuple[Snapshot, ...] = ()
-    origin: Origin | None = None
+    origin: CloneOrigin | None = None
 
     def granted(
         self,

@@ -19,6 +19,8 @@ from pannier.cluster.cluster import Cluster
 from pannier.contract.peers import Peers, holder_unreachable
 from pannier.copies.replicated import Replicated
 from pannier.copies.replication import Replicator, candidates_of
+from pannier.core.clone_origin import CloneOrigin
+from pannier.core.clone_source import CloneSource
 from pannier.core.clones import place_clone, spec_of_clone
 from pannier.core.errors import (
     AlreadyExists,
@@ -30,9 +32,7 @@ from pannier.core.errors import (
 from pannier.core.generation import Generation
 from pannier.core.line import OnTop
 from pannier.core.options import FROM, check_copies
-from pannier.core.origin import Origin
 from pannier.core.pace import HoldingPace
-from pannier.core.source import Source
 from pannier.core.volume import Beginning, Grant, HistoryEntry, Volume, check_name
 from pannier.holding.adding import Adding, new_volume_id
 from pannier.host.clock import Clock
@@ -68,7 +68,7 @@ class Clones:
         """Ids of those that are just being made here."""
 
     async def clone(
-        self, source: Source, name: str, options: Mapping[str, str], *, actor: str
+        self, source: CloneSource, name: str, options: Mapping[str, str], *, actor: str
     ) -> Volume:
         """As :meth:`create`, of a name that must be free.
 
@@ -83,7 +83,7 @@ class Clones:
         raise AlreadyExists(f"volume {name} exists", remedy="use another name")
 
     async def create(
-        self, source: Source, name: str, options: Mapping[str, str], *, actor: str
+        self, source: CloneSource, name: str, options: Mapping[str, str], *, actor: str
     ) -> Volume:
         """Make a volume that begins as what another one is, or was. See :meth:`create_here`.
 
@@ -110,7 +110,7 @@ class Clones:
         return (await self._cluster.fresh(name)).record
 
     async def create_here(
-        self, source: Source, name: str, options: Mapping[str, str], *, actor: str
+        self, source: CloneSource, name: str, options: Mapping[str, str], *, actor: str
     ) -> Volume:
         """Make a volume that begins as what another one, which is held here, is or was in a snapshot.
 
@@ -164,7 +164,7 @@ class Clones:
     async def _planned(
         self,
         volume: Volume,
-        source: Source,
+        source: CloneSource,
         name: str,
         volume_id: str,
         options: Mapping[str, str],
@@ -180,7 +180,7 @@ class Clones:
             wanted=source,
             nodes_asked="nodes" in options,
         )
-        origin = Origin(
+        origin = CloneOrigin(
             volume=volume.name,
             volume_id=volume.id,
             snapshot=source.snapshot,
@@ -207,7 +207,7 @@ class Clones:
             )
         )
 
-    async def _generation(self, volume: Volume, source: Source) -> Generation:
+    async def _generation(self, volume: Volume, source: CloneSource) -> Generation:
         driver = self._drivers.of(volume)
         if source.snapshot:
             wanted = volume.snapshot(source.snapshot).generation

@@ -14,6 +14,7 @@ from pannier.cluster.cluster import Cluster
 from pannier.cluster.registry import Versioned
 from pannier.contract.peers import Peers, holder_unreachable
 from pannier.copies.replication import candidates_of
+from pannier.core.clone_source import CloneSource
 from pannier.core.errors import (
     Conflict,
     OutcomeUnknown,
@@ -26,7 +27,6 @@ from pannier.core.errors import (
 )
 from pannier.core.options import FROM, check_copies, check_same_options, parse_options
 from pannier.core.placement import place_holder, place_replicas
-from pannier.core.source import Source
 from pannier.core.volume import Grant, HistoryEntry, Volume, VolumeSpec, check_name
 from pannier.holding.adding import Adding, new_volume_id
 from pannier.holding.clones import Clones
@@ -96,7 +96,7 @@ class Volumes:
             return existing
         await self._drivers.opened()
         if FROM.name in options:
-            source = Source.parse(options[FROM.name])
+            source = CloneSource.parse(options[FROM.name])
             return await self._clones.create(source, name, options, actor=actor)
         spec = parse_options(options, default_driver=self._drivers.default)
         candidates = candidates_of(self._cluster)

@@ -32,8 +32,8 @@ from pannier.contract.words import Level
 from pannier.copies.file_systems import FileSystems
 from pannier.copies.option_changes import OptionChanges
 from pannier.copies.verification import Verification
+from pannier.core.clone_source import CloneSource
 from pannier.core.errors import StorageError, Unavailable, VolumeNotFound
-from pannier.core.source import Source
 from pannier.holding.clones import Clones
 from pannier.holding.recovery import Recovery
 from pannier.holding.rollback import Rollback
@@ -231,7 +231,7 @@ class NodeService:
         self, name: str, *, new: str, snapshot: str | None, options: Mapping[str, str]
     ) -> VolumeView:
         """Make a clone of a volume."""
-        source = Source(name, snapshot or "")
+        source = CloneSource(name, snapshot or "")
         made = await self._clones.clone(source, new, options, actor=self._actor)
         return self._volume_views.listed(made)
 

@@ -29,12 +29,12 @@ from pannier.copies.differences import Differences
 from pannier.copies.file_systems import FileSystems
 from pannier.copies.mending import Mending
 from pannier.copies.verification import Verification
+from pannier.core.clone_source import CloneSource
 from pannier.core.errors import Conflict, InvalidInput
 from pannier.core.generation import Generation
 from pannier.core.hooks import Moment
 from pannier.core.options import parse_options
 from pannier.core.removals import Removals
-from pannier.core.source import Source
 from pannier.core.volume import Volume
 from pannier.holding.clones import Clones
 from pannier.holding.handover import Handovers
@@ -237,7 +237,7 @@ class PeerService:
         actor: str,
     ) -> VolumeView:
         """Another node was asked for a clone of a volume that is held here."""
-        source = Source(name, snapshot or "")
+        source = CloneSource(name, snapshot or "")
         made = await self._clones.create_here(source, new, options, actor=actor)
         return self._volume_views.listed(made)
 

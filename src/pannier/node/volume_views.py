@@ -139,7 +139,7 @@ class VolumeViews:
             "in_sync": list(volume.in_sync),
             "created_at": rfc3339(volume.created_at),
             "doubt": doubt_of(self._cluster, volume.name),
-            "cloned_from": volume.origin.described if volume.origin is not None else "",
+            "cloned_from": volume.origin.source if volume.origin is not None else "",
         }
 
     async def generations(self, volume: Volume) -> list[str]:

@@ -10,7 +10,7 @@ from pannier.core.volume import check_name
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class CloneSource:
     """A volume as it was in a snapshot; without one, as it is now."""
 
     volume: str
@@ -20,7 +20,7 @@ class Source:
         return f"{self.volume}@{self.snapshot}" if self.snapshot else self.volume
 
     @classmethod
-    def parse(cls, text: str) -> Source:
+    def parse(cls, text: str) -> CloneSource:
         """Read ``NAME`` or ``NAME@SNAPSHOT``.
 
         Raises:

@@ -9,7 +9,7 @@ from pannier.core.record import Part
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Origin(Part):
+class CloneOrigin(Part):
     """What a clone began as.
 
     Attributes:
