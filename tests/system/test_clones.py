@@ -79,7 +79,9 @@ def test_a_test_database_by_docker_and_what_cannot_be(three: World) -> None:
     larger = three.container("node1", new, "sh", "-c", "df -m /data | tail -n 1").split()
     assert int(larger[1]) >= 400
     assert three.manifest("node1", new) == three.manifest("node1", name)
-    three.refused("node3", *docker, "-o", f"from={name}", f"{new}", says=["from is", "nightly"])
+    pannier = ["pannier", "volume", "create", "-o"]
+    three.refused("node3", *pannier, f"from={name}", new, says=[f"from is {name}@nightly, not"])
+    three.run("node3", *pannier, source, new)
     three.run("node3", "pannier", "volume", "snapshot", "rm", name, "nightly")
     three.refused(
         "node3", "pannier", "volume", "clone", f"{name}@nightly", three.name(), says=["no snapshot"]

@@ -291,6 +291,30 @@ async def test_a_disk_without_room_leaves_nothing(
     assert (world.record("new"), homes(world, "new")) == (None, [])
 
 
+async def test_the_other_volume_is_used_while_a_clone_becomes_larger(
+    world: CopiesWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A check of the file system takes as long as it takes."""
+    await world.create(world.a, "vol", size="1G")
+    begun, go_on = asyncio.Event(), asyncio.Event()
+    enlarge = world.a.up.driver.enlarge  # type: ignore[attr-defined]
+
+    async def slowly(*arguments: object, **named: object) -> None:
+        begun.set()
+        await go_on.wait()
+        await enlarge(*arguments, **named)
+
+    monkeypatch.setattr(world.a.up.driver, "enlarge", slowly)
+    making = asyncio.ensure_future(clone(world.b, size="2G"))
+    await begun.wait()
+    await world.write_once(world.a, "vol")
+    await world.write_once(world.c, "vol")
+    assert not making.done()
+    go_on.set()
+    assert (await making).options["size"] == "2G"
+    assert world.contents("new") == {}
+
+
 async def test_a_holder_that_is_down_or_drained_makes_none(world: CopiesWorld) -> None:
     volume = await with_snapshot(world)
     world.losing(volume)

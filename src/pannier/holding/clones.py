@@ -131,15 +131,18 @@ class Clones:
         driver = self._driver(volume)
         await self._adding.refuse_in_a_strange_store(name, driver)
         with self._as_being_made(name) as volume_id:
-            async with self._custody.lock(volume):  # nothing is tidied away meanwhile
-                volume = (await self._custody.take_up(volume)).record
-                made = await self._planned(volume, source, name, volume_id, options, actor=actor)
-                try:
-                    await self._begin(volume, made, driver)
-                except BaseException:
-                    await driver.delete(volume_id)
-                    raise
-            await self._arrives(volume, made)
+            try:
+                async with self._custody.lock(volume):  # nothing is tidied away meanwhile
+                    volume = (await self._custody.take_up(volume)).record
+                    made = await self._planned(
+                        volume, source, name, volume_id, options, actor=actor
+                    )
+                    await self._share(volume, made, driver)
+                await self._begin(volume, made, driver)
+                await self._arrives(volume, made)
+            except BaseException:
+                await driver.delete(volume_id)
+                raise
             found = await self._adding.add(made, driver, options, actor=actor)
             if found.id == volume_id:
                 await driver.born(volume_id)
@@ -223,13 +226,16 @@ class Clones:
         async with replicated.group:
             return await self._replicator.make(replicated)
 
-    async def _begin(self, volume: Volume, made: Volume, driver: CloningDriver) -> None:
-        """Make the clone's first generation, and its live tree."""
+    async def _share(self, volume: Volume, made: Volume, driver: CloningDriver) -> None:
+        """Make the clone's first generation: the other volume is not needed any more then."""
         assert made.origin is not None
-        base = made.origin.base
-        await driver.clone(
-            volume.id, made.origin.generation, volume=made.id, base=base, unborn=True
-        )
+        generation, base = made.origin.generation, made.origin.base
+        await driver.clone(volume.id, generation, volume=made.id, base=base, unborn=True)
+
+    async def _begin(self, volume: Volume, made: Volume, driver: CloningDriver) -> None:
+        """Make the clone's live tree. That may take a while where it becomes larger."""
+        base = made.base
+        assert base is not None
         size, before = made.spec.size, volume.spec.size
         if size is not None and before is not None and size > before:
             await driver.enlarge(made.id, base, epoch=1, size_bytes=size, more_bytes=size - before)
