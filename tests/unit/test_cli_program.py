@@ -75,7 +75,9 @@ def test_o_is_the_form_of_the_output_except_where_a_volume_gets_options(path: st
         if isinstance(parameter, click.Option)
         for name in parameter.opts
     }
-    assert options["-o"] == ("options" if path in ("volume create", "volume set") else "format")
+    assert options["-o"] == (
+        "options" if path in ("volume create", "volume set", "volume clone") else "format"
+    )
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ UNBORN = "unborn"
 _OWN_PART = 30
 """An ext4 keeps a thirty-second part of each group for its inodes, and little more for itself: this is more than that."""
 _OWN_BYTES = 1 << 20
-"""For what is rounded."""
+"""For what is rounded, and for what the kernel keeps of what it keeps."""
 
 
 def clone(tree: Path, home: Home, base: Generation, *, unborn: bool) -> None:
@@ -63,9 +63,11 @@ def enlarge(image: Path, *, more_bytes: int) -> None:
     Raises:
         OSError, StorageError: that failed. Corrupt: the file system is damaged.
     """
+    before = nocow.filesystem_bytes(image) // BLOCK_BYTES
     more = more_bytes + more_bytes // _OWN_PART + _OWN_BYTES
-    size = nocow.filesystem_bytes(image) + -(-more // BLOCK_BYTES) * BLOCK_BYTES
-    os.truncate(image, size)
+    blocks = before + -(-more // BLOCK_BYTES)
+    blocks += ext4.kept_blocks(blocks) - ext4.kept_blocks(before)
+    os.truncate(image, blocks * BLOCK_BYTES)
     with loopdevice.attached(image) as device:
         ext4.mend(device.path)
         ext4.grow_unmounted(device.path)

@@ -177,12 +177,12 @@ def superblock(raw: bytes) -> Superblock:
     free = word(0xC) | word(0x158) << 32
     return Superblock(
         size=blocks * BLOCK_BYTES,
-        room=(free - _kept_blocks(blocks)) * BLOCK_BYTES,
+        room=(free - kept_blocks(blocks)) * BLOCK_BYTES,
         errors=word(0x194),
     )
 
 
-def _kept_blocks(blocks: int) -> int:
+def kept_blocks(blocks: int) -> int:
     """How many of a file system's blocks the kernel keeps for what it must write when all seems full."""
     return min(blocks // 50, 4096)
 
@@ -355,7 +355,7 @@ def limit_growth(at: Path, growth_bytes: int, *, since: int | None) -> None:
         # What was deleted since is still in the image: to take other blocks instead takes room.
         most = min(used, used if since is None else since) + growth_bytes // BLOCK_BYTES
         folder = _told(os.fstat(fd).st_dev)
-        (folder / "reserved_clusters").write_text(str(max(size - most, _kept_blocks(size))))
+        (folder / "reserved_clusters").write_text(str(max(size - most, kept_blocks(size))))
 
 
 def lift_limit(at: Path, *, size: int) -> None:
@@ -365,7 +365,7 @@ def lift_limit(at: Path, *, size: int) -> None:
         OSError: the kernel refused.
     """
     with directory(at) as fd:
-        kept = _kept_blocks(size // BLOCK_BYTES)
+        kept = kept_blocks(size // BLOCK_BYTES)
         (_told(os.fstat(fd).st_dev) / "reserved_clusters").write_text(str(kept))
 
 
