@@ -454,6 +454,8 @@ async def test_in_an_empty_store_nothing_is_given_up(world: CopiesWorld) -> None
     catalog._cluster = "another"
     await asyncio.sleep(3 * world.pace.holding.unborn_look)
     assert "new.00000000" in world.a.disk.homes
+    found = await world.a.ask(lambda run: run.service.doctor())
+    assert not [each for each in found if "new.00000000" in each.subject]
     catalog._cluster = None
     await asyncio.sleep(3 * world.pace.holding.unborn_look)
     assert "new.00000000" not in world.a.disk.homes

@@ -37,7 +37,7 @@ from pannier.node.sync_findings import doubt_findings, journal_findings
 from pannier.node.sync_views import journal_of
 from pannier.node.twins import Twin, Twins
 from pannier.node.unheld import Unheld
-from pannier.storage.base import FileSystemDriver
+from pannier.storage.base import CloningDriver, FileSystemDriver
 from pannier.swarm.asked_options import declared_now
 from pannier.swarm.labels import excluded_services
 
@@ -311,7 +311,10 @@ class Doctor:
                 async for finding in self._volume(volume):
                     yield finding
         for driver in self._drivers:
-            for orphan in sorted(set(await driver.volumes()) - known):
+            orphans = set(await driver.volumes()) - known
+            if isinstance(driver, CloningDriver):
+                orphans -= await driver.unborn()  # these are being made, or go by themselves
+            for orphan in sorted(orphans):
                 yield _warning(
                     f"data {orphan}",
                     f"on this node's {driver.name} driver, and of no volume that the cluster knows",
