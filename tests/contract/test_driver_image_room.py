@@ -423,7 +423,7 @@ async def test_a_writer_that_no_look_could_stop_in_time_is_told_that_there_is_no
 async def test_what_is_taken_between_the_look_and_the_limit_counts(pool: Pool) -> None:
     """Else a fast writer takes it twice, and the pool tells the loop device that it is full."""
     data = await pool.attached()
-    before = (await pool.driver.room(note_used=False)).free_bytes
+    before = (await pool.driver.room(note_used=True)).free_bytes
     (data / "meanwhile").write_bytes(os.urandom(44 * MIB))
     await pool.driver.write_out(pool.volume)
     await restrict(pool, NARROW)
