@@ -59,6 +59,7 @@ from pannier.holding.clones import Clones
 from pannier.holding.finding import CopyFinder
 from pannier.holding.handover import Handovers
 from pannier.holding.memories import Memories
+from pannier.holding.one_moment import Together
 from pannier.holding.promising import Promising
 from pannier.holding.putting_back import PuttingBack
 from pannier.holding.quieting import SnapshotHooks
@@ -67,7 +68,6 @@ from pannier.holding.rollback import Rollback
 from pannier.holding.set_back import Abdication
 from pannier.holding.snapshots import Snapshots
 from pannier.holding.takeover import Takeover
-from pannier.holding.together import Together
 from pannier.holding.volumes import Volumes
 from pannier.host.clock import Clock
 from pannier.host.killing import Kill

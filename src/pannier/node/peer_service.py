@@ -45,12 +45,12 @@ from pannier.core.volume import Volume
 from pannier.holding.clones import Clones
 from pannier.holding.handover import Handovers
 from pannier.holding.memories import remembered
+from pannier.holding.one_moment import Together
 from pannier.holding.promising import Promising
 from pannier.holding.recovery import Recovery
 from pannier.holding.rollback import Rollback
 from pannier.holding.snapshots import Snapshots
 from pannier.holding.takeover import Takeover
-from pannier.holding.together import Together
 from pannier.holding.volumes import Volumes
 from pannier.node.certificates import Certificates
 from pannier.node.node_views import NodeViews

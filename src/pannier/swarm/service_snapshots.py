@@ -1,6 +1,6 @@
 """Snapshots of all volumes of a Swarm service, at one moment, led by the Swarm manager that was asked.
 
-Each holder does its part (:mod:`pannier.holding.together`), phase by phase. A phase begins when all holders have come to
+Each holder does its part (:mod:`pannier.holding.one_moment`), phase by phase. A phase begins when all holders have come to
 the end of the one before. If one fails, is lost, or this node is, nobody reads the parts any more, and each holder gives its own up.
 """
 
