@@ -117,6 +117,19 @@ async def test_one_that_is_not_attached_needs_nothing(nodes: Nodes) -> None:
     assert not await driver.let_go(nodes.volume, epoch=1)
 
 
+async def test_the_next_daemon_lets_it_go(nodes: Nodes) -> None:
+    driver, data = holder(nodes), await nodes.create()
+    await driver.hold_still(nodes.volume, epoch=1, seconds=LONG)
+    late = writer(data)
+    another = ImageDriver(driver._mountpoint, staging=data.parents[1])
+    await another.open()
+    assert not has_ended(late, within=0.3)
+    await another.restrict(full=False, limits=None, frozen=frozenset())
+    assert has_ended(late, within=LONG)
+    assert not await driver.let_go(nodes.volume, epoch=1)
+    another._image(nodes.volume, 1)._watched.forget()  # as the end of its process does
+
+
 async def test_the_driver_s_end_lets_it_go(nodes: Nodes) -> None:
     driver, data = holder(nodes), await nodes.create()
     await driver.hold_still(nodes.volume, epoch=1, seconds=LONG)

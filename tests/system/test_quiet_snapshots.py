@@ -46,7 +46,7 @@ def test_a_database_is_quiet_while_its_snapshot_is_made(three: World) -> None:
     assert names(three, "node1", name) == ["first"]
     state = three.run("node1", "docker", "exec", database, "cat", "/data/state")
     assert state.split() == ["quiet", "loud"] * 2
-    three.run("node1", "docker", "rm", "-f", "-t", "0", database)
+    three.run("node1", "docker", "rm", "-f", database)
 
 
 class Pair:

@@ -29,7 +29,7 @@ from pannier.core.swarm import ServiceMount, SwarmService, SwarmTask
 from pannier.host.clock import Clock
 from pannier.host.state_files import UnsyncedFile
 from pannier.swarm.hooks import Hooks
-from pannier.swarm.service_stops import ServiceStops
+from pannier.swarm.service_stops import ServiceStops, stopped_services
 from pannier.swarm.services import Services
 from pannier.testing.engine import FakeEngine, FakeSwarm
 
@@ -208,6 +208,16 @@ async def test_the_node_dies_in_between_and_starts_it_when_it_is_back(world: Sto
     await asyncio.sleep(60)
     assert world.runs_as_before()
     assert run.done()
+
+
+async def test_the_doctor_tells_how_a_person_goes_on(world: StopWorld) -> None:
+    assert [each async for each in stopped_services(world.swarm)] == []
+    leave_stopped(world, "b")
+    (found,) = [each async for each in stopped_services(world.swarm)]
+    assert (found.subject, found.level) == ("service ci", "warning")
+    assert "node b leads" in found.what
+    assert found.remedy.endswith("docker service scale ci=2")
+    assert [each async for each in stopped_services(FakeSwarm(world.data, node="id-b"))] == []
 
 
 async def test_what_another_node_has_stopped_is_left_to_it(world: StopWorld) -> None:

@@ -26,6 +26,7 @@ from pannier.contract.words import TogetherPhase
 from pannier.core.errors import (
     Conflict,
     NodeNotFound,
+    NotFound,
     OutcomeUnknown,
     PannierError,
     Unavailable,
@@ -37,8 +38,8 @@ from pannier.swarm.services import Services
 
 log = structlog.get_logger(__name__)
 
-_GIVE_UP_SECONDS = 2.0
-"""For telling a holder that the whole has failed: it may be the one that does not answer."""
+_TELL_SECONDS = 2.0
+"""For telling a holder that the whole has failed, which may be the one that does not answer; and for hearing why one failed."""
 
 
 class HolderParts(Protocol):
@@ -197,15 +198,20 @@ class _FollowedPart:
         return self._reached.get(phase)
 
     async def go_on(self, phase: TogetherPhase, made: Sequence[MadeGeneration] = ()) -> None:
-        """Let it go on to a phase."""
+        """Let it go on to a phase. Raises what ended it, if it was that."""
         session = self._order.session
-        await self._step(PeerTogetherStep(session=session, phase=phase, made=list(made)))
+        try:
+            await self._step(PeerTogetherStep(session=session, phase=phase, made=list(made)))
+        except NotFound:
+            await asyncio.wait({self._task}, timeout=_TELL_SECONDS)
+            self.at(phase)
+            raise
 
     async def give_up(self) -> None:
         """Tell it that the whole has failed. It would notice that by itself, some seconds later."""
         if not self._task.done() and not self._order.alone:
             with suppress(PannierError, TimeoutError):
-                async with asyncio.timeout(_GIVE_UP_SECONDS):
+                async with asyncio.timeout(_TELL_SECONDS):
                     await self.go_on(TogetherPhase.GIVEN_UP)
 
     async def close(self) -> None:

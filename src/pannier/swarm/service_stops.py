@@ -7,11 +7,13 @@ the daemon (:mod:`pannier.core.service_stop`).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
 import structlog
 
+from pannier.contract.views import FindingView
+from pannier.contract.words import Level
 from pannier.core.errors import (
     Conflict,
     DeadlineExceeded,
@@ -197,3 +199,20 @@ class ServiceStops:
                 f"volume {volume} {was}, and service {service.name} could not be started again: {error.message}",
                 remedy=f"start it: docker service scale {service.name}={replicas}",
             ) from error
+
+
+async def stopped_services(swarm: Swarm) -> AsyncIterator[FindingView]:
+    """A finding for each service that is stopped for a while. Nothing if this engine is no Swarm manager. Raises EngineUnavailable."""
+    try:
+        services = await swarm.services()
+    except Conflict:
+        return
+    for service in services:
+        if stop := stop_of(service):
+            yield FindingView(
+                level=Level.WARNING,
+                subject=f"service {service.name}",
+                what=f"it is stopped for a rollback that node {stop.node} leads, and had {stop.replicas} replicas",
+                remedy="if that does not go on: pannier volume rollback --stop-service once more, or "
+                f"docker service scale {service.name}={stop.replicas}",
+            )
