@@ -232,15 +232,40 @@ async def test_without_its_engine_only_what_nobody_uses_is_snapshot(world: Copie
     await snap(world.a)
 
 
-async def test_a_full_pool_is_told_before_anything_is_run(
-    world: CopiesWorld, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_full_pool_is_told_before_anything_is_run(world: CopiesWorld) -> None:
     engine = await prepared(world)
-    room = world.a.up.node.service._snapshots._room
-    monkeypatch.setattr(room, "full", lambda volume: "the pool has room for 1 MiB more")
-    with pytest.raises(PoolFull, match=r"volume vol can be made on node a: the pool has room"):
-        await snap(world.a)
+    world.a.disk.free_bytes = 0
+    await asyncio.sleep(2 * Pace().agent.room_calm)
+    with pytest.raises(PoolFull, match=r"volume vol can be made on node a: the pool has room for"):
+        await snap(world.b)
     assert commands(engine) == []
+    world.a.disk.free_bytes = 1 << 40
+    await asyncio.sleep(2 * Pace().agent.room_calm)
+    await snap(world.b)
+
+
+async def test_a_pool_that_is_full_in_the_midst_is_told_and_the_second_hook_runs_when_it_can(
+    world: CopiesWorld,
+) -> None:
+    """The container stands still by then: the engine runs nothing in it."""
+    engine = await prepared(world)
+    answers = [True]
+
+    def act(command: str) -> None:
+        if command == "quiet":
+            world.a.disk.refused.add(world.now_record().id)
+            answers[0] = False
+        elif not answers[0]:
+            raise EngineUnavailable("container db is paused")
+
+    on_command(engine, act)
+    with pytest.raises(StorageError):
+        await snap(world.a)
+    assert commands(engine) == ["quiet"]
+    assert not world.now_record().snapshots
+    world.a.disk.refused.clear()
+    answers[0] = True
+    await world.until(lambda: commands(engine) == ["quiet", "loud"])
 
 
 def test_both_pairs_are_read() -> None:
