@@ -30,7 +30,7 @@ from pannier.contract.views import (
     TransferView,
 )
 from pannier.contract.words import EventKind, Level, MovePhase, SyncWay
-from pannier.core.errors import PoolFull, StoreUnavailable
+from pannier.core.errors import OutcomeUnknown, PoolFull, StoreUnavailable
 from pannier.testing.api import FakeCluster, NotedCall
 
 
@@ -186,6 +186,10 @@ def test_rollback(data: Shell) -> None:
     data.cluster.in_use["data"] = ["container ci"]
     assert data.run("volume", "rollback", "data", "first").exit_code == 4
     data.ok("volume", "rollback", "data", "first", "--stop-service")
+    data.cluster.failing["roll_back_volume"] = OutcomeUnknown("no answer came")
+    cut_off = data.run("volume", "rollback", "data", "first", "--stop-service")
+    assert (cut_off.exit_code, "pannier doctor" in cut_off.stderr) == (6, True)
+    del data.cluster.failing["roll_back_volume"]
     data.cluster.in_use["data"] = ["container web"]
     refused = data.run("volume", "rollback", "data", "first")
     assert (refused.exit_code, "in use by container web" in refused.stderr) == (4, True)

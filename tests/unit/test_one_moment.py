@@ -32,6 +32,7 @@ from pannier.core.swarm import (
 )
 from pannier.core.volume import Volume
 from pannier.engine.base import Container, Executed
+from pannier.node.peer_service import PeerService
 from pannier.testing.engine import FakeSwarmData
 
 __all__ = ["event_loop_policy"]
@@ -234,6 +235,21 @@ async def test_what_is_refused(world: CopiesWorld) -> None:
     await world.down(world.b)
     with pytest.raises(PannierError, match="held by node b"):
         await snap(world.a)
+
+
+async def test_a_holder_of_an_earlier_version_is_told(
+    world: CopiesWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volumes = await service(world, "ab")
+
+    async def unknown(self: object, order: object) -> AsyncIterator[object]:
+        raise NotFound("there is no POST /v1/peer/snapshots")
+        yield
+
+    monkeypatch.setattr(PeerService, "peer_together", unknown)
+    with pytest.raises(Conflict, match="the holder of volume web-2 has an earlier version"):
+        await snap(world.a)
+    assert named(world, volumes) == [[], []]
 
 
 @pytest.mark.parametrize("who", ["leader", "holder"])

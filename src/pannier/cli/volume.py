@@ -26,7 +26,7 @@ from pannier.contract.views import (
 )
 from pannier.contract.words import CheckState, FileSystemState
 from pannier.core.clone_source import CloneSource
-from pannier.core.errors import InvalidInput
+from pannier.core.errors import InvalidInput, OutcomeUnknown
 from pannier.core.room import ways_out
 
 if TYPE_CHECKING:
@@ -224,9 +224,14 @@ def roll_back_volume(session: Session, name: str, snapshot: str, stop_service: b
 
     A service that was stopped is started again also when the rollback fails.
     """
-    kept = session.ask(
-        lambda client: client.roll_back_volume(name, snapshot, stop_service=stop_service)
-    )
+    try:
+        kept = session.ask(
+            lambda client: client.roll_back_volume(name, snapshot, stop_service=stop_service)
+        )
+    except OutcomeUnknown:
+        if stop_service:
+            session.hint("whether the service still stands still: pannier doctor, on a manager")
+        raise
     session.show(kept, line=f"rolled back: {name} to {snapshot}")
     session.hint(f"what it was before: pannier volume rollback {name} {kept.name}")
 

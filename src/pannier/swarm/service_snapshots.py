@@ -189,13 +189,22 @@ class _FollowedPart:
     def at(self, phase: TogetherPhase) -> TogetherView | None:
         """What it said when it came to a phase; None where it has not. Raises what ended it."""
         if self._task.done():
-            self._task.result()
-            if TogetherPhase.DONE not in self._reached:
-                volumes = ", ".join(self._order.volumes)
-                raise Unavailable(
-                    f"the holder of volume {volumes} has stopped", remedy="do it again"
-                )
+            self._check_end()
         return self._reached.get(phase)
+
+    def _check_end(self) -> None:
+        volumes = ", ".join(self._order.volumes)
+        try:
+            self._task.result()
+        except NotFound as error:
+            if type(error) is NotFound and not self._reached:  # the route itself
+                raise Conflict(
+                    f"the holder of volume {volumes} has an earlier version, and takes no part in such snapshots",
+                    remedy="upgrade it",
+                ) from error
+            raise
+        if TogetherPhase.DONE not in self._reached:
+            raise Unavailable(f"the holder of volume {volumes} has stopped", remedy="do it again")
 
     async def go_on(self, phase: TogetherPhase, made: Sequence[MadeGeneration] = ()) -> None:
         """Let it go on to a phase. Raises what ended it, if it was that."""
