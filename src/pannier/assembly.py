@@ -59,8 +59,10 @@ from pannier.holding.clones import Clones
 from pannier.holding.finding import CopyFinder
 from pannier.holding.handover import Handovers
 from pannier.holding.memories import Memories
+from pannier.holding.one_moment import Together
 from pannier.holding.promising import Promising
 from pannier.holding.putting_back import PuttingBack
+from pannier.holding.quieting import SnapshotHooks
 from pannier.holding.recovery import Recovery
 from pannier.holding.rollback import Rollback
 from pannier.holding.set_back import Abdication
@@ -104,6 +106,8 @@ from pannier.swarm.asked_options import AskedOptions
 from pannier.swarm.evacuation import Evacuation
 from pannier.swarm.hooks import Hooks
 from pannier.swarm.labels import Labels
+from pannier.swarm.service_snapshots import ServiceSnapshots
+from pannier.swarm.service_stops import ServiceStops
 from pannier.swarm.services import Services
 from pannier.transport.base import ChoosingSender, SendsRecords
 
@@ -482,17 +486,40 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         clock=clock,
     )
 
+    room = RoomGuard(
+        cluster=cluster, drivers=drivers, custody=custody, use=use, clock=clock, pace=pace.agent
+    )
+    snapshot_hooks = SnapshotHooks(
+        node=node,
+        engine=engine,
+        use=use,
+        file=files.until_boot("snapshot-hooks.json"),
+        clock=clock,
+        pace=pace.holding,
+    )
     snapshots = Snapshots(
         cluster=cluster,
         custody=custody,
         drivers=drivers,
         replicator=replicator,
         named=named,
+        hooks=snapshot_hooks,
+        handovers=handovers,
+        room=room,
         peers=peers,
         clock=clock,
         pace=pace.holding,
     )
 
+    together = Together(
+        cluster=cluster,
+        custody=custody,
+        drivers=drivers,
+        snapshots=snapshots,
+        hooks=snapshot_hooks,
+        clock=clock,
+        pace=pace.holding,
+    )
     rollback = Rollback(
         cluster=cluster,
         custody=custody,
@@ -565,9 +592,6 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
     )
     admission = BarrierAdmission(
         engine=engine, marks=sync_calls, configured=outside.configured_runtime, pace=pace.node
-    )
-    room = RoomGuard(
-        cluster=cluster, drivers=drivers, custody=custody, use=use, clock=clock, pace=pace.agent
     )
     twins = Twins(catalog=catalog, engine=engine, pace=pace.node)
     docker = VolumesForDocker(
@@ -646,6 +670,12 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         clock=clock,
         pace=pace.swarm,
     )
+    service_snapshots = ServiceSnapshots(
+        cluster=cluster, services=services, here=together, peers=peers, clock=clock
+    )
+    service_stops = ServiceStops(
+        node=node, swarm=engine.swarm, services=services, clock=clock, pace=pace.swarm
+    )
     doctor = Doctor(
         cluster=cluster,
         lease=lease,
@@ -687,6 +717,8 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         verification=verification,
         file_systems=file_systems,
         services=services,
+        service_snapshots=service_snapshots,
+        service_stops=service_stops,
         doubt=pace.agent.doubt,
     )
     peer_service = PeerService(
@@ -700,6 +732,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         takeover=takeover,
         promising=promising,
         snapshots=snapshots,
+        together=together,
         rollback=rollback,
         clones=clones,
         verification=verification,
@@ -862,6 +895,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
             Work("snapshots", snapshots.run),
             Work("clones", clones.run),
             Work("cloned-copies", cloned.run),
+            Work("snapshot-hooks", snapshot_hooks.run),
             Work("deliveries", sender.run),
             Work("activation", partial(keep_activated, engine)),
             Work("adoption", adopt),
@@ -872,5 +906,6 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
             Work("asked-options", asked_options.run),
             Work("asked-by-containers", asked_by_containers.run),
             Work("hooks", hooks.run),
+            Work("service-stops", service_stops.run),
         ),
     )

@@ -716,6 +716,23 @@ async def test_a_service_s_constraints_and_labels_change_and_nothing_else(rig: R
     assert (bare.constraints, bare.labels, bare.mounts) == ((), {}, service.mounts)
 
 
+async def test_a_service_is_scaled_and_nothing_else_changes(rig: Rig) -> None:
+    await rig.form_swarm()
+    swarm = rig.engine.swarm
+    await rig.create_service("web", "node.role==manager", volumes=["v1"])
+    (service,) = await swarm.services()
+    labels = {"kept": "no", "new": "1"}
+    await swarm.scale_service(service, replicas=3, labels=labels)
+    (changed,) = await swarm.services()
+    expected = replace(service, replicas=3, labels=labels)
+    assert replace(changed, version=service.version, update="") == expected
+    with pytest.raises(Stale):
+        await swarm.scale_service(service, replicas=1, labels={})
+    await swarm.scale_service(changed, replicas=0, labels={})
+    (none,) = await swarm.services()
+    assert (none.replicas, none.labels, none.mounts) == (0, {}, service.mounts)
+
+
 # --- the plugin in a real engine -----------------------------------------------------------------
 
 

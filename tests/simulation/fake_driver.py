@@ -21,6 +21,7 @@ import msgspec
 
 from pannier.core import line
 from pannier.core.errors import (
+    Conflict,
     Corrupt,
     DiskFailed,
     InvalidInput,
@@ -625,6 +626,8 @@ class SparseSnapshotDriver(
     def __init__(self, disk: Disk, *, name: str = "image", where: Path = Path("/disk")) -> None:
         super().__init__(disk, name=name, where=where)
         self.frozen: set[str] = set()
+        self.held: dict[str, float] = {}
+        """Volumes that stand still for a moment, and until when, in the loop's time."""
         self.limits: ImageLimits | None = None
         self.noted = False
         self.full = False
@@ -947,6 +950,21 @@ class SparseSnapshotDriver(
 
     async def thaw(self, volume: str) -> None:
         self.frozen.discard(volume)
+        self.held.pop(volume, None)
+
+    async def hold_still(self, volume: str, *, epoch: int, seconds: float) -> bool:
+        if self.disk.attached.get(volume) != epoch:
+            return False
+        now = asyncio.get_running_loop().time()
+        if volume in self.frozen or self.held.get(volume, now) > now:
+            raise Conflict(f"volume {volume} is frozen already")
+        await self.write_out(volume)
+        self.held[volume] = now + seconds
+        return True
+
+    async def let_go(self, volume: str, *, epoch: int) -> bool:
+        now = asyncio.get_running_loop().time()
+        return self.held.pop(volume, now) > now
 
     async def trim(self, volume: str, *, go_on: Callable[[], bool]) -> None:
         """Nothing is in no file."""

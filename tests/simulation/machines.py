@@ -6,7 +6,7 @@ import asyncio
 import contextvars
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Coroutine, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
@@ -619,6 +619,7 @@ class PeerAt:
     CHANGE_NOTHING = frozenset(
         {"peer_volume", "peer_node", "peer_promise", "peer_memory", "peer_removals"}
     )
+    LIVE = frozenset({"peer_together"})
 
     def __init__(self, run: Run, name: str) -> None:
         self._run = run
@@ -635,7 +636,12 @@ class PeerAt:
     async def stream(
         self, operation: Operation, values: Mapping[str, Any]
     ) -> AsyncGenerator[Any, None]:
-        """See :class:`pannier.contract.operation.Wire`; all of it is heard at its end."""
+        """See :class:`pannier.contract.operation.Wire`; but for those that are :attr:`LIVE`, all of it is heard at its end."""
+        if operation.name in self.LIVE:
+            async with aclosing(self._live(operation, values)) as items:
+                async for item in items:
+                    yield item
+            return
 
         async def there(run: Run) -> list[Any]:
             stream = getattr(run.peer_service.by(self._run.name), operation.name)(**values)
@@ -643,6 +649,37 @@ class PeerAt:
 
         for item in await self._call(operation, there):
             yield item
+
+    async def _live(
+        self, operation: Operation, values: Mapping[str, Any]
+    ) -> AsyncGenerator[Any, None]:
+        """What is heard as it comes. The other side is ended when nobody hears it any more."""
+        items: asyncio.Queue[Any] = asyncio.Queue()
+        pumps: list[asyncio.Task[Any]] = []
+
+        async def there(run: Run) -> None:
+            pump = asyncio.current_task()
+            assert pump is not None
+            pumps.append(pump)
+            stream = getattr(run.peer_service.by(self._run.name), operation.name)(**values)
+            async with aclosing(stream):
+                async for item in stream:
+                    items.put_nowait(item)
+
+        call = asyncio.ensure_future(self._call(operation, there))
+        try:
+            while not (call.done() and items.empty()):
+                heard = asyncio.ensure_future(items.get())
+                await asyncio.wait({call, heard}, return_when=asyncio.FIRST_COMPLETED)
+                if heard.done():
+                    yield heard.result()
+                heard.cancel()
+            call.result()
+        finally:
+            call.cancel()
+            for pump in pumps:
+                pump.cancel()
+            await asyncio.gather(call, *pumps, return_exceptions=True)
 
     async def _call(
         self, operation: Operation, there: Callable[[Run], Coroutine[Any, Any, T]]

@@ -412,6 +412,18 @@ class SteppedSparseDriver(
     async def write_out(self, volume: str) -> None:
         await self.sparse.write_out(volume)
 
+    async def hold_still(self, volume: str, *, epoch: int, seconds: float) -> bool:
+        return await stepped(
+            self._life,
+            "driver.hold_still",
+            lambda: self.sparse.hold_still(volume, epoch=epoch, seconds=seconds),
+        )
+
+    async def let_go(self, volume: str, *, epoch: int) -> bool:
+        return await stepped(
+            self._life, "driver.let_go", lambda: self.sparse.let_go(volume, epoch=epoch)
+        )
+
     async def thaw(self, volume: str) -> None:
         await self.sparse.thaw(volume)
 

@@ -137,6 +137,10 @@ async def test_client_stands_in_for_the_use_cases(client: Operations, cluster: F
     assert (await client.snapshot("data", "first")).generation == made.generation
     assert (await client.roll_back_volume("data", "first")).name.startswith("before-rollback-")
     assert (await client.remove_snapshot("data", "first")).name == "first"
+    together = await client.create_service_snapshot(
+        "web", snapshot="second", keep_seconds=None, labels={}
+    )
+    assert [(each.volume, each.name) for each in together] == [("data", "second")]
     await client.clean_volume("data", paths=["old"])
     trashed = await client.remove_volume("data")
     assert await client.purge_volume("data") == trashed

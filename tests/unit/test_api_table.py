@@ -15,6 +15,7 @@ from pannier.contract import bodies
 from pannier.contract.operation import Operation, OperationTable, cluster
 from pannier.contract.operations import OPERATIONS, Operations
 from pannier.contract.peers import PEER_OPERATIONS, Peer
+from pannier.contract.words import TogetherPhase
 from pannier.core.generation import Generation, new_identity
 from pannier.core.hooks import Moment
 
@@ -32,6 +33,16 @@ SAMPLES: dict[Any, Any] = {
     Mapping[str, int]: {"id": 3},
     Moment: Moment.AFTER,
     bodies.RenewalOrder: bodies.RenewalOrder(certificate="PEM", csr="PEM"),
+    bodies.PeerTogetherOrder: bodies.PeerTogetherOrder(
+        session="0" * 32,
+        volumes=["data"],
+        snapshot="early",
+        keep_seconds=None,
+        labels={},
+        actor="anna",
+        alone=True,
+    ),
+    bodies.PeerTogetherStep: bodies.PeerTogetherStep(session="0" * 32, phase=TogetherPhase.FROZEN),
     bodies.JoinOrder: bodies.JoinOrder(
         token="t", name="node4", address="::1", csr="PEM", version="1"
     ),

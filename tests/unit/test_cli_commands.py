@@ -30,7 +30,7 @@ from pannier.contract.views import (
     TransferView,
 )
 from pannier.contract.words import EventKind, Level, MovePhase, SyncWay
-from pannier.core.errors import PoolFull, StoreUnavailable
+from pannier.core.errors import OutcomeUnknown, PoolFull, StoreUnavailable
 from pannier.testing.api import FakeCluster, NotedCall
 
 
@@ -159,11 +159,37 @@ def test_snapshots(data: Shell) -> None:
     ]
 
 
+def test_snapshots_of_a_service(data: Shell) -> None:
+    data.ok("volume", "create", "more")
+    data.cluster.silent.add("node3")
+    made = data.run("service", "snapshot", "web", "both", "--keep", "1h", "--label", "by=me")
+    lines = [line.split() for line in made.stdout.splitlines()]
+    assert lines == [
+        ["VOLUME", "SNAPSHOT", "ON"],
+        ["data", "both", "node1"],
+        ["more", "both", "node1"],
+    ]
+    assert "data: not known to be on node3 yet" in made.stderr
+    found = data.json("service", "snapshot", "web", "-o", "json")
+    assert [(each["volume"], each["name"]) for each in found] == [
+        ("data", "web-now"),
+        ("more", "web-now"),
+    ]
+    assert data.run("service", "snapshot", "nosuch").exit_code == 3
+
+
 def test_rollback(data: Shell) -> None:
     data.ok("volume", "snapshot", "create", "data", "first")
     back = data.run("volume", "rollback", "data", "first")
     assert back.stdout == "rolled back: data to first\n"
     assert "pannier volume rollback data before-rollback-20260102T030405Z" in back.stderr
+    data.cluster.in_use["data"] = ["container ci"]
+    assert data.run("volume", "rollback", "data", "first").exit_code == 4
+    data.ok("volume", "rollback", "data", "first", "--stop-service")
+    data.cluster.failing["roll_back_volume"] = OutcomeUnknown("no answer came")
+    cut_off = data.run("volume", "rollback", "data", "first", "--stop-service")
+    assert (cut_off.exit_code, "pannier doctor" in cut_off.stderr) == (6, True)
+    del data.cluster.failing["roll_back_volume"]
     data.cluster.in_use["data"] = ["container web"]
     refused = data.run("volume", "rollback", "data", "first")
     assert (refused.exit_code, "in use by container web" in refused.stderr) == (4, True)

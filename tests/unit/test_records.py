@@ -20,6 +20,7 @@ import pytest
 import pannier
 from pannier.agent.disks import HangingDisks
 from pannier.agent.freezing import FrozenGroups
+from pannier.agent.hooks import BegunHooks
 from pannier.agent.mountids import MountHints, MountIds
 from pannier.agent.promises import Promises, Refusal, Takeovers
 from pannier.barrier.keeping import Keeping, Origin
@@ -60,7 +61,6 @@ from pannier.storage.directory import root as directory
 from pannier.storage.directory.layout import DirectoryHome
 from pannier.storage.tree.manifest import DIRECTORY, FILE
 from pannier.storage.tree.walk import Stamp
-from pannier.swarm.hooks import BegunHooks
 
 GOLDEN = Path(__file__).parent / "golden" / "records"
 

@@ -228,7 +228,7 @@ async def test_a_former_holder_keeps_it_and_does_not_call_it_a_stray() -> None:
 # -- power, and answers that do not come --------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", range(14))
+@pytest.mark.parametrize("number", range(16))
 async def test_power_fails_on_the_holder_at_any_step(tmp_path: Path, number: int) -> None:
     """It is there for good or not at all, and can be made again."""
     async with CopiesWorld(tmp_path, driver=SparseSnapshotDriver) as world:

@@ -13,7 +13,8 @@ from pannier.cli.command import CommandGroup, output_options
 from pannier.cli.move import Line, describe
 from pannier.cli.parameters import read_duration
 from pannier.cli.session import Session, pass_session
-from pannier.contract.views import ServiceMoveProgress, ServiceView
+from pannier.cli.snapshot import hint_at_rest, keeping_options
+from pannier.contract.views import ServiceMoveProgress, ServiceView, SnapshotView
 from pannier.contract.words import ServicePhase
 
 
@@ -82,6 +83,40 @@ def move_service(
     asyncio.run(move())
 
 
+@service.command(
+    "snapshot",
+    examples=(
+        "pannier service snapshot jenkins_controller",
+        "pannier service snapshot shop_db before-upgrade --keep 30d --label by=me",
+    ),
+)
+@click.argument("service_name", metavar="SERVICE")
+@click.argument("name", required=False)
+@keeping_options
+@output_options()
+@pass_session
+def snapshot_service(
+    session: Session,
+    service_name: str,
+    name: str | None,
+    keep_seconds: float | None,
+    labels: dict[str, str],
+) -> None:
+    """Make snapshots NAME of all volumes of a Swarm service, at one moment. On a Swarm manager.
+
+    All volumes stand still until each has its snapshot: writes wait for that, ten seconds at most. All snapshots are made, or
+    none. The containers' hooks run around it, as with `pannier volume snapshot create`. Without NAME, the snapshots are called
+    by the service and the time.
+    """
+    made = session.ask(
+        lambda client: client.create_service_snapshot(
+            service_name, snapshot=name, keep_seconds=keep_seconds, labels=labels
+        )
+    )
+    session.show(made, table=_snapshots_table(made))
+    hint_at_rest(session, made)
+
+
 async def _follow(stream: AsyncIterator[ServiceMoveProgress], *, json: bool) -> None:
     """Show what has happened, line by line, and below it how far the volumes' copies are."""
     shown = 0
@@ -131,4 +166,12 @@ def _services_table(services: list[ServiceView]) -> output.Table:
             for each in services
         ],
         empty="no service has a volume of Pannier",
+    )
+
+
+def _snapshots_table(made: list[SnapshotView]) -> output.Table:
+    return output.Table(
+        ("VOLUME", "SNAPSHOT", "ON"),
+        [(each.volume, each.name, output.show_names(each.on or [])) for each in made],
+        empty="no snapshots",
     )

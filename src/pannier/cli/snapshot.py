@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -24,6 +25,31 @@ def snapshot() -> None:
     """
 
 
+def keeping_options(command: Callable[..., object]) -> Callable[..., object]:
+    """The options of whatever makes snapshots: how long they stay, and their labels."""
+    for option in (
+        click.option(
+            "--label",
+            "labels",
+            multiple=True,
+            metavar="KEY=VALUE",
+            callback=read_pairs,
+            help="A label; may be repeated.",
+        ),
+        click.option(
+            "--keep",
+            "keep_seconds",
+            metavar="DURATION",
+            callback=lambda context, parameter, text: (
+                text and read_duration(context, parameter, text)
+            ),
+            help="Remove it by itself after this time, such as 30d; without it, never.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 @snapshot.command(
     "create",
     examples=(
@@ -33,21 +59,7 @@ def snapshot() -> None:
 )
 @click.argument("volume")
 @click.argument("name")
-@click.option(
-    "--keep",
-    "keep_seconds",
-    metavar="DURATION",
-    callback=lambda context, parameter, text: text and read_duration(context, parameter, text),
-    help="Remove it by itself after this time, such as 30d; without it, never.",
-)
-@click.option(
-    "--label",
-    "labels",
-    multiple=True,
-    metavar="KEY=VALUE",
-    callback=read_pairs,
-    help="A label; may be repeated.",
-)
+@keeping_options
 @output_options()
 @pass_session
 def create_snapshot(
@@ -55,8 +67,9 @@ def create_snapshot(
 ) -> None:
     """Make a snapshot NAME of a volume, also of one that is in use.
 
-    It is what a disk has after a power cut: programs find what they had synced. The command ends when each copy in
-    sync has it, or after a minute.
+    It is what a disk has after a power cut: programs find what they had synced. The hooks of the containers that use
+    the volume run around it: their labels pannier.hook.pre-snapshot and pannier.hook.post-snapshot. The command ends
+    when each copy in sync has it, or after a minute.
     """
     made = session.ask(
         lambda client: client.create_snapshot(
@@ -64,8 +77,18 @@ def create_snapshot(
         )
     )
     session.show(made, line=f"snapshot: {volume} {name} on {output.show_names(made.on or [])}")
-    if missing := [*(made.not_on or []), *(made.silent or [])]:
-        session.hint(f"not known to be on {', '.join(missing)} yet; it is sent there by itself")
+    hint_at_rest(session, [made])
+
+
+def hint_at_rest(session: Session, made: Sequence[SnapshotView]) -> None:
+    """Say where new snapshots are missing, and what hooks said."""
+    for each in made:
+        if missing := [*(each.not_on or []), *(each.silent or [])]:
+            session.hint(
+                f"{each.volume}: not known to be on {', '.join(missing)} yet; it is sent there by itself"
+            )
+    for failure in sorted({failure for each in made for failure in each.hook_failures}):
+        session.hint(failure)
 
 
 @snapshot.command("ls", examples=("pannier volume snapshot ls jenkins_home",))

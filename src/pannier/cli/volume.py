@@ -26,7 +26,7 @@ from pannier.contract.views import (
 )
 from pannier.contract.words import CheckState, FileSystemState
 from pannier.core.clone_source import CloneSource
-from pannier.core.errors import InvalidInput
+from pannier.core.errors import InvalidInput, OutcomeUnknown
 from pannier.core.room import ways_out
 
 if TYPE_CHECKING:
@@ -201,17 +201,37 @@ def clone_volume(session: Session, what: str, new: str, options: dict[str, str])
     session.show(made, line=f"cloned: {made.name} from {source} on {made.holder}")
 
 
-@volume.command("rollback", examples=("pannier volume rollback jenkins_home before-upgrade",))
+@volume.command(
+    "rollback",
+    examples=(
+        "pannier volume rollback jenkins_home before-upgrade",
+        "pannier volume rollback jenkins_home before-upgrade --stop-service",
+    ),
+)
 @click.argument("name")
 @click.argument("snapshot")
+@click.option(
+    "--stop-service",
+    is_flag=True,
+    help="Stop the Swarm service that uses it, and start it again afterwards. On a Swarm manager.",
+)
 @output_options()
 @pass_session
-def roll_back_volume(session: Session, name: str, snapshot: str) -> None:
+def roll_back_volume(session: Session, name: str, snapshot: str, stop_service: bool) -> None:
     """Take a volume that nobody uses back to a SNAPSHOT.
 
     What it was before becomes a snapshot itself, and all other snapshots stay: so this can be undone in the same way.
+
+    A service that was stopped is started again also when the rollback fails.
     """
-    kept = session.ask(lambda client: client.roll_back_volume(name, snapshot))
+    try:
+        kept = session.ask(
+            lambda client: client.roll_back_volume(name, snapshot, stop_service=stop_service)
+        )
+    except OutcomeUnknown:
+        if stop_service:
+            session.hint("whether the service still stands still: pannier doctor, on a manager")
+        raise
     session.show(kept, line=f"rolled back: {name} to {snapshot}")
     session.hint(f"what it was before: pannier volume rollback {name} {kept.name}")
 

@@ -17,7 +17,7 @@ on. Lists for people show such a record too. Writing one is always refused.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
@@ -238,6 +238,23 @@ class Registry:
     async def replace_volume(self, volume: Volume, *, expect: int) -> Versioned[Volume]:
         """Change a volume's record. Returns it as it was written."""
         return await self._put(volume, expect)
+
+    async def replace_volumes(
+        self, changes: Sequence[Versioned[Volume]]
+    ) -> list[Versioned[Volume]]:
+        """Change the records of several volumes at once, or of none. Returns them as they were written.
+
+        Args:
+            changes: each record as it shall be, with the revision that the present one has.
+        """
+        written = [_changed(each.record) for each in changes]
+        revision = await self.store.commit(
+            *(
+                Change(volume_key(record.name), encode(record), each.revision)
+                for record, each in zip(written, changes, strict=True)
+            )
+        )
+        return [Versioned(record, revision) for record in written]
 
     async def take_volume(self, volume: Volume, *, expect: int, former: str) -> Versioned[Volume]:
         """Change a volume's record if its former holder's lease is gone, else Stale.

@@ -7,6 +7,8 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct
 
+from pannier.contract.together import MadeGeneration
+from pannier.contract.words import TogetherPhase
 from pannier.core.generation import GENERATION_PATTERN
 from pannier.core.hooks import Moment
 from pannier.core.node import check_node_name
@@ -123,10 +125,24 @@ class SnapshotOrder(PeopleBody, frozen=True, kw_only=True):
         check_snapshot_name(self.snapshot)
 
 
+class ServiceSnapshotOrder(PeopleBody, frozen=True, kw_only=True):
+    """As :class:`SnapshotOrder`. ``snapshot``: null for a name made of the service's and the time."""
+
+    snapshot: SnapshotName | None = None
+    keep_seconds: KeepSeconds | None = None
+    labels: dict[str, str] = {}
+
+    def check(self) -> None:
+        """See :class:`Body`."""
+        if self.snapshot is not None:
+            check_snapshot_name(self.snapshot)
+
+
 class RollbackOrder(PeopleBody, frozen=True, kw_only=True):
-    """``snapshot``: what the volume is to become again."""
+    """``snapshot``: what the volume is to become again. ``stop_service``: stop the Swarm service that uses it meanwhile."""
 
     snapshot: SnapshotName
+    stop_service: bool = False
 
     def check(self) -> None:
         """See :class:`Body`."""
@@ -299,6 +315,41 @@ class PeerCloneOrder(MachineBody, frozen=True, kw_only=True):
         check_name(self.new)
         if self.snapshot is not None:
             check_snapshot_name(self.snapshot)
+
+
+MOST_TOGETHER = 100
+"""Of volumes in one snapshot of a service. The store changes all their records at once, and etcd takes 128 changes."""
+Session = Annotated[str, Meta(pattern="^[0-9a-f]{32}$")]
+
+
+class PeerTogetherOrder(MachineBody, frozen=True, kw_only=True):
+    """Snapshots of several volumes at one moment, on behalf of ``actor``: the part of the node that holds ``volumes``.
+
+    ``session`` names the whole in the steps that follow. ``alone``: these are all volumes, and no steps follow.
+    """
+
+    session: Session
+    volumes: Annotated[list[VolumeName], Meta(min_length=1, max_length=MOST_TOGETHER)]
+    snapshot: SnapshotName
+    keep_seconds: KeepSeconds | None
+    labels: dict[str, str]
+    actor: Actor
+    alone: bool
+
+    def check(self) -> None:
+        """See :class:`Body`."""
+        check_snapshot_name(self.snapshot)
+        for name in self.volumes:
+            check_name(name)
+
+
+class PeerTogetherStep(MachineBody, frozen=True, kw_only=True):
+    """The step that may be taken now: the phase that is to come. To be ``named`` by the called node are ``made``; where that is
+    empty, another node has named all."""
+
+    session: Session
+    phase: TogetherPhase
+    made: Annotated[list[MadeGeneration], Meta(max_length=MOST_TOGETHER)] = []
 
 
 class PeerTakeOrder(MachineBody, frozen=True, kw_only=True):

@@ -48,6 +48,7 @@ SNAPSHOT_ERRORS = (
     errors.VolumeNotFound,
     errors.AlreadyExists,
     errors.Conflict,
+    errors.EngineUnavailable,
     errors.StorageError,
 )
 ROLLBACK_ERRORS = (
@@ -57,8 +58,11 @@ ROLLBACK_ERRORS = (
     errors.VolumeInUse,
     errors.StorageError,
 )
-SNAPSHOT_SECONDS = 90.0
-"""How long a client waits for a new snapshot: the holder waits up to a minute for the copies in sync."""
+SNAPSHOT_SECONDS = 3600.0
+"""How long a client waits for a new snapshot. Hooks run before and after it, each for ten minutes unless it asks for more, and the
+holder waits up to a minute for the copies in sync."""
+ROLLBACK_SECONDS = 1200.0
+"""How long a client waits for a rollback. A service may have five minutes to stop, and the copies in sync get what differs."""
 _SWARM = (errors.Conflict, errors.EngineUnavailable)
 CREATE_ERRORS = (
     errors.AlreadyExists,
@@ -334,14 +338,16 @@ class Operations(Protocol):
     async def create_snapshot(
         self, name: str, snapshot: str, *, keep_seconds: float | None, labels: Mapping[str, str]
     ) -> SnapshotView:
-        """Make a snapshot of a volume, also of one that is in use.
+        """Make a snapshot of a volume, also of one that is in use. The hooks of the containers that use it run around it.
 
         Returns once each copy in sync has it, or after a minute; the answer says who has it.
 
         Raises:
             VolumeNotFound: there is none of that name.
             AlreadyExists: the volume has a snapshot of that name.
-            Conflict: it is no image, has as many snapshots as it can have, or is just being given away.
+            Conflict: it is no image, has as many snapshots as it can have, or is on its way to another node; a pre-snapshot
+                hook failed; or a post-snapshot hook did, and the snapshot is there.
+            EngineUnavailable: the holder's engine does not say who uses it.
             Stale: it was changed meanwhile.
             StorageError: the holder's pool is missing, full or damaged.
         """
@@ -397,11 +403,21 @@ class Operations(Protocol):
         "/volumes/{volume}/rollback",
         "Take a volume back to a snapshot; what it was before is kept as another one",
         body=bodies.RollbackOrder,
-        raises=ROLLBACK_ERRORS,
-        answer_seconds=SNAPSHOT_SECONDS,
+        raises=(
+            *ROLLBACK_ERRORS,
+            errors.EngineUnavailable,
+            errors.Unavailable,
+            errors.DeadlineExceeded,
+        ),
+        answer_seconds=ROLLBACK_SECONDS,
     )
-    async def roll_back_volume(self, name: str, snapshot: str) -> SnapshotView:
+    async def roll_back_volume(
+        self, name: str, snapshot: str, *, stop_service: bool = False
+    ) -> SnapshotView:
         """Take a volume that nobody uses back to a snapshot. Returns the snapshot that has what it was before.
+
+        With ``stop_service``, asked of a Swarm manager, the service that uses it is stopped before and started after that, also
+        where it fails.
 
         Raises:
             VolumeNotFound: there is no such volume.
@@ -409,6 +425,11 @@ class Operations(Protocol):
             VolumeInUse: a container or a process uses it.
             Conflict: its holder does not have the snapshot; it is no image, has as many snapshots as it can have, or is on its way
                 to another node. Stale: it was changed meanwhile.
+                With ``stop_service`` also: the node that is asked is no Swarm manager, or there is not one service that can be
+                stopped.
+            DeadlineExceeded: the service has not stopped in time; it runs again.
+            EngineUnavailable: the engine does not answer, or the Swarm has no leader.
+            Unavailable: the service could not be started again; the message says what became of the volume.
             StorageError: the holder's pool is missing, full or damaged.
             OutcomeUnknown: also if it was rolled back, and a copy does not have that yet.
         """
@@ -608,6 +629,39 @@ class Operations(Protocol):
             Stale: somebody keeps changing the service; nothing was changed.
             PannierError: what ended the move of one of its volumes; see :meth:`move_volume`.
             OutcomeUnknown: also if a client's stream stops before its last value.
+        """
+        ...
+
+    @cluster(
+        "POST",
+        "/services/{service}/snapshots",
+        "Make snapshots of all volumes of a Swarm service, at one moment; asked of a Swarm manager",
+        status=201,
+        body=bodies.ServiceSnapshotOrder,
+        raises=(errors.NotFound, errors.Unavailable, *SNAPSHOT_ERRORS),
+        answer_seconds=SNAPSHOT_SECONDS,
+    )
+    async def create_service_snapshot(
+        self,
+        name: str,
+        *,
+        snapshot: str | None,
+        keep_seconds: float | None,
+        labels: Mapping[str, str],
+    ) -> list[SnapshotView]:
+        """Make snapshots of all volumes of a service, of one name and as of one moment: they stand still meanwhile, and the hooks
+        of the containers that use them run around it. All snapshots are made, or none.
+
+        Args:
+            snapshot: None for a name made of the service's and the time.
+
+        Raises:
+            NotFound: the Swarm has no such service.
+            Conflict: the node that is asked is no Swarm manager; the service has no volumes of ours; or one of them cannot have
+                the snapshot, as with :meth:`create_snapshot`.
+            Unavailable: a volume went on before all had their generations. PeerUnavailable: a holder does not answer.
+            EngineUnavailable: an engine does not answer, or the Swarm has no leader.
+            StorageError: a holder's pool is missing, full or damaged.
         """
         ...
 

@@ -14,10 +14,12 @@ from pannier.contract.operations import (
     CREATE_ERRORS,
     MOVE_ERRORS,
     ROLLBACK_ERRORS,
+    ROLLBACK_SECONDS,
     SNAPSHOT_ERRORS,
     SNAPSHOT_SECONDS,
     VERIFY_SECONDS,
 )
+from pannier.contract.together import TogetherView
 from pannier.contract.views import (
     BlocksView,
     CertificateView,
@@ -380,9 +382,45 @@ class Peer(Protocol):
         Raises:
             VolumeNotFound: there is no such volume.
             AlreadyExists: it has a snapshot of that name.
-            Conflict: it is no image, has as many snapshots as it can have, or is just being given away; NotHolder where it
-                is held elsewhere; Stale where it was changed meanwhile.
+            Conflict: it is no image, has as many snapshots as it can have, or is on its way to another node; NotHolder where
+                it is held elsewhere; Stale where it was changed meanwhile; a pre-snapshot hook failed, or a post-snapshot hook
+                did, and the snapshot is there.
+            EngineUnavailable: this node's engine does not say who uses it.
             StorageError: this node's pool is missing, full or damaged.
+        """
+        ...
+
+    @peer(
+        "POST",
+        "/snapshots",
+        "Make snapshots of several volumes that this node holds, at one moment with others; read on until it is done",
+        body=bodies.PeerTogetherOrder,
+        raises=SNAPSHOT_ERRORS,
+    )
+    def peer_together(self, order: bodies.PeerTogetherOrder) -> AsyncGenerator[TogetherView, None]:
+        """Make snapshots of several volumes that are held here, which all stand still meanwhile.
+
+        Unless the order is alone, each phase after the first waits for :meth:`peer_together_step`. Who stops reading before
+        a phase gives everything up until then: the volumes go on, the post-snapshot hooks are run, and nothing has a name.
+
+        Raises:
+            As :meth:`peer_snapshot`; Unavailable: the next step did not come in time, or a volume did not stand still until all
+            generations were made.
+        """
+        ...
+
+    @peer(
+        "POST",
+        "/snapshots/step",
+        "Go on to the next phase of such snapshots",
+        body=bodies.PeerTogetherStep,
+        raises=(errors.NotFound,),
+    )
+    async def peer_together_step(self, order: bodies.PeerTogetherStep) -> None:
+        """Let a part go on to its next phase. Only the node that began it may say so.
+
+        Raises:
+            NotFound: there is no such part any more.
         """
         ...
 
@@ -392,7 +430,7 @@ class Peer(Protocol):
         "Take a volume that this node holds back to a snapshot",
         body=bodies.PeerRollbackOrder,
         raises=ROLLBACK_ERRORS,
-        answer_seconds=SNAPSHOT_SECONDS,
+        answer_seconds=ROLLBACK_SECONDS,
     )
     async def peer_roll_back(self, name: str, snapshot: str, *, actor: str) -> SnapshotView:
         """Take a volume that is held here back to a snapshot, on behalf of a node that was asked.

@@ -348,6 +348,7 @@ class SnapshotView:
         keep_until: when it goes by itself; None: never.
         on: nodes that have it; not_on: nodes with a copy of the volume that lacks it; silent: those that did not say. None in
             lists, for which no node is asked.
+        hook_failures: what hooks that may fail said when it was made; only in the answer to that.
     """
 
     volume: str
@@ -359,6 +360,7 @@ class SnapshotView:
     on: list[str] | None = None
     not_on: list[str] | None = None
     silent: list[str] | None = None
+    hook_failures: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

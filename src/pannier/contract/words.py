@@ -105,6 +105,23 @@ class ServicePhase(Word):
     DONE = "done"
 
 
+class TogetherPhase(Word):
+    """Of one holder's part in snapshots of several volumes at one moment, as it comes to them."""
+
+    PREPARED = "prepared"
+    """The pre-snapshot hooks have run."""
+    FROZEN = "frozen"
+    """All its volumes stand still."""
+    MADE = "made"
+    """They have their generations, and stood still until then. They go on."""
+    NAMED = "named"
+    """The generations are snapshots."""
+    DONE = "done"
+    """The post-snapshot hooks have run, and the copies in sync have them, or their time is over."""
+    GIVEN_UP = "given-up"
+    """Only asked for: another holder could not come to the next phase."""
+
+
 class HandoverState(Word):
     """A holder's answer to a node that wants the volume."""
 

@@ -1,8 +1,8 @@
-"""Commands that a container wants to be run in it before and after its service is moved."""
+"""Commands that a container wants to be run in it: around a move of its service, and around a snapshot of its volumes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -16,10 +16,22 @@ _ON_FAILURE = ".on-failure"
 
 
 class Moment(StrEnum):
-    """When a hook is run: in the old container while it still runs, or in the new one."""
+    """When a hook of a move is run: in the old container while it still runs, or in the new one."""
 
     BEFORE = "pre-move"
     AFTER = "post-move"
+
+
+class SnapshotMoment(StrEnum):
+    """When a hook of a snapshot is run: both in the same container, which goes on running."""
+
+    BEFORE = "pre-snapshot"
+    AFTER = "post-snapshot"
+
+
+HookMoment = Moment | SnapshotMoment
+_FIRST = (Moment.BEFORE, SnapshotMoment.BEFORE)
+_ALL: tuple[HookMoment, ...] = (*Moment, *SnapshotMoment)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,36 +39,36 @@ class Hook:
     """A command for ``sh -c``.
 
     Attributes:
-        abort: whether the move fails with it.
+        abort: whether the move or the snapshot fails with it.
     """
 
-    moment: Moment
+    moment: HookMoment
     command: str
     timeout_seconds: float
     abort: bool
 
 
-def read_hooks(labels: Mapping[str, str]) -> dict[Moment, Hook]:
+def read_hooks(labels: Mapping[str, str]) -> dict[HookMoment, Hook]:
     """The hooks that a container's labels ask for.
 
     Raises:
         InvalidInput: one of ours is misspelt, cannot be read, or belongs to no command.
     """
     ours = {key: text for key, text in labels.items() if key.startswith(PREFIX)}
-    hooks = {moment: _hook(moment, ours) for moment in Moment if PREFIX + moment in ours}
+    hooks = {moment: _hook(moment, ours) for moment in _ALL if PREFIX + moment in ours}
     known = {PREFIX + moment + end for moment in hooks for end in ("", _TIMEOUT, _ON_FAILURE)}
     for key in sorted(ours.keys() - known):
         raise InvalidInput(
             f"the label {key} means nothing",
-            remedy=f"the labels are {PREFIX}pre-move and {PREFIX}post-move, and for each of them "
+            remedy=f"the labels are {', '.join(PREFIX + moment for moment in _ALL)}, and for each of them "
             f"that is there {_TIMEOUT} and {_ON_FAILURE}",
         )
     return hooks
 
 
-def _hook(moment: Moment, labels: Mapping[str, str]) -> Hook:
+def _hook(moment: HookMoment, labels: Mapping[str, str]) -> Hook:
     key = PREFIX + moment
-    default = "abort" if moment is Moment.BEFORE else "continue"
+    default = "abort" if moment in _FIRST else "continue"
     on_failure = labels.get(key + _ON_FAILURE, default)
     if on_failure not in ("abort", "continue"):
         raise InvalidInput(
@@ -75,3 +87,16 @@ def _hook(moment: Moment, labels: Mapping[str, str]) -> Hook:
     return Hook(
         moment=moment, command=command, timeout_seconds=seconds, abort=on_failure == "abort"
     )
+
+
+def hook_ended(moment: HookMoment, failure: str, output: Sequence[str]) -> str:
+    """How a hook ended, as part of a sentence.
+
+    Args:
+        failure: why it failed; empty where it did not.
+        output: the last lines that it printed.
+    """
+    if not failure:
+        return f"{moment} hook done"
+    said = " / ".join(line.strip() for line in output[-3:] if line.strip())
+    return f"the {moment} hook failed: {failure}" + (f" ({said})" if said else "")

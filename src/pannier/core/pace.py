@@ -218,6 +218,27 @@ class HoldingPace:
     """Between two looks at whether they have it: somebody waits for the command, and they have it soon."""
     unborn_look: float = 60.0
     """Between two looks for what was begun of clones that never got a record: it only takes room."""
+    still: float = 10.0
+    """How long a volume stands still at most for a snapshot with others: far more than all generations take on disks with little
+    to do, and less than programs and health checks wait. After it, the holder lets it go on whoever leads, and no snapshot is
+    made. Also how long each volume's lock is waited for before that."""
+    together: float = 3600.0
+    """How long a holder whose hooks have run waits for those of the others."""
+    naming: float = 30.0
+    """For how long after it has made its own a holder gives all generations their names: a change of the store's leader takes
+    some seconds."""
+    kept: float = 120.0
+    """How long each holder keeps its generations for their names: longer than :attr:`naming`, and all that can lie between two
+    holders, so that nobody names one that may be gone."""
+    hook_turn: float = 60.0
+    """How long a snapshot waits for the hooks of another one in the same container: two that are due at the same minute both
+    come about, and two services that wait for each other do not do so for ever."""
+    hook_retry: float = 2.0
+    """Before a post-snapshot hook that could not be started is tried again: the engine may be starting."""
+    hook_tries: int = 5
+    """After so many tries the command ends without it, and says so. It is tried on."""
+    hook_give_up: float = 24 * 3600.0
+    """So long it is tried, while the container runs: a full pool, whose containers stand still, is given room by then."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -364,6 +385,13 @@ class SwarmPace:
     """How long a volume's own move waits for the container's end: longer than any move of a service."""
     move_again: float = 0.5
     """Between two tries to follow a move that another manager leads."""
+    stop: float = 300.0
+    """How long a service that is stopped may take to end: databases ask for minutes of grace."""
+    stop_again: float = 300.0
+    """For so long after its start a daemon asks its engine, where that says that it is no manager, for services that were left
+    stopped: it may be starting as well."""
+    stop_rest: float = 10.0
+    """For so long after its last task has ended, a volume that is still in use is asked again: the engine unmounts it then."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

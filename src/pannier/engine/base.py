@@ -137,6 +137,17 @@ class Swarm(Protocol):
         """
         ...
 
+    async def scale_service(
+        self, service: SwarmService, *, replicas: int, labels: Mapping[str, str]
+    ) -> None:
+        """Give a replicated service so many tasks, and these labels of its own, and no others.
+
+        Raises:
+            Stale: it was changed since it was read, or is gone; nothing was changed.
+            OutcomeUnknown: it was asked for and no answer came; it may have been done.
+        """
+        ...
+
     async def tasks(self, *, service: str | None = None) -> list[SwarmTask]:
         """The tasks of all services, or of the one of that id; some that have ended are among them."""
         ...

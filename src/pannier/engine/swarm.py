@@ -324,6 +324,16 @@ class DockerSwarm:
         spec |= {"TaskTemplate": task, "Labels": dict(labels)}
         await self._update(path, spec, service.version, stale)
 
+    async def scale_service(
+        self, service: SwarmService, *, replicas: int, labels: Mapping[str, str]
+    ) -> None:
+        """See :class:`~pannier.engine.base.Swarm`."""
+        stale = _stale(f"service {service.name}")
+        path = f"/services/{quote(service.id, safe='')}"
+        spec = await self._spec(path, service.version, stale)
+        spec |= {"Mode": {"Replicated": {"Replicas": replicas}}, "Labels": dict(labels)}
+        await self._update(path, spec, service.version, stale)
+
     async def service_changes(self) -> AsyncIterator[None]:
         """See :class:`~pannier.engine.base.Swarm`."""
         async for _ in self._connection.events(

@@ -33,7 +33,7 @@ from pannier.core.errors import (
 from pannier.core.snapshots import Snapshot, check_snapshot_name
 from pannier.core.volume import Volume
 from pannier.holding.handover import Handovers
-from pannier.holding.snapshots import Snapshots, check_layout, snapshot_view
+from pannier.holding.snapshots import Snapshots, check_layout, check_stays, snapshot_view
 from pannier.host.clock import Clock
 from pannier.storage.base import RollingBackDriver
 
@@ -89,6 +89,23 @@ class Rollback:
         except PeerUnavailable as error:
             raise holder_unreachable(volume, error) from error
 
+    async def check(self, name: str, snapshot: str) -> None:
+        """Check, before a service is stopped for it, that a volume can be taken back to a snapshot.
+
+        Raises:
+            VolumeNotFound; NotFound: it has no such snapshot.
+            Conflict: its holder does not have the snapshot, or it has as many as it can have.
+            PeerUnavailable: its holder does not answer.
+        """
+        volume = (await self._cluster.fresh(name)).record
+        check_layout(volume)
+        volume.check_may_add(_name_of_replaced(volume, self._clock.unix()))
+        found, holder = await self._snapshots.show(name, snapshot), volume.grant.node
+        if holder in (found.silent or ()):
+            raise holder_unreachable(volume, PeerUnavailable(f"node {holder} is silent"))
+        if holder not in (found.on or ()):
+            raise _not_here(volume, found.name)
+
     async def roll_back_here(self, name: str, snapshot: str, *, actor: str) -> SnapshotView:
         """Take a volume that is held here back to a snapshot. Returns the snapshot that has what it was before.
 
@@ -129,23 +146,16 @@ class Rollback:
             users = await self._use.users(volume)
             raise VolumeInUse(
                 f"volume {volume.name} is in use on node {self._cluster.node} by {', '.join(users)}",
-                remedy="stop and remove that first; nothing was changed",
+                remedy="stop and remove that first, or if it is a Swarm service: --stop-service; nothing was changed",
             )
-        if running := self._handovers.of(volume):
-            raise Conflict(
-                f"volume {volume.name} is on its way to node {running.target.name}",
-                remedy="wait until it is there, then ask again",
-            )
+        check_stays(volume, self._handovers)
 
     async def _driver_with(self, wanted: Snapshot, volume: Volume) -> RollingBackDriver:
         driver = self._drivers.of(volume)
         if not isinstance(driver, RollingBackDriver):
             raise Conflict(f"the driver of volume {volume.name} cannot take it back")
         if wanted.generation not in (await driver.inspect(volume.id)).generations:
-            raise Conflict(
-                f"node {self._cluster.node}, which holds volume {volume.name}, does not have its snapshot {wanted.name}",
-                remedy=f"move it to a node that has it: pannier volume snapshot show {volume.name} {wanted.name}",
-            )
+            raise _not_here(volume, wanted.name)
         return driver
 
     async def _replace(
@@ -181,6 +191,13 @@ class Rollback:
                 f"{error.message}",
                 remedy=f"the copies get it by themselves; what it was before is its snapshot {kept.name}",
             ) from error
+
+
+def _not_here(volume: Volume, snapshot: str) -> Conflict:
+    return Conflict(
+        f"node {volume.grant.node}, which holds volume {volume.name}, does not have its snapshot {snapshot}",
+        remedy=f"move it to a node that has it: pannier volume snapshot show {volume.name} {snapshot}",
+    )
 
 
 def _name_of_replaced(volume: Volume, at: float) -> str:

@@ -2,19 +2,21 @@
 
 A snapshot is made in this order: a generation, durable here; its name in the record; then each copy in sync says that it has
 and keeps it. After a power cut in between, there is a generation without a name, which is tidied away, or a name whose
-generation the copies get from the holder.
+generation the copies get from the holder. Around the first two run the hooks of the containers that use the volume.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from functools import partial
 
 import structlog
 
 from pannier.agent.custody import Custody
 from pannier.agent.drivers import Drivers
+from pannier.agent.room import RoomGuard
 from pannier.cluster.cluster import Cluster
 from pannier.contract.peers import Peers, holder_unreachable
 from pannier.contract.views import SnapshotView
@@ -23,14 +25,18 @@ from pannier.copies.replicated import Replicated
 from pannier.copies.replication import Replicator
 from pannier.core.errors import (
     Conflict,
+    NotHolder,
     PannierError,
     PeerUnavailable,
+    PoolFull,
     Stale,
 )
 from pannier.core.generation import Generation
 from pannier.core.pace import HoldingPace
 from pannier.core.snapshots import Snapshot, check_labels, check_snapshot_name, over
 from pannier.core.volume import HistoryEntry, Volume
+from pannier.holding.handover import Handovers
+from pannier.holding.quieting import SnapshotHooks
 from pannier.host.clock import Clock, rfc3339
 
 log = structlog.get_logger(__name__)
@@ -51,6 +57,9 @@ class Snapshots:
         drivers: Drivers,
         replicator: Replicator,
         named: NamedGenerations,
+        hooks: SnapshotHooks,
+        handovers: Handovers,
+        room: RoomGuard,
         peers: Peers,
         clock: Clock,
         pace: HoldingPace,
@@ -60,6 +69,9 @@ class Snapshots:
         self._drivers = drivers
         self._replicator = replicator
         self._named = named
+        self._hooks = hooks
+        self._handovers = handovers
+        self._room = room
         self._peers = peers
         self._clock = clock
         self._pace = pace
@@ -108,42 +120,79 @@ class Snapshots:
     ) -> SnapshotView:
         """Make a snapshot of a volume that is held here, with all that was written before the call, also while it is used.
 
-        Returns once each copy in sync has it, or after :attr:`HoldingPace.snapshot` seconds: the answer says who has it.
+        The hooks of the containers that use it run around that. Returns once each copy in sync has it, or after
+        :attr:`HoldingPace.snapshot` seconds: the answer says who has it.
 
         Raises:
             VolumeNotFound; AlreadyExists: it has one of that name.
-            Conflict: it is no image, has as many as it can have, or is just being given away; NotHolder, Stale.
-            StorageError: no generation can be made.
+            Conflict: it is no image, has as many as it can have, or is on its way to another node; a pre-snapshot hook failed; or
+                a post-snapshot hook did, and the snapshot is there. NotHolder, Stale.
+            InvalidInput: a container asks for a hook that cannot be read. EngineUnavailable: the engine does not answer.
+            StorageError: no generation can be made. PoolFull: the pool is full.
             StoreUnavailable: nothing was changed. OutcomeUnknown: it may have been.
         """
         check_snapshot_name(snapshot)
-        volume = (await self._cluster.fresh(name)).record
-        check_layout(volume)
-        async with self._custody.lock(volume):  # nothing is tidied away before it has its name
+        volume = await self.check(name, snapshot)
+        # With the lock, nothing is tidied away before it has its name.
+        async with self._hooks.around([volume]) as hooks, self._custody.lock(volume):
             volume = (await self._custody.take_up(volume)).record
             volume.check_may_add(snapshot)
             at = self._clock.unix()
             made = Snapshot(
                 name=snapshot,
-                generation=await self._generation(volume),
+                generation=await self.make_generation(volume),
                 made_at=at,
                 labels=check_labels(labels),
                 keep_until=None if keep_seconds is None else at + keep_seconds,
             )
             volume = await self.add(volume, made, actor=actor)
         log.info("volume.snapshot", volume=name, snapshot=snapshot, generation=str(made.generation))
-        replicated = self._replicator.known(volume)
-        if replicated is not None:
-            await self._arrives(replicated, made)
-        return await self._shown(volume, made)
+        view = await self.arrived(volume, made)
+        hooks.check(f"snapshot {snapshot} of volume {name} was made")
+        return replace(view, hook_failures=hooks.failures)
 
-    async def _generation(self, volume: Volume) -> Generation:
+    async def check(self, name: str, snapshot: str) -> Volume:
+        """Check that a snapshot of that name can be made here now, before any hook is run. Returns the volume's record.
+
+        Raises:
+            VolumeNotFound; AlreadyExists; NotHolder.
+            Conflict: it is no image, has as many as it can have, or is on its way to another node. PoolFull: the pool is full.
+        """
+        volume = (await self._cluster.fresh(name)).record
+        check_layout(volume)
+        if volume.grant.node != self._cluster.node:
+            raise NotHolder(
+                f"volume {name} is held by node {volume.grant.node} (epoch {volume.grant.epoch})",
+                remedy="ask again",
+            )
+        volume.check_may_add(snapshot)
+        check_stays(volume, self._handovers)
+        if full := self._room.full(volume):
+            raise PoolFull(
+                f"no snapshot of volume {name} can be made on node {self._cluster.node}: {full}",
+                remedy="remove snapshots, volumes or files that nobody needs, or enlarge the pool's disk",
+            )
+        return volume
+
+    async def make_generation(self, volume: Volume) -> Generation:
+        """The generation with all that was written so far. The caller has the lock.
+
+        Raises:
+            StorageError: none can be made. NotHolder: it is just being given away.
+        """
         if volume.spec.copies == 1:
             driver = self._drivers.of(volume)
             return await driver.snapshot(volume.id, epoch=volume.grant.epoch)
         replicated = self._replicator.replicated(volume.name)
         async with replicated.group:
             return await self._replicator.make(replicated)
+
+    async def arrived(self, volume: Volume, made: Snapshot) -> SnapshotView:
+        """Wait until each copy in sync has a snapshot, but no longer than some time. Returns it with those that have it."""
+        replicated = self._replicator.known(volume)
+        if replicated is not None:
+            await self._arrives(replicated, made)
+        return await self._shown(volume, made)
 
     async def add(self, volume: Volume, made: Snapshot, *, actor: str) -> Volume:
         """Add a snapshot to a volume's record. The caller has the lock. Returns the record as it is then.
@@ -156,10 +205,14 @@ class Snapshots:
         def add(found: Volume) -> Volume:
             if (found.id, found.grant) != (volume.id, volume.grant):
                 raise Stale(f"volume {volume.name} has changed", remedy="ask again")
-            detail = f"{made.name}, generation {made.generation}, by {actor}"
-            return found.with_snapshot(made).with_snapshot_entry(self._entry(found, TAKEN, detail))
+            return self.with_new(found, made, actor=actor)
 
         return await self._change(volume.name, add)
+
+    def with_new(self, volume: Volume, made: Snapshot, *, actor: str) -> Volume:
+        """A volume's record with one more snapshot, and its line in the history. Raises as :meth:`Volume.check_may_add`."""
+        detail = f"{made.name}, generation {made.generation}, by {actor}"
+        return volume.with_snapshot(made).with_snapshot_entry(self._entry(volume, TAKEN, detail))
 
     async def _change(self, name: str, decide: Callable[[Volume], Volume | None]) -> Volume:
         read = partial(self._cluster.fresh, name)
@@ -286,6 +339,15 @@ class Snapshots:
             await self._change(volume.name, remove)
         except PannierError as error:
             log.info("snapshots.not-removed", volume=volume.name, error=str(error))
+
+
+def check_stays(volume: Volume, handovers: Handovers) -> None:
+    """Raise Conflict for a volume that is on its way to another node."""
+    if running := handovers.of(volume):
+        raise Conflict(
+            f"volume {volume.name} is on its way to node {running.target.name}",
+            remedy="wait until it is there, then ask again",
+        )
 
 
 def check_layout(volume: Volume) -> None:

@@ -40,6 +40,7 @@ from pannier.node.unheld import Unheld
 from pannier.storage.base import CloningDriver, FileSystemDriver
 from pannier.swarm.asked_options import declared_now
 from pannier.swarm.labels import excluded_services
+from pannier.swarm.service_stops import stopped_services
 
 SCARCE_SHARE = 0.10
 MOST_PROMISED = 2.0
@@ -216,6 +217,8 @@ class Doctor:
                 for finding in declared.findings(self._cluster):
                     yield finding
             async for finding in excluded_services(self._docker.swarm, self._cluster.catalog):
+                yield finding
+            async for finding in stopped_services(self._docker.swarm):
                 yield finding
             for declared in await declared_now(self._docker.swarm, self._cluster):
                 for finding in declared.findings(self._cluster):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import AsyncGenerator, Mapping
+from functools import partial
 
 from pannier import __version__
 from pannier.agent.use import Use
@@ -53,6 +54,8 @@ from pannier.node.trash import Trash
 from pannier.node.volume_views import VolumeViews
 from pannier.pki.renewal import RenewalRequest
 from pannier.swarm.service_plan import Wish
+from pannier.swarm.service_snapshots import ServiceSnapshots
+from pannier.swarm.service_stops import ServiceStops
 from pannier.swarm.services import Services
 
 
@@ -84,6 +87,8 @@ class NodeService:
         verification: Verification,
         file_systems: FileSystems,
         services: Services,
+        service_snapshots: ServiceSnapshots,
+        service_stops: ServiceStops,
         doubt: float,
     ) -> None:
         """Put the parts together."""
@@ -109,6 +114,8 @@ class NodeService:
         self._verification = verification
         self._file_systems = file_systems
         self._services = services
+        self._service_snapshots = service_snapshots
+        self._service_stops = service_stops
         self._doubt = doubt
         self._catalog = self._cluster.catalog
         self._actor = LOCAL
@@ -223,9 +230,15 @@ class NodeService:
         """Remove a snapshot for ever."""
         return await self._snapshots.remove(name, snapshot, actor=self._actor)
 
-    async def roll_back_volume(self, name: str, snapshot: str) -> SnapshotView:
+    async def roll_back_volume(
+        self, name: str, snapshot: str, *, stop_service: bool = False
+    ) -> SnapshotView:
         """Take a volume back to a snapshot."""
-        return await self._rollback.roll_back(name, snapshot, actor=self._actor)
+        roll_back = partial(self._rollback.roll_back, name, snapshot, actor=self._actor)
+        if not stop_service:
+            return await roll_back()
+        await self._rollback.check(name, snapshot)
+        return await self._service_stops.around(name, roll_back, actor=self._actor)
 
     async def clone_volume(
         self, name: str, *, new: str, snapshot: str | None, options: Mapping[str, str]
@@ -334,6 +347,19 @@ class NodeService:
         """Move a Swarm service with its volumes; progress as it goes."""
         wish = Wish(now=now, stay=stay, timeout_seconds=timeout_seconds, actor=self._actor)
         return self._services.move(name, node, wish=wish)
+
+    async def create_service_snapshot(
+        self,
+        name: str,
+        *,
+        snapshot: str | None,
+        keep_seconds: float | None,
+        labels: Mapping[str, str],
+    ) -> list[SnapshotView]:
+        """Make snapshots of all volumes of a service, at one moment."""
+        return await self._service_snapshots.create(
+            name, snapshot, keep_seconds=keep_seconds, labels=labels, actor=self._actor
+        )
 
     async def doctor(self) -> list[FindingView]:
         """What is wrong and what to do."""

@@ -7,8 +7,14 @@ from collections.abc import AsyncGenerator, Mapping
 
 from pannier.agent.drivers import Drivers
 from pannier.cluster.cluster import Cluster, no_such_volume
-from pannier.contract.bodies import BlockSum, RenewalOrder
+from pannier.contract.bodies import (
+    BlockSum,
+    PeerTogetherOrder,
+    PeerTogetherStep,
+    RenewalOrder,
+)
 from pannier.contract.peers import Peer
+from pannier.contract.together import TogetherView
 from pannier.contract.views import (
     BlocksView,
     CertificateView,
@@ -39,6 +45,7 @@ from pannier.core.volume import Volume
 from pannier.holding.clones import Clones
 from pannier.holding.handover import Handovers
 from pannier.holding.memories import remembered
+from pannier.holding.one_moment import Together
 from pannier.holding.promising import Promising
 from pannier.holding.recovery import Recovery
 from pannier.holding.rollback import Rollback
@@ -70,6 +77,7 @@ class PeerService:
         takeover: Takeover,
         promising: Promising,
         snapshots: Snapshots,
+        together: Together,
         rollback: Rollback,
         clones: Clones,
         verification: Verification,
@@ -91,6 +99,7 @@ class PeerService:
         self._takeover = takeover
         self._promising = promising
         self._snapshots = snapshots
+        self._together = together
         self._rollback = rollback
         self._clones = clones
         self._verification = verification
@@ -222,6 +231,14 @@ class PeerService:
         return await self._snapshots.create_here(
             name, snapshot, keep_seconds=keep_seconds, labels=labels, actor=actor
         )
+
+    def peer_together(self, order: PeerTogetherOrder) -> AsyncGenerator[TogetherView, None]:
+        """Another node leads snapshots at one moment, also of volumes that are held here."""
+        return self._together.part(order, peer=self._asking)
+
+    async def peer_together_step(self, order: PeerTogetherStep) -> None:
+        """Another node says that such snapshots may go on."""
+        await self._together.step(order, peer=self._asking)
 
     async def peer_roll_back(self, name: str, snapshot: str, *, actor: str) -> SnapshotView:
         """Another node was asked to take a volume back that is held here."""

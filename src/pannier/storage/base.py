@@ -587,6 +587,21 @@ class SparseDriver(Driver, Protocol):
         """Let who waits for a frozen volume go on: they are about to be killed. Until :meth:`restrict`."""
         ...
 
+    async def hold_still(self, volume: str, *, epoch: int, seconds: float) -> bool:
+        """Bring everything to the disk, and let every writer of an attached volume wait until :meth:`let_go`, but no longer than
+        ``seconds``. The end of that time needs nobody. Generations can be made meanwhile.
+
+        Returns whether it stands still; False where it is not attached, and nobody can write.
+
+        Raises:
+            Conflict: it stands still already, for want of room or by somebody else. StorageError: the disk refused something.
+        """
+        ...
+
+    async def let_go(self, volume: str, *, epoch: int) -> bool:
+        """End :meth:`hold_still`. Returns whether it stood still until now, without a break. Repeatable."""
+        ...
+
     async def trim(self, volume: str, *, go_on: Callable[[], bool]) -> None:
         """Give what the volume's files no longer need back to the pool, as long as ``go_on`` says so.
 

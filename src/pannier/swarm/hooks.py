@@ -13,31 +13,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import structlog
 
+from pannier.agent.hooks import HookNotes, run_hook
 from pannier.cluster.catalog import Catalog
 from pannier.contract.views import HookView
 from pannier.core.errors import Conflict, EngineUnavailable, NotFound, PannierError
 from pannier.core.hooks import Hook, Moment, read_hooks
 from pannier.core.pace import SwarmPace
-from pannier.core.record import Record
-from pannier.engine.base import Container, Engine, Executed
-from pannier.host.records import encode, read_file
+from pannier.engine.base import Container, Engine
 from pannier.host.state_files import StateFile
 
 log = structlog.get_logger(__name__)
 
 ATTEMPTS = 30
-OUTPUT_LINES = 20
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BegunHooks(Record):
-    """The file of :class:`Hooks`: ids of containers whose pre-move hook was begun."""
-
-    containers: tuple[str, ...] = ()
 
 
 class Hooks:
@@ -59,13 +50,11 @@ class Hooks:
         self._node = node
         self._engine = engine
         self._catalog = catalog
-        self._file = file
         self._pace = pace
-        self._saved = self._load()
-        self._begun = set(self._saved.containers)
+        self._begun = HookNotes(file)
         self._held: set[str] = set()
         self._left: asyncio.Queue[str] = asyncio.Queue()
-        for container in self._begun:
+        for container in self._begun.all():
             self._left.put_nowait(container)
 
     async def run(self) -> None:
@@ -93,9 +82,9 @@ class Hooks:
             return
         await self._until_free(container, service)
         self._held.add(container.id)
-        self._note(container.id, begun=True)
+        self._begun.begin(container.id)
         try:
-            async for view in self._run(container, hook):
+            async for view in self._run(container, hook, Moment.BEFORE):
                 yield view
             while peer == self._node or self._catalog.is_up(peer):
                 await asyncio.sleep(self._pace.hook_poll)
@@ -112,7 +101,7 @@ class Hooks:
         container = await self._container(service)
         hook = read_hooks(container.labels).get(Moment.AFTER)
         if hook is not None:
-            async for view in self._run(container, hook):
+            async for view in self._run(container, hook, Moment.AFTER):
                 yield view
 
     async def _until_free(self, container: Container, service: str) -> None:
@@ -137,16 +126,13 @@ class Hooks:
             remedy=f"see docker service ps {service}",
         )
 
-    async def _run(self, container: Container, hook: Hook) -> AsyncGenerator[HookView, None]:
-        began = HookView(hook=hook.moment, container=container.name, abort=hook.abort)
+    async def _run(
+        self, container: Container, hook: Hook, moment: Moment
+    ) -> AsyncGenerator[HookView, None]:
+        began = HookView(hook=moment, container=container.name, abort=hook.abort)
         yield began
-        done = await self._engine.execute(
-            container.id, hook.command, timeout_seconds=hook.timeout_seconds
-        )
-        failure = _failure(hook, done)
-        log.info("hook.ended", hook=str(hook.moment), container=container.name, failure=failure)
-        lines = done.output.splitlines()[-OUTPUT_LINES:]
-        yield replace(began, ended=True, failure=failure, output=lines)
+        end = await run_hook(self._engine, container, hook)
+        yield replace(began, ended=True, failure=end.failure, output=list(end.output))
 
     async def _resume(self, container: str) -> None:
         """End a move: if the container still runs, the move was given up, and the post-move hook is run."""
@@ -160,7 +146,7 @@ class Hooks:
             except PannierError as error:
                 log.warning("hook.failed", container=container[:12], error=str(error))
                 break
-        self._note(container, begun=False)
+        self._begun.end(container)
 
     async def _run_after(self, container_id: str) -> None:
         container = await self._engine.container(container_id)
@@ -168,34 +154,6 @@ class Hooks:
             return
         hook = read_hooks(container.labels).get(Moment.AFTER)
         if hook is not None:
-            async for view in self._run(container, hook):
+            async for view in self._run(container, hook, Moment.AFTER):
                 if view.failure:
                     log.warning("hook.failed", container=container.name, error=view.failure)
-
-    # -- the file -------------------------------------------------------------------------------
-
-    def _note(self, container: str, *, begun: bool) -> None:
-        if begun:
-            self._begun.add(container)
-        else:
-            self._begun.discard(container)
-        try:
-            self._file.write(encode(replace(self._saved, containers=tuple(sorted(self._begun)))))
-        except OSError as error:
-            log.warning("hooks.not-noted", path=str(self._file.path), error=str(error))
-
-    def _load(self) -> BegunHooks:
-        remedy = "a container that was made quiet for a move may need its post-move hook by hand"
-        try:
-            saved = read_file(self._file, BegunHooks, remedy=remedy)
-        except PannierError as error:
-            log.warning("hooks.not-readable", error=str(error))
-            saved = None
-        return saved or BegunHooks()
-
-
-def _failure(hook: Hook, done: Executed) -> str:
-    """Why a hook failed; empty where it did not."""
-    if done.status is None:
-        return f"it was ended after its {hook.timeout_seconds:g} s"
-    return f"exit status {done.status}" if done.status else ""

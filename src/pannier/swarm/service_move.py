@@ -28,7 +28,7 @@ from pannier.core.errors import (
     Stale,
     Unavailable,
 )
-from pannier.core.hooks import Moment
+from pannier.core.hooks import Moment, hook_ended
 from pannier.core.service_arrival import ServiceArrival
 from pannier.core.service_move import Placement, is_tied, tied, untied
 from pannier.core.size import format_size
@@ -389,7 +389,4 @@ def _has(service: SwarmService, wanted: Placement) -> bool:
 
 def _ended(view: HookView) -> str:
     """How a hook ended, as part of a sentence."""
-    if not view.failure:
-        return f"{view.hook} hook done"
-    said = " / ".join(line.strip() for line in view.output[-3:] if line.strip())
-    return f"the {view.hook} hook failed: {view.failure}" + (f" ({said})" if said else "")
+    return hook_ended(view.hook, view.failure, view.output)

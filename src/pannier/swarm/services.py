@@ -172,6 +172,29 @@ class Services:
             remedy=f"do it on {' or '.join(managers)}" if managers else "do it on a manager",
         )
 
+    async def mounted(self, name: str) -> tuple[SwarmService, tuple[str, ...]]:
+        """A service, and the names of the volumes of ours that its tasks mount.
+
+        Raises:
+            NotFound: the Swarm has no such service. Conflict: this node is no Swarm manager.
+            EngineUnavailable: the engine does not answer, or the Swarm has no leader.
+        """
+        service = find_service(name, await self._services())
+        return service, await self._volumes_of(service)
+
+    async def mounting(self, volume: str) -> list[SwarmService]:
+        """The services whose tasks mount a volume. Raises as :meth:`mounted`."""
+        services = await self._services()
+        volumes = [await self._volumes_of(service) for service in services]
+        return [
+            service for service, names in zip(services, volumes, strict=True) if volume in names
+        ]
+
+    async def _volumes_of(self, service: SwarmService) -> tuple[str, ...]:
+        tasks, nodes = await self.swarm.tasks(service=service.id), await self.swarm.nodes()
+        mounted = volumes_of(service, tasks, nodes, is_ours=self._catalog.has_volume)
+        return tuple(each.name for each in mounted if self._catalog.has_volume(each.name))
+
     # -- moving ---------------------------------------------------------------------------------
 
     async def move(

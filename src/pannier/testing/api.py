@@ -14,8 +14,15 @@ from typing import Self
 
 from msgspec import structs
 
-from pannier.contract.bodies import BlockSum, JoinOrder, RenewalOrder
+from pannier.contract.bodies import (
+    BlockSum,
+    JoinOrder,
+    PeerTogetherOrder,
+    PeerTogetherStep,
+    RenewalOrder,
+)
 from pannier.contract.operations import LOCAL
+from pannier.contract.together import TogetherView
 from pannier.contract.views import (
     BlocksView,
     BlockView,
@@ -58,6 +65,7 @@ from pannier.contract.words import (
     MovePhase,
     NodeState,
     ServicePhase,
+    TogetherPhase,
 )
 from pannier.core.errors import (
     AlreadyExists,
@@ -285,10 +293,46 @@ class FakeCluster:
             name, snapshot, keep_seconds=keep_seconds, labels=labels
         )
 
-    async def roll_back_volume(self, name: str, snapshot: str) -> SnapshotView:
+    async def create_service_snapshot(
+        self,
+        name: str,
+        *,
+        snapshot: str | None,
+        keep_seconds: float | None,
+        labels: Mapping[str, str],
+    ) -> list[SnapshotView]:
+        self._change("create_service_snapshot", name)
+        if name != "web":
+            raise NotFound(f"the Swarm has no service {name}", remedy="see docker service ls")
+        return [
+            await self.create_snapshot(
+                volume, snapshot or "web-now", keep_seconds=keep_seconds, labels=labels
+            )
+            for volume in self.volumes_by_name
+        ]
+
+    async def peer_together(self, order: PeerTogetherOrder) -> AsyncGenerator[TogetherView, None]:
+        self._change("peer_together", order.snapshot)
+        yield TogetherView(phase=TogetherPhase.PREPARED)
+        made = [
+            await self.by(order.actor).create_snapshot(
+                name, order.snapshot, keep_seconds=order.keep_seconds, labels=order.labels
+            )
+            for name in order.volumes
+        ]
+        yield TogetherView(phase=TogetherPhase.DONE, snapshots=made)
+
+    async def peer_together_step(self, order: PeerTogetherStep) -> None:
+        self._change("peer_together_step", order.phase)
+        raise NotFound(f"node {self.here} makes no such snapshots any more")
+
+    async def roll_back_volume(
+        self, name: str, snapshot: str, *, stop_service: bool = False
+    ) -> SnapshotView:
         self._change("roll_back_volume", name)
         self._snapshot(name, snapshot)
-        if users := self.in_use.get(name):
+        users = self.in_use.get(name)
+        if users and not stop_service:
             raise VolumeInUse(f"volume {name} is in use by {', '.join(users)}")
         kept = SnapshotView(
             volume=name,

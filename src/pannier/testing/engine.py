@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from pannier.core.errors import Conflict, EngineUnavailable, Stale
 from pannier.core.swarm import (
@@ -100,16 +101,20 @@ class FakeSwarm:
         constraints: Sequence[str],
         labels: Mapping[str, str],
     ) -> None:
+        self._change(service, constraints=tuple(constraints), labels=dict(labels))
+
+    async def scale_service(
+        self, service: SwarmService, *, replicas: int, labels: Mapping[str, str]
+    ) -> None:
+        self._change(service, replicas=replicas, labels=dict(labels))
+
+    def _change(self, service: SwarmService, **fields: Any) -> None:
         services = self._swarm().services
         present = next((one for one in services if one.id == service.id), None)
         if present is None or present.version != service.version:
             raise Stale("the fake service was changed", remedy="look again")
-        services[services.index(present)] = replace(
-            present,
-            constraints=tuple(constraints),
-            labels=dict(labels),
-            version=present.version + 1,
-        )
+        changed = replace(present, version=present.version + 1, **fields)
+        services[services.index(present)] = changed
 
     async def tasks(self, *, service: str | None = None) -> list[SwarmTask]:
         return [one for one in self._swarm().tasks if service in (None, one.service)]

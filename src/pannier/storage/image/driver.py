@@ -839,6 +839,18 @@ class ImageDriver(SubvolumeDriver):
         self._home(volume)
         await in_own_thread(lambda: self._each(volume, LiveImage.thaw))
 
+    async def hold_still(self, volume: str, *, epoch: int, seconds: float) -> bool:
+        """See :meth:`SparseDriver.hold_still`."""
+        image = self._image(self._home(volume).volume, epoch)
+        with told_as_storage_error(f"freeze volume {volume}"):
+            return await in_own_thread(lambda: image.hold_still(seconds))
+
+    async def let_go(self, volume: str, *, epoch: int) -> bool:
+        """See :meth:`SparseDriver.let_go`."""
+        image = self._image(self._home(volume).volume, epoch)
+        with told_as_storage_error(f"thaw volume {volume}"):
+            return await in_own_thread(image.let_go)
+
     async def trim(self, volume: str, *, go_on: Callable[[], bool]) -> None:
         """See :meth:`SparseDriver.trim`."""
         self._home(volume)

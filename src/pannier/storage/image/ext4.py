@@ -235,22 +235,26 @@ def frozen(at: Path) -> Iterator[int]:
             control(fd, _THAW, 0)
 
 
-def freeze(at: Path) -> None:
+def freeze(at: Path) -> bool:
     """Bring everything into the image, and let every writer wait until :func:`thaw`. Repeatable.
+
+    Returns False where it was frozen already.
 
     Raises:
         OSError: the kernel refused.
     """
     with directory(at) as fd:
-        _freeze(fd)
+        return _freeze(fd)
 
 
-def _freeze(fd: int) -> None:
+def _freeze(fd: int) -> bool:
     try:
         control(fd, _FREEZE, 0)
     except OSError as error:
-        if error.errno != errno.EBUSY:  # frozen already
+        if error.errno != errno.EBUSY:
             raise
+        return False
+    return True
 
 
 def thaw(at: Path) -> None:

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import structlog
 
-from pannier.core.errors import Corrupt, StorageError
+from pannier.core.errors import Conflict, Corrupt, StorageError
 from pannier.core.line import Cut, Doubt
 from pannier.core.room import ImageLimits
 from pannier.cut.cutter import Cutter
@@ -86,6 +86,8 @@ class LiveImage:
         """Told what is written to the device of this mount."""
         self._frozen: bool | None = None
         """Whether we have frozen it; None if an earlier run may have."""
+        self._held: threading.Timer | None = None
+        """While it stands still for :meth:`hold_still`: what lets it go on in any case."""
         self._may_grow = False
         """Whether its files may take all that there is in it; an earlier run may have limited them."""
         self._used_blocks: int | None = None
@@ -524,7 +526,7 @@ class LiveImage:
             if frozen:
                 self._frozen = True
                 ext4.freeze(self.place)
-            elif self._frozen is not False:
+            elif self._frozen is not False and self._held is None:
                 self._thaw()
 
     @property
@@ -549,8 +551,56 @@ class LiveImage:
                 self._thaw()
 
     def _thaw(self) -> None:
+        self._end_hold()
         ext4.thaw(self.place)
         self._frozen = False
+
+    # -- standing still for a moment -----------------------------------------------------------------
+
+    def hold_still(self, seconds: float) -> bool:
+        """See :meth:`pannier.storage.base.SparseDriver.hold_still`."""
+        with self._mount_lock:
+            if mount_at(self.place) is None:
+                return False
+            if not ext4.freeze(self.place):
+                raise Conflict(
+                    f"volume {self.volume} is frozen already, for want of room or by somebody else",
+                    remedy="see pannier volume show; if it is somebody else, as an agent for backups: fsfreeze --unfreeze "
+                    f"{self.place}",
+                )
+            # A thread of its own: what else the daemon does, or waits for, does not delay it.
+            self._held = threading.Timer(seconds, self._hold_is_over)
+            self._held.daemon = True
+            self._held.start()
+            return True
+
+    def _hold_is_over(self) -> None:
+        with self._mount_lock:
+            if self._held is threading.current_thread():
+                log.warning("volume.held-too-long", volume=self.volume)
+                self._go_on()
+
+    def let_go(self) -> bool:
+        """See :meth:`pannier.storage.base.SparseDriver.let_go`."""
+        with self._mount_lock:
+            if self._held is None or mount_at(self.place) is None:
+                self._end_hold()
+                return False
+            try:
+                # A file system that stands still refuses to be frozen.
+                return not ext4.freeze(self.place)
+            finally:
+                self._go_on()
+
+    def _go_on(self) -> None:
+        self._end_hold()
+        if not self._frozen:  # else it stands still for want of room, too
+            self._thaw()
+
+    def _end_hold(self) -> None:
+        held, self._held = self._held, None
+        if held is not None:
+            held.cancel()
 
     @property
     def is_direct(self) -> bool:
