@@ -16,6 +16,7 @@ from pannier.agent.disks import Disks
 from pannier.agent.drivers import Drivers
 from pannier.agent.fencing import Fencing
 from pannier.agent.freezing import Freezer
+from pannier.agent.growing import Growing
 from pannier.agent.lease import Lease
 from pannier.agent.mountids import MountIds
 from pannier.agent.mounts import Mounts
@@ -58,6 +59,8 @@ from pannier.holding.after_handover import AfterHandover
 from pannier.holding.clones import Clones
 from pannier.holding.finding import CopyFinder
 from pannier.holding.handover import Handovers
+from pannier.holding.import_notes import BegunImports
+from pannier.holding.imports import Imports
 from pannier.holding.memories import Memories
 from pannier.holding.one_moment import Together
 from pannier.holding.promising import Promising
@@ -84,6 +87,7 @@ from pannier.node.facade import NodeService
 from pannier.node.forgetting import Forgetting
 from pannier.node.free_space import keep_free_space
 from pannier.node.freeing import Freeing
+from pannier.node.importing import Importing
 from pannier.node.journal_room import JournalRoom
 from pannier.node.leaving import Leaving
 from pannier.node.membership import Membership
@@ -92,6 +96,7 @@ from pannier.node.own_record import keep_activated, keep_introduced, keep_swarm_
 from pannier.node.peer_service import PeerService
 from pannier.node.removing import Removing, StoreMember
 from pannier.node.renewing import Renewing
+from pannier.node.room_use import RoomUse
 from pannier.node.signing import Signing
 from pannier.node.tokens import Tokens
 from pannier.node.trash import Trash, TrashTerms
@@ -108,6 +113,7 @@ from pannier.swarm.hooks import Hooks
 from pannier.swarm.labels import Labels
 from pannier.swarm.service_snapshots import ServiceSnapshots
 from pannier.swarm.service_stops import ServiceStops
+from pannier.swarm.service_switch import ServiceSwitches
 from pannier.swarm.services import Services
 from pannier.transport.base import ChoosingSender, SendsRecords
 
@@ -323,6 +329,9 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         pace=pace.agent,
     )
 
+    growing = Growing(cluster=cluster, custody=custody)
+    catalog.listen(growing.hear)
+
     # Copies: kept up, and awaited by sync calls.
     switching = Switching()
     sender = Delivering(cluster=cluster, custody=custody, sender=named_sender, pace=pace.copies)
@@ -463,7 +472,8 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         clock=clock,
         pace=pace.holding,
     )
-    adding = Adding(cluster=cluster)
+    begun_imports = BegunImports(files.durable("imports.json"))
+    adding = Adding(cluster=cluster, begun_imports=begun_imports)
     clones = Clones(
         cluster=cluster,
         custody=custody,
@@ -676,6 +686,23 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
     service_stops = ServiceStops(
         node=node, swarm=engine.swarm, services=services, clock=clock, pace=pace.swarm
     )
+    importing = Importing(
+        cluster=cluster,
+        engine=engine,
+        use=use,
+        room=room,
+        imports=Imports(
+            cluster=cluster,
+            drivers=drivers,
+            volumes=volumes,
+            adding=adding,
+            begun=begun_imports,
+        ),
+        volumes=volumes,
+        switches=ServiceSwitches(swarm=engine.swarm, clock=clock, pace=pace.swarm),
+        clock=clock,
+        pace=pace.node,
+    )
     doctor = Doctor(
         cluster=cluster,
         lease=lease,
@@ -687,12 +714,14 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         replicator=replicator,
         unheld=unheld,
         twins=twins,
+        begun_imports=begun_imports,
         pool_problems=outside.pool_problems,
         store_trusts_all=settings.store_trusts_all,
         certificates=certificates,
         clock=clock,
         doubt=pace.agent.doubt,
     )
+    room_use = RoomUse(cluster=cluster, drivers=drivers, peers=peers)
     option_changes = OptionChanges(cluster=cluster, custody=custody, clock=clock)
     service = NodeService(
         name=settings.cluster or "",
@@ -702,6 +731,8 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         volume_views=volume_views,
         node_views=node_views,
         volumes=volumes,
+        importing=importing,
+        room_use=room_use,
         option_changes=option_changes,
         snapshots=snapshots,
         rollback=rollback,
@@ -727,6 +758,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         volume_views=volume_views,
         node_views=node_views,
         volumes=volumes,
+        room_use=room_use,
         handovers=handovers,
         recovery=recovery,
         takeover=takeover,
@@ -896,6 +928,8 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
             Work("clones", clones.run),
             Work("cloned-copies", cloned.run),
             Work("snapshot-hooks", snapshot_hooks.run),
+            Work("imports", importing.run),
+            Work("growing", growing.run),
             Work("deliveries", sender.run),
             Work("activation", partial(keep_activated, engine)),
             Work("adoption", adopt),

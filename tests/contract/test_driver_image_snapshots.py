@@ -202,3 +202,39 @@ async def test_a_daemon_that_ends_in_the_midst_leaves_the_one_or_the_other(
     await driver.roll_back(nodes.volume, first, epoch=1)
     data = await nodes.attached(driver, epoch=1)
     assert [each.name for each in data.iterdir()] == ["one"]
+
+
+async def test_what_a_volume_takes_is_told_apart(nodes: Nodes) -> None:
+    """Each piece of the disk counts once: for the files, else for generations, else for snapshots."""
+    driver, volume = holder(nodes), nodes.volume
+    data = await nodes.create()
+    (data / "content").touch()
+
+    async def overwritten() -> Generation:
+        with (data / "content").open("r+b") as file:
+            file.write(os.urandom(8 << 20))
+            os.fsync(file.fileno())
+        return await nodes.save(driver, epoch=1)
+
+    named = await overwritten()
+    alone = await driver.shares(volume, named=[])
+    assert alone.files_bytes >= 8 << 20
+    assert alone.generations_bytes < 1 << 20
+    other = await overwritten()
+    await overwritten()
+    unnamed = await driver.shares(volume, named=[])
+    assert unnamed.snapshots_bytes == 0
+    both = await driver.shares(volume, named=[named])
+    assert both.files_bytes == unnamed.files_bytes
+    assert both.generations_bytes + both.snapshots_bytes == unnamed.generations_bytes
+    for part in (both.generations_bytes, both.snapshots_bytes):
+        assert 7 << 20 < part < 10 << 20
+    await nodes.transfer(driver, nodes.b, named)
+    copied = await cast("ImageDriver", nodes.b).shares(volume, named=[named])
+    assert copied.files_bytes >= 8 << 20
+    assert (copied.generations_bytes, copied.snapshots_bytes) == (0, 0)
+    await driver.delete_generation(volume, named)
+    await driver.delete_generation(volume, other)
+    left = await driver.shares(volume, named=[named])
+    assert left.snapshots_bytes == 0
+    assert left.generations_bytes < 1 << 20

@@ -28,6 +28,29 @@ def test_a_size_is_what_files_can_fill(three: World) -> None:
     assert shown["inodes"] > 64 << 7
 
 
+def test_a_size_becomes_larger_and_never_smaller(three: World) -> None:
+    """Asked of a node that does not hold it; in use, it grows where the kernel allows that, or the command says when."""
+    name = three.create("node1", size="32M", copies="2")
+    looks = ("sh", "-c", "df -k /data | tail -n 1 | awk '{print $4}'")
+    assert int(three.container("node1", name, *looks)) < 33 << 10
+    three.run("node2", "pannier", "volume", "set", name, "size=64M")
+    assert "size=64M" in three.run("node3", "pannier", "volume", "set", name, "labels=a=b")
+    three.move(name, "node2")
+    assert int(three.container("node2", name, *looks)) >= 64 << 10
+    sleeper = three.sleeper("node2", name)
+    said = three.attempt("node1", "pannier", "volume", "set", name, "size=128M")
+    assert said.status == 0
+    room = int(three.run("node2", "docker", "exec", sleeper, *looks))
+    assert (room >= 127 << 10) != ("half a minute" in said.err)
+    change = ("pannier", "volume", "set", name)
+    three.refused("node1", *change, "size=64M", says=["never shrinks", "volume export"])
+    three.refused("node1", *change, "size=1P", says=["more than the pool of node node2"])
+    rows = [each for each in three.printed("node3", "volume", "df") if each["volume"] == name]
+    assert [each["node"] for each in rows if each["holds"]] == ["node2"]
+    assert len(rows) >= 2
+    assert all(each["files_bytes"] and not each["error"] for each in rows)
+
+
 def test_without_a_size_it_is_as_large_as_the_pool(three: World) -> None:
     name = three.create("node1")
     said = three.container("node1", name, "sh", "-c", "df -k /data | tail -n 1 | awk '{print $2}'")

@@ -142,6 +142,7 @@ async def test_client_stands_in_for_the_use_cases(client: Operations, cluster: F
     )
     assert [(each.volume, each.name) for each in together] == [("data", "second")]
     await client.clean_volume("data", paths=["old"])
+    assert [each.volume for each in await client.room_use()] == ["data"]
     trashed = await client.remove_volume("data")
     assert await client.purge_volume("data") == trashed
     assert await client.empty_trash() == []
@@ -156,6 +157,12 @@ async def test_client_stands_in_for_the_use_cases(client: Operations, cluster: F
     assert (await client.join(request)).cluster == "test"
     assert await client.doctor() == []
     assert len([event async for event in client.events(follow=False)]) == 6
+    assert [
+        step.phase
+        async for step in client.import_volume(
+            "taken", source="local:old", options={}, switch_service=None, wait_seconds=1
+        )
+    ] == ["copying", "done"]
 
 
 async def test_peer_client(peer: Peer, cluster: FakeCluster) -> None:

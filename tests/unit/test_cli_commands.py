@@ -131,7 +131,56 @@ def test_create(shell: Shell) -> None:
 def test_set(data: Shell) -> None:
     said = data.ok("volume", "set", "data", "-o", "labels=team=web", "-o", "interval=5s")
     assert said == "data: size=10G labels=team=web interval=5s\n"
+    said = data.ok("volume", "set", "data", "interval=2s", "-o", "labels=team=ops")
+    assert said == "data: size=10G labels=team=ops interval=2s\n"
     assert data.run("volume", "set", "data").exit_code == 2
+    assert data.run("volume", "set", "data", "interval").exit_code == 2
+    assert data.run("volume", "set", "data", "interval=1s", "-o", "interval=2s").exit_code == 2
+
+
+def test_df(data: Shell) -> None:
+    data.cluster.silent.add("node3")
+    said = data.run("volume", "df")
+    assert said.stdout.splitlines()[1].split() == ["data", "node1", "holder", "4K", "2K", "1K"]
+    assert "node3 did not say anything" in said.stderr
+    first, second = data.json("volume", "df", "-o", "json")
+    assert (first["files_bytes"], second["error"]) == (4096, "node node3 does not answer")
+
+
+def test_import(data: Shell) -> None:
+    done = data.run(
+        "volume", "import", "new", "--from", "local:old", "-o", "size=1G", "--switch-service", "web"
+    )
+    assert done.stdout == "imported: new on node1, pause 0.4 s, service web has it\n"
+    assert "copying local:old to new" in done.stderr
+    phases = [
+        step["phase"]
+        for step in data.json_lines(
+            "volume", "import", "other", "--from", "dir:/srv", "--output", "json"
+        )
+    ]
+    assert phases == ["copying", "done"]
+    for source in ("old", "dir:srv", "local:", "nfs:/srv"):
+        wrong = data.run("volume", "import", "third", "--from", source)
+        assert (wrong.exit_code, "nothing that can be imported" in wrong.stderr) == (2, True)
+
+
+def test_an_export_writes_over_nothing(data: Shell, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "file").touch()
+    for target, status in (
+        (f"tar:{tmp_path}/there/file", 4),
+        (f"dir:{tmp_path}/there", 4),
+        (f"tar:{tmp_path}/no/file", 3),
+        ("zip:file", 2),
+        ("tar:", 2),
+    ):
+        assert data.run("volume", "export", "data", "--to", target).exit_code == status
+    away = data.run(
+        "--host", "https://node1", "volume", "export", "data", "--to", f"tar:{tmp_path}/x"
+    )
+    assert (away.exit_code, "on the machine on which" in away.stderr) == (2, True)
+    assert [call.operation for call in data.cluster.calls] == ["create_volume"]
 
 
 def test_snapshots(data: Shell) -> None:

@@ -75,9 +75,8 @@ def test_o_is_the_form_of_the_output_except_where_a_volume_gets_options(path: st
         if isinstance(parameter, click.Option)
         for name in parameter.opts
     }
-    assert options["-o"] == (
-        "options" if path in ("volume create", "volume set", "volume clone") else "format"
-    )
+    of_volumes = ("volume clone", "volume create", "volume import", "volume set")
+    assert options["-o"] == ("options" if path in of_volumes else "format")
 
 
 @pytest.mark.parametrize(

@@ -93,8 +93,17 @@ def test_what_keeps_or_promises_more_is_taken_over(
             {"min_copies": "1"},
             "min_copies is 2, not 1 (less is never promised by itself)",
         ),
-        ({}, {"size": "1G"}, "size is none, not 1G (it stays as it was created)"),
-        ({"size": "1G"}, {"size": "2G"}, "size is 1G, not 2G (it stays as it was created)"),
+        (
+            {},
+            {"size": "1G"},
+            "size is none, not 1G (it is as large as its pool, and a volume never shrinks)",
+        ),
+        ({"size": "1G"}, {"size": "2G"}, "size is 1G, not 2G (only a person changes that)"),
+        (
+            {"size": "1G", "layout": "tree"},
+            {"size": "2G"},
+            "size is 1G, not 2G (it stays as it was created)",
+        ),
         ({}, {"layout": "tree"}, "layout is image, not tree (it stays as it was created)"),
         ({}, {"mode": "0700"}, "mode is 0755, not 0700 (it stays as it was created)"),
         ({}, {"uid": "33"}, "uid is 0, not 33 (it stays as it was created)"),
@@ -231,6 +240,7 @@ def by_a_person(there: Volume, *, means: Means = MEANS, **options: str) -> Volum
         (TWO, {"durability": "interval"}, ["durability is interval, was fsync"]),
         ({**TWO, "min_copies": "2"}, {"min_copies": "1"}, ["min_copies is 1, was 2"]),
         (TWO, {"unheld_writes": "refuse"}, ["unheld_writes is refuse, was warn"]),
+        ({"size": "1G"}, {"size": "2G"}, ["size is 2G, was 1G"]),
         ({**TWO, "size": "1G"}, {"size": "1G", "interval": "2s"}, ["interval is 2s, was 1s"]),
         ({}, {"protected": "true"}, ["protected is true, was false"]),
         ({"protected": "true"}, {"protected": "false"}, ["protected is false, was true"]),
@@ -248,7 +258,14 @@ def test_a_person_may_say_what_is_never_done_by_itself(
 @pytest.mark.parametrize(
     ("options", "asked", "error", "says"),
     [
-        ({}, {"size": "1G"}, Conflict, "size of volume web is none and cannot be 1G: it stays"),
+        (
+            {},
+            {"size": "1G"},
+            Conflict,
+            "size of volume web is none and cannot be 1G: it is as large",
+        ),
+        ({"size": "2G"}, {"size": "1G"}, Conflict, "a volume never shrinks"),
+        ({"size": "1G", "layout": "tree"}, {"size": "2G"}, Conflict, "it stays"),
         ({}, {"layout": "tree"}, Conflict, "layout of volume web is image and cannot be tree"),
         (TWO, {"copies": "1"}, Conflict, "never given up"),
         (TWO, {"durability": "none"}, Conflict, "less is never promised"),

@@ -32,6 +32,7 @@ from pannier.core.clone_origin import CloneOrigin
 from pannier.core.errors import Corrupt, ForeignData, NewerFormat, StorageError
 from pannier.core.evacuation import Evacuated, Phase
 from pannier.core.generation import Generation
+from pannier.core.importing import ImportNote, ImportNotes
 from pannier.core.node import Fingerprints, Node
 from pannier.core.record import Part, Record
 from pannier.core.removals import Removals
@@ -147,6 +148,13 @@ RECORDS: dict[str, Record] = {
     "catalog": SavedCatalog(boot_id="b00t", volumes=(VOLUME,), nodes=(NODE,)),
     "mounts": MountHints(ids={"web": {"5f": 12.25}}),
     "takeovers": Takeovers(begun={"web.0a1b2c3d": Refusal(3, 71)}),
+    "imports": ImportNotes(
+        begun={
+            "web.0a1b2c3d": ImportNote(
+                name="web", driver="image", record='{"format":1}', service="x9", replicas=1
+            )
+        }
+    ),
     "frozen": FrozenGroups(groups={"web.0a1b2c3d": ["/sys/fs/cgroup/docker/5f/cgroup.freeze"]}),
     "hanging": HangingDisks(drivers=("image",)),
     "hooks": BegunHooks(containers=("5f", "6a")),

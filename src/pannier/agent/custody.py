@@ -47,6 +47,7 @@ from pannier.core.volume import Grant, HistoryEntry, Volume
 from pannier.host.clock import Clock
 from pannier.host.mountflags import takes_no_writes
 from pannier.host.threads import in_own_thread
+from pannier.storage.base import Driver, GrowingDriver
 
 log = structlog.get_logger(__name__)
 
@@ -109,11 +110,27 @@ class Custody:
         if shown and not self._use.was_given(volume) and not await self._use.processes(volume):
             # Since a time at which its disk took no writes. It cannot be attached beside that.
             await self.take_down(volume)
-        await driver.attach(volume.id, epoch=volume.grant.epoch, grow=volume.spec.size is None)
+        await self._attach(volume, driver)
         source = driver.data_path(volume.id, volume.grant.epoch)
         if not await self._use.processes(volume):
             return await in_own_thread(partial(self._mounts.replace, volume.name, source))
         return await in_own_thread(partial(self._mounts.mount, volume.name, source))
+
+    async def _attach(self, volume: Volume, driver: Driver) -> None:
+        if volume.spec.size is not None and isinstance(driver, GrowingDriver):
+            driver.give_room(volume.id, volume.spec.size)
+        await driver.attach(volume.id, epoch=volume.grant.epoch, grow=volume.spec.size is None)
+
+    async def grow(self, volume: Volume) -> None:
+        """Have an attached volume that is held here as large as its record says, if the kernel allows that in use.
+
+        Raises:
+            StorageError: it cannot be attached any more.
+        """
+        driver = self._drivers.of(volume)
+        async with self.lock(volume):
+            if volume.id in await driver.attached():
+                await self._attach(volume, driver)
 
     def _taken_perhaps(self, volume: Volume, local: LocalState) -> bool:
         """Whether another node may have taken the volume over, while this one was off or had no lease, or the store was

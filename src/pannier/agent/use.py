@@ -136,6 +136,14 @@ class Use:
             named = ["a container that is being started"]
         return named
 
+    async def writers_at(self, path: Path) -> list[str]:
+        """Who could write to a directory that is no volume of ours, in words for people.
+
+        A second mount of it on this machine is nobody who writes.
+        """
+        found = await in_own_thread(partial(self._users_of, [path], mount_root=self._mounts.root))
+        return await self.name_all([user for user in _who_write(found) if user.pid])
+
     async def onlookers(self, volume: Volume) -> list[str]:
         """Who looks on (:class:`~pannier.agent.usage.User`), in words for people."""
         found = [user for user in await self.processes(volume) if user.contact is Contact.LOOKS_ON]

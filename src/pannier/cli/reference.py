@@ -148,7 +148,7 @@ For `pannier volume create -o KEY=VALUE` and `docker volume create -d pannier -o
 read strictly: an unknown option, a value that cannot be and a second creation that asks for something
 else are errors. Docker, though, asks for no creation of a name that exists, whatever the options are. What a
 Swarm service asks for is read from its spec: the last column says what of it is applied *by itself*. `volume set` is for
-a person, `pannier volume set NAME -o KEY=VALUE`, which also does what is applied by itself. What *stays* is told, see
+a person, `pannier volume set NAME KEY=VALUE`, which also does what is applied by itself. What *stays* is told, see
 [options that were changed](../operations/README.md#options-that-were-changed).
 
 {table}

@@ -10,6 +10,8 @@ import click
 
 from pannier.cli import output
 from pannier.cli.command import CommandGroup, output_options
+from pannier.cli.exporting import export_volume
+from pannier.cli.importing import import_volume
 from pannier.cli.move import follow_move
 from pannier.cli.parameters import read_duration, read_pairs
 from pannier.cli.session import Session, pass_session
@@ -21,6 +23,7 @@ from pannier.contract.views import (
     CopyView,
     EventView,
     FileSystemView,
+    RoomUseView,
     SpreadView,
     SyncView,
 )
@@ -28,9 +31,16 @@ from pannier.contract.words import CheckState, FileSystemState
 from pannier.core.clone_source import CloneSource
 from pannier.core.errors import InvalidInput, OutcomeUnknown
 from pannier.core.room import ways_out
+from pannier.core.size import parse_size
 
 if TYPE_CHECKING:
+    from pannier.contract.operations import Operations
     from pannier.contract.volumes import LiveVolumeView, RememberedVolumeView, VolumeView
+
+
+_GROWS_LOOKS = 10
+_GROWS_LOOK_SECONDS = 0.3
+"""For three seconds: the holder hears of the new size, and the kernel grows the file system, within one."""
 
 
 @click.group(cls=CommandGroup)
@@ -39,6 +49,8 @@ def volume() -> None:
 
 
 volume.add_command(snapshot)
+volume.add_command(import_volume)
+volume.add_command(export_volume)
 
 
 @volume.command(
@@ -72,32 +84,60 @@ def create_volume(session: Session, name: str, options: dict[str, str]) -> None:
 @volume.command(
     "set",
     examples=(
-        "pannier volume set jenkins_home -o copies=2",
-        "pannier volume set jenkins_home -o interval=5s -o labels=team=web",
+        "pannier volume set jenkins_home size=20G copies=2",
+        "pannier volume set jenkins_home interval=5s labels=team=web",
     ),
 )
 @click.argument("name")
+@click.argument("pairs", metavar="KEY=VALUE...", nargs=-1, callback=read_pairs)
 @click.option(
     "-o",
     "--option",
     "options",
     multiple=True,
-    required=True,
     metavar="KEY=VALUE",
     callback=read_pairs,
-    help="A volume option that is to be another one; may be repeated.",
+    help="The same as KEY=VALUE by itself; may be repeated.",
 )
 @output_options("--output")
 @pass_session
-def set_volume(session: Session, name: str, options: dict[str, str]) -> None:
+def set_volume(session: Session, name: str, pairs: dict[str, str], options: dict[str, str]) -> None:
     """Change options of a volume that is there.
 
     What is not named stays. Which options can be changed: see the volume options. It holds until the
     options in a service's spec are changed.
     """
-    changed = session.ask(lambda client: client.set_volume(name, options))
+    if twice := pairs.keys() & options.keys():
+        raise InvalidInput(f"{', '.join(sorted(twice))} is given twice", remedy="give it once")
+    asked = pairs | options
+    if not asked:
+        raise InvalidInput(
+            "nothing is to be changed", remedy=f"pannier volume set {name} KEY=VALUE"
+        )
+
+    async def change(client: Operations) -> tuple[VolumeView, bool]:
+        changed = await client.set_volume(name, asked)
+        return changed, "size" not in asked or await _has_grown(client, name, asked["size"])
+
+    changed, has_grown = session.ask(change)
     said = " ".join(f"{key}={value}" for key, value in changed.options.items())
     session.show(changed, line=f"{changed.name}: {said}")
+    if not has_grown:
+        session.hint(
+            "the kernel does not let it grow while it is in use: it grows once nobody has used it for half a minute"
+        )
+
+
+async def _has_grown(client: Operations, name: str, size: str) -> bool:
+    """Whether a volume is as large as it shall be, or nobody uses it; its holder has a moment for that."""
+    wanted = parse_size(size)
+    for _ in range(_GROWS_LOOKS):
+        shown = await client.volume(name)
+        # What the file system keeps for itself is not in what it shows.
+        if shown.size_bytes is None or shown.size_bytes >= wanted:
+            return True
+        await asyncio.sleep(_GROWS_LOOK_SECONDS)
+    return False
 
 
 @volume.command("ls", examples=("pannier volume ls", "pannier volume ls -o json"))
@@ -126,6 +166,22 @@ def show_volume(session: Session, name: str) -> None:
     """
     found = session.ask(lambda client: client.volume(name))
     session.show_details(found, _details(found))
+
+
+@volume.command("df", examples=("pannier volume df", "pannier volume df -o json"))
+@output_options()
+@pass_session
+def show_room_use(session: Session) -> None:
+    """Show what each volume takes of each node's pool, those in the trash among them.
+
+    FILES is the volume itself, or on a copy its newest generation; GENERATIONS is what others keep of it for copies and moves, and goes by
+    itself; SNAPSHOTS is what only snapshots keep, and is there until they are removed. What two of them have in common counts once.
+    """
+    with output.waiting("measuring"):
+        found = session.ask(lambda client: client.room_use())
+    session.show(found, table=_room_use_table([each for each in found if each.volume]))
+    for silent in (each for each in found if not each.volume):
+        session.hint(f"{silent.node} did not say anything: {silent.error}")
 
 
 @volume.command(
@@ -407,6 +463,26 @@ def _volumes_table(volumes: list[VolumeView]) -> output.Table:
             for each in volumes
         ],
         right=frozenset({"EPOCH"}),
+        empty="no volumes",
+    )
+
+
+def _room_use_table(found: list[RoomUseView]) -> output.Table:
+    return output.Table(
+        ("VOLUME", "NODE", "IS", "FILES", "GENERATIONS", "SNAPSHOTS", "WHY"),
+        [
+            (
+                each.volume,
+                each.node,
+                ("holder" if each.holds else "copy") + (", in the trash" if each.removed else ""),
+                output.show_size(each.files_bytes),
+                output.show_size(each.generations_bytes),
+                output.show_size(each.snapshots_bytes),
+                each.error,
+            )
+            for each in found
+        ],
+        right=frozenset({"FILES", "GENERATIONS", "SNAPSHOTS"}),
         empty="no volumes",
     )
 

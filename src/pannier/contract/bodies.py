@@ -11,9 +11,11 @@ from pannier.contract.together import MadeGeneration
 from pannier.contract.words import TogetherPhase
 from pannier.core.generation import GENERATION_PATTERN
 from pannier.core.hooks import Moment
+from pannier.core.importing import MOST_SOURCE_LETTERS
 from pannier.core.node import check_node_name
 from pannier.core.removals import MOST_REMOVALS
 from pannier.core.snapshots import SNAPSHOT_PATTERN, check_snapshot_name
+from pannier.core.swarm import check_service_name
 from pannier.core.volume import check_name
 
 ACTOR_PATTERN = "[!-~]([ -~]{0,126}[!-~])?"
@@ -25,6 +27,7 @@ NODE_PATTERN = r"^(?!.*\.\.)[a-zA-Z0-9]([a-zA-Z0-9.-]{0,61}[a-zA-Z0-9])?$"
 # For the document only: names are checked by the core, whose errors say what to do.
 VolumeName = Annotated[str, Meta(extra_json_schema={"pattern": VOLUME_PATTERN})]
 NodeName = Annotated[str, Meta(extra_json_schema={"pattern": NODE_PATTERN})]
+ServiceName = Annotated[str, Meta(extra_json_schema={"pattern": SERVICE_PATTERN})]
 Actor = Annotated[str, Meta(pattern=f"^{ACTOR_PATTERN}$")]
 SnapshotName = Annotated[str, Meta(extra_json_schema={"pattern": SNAPSHOT_PATTERN})]
 KeepSeconds = Annotated[float, Meta(gt=0, le=100 * 366 * DAY_SECONDS)]
@@ -136,6 +139,30 @@ class ServiceSnapshotOrder(PeopleBody, frozen=True, kw_only=True):
         """See :class:`Body`."""
         if self.snapshot is not None:
             check_snapshot_name(self.snapshot)
+
+
+class ImportOrder(PeopleBody, frozen=True, kw_only=True):
+    """``source``: ``local:VOLUME`` or ``dir:/PATH`` on the node that is asked. ``options``: of the new volume, as text.
+
+    ``switch_service``: the Swarm service that is stopped, and started with the new volume; null for none.
+    ``wait_seconds``: how long to wait for those who use the source.
+    """
+
+    source: Annotated[
+        str,
+        Meta(
+            max_length=MOST_SOURCE_LETTERS,
+            extra_json_schema={"pattern": r"^(local:[^/]+|dir:/[^\u0000]*)$"},
+        ),
+    ]
+    options: dict[str, str] = {}
+    switch_service: ServiceName | None = None
+    wait_seconds: WaitSeconds = 100.0
+
+    def check(self) -> None:
+        """See :class:`Body`."""
+        if self.switch_service is not None:
+            check_service_name(self.switch_service)
 
 
 class RollbackOrder(PeopleBody, frozen=True, kw_only=True):

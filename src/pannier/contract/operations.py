@@ -18,10 +18,12 @@ from pannier.contract.views import (
     EventView,
     FileSystemView,
     FindingView,
+    ImportProgress,
     JoinReply,
     MoveProgress,
     NodeView,
     RenewalReply,
+    RoomUseView,
     ServiceMoveProgress,
     ServiceView,
     SnapshotView,
@@ -38,6 +40,8 @@ REMOVE_SECONDS = 180.0
 """For how long a client waits until a node is out: each member of etcd, five at most, is started again."""
 CHECK_SECONDS = 3600.0
 """How long a client waits for a check of file systems: each reads all that is not files' content."""
+ROOM_USE_SECONDS = 600.0
+"""How long a client waits for what volumes take: where each extent of an image lies is read, some 100,000 in a second."""
 DOCTOR_SECONDS = 60.0
 """How long a client waits for the doctor, which takes as long as the slowest part that it asks."""
 
@@ -84,6 +88,15 @@ MOVE_ERRORS = (
     errors.NodeNotFound,
     errors.Conflict,
     errors.StorageError,
+)
+IMPORT_ERRORS = (
+    *CREATE_ERRORS,
+    errors.NotFound,
+    errors.VolumeInUse,
+    errors.Conflict,
+    errors.DeadlineExceeded,
+    errors.Unavailable,
+    errors.EngineUnavailable,
 )
 
 
@@ -231,6 +244,16 @@ class Operations(Protocol):
     async def volumes(self) -> list[VolumeView]: ...
 
     @cluster(
+        "GET",
+        "/room-use",
+        "What each volume takes of each pool",
+        answer_seconds=ROOM_USE_SECONDS,
+    )
+    async def room_use(self) -> list[RoomUseView]:
+        """What each volume takes of each pool, those in the trash among them. Nodes that do not answer are in it with an error."""
+        ...
+
+    @cluster(
         "POST",
         "/volumes",
         "Create a volume",
@@ -322,6 +345,43 @@ class Operations(Protocol):
             Conflict: the target is down or has no driver for it, or it is on its way to another node.
             Unavailable: the holder's disk has failed.
             StorageError: the holder's or the target's pool is missing, full or damaged.
+            OutcomeUnknown: also if a client's stream stops before its last value.
+        """
+        ...
+
+    @cluster(
+        "POST",
+        "/volumes/{volume}/import",
+        "Make a volume of a local volume of Docker's or a directory, and report progress",
+        body=bodies.ImportOrder,
+        raises=IMPORT_ERRORS,
+        cut_off="see whether it is there: pannier volume show",
+    )
+    def import_volume(
+        self,
+        name: str,
+        *,
+        source: str,
+        options: Mapping[str, str],
+        switch_service: str | None,
+        wait_seconds: float,
+    ) -> AsyncGenerator[ImportProgress, None]:
+        """Make a volume out of files on the node that is asked, which will hold it; progress as it goes.
+
+        What is in use is copied first and again when nobody uses it any more. All files are compared. Nothing is left of an
+        import that does not come to its end, also if nobody reads the stream any more; the source is never changed.
+
+        Raises:
+            AlreadyExists: the name is taken, also if it was taken meanwhile; or Docker has another volume of that name.
+            NotFound: there is no such source, or no such service.
+            VolumeInUse: who uses the source did not stop within ``wait_seconds``.
+            Conflict: the source was changed while it was compared; the service does not mount it, or cannot be stopped;
+                another node is to hold the volume; or the name is just being imported.
+            PoolFull: the volume or the pool has no room for it.
+            DeadlineExceeded: the service did not stop within ``wait_seconds``.
+            Unavailable: the service did not come up, and has the source again.
+            EngineUnavailable: Docker, or its Swarm, does not answer.
+            StorageError: something cannot be read or written.
             OutcomeUnknown: also if a client's stream stops before its last value.
         """
         ...

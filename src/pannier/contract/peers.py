@@ -15,6 +15,7 @@ from pannier.contract.operations import (
     MOVE_ERRORS,
     ROLLBACK_ERRORS,
     ROLLBACK_SECONDS,
+    ROOM_USE_SECONDS,
     SNAPSHOT_ERRORS,
     SNAPSHOT_SECONDS,
     VERIFY_SECONDS,
@@ -33,6 +34,7 @@ from pannier.contract.views import (
     PiecesView,
     RemovalsView,
     RenewalReply,
+    RoomUseView,
     SnapshotView,
 )
 from pannier.contract.volumes import LiveVolumeView, VolumeCopyView, VolumeView
@@ -89,6 +91,16 @@ class Peer(Protocol):
         Args:
             after: the last name of the page before; empty for the first page.
         """
+        ...
+
+    @peer(
+        "GET",
+        "/room-use",
+        "What each volume takes of this node's pools",
+        answer_seconds=ROOM_USE_SECONDS,
+    )
+    async def peer_room_use(self) -> list[RoomUseView]:
+        """What each volume takes of this node's pools, those in the trash among them."""
         ...
 
     @peer("GET", "/certificates", "The certificates on this node")

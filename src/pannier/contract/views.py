@@ -5,7 +5,7 @@ Those of volumes are in :mod:`~pannier.contract.volumes`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pannier.contract.words import (
     CertificateKind,
@@ -14,6 +14,7 @@ from pannier.contract.words import (
     EventKind,
     FileSystemState,
     HandoverState,
+    ImportPhase,
     Level,
     MovePhase,
     NodeState,
@@ -220,6 +221,67 @@ class MoveProgress:
     def ended(self) -> bool:
         """Whether nothing comes after it."""
         return self.phase in (MovePhase.DONE, MovePhase.FAILED)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoomUseView:
+    """What a volume takes of a node's pool, in bytes of the disk.
+
+    Attributes:
+        volume: its name; empty where a node does not say anything.
+        holds: whether the node holds it; else it has a copy.
+        removed: whether it is in the trash.
+        files_bytes: of the volume as it is now, or of the newest generation of a copy. None where it cannot be told.
+        generations_bytes: what generations without a name keep besides. None also where the driver does not tell it apart.
+        snapshots_bytes: what only snapshots keep.
+        error: why it cannot be told.
+    """
+
+    node: str
+    volume: str
+    holds: bool
+    removed: bool = False
+    files_bytes: int | None = None
+    generations_bytes: int | None = None
+    snapshots_bytes: int | None = None
+    error: str = ""
+
+    def measured(self, files: int, generations: int | None, snapshots: int | None) -> RoomUseView:
+        """The same with what was found."""
+        return replace(
+            self, files_bytes=files, generations_bytes=generations, snapshots_bytes=snapshots
+        )
+
+    def failed(self, error: str) -> RoomUseView:
+        """The same with why nothing was found."""
+        return replace(self, error=error)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImportProgress:
+    """One line of the stream that an import answers with.
+
+    Attributes:
+        node: the one that it runs on, which will hold the volume.
+        used_bytes: what the new volume takes by now, to within some megabytes.
+        in_use_by: who uses the source, while it waits for their end.
+        service: the one that is stopped, and started with the volume.
+        pause_seconds: from the time at which nobody used the source any more until the end; with ``service``, from its stop.
+    """
+
+    phase: ImportPhase
+    volume: str
+    source: str
+    node: str
+    used_bytes: int = 0
+    in_use_by: list[str] = field(default_factory=list)
+    service: str | None = None
+    pause_seconds: float | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing comes after it."""
+        return self.phase is ImportPhase.DONE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

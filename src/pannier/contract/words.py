@@ -89,6 +89,22 @@ class MovePhase(Word):
     FAILED = "failed"
 
 
+class ImportPhase(Word):
+    """Of an import."""
+
+    COPYING = "copying"
+    """Its source may be in use."""
+    WAITING = "waiting"
+    """All but what is changed meanwhile is copied; it waits for those who use the source."""
+    REST = "rest"
+    """What was changed since is copied; nobody may write any more."""
+    COMPARING = "comparing"
+    """Checksums of all files."""
+    SWITCHING = "switching"
+    """The volume is there; the service is started with it."""
+    DONE = "done"
+
+
 class ServicePhase(Word):
     """Of a Swarm service's move."""
 

@@ -86,11 +86,13 @@ class _Obstacle:
     Attributes:
         due: it is, once the reason is gone.
         for_people: a person may say so all the same.
+        remedy: what to do instead; empty for what is said of all options.
     """
 
     why: str
     due: bool = False
     for_people: bool = False
+    remedy: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,9 +174,12 @@ def settle_for(by: str, volume: Volume, options: Mapping[str, str], means: Means
             raise Conflict(
                 f"{name} of volume {volume.name} is {shown_value(spec, name)} and cannot be {options[name]}: "
                 f"{obstacle.why}",
-                remedy="try again when that has changed"
-                if obstacle.due
-                else "leave it, or create a volume with another name and copy what is in it",
+                remedy=obstacle.remedy
+                or (
+                    "try again when that has changed"
+                    if obstacle.due
+                    else "leave it, or create a volume with another name and copy what is in it"
+                ),
             )
         spec = _with(name, spec, [asked])
     taken = changes(volume.spec, spec)
@@ -248,6 +253,22 @@ def _with(name: str, spec: VolumeSpec, asked: Sequence[_Reading]) -> VolumeSpec:
 # -- what is taken over --------------------------------------------------------------------------------
 
 
+_SMALLER = (
+    "take it out and in again: pannier volume export NAME --to dir:DIRECTORY, and then "
+    "pannier volume import ANOTHER --from dir:DIRECTORY -o size=SIZE"
+)
+
+
+def _size(now: VolumeSpec, wanted: VolumeSpec, means: Means) -> _Obstacle | None:
+    if now.layout != "image":
+        return _Obstacle(_STAYS)
+    if now.size is None:
+        return _Obstacle("it is as large as its pool, and a volume never shrinks", remedy=_SMALLER)
+    if wanted.size is not None and wanted.size < now.size:
+        return _Obstacle("a volume never shrinks", remedy=_SMALLER)
+    return _Obstacle("only a person changes that", for_people=True)
+
+
 def _copies(now: VolumeSpec, wanted: VolumeSpec, means: Means) -> _Obstacle | None:
     if wanted.copies < now.copies:
         return _Obstacle("copies are never given up by themselves")
@@ -298,6 +319,7 @@ def _protected(now: VolumeSpec, wanted: VolumeSpec, means: Means) -> _Obstacle |
 
 
 _RULES: dict[str, Callable[[VolumeSpec, VolumeSpec, Means], _Obstacle | None]] = {
+    "size": _size,
     "copies": _copies,
     "durability": _durability,
     "interval": _interval,

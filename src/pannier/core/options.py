@@ -108,6 +108,7 @@ OPTIONS = (
         "none",
         "what its files can fill, such as 10G; without it as much as the pool; with layout=tree a guard "
         "against runaways",
+        "of an image, more: `volume set`; less: never",
     ),
     Option(
         "copies",

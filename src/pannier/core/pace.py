@@ -254,6 +254,12 @@ class NodePace:
     """Between two questions of a waiting Mount to the holder, or to a store without a leader."""
     mount_look: float = 0.1
     """Between two looks of a waiting Mount at whether its holder is gone."""
+    import_look: float = 0.5
+    """Between two looks of an import at the room in the pool, at who uses its source, and at what it has copied."""
+    import_ends: float = 30.0
+    """How long the tasks of a service that did not come up with its new volume may take to end: Docker's own patience is 10 s."""
+    import_left: float = 10.0
+    """Between two tries to put away imports that did not end: their pool, the store or the Swarm may come late."""
     listing: float = 3.0
     """How long a listing waits for another node's live facts before it leaves them out."""
     engine: float = 1.0
@@ -392,6 +398,11 @@ class SwarmPace:
     stopped: it may be starting as well."""
     stop_rest: float = 10.0
     """For so long after its last task has ended, a volume that is still in use is asked again: the engine unmounts it then."""
+    switch_settled: float = 5.0
+    """So long a task has to run until a service counts as up with its new volume: a program that cannot use its files mostly
+    ends within a second or two."""
+    switch_starts: float = 300.0
+    """How long a service has for that: an image may have to be pulled, and a health check takes its time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from pannier.core.service_spec import Spec
 from pannier.core.swarm import (
     Availability,
     ServiceMount,
@@ -141,6 +142,23 @@ class Swarm(Protocol):
         self, service: SwarmService, *, replicas: int, labels: Mapping[str, str]
     ) -> None:
         """Give a replicated service so many tasks, and these labels of its own, and no others.
+
+        Raises:
+            Stale: it was changed since it was read, or is gone; nothing was changed.
+            OutcomeUnknown: it was asked for and no answer came; it may have been done.
+        """
+        ...
+
+    async def spec(self, service: SwarmService) -> Spec:
+        """All that a service was asked to be, as the engine's API has it.
+
+        Raises:
+            Stale: it was changed since it was read, or is gone.
+        """
+        ...
+
+    async def replace_service(self, service: SwarmService, spec: Spec) -> None:
+        """Make a service what a spec says, all of it. Tasks that no longer fit are ended.
 
         Raises:
             Stale: it was changed since it was read, or is gone; nothing was changed.

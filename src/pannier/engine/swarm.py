@@ -9,6 +9,7 @@ from urllib.parse import quote
 import msgspec
 
 from pannier.core.errors import Conflict, EngineUnavailable, Stale
+from pannier.core.service_spec import Spec
 from pannier.core.swarm import (
     Availability,
     Resources,
@@ -316,23 +317,29 @@ class DockerSwarm:
         labels: Mapping[str, str],
     ) -> None:
         """See :class:`~pannier.engine.base.Swarm`."""
-        stale = _stale(f"service {service.name}")
-        path = f"/services/{quote(service.id, safe='')}"
-        spec = await self._spec(path, service.version, stale)
+        spec = dict(await self.spec(service))
         task = dict(spec["TaskTemplate"])
         task["Placement"] = {**(task.get("Placement") or {}), "Constraints": list(constraints)}
         spec |= {"TaskTemplate": task, "Labels": dict(labels)}
-        await self._update(path, spec, service.version, stale)
+        await self.replace_service(service, spec)
+
+    async def spec(self, service: SwarmService) -> Spec:
+        """See :class:`~pannier.engine.base.Swarm`."""
+        stale = _stale(f"service {service.name}")
+        return await self._spec(_path(service), service.version, stale)
+
+    async def replace_service(self, service: SwarmService, spec: Spec) -> None:
+        """See :class:`~pannier.engine.base.Swarm`."""
+        stale = _stale(f"service {service.name}")
+        await self._update(_path(service), dict(spec), service.version, stale)
 
     async def scale_service(
         self, service: SwarmService, *, replicas: int, labels: Mapping[str, str]
     ) -> None:
         """See :class:`~pannier.engine.base.Swarm`."""
-        stale = _stale(f"service {service.name}")
-        path = f"/services/{quote(service.id, safe='')}"
-        spec = await self._spec(path, service.version, stale)
+        spec = dict(await self.spec(service))
         spec |= {"Mode": {"Replicated": {"Replicas": replicas}}, "Labels": dict(labels)}
-        await self._update(path, spec, service.version, stale)
+        await self.replace_service(service, spec)
 
     async def service_changes(self) -> AsyncIterator[None]:
         """See :class:`~pannier.engine.base.Swarm`."""
@@ -430,6 +437,10 @@ def _swarm_node(found: _Node) -> SwarmNode:
         arch=found.description.platform.architecture,
         resources=found.description.resources.counted() if found.description.resources else None,
     )
+
+
+def _path(service: SwarmService) -> str:
+    return f"/services/{quote(service.id, safe='')}"
 
 
 def _stale(what: str) -> Stale:

@@ -17,6 +17,7 @@ from pannier.core.errors import (
 )
 from pannier.core.options import check_same_options
 from pannier.core.volume import Volume
+from pannier.holding.import_notes import BegunImports
 from pannier.storage.base import CloningDriver, Driver, LocalCopy
 
 log = structlog.get_logger(__name__)
@@ -30,16 +31,18 @@ def new_volume_id(name: str) -> str:
 class Adding:
     """Adds records of volumes that are held here."""
 
-    def __init__(self, *, cluster: Cluster) -> None:
+    def __init__(self, *, cluster: Cluster, begun_imports: BegunImports) -> None:
         self._cluster = cluster
+        self._begun_imports = begun_imports
 
     async def refuse_in_a_strange_store(self, name: str, driver: Driver) -> None:
         """Refuse if the store may have lost records: a new volume must not replace one with data.
 
         Raises:
             StoreUnavailable: the store is empty, or another cluster's; Conflict: this node has data
-            of a volume of this name that the store does not know.
+            of a volume of this name that the store does not know, or it is just being imported.
         """
+        self._begun_imports.check_free(name)
         await self.check_store(f"volume {name} was not created")
         alike = {one for one in await driver.volumes() if one.rpartition(".")[0] == name}
         if alike and isinstance(driver, CloningDriver):

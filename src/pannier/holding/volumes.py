@@ -120,6 +120,22 @@ class Volumes:
 
         A crash in between leaves an empty tree under an id that nobody knows (doctor lists it).
         """
+        volume = self.new_record(name, spec, detail=f"by {actor}")
+        driver = self._drivers.of(volume)
+        await self._adding.refuse_in_a_strange_store(name, driver)
+        root = RootAttributes(uid=spec.uid, gid=spec.gid, mode=spec.mode)
+        await driver.create(volume.id, epoch=1, root=root, size_bytes=spec.size)
+        return await self._adding.add(volume, driver, options, actor=actor)
+
+    def new_record(self, name: str, spec: VolumeSpec, *, detail: str) -> Volume:
+        """The record of a new volume that this node is to hold; nothing is written.
+
+        Args:
+            detail: whose doing it is, for its history.
+
+        Raises:
+            Conflict: no other node can take a copy that is asked for.
+        """
         node = self._cluster.node
         replicas: tuple[str, ...] = ()
         if spec.copies > 1:
@@ -133,15 +149,9 @@ class Volumes:
             replicas=replicas,
             created_at=self._clock.unix(),
         )
-        entry = HistoryEntry(
-            at=volume.created_at, what="created", node=node, epoch=1, detail=f"by {actor}"
+        return volume.with_entry(
+            HistoryEntry(at=volume.created_at, what="created", node=node, epoch=1, detail=detail)
         )
-        volume = volume.with_entry(entry)
-        driver = self._drivers.of(volume)
-        await self._adding.refuse_in_a_strange_store(name, driver)
-        root = RootAttributes(uid=spec.uid, gid=spec.gid, mode=spec.mode)
-        await driver.create(volume.id, epoch=1, root=root, size_bytes=spec.size)
-        return await self._adding.add(volume, driver, options, actor=actor)
 
     async def remove(self, name: str, *, actor: str) -> Volume:
         """Move a volume to the trash, wherever it is held."""

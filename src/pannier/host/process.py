@@ -6,6 +6,7 @@ import asyncio
 import fcntl
 import os
 import select
+import signal
 import sys
 import termios
 from collections.abc import Sequence
@@ -17,6 +18,8 @@ from pannier.host.ioctls import control
 
 _PIPE_BYTES = 1 << 20  # 16 times the default: far fewer wake-ups on a stream
 _STDERR_KEPT_BYTES = 16 << 10
+_CHILDREN_SECONDS = 5.0
+"""How long processes that a killed command has started may take to be gone: milliseconds, where no disk hangs."""
 _ENVIRONMENT = {
     "LC_ALL": "C",
     "PATH": "/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/sbin:/usr/local/bin",
@@ -101,11 +104,13 @@ class Running:
         return Finished(self._argv, status, "", stderr, self._failing)
 
     async def stop(self) -> None:
-        """Kill the process if it still runs, and wait for its end."""
+        """Kill the process if it still runs, with those that it has started, and wait for their end."""
         if self._process.returncode is None:
             with suppress(ProcessLookupError):
-                self._process.kill()
+                os.killpg(self._process.pid, signal.SIGKILL)  # it leads a session of its own
         await asyncio.shield(self._process.wait())
+        # They all have the other end of this pipe.
+        await asyncio.wait([self._stderr], timeout=_CHILDREN_SECONDS)
         self._stderr.cancel()
 
 

@@ -21,6 +21,7 @@ from pannier.core.room import ways_out
 from pannier.core.size import format_size
 from pannier.core.volume import Volume
 from pannier.engine.base import Engine
+from pannier.holding.import_notes import BegunImports
 from pannier.host.clock import Clock
 from pannier.node.asked_by_containers import declared_here
 from pannier.node.certificates import Certificates
@@ -64,6 +65,7 @@ class Doctor:
         replicator: Replicator,
         unheld: Unheld,
         twins: Twins,
+        begun_imports: BegunImports,
         pool_problems: Callable[[], Awaitable[list[str]]],
         store_trusts_all: bool,
         certificates: Certificates,
@@ -80,6 +82,7 @@ class Doctor:
         self._replicator = replicator
         self._unheld = unheld
         self._twins = twins
+        self._begun_imports = begun_imports
         self._pool_problems = pool_problems
         self._store_trusts_all = store_trusts_all
         self._certificates = certificates
@@ -307,6 +310,7 @@ class Doctor:
                 )
         known = {volume.id for volume in self._cluster.catalog.volumes()}
         known |= {volume.id for volume in self._cluster.catalog.trashed()}
+        known |= set(self._begun_imports.ids)
         for volume in self._cluster.catalog.volumes():
             if volume.spec.driver in self._drivers:
                 if await quarantine_of(self._drivers, volume):

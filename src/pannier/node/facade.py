@@ -17,10 +17,12 @@ from pannier.contract.views import (
     EventView,
     FileSystemView,
     FindingView,
+    ImportProgress,
     JoinReply,
     MoveProgress,
     NodeView,
     RenewalReply,
+    RoomUseView,
     ServiceMoveProgress,
     ServiceView,
     SnapshotView,
@@ -35,6 +37,7 @@ from pannier.copies.option_changes import OptionChanges
 from pannier.copies.verification import Verification
 from pannier.core.clone_source import CloneSource
 from pannier.core.errors import StorageError, Unavailable, VolumeNotFound
+from pannier.core.importing import ImportSource
 from pannier.holding.clones import Clones
 from pannier.holding.recovery import Recovery
 from pannier.holding.rollback import Rollback
@@ -46,9 +49,12 @@ from pannier.node.cluster_wide import ClusterWide
 from pannier.node.diagnosis import explain
 from pannier.node.doctor import Doctor
 from pannier.node.events import changes, history_of, purged_events, recent
+from pannier.node.importing import Importing, ImportWish
 from pannier.node.membership import Membership
 from pannier.node.node_views import NodeViews
 from pannier.node.renewing import Renewing
+from pannier.node.resizing import check_size
+from pannier.node.room_use import RoomUse
 from pannier.node.signing import Signing
 from pannier.node.trash import Trash
 from pannier.node.volume_views import VolumeViews
@@ -72,6 +78,8 @@ class NodeService:
         volume_views: VolumeViews,
         node_views: NodeViews,
         volumes: Volumes,
+        importing: Importing,
+        room_use: RoomUse,
         option_changes: OptionChanges,
         snapshots: Snapshots,
         rollback: Rollback,
@@ -99,6 +107,8 @@ class NodeService:
         self._volume_views = volume_views
         self._node_views = node_views
         self._volumes = volumes
+        self._importing = importing
+        self._room_use = room_use
         self._option_changes = option_changes
         self._snapshots = snapshots
         self._rollback = rollback
@@ -199,14 +209,40 @@ class NodeService:
         """One volume, with what only its holder knows where that node answers."""
         return await self._cluster_wide.volume(name)
 
+    async def room_use(self) -> list[RoomUseView]:
+        """What each volume takes of each pool."""
+        return await self._room_use.everywhere()
+
     async def create_volume(self, name: str, options: Mapping[str, str]) -> VolumeView:
         """Make a volume."""
         return self._volume_views.listed(
             await self._volumes.create(name, options, actor=self._actor)
         )
 
+    def import_volume(
+        self,
+        name: str,
+        *,
+        source: str,
+        options: Mapping[str, str],
+        switch_service: str | None,
+        wait_seconds: float,
+    ) -> AsyncGenerator[ImportProgress, None]:
+        """Make a volume out of files on this node; progress as it goes."""
+        return self._importing.run_import(
+            ImportWish(
+                name=name,
+                source=ImportSource.parse(source),
+                options=options,
+                service=switch_service,
+                wait_seconds=wait_seconds,
+                actor=self._actor,
+            )
+        )
+
     async def set_volume(self, name: str, options: Mapping[str, str]) -> VolumeView:
         """Change options of a volume."""
+        await check_size(name, options, cluster=self._cluster, cluster_wide=self._cluster_wide)
         changed = await self._option_changes.set(name, options, actor=self._actor)
         return self._volume_views.listed(changed)
 

@@ -28,6 +28,7 @@ from pannier.contract.views import (
     PiecesView,
     RemovalsView,
     RenewalReply,
+    RoomUseView,
     SnapshotView,
 )
 from pannier.contract.volumes import LiveVolumeView, VolumeCopyView, VolumeView
@@ -55,6 +56,7 @@ from pannier.holding.volumes import Volumes
 from pannier.node.certificates import Certificates
 from pannier.node.node_views import NodeViews
 from pannier.node.removing import Removing
+from pannier.node.room_use import RoomUse
 from pannier.node.signing import Signing
 from pannier.node.volume_views import VolumeViews
 from pannier.pki.renewal import RenewalRequest
@@ -72,6 +74,7 @@ class PeerService:
         volume_views: VolumeViews,
         node_views: NodeViews,
         volumes: Volumes,
+        room_use: RoomUse,
         handovers: Handovers,
         recovery: Recovery,
         takeover: Takeover,
@@ -94,6 +97,7 @@ class PeerService:
         self._volume_views = volume_views
         self._node_views = node_views
         self._volumes = volumes
+        self._room_use = room_use
         self._handovers = handovers
         self._recovery = recovery
         self._takeover = takeover
@@ -134,6 +138,10 @@ class PeerService:
     async def peer_memory(self, after: str) -> MemoryView:
         """What this node remembers of volumes' records."""
         return remembered(self._cluster.catalog.volumes(), after=after)
+
+    async def peer_room_use(self) -> list[RoomUseView]:
+        """What each volume takes of this node's pools."""
+        return await self._room_use.here()
 
     async def peer_node(self) -> NodeView:
         """This node with its pool's figures, and what its engine can do."""

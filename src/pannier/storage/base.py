@@ -13,7 +13,7 @@ then finishes what was begun. :meth:`Driver.open` removes what a crash left half
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -477,6 +477,34 @@ class RollingBackDriver(Driver, Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """What a volume takes of its pool, in bytes of the disk; what two of them have in common counts for the first.
+
+    Attributes:
+        files_bytes: the newest live volume, or without one the newest generation.
+        generations_bytes: what generations without a name keep besides.
+        snapshots_bytes: what only generations with a name keep.
+    """
+
+    files_bytes: int
+    generations_bytes: int
+    snapshots_bytes: int
+
+
+@runtime_checkable
+class MeasuredDriver(Driver, Protocol):
+    """A driver that tells what a volume's generations keep."""
+
+    async def shares(self, volume: str, *, named: Collection[Generation]) -> Shares:
+        """What a volume takes of its pool. It takes a second for each 100,000 extents.
+
+        Raises:
+            StorageError: it cannot be read.
+        """
+        ...
+
+
 @runtime_checkable
 class CloningDriver(Driver, Protocol):
     """A driver that makes a new volume out of a generation of another one, at a cost that does not depend on its size."""
@@ -521,6 +549,19 @@ class CloningDriver(Driver, Protocol):
 
     async def born(self, volume: str) -> None:
         """The record of a volume is written: it is none of the :meth:`unborn` any more. No error if it is none."""
+        ...
+
+
+@runtime_checkable
+class GrowingDriver(Driver, Protocol):
+    """A driver whose volumes have a size that can become larger."""
+
+    def give_room(self, volume: str, room_bytes: int) -> None:
+        """From the next :meth:`Driver.attach` on, a volume's files can fill at least so much. Nothing ever shrinks.
+
+        An attach of a volume that is in use grows it where the kernel allows that, and else leaves it to the next one.
+        This only notes it, until the driver is made anew.
+        """
         ...
 
 

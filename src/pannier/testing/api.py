@@ -34,6 +34,7 @@ from pannier.contract.views import (
     FindingView,
     HandoverReply,
     HookView,
+    ImportProgress,
     JoinReply,
     MemoryView,
     MoveProgress,
@@ -42,6 +43,7 @@ from pannier.contract.views import (
     PieceView,
     RemovalsView,
     RenewalReply,
+    RoomUseView,
     ServiceMoveProgress,
     ServiceView,
     SnapshotView,
@@ -61,6 +63,7 @@ from pannier.contract.words import (
     FileSystemState,
     HandoverState,
     HolderState,
+    ImportPhase,
     Level,
     MovePhase,
     NodeState,
@@ -78,6 +81,7 @@ from pannier.core.errors import (
     VolumeNotFound,
 )
 from pannier.core.hooks import Moment
+from pannier.core.importing import ImportSource
 from pannier.core.options import parse_options
 
 _THEN = "2026-01-02T03:04:05Z"
@@ -432,6 +436,19 @@ class FakeCluster:
         self._change("peer_lost_copy", name)
         self._volume(name)
 
+    async def room_use(self) -> list[RoomUseView]:
+        return [
+            RoomUseView(node=each.holder, volume=each.name, holds=True).measured(4096, 2048, 1024)
+            for each in self.volumes_by_name.values()
+        ] + [
+            RoomUseView(node=node, volume="", holds=False).failed(f"node {node} does not answer")
+            for node in sorted(self.silent)
+        ]
+
+    async def peer_room_use(self) -> list[RoomUseView]:
+        self._change("peer_room_use", "")
+        return await self.room_use()
+
     async def peer_memory(self, after: str) -> MemoryView:
         self._change("peer_memory", "")
         return MemoryView(records=[])
@@ -575,6 +592,28 @@ class FakeCluster:
         volumes = list(self.volumes_by_name)
         view = ServiceView(name="web", nodes=[self.here], volumes=volumes, copies_on=[self.here])
         return [view]
+
+    async def import_volume(
+        self,
+        name: str,
+        *,
+        source: str,
+        options: Mapping[str, str],
+        switch_service: str | None,
+        wait_seconds: float,
+    ) -> AsyncGenerator[ImportProgress, None]:
+        self._change("import_volume", name)
+        ImportSource.parse(source)
+        now = ImportProgress(
+            phase=ImportPhase.COPYING,
+            volume=name,
+            source=source,
+            node=self.here,
+            service=switch_service,
+        )
+        yield now
+        await self.create_volume(name, options)
+        yield replace(now, phase=ImportPhase.DONE, used_bytes=5 * 2**20, pause_seconds=0.4)
 
     async def move_service(
         self,

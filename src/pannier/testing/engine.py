@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from pannier.core.errors import Conflict, EngineUnavailable, Stale
+from pannier.core.service_spec import Spec
 from pannier.core.swarm import (
     Availability,
     ServiceMount,
@@ -109,12 +110,32 @@ class FakeSwarm:
         self._change(service, replicas=replicas, labels=dict(labels))
 
     def _change(self, service: SwarmService, **fields: Any) -> None:
-        services = self._swarm().services
-        present = next((one for one in services if one.id == service.id), None)
-        if present is None or present.version != service.version:
-            raise Stale("the fake service was changed", remedy="look again")
+        present, services = self._present(service), self._swarm().services
         changed = replace(present, version=present.version + 1, **fields)
         services[services.index(present)] = changed
+
+    async def spec(self, service: SwarmService) -> Spec:
+        """Its tasks and mounts, as far as a SwarmService has them."""
+        present = self._present(service)
+        mounts = [_spec_mount(each) for each in present.mounts]
+        return {
+            "Name": present.name,
+            "Mode": {"Replicated": {"Replicas": present.replicas}},
+            "TaskTemplate": {"ContainerSpec": {"Mounts": mounts}},
+        }
+
+    async def replace_service(self, service: SwarmService, spec: Spec) -> None:
+        self._change(
+            service,
+            replicas=spec["Mode"]["Replicated"]["Replicas"],
+            mounts=tuple(map(_mount, spec["TaskTemplate"]["ContainerSpec"]["Mounts"])),
+        )
+
+    def _present(self, service: SwarmService) -> SwarmService:
+        found = next((one for one in self._swarm().services if one.id == service.id), None)
+        if found is None or found.version != service.version:
+            raise Stale("the fake service was changed", remedy="look again")
+        return found
 
     async def tasks(self, *, service: str | None = None) -> list[SwarmTask]:
         return [one for one in self._swarm().tasks if service in (None, one.service)]
@@ -140,6 +161,22 @@ class FakeSwarm:
         if not self.data.has_leader:
             raise EngineUnavailable("the fake Swarm has no leader", remedy="wait")
         return self.data
+
+
+def _spec_mount(mount: ServiceMount) -> dict[str, Any]:
+    config: dict[str, Any] = {} if mount.driverless else {"Name": "pannier"}
+    if mount.options:
+        config["Options"] = dict(mount.options)
+    return {"Type": "volume", "Source": mount.source, "VolumeOptions": {"DriverConfig": config}}
+
+
+def _mount(found: dict[str, Any]) -> ServiceMount:
+    config = found["VolumeOptions"]["DriverConfig"]
+    return ServiceMount(
+        source=found["Source"],
+        driverless=not config.get("Name"),
+        options=config.get("Options", {}),
+    )
 
 
 class FakeEngine:

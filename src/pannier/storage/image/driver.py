@@ -24,7 +24,7 @@ import asyncio
 import functools
 import os
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -49,7 +49,7 @@ from pannier.cut.tracer import Tracer
 from pannier.host.files import DRAFT
 from pannier.host.memory import dirty_limit_bytes
 from pannier.host.mountinfo import mounts_here
-from pannier.storage.base import LocalCopy, Reading, RootAttributes, Space
+from pannier.storage.base import LocalCopy, Reading, RootAttributes, Shares, Space
 from pannier.storage.blocking import in_own_thread, in_thread, told_as_storage_error
 from pannier.storage.blocks import BLOCK_BYTES, Piece
 from pannier.storage.btrfs import ioctl, pool
@@ -59,6 +59,7 @@ from pannier.storage.btrfs.layout import Home, existing_tree, tidy
 from pannier.storage.btrfs.subvolumes import SubvolumeDriver, existing_live
 from pannier.storage.image import cloning, ext4, mending, nocow
 from pannier.storage.image.check import check_image, pieces_of
+from pannier.storage.image.extents import disk_bytes, on_disk
 from pannier.storage.image.intake import ImageIntake
 from pannier.storage.image.kept import KeptRecords
 from pannier.storage.image.live import LiveImage
@@ -114,6 +115,7 @@ class ImageDriver(SubvolumeDriver):
         self._reopening: asyncio.Future[None] | None = None
         """Whoever looks whether the journal can be had by now."""
         self._noted: dict[str, NotedRuns] = {}
+        self._rooms: dict[str, int] = {}
         self._full = False
         self._limits: ImageLimits | None = None
 
@@ -321,8 +323,14 @@ class ImageDriver(SubvolumeDriver):
         existing_live(home, epoch)
         with told_as_storage_error(f"attach volume {home.volume}"):
             self._image(home.volume, epoch).attach(
-                limits=self._limits, size=self._pool_bytes() if grow else None
+                limits=self._limits,
+                size=self._pool_bytes() if grow else None,
+                room=self._rooms.get(home.volume),
             )
+
+    def give_room(self, volume: str, room_bytes: int) -> None:
+        """See :meth:`GrowingDriver.give_room`."""
+        self._rooms[volume] = room_bytes
 
     async def attached(self) -> frozenset[str]:
         """See :meth:`Driver.attached`."""
@@ -614,6 +622,28 @@ class ImageDriver(SubvolumeDriver):
             trees = [home.live(epoch) for epoch in home.epochs()[-1:]]
             trees += [home.tree(generation) for generation in home.generations()[-1:]]
             return (trees[0] / IMAGE).stat().st_blocks * 512 if trees else 0
+
+    async def shares(self, volume: str, *, named: Collection[Generation]) -> Shares:
+        """See :meth:`MeasuredDriver.shares`."""
+        return await in_own_thread(
+            functools.partial(self._shares, self._home(volume), frozenset(named))
+        )
+
+    def _shares(self, home: Home, named: frozenset[Generation]) -> Shares:
+        with told_as_storage_error(f"measure volume {home.volume}"):
+            live = [home.live(epoch) for epoch in home.epochs()[-1:]]
+            generations = sorted(home.generations())
+            current = live or [home.tree(generation) for generation in generations[-1:]]
+            files, kept, apart = frozenset[bytes](), set[bytes](), set[bytes]()
+            for tree in current:
+                files = _disk_of(tree)
+            for generation in generations:
+                (apart if generation in named else kept).update(_disk_of(home.tree(generation)))
+        return Shares(
+            files_bytes=disk_bytes(files),
+            generations_bytes=disk_bytes(kept - files),
+            snapshots_bytes=disk_bytes(apart - kept - files),
+        )
 
     # -- room -----------------------------------------------------------------------------------
     # In threads of their own: what keeps a pool from getting full never waits behind other work.
@@ -912,3 +942,15 @@ def _may_lack(volume: str, why: str) -> Corrupt:
         f"this node may lack what it has confirmed of volume {volume}: {why}",
         remedy="if no other node has it either, accept the loss: pannier volume recover NAME --accept-loss",
     )
+
+
+def _disk_of(tree: Path) -> frozenset[bytes]:
+    """What an image has of the disk; nothing where it was just deleted."""
+    try:
+        file = os.open(tree / IMAGE, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return frozenset()
+    try:
+        return on_disk(file)
+    finally:
+        os.close(file)

@@ -182,6 +182,21 @@ def superblock(raw: bytes) -> Superblock:
     )
 
 
+def room_of(blocks_bytes: int) -> int:
+    """What files can fill of a file system, by what it counts as its blocks without its own (statvfs), in bytes."""
+    return blocks_bytes - kept_blocks(blocks_bytes // BLOCK_BYTES) * BLOCK_BYTES
+
+
+def size_for(room: int, *, now: int, size: int) -> int:
+    """The size in which files can fill ``room`` bytes, and little more.
+
+    Args:
+        now: what they can fill now. size: the file system's present size.
+    """
+    missing = room - now
+    return (size + missing + missing // 24 + (1 << 20)) // BLOCK_BYTES * BLOCK_BYTES
+
+
 def kept_blocks(blocks: int) -> int:
     """How many of a file system's blocks the kernel keeps for what it must write when all seems full."""
     return min(blocks // 50, 4096)

@@ -31,6 +31,8 @@ _FORMS = (_REGULAR, _PREALLOCATED)
 """Compression, encryption, two bytes of another encoding, and the kind."""
 _BUFFER_BYTES = 256 << 10
 """For what one call finds, some 3,000 extents. A larger one is made for each call and hardly ever filled."""
+_ON_DISK, _PIECE = slice(37, 53), struct.Struct("<QQ")
+"""Where that has the place and the length of the piece of the disk of which the file has some, or all."""
 _LAST = 2**64 - 1
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -73,6 +75,22 @@ def extents(file: int) -> tuple[Extent, ...]:
         Corrupt: it has an extent that an image cannot have, such as a compressed one.
     """
     return tuple(_lying(_items(file)))
+
+
+def on_disk(file: int) -> frozenset[bytes]:
+    """What an open file has of the disk, piece by piece, for :func:`disk_bytes`. A piece stays as long as any file has any of it.
+
+    One that is just written may have others a moment later.
+
+    Raises:
+        OSError, Corrupt: as :func:`extents`.
+    """
+    return frozenset(item[_ON_DISK] for item in _items(file))
+
+
+def disk_bytes(pieces: Iterable[bytes]) -> int:
+    """How many bytes they are, all together."""
+    return sum(length for place, length in map(_PIECE.unpack, pieces) if place)
 
 
 def unshared(newer: int, base: int, *, made: int) -> tuple[tuple[Extent, ...], tuple[Extent, ...]]:

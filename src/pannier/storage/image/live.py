@@ -42,6 +42,8 @@ from pannier.storage.image.watched import WatchedMount
 
 log = structlog.get_logger(__name__)
 
+_EXACT_BYTES = 1 << 20
+"""So much less than what was asked for is exact: a file system has a few blocks of its own in what it counts."""
 _WORTH_GROWING = 64
 """An image is grown by this part of its pool at least: it takes a check of the whole file system."""
 
@@ -108,12 +110,13 @@ class LiveImage:
                 self.end_cuts()
             return there
 
-    def attach(self, *, limits: ImageLimits | None, size: int | None) -> None:
+    def attach(self, *, limits: ImageLimits | None, size: int | None, room: int | None) -> None:
         """Mount it, unless it is mounted.
 
         Args:
             limits: what the kernel lets it take.
             size: what it should grow to, in bytes; one that is in use may grow only the next time.
+            room: what its files should be able to fill at least, in bytes; the same.
 
         Raises:
             StorageError: it is sealed, or somebody has what was only shown. Corrupt: it is damaged.
@@ -125,8 +128,12 @@ class LiveImage:
             if not self.is_mounted:
                 self._mount_or_show(size=size, shown=shown)
                 self._used_blocks = None
+                if room is not None and (larger := self._size_for(room)) is not None:
+                    self._grow_anew(larger)
             elif size is not None:
                 self._grow_mounted(size)
+            elif room is not None and (larger := self._size_for(room)) is not None:
+                self._grows_mounted(larger)
             self._watched.watch()
             with self._mount_lock:
                 self._limit(limits)
@@ -489,17 +496,60 @@ class LiveImage:
         except (OSError, StorageError) as error:  # it goes on with the size that it has
             log.info("volume.not-grown", volume=self.volume, error=str(error))
 
+    def _size_for(self, room: int) -> int | None:
+        """The size of the file system, in bytes, with which its files could fill so much; None where they can already."""
+        if takes_no_writes(self.place):
+            return None
+        there = os.statvfs(self.place)
+        now = ext4.room_of(there.f_blocks * there.f_frsize)
+        if room - now <= _EXACT_BYTES:
+            return None
+        return ext4.size_for(room, now=now, size=nocow.filesystem_bytes(self._image))
+
+    def _grow_anew(self, size: int) -> None:
+        """Grow what was mounted just now; nobody uses it, unless somebody has a copy of an earlier mount."""
+        if self._grows_mounted(size):
+            return
+        self._detach()
+        with loopdevice.held(self._image) as device:
+            alone = device is None
+        if alone:
+            with self._growing():
+                self._enlarge(size)
+        self._mount(size=None)
+
+    def _grows_mounted(self, size: int) -> bool:
+        """Grow it while it is mounted; False where the kernel does not let us."""
+        try:
+            ext4.grow(self.place, nocow.filesystem_bytes(self._image))  # changes nothing
+        except PermissionError:
+            return False
+        with self._growing():
+            os.truncate(self._image, max(size, self._image.stat().st_size))
+            loopdevice.grow(self._device())
+            ext4.grow(self.place, size)
+        return True
+
     def _grow_aside(self, size: int) -> None:
+        """Grow an unmounted image if that is worth it."""
+        with self._growing():
+            if self._is_worth_growing(size):
+                self._enlarge(size)
+
+    def _enlarge(self, size: int) -> None:
         """Grow a snapshot of an unmounted image, and put it in its place: a power cut in the midst of it
         would leave a file system half grown."""
+        with self._anew() as image:
+            os.truncate(image, size)
+            with loopdevice.attached(image) as device:
+                ext4.mend(device.path)
+                ext4.grow_unmounted(device.path)
+
+    @contextmanager
+    def _growing(self) -> Iterator[None]:
+        """What cannot grow goes on with the size that it has, unless it is damaged."""
         try:
-            if not self._is_worth_growing(size):
-                return
-            with self._anew() as image:
-                os.truncate(image, size)
-                with loopdevice.attached(image) as device:
-                    ext4.mend(device.path)
-                    ext4.grow_unmounted(device.path)
+            yield
         except Corrupt:
             raise
         except (OSError, StorageError) as error:
