@@ -61,6 +61,7 @@ from pannier.holding.finding import CopyFinder
 from pannier.holding.handover import Handovers
 from pannier.holding.import_notes import BegunImports
 from pannier.holding.imports import Imports
+from pannier.holding.looking import Looking
 from pannier.holding.memories import Memories
 from pannier.holding.one_moment import Together
 from pannier.holding.promising import Promising
@@ -544,6 +545,15 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         clock=clock,
     )
 
+    looking = Looking(
+        cluster=cluster,
+        custody=custody,
+        drivers=drivers,
+        snapshots=snapshots,
+        tidy=replicator.tidy,
+        pace=pace.holding,
+    )
+
     # The node, as Docker, people and other nodes ask for it.
     removing = Removing(
         cluster=cluster,
@@ -747,6 +757,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         recovery=recovery,
         verification=verification,
         file_systems=file_systems,
+        looking=looking,
         services=services,
         service_snapshots=service_snapshots,
         service_stops=service_stops,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -227,6 +230,65 @@ async def test_what_a_crash_left_is_put_in_order_before_it_is_shown(
     finally:
         await run(["umount", str(tmp_path)], timeout_s=30)
     assert (await copy.verify(nodes.volume, generation)).proved
+
+
+_KILLED = """
+import sys, time
+from pathlib import Path
+from pannier.storage.image.showing import open_root
+root = open_root(Path(sys.argv[1]), aside=Path(sys.argv[2]))
+print("open", flush=True)
+time.sleep(600)
+"""
+
+
+async def test_what_is_opened_is_mounted_nowhere_and_ends_with_its_descriptor(
+    nodes: Nodes, holder: ImageDriver
+) -> None:
+    data = await nodes.create()
+    old = await written(nodes, data, b"old")
+    before, devices = Path("/proc/self/mountinfo").read_text(), shown_devices()
+    (data / "file").write_bytes(b"new")
+    async with holder.opened(nodes.volume, tree=old) as root:
+        assert Path("/proc/self/mountinfo").read_text() == before
+        assert len(shown_devices() - devices) == 1
+        file = os.open("file", os.O_RDONLY, dir_fd=root)
+        assert os.read(file, 10) == b"old"
+        os.close(file)
+        with pytest.raises(OSError, match="Read-only"):
+            os.mkdir("more", dir_fd=root)
+        await holder.delete_generation(nodes.volume, old)
+    await until(lambda: shown_devices() == devices)
+    assert not holder._home(nodes.volume).shown.exists()
+
+
+async def test_a_kill_leaves_nothing_mounted_or_attached(nodes: Nodes, holder: ImageDriver) -> None:
+    data = await nodes.create()
+    old = await written(nodes, data, b"old")
+    before, devices = Path("/proc/self/mountinfo").read_text(), shown_devices()
+    home = holder._home(nodes.volume)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", _KILLED, home.tree(old), home.shown, stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert await process.stdout.readline() == b"open\n"
+    assert len(shown_devices() - devices) == 1
+    process.kill()
+    await process.wait()
+    await until(lambda: shown_devices() == devices)
+    assert Path("/proc/self/mountinfo").read_text() == before
+
+
+def shown_devices() -> set[str]:
+    """The loop devices that have a file."""
+    return {path.parent.name for path in Path("/sys/block").glob("loop*/loop")}
+
+
+async def until(found: Callable[[], bool]) -> None:
+    """The kernel ends a mount a moment after its last descriptor."""
+    async with asyncio.timeout(20):
+        while not found():
+            await asyncio.sleep(0.05)
 
 
 async def test_what_is_not_here_is_not_shown(

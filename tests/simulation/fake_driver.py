@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import tempfile
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
@@ -903,6 +904,16 @@ class SparseSnapshotDriver(
         )
         for file, value in content.items():
             (at / file).write_bytes(value)
+
+    @asynccontextmanager
+    async def opened(self, volume: str, *, tree: int | Generation) -> AsyncIterator[int]:
+        with tempfile.TemporaryDirectory() as folder:
+            await self.show(volume, tree=tree, at=Path(folder))
+            root = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                yield root
+            finally:
+                os.close(root)
 
     async def check_file_system(
         self, volume: str, generation: Generation | None

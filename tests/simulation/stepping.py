@@ -387,6 +387,9 @@ class SteppedSparseDriver(
     async def show(self, volume: str, *, tree: int | Generation, at: Path) -> None:
         await self.sparse.show(volume, tree=tree, at=at)
 
+    def opened(self, volume: str, *, tree: int | Generation) -> AbstractAsyncContextManager[int]:
+        return self.sparse.opened(volume, tree=tree)
+
     async def check_file_system(
         self, volume: str, generation: Generation | None
     ) -> tuple[str, ...]:

@@ -39,6 +39,10 @@ TABLE = {
     (Access.CLUSTER, "user"): True,
     (Access.CLUSTER, "local"): True,
     (Access.CLUSTER, "node"): True,
+    (Access.LOCAL, "anonymous"): False,
+    (Access.LOCAL, "user"): False,
+    (Access.LOCAL, "local"): True,
+    (Access.LOCAL, "node"): False,
     (Access.PEER, "anonymous"): False,
     (Access.PEER, "user"): False,
     (Access.PEER, "local"): False,
@@ -78,6 +82,8 @@ def test_kind_of_route_follows_from_its_path(route: Operation) -> None:
         expected = Access.JOIN
     elif route.path.startswith("/v1/peer/"):
         expected = Access.PEER
+    elif route.path.startswith("/v1/local/"):
+        expected = Access.LOCAL
     assert route.access is expected
 
 

@@ -143,6 +143,8 @@ async def test_client_stands_in_for_the_use_cases(client: Operations, cluster: F
     assert [(each.volume, each.name) for each in together] == [("data", "second")]
     await client.clean_volume("data", paths=["old"])
     assert [each.volume for each in await client.room_use()] == ["data"]
+    taken = client.take_out("data", tree="first", path="file", to="/root")
+    assert [progress.to async for progress in taken] == ["", "/root/file"]
     trashed = await client.remove_volume("data")
     assert await client.purge_volume("data") == trashed
     assert await client.empty_trash() == []

@@ -483,6 +483,16 @@ def test_files_of_what_stands_still_are_removed(data: Shell) -> None:
     assert data.ok("volume", "clean", "data", "old", "b/1") == "removed from data: old b/1\n"
 
 
+def test_files_are_taken_out(data: Shell) -> None:
+    assert (
+        data.ok("volume", "cp", "data@first:dir/file", "/root") == "copied: /root/dir/file, 10B\n"
+    )
+    steps = data.ok("volume", "cp", "data:dir/file", "/root", "-o", "json").splitlines()
+    assert [json.loads(step)["to"] for step in steps] == ["", "/root/dir/file"]
+    for wrong in ("data", "data:", ":file", "data@:file"):
+        assert "does not say what to copy" in data.refused("volume", "cp", wrong, "/root")
+
+
 def test_history(data: Shell) -> None:
     assert "volume.created" in data.ok("volume", "history", "data")
     assert data.json("volume", "history", "data", "-o", "json")[0]["subject"] == "data"

@@ -11,7 +11,7 @@ from copies_world import CopiesWorld
 from world import SparseSnapshotDriver, event_loop_policy
 
 from pannier.contract.views import FileSystemView
-from pannier.core.errors import Conflict, InvalidInput, NotFound, VolumeNotFound
+from pannier.core.errors import Conflict, VolumeNotFound
 
 __all__ = ["event_loop_policy"]
 
@@ -69,34 +69,3 @@ async def test_a_tree_of_files_has_no_file_system_of_its_own(tmp_path: Path) -> 
         assert refused.value.remedy == "pannier volume verify vol reads all of it"
         with pytest.raises(VolumeNotFound):
             await world.c.ask(lambda run: run.service.check_volume("other"))
-
-
-# -- looking into one -------------------------------------------------------------------------------
-
-
-async def show(world: CopiesWorld, tree: str, at: Path) -> None:
-    """``pannier volume mount vol@TREE --at AT``, typed on a."""
-    await world.a.ask(lambda run: run.service.show_tree("vol", tree=tree, at=str(at)))
-
-
-async def test_an_epoch_or_a_generation_is_shown(world: CopiesWorld, tmp_path: Path) -> None:
-    volume = await world.saved_volume(world.a)
-    for tree in ("1", str(world.generations(world.a, volume)[-1])):
-        at = tmp_path / tree
-        at.mkdir()
-        await show(world, tree, at)
-        assert (at / "synced").read_bytes() == b"1"
-
-
-async def test_what_cannot_be_shown_is_told(world: CopiesWorld, tmp_path: Path) -> None:
-    await world.saved_volume(world.a)
-    with pytest.raises(NotFound, match="nothing of volume vol by the name 7") as refused:
-        await show(world, "7", tmp_path)
-    assert "1" in refused.value.remedy
-    with pytest.raises(InvalidInput, match="is not a generation"):
-        await show(world, "../1", tmp_path)
-    with pytest.raises(InvalidInput, match="not the absolute path of a directory"):
-        await show(world, "1", tmp_path / "missing")
-    (tmp_path / "file").touch()
-    with pytest.raises(Conflict, match="not empty"):
-        await show(world, "1", tmp_path)

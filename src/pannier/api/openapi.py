@@ -30,6 +30,7 @@ _ANYWHERE = (errors.StoreUnavailable, errors.PeerUnavailable, errors.OutcomeUnkn
 _WORDS = {
     Access.JOIN: "For anybody, without a certificate.",
     Access.CLUSTER: "For users, nodes, and root on the local socket.",
+    Access.LOCAL: "For root on the local socket only.",
     Access.PEER: "For nodes only; the asking node is the one that its certificate names.",
 }
 

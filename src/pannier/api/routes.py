@@ -13,6 +13,7 @@ from pannier.contract.peers import PEER_OPERATIONS
 ALLOWED: Mapping[Access, frozenset[type[Caller]]] = {
     Access.JOIN: frozenset({Anonymous, NodeCaller, UserCaller, LocalCaller}),
     Access.CLUSTER: frozenset({NodeCaller, UserCaller, LocalCaller}),
+    Access.LOCAL: frozenset({LocalCaller}),
     Access.PEER: frozenset({NodeCaller}),
 }
 """Who may do what; there is no other rule. A caller that is not in a row's set is refused."""

@@ -153,6 +153,11 @@ def _denial(operation: Operation, caller: str) -> Denied:
             f"{operation.method} {operation.path} is for nodes only, not for {caller}",
             remedy="use the routes outside /v1/peer",
         )
+    if operation.access is Access.LOCAL:
+        return Denied(
+            f"{operation.method} {operation.path} is for root on the node's own socket only, not for {caller}",
+            remedy="type the command on that node, without --host",
+        )
     return Denied(
         f"{operation.method} {operation.path} needs a certificate of this cluster",
         remedy="show a user's or node's certificate, or use the local socket as root",

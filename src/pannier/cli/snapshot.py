@@ -109,7 +109,8 @@ def list_snapshots(session: Session, volume: str) -> None:
 def show_snapshot(session: Session, volume: str, name: str) -> None:
     """Show a snapshot, with the nodes that have it.
 
-    `pannier volume mount VOLUME@GENERATION --at DIRECTORY`, on one of them, shows what is in it.
+    `pannier volume mount VOLUME@NAME --at DIRECTORY`, on one of them, shows what is in it; `pannier volume cp` copies files
+    out of it.
     """
     found = session.ask(lambda client: client.snapshot(volume, name))
     session.show_details(found, _details(found))

@@ -17,6 +17,7 @@ from pannier.cli.parameters import read_duration, read_pairs
 from pannier.cli.session import Session, pass_session
 from pannier.cli.snapshot import snapshot
 from pannier.cli.status import UNHEALTHY
+from pannier.cli.take_out import take_out
 from pannier.cli.trash import show_trash
 from pannier.contract.views import (
     CheckView,
@@ -51,6 +52,7 @@ def volume() -> None:
 volume.add_command(snapshot)
 volume.add_command(import_volume)
 volume.add_command(export_volume)
+volume.add_command(take_out)
 
 
 @volume.command(
@@ -366,21 +368,28 @@ def check_volume(context: click.Context, session: Session, name: str) -> None:
         context.exit(UNHEALTHY)
 
 
-@volume.command("mount", examples=("pannier volume mount jenkins_home@3 --at /mnt/stray",))
-@click.argument("what", metavar="NAME@TREE")
+@volume.command(
+    "mount",
+    examples=(
+        "pannier volume mount jenkins_home@before-upgrade --at /mnt/before",
+        "pannier volume mount jenkins_home@3 --at /mnt/stray",
+    ),
+)
+@click.argument("what", metavar="NAME@STATE")
 @click.option("--at", required=True, help="An empty directory on this node.")
 @output_options()
 @pass_session
 def mount_tree(session: Session, what: str, at: str) -> None:
     """Look into a former state of a volume, read-only, on this node.
 
-    TREE is an epoch, as `pannier doctor` names strays by, or a generation, as `pannier volume show` lists
-    them. A snapshot is mounted, so containers go on and nothing changes. It goes with `umount`.
+    STATE is a snapshot, an epoch, as `pannier doctor` names strays by, or a generation, as `pannier volume show` lists
+    them. What looks like an epoch or a generation is one. A copy of its own is mounted, so containers go on and nothing
+    changes. It goes with `umount`.
     """
     name, _, tree = what.partition("@")
     if not tree:
         raise InvalidInput(
-            f"{what!r} does not say which state of the volume", remedy=f"write {name}@EPOCH"
+            f"{what!r} does not say which state of the volume", remedy=f"write {name}@SNAPSHOT"
         )
     at = os.path.abspath(at)
     session.ask(lambda client: client.show_tree(name, tree=tree, at=at))

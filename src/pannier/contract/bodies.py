@@ -197,8 +197,17 @@ class RecoverOrder(PeopleBody, frozen=True, kw_only=True):
     accept_loss: bool = False
 
 
+class TakeOutOrder(PeopleBody, frozen=True, kw_only=True):
+    """``tree``: an epoch, a generation or a snapshot; null for what the volume is now. ``path``: in the volume. ``to``: a directory
+    of the node that is asked."""
+
+    tree: str | None = None
+    path: str
+    to: str
+
+
 class ShowOrder(PeopleBody, frozen=True, kw_only=True):
-    """``tree``: an epoch or a generation; ``at``: a directory of the node that is asked."""
+    """``tree``: an epoch, a generation or a snapshot; ``at``: a directory of the node that is asked."""
 
     tree: str
     at: str

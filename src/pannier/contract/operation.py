@@ -1,7 +1,7 @@
 """One operation of the API: its row in the table, and how a call becomes a request and back.
 
 A table is a protocol class. Each of its methods is an operation, and the decorator above it
-(:func:`cluster`, :func:`joining`, :func:`peer`) holds what the signature does not say. The server, the clients,
+(:func:`cluster`, :func:`joining`, :func:`local`, :func:`peer`) holds what the signature does not say. The server, the clients,
 the OpenAPI document and the tests read the rows; nothing else knows a path or a parameter.
 """
 
@@ -40,6 +40,7 @@ class Access(StrEnum):
 
     JOIN = "join"
     CLUSTER = "cluster"
+    LOCAL = "local"
     PEER = "peer"
 
 
@@ -241,6 +242,14 @@ def joining(
 ) -> Callable[[Method], Method]:
     """An operation for anybody, without a certificate."""
     return _row(method=method, path="/v1" + path, summary=summary, access=Access.JOIN, **more)
+
+
+def local(
+    method: str, path: str, summary: str, **more: Unpack[_More]
+) -> Callable[[Method], Method]:
+    """An operation for root on the local socket: it does something to the machine itself."""
+    path = "/v1/local" + path
+    return _row(method=method, path=path, summary=summary, access=Access.LOCAL, **more)
 
 
 def peer(method: str, path: str, summary: str, **more: Unpack[_More]) -> Callable[[Method], Method]:

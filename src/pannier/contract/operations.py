@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Protocol
 
 from pannier.contract import bodies
-from pannier.contract.operation import OperationTable, cluster, joining
+from pannier.contract.operation import OperationTable, cluster, joining, local
 from pannier.contract.views import (
     CertificateView,
     CheckView,
@@ -28,6 +28,7 @@ from pannier.contract.views import (
     ServiceView,
     SnapshotView,
     StatusView,
+    TakeOutProgress,
     TokenView,
     TrashView,
 )
@@ -584,14 +585,53 @@ class Operations(Protocol):
         """Mount what the node that is asked has of a volume, read-only; it goes with its unmount.
 
         Args:
-            tree: an epoch, as the doctor names strays by, or a generation.
+            tree: an epoch, as the doctor names strays by, a generation, or a snapshot's name.
             at: the path of an empty directory on that node.
 
         Raises:
             VolumeNotFound: there is none of that name.
-            NotFound: the node has no such epoch or generation.
+            NotFound: there is no such epoch, generation or snapshot, or not on that node.
             Conflict: the volume is a tree of files, or the directory is not empty.
             StorageError: it cannot be mounted.
+        """
+        ...
+
+    @local(
+        "POST",
+        "/volumes/{volume}/take-out",
+        "Copy files out of a volume to a new place on the node that is asked, and report progress",
+        body=bodies.TakeOutOrder,
+        raises=(
+            *_VOLUME,
+            errors.NotFound,
+            errors.NotHolder,
+            errors.Conflict,
+            errors.AlreadyExists,
+            errors.StorageError,
+        ),
+        cut_off="see whether it is there: it has its name only once all of it is",
+    )
+    def take_out(
+        self, name: str, *, tree: str | None, path: str, to: str
+    ) -> AsyncGenerator[TakeOutProgress, None]:
+        """Copy a file or a directory out of a volume into a directory of the node that is asked.
+
+        Owners, permissions, times, extended attributes, holes and links between files are kept. No symbolic link is followed,
+        and nothing is overwritten. Only whoever is root there may ask, since files of any owner are made.
+
+        Args:
+            tree: as in :meth:`show_tree`; None is what the volume is now.
+            path: in the volume, from its root.
+            to: the absolute path of a directory.
+
+        Raises:
+            VolumeNotFound: there is none of that name.
+            NotFound: there is no such state, or not on that node; or nothing is at the path.
+            NotHolder: what the volume is now is asked of a node that does not hold it.
+            AlreadyExists: something is at the new place.
+            Conflict: the volume is a tree of files.
+            StorageError: something cannot be read, or not written.
+            OutcomeUnknown: also if a client's stream stops before its last value.
         """
         ...
 

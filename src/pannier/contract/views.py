@@ -426,6 +426,24 @@ class SnapshotView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TakeOutProgress:
+    """One line of the stream with which the copying of files out of a volume answers.
+
+    ``to``: where they are; empty until all of them are.
+    """
+
+    volume: str
+    path: str
+    copied_bytes: int
+    to: str = ""
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing comes after it."""
+        return bool(self.to)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StatusView:
     """``pannier status``."""
 

@@ -44,6 +44,18 @@ def exchange(one: Path, other: Path) -> None:
         raise OSError(number, os.strerror(number), str(one), None, str(other))
 
 
+def rename_new(old: str, new: str, *, place: int, to: int) -> None:
+    """Give a file or directory in the open directory ``place`` a name in the open directory ``to`` that nothing there has.
+
+    Raises:
+        FileExistsError: something has it. OSError: as the kernel says.
+    """
+    no_replace = 1  # RENAME_NOREPLACE
+    if _libc.renameat2(place, os.fsencode(old), to, os.fsencode(new), no_replace):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), new)
+
+
 def punch_hole(fd: int, start: int, length: int) -> None:
     """Give a range of an open file back to the file system; it reads as zeros, and the size stays."""
     if _libc.fallocate(fd, _PUNCH_HOLE | _KEEP_SIZE, start, length):

@@ -27,6 +27,7 @@ from pannier.contract.views import (
     ServiceView,
     SnapshotView,
     StatusView,
+    TakeOutProgress,
     TokenView,
     TrashView,
 )
@@ -39,6 +40,7 @@ from pannier.core.clone_source import CloneSource
 from pannier.core.errors import StorageError, Unavailable, VolumeNotFound
 from pannier.core.importing import ImportSource
 from pannier.holding.clones import Clones
+from pannier.holding.looking import Looking
 from pannier.holding.recovery import Recovery
 from pannier.holding.rollback import Rollback
 from pannier.holding.snapshots import Snapshots
@@ -94,6 +96,7 @@ class NodeService:
         recovery: Recovery,
         verification: Verification,
         file_systems: FileSystems,
+        looking: Looking,
         services: Services,
         service_snapshots: ServiceSnapshots,
         service_stops: ServiceStops,
@@ -123,6 +126,7 @@ class NodeService:
         self._recovery = recovery
         self._verification = verification
         self._file_systems = file_systems
+        self._looking = looking
         self._services = services
         self._service_snapshots = service_snapshots
         self._service_stops = service_stops
@@ -299,7 +303,13 @@ class NodeService:
 
     async def show_tree(self, name: str, *, tree: str, at: str) -> None:
         """Mount a former state of a volume, read-only, on this node."""
-        await self._file_systems.show(name, tree=tree, at=at)
+        await self._looking.show(name, tree=tree, at=at)
+
+    def take_out(
+        self, name: str, *, tree: str | None, path: str, to: str
+    ) -> AsyncGenerator[TakeOutProgress, None]:
+        """Copy files out of a volume to a new place on this node."""
+        return self._looking.take_out(name, tree=tree, path=path, to=to)
 
     async def clean_volume(self, name: str, *, paths: list[str]) -> None:
         """Remove files of a volume that stands still, on this node."""

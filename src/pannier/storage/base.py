@@ -458,6 +458,16 @@ class FileSystemDriver(Driver, Protocol):
         """
         ...
 
+    def opened(self, volume: str, *, tree: int | Generation) -> AbstractAsyncContextManager[int]:
+        """A descriptor of the directory that :meth:`show` would mount, for as long as the block lasts.
+
+        It is mounted nowhere. With the last descriptor in it nothing is left of it, also where the process is killed.
+
+        Raises:
+            As :meth:`show`.
+        """
+        ...
+
 
 @runtime_checkable
 class RollingBackDriver(Driver, Protocol):

@@ -50,6 +50,7 @@ from pannier.contract.views import (
     StatusView,
     StepView,
     SyncView,
+    TakeOutProgress,
     TokenView,
     TransferView,
     TrashView,
@@ -405,6 +406,14 @@ class FakeCluster:
     async def show_tree(self, name: str, *, tree: str, at: str) -> None:
         self._change("show_tree", name)
         self._volume(name)
+
+    async def take_out(
+        self, name: str, *, tree: str | None, path: str, to: str
+    ) -> AsyncGenerator[TakeOutProgress, None]:
+        self._change("take_out", name)
+        self._volume(name)
+        yield TakeOutProgress(volume=name, path=path, copied_bytes=5)
+        yield TakeOutProgress(volume=name, path=path, copied_bytes=10, to=f"{to}/{path}")
 
     async def clean_volume(self, name: str, *, paths: list[str]) -> None:
         self._change("clean_volume", name)

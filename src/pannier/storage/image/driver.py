@@ -66,7 +66,7 @@ from pannier.storage.image.live import LiveImage
 from pannier.storage.image.nocow import IMAGE
 from pannier.storage.image.noted import NotedRuns
 from pannier.storage.image.partial import begun, discard_parts, is_of_use
-from pannier.storage.image.showing import show
+from pannier.storage.image.showing import open_root, show
 from pannier.storage.image.sums import SUMS
 from pannier.storage.image.transfer import send
 from pannier.storage.lines import JournalState
@@ -111,6 +111,8 @@ class ImageDriver(SubvolumeDriver):
         self._tracer: Tracer | None = None
         self._tracing = threading.Lock()
         """Held while the trace is opened."""
+        self._showing = threading.Lock()
+        """Held while a state is being mounted to be shown: all of a volume use one place for that."""
         self._kept: KeptRecords | None = None
         self._reopening: asyncio.Future[None] | None = None
         """Whoever looks whether the journal can be had by now."""
@@ -597,12 +599,24 @@ class ImageDriver(SubvolumeDriver):
         await in_thread(self._show, self._home(volume), tree, at)
 
     def _show(self, home: Home, tree: int | Generation, at: Path) -> None:
-        if isinstance(tree, Generation):
-            source, what = existing_tree(home, tree), f"generation {tree}"
-        else:
-            source, what = existing_live(home, tree), f"epoch {tree}"
-        with told_as_storage_error(f"mount {what} of volume {home.volume} at {at}"):
+        source, what = _state(home, tree)
+        with self._showing, told_as_storage_error(f"mount {what} of volume {home.volume} at {at}"):
             show(source, at, aside=home.shown, staging=self._staging / f"{DRAFT}{home.volume}")
+
+    @asynccontextmanager
+    async def opened(self, volume: str, *, tree: int | Generation) -> AsyncIterator[int]:
+        """See :meth:`FileSystemDriver.opened`."""
+        await in_thread(self._quarantine.check, volume)
+        root = await in_thread(self._open_root, self._home(volume), tree)
+        try:
+            yield root
+        finally:
+            await in_thread(os.close, root)  # the unmount waits for the disk
+
+    def _open_root(self, home: Home, tree: int | Generation) -> int:
+        source, what = _state(home, tree)
+        with self._showing, told_as_storage_error(f"look into {what} of volume {home.volume}"):
+            return open_root(source, aside=home.shown)
 
     def _delete(self, home: Home) -> None:
         for epoch in home.epochs():
@@ -954,3 +968,10 @@ def _disk_of(tree: Path) -> frozenset[bytes]:
         return on_disk(file)
     finally:
         os.close(file)
+
+
+def _state(home: Home, tree: int | Generation) -> tuple[Path, str]:
+    """The subvolume of an epoch or a generation, and what it is, for people."""
+    if isinstance(tree, Generation):
+        return existing_tree(home, tree), f"generation {tree}"
+    return existing_live(home, tree), f"epoch {tree}"

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pannier.core.errors import Corrupt, StorageError
+from pannier.host import detached
 from pannier.host.ioctls import control
 from pannier.storage.base import RootAttributes
 from pannier.storage.blocking import in_thread
@@ -53,7 +54,7 @@ _READ_ONLY_COMPATIBLE = 0x1 | 0x2 | 0x8 | 0x20 | 0x40 | 0x400
 """sparse_super, large_file, huge_file, dir_nlink, extra_isize, metadata_csum."""
 _CONTINUE = 1
 
-_OPTIONS = "errors=remount-ro,data_err=abort,barrier=1,data=ordered"
+_OPTIONS = {"errors": "remount-ro", "data_err": "abort", "barrier": "1", "data": "ordered"}
 _READ_ONLY, _NOSUID, _NODEV, _NOATIME = 0x1, 0x2, 0x4, 0x400
 _FREEZE, _THAW = 0xC0045877, 0xC0045878
 _SHUTDOWN, _WITHOUT_LOG = 0x8004587D, 2
@@ -216,8 +217,25 @@ def mount(device: Path, at: Path, *, read_only: bool = False) -> None:
         OSError: the kernel refused.
     """
     flags = _NODEV | _NOSUID | _NOATIME | (_READ_ONLY if read_only else 0)
-    if _libc.mount(os.fsencode(device), os.fsencode(at), b"ext4", flags, _OPTIONS.encode()):
+    options = ",".join(f"{key}={value}" for key, value in _OPTIONS.items())
+    if _libc.mount(os.fsencode(device), os.fsencode(at), b"ext4", flags, options.encode()):
         _fail(at)
+
+
+def open_data(device: Path) -> int:
+    """A descriptor of :data:`DATA` in an ext4 that is mounted nowhere, read-only. With that descriptor the mount ends.
+
+    What a crash has left is put in order first, as by :func:`mount`.
+
+    Raises:
+        OSError: the kernel refused.
+    """
+    root = detached.mount_read_only("ext4", device, options=_OPTIONS)
+    try:
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        return os.open(DATA, flags, dir_fd=root)
+    finally:
+        os.close(root)
 
 
 def unmount(at: Path, *, detach: bool = False) -> None:

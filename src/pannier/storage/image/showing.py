@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pannier.host.mountflags import bind
@@ -14,9 +15,6 @@ from pannier.storage.image.nocow import IMAGE
 def show(source: Path, at: Path, *, aside: Path, staging: Path) -> None:
     """Mount what containers see of an image, read-only; it is gone with its unmount.
 
-    The snapshot is writable, since the kernel first puts in order what a crash has left. It has no name
-    any more once it is mounted: the pool frees it when nobody has it open, also after a crash.
-
     Args:
         source: the subvolume with the image.
         at: an empty directory.
@@ -25,16 +23,10 @@ def show(source: Path, at: Path, *, aside: Path, staging: Path) -> None:
     Raises:
         OSError: the kernel refused. Corrupt, StorageError: it is none of ours, or has no loop device.
     """
-    _discard(aside)
-    aside.mkdir(parents=True)
-    tree = aside / "tree"
-    try:
-        ioctl.create_snapshot(source, target=tree, read_only=False)
-        nocow.check(tree / IMAGE)
+    with _snapshot(source, aside) as device:
         staging.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
-            with loopdevice.attached(tree / IMAGE) as device:
-                ext4.mount(device.path, staging, read_only=True)
+            ext4.mount(device, staging, read_only=True)
             try:
                 bind(staging / ext4.DATA, at, allow_devices_and_setuid=False)
             finally:
@@ -42,6 +34,38 @@ def show(source: Path, at: Path, *, aside: Path, staging: Path) -> None:
         finally:
             with suppress(OSError):
                 staging.rmdir()
+
+
+def open_root(source: Path, *, aside: Path) -> int:
+    """A descriptor of what containers see of an image, read-only. Nothing is mounted anywhere, and nothing is left of it once
+    the last descriptor in it is closed, also by a kill.
+
+    Args:
+        source: the subvolume with the image.
+        aside: a path for the snapshot until it is open.
+
+    Raises:
+        As :func:`show`.
+    """
+    with _snapshot(source, aside) as device:
+        return ext4.open_data(device)
+
+
+@contextmanager
+def _snapshot(source: Path, aside: Path) -> Iterator[Path]:
+    """The device of a snapshot of an image, for as long as the block lasts, or, if it is mounted then, as long as that.
+
+    The snapshot is writable, since the kernel first puts in order what a crash has left. It has no name
+    any more after the block: the pool frees it when nobody has it open, also after a crash.
+    """
+    _discard(aside)
+    aside.mkdir(parents=True)
+    tree = aside / "tree"
+    try:
+        ioctl.create_snapshot(source, target=tree, read_only=False)
+        nocow.check(tree / IMAGE)
+        with loopdevice.attached(tree / IMAGE) as device:
+            yield device.path
     finally:
         _discard(aside)
 

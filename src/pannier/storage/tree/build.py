@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import threading
@@ -30,6 +31,10 @@ _COPY_BYTES = 1 << 24
 _ZEROS = memoryview(bytes(1 << 20))
 
 
+def _note_nothing(count: int) -> None:
+    pass
+
+
 class Builder:
     """Builds one tree.
 
@@ -40,17 +45,19 @@ class Builder:
         share: link the base's files instead of copying them; the base must never be written again.
         content: the data of the other files, asked for in the order of their paths.
         stop: set when nobody waits any more.
+        note: told how many more bytes were copied out of the base.
     """
 
     def __init__(
         self,
-        root: Path,
+        root: Path | int,
         *,
         manifest: Manifest,
-        base: tuple[Path, Manifest] | None,
+        base: tuple[Path | int, Manifest] | None,
         share: bool,
         content: Content,
         stop: threading.Event,
+        note: Callable[[int], None] = _note_nothing,
     ) -> None:
         self._root = root
         self._manifest = manifest
@@ -58,6 +65,7 @@ class Builder:
         self._share = share
         self._content = content
         self._stop = stop
+        self._note = note
 
     def build(self) -> None:
         """Do it.
@@ -107,9 +115,23 @@ class Builder:
             if self._share and _linked(file, place, name):
                 return True
             with _new_file(place, name) as copy:
-                _copy(file, copy)
+                self._copy(file, copy)
             _check_base(file, entry)
         return False
+
+    def _copy(self, source: int, target: int) -> None:
+        """Copy a file; what is a hole stays one."""
+        for start, end in data_ranges(source):
+            position = start
+            while position < end:
+                if self._stop.is_set():
+                    raise ReadingStopped
+                done = _copy_piece(source, target, position, min(end - position, _COPY_BYTES))
+                if not done:
+                    break
+                position += done
+                self._note(done)
+        os.ftruncate(target, os.fstat(source).st_size)
 
     def _is_in_base(self, entry: TreeEntry) -> bool:
         return self._base is not None and self._base[1].entries.get(entry.path) == entry
@@ -140,7 +162,7 @@ class Builder:
 class _Directories(AbstractContextManager["_Directories"]):
     """The directories of a tree. The two used last stay open: link() needs two at once."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path | int) -> None:
         self._root = root
         self._open: dict[str, tuple[int, ExitStack]] = {}
 
@@ -204,17 +226,16 @@ def _check_base(file: int, entry: TreeEntry) -> None:
         )
 
 
-def _copy(source: int, target: int) -> None:
-    """Copy a file; where the file system can, its extents are shared and nothing is copied."""
-    for start, end in data_ranges(source):
-        position = start
-        while position < end:
-            count = min(end - position, _COPY_BYTES)
-            done = os.copy_file_range(source, target, count, position, position)
-            if not done:
-                break
-            position += done
-    os.ftruncate(target, os.fstat(source).st_size)
+def _copy_piece(source: int, target: int, at: int, count: int) -> int:
+    """Copy bytes to the same place in another file; where the file system can, they are shared. Returns how many were."""
+    try:
+        return os.copy_file_range(source, target, count, at, at)
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EOPNOTSUPP):  # between two file systems
+            raise
+    data = os.pread(source, count, at)
+    _write_at(target, data, at)
+    return len(data)
 
 
 def data_ranges(fd: int) -> Iterator[tuple[int, int]]:

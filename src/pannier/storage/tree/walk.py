@@ -46,14 +46,17 @@ _KINDS = {
 
 
 @contextmanager
-def open_directory(root: Path, path: str) -> Iterator[int]:
+def open_directory(root: Path | int, path: str) -> Iterator[int]:
     """Open the directory at ``path`` below ``root``, following no symlink on the way.
+
+    Args:
+        root: a directory, or an open one.
 
     Raises:
         OSError: as the kernel says; ELOOP or ENOTDIR at a symlink.
     """
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-    fd = os.open(root, flags)
+    fd = os.open(root, flags) if isinstance(root, Path) else os.open(".", flags, dir_fd=root)
     try:
         rest = os.fsencode(path)
         while rest:
@@ -73,7 +76,7 @@ def _split(path: bytes) -> tuple[bytes, bytes]:
     return path[:cut], path[cut + 1 :]
 
 
-def everything(root: Path) -> Iterator[tuple[str, int, os.stat_result]]:
+def everything(root: Path | int) -> Iterator[tuple[str, int, os.stat_result]]:
     """All that is in a tree, directories before what they contain, but for its root.
 
     Yields:
@@ -171,17 +174,17 @@ def _hash_file(found: int) -> str:
     return sha256.hexdigest()
 
 
-def scan(root: Path, *, hasher: Hasher) -> Manifest:
+def scan(root: Path | int, *, hasher: Hasher) -> Manifest:
     """Read the tree at ``root``, which nobody writes to, into a manifest."""
     read: dict[str, tuple[TreeEntry, tuple[int, int] | None]] = {}
     hasher = _once_per_file(hasher)
     with open_directory(root, "") as directory:
-        read[""] = (_read("", os.fstat(directory), directory, hasher), None)
+        read[""] = (read_entry("", os.fstat(directory), directory, hasher), None)
     for path, found, status in everything(root):
         shared = None
         if not stat.S_ISDIR(status.st_mode) and status.st_nlink > 1:
             shared = (status.st_dev, status.st_ino)
-        read[path] = (_read(path, status, found, hasher), shared)
+        read[path] = (read_entry(path, status, found, hasher), shared)
     return _with_links(read)
 
 
@@ -212,7 +215,8 @@ def _with_links(found: dict[str, tuple[TreeEntry, tuple[int, int] | None]]) -> M
     return Manifest.of(entries)
 
 
-def _read(path: str, status: os.stat_result, found: int, hasher: Hasher) -> TreeEntry:
+def read_entry(path: str, status: os.stat_result, found: int, hasher: Hasher) -> TreeEntry:
+    """The entry of what a descriptor stands for, which :func:`~pannier.storage.regular.seen` gave."""
     kind = _KINDS[stat.S_IFMT(status.st_mode)]
     return TreeEntry(
         path=path,
