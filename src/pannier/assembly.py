@@ -64,11 +64,13 @@ from pannier.holding.imports import Imports
 from pannier.holding.looking import Looking
 from pannier.holding.memories import Memories
 from pannier.holding.one_moment import Together
+from pannier.holding.policies import Policies
 from pannier.holding.promising import Promising
 from pannier.holding.putting_back import PuttingBack
 from pannier.holding.quieting import SnapshotHooks
 from pannier.holding.recovery import Recovery
 from pannier.holding.rollback import Rollback
+from pannier.holding.schedules import Schedules
 from pannier.holding.set_back import Abdication
 from pannier.holding.snapshots import Snapshots
 from pannier.holding.takeover import Takeover
@@ -545,6 +547,12 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         clock=clock,
     )
 
+    policies = Policies(cluster=cluster)
+    schedules = Schedules(
+        cluster=cluster, snapshots=snapshots, policies=policies, clock=clock, pace=pace.holding
+    )
+    catalog.listen(schedules.hear)
+
     looking = Looking(
         cluster=cluster,
         custody=custody,
@@ -657,6 +665,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         backlog=sync_calls.waiting,
         unheld=unheld,
         room=room,
+        policies=policies,
         clock=clock,
         pace=pace.node,
     )
@@ -728,6 +737,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         pool_problems=outside.pool_problems,
         store_trusts_all=settings.store_trusts_all,
         certificates=certificates,
+        schedules=schedules,
         clock=clock,
         doubt=pace.agent.doubt,
     )
@@ -745,6 +755,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         room_use=room_use,
         option_changes=option_changes,
         snapshots=snapshots,
+        policies=policies,
         rollback=rollback,
         clones=clones,
         trash=trash,
@@ -941,6 +952,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
             Work("snapshot-hooks", snapshot_hooks.run),
             Work("imports", importing.run),
             Work("growing", growing.run),
+            Work("schedules", schedules.run),
             Work("deliveries", sender.run),
             Work("activation", partial(keep_activated, engine)),
             Work("adoption", adopt),

@@ -99,6 +99,7 @@ async def test_each_route_with_each_caller(
             "name_or_id": "data",
             "service": "web",
             "snapshot": "early",
+            "policy": "nightly",
         }
     )
     query = "?follow=true" if "follow" in route.flags else ""

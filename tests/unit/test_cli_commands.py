@@ -490,7 +490,18 @@ def test_files_are_taken_out(data: Shell) -> None:
     steps = data.ok("volume", "cp", "data:dir/file", "/root", "-o", "json").splitlines()
     assert [json.loads(step)["to"] for step in steps] == ["", "/root/dir/file"]
     for wrong in ("data", "data:", ":file", "data@:file"):
-        assert "does not say what to copy" in data.refused("volume", "cp", wrong, "/root")
+        refused = data.run("volume", "cp", wrong, "/root")
+        assert "does not say what to copy" in refused.stderr
+
+
+def test_policies(data: Shell) -> None:
+    made = data.ok("schedule", "set", "nightly", "daily:7", "--label", "a=b")
+    assert made == "schedule: nightly daily:7 of data\n"
+    assert data.json("schedule", "ls", "-o", "json")[0]["labels"] == {"a": "b"}
+    assert "a=b" in data.ok("schedule", "ls")
+    refused = data.run("schedule", "set", "nightly", "hourly:-1", "--label", "a=b")
+    assert "'hourly:-1' cannot be a schedule" in refused.stderr
+    assert data.ok("schedule", "rm", "nightly") == "removed: nightly\n"
 
 
 def test_history(data: Shell) -> None:

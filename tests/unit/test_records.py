@@ -36,6 +36,7 @@ from pannier.core.importing import ImportNote, ImportNotes
 from pannier.core.node import Fingerprints, Node
 from pannier.core.record import Part, Record
 from pannier.core.removals import Removals
+from pannier.core.schedules import Schedule, SchedulePolicy
 from pannier.core.snapshots import Snapshot
 from pannier.core.swarm import Availability
 from pannier.core.volume import (
@@ -82,6 +83,7 @@ VOLUME = Volume(
         mode=0o750,
         labels={"team": "web"},
         protected=True,
+        snapshots=Schedule(hourly=24, monthly=12),
     ),
     grant=Grant("n1", 3),
     replicas=("n2", "n3"),
@@ -102,6 +104,12 @@ VOLUME = Volume(
             made_at=1767225800.0,
             labels={"by": "cron"},
             keep_until=1767830600.0,
+        ),
+        Snapshot(
+            name="hourly-2026-01-01T00",
+            generation=Generation(3, 5, "1f3a94c1"),
+            made_at=1767225900.0,
+            slot_start=1767225600.0,
         ),
     ),
     origin=CloneOrigin(
@@ -142,6 +150,9 @@ RECORDS: dict[str, Record] = {
     "token": TOKEN,
     "tokens": SavedTokens(tokens={"abcdefgh": TOKEN}),
     "removals": Removals(counts={"n2": 2}, ages={"n2": 86400.0}, floor=1),
+    "schedule": SchedulePolicy(
+        name="nightly", schedule=Schedule(daily=7, weekly=5), labels={"backup": "yes"}
+    ),
     "evacuated": Evacuated(
         node="n1", swarm="x1", former=Availability.ACTIVE, phase=Phase.DRAINED, times=2
     ),
@@ -169,9 +180,12 @@ RECORDS: dict[str, Record] = {
 
 
 DECLARED = b',"declared":{"copies":{"text":"3","due":false},"min_copies":{"text":"3","due":true}}'
+SCHEDULE = b',"snapshots":{"hourly":24,"daily":0,"weekly":0,"monthly":12}'
 SNAPSHOTS = (
     b',"snapshots":[{"name":"nightly","generation":{"epoch":3,"sequence":4,"identity":"0f3a94c1"},'
-    b'"made_at":1767225800.0,"labels":{"by":"cron"},"keep_until":1767830600.0}]'
+    b'"made_at":1767225800.0,"labels":{"by":"cron"},"keep_until":1767830600.0,"slot_start":null},'
+    b'{"name":"hourly-2026-01-01T00","generation":{"epoch":3,"sequence":5,"identity":"1f3a94c1"},'
+    b'"made_at":1767225900.0,"labels":{},"keep_until":null,"slot_start":1767225600.0}]'
 )
 
 ORIGIN = (
@@ -244,7 +258,7 @@ def test_a_volume_of_an_earlier_version_was_declared_nothing() -> None:
 
 def test_a_volume_of_an_earlier_version_has_no_snapshots() -> None:
     earlier = golden("volume").replace(SNAPSHOTS, b"")
-    assert b"snapshots" not in earlier
+    assert b'"name":"nightly"' not in earlier
     assert read(earlier, Volume) == replace(VOLUME, snapshots=())
 
 
@@ -252,6 +266,15 @@ def test_a_volume_of_an_earlier_version_is_no_clone() -> None:
     earlier = golden("volume").replace(ORIGIN, b"")
     assert b"origin" not in earlier
     assert read(earlier, Volume) == replace(VOLUME, origin=None)
+
+
+def test_a_snapshot_of_an_earlier_version_was_made_by_a_person_and_its_volume_has_no_schedule() -> (
+    None
+):
+    earlier = golden("volume").replace(b',"slot_start":null', b"").replace(SCHEDULE, b"")
+    assert earlier.count(b"hourly") == 1, "the name of a snapshot"
+    found = read(earlier, Volume)
+    assert (found.snapshots, found.spec.snapshots) == (VOLUME.snapshots, None)
 
 
 def test_a_listener_of_an_earlier_version_passes_nothing() -> None:

@@ -28,7 +28,14 @@ from pannier.core.freeing import spare_generations
 from pannier.core.generation import Generation
 from pannier.core.ownership import LocalState, plan_cleanup
 from pannier.core.pace import Pace
-from pannier.core.snapshots import MOST_SNAPSHOTS, Snapshot, check_labels, check_snapshot_name, over
+from pannier.core.snapshots import (
+    MOST_SNAPSHOTS,
+    Snapshot,
+    check_all_labels,
+    check_labels,
+    check_snapshot_name,
+    over,
+)
 from pannier.core.volume import SNAPSHOT_LINES, Grant, HistoryEntry, Volume, VolumeSpec
 from pannier.store.base import Change
 
@@ -421,12 +428,25 @@ def test_a_record_with_as_many_snapshots_as_there_can_be_is_small_enough_for_the
             name=f"{number:064}",
             generation=Generation(10**17, 10**17, "0f3a94c1"),
             made_at=1767225600.123456,
-            labels={"k": "x" * 510},
+            labels={"k": "\n" * 256},
             keep_until=1767225600.123456,
+            slot_start=1767225600.0,
         )
         for number in range(MOST_SNAPSHOTS)
     )
-    assert len(encode(replace(_record(Grant("a", 1)), snapshots=largest))) < 250_000
+    record = replace(_record(Grant("a", 1)), snapshots=largest)
+    check_all_labels(largest[:-3])
+    assert len(encode(record)) < 1_000_000
+
+
+def test_the_labels_of_all_snapshots_have_a_limit() -> None:
+    one = Snapshot(name="s", generation=Generation(1, 1), made_at=0.0, labels={"k": "ä" * 500})
+    some = tuple(replace(one, name=f"s{number}") for number in range(MOST_SNAPSHOTS // 2))
+    record = replace(_record(Grant("a", 1)), snapshots=some)
+    assert record.with_snapshot(replace(one, name="plain", labels={}))
+    full = replace(record, snapshots=some + tuple(replace(one, name=f"t{n}") for n in range(10)))
+    with pytest.raises(Conflict, match="are too many together"):
+        full.with_snapshot(one)
 
 
 def test_room_is_never_made_by_a_snapshot() -> None:

@@ -64,7 +64,7 @@ USUAL = Pace()
 """The times that the daemon uses."""
 _NOT_PLAYED = frozenset(
     ("introduction", "admission", "activation", "swarm-node", "free-space", "evacuation", "labels",
-     "asked-options", "asked-by-containers", "hooks", "service-stops", "unheld", "twins")
+     "asked-options", "asked-by-containers", "hooks", "service-stops", "unheld", "twins", "schedules")
 )  # fmt: skip
 """Work of a node that has nothing to do with who holds what; its tests have worlds of their own."""
 

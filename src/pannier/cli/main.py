@@ -9,6 +9,7 @@ import click
 from pannier.cli.cert import cert
 from pannier.cli.command import Lazy, Root, output_options
 from pannier.cli.node import node
+from pannier.cli.schedule import schedule
 from pannier.cli.service import service
 from pannier.cli.session import DEFAULT_SOCKET, Session, pass_session
 from pannier.cli.setup import ca, init, join, pool, runtime
@@ -85,6 +86,7 @@ for _command in (
         events,
         node,
         volume,
+        schedule,
         trash,
         service,
     ),

@@ -531,6 +531,16 @@ def _details(found: LiveVolumeView | RememberedVolumeView) -> list[tuple[str, st
         ("epoch", str(found.epoch)),
         ("generation", found.generation or "-"),
         *([("cloned from", found.cloned_from)] if found.cloned_from else []),
+        *(
+            [
+                (
+                    "schedule",
+                    f"{found.schedule}, the last is {found.last_scheduled or output.NOTHING}",
+                )
+            ]
+            if found.schedule
+            else []
+        ),
         *([("store is older", found.doubt)] if found.doubt else []),
         *([("quarantined", found.quarantine)] if found.quarantine else []),
         *(

@@ -8,6 +8,7 @@
     volumes/NAME       Volume
     trash/ID           Volume with removed_at
     purged/ID          Purged: the volume's data may be deleted wherever it is; until no node has any
+    schedules/NAME     SchedulePolicy: which snapshots volumes with some labels have by themselves
     evacuated/NODE     Evacuated: what was done to the node in Docker Swarm
 
 Nodes of several versions read and write them: see :mod:`pannier.core.record`. Decisions are made on
@@ -28,6 +29,7 @@ from pannier.core.errors import PannierError, Stale
 from pannier.core.evacuation import Evacuated
 from pannier.core.node import Node
 from pannier.core.record import Record
+from pannier.core.schedules import SchedulePolicy
 from pannier.core.volume import HistoryEntry, Volume
 from pannier.host.records import RecordType
 from pannier.host.records import decode as decode_json
@@ -425,6 +427,20 @@ class Registry:
     async def remove_node(self, name: str, *, expect: int) -> None:
         """Remove a node's record."""
         await self.store.commit(Change(f"nodes/{name}", None, expect))
+
+    async def policies(self) -> dict[str, Versioned[SchedulePolicy]]:
+        """All policies by name; Corrupt or NewerFormat where one cannot be read: then nobody knows what is to be kept."""
+        entries = await self.store.list("schedules/")
+        found = (Versioned(decode(entry, SchedulePolicy), entry.revision) for entry in entries)
+        return {one.record.name: one for one in found}
+
+    async def put_policy(self, policy: SchedulePolicy, *, expect: int) -> int:
+        """Add or change a policy."""
+        return await self.store.commit(Change(f"schedules/{policy.name}", encode(policy), expect))
+
+    async def remove_policy(self, name: str, *, expect: int) -> None:
+        """Remove a policy."""
+        await self.store.commit(Change(f"schedules/{name}", None, expect))
 
     async def evacuations(self) -> dict[str, Versioned[Evacuated]]:
         """What was done to nodes in Docker Swarm, by node."""

@@ -197,6 +197,13 @@ class RecoverOrder(PeopleBody, frozen=True, kw_only=True):
     accept_loss: bool = False
 
 
+class PolicyOrder(PeopleBody, frozen=True, kw_only=True):
+    """``schedule``: as in hourly:24,daily:7; ``labels``: those that a volume has to have, all of them."""
+
+    schedule: str
+    labels: Annotated[dict[str, str], Meta(min_length=1, max_length=20)]
+
+
 class TakeOutOrder(PeopleBody, frozen=True, kw_only=True):
     """``tree``: an epoch, a generation or a snapshot; null for what the volume is now. ``path``: in the volume. ``to``: a directory
     of the node that is asked."""

@@ -19,6 +19,7 @@ from urllib.parse import quote
 from pannier.contract import bodies
 from pannier.core.errors import PannierError
 from pannier.core.node import check_node_name
+from pannier.core.schedules import check_policy_name
 from pannier.core.snapshots import SNAPSHOT_PATTERN, check_snapshot_name
 from pannier.core.swarm import check_service_name
 from pannier.core.volume import check_name
@@ -59,6 +60,9 @@ PATH_PARAMETERS: Mapping[str, PathParameter] = {
     ),
     "snapshot": PathParameter(
         meaning="a snapshot's name", pattern=SNAPSHOT_PATTERN, check=check_snapshot_name
+    ),
+    "policy": PathParameter(
+        meaning="a policy's name", pattern=SNAPSHOT_PATTERN, check=check_policy_name
     ),
     "name_or_id": PathParameter(
         meaning="name or id of a removed volume", pattern=bodies.VOLUME_PATTERN, check=check_name

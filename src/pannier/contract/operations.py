@@ -22,6 +22,7 @@ from pannier.contract.views import (
     JoinReply,
     MoveProgress,
     NodeView,
+    PolicyView,
     RenewalReply,
     RoomUseView,
     ServiceMoveProgress,
@@ -456,6 +457,38 @@ class Operations(Protocol):
             VolumeNotFound: there is no such volume.
             NotFound: the volume has no such snapshot.
             Stale: the volume's record keeps changing.
+        """
+        ...
+
+    @cluster("GET", "/schedules", "All policies: schedules of volumes that have some labels")
+    async def policies(self) -> list[PolicyView]: ...
+
+    @cluster(
+        "PUT",
+        "/schedules/{policy}",
+        "Set a policy: the schedule of all volumes that have some labels",
+        body=bodies.PolicyOrder,
+    )
+    async def set_policy(
+        self, name: str, *, schedule: str, labels: Mapping[str, str]
+    ) -> PolicyView:
+        """Add a policy, or change it.
+
+        A volume with a schedule of its own has only that. What several policies say of one volume counts together: the most of
+        each kind.
+
+        Raises:
+            Stale: it was changed meanwhile.
+        """
+        ...
+
+    @cluster("DELETE", "/schedules/{policy}", "Remove a policy", raises=(errors.NotFound,))
+    async def remove_policy(self, name: str) -> PolicyView:
+        """Remove a policy. Snapshots that were made by it stay.
+
+        Raises:
+            NotFound: there is none of that name.
+            Stale: it was changed meanwhile.
         """
         ...
 

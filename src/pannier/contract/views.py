@@ -426,6 +426,16 @@ class SnapshotView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyView:
+    """A schedule of all volumes that have some labels. ``volumes``: those that have it by now."""
+
+    name: str
+    schedule: str
+    labels: dict[str, str]
+    volumes: list[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TakeOutProgress:
     """One line of the stream with which the copying of files out of a volume answers.
 

@@ -24,6 +24,9 @@ class VolumeView(Struct, frozen=True, kw_only=True, tag_field="facts", tag="list
         created_at: RFC 3339, UTC.
         doubt: why what the store says of it is not believed; empty where it is.
         cloned_from: what it is a clone of, ``NAME@SNAPSHOT`` or ``NAME``; empty where it began empty.
+        schedule: which snapshots are made of it by themselves: "hourly:24 (by nightly)", with the policies that say so; empty
+            for none.
+        last_scheduled: the newest of them; None where there is none.
     """
 
     name: str
@@ -37,6 +40,8 @@ class VolumeView(Struct, frozen=True, kw_only=True, tag_field="facts", tag="list
     in_sync: list[str] = []
     doubt: str = ""
     cloned_from: str = ""
+    schedule: str = ""
+    last_scheduled: str | None = None
 
 
 class LiveVolumeView(VolumeView, frozen=True, kw_only=True, tag="live"):

@@ -235,6 +235,8 @@ class EventKind(Word):
     """A service asks for other options than it has, and does not get them."""
     VOLUME_SNAPSHOT_TAKEN = "volume.snapshot taken"
     VOLUME_SNAPSHOT_REMOVED = "volume.snapshot removed"
+    VOLUME_SNAPSHOT_MISSED = "volume.snapshot missed"
+    """By a schedule: it made none for some time, and goes on."""
     VOLUME_ROLLED_BACK = "volume.rolled back"
     """To one of its snapshots."""
     NODE_JOINED = "node.joined"

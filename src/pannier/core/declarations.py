@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 
 from pannier.core.errors import Conflict, InvalidInput
 from pannier.core.options import FROM, OPTIONS, asked_of, other_origin, shown_value, value_of
+from pannier.core.schedules import Schedule
 from pannier.core.volume import Declared, Durability, Volume, VolumeSpec
 
 _STAYS = "it stays as it was created"
@@ -318,6 +319,16 @@ def _protected(now: VolumeSpec, wanted: VolumeSpec, means: Means) -> _Obstacle |
     return None if wanted.protected else _Obstacle("only a person ends that", for_people=True)
 
 
+def _snapshots(now: VolumeSpec, wanted: VolumeSpec, means: Means) -> _Obstacle | None:
+    if wanted.layout != "image":
+        return _Obstacle("only images have snapshots")
+    if now.snapshots is not None and not (wanted.snapshots or Schedule()).keeps_at_least(
+        now.snapshots
+    ):
+        return _Obstacle("fewer are never kept by itself", for_people=True)
+    return None
+
+
 _RULES: dict[str, Callable[[VolumeSpec, VolumeSpec, Means], _Obstacle | None]] = {
     "size": _size,
     "copies": _copies,
@@ -327,5 +338,6 @@ _RULES: dict[str, Callable[[VolumeSpec, VolumeSpec, Means], _Obstacle | None]] =
     "unheld_writes": _unheld_writes,
     "labels": _labels,
     "protected": _protected,
+    "snapshots": _snapshots,
 }
 """By option, why a change is not taken over; all others stay."""

@@ -11,6 +11,7 @@ from typing import Any
 from pannier.core.clone_source import CloneSource
 from pannier.core.errors import AlreadyExists, InvalidInput
 from pannier.core.node import check_node_name
+from pannier.core.schedules import parse_schedule
 from pannier.core.size import format_size, parse_size
 from pannier.core.volume import Durability, UnheldWrites, Volume, VolumeSpec
 
@@ -167,6 +168,14 @@ OPTIONS = (
         "by itself",
     ),
     Option(
+        "snapshots",
+        lambda text: None if text == "none" else parse_schedule(text),
+        "none",
+        "snapshots that are made and removed by themselves, such as hourly:24,daily:7,weekly:5,monthly:12: of how many hours, days, "
+        "weeks and months one is kept",
+        "more: by itself; fewer: `volume set`",
+    ),
+    Option(
         "protected",
         lambda text: _choice("protected", ("true", "false"))(text) == "true",
         "false",
@@ -277,6 +286,10 @@ def _check_together(spec: VolumeSpec, *, given: frozenset[str]) -> None:
         )
     if spec.copies == 1 and "interval" in given:
         raise InvalidInput("interval is for volumes with more than one copy", remedy="add copies=2")
+    if spec.snapshots is not None and spec.layout != "image":
+        raise InvalidInput(
+            "only images have snapshots", remedy="use layout=image, or leave snapshots out"
+        )
     if spec.copies > 1 and spec.driver == "directory":
         raise InvalidInput(
             "the directory driver keeps one copy: it cannot copy what is in use",

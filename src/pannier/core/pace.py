@@ -212,7 +212,8 @@ class HoldingPace:
     snapshots_look: float = 60.0
     """Between two looks for snapshots whose time is over."""
     snapshot_grace: float = 3600.0
-    """So long a snapshot stays although its time is over: a clock that was wrong at a start is put right by then."""
+    """So long a snapshot stays although its time is over, or its schedule does not keep it any more: a clock that was wrong at a
+    start, or a mistake in a schedule, is put right by then."""
     clone: float = 5.0
     """How long the making of a clone of what a volume is now waits for the copies in sync: the second or two in which they get
     what was just written. One that lacks it then is sent all of the clone."""
@@ -241,6 +242,13 @@ class HoldingPace:
     """After so many tries the command ends without it, and says so. It is tried on."""
     hook_give_up: float = 24 * 3600.0
     """So long it is tried, while the container runs: a full pool, whose containers stand still, is given room by then."""
+    schedules_look: float = 30.0
+    """Between two looks at what is due by schedules: the shortest slot is an hour. Each reads the policies in the store."""
+    schedules_at_once: int = 4
+    """Of so many volumes at once a snapshot is made when an hour begins: each waits for its copies, and all disks have others to
+    serve."""
+    schedule_doubt: float = 90.0
+    """After so long doctor tells that a snapshot cannot be made: two tries have failed, as none does while a volume moves."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

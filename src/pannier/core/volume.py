@@ -12,7 +12,8 @@ from pannier.core.errors import AlreadyExists, Conflict, InvalidInput, NotFound
 from pannier.core.generation import Generation
 from pannier.core.line import OnTop
 from pannier.core.record import Part, Record
-from pannier.core.snapshots import MOST_SNAPSHOTS, Snapshot
+from pannier.core.schedules import Schedule
+from pannier.core.snapshots import MOST_SNAPSHOTS, Snapshot, check_all_labels
 
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{1,127}", re.ASCII)
 HISTORY_LIMIT = 50
@@ -79,6 +80,7 @@ class VolumeSpec(Part):
         uid, gid, mode: of the volume's root; Docker's copy-up from an image overrides them.
         labels: free text for people and tools.
         protected: nobody and nothing removes it, before a person takes that back.
+        snapshots: which snapshots are made and kept of it by themselves; None: none, but for those of policies.
     """
 
     size: int | None = None
@@ -94,6 +96,7 @@ class VolumeSpec(Part):
     mode: int = 0o755
     labels: dict[str, str] = field(default_factory=dict)
     protected: bool = False
+    snapshots: Schedule | None = None
 
     @property
     def layout(self) -> str:
@@ -282,9 +285,15 @@ class Volume(Record):
             )
 
     def with_snapshot(self, snapshot: Snapshot) -> Volume:
-        """This record with one more snapshot. Raises as :meth:`check_may_add`."""
+        """This record with one more snapshot.
+
+        Raises:
+            As :meth:`check_may_add`; Conflict: also where the labels of all would be too many.
+        """
         self.check_may_add(snapshot.name)
-        return replace(self, snapshots=(*self.snapshots, snapshot))
+        snapshots = (*self.snapshots, snapshot)
+        check_all_labels(snapshots)
+        return replace(self, snapshots=snapshots)
 
     def with_snapshot_entry(self, entry: HistoryEntry) -> Volume:
         """As :meth:`with_entry`, and of its lines on snapshots only the last few stay: many of them must not drive the others

@@ -33,17 +33,22 @@ from pannier.core.errors import (
 )
 from pannier.core.generation import Generation
 from pannier.core.pace import HoldingPace
+from pannier.core.schedules import Slot, missed_before
 from pannier.core.snapshots import Snapshot, check_labels, check_snapshot_name, over
 from pannier.core.volume import HistoryEntry, Volume
 from pannier.holding.handover import Handovers
 from pannier.holding.quieting import SnapshotHooks
+from pannier.holding.lasting import Lasting
 from pannier.host.clock import Clock, rfc3339
 
 log = structlog.get_logger(__name__)
 
 TAKEN = "snapshot taken"
 REMOVED = "snapshot removed"
+MISSED = "snapshot missed"
 """What a volume's history calls them."""
+_MOST_NAMES = 10
+"""So many snapshots are named in one line of a volume's history."""
 
 
 class Snapshots:
@@ -75,8 +80,8 @@ class Snapshots:
         self._peers = peers
         self._clock = clock
         self._pace = pace
-        self._over_since: dict[tuple[str, str], float] = {}
-        """By volume id and name, since when the time of a snapshot has been over, as this node saw it."""
+        self._over = Lasting[tuple[str, str]]()
+        """Of snapshots whose time is over, by volume id and name."""
 
     # -- making -----------------------------------------------------------------------------------
 
@@ -117,11 +122,15 @@ class Snapshots:
         keep_seconds: float | None,
         labels: Mapping[str, str],
         actor: str,
+        slot: Slot | None = None,
     ) -> SnapshotView:
         """Make a snapshot of a volume that is held here, with all that was written before the call, also while it is used.
 
         The hooks of the containers that use it run around that. Returns once each copy in sync has it, or after
         :attr:`HoldingPace.snapshot` seconds: the answer says who has it.
+
+        Args:
+            slot: the one for which a schedule makes it; None: a person does.
 
         Raises:
             VolumeNotFound; AlreadyExists: it has one of that name.
@@ -144,8 +153,9 @@ class Snapshots:
                 made_at=at,
                 labels=check_labels(labels),
                 keep_until=None if keep_seconds is None else at + keep_seconds,
+                slot_start=None if slot is None else slot.start,
             )
-            volume = await self.add(volume, made, actor=actor)
+            volume = await self.add(volume, made, actor=actor, slot=slot)
         log.info("volume.snapshot", volume=name, snapshot=snapshot, generation=str(made.generation))
         view = await self.arrived(volume, made)
         hooks.check(f"snapshot {snapshot} of volume {name} was made")
@@ -194,8 +204,13 @@ class Snapshots:
             await self._arrives(replicated, made)
         return await self._shown(volume, made)
 
-    async def add(self, volume: Volume, made: Snapshot, *, actor: str) -> Volume:
+    async def add(
+        self, volume: Volume, made: Snapshot, *, actor: str, slot: Slot | None = None
+    ) -> Volume:
         """Add a snapshot to a volume's record. The caller has the lock. Returns the record as it is then.
+
+        Args:
+            slot: as in :meth:`create_here`. Where those before it have no snapshot, the volume's history tells that.
 
         Raises:
             AlreadyExists, Conflict: as :meth:`Volume.check_may_add`; Stale: it has another holder; StoreUnavailable;
@@ -205,6 +220,8 @@ class Snapshots:
         def add(found: Volume) -> Volume:
             if (found.id, found.grant) != (volume.id, volume.grant):
                 raise Stale(f"volume {volume.name} has changed", remedy="ask again")
+            if slot is not None and (missed := missed_before(slot, found.snapshots)):
+                found = found.with_snapshot_entry(self._entry(found, MISSED, missed))
             return self.with_new(found, made, actor=actor)
 
         return await self._change(volume.name, add)
@@ -301,44 +318,55 @@ class Snapshots:
         return snapshot_view(volume, gone[0])
 
     def _without(self, volume: Volume, gone: Collection[Snapshot], *, why: str) -> Volume:
-        names = ", ".join(each.name for each in gone)
-        entry = self._entry(volume, REMOVED, f"{names}, {why}")
+        names = ", ".join(each.name for each in tuple(gone)[:_MOST_NAMES])
+        more = f" and {len(gone) - _MOST_NAMES} more" if len(gone) > _MOST_NAMES else ""
+        entry = self._entry(volume, REMOVED, f"{names}{more}, {why}")
         return volume.without_snapshots(gone).with_snapshot_entry(entry)
 
     async def run(self) -> None:
         """Remove the snapshots whose time is over of volumes that are held here, for ever: run as a task."""
         while True:
+            due = self._over_for_long()
             for volume in self._cluster.catalog.volumes():
-                if due := self._due(volume):
-                    await self._expire(volume, due)
+                if gone := [each for each in volume.snapshots if (volume.id, each.name) in due]:
+                    await self.drop(volume, partial(_present, gone), why="whose time was over")
             await asyncio.sleep(self._pace.snapshots_look)
 
-    def _due(self, volume: Volume) -> tuple[Snapshot, ...]:
+    def _over_for_long(self) -> frozenset[tuple[str, str]]:
         """Those whose time has been over for a while: a clock that jumped ahead is put right by then."""
-        now, unix = self._clock.now(), self._clock.unix()
-        mine = volume.grant.node == self._cluster.node
-        expired = over(volume.snapshots, now=unix) if mine else ()
-        of_it = {key for key in self._over_since if key[0] == volume.id}
-        for key in of_it - {(volume.id, each.name) for each in expired}:
-            del self._over_since[key]
-        return tuple(
-            each
-            for each in expired
-            if now - self._over_since.setdefault((volume.id, each.name), now)
-            >= self._pace.snapshot_grace
-        )
+        found = [
+            (volume.id, each.name)
+            for volume in self._cluster.catalog.volumes()
+            if volume.grant.node == self._cluster.node
+            for each in over(volume.snapshots, now=self._clock.unix())
+        ]
+        return self._over.for_long(found, now=self._clock.now(), seconds=self._pace.snapshot_grace)
 
-    async def _expire(self, volume: Volume, due: tuple[Snapshot, ...]) -> None:
+    async def drop(
+        self, volume: Volume, choose: Callable[[Volume], Collection[Snapshot]], *, why: str
+    ) -> None:
+        """Remove snapshots of a volume that is held here from its record. What fails is in the log, and tried again by the caller.
+
+        Args:
+            choose: those that go, of the record as it is then.
+            why: as in "whose time was over".
+        """
+
         def remove(found: Volume) -> Volume | None:
             if (found.id, found.grant) != (volume.id, volume.grant):
                 return None
-            gone = [each for each in found.snapshots if each in due]
-            return self._without(found, gone, why="whose time was over") if gone else None
+            gone = choose(found)
+            return self._without(found, gone, why=why) if gone else None
 
         try:
             await self._change(volume.name, remove)
         except PannierError as error:
             log.info("snapshots.not-removed", volume=volume.name, error=str(error))
+
+
+def _present(gone: Collection[Snapshot], volume: Volume) -> list[Snapshot]:
+    """Those of them that a volume still has."""
+    return [each for each in volume.snapshots if each in gone]
 
 
 def check_stays(volume: Volume, handovers: Handovers) -> None:

@@ -22,6 +22,7 @@ from pannier.core.size import format_size
 from pannier.core.volume import Volume
 from pannier.engine.base import Engine
 from pannier.holding.import_notes import BegunImports
+from pannier.holding.schedules import Schedules
 from pannier.host.clock import Clock
 from pannier.node.asked_by_containers import declared_here
 from pannier.node.certificates import Certificates
@@ -69,6 +70,7 @@ class Doctor:
         pool_problems: Callable[[], Awaitable[list[str]]],
         store_trusts_all: bool,
         certificates: Certificates,
+        schedules: Schedules,
         clock: Clock,
         doubt: float,
     ) -> None:
@@ -86,6 +88,7 @@ class Doctor:
         self._pool_problems = pool_problems
         self._store_trusts_all = store_trusts_all
         self._certificates = certificates
+        self._schedules = schedules
         self._clock = clock
         self._doubt = doubt
 
@@ -101,6 +104,7 @@ class Doctor:
             self._hidden,
             self._services,
             self._sync_calls,
+            self._schedules.findings,
             self._older_store,
             *self._of_disks(),
         ):

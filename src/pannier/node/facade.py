@@ -21,6 +21,7 @@ from pannier.contract.views import (
     JoinReply,
     MoveProgress,
     NodeView,
+    PolicyView,
     RenewalReply,
     RoomUseView,
     ServiceMoveProgress,
@@ -41,6 +42,7 @@ from pannier.core.errors import StorageError, Unavailable, VolumeNotFound
 from pannier.core.importing import ImportSource
 from pannier.holding.clones import Clones
 from pannier.holding.looking import Looking
+from pannier.holding.policies import Policies
 from pannier.holding.recovery import Recovery
 from pannier.holding.rollback import Rollback
 from pannier.holding.snapshots import Snapshots
@@ -84,6 +86,7 @@ class NodeService:
         room_use: RoomUse,
         option_changes: OptionChanges,
         snapshots: Snapshots,
+        policies: Policies,
         rollback: Rollback,
         clones: Clones,
         trash: Trash,
@@ -114,6 +117,7 @@ class NodeService:
         self._room_use = room_use
         self._option_changes = option_changes
         self._snapshots = snapshots
+        self._policies = policies
         self._rollback = rollback
         self._clones = clones
         self._trash = trash
@@ -269,6 +273,20 @@ class NodeService:
     async def remove_snapshot(self, name: str, snapshot: str) -> SnapshotView:
         """Remove a snapshot for ever."""
         return await self._snapshots.remove(name, snapshot, actor=self._actor)
+
+    async def policies(self) -> list[PolicyView]:
+        """All policies."""
+        return await self._policies.all()
+
+    async def set_policy(
+        self, name: str, *, schedule: str, labels: Mapping[str, str]
+    ) -> PolicyView:
+        """Add a policy, or change it."""
+        return await self._policies.set(name, schedule=schedule, labels=labels, actor=self._actor)
+
+    async def remove_policy(self, name: str) -> PolicyView:
+        """Remove a policy."""
+        return await self._policies.remove(name, actor=self._actor)
 
     async def roll_back_volume(
         self, name: str, snapshot: str, *, stop_service: bool = False

@@ -25,8 +25,10 @@ from pannier.core.damage import open_damage
 from pannier.core.line import LinePlace
 from pannier.core.options import describe_spec
 from pannier.core.pace import NodePace
+from pannier.core.schedules import last_made
 from pannier.core.volume import Volume
 from pannier.holding.handover import Handovers
+from pannier.holding.policies import Policies
 from pannier.host.clock import Clock, rfc3339
 from pannier.node.quarantine import quarantine_of
 from pannier.node.restored_store import doubt_of
@@ -50,6 +52,7 @@ class VolumeViews:
         backlog: Callable[[str], Backlog],
         unheld: Unheld,
         room: RoomGuard,
+        policies: Policies,
         clock: Clock,
         pace: NodePace,
     ) -> None:
@@ -62,6 +65,7 @@ class VolumeViews:
         self._backlog = backlog
         self._unheld = unheld
         self._room = room
+        self._policies = policies
         self._clock = clock
         self._pace = pace
 
@@ -140,6 +144,8 @@ class VolumeViews:
             "created_at": rfc3339(volume.created_at),
             "doubt": doubt_of(self._cluster, volume.name),
             "cloned_from": volume.origin.source if volume.origin is not None else "",
+            "schedule": str(self._policies.of(volume) or ""),
+            "last_scheduled": last.name if (last := last_made(volume.snapshots)) else None,
         }
 
     async def generations(self, volume: Volume) -> list[str]:

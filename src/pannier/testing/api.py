@@ -41,6 +41,7 @@ from pannier.contract.views import (
     NodeView,
     PiecesView,
     PieceView,
+    PolicyView,
     RemovalsView,
     RenewalReply,
     RoomUseView,
@@ -84,6 +85,7 @@ from pannier.core.errors import (
 from pannier.core.hooks import Moment
 from pannier.core.importing import ImportSource
 from pannier.core.options import parse_options
+from pannier.core.schedules import parse_schedule
 
 _THEN = "2026-01-02T03:04:05Z"
 
@@ -122,6 +124,7 @@ class FakeCluster:
     transfers: dict[str, TransferView] = field(default_factory=dict)
     syncs: dict[str, SyncView] = field(default_factory=dict)
     snapshots_of: dict[str, list[SnapshotView]] = field(default_factory=dict)
+    policies_by_name: dict[str, PolicyView] = field(default_factory=dict)
     copies: dict[str, list[CopyView]] = field(default_factory=dict)
     silent: set[str] = field(default_factory=set)
     findings: list[FindingView] = field(default_factory=list)
@@ -330,6 +333,28 @@ class FakeCluster:
     async def peer_together_step(self, order: PeerTogetherStep) -> None:
         self._change("peer_together_step", order.phase)
         raise NotFound(f"node {self.here} makes no such snapshots any more")
+
+    async def policies(self) -> list[PolicyView]:
+        self._begin("policies")
+        return list(self.policies_by_name.values())
+
+    async def set_policy(
+        self, name: str, *, schedule: str, labels: Mapping[str, str]
+    ) -> PolicyView:
+        self._change("set_policy", name)
+        self.policies_by_name[name] = PolicyView(
+            name=name,
+            schedule=str(parse_schedule(schedule)),
+            labels=dict(labels),
+            volumes=list(self.volumes_by_name),
+        )
+        return self.policies_by_name[name]
+
+    async def remove_policy(self, name: str) -> PolicyView:
+        self._change("remove_policy", name)
+        if name not in self.policies_by_name:
+            raise NotFound(f"there is no policy {name}")
+        return self.policies_by_name.pop(name)
 
     async def roll_back_volume(
         self, name: str, snapshot: str, *, stop_service: bool = False
