@@ -30,7 +30,7 @@ Options that come before the command's name:
 
 `-o json` or `--format json` prints JSON instead of a table, on every command: one document, with the
 fields that the API uses, which keep their names; lists are arrays.
-`events`, `volume move` and `service move` print one JSON value per line, as it happens. `volume create` uses `-o` for
+`events`, `volume move`, `volume cp` and `service move` print one JSON value per line, as it happens. `volume create` uses `-o` for
 volume options, as docker does: say `--format json` or `--output json` there. What is said to people
 besides (hints, progress) goes to stderr. Tables are not folded when they go into a pipe or a file.
 

@@ -9,7 +9,7 @@ import sys
 import click
 
 from pannier.cli import output
-from pannier.cli.command import output_options
+from pannier.cli.command import Command, output_options
 from pannier.cli.move import Line
 from pannier.cli.session import Session, pass_session
 from pannier.core.errors import InvalidInput
@@ -17,6 +17,7 @@ from pannier.core.errors import InvalidInput
 
 @click.command(
     "cp",
+    cls=Command,
     examples=(
         "pannier volume cp jenkins_home@before-upgrade:jobs/site/config.xml /root/back",
         "pannier volume cp jenkins_home:secrets /root/back",
