@@ -48,3 +48,36 @@ def test_nobody_removes_a_protected_volume(three: World) -> None:
     three.run("node2", "pannier", "volume", "set", name, "-o", "protected=false")
     three.run("node1", "docker", "volume", "rm", name)
     assert name not in three.volumes_known()
+
+
+def test_a_schedule_makes_one_and_files_come_back_out_of_it(three: World) -> None:
+    """With two copies: the third node has none, and says who has."""
+    name = three.create("node1", copies="2", snapshots="hourly:24,daily:7")
+    three.write("node1", name, mebibytes=1, files=3)
+    story.wait_until("a snapshot", lambda: names(three, "node1", name), seconds=70)
+    shown = three.printed("node3", "volume", "show", name)
+    (first,) = names(three, "node2", name)
+    assert first.startswith("hourly-")
+    assert (shown["schedule"], shown["last_scheduled"]) == ("hourly:24,daily:7", first)
+    three.run("node1", "pannier", "volume", "snapshot", "create", name, "early")
+    found = three.printed("node1", "volume", "snapshot", "show", name, "early")
+    (copy,) = set(found["on"]) - {"node1"}
+    (other,) = set(three.nodes) - {"node1", copy}
+    three.container("node1", name, "sh", "-c", "echo new >/data/tree/1; sync")
+    to = f"/run/back-{name}"
+    three.on_all(lambda node: three.run(node, "mkdir", to))
+    cp = ("pannier", "volume", "cp")
+    three.refused(other, *cp, f"{name}@early:tree", to, says=["does not have", f"node1 or {copy}"])
+    three.refused(other, *cp, f"{name}:tree", to, says=["held by node node1"])
+    three.run(copy, *cp, f"{name}@early:tree", to)
+    assert three.run(copy, "cat", f"{to}/tree/1").startswith("content 1 ")
+    assert three.run(copy, "stat", "-c", "%u:%g %a", f"{to}/tree").split() == ["1000:1000", "2750"]
+    three.refused(copy, *cp, f"{name}@early:tree", to, says=["nothing is overwritten"])
+    three.refused(copy, *cp, f"{name}@early:link/x", to, says=["symbolic link"])
+    three.run("node1", *cp, f"{name}:tree/1", to)
+    assert three.run("node1", "cat", f"{to}/1") == "new\n"
+    assert three.former(copy, name, "tree/2", tree="early").startswith("content 2 ")
+    three.on_all(lambda node: three.run(node, "rm", "-r", to))
+    three.run("node1", "pannier", "volume", "set", name, "-o", "snapshots=none")
+    three.refused("node1", "pannier", "volume", "set", name, "-o", "snapshots=hourly:-1",
+                  says=["cannot be a schedule"])  # fmt: skip

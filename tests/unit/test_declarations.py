@@ -67,6 +67,12 @@ TWO = {"copies": "2"}
         (TWO, {"interval": "500ms"}, ["interval is 0.5s, was 1s"]),
         (TWO, {"interval": "1m"}, ["interval is 60s, was 1s"]),
         ({}, {"labels": "a=b"}, ["labels is a=b, was none"]),
+        ({}, {"snapshots": "daily:7"}, ["snapshots is daily:7, was none"]),
+        (
+            {"snapshots": "daily:7"},
+            {"snapshots": "hourly:1,daily:7"},
+            ["snapshots is hourly:1,daily:7, was daily:7"],
+        ),
         (TWO, {"copies": "2", "durability": "fsync", "driver": "btrfs"}, []),
     ],
 )
@@ -121,6 +127,16 @@ def test_what_keeps_or_promises_more_is_taken_over(
             {"protected": "true"},
             {"protected": "false"},
             "protected is true, not false (only a person ends that)",
+        ),
+        (
+            {"snapshots": "daily:7"},
+            {"snapshots": "hourly:24,daily:6"},
+            "snapshots is daily:7, not hourly:24,daily:6 (snapshots are never given up by themselves)",
+        ),
+        (
+            {"layout": "tree"},
+            {"snapshots": "daily:7"},
+            "snapshots is none, not daily:7 (only images have snapshots)",
         ),
         (
             {"driver": "directory"},
@@ -244,6 +260,7 @@ def by_a_person(there: Volume, *, means: Means = MEANS, **options: str) -> Volum
         ({**TWO, "size": "1G"}, {"size": "1G", "interval": "2s"}, ["interval is 2s, was 1s"]),
         ({}, {"protected": "true"}, ["protected is true, was false"]),
         ({"protected": "true"}, {"protected": "false"}, ["protected is false, was true"]),
+        ({"snapshots": "daily:7"}, {"snapshots": "none"}, ["snapshots is none, was daily:7"]),
         (TWO, TWO, []),
     ],
 )

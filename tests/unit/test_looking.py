@@ -109,16 +109,17 @@ async def test_a_file_is_taken_out_of_a_snapshot_and_of_what_the_volume_is_now(
     world: CopiesWorld, tmp_path: Path
 ) -> None:
     volume = await world.synced_volume(world.a)
+    world.put(world.a, volume, "file", b"1")
     await snap(world.a, "early")
-    world.put(world.a, volume, "synced", b"2")
+    world.put(world.a, volume, "file", b"2")
     for tree, content in (("early", b"1"), (None, b"2")):
         to = tmp_path / f"{tree}"
         to.mkdir()
-        *_, last = await take_out(world.a, "synced", to, tree=tree)
-        assert (last.to, last.copied_bytes, last.ended) == (str(to / "synced"), 1, True)
-        assert (to / "synced").read_bytes() == content
+        *_, last = await take_out(world.a, "file", to, tree=tree)
+        assert (last.to, last.copied_bytes, last.ended) == (str(to / "file"), 1, True)
+        assert (to / "file").read_bytes() == content
         with pytest.raises(AlreadyExists, match="nothing is overwritten"):
-            await take_out(world.a, "synced", to, tree=tree)
+            await take_out(world.a, "file", to, tree=tree)
 
 
 async def test_what_a_volume_is_now_is_with_its_holder(world: CopiesWorld, tmp_path: Path) -> None:

@@ -325,7 +325,7 @@ def _snapshots(now: VolumeSpec, wanted: VolumeSpec, means: Means) -> _Obstacle |
     if now.snapshots is not None and not (wanted.snapshots or Schedule()).keeps_at_least(
         now.snapshots
     ):
-        return _Obstacle("fewer are never kept by itself", for_people=True)
+        return _Obstacle("snapshots are never given up by themselves", for_people=True)
     return None
 
 
