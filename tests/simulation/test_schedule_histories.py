@@ -23,7 +23,7 @@ from pannier.core.snapshots import Snapshot
 from pannier.core.volume import Volume
 from pannier.holding.snapshots import Snapshots
 
-HISTORIES = 40
+HISTORIES = 30
 HOURS = 6
 HOUR = 3600.0
 SCHEDULE = parse_schedule("hourly:3,daily:2")
@@ -183,10 +183,8 @@ def test_no_hours_snapshot_is_doubled_or_lost(tmp_path: Path) -> None:
 
 def _one_of_each_daemon(patch: pytest.MonkeyPatch) -> None:
     """The name is not the slot's: each daemon believes that it has to make its own."""
-    real = Slot.name.fget
-    assert real is not None
     numbers = iter(range(10_000))
-    patch.setattr(Slot, "name", property(lambda self: f"{real(self)}.{next(numbers)}"))
+    patch.setattr(Slot, "name", property(lambda self: f"{self.start:.0f}.{next(numbers)}"))
 
 
 def _only_while_it_runs(patch: pytest.MonkeyPatch) -> None:

@@ -247,6 +247,8 @@ class HoldingPace:
     schedules_at_once: int = 4
     """Of so many volumes at once a snapshot is made when an hour begins: each waits for its copies, and all disks have others to
     serve."""
+    schedule_patience: float = 300.0
+    """How long the making of one may take, hooks and copies included: other volumes wait for their turn."""
     schedule_doubt: float = 90.0
     """After so long doctor tells that a snapshot cannot be made: two tries have failed, as none does while a volume moves."""
 

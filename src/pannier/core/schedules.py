@@ -94,6 +94,16 @@ class Schedule(Part):
     weekly: int = 0
     monthly: int = 0
 
+    @classmethod
+    def of(cls, counts: Mapping[Period, int]) -> Schedule:
+        """The schedule that keeps so many of each kind."""
+        return cls(
+            hourly=counts.get(Period.HOURLY, 0),
+            daily=counts.get(Period.DAILY, 0),
+            weekly=counts.get(Period.WEEKLY, 0),
+            monthly=counts.get(Period.MONTHLY, 0),
+        )
+
     def count(self, period: Period) -> int:
         """Of how many slots of a kind."""
         return int(getattr(self, period))
@@ -117,7 +127,7 @@ def parse_schedule(text: str) -> Schedule:
     Raises:
         InvalidInput: it cannot be read, or no volume can have so many snapshots.
     """
-    counts: dict[str, int] = {}
+    counts: dict[Period, int] = {}
     for part in text.split(","):
         period, _, number = part.strip().partition(":")
         if period not in tuple(Period) or period in counts or not _is_count(number):
@@ -125,13 +135,13 @@ def parse_schedule(text: str) -> Schedule:
                 f"{text[:80]!r} cannot be a schedule, because of {part.strip()[:40]!r}",
                 remedy="write hourly:24,daily:7,weekly:5,monthly:12 or some of these, each once, with numbers from 1 on",
             )
-        counts[period] = int(number)
+        counts[Period(period)] = int(number)
     if sum(counts.values()) > MOST_SCHEDULED:
         raise InvalidInput(
             f"the schedule {text[:80]!r} keeps {sum(counts.values())} snapshots",
             remedy=f"keep at most {MOST_SCHEDULED} in all",
         )
-    return Schedule(**counts)
+    return Schedule.of(counts)
 
 
 def _is_count(text: str) -> bool:
@@ -233,8 +243,8 @@ def in_force(
     )
     if not ours:
         return None
-    most = {period.value: max(each.schedule.count(period) for each in ours) for period in Period}
-    return InForce(Schedule(**most), tuple(each.name for each in ours))
+    most = {period: max(each.schedule.count(period) for each in ours) for period in Period}
+    return InForce(Schedule.of(most), tuple(each.name for each in ours))
 
 
 def check_policy_name(name: str) -> str:

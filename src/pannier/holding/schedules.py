@@ -17,7 +17,7 @@ from pannier.cluster.catalog import Changed
 from pannier.cluster.cluster import Cluster
 from pannier.contract.views import FindingView
 from pannier.contract.words import Level
-from pannier.core.errors import AlreadyExists, PannierError
+from pannier.core.errors import AlreadyExists, DeadlineExceeded, PannierError
 from pannier.core.pace import HoldingPace
 from pannier.core.schedules import Period, Slot, due, last_made, not_kept
 from pannier.core.snapshots import Snapshot
@@ -133,12 +133,18 @@ class Schedules:
         """Make the snapshot of a slot.
 
         Raises:
-            As :meth:`Snapshots.create_here`; AlreadyExists: a person has given one its name.
+            As :meth:`Snapshots.create_here`; AlreadyExists: a person has given one its name; DeadlineExceeded.
         """
+        patience = self._pace.schedule_patience
         try:
-            await self._snapshots.create_here(
-                volume.name, slot.name, keep_seconds=None, labels={}, actor=ACTOR, slot=slot
-            )
+            async with asyncio.timeout(patience):
+                await self._snapshots.create_here(
+                    volume.name, slot.name, keep_seconds=None, labels={}, actor=ACTOR, slot=slot
+                )
+        except TimeoutError as error:
+            raise DeadlineExceeded(
+                f"it was not made within {patience:.0f} s", remedy="see the log of pannierd"
+            ) from error
         except AlreadyExists:
             found = (await self._cluster.fresh(volume.name)).record.snapshot(slot.name)
             if found.slot_start is None:

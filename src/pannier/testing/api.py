@@ -111,7 +111,7 @@ class FakeCluster:
         silent: nodes that do not answer.
         calls: what was asked, in order.
         more_events: what ``events(follow=True)`` yields after the past ones; None ends it.
-        strict: whether volume options are read, or taken as they come.
+        strict: whether volume options and schedules are read, or taken as they come.
         renewing: what answers a request for a renewal; without it the certificate stays as it is.
     """
 
@@ -344,7 +344,7 @@ class FakeCluster:
         self._change("set_policy", name)
         self.policies_by_name[name] = PolicyView(
             name=name,
-            schedule=str(parse_schedule(schedule)),
+            schedule=str(parse_schedule(schedule)) if self.strict else schedule,
             labels=dict(labels),
             volumes=list(self.volumes_by_name),
         )
