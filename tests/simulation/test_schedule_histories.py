@@ -45,8 +45,7 @@ class History:
         self.world = world
         self.random = random.Random(f"schedules {seed}")
         self.seen: dict[str, Snapshot] = {}
-        """All snapshots that there ever were, in the order in which they were made."""
-        self.by_hand: set[str] = set()
+        """All snapshots that were there at the last look, in the order in which they were made."""
         self.number = 0
 
     async def play(self) -> None:
@@ -89,17 +88,16 @@ class History:
         return [each.name for each in self.world.now_record().snapshots]
 
     def _inspect(self) -> None:
-        record = self.world.now_record()
-        for each in record.snapshots:
-            known = self.seen.setdefault(each.name, each)
-            assert known == each, f"{each.name} was made twice"
-        made = [each for each in self.seen.values() if each.slot_start is not None]
-        assert len({each.slot_start for each in made}) == len(made)
-        names = {each.name for each in record.snapshots}
-        gone = {each.name for each in schedules.not_kept(SCHEDULE, made)}
-        for name, each in self.seen.items():
-            may_go = each.slot_start is not None and name in gone
-            assert name in names or may_go, f"{name} is gone, and was to be kept"
+        there = self.world.now_record().snapshots
+        new = [each for each in there if self.seen.get(each.name) != each]
+        starts = [each.slot_start for each in there if each.slot_start is not None]
+        assert len(set(starts)) == len(starts), f"one slot has two: {self._names()}"
+        for old in [each for each in self.seen.values() if each not in there]:
+            later = [each for each in new if each.name != old.name]
+            gone = schedules.not_kept(SCHEDULE, [*self.seen.values(), *later])
+            assert old in gone, f"{old.name} is gone, and was to be kept"
+            del self.seen[old.name]  # a clock that was wrong may have come back to its hour
+        self.seen.update((each.name, each) for each in new)
 
     # -- what people do, and what fails -----------------------------------------------------------
 

@@ -77,7 +77,7 @@ async def test_the_holder_makes_one_for_each_slot(world: CopiesWorld) -> None:
     shown = await world.b.ask(lambda run: run.service.volume("vol"))
     assert (shown.schedule, shown.last_scheduled) == ("hourly:24", second)
     found = await world.b.ask(lambda run: run.service.snapshot("vol", first))
-    assert len(found.on or ()) == 2
+    assert (found.by_schedule, len(found.on or ())) == (True, 2)
 
 
 async def test_what_it_does_not_keep_goes_after_a_while_and_what_people_made_stays(

@@ -12,7 +12,7 @@ import pytest
 
 from pannier.core.errors import AlreadyExists, InvalidInput, NotFound, StorageError
 from pannier.storage.slow_reading import ReadingStopped
-from pannier.storage.tree.take_out import DRAFT, Source, take_out
+from pannier.storage.tree.take_out import DRAFT, PartOfTree, take_out
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="files of any owner are made")
 Take = Callable[[str], Path]
@@ -53,7 +53,7 @@ def take(tree: Path, to: Path) -> Iterator[Take]:
     root = os.open(tree, os.O_RDONLY | os.O_DIRECTORY)
 
     def call(path: str) -> Path:
-        source = Source(root=root, path=path, name="vol")
+        source = PartOfTree(root=root, path=path, name="vol")
         return take_out(source, to, note=lambda count: None, stop=threading.Event())
 
     yield call
@@ -126,7 +126,7 @@ def test_the_place_has_to_be_a_directory(tree: Path, tmp_path: Path) -> None:
     for place in (tmp_path / "none", tmp_path / "outside", Path("relative")):
         with pytest.raises(InvalidInput, match="not the absolute path of a directory"):
             take_out(
-                Source(root=root, path="a", name="vol"),
+                PartOfTree(root=root, path="a", name="vol"),
                 place,
                 note=lambda count: None,
                 stop=threading.Event(),
@@ -139,7 +139,10 @@ def test_it_stops_and_leaves_nothing(tree: Path, to: Path) -> None:
     root, stop = os.open(tree, os.O_RDONLY | os.O_DIRECTORY), threading.Event()
     with pytest.raises(ReadingStopped):
         take_out(
-            Source(root=root, path="a", name="vol"), to, note=lambda count: stop.set(), stop=stop
+            PartOfTree(root=root, path="a", name="vol"),
+            to,
+            note=lambda count: stop.set(),
+            stop=stop,
         )
     os.close(root)
     assert os.listdir(to) == []

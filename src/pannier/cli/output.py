@@ -102,10 +102,8 @@ def print_table(table: Table) -> None:
         _print_folded(table)
         return
     right = [heading in table.right for heading in table.headings]
-    for number, line in enumerate(lines):
-        cells = map(_padded, line, widths, right)
-        text = _GAP.join(cells).rstrip()
-        click.echo(click.style(text, bold=True) if terminal and number == 0 else text)
+    heading, *rows = (_GAP.join(map(_padded, line, widths, right)).rstrip() for line in lines)
+    click.echo("\n".join((click.style(heading, bold=True) if terminal else heading, *rows)))
 
 
 def _width(text: str) -> int:

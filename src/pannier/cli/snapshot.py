@@ -135,7 +135,7 @@ def _table(found: list[SnapshotView]) -> output.Table:
                 each.name,
                 each.generation,
                 each.made_at,
-                each.keep_until or output.NOTHING,
+                each.keep_until or ("its schedule" if each.by_schedule else output.NOTHING),
                 _labels(each) or output.NOTHING,
             )
             for each in found
@@ -148,13 +148,17 @@ def _labels(found: SnapshotView) -> str:
     return " ".join(f"{key}={text}" for key, text in found.labels.items())
 
 
+def _who_removes(found: SnapshotView) -> str:
+    return "its schedule removes it" if found.by_schedule else "it is removed"
+
+
 def _details(found: SnapshotView) -> list[tuple[str, str]]:
     return [
         ("volume", found.volume),
         ("name", found.name),
         ("generation", found.generation),
         ("made", found.made_at),
-        ("kept until", found.keep_until or "it is removed"),
+        ("kept until", found.keep_until or _who_removes(found)),
         ("labels", _labels(found) or output.NOTHING),
         ("on", output.show_names(found.on or [])),
         *([("not on", output.show_names(found.not_on))] if found.not_on else []),

@@ -408,6 +408,7 @@ class SnapshotView:
 
     Attributes:
         keep_until: when it goes by itself; None: never.
+        by_schedule: whether a schedule made it, and removes it once it does not keep it any more.
         on: nodes that have it; not_on: nodes with a copy of the volume that lacks it; silent: those that did not say. None in
             lists, for which no node is asked.
         hook_failures: what hooks that may fail said when it was made; only in the answer to that.
@@ -423,6 +424,7 @@ class SnapshotView:
     not_on: list[str] | None = None
     silent: list[str] | None = None
     hook_failures: list[str] = field(default_factory=list)
+    by_schedule: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

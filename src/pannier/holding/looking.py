@@ -29,7 +29,7 @@ from pannier.holding.snapshots import Snapshots
 from pannier.host.threads import in_own_thread
 from pannier.storage.base import FileSystemDriver
 from pannier.storage.blocking import in_thread
-from pannier.storage.tree.take_out import Source, take_out
+from pannier.storage.tree.take_out import PartOfTree, take_out
 
 log = structlog.get_logger(__name__)
 
@@ -91,7 +91,7 @@ class Looking:
             copied[0] += count
 
         async with self._opened(name, tree) as root:
-            source = Source(root=root, path=path, name=name)
+            source = PartOfTree(root=root, path=path, name=name)
             work = in_own_thread(partial(take_out, source, Path(to), note=note, stop=stop))
             try:
                 await asyncio.wait([work], timeout=self._pace.take_out_look)

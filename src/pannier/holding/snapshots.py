@@ -37,8 +37,8 @@ from pannier.core.schedules import Slot, missed_before
 from pannier.core.snapshots import Snapshot, check_labels, check_snapshot_name, over
 from pannier.core.volume import HistoryEntry, Volume
 from pannier.holding.handover import Handovers
-from pannier.holding.quieting import SnapshotHooks
 from pannier.holding.lasting import Lasting
+from pannier.holding.quieting import SnapshotHooks
 from pannier.host.clock import Clock, rfc3339
 
 log = structlog.get_logger(__name__)
@@ -406,4 +406,5 @@ def snapshot_view(
         on=on,
         not_on=not_on,
         silent=silent,
+        by_schedule=snapshot.slot_start is not None,
     )

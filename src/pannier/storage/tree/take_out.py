@@ -29,7 +29,7 @@ _PARENT = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class PartOfTree:
     """What is copied.
 
     Attributes:
@@ -49,7 +49,7 @@ class Source:
 
 
 def take_out(
-    source: Source, directory: Path, *, note: Callable[[int], None], stop: threading.Event
+    source: PartOfTree, directory: Path, *, note: Callable[[int], None], stop: threading.Event
 ) -> Path:
     """Copy a file, or a directory with all in it, into a directory of this machine; returns where it is then.
 
@@ -81,7 +81,7 @@ def take_out(
     return directory / name
 
 
-def _open(source: Source) -> int:
+def _open(source: PartOfTree) -> int:
     """A descriptor of what is copied; of a link itself (O_PATH)."""
     what = f"{source.path!r}"
     path = os.fsencode("/".join(source.names) or ".")
@@ -134,7 +134,7 @@ def _exists(name: str, directory: Path) -> AlreadyExists:
 
 
 def _copy(
-    source: Source,
+    source: PartOfTree,
     found: int,
     name: str,
     directory: Path,
@@ -160,7 +160,7 @@ def _copy(
 
 
 def _build(
-    source: Source,
+    source: PartOfTree,
     found: int,
     name: str,
     place: int,
