@@ -475,30 +475,6 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         clock=clock,
         pace=pace.holding,
     )
-    begun_imports = BegunImports(files.durable("imports.json"))
-    adding = Adding(cluster=cluster, begun_imports=begun_imports)
-    clones = Clones(
-        cluster=cluster,
-        custody=custody,
-        drivers=drivers,
-        replicator=replicator,
-        adding=adding,
-        peers=peers,
-        clock=clock,
-        pace=pace.holding,
-    )
-    volumes = Volumes(
-        cluster=cluster,
-        custody=custody,
-        drivers=drivers,
-        use=use,
-        adding=adding,
-        clones=clones,
-        handovers=handovers,
-        peers=peers,
-        clock=clock,
-    )
-
     room = RoomGuard(
         cluster=cluster, drivers=drivers, custody=custody, use=use, clock=clock, pace=pace.agent
     )
@@ -522,6 +498,30 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         peers=peers,
         clock=clock,
         pace=pace.holding,
+    )
+    begun_imports = BegunImports(files.durable("imports.json"))
+    adding = Adding(cluster=cluster, begun_imports=begun_imports)
+    clones = Clones(
+        cluster=cluster,
+        custody=custody,
+        drivers=drivers,
+        replicator=replicator,
+        snapshots=snapshots,
+        adding=adding,
+        peers=peers,
+        clock=clock,
+        pace=pace.holding,
+    )
+    volumes = Volumes(
+        cluster=cluster,
+        custody=custody,
+        drivers=drivers,
+        use=use,
+        adding=adding,
+        clones=clones,
+        handovers=handovers,
+        peers=peers,
+        clock=clock,
     )
 
     together = Together(

@@ -188,7 +188,7 @@ FROM = Option(
     CloneSource.parse,
     "it begins empty",
     "another volume that it begins as a clone of: `NAME@SNAPSHOT`, or `NAME` for what that is now. What is not said "
-    "otherwise is as with that one, but for labels and protected",
+    "otherwise is as with that one, but for labels, protected and snapshots",
 )
 """It says how a volume is made, and is no part of its spec."""
 _BY_NAME = {option.name: option for option in (*OPTIONS, FROM)}

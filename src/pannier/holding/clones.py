@@ -35,6 +35,7 @@ from pannier.core.options import FROM, check_copies
 from pannier.core.pace import HoldingPace
 from pannier.core.volume import Beginning, Grant, HistoryEntry, Volume, check_name
 from pannier.holding.adding import Adding, new_volume_id
+from pannier.holding.snapshots import Snapshots
 from pannier.host.clock import Clock
 from pannier.storage.base import CloningDriver
 
@@ -51,6 +52,7 @@ class Clones:
         custody: Custody,
         drivers: Drivers,
         replicator: Replicator,
+        snapshots: Snapshots,
         adding: Adding,
         peers: Peers,
         clock: Clock,
@@ -60,6 +62,7 @@ class Clones:
         self._custody = custody
         self._drivers = drivers
         self._replicator = replicator
+        self._snapshots = snapshots
         self._adding = adding
         self._peers = peers
         self._clock = clock
@@ -211,20 +214,15 @@ class Clones:
         )
 
     async def _generation(self, volume: Volume, source: CloneSource) -> Generation:
-        driver = self._drivers.of(volume)
         if source.snapshot:
             wanted = volume.snapshot(source.snapshot).generation
-            if wanted not in (await driver.inspect(volume.id)).generations:
+            if wanted not in (await self._drivers.of(volume).inspect(volume.id)).generations:
                 raise Conflict(
                     f"node {self._cluster.node}, which holds volume {volume.name}, does not have its snapshot {source.snapshot}",
                     remedy=f"move it to a node that has it: pannier volume snapshot show {source.volume} {source.snapshot}",
                 )
             return wanted
-        if volume.spec.copies == 1:
-            return await driver.snapshot(volume.id, epoch=volume.grant.epoch)
-        replicated = self._replicator.replicated(volume.name)
-        async with replicated.group:
-            return await self._replicator.make(replicated)
+        return await self._snapshots.make_generation(volume)
 
     async def _share(self, volume: Volume, made: Volume, driver: CloningDriver) -> None:
         """Make the clone's first generation: the other volume is not needed any more then."""
