@@ -25,9 +25,19 @@ from pannier.agent.promises import Promises
 from pannier.agent.renewal import Keeper
 from pannier.agent.room import RoomGuard
 from pannier.agent.use import Use, UsersOf
+from pannier.backups.drills import Drills
+from pannier.backups.findings import BackupFindings
+from pannier.backups.keys import BackupKeys
+from pannier.backups.restic import Restic
+from pannier.backups.restoring import Restoring, UsesVolumes
+from pannier.backups.running import Backups
+from pannier.backups.schedule import BackupSchedule
+from pannier.backups.targets import Targets
+from pannier.backups.workroom import Workroom
 from pannier.barrier.calls import Strategy
 from pannier.barrier.groups import Backlog
 from pannier.barrier.syncwrites import UnheldWriter
+from pannier.cluster.backup_records import BackupRecords
 from pannier.cluster.catalog import Catalog
 from pannier.cluster.cluster import Cluster
 from pannier.cluster.registry import Registry
@@ -169,6 +179,7 @@ class Outside(Generic[Calls]):
         store_member: the member of the store on this machine.
         pool_problems: what is wrong with the pool although it could be opened.
         certificates: this machine's, and how it comes by others.
+        workroom: where backups are read and brought back.
     """
 
     store: Store
@@ -191,6 +202,7 @@ class Outside(Generic[Calls]):
     store_member: StoreMember
     pool_problems: Callable[[], Awaitable[list[str]]]
     certificates: CertificatePorts
+    workroom: Workroom
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -722,6 +734,8 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         clock=clock,
         pace=pace.node,
     )
+
+    backup_records = BackupRecords(registry)
     doctor = Doctor(
         cluster=cluster,
         lease=lease,
@@ -738,11 +752,58 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         store_trusts_all=settings.store_trusts_all,
         certificates=certificates,
         schedules=schedules,
+        backup_findings=BackupFindings(cluster=cluster, records=backup_records, clock=clock),
         clock=clock,
         doubt=pace.agent.doubt,
     )
     room_use = RoomUse(cluster=cluster, drivers=drivers, peers=peers)
     option_changes = OptionChanges(cluster=cluster, custody=custody, clock=clock)
+
+    # Backups off-site.
+    backup_keys = BackupKeys(
+        cluster=cluster,
+        records=backup_records,
+        peers=peers,
+        file=files.durable("backup-keys.json"),
+        pace=pace.backups,
+    )
+    targets = Targets(
+        cluster=settings.cluster or "",
+        records=backup_records,
+        keys=backup_keys,
+        restic=Restic(node=node, workroom=outside.workroom, pace=pace.backups),
+        clock=clock,
+    )
+    backups = Backups(
+        cluster=cluster,
+        snapshots=snapshots,
+        looking=looking,
+        targets=targets,
+        workroom=outside.workroom,
+        peers=peers,
+        clock=clock,
+        pace=pace.backups,
+    )
+    backup_schedule = BackupSchedule(
+        cluster=cluster,
+        records=backup_records,
+        backups=backups,
+        clock=clock,
+        pace=pace.backups,
+    )
+    restoring = Restoring(
+        cluster=cluster,
+        custody=custody,
+        volumes=volumes,
+        acknowledging=acknowledging,
+        targets=targets,
+        uses=UsesVolumes(
+            mount=docker.mount,
+            unmount=docker.unmount,
+            give_up=lambda volume_id, actor: trash.give_up(volume_id, actor=actor),
+        ),
+        workroom=outside.workroom,
+    )
     service = NodeService(
         name=settings.cluster or "",
         cluster=cluster,
@@ -758,6 +819,16 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         policies=policies,
         rollback=rollback,
         clones=clones,
+        targets=targets,
+        backups=backups,
+        restoring=restoring,
+        drills=Drills(
+            cluster=cluster,
+            records=backup_records,
+            restoring=restoring,
+            clock=clock,
+            pace=pace.backups,
+        ),
         trash=trash,
         cleaning=Cleaning(cluster=cluster, drivers=drivers, custody=custody, use=use, room=room),
         membership=membership,
@@ -787,6 +858,8 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         promising=promising,
         snapshots=snapshots,
         together=together,
+        backups=backups,
+        backup_keys=backup_keys,
         rollback=rollback,
         clones=clones,
         verification=verification,
@@ -876,6 +949,11 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         await catalog.synced.wait()
         await custody.adopt()
 
+    async def make_due_backups() -> None:
+        await drivers.tried.wait()
+        await catalog.synced.wait()
+        await backup_schedule.run()
+
     return LocalNode(
         cluster=cluster,
         drivers=drivers,
@@ -964,5 +1042,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
             Work("asked-by-containers", asked_by_containers.run),
             Work("hooks", hooks.run),
             Work("service-stops", service_stops.run),
+            Work("backup-keys", backup_keys.run),
+            Work("backup-schedule", make_due_backups),
         ),
     )

@@ -26,6 +26,7 @@ from pannier.api.connection import TlsEndpoint
 from pannier.api.listen import serve_tls, serve_unix
 from pannier.api.server import build_application
 from pannier.assembly import Outside, Settings, assemble
+from pannier.backups.workroom import Workroom
 from pannier.barrier.barrier import Barrier
 from pannier.barrier.calls import Strategy
 from pannier.config import PATHS, Config, Paths, load_config
@@ -146,6 +147,7 @@ class Daemon:
         self.clock = machine_clock()
         self.pace = Pace(node=NodePace(trash=config.trash_seconds()))
         self.keeper = self._make_keeper()
+        self.workroom = Workroom(run=paths.run / "backups", cache=paths.state / "restic-cache")
         self.node = assemble(self._outside(), self._settings())
         self.catalog = self.node.cluster.catalog
         self.ready = asyncio.Event()
@@ -192,6 +194,7 @@ class Daemon:
             store_member=SystemdMember(),
             pool_problems=self._pool_problems,
             certificates=self._certificates(),
+            workroom=self.workroom,
         )
 
     def _certificates(self) -> CertificatePorts:
@@ -307,6 +310,7 @@ class Daemon:
             tasks = await stack.enter_async_context(Tasks(stop))
             node.start(node.first, tasks.start)
             await self._wait_for_memory()
+            await self.workroom.tidy()
             await stack.enter_async_context(self._edges())
             node.start(node.then, tasks.start)
             tasks.start(self._hold_sync_calls(), "barrier")

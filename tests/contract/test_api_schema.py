@@ -22,7 +22,7 @@ from pannier.api.listen import serve_socket
 from pannier.api.openapi import document
 from pannier.api.routes import ROUTES
 from pannier.api.server import build_application
-from pannier.contract.bodies import PeopleBody
+from pannier.contract.bodies import BackupTargetOrder, PeopleBody
 from pannier.contract.operation import Access
 from pannier.core.errors import PannierError
 from pannier.testing.api import FakeCluster
@@ -35,8 +35,15 @@ class EndingCluster(FakeCluster):
         self.__post_init__()
         self.removed.clear()
         self.volumes_by_name.clear()
+        self.targets.clear()
+        self.backups_made.clear()
+        self.drills.clear()
         for name in ("data", "web"):
             await self.create_volume(name, {})
+        await self.add_backup_target(
+            BackupTargetOrder(name="offsite", url="/srv/backups", password="s3cret")
+        )
+        await self.back_up_volume("data", target="offsite")
         self.past.clear()
         self.calls.clear()
         if self.more_events.empty():

@@ -27,6 +27,7 @@ from virtual_time import OWNER, VirtualLoop
 
 from pannier.agent.renewal import Renewal
 from pannier.assembly import Outside, Settings, assemble
+from pannier.backups.workroom import Workroom
 from pannier.barrier.barrier import UNKNOWN
 from pannier.barrier.calls import Strategy
 from pannier.barrier.groups import Backlog
@@ -256,6 +257,7 @@ class Run:
                 stranger=_no_stranger,
                 store=_no_store_certificates,
             ),
+            workroom=Workroom(run=machine.tmpfs / "backups", cache=machine.state / "restic-cache"),
         )
 
     def _settings(self) -> Settings:

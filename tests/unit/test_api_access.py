@@ -100,6 +100,7 @@ async def test_each_route_with_each_caller(
             "service": "web",
             "snapshot": "early",
             "policy": "nightly",
+            "target": "offsite",
         }
     )
     query = "?follow=true" if "follow" in route.flags else ""

@@ -46,6 +46,9 @@ SAMPLES: dict[Any, Any] = {
     bodies.JoinOrder: bodies.JoinOrder(
         token="t", name="node4", address="::1", csr="PEM", version="1"
     ),
+    bodies.BackupTargetOrder: bodies.BackupTargetOrder(
+        name="offsite", url="/srv/backups", password="s3cret"
+    ),
 }
 ROWS = [(Operations, row) for row in OPERATIONS.rows] + [
     (Peer, row) for row in PEER_OPERATIONS.rows

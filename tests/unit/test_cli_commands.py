@@ -101,10 +101,17 @@ async def _serve(
 @pytest.fixture
 def shell(daemon: Shell) -> Shell:
     cluster = daemon.cluster
-    for kept in (cluster.volumes_by_name, cluster.removed, cluster.failing, cluster.in_use):
+    for kept in (
+        cluster.volumes_by_name,
+        cluster.removed,
+        cluster.failing,
+        cluster.in_use,
+        cluster.targets,
+        cluster.drills,
+    ):
         kept.clear()
     cluster.snapshots_of.clear()
-    for noted in (cluster.calls, cluster.past, cluster.findings):
+    for noted in (cluster.calls, cluster.past, cluster.findings, cluster.backups_made):
         noted.clear()
     cluster.nodes_by_name.clear()
     cluster.__post_init__()
@@ -225,6 +232,53 @@ def test_snapshots_of_a_service(data: Shell) -> None:
         ("more", "web-now"),
     ]
     assert data.run("service", "snapshot", "nosuch").exit_code == 3
+
+
+def test_backups(data: Shell, tmp_path: Path) -> None:
+    secret, keys = tmp_path / "password", tmp_path / "s3.env"
+    secret.write_text("s3cret\n")
+    keys.write_text("AWS_ACCESS_KEY_ID=id\nAWS_SECRET_ACCESS_KEY=key\n")
+    add = ("backup", "target", "add", "offsite", "s3:https://host/bucket")
+    assert data.run(*add).exit_code == 2, "no password"
+    words = (*add, "--password-file", str(secret), "--s3-key-file", str(keys))
+    assert data.ok(*words).startswith("target: offsite at s3:https://host/bucket, repository 5e")
+    assert data.ok("backup", "target", "ls").splitlines()[1].split()[0::4] == ["offsite", "all"]
+    made = data.ok("backup", "run", "data")
+    assert made.startswith("backup: data 1f0c5a2e at offsite; read on node2, 1K new, 1 files read")
+    assert data.ok("backup", "ls", "other") == ""
+    (found,) = data.json("backup", "ls", "data", "-o", "json")
+    assert (found["id"], found["volume"]) == ("1f0c5a2e", "data")
+    back = data.ok("backup", "restore", "data@1f0c5a2e", "again", "-o", "size=20G")
+    assert back == "restored: again on node1, from offsite\n"
+    assert data.cluster.volumes_by_name["again"].options == {"size": "20G"}
+    good = data.ok("backup", "drill", "data", "--check", "true", "--image", "busybox")
+    assert good == "good: data 1f0c5a2e from offsite, in 1.5 s\n"
+    assert data.run("backup", "drill", "data", "--check", "true").exit_code == 2
+    assert "never" not in data.ok("backup", "drills")
+    assert data.ok("backup", "verify", "offsite").startswith("sound: offsite")
+    assert data.run("backup", "prune", "offsite").exit_code == 2
+    assert data.ok("backup", "prune", "offsite", "--keep-daily", "7").startswith("pruned: offsite")
+    assert data.ok("backup", "target", "rm", "offsite").startswith("forgotten: offsite")
+    none = data.run("backup", "restore", "data", "more")
+    assert (none.exit_code, "add one" in none.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("option", "content"),
+    [("--password-file", b"\xff\xfe"), ("--password-file", b"x" * 70_000), ("--s3-key-file", b"x")],
+)
+def test_a_file_that_has_no_secret_is_named_and_not_shown(
+    shell: Shell, tmp_path: Path, option: str, content: bytes
+) -> None:
+    good, bad = tmp_path / "good", tmp_path / "bad"
+    good.write_text("s3cret")
+    bad.write_bytes(content)
+    files = {"--password-file": good, option: bad}
+    words = [str(word) for pair in files.items() for word in pair]
+    refused = shell.run("backup", "target", "add", "offsite", "s3:https://host/bucket", *words)
+    assert (refused.exit_code, str(bad) in refused.stderr) == (2, True)
+    assert "xx" not in refused.output.replace(str(bad), "")
+    assert shell.cluster.calls == []
 
 
 def test_rollback(data: Shell) -> None:

@@ -491,7 +491,7 @@ def volume(**options: str) -> Volume:
     )
 
 
-OF_THE_OTHER_ALONE = ("labels", "protected", "snapshots")
+OF_THE_OTHER_ALONE = ("labels", "protected", "snapshots", "backup")
 FULL = {
     "size": "1000000007",
     "copies": "3",
@@ -503,6 +503,7 @@ FULL = {
     "labels": "team=web",
     "protected": "true",
     "snapshots": "hourly:2",
+    "backup": "offsite:daily:30",
     "nodes": "a,b",
 }
 

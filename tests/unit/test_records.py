@@ -23,11 +23,15 @@ from pannier.agent.freezing import FrozenGroups
 from pannier.agent.hooks import BegunHooks
 from pannier.agent.mountids import MountHints, MountIds
 from pannier.agent.promises import Promises, Refusal, Takeovers
+from pannier.backups.keys import SavedBackupKeys
 from pannier.barrier.keeping import Keeping, Origin
 from pannier.barrier.pending import Pending
+from pannier.cluster.backup_records import BackupKey
 from pannier.cluster.catalog import Catalog, SavedCatalog
 from pannier.cluster.registry import ClusterRecord, Purged
 from pannier.copies.verification import Verified
+from pannier.core.backup_plans import BackupState
+from pannier.core.backups import BackupDrill, BackupTarget
 from pannier.core.clone_origin import CloneOrigin
 from pannier.core.errors import Corrupt, ForeignData, NewerFormat, StorageError
 from pannier.core.evacuation import Evacuated, Phase
@@ -84,6 +88,7 @@ VOLUME = Volume(
         labels={"team": "web"},
         protected=True,
         snapshots=Schedule(hourly=24, monthly=12),
+        backup="offsite:daily:30",
     ),
     grant=Grant("n1", 3),
     replicas=("n2", "n3"),
@@ -176,6 +181,33 @@ RECORDS: dict[str, Record] = {
     ),
     "renewal": AskedForRenewal(at=1234.5),
     "trash-times": TrashTimes(seconds={"web.0a1b2c3d": 120.0}),
+    "backup-key": BackupKey(id="9f" * 32),
+    "backup-keys": SavedBackupKeys(keys={"9f" * 32: "AAEC"}),
+    "backup-state": BackupState(
+        plan="offsite:daily:30",
+        slot="2026-01-01",
+        tried_at=1767225600.0,
+        failure="it is full",
+        backup="1f0c5a2e",
+        made_at=1767139200.0,
+    ),
+    "backup-drill": BackupDrill(
+        target="offsite",
+        volume="web",
+        backup="1f0c5a2e",
+        at=1767225600.0,
+        failure="the check failed",
+        good_at=1767139200.0,
+    ),
+    "backup-target": BackupTarget(
+        name="offsite",
+        url="sftp:pannier@backup.example.org:/srv/backups",
+        repository="5e" * 32,
+        sealed="c2VhbGVk",
+        key="9f" * 32,
+        added_at=1767225600.0,
+        read_only=True,
+    ),
 }
 
 
@@ -235,6 +267,12 @@ def test_a_volume_of_an_earlier_version_is_not_protected() -> None:
     earlier = golden("volume").replace(b',"protected":true', b"")
     assert earlier != golden("volume")
     assert not read(earlier, Volume).spec.protected
+
+
+def test_a_volume_of_an_earlier_version_is_not_backed_up_by_itself() -> None:
+    earlier = golden("volume").replace(b',"backup":"offsite:daily:30"', b"")
+    assert earlier != golden("volume")
+    assert not read(earlier, Volume).spec.backup
 
 
 def test_a_node_of_an_earlier_version_is_recognised_by_its_certificate() -> None:

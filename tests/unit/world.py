@@ -64,7 +64,8 @@ USUAL = Pace()
 """The times that the daemon uses."""
 _NOT_PLAYED = frozenset(
     ("introduction", "admission", "activation", "swarm-node", "free-space", "evacuation", "labels",
-     "asked-options", "asked-by-containers", "hooks", "service-stops", "unheld", "twins", "schedules")
+     "asked-options", "asked-by-containers", "hooks", "service-stops", "unheld", "twins", "schedules",
+     "backup-keys", "backup-schedule")
 )  # fmt: skip
 """Work of a node that has nothing to do with who holds what; its tests have worlds of their own."""
 

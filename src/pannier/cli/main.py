@@ -6,6 +6,7 @@ from typing import NoReturn
 
 import click
 
+from pannier.cli.backup import backup
 from pannier.cli.cert import cert
 from pannier.cli.command import Lazy, Root, output_options
 from pannier.cli.node import node
@@ -87,6 +88,7 @@ for _command in (
         node,
         volume,
         schedule,
+        backup,
         trash,
         service,
     ),

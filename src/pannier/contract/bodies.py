@@ -9,6 +9,12 @@ from msgspec import Meta, Struct
 
 from pannier.contract.together import MadeGeneration
 from pannier.contract.words import TogetherPhase
+from pannier.core.backups import (
+    MOST_SECRET_LETTERS,
+    MOST_URL_LETTERS,
+    TARGET_PATTERN,
+    check_target_name,
+)
 from pannier.core.generation import GENERATION_PATTERN
 from pannier.core.hooks import Moment
 from pannier.core.importing import MOST_SOURCE_LETTERS
@@ -30,6 +36,9 @@ NodeName = Annotated[str, Meta(extra_json_schema={"pattern": NODE_PATTERN})]
 ServiceName = Annotated[str, Meta(extra_json_schema={"pattern": SERVICE_PATTERN})]
 Actor = Annotated[str, Meta(pattern=f"^{ACTOR_PATTERN}$")]
 SnapshotName = Annotated[str, Meta(extra_json_schema={"pattern": SNAPSHOT_PATTERN})]
+TargetName = Annotated[str, Meta(extra_json_schema={"pattern": TARGET_PATTERN})]
+Secret = Annotated[str, Meta(max_length=MOST_SECRET_LETTERS)]
+KeptBackups = Annotated[int, Meta(ge=0, le=10_000)]
 KeepSeconds = Annotated[float, Meta(gt=0, le=100 * 366 * DAY_SECONDS)]
 WaitSeconds = Annotated[float, Meta(ge=0, le=DAY_SECONDS)]
 
@@ -189,6 +198,75 @@ class CloneOrder(PeopleBody, frozen=True, kw_only=True):
         check_name(self.new)
         if self.snapshot is not None:
             check_snapshot_name(self.snapshot)
+
+
+class BackupTargetOrder(PeopleBody, frozen=True, kw_only=True):
+    """Where backups go, and what opens it. ``read_only``: only to restore from it.
+
+    ``s3_key_id`` and ``s3_key`` are for S3; ``ssh_key`` and ``known_hosts`` are files' contents, for SFTP.
+    """
+
+    name: TargetName
+    url: Annotated[str, Meta(min_length=1, max_length=MOST_URL_LETTERS)]
+    password: Secret
+    s3_key_id: Secret = ""
+    s3_key: Secret = ""
+    ssh_key: Secret = ""
+    known_hosts: Secret = ""
+    read_only: bool = False
+
+    def check(self) -> None:
+        """See :class:`Body`."""
+        check_target_name(self.name)
+
+    def __repr__(self) -> str:
+        return f"BackupTargetOrder(name={self.name!r}, url={self.url!r})"
+
+
+class BackupOrder(PeopleBody, frozen=True, kw_only=True):
+    """``target``: where to; null for the only target."""
+
+    target: TargetName | None = None
+
+
+class PruneOrder(PeopleBody, frozen=True, kw_only=True):
+    """Which backups of each volume stay: the newest ones, and the last of so many days, weeks and months."""
+
+    keep_last: KeptBackups = 0
+    keep_daily: KeptBackups = 0
+    keep_weekly: KeptBackups = 0
+    keep_monthly: KeptBackups = 0
+
+
+class RestoreOrder(PeopleBody, frozen=True, kw_only=True):
+    """``backup``: the beginning of its id; null for the newest. ``new``: the volume to make of it. ``options``: those that
+    shall be other than they were.
+    """
+
+    volume: VolumeName
+    backup: Annotated[str, Meta(pattern="^[0-9a-f]{4,64}$")] | None = None
+    new: VolumeName
+    options: dict[str, str] = {}
+
+    def check(self) -> None:
+        """See :class:`Body`."""
+        check_name(self.volume)
+        check_name(self.new)
+
+
+class DrillOrder(PeopleBody, frozen=True, kw_only=True):
+    """``backup``: the beginning of its id; null for the newest. ``check_command``: for a shell, which has what came back at
+    /data; ``image``: in which it runs. Both, or neither.
+    """
+
+    volume: VolumeName
+    backup: Annotated[str, Meta(pattern="^[0-9a-f]{4,64}$")] | None = None
+    check_command: Annotated[str, Meta(min_length=1, max_length=4096)] | None = None
+    image: Annotated[str, Meta(pattern="^[a-zA-Z0-9][!-~]{0,255}$")] | None = None
+
+    def check(self) -> None:
+        """See :class:`Body`."""
+        check_name(self.volume)
 
 
 class RecoverOrder(PeopleBody, frozen=True, kw_only=True):
@@ -393,6 +471,28 @@ class PeerTogetherStep(MachineBody, frozen=True, kw_only=True):
     session: Session
     phase: TogetherPhase
     made: Annotated[list[MadeGeneration], Meta(max_length=MOST_TOGETHER)] = []
+
+
+class PeerBackupOrder(MachineBody, frozen=True, kw_only=True):
+    """Put a snapshot at a target, on behalf of ``actor``. ``plan``: the volume's option, by which older backups go; null: none
+    does.
+    """
+
+    snapshot: SnapshotName
+    target: TargetName
+    plan: Annotated[str, Meta(max_length=64)] | None
+    actor: Actor
+
+    def check(self) -> None:
+        """See :class:`Body`."""
+        check_snapshot_name(self.snapshot)
+        check_target_name(self.target)
+
+
+class BackupKeyOrder(MachineBody, frozen=True, kw_only=True):
+    """``id``: of the key that the asking node lacks."""
+
+    id: Annotated[str, Meta(min_length=1, max_length=64)]
 
 
 class PeerTakeOrder(MachineBody, frozen=True, kw_only=True):

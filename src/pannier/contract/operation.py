@@ -17,6 +17,7 @@ from typing import Any, Generic, Protocol, TypedDict, TypeVar, Unpack, cast
 from urllib.parse import quote
 
 from pannier.contract import bodies
+from pannier.core.backups import TARGET_PATTERN, check_target_name
 from pannier.core.errors import PannierError
 from pannier.core.node import check_node_name
 from pannier.core.schedules import check_policy_name
@@ -63,6 +64,9 @@ PATH_PARAMETERS: Mapping[str, PathParameter] = {
     ),
     "policy": PathParameter(
         meaning="a policy's name", pattern=SNAPSHOT_PATTERN, check=check_policy_name
+    ),
+    "target": PathParameter(
+        meaning="a backup target's name", pattern=TARGET_PATTERN, check=check_target_name
     ),
     "name_or_id": PathParameter(
         meaning="name or id of a removed volume", pattern=bodies.VOLUME_PATTERN, check=check_name

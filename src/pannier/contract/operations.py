@@ -13,8 +13,11 @@ from typing import Protocol
 from pannier.contract import bodies
 from pannier.contract.operation import OperationTable, cluster, joining, local
 from pannier.contract.views import (
+    BackupTargetView,
+    BackupView,
     CertificateView,
     CheckView,
+    DrillView,
     EventView,
     FileSystemView,
     FindingView,
@@ -23,6 +26,7 @@ from pannier.contract.views import (
     MoveProgress,
     NodeView,
     PolicyView,
+    PrunedView,
     RenewalReply,
     RoomUseView,
     ServiceMoveProgress,
@@ -69,6 +73,16 @@ SNAPSHOT_SECONDS = 3600.0
 holder waits up to a minute for the copies in sync."""
 ROLLBACK_SECONDS = 1200.0
 """How long a client waits for a rollback. A service may have five minutes to stop, and the copies in sync get what differs."""
+TARGET_ERRORS = (
+    errors.Conflict,
+    errors.Denied,
+    errors.TargetUnavailable,
+    errors.BackupFailed,
+    errors.StorageError,
+)
+BACKUP_ERRORS = (errors.NotFound, *TARGET_ERRORS)
+TARGET_SECONDS = 300.0
+"""How long a client waits for what is short at a backup target: some commands, each of up to a minute."""
 _SWARM = (errors.Conflict, errors.EngineUnavailable)
 CREATE_ERRORS = (
     errors.AlreadyExists,
@@ -526,6 +540,171 @@ class Operations(Protocol):
             Unavailable: the service could not be started again; the message says what became of the volume.
             StorageError: the holder's pool is missing, full or damaged.
             OutcomeUnknown: also if it was rolled back, and a copy does not have that yet.
+        """
+        ...
+
+    @cluster("GET", "/backup/targets", "All backup targets")
+    async def backup_targets(self) -> list[BackupTargetView]: ...
+
+    @cluster(
+        "POST",
+        "/backup/targets",
+        "Add a backup target, and make a repository where there is none",
+        status=201,
+        body=bodies.BackupTargetOrder,
+        raises=(errors.AlreadyExists, *TARGET_ERRORS),
+        answer_seconds=TARGET_SECONDS,
+    )
+    async def add_backup_target(self, order: bodies.BackupTargetOrder) -> BackupTargetView:
+        """Add a backup target. It is tried on the node that is asked; the secrets are kept encrypted.
+
+        Raises:
+            InvalidInput: also if a secret is missing.
+            AlreadyExists: there is one of that name.
+            Conflict: another cluster's backups are there, and it is not only to be read.
+            Denied: the repository there has another password, or the place lets nobody in.
+            TargetUnavailable: it is not reached from here. BackupFailed, Corrupt: what else restic says.
+            StorageError: what that needs on the node cannot be written.
+        """
+        ...
+
+    @cluster(
+        "DELETE",
+        "/backup/targets/{target}",
+        "Forget a backup target with its secrets; what is there stays",
+        raises=(errors.NotFound,),
+    )
+    async def remove_backup_target(self, target: str) -> BackupTargetView:
+        """Forget a backup target.
+
+        Raises:
+            NotFound: there is none of that name. Stale: it was changed meanwhile.
+        """
+        ...
+
+    @cluster(
+        "GET",
+        "/backup/targets/{target}/backups",
+        "All backups at a target, oldest first",
+        raises=(errors.NotFound, *TARGET_ERRORS),
+        answer_seconds=TARGET_SECONDS,
+    )
+    async def backups(self, target: str) -> list[BackupView]:
+        """All backups at a target, also of volumes that are gone. The node that is asked looks.
+
+        Raises:
+            NotFound: there is no such target.
+            Conflict: another repository is there by now.
+            Denied, TargetUnavailable, Corrupt, BackupFailed: as :meth:`add_backup_target`.
+        """
+        ...
+
+    @cluster(
+        "POST",
+        "/backup/targets/{target}/verify",
+        "Read all that is at a target to the last byte",
+        raises=(errors.NotFound, *TARGET_ERRORS),
+        answer_seconds=VERIFY_SECONDS,
+    )
+    async def verify_backups(self, target: str) -> BackupTargetView:
+        """Read all that is at a target, on the node that is asked.
+
+        Raises:
+            Corrupt: something there is damaged.
+            NotFound, Conflict, Denied, TargetUnavailable, BackupFailed: as :meth:`backups`.
+        """
+        ...
+
+    @cluster(
+        "POST",
+        "/backup/targets/{target}/prune",
+        "Remove backups of this cluster that need not stay",
+        body=bodies.PruneOrder,
+        raises=(errors.NotFound, *TARGET_ERRORS),
+        answer_seconds=VERIFY_SECONDS,
+    )
+    async def prune_backups(
+        self, target: str, *, keep_last: int, keep_daily: int, keep_weekly: int, keep_monthly: int
+    ) -> PrunedView:
+        """Remove backups of this cluster that need not stay, of each volume for itself.
+
+        Raises:
+            InvalidInput: none would stay.
+            NotFound, Conflict, Denied, TargetUnavailable, Corrupt, BackupFailed: as :meth:`backups`.
+        """
+        ...
+
+    @cluster(
+        "POST",
+        "/backup/targets/{target}/restore",
+        "Make a new volume of a backup, on the node that is asked",
+        status=201,
+        body=bodies.RestoreOrder,
+        raises=(errors.NotFound, *TARGET_ERRORS, *CREATE_ERRORS),
+        answer_seconds=VERIFY_SECONDS,
+    )
+    async def restore_backup(
+        self, target: str, *, volume: str, backup: str | None, new: str, options: Mapping[str, str]
+    ) -> VolumeView:
+        """Make a new volume of a backup. Returns when each copy in sync has all of it.
+
+        Raises:
+            NotFound: there is no such target, or no such backup there.
+            AlreadyExists: there is a volume ``new``.
+            BackupFailed: also if what is on the disk is not what is in the backup. Then there is no new volume.
+            Conflict, Denied, TargetUnavailable, Corrupt: as :meth:`backups`; Conflict, StorageError: as :meth:`create_volume`.
+            OutcomeUnknown: also if it was restored, and a copy does not have that yet.
+        """
+        ...
+
+    @cluster("GET", "/backup/drills", "The last restore drill of each volume at each target")
+    async def backup_drills(self) -> list[DrillView]: ...
+
+    @cluster(
+        "POST",
+        "/backup/targets/{target}/drill",
+        "Bring a backup back as a scratch volume, look at it, and remove it again",
+        body=bodies.DrillOrder,
+        raises=(errors.NotFound, *TARGET_ERRORS, *CREATE_ERRORS),
+        answer_seconds=VERIFY_SECONDS,
+    )
+    async def drill_backup(
+        self,
+        target: str,
+        *,
+        volume: str,
+        backup: str | None,
+        check_command: str | None,
+        image: str | None,
+    ) -> DrillView:
+        """Bring a backup back on the node that is asked, compare all bytes, run a check in a container, and remove all of it again.
+
+        Raises:
+            InvalidInput: a check needs a command and an image.
+            NotFound: there is no such target, or no such backup there.
+            BackupFailed: also if the check failed.
+            Conflict, Denied, TargetUnavailable, Corrupt, StorageError: as :meth:`restore_backup`.
+        """
+        ...
+
+    @cluster(
+        "POST",
+        "/volumes/{volume}/backups",
+        "Back a volume up",
+        status=201,
+        body=bodies.BackupOrder,
+        raises=BACKUP_ERRORS,
+        answer_seconds=VERIFY_SECONDS,
+    )
+    async def back_up_volume(self, name: str, *, target: str | None) -> BackupView:
+        """Back a volume up, also one that is in use. A node that does not hold it reads it, where one has a copy.
+
+        Raises:
+            InvalidInput: no target was named, and there is not exactly one.
+            VolumeNotFound: there is none of that name. NotFound: there is no such target.
+            TargetUnavailable: no node with a copy reaches the target.
+            Conflict, StorageError: as :meth:`create_snapshot`; Conflict also if another repository is at the target.
+            Denied, Corrupt, BackupFailed: as :meth:`backups`.
         """
         ...
 

@@ -8,6 +8,7 @@ from typing import Protocol
 from pannier.contract import bodies
 from pannier.contract.operation import OperationTable, peer
 from pannier.contract.operations import (
+    BACKUP_ERRORS,
     CHECK_SECONDS,
     CLONE_ERRORS,
     CLONE_SECONDS,
@@ -22,6 +23,8 @@ from pannier.contract.operations import (
 )
 from pannier.contract.together import TogetherView
 from pannier.contract.views import (
+    BackupKeyView,
+    BackupView,
     BlocksView,
     CertificateView,
     CheckView,
@@ -501,6 +504,44 @@ class Peer(Protocol):
             VolumeNotFound: there is no such volume.
             NotHolder: this node has no driver for it.
             StorageError: its data here cannot be read.
+        """
+        ...
+
+    @peer(
+        "POST",
+        "/backup-key",
+        "A key to the secrets of backup targets",
+        body=bodies.BackupKeyOrder,
+        raises=(errors.NotFound, errors.StorageError),
+    )
+    async def peer_backup_key(self, id: str) -> BackupKeyView:
+        """A key that the asking node lacks.
+
+        Raises:
+            NotFound: this node does not have it either. StorageError: its file cannot be read.
+        """
+        ...
+
+    @peer(
+        "POST",
+        "/volumes/{volume}/backups",
+        "Put a snapshot that this node has at a backup target",
+        body=bodies.PeerBackupOrder,
+        raises=BACKUP_ERRORS,
+        answer_seconds=VERIFY_SECONDS,
+    )
+    async def peer_back_up(
+        self, name: str, *, snapshot: str, target: str, plan: str | None, actor: str
+    ) -> BackupView:
+        """Put a snapshot at a target, on behalf of a node that was asked.
+
+        Raises:
+            VolumeNotFound: there is no such volume.
+            NotFound: it has no such snapshot, or this node does not have it; or there is no such target.
+            Conflict: this node is just backing the volume up; or another repository is at the target.
+            TargetUnavailable: it is not reached from here.
+            StorageError: the snapshot cannot be shown here.
+            Denied, Corrupt, BackupFailed: what else restic says.
         """
         ...
 

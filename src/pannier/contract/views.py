@@ -456,6 +456,83 @@ class TakeOutProgress:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BackupTargetView:
+    """Where backups go. Its secrets are never shown. Times are RFC 3339, UTC.
+
+    Attributes:
+        repository: the id of restic's repository there.
+        read_only: only to restore from it.
+    """
+
+    name: str
+    url: str
+    repository: str
+    added_at: str
+    read_only: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackupView:
+    """A backup of a volume. Times are RFC 3339, UTC.
+
+    Attributes:
+        id: restic's, of its snapshot.
+        generation: of the volume, from which it was read.
+        node: the node that has read it; it, and what follows, is told only when a backup is made.
+        bytes: of all files; added_bytes: what the target did not have yet.
+        read_files, unchanged_files: numbers of files that were read, and that were not.
+    """
+
+    target: str
+    id: str
+    volume: str
+    volume_id: str
+    generation: str
+    made_at: str
+    node: str | None = None
+    bytes: int | None = None
+    added_bytes: int | None = None
+    read_files: int | None = None
+    unchanged_files: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrillView:
+    """The last restore drill of a volume at a target. Times are RFC 3339, UTC.
+
+    Attributes:
+        failure: why it failed; empty where it went well.
+        last_good: when the last one went well; None: never.
+        seconds: how long it took; told only when it is made.
+    """
+
+    target: str
+    volume: str
+    backup: str
+    at: str
+    failure: str = ""
+    last_good: str | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrunedView:
+    """What a prune has left and removed at a target: ids of backups."""
+
+    target: str
+    kept: list[str]
+    removed: list[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackupKeyView:
+    """A key to the secrets of targets, base64; from node to node only."""
+
+    id: str
+    key: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StatusView:
     """``pannier status``."""
 

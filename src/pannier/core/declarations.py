@@ -315,6 +315,12 @@ def _labels(now: VolumeSpec, wanted: VolumeSpec, means: Means) -> _Obstacle | No
     return None
 
 
+def _backup(now: VolumeSpec, wanted: VolumeSpec, means: Means) -> _Obstacle | None:
+    if wanted.backup and now.driver != "image":
+        return _Obstacle("backups are made of volumes with layout=image only")
+    return None
+
+
 def _protected(now: VolumeSpec, wanted: VolumeSpec, means: Means) -> _Obstacle | None:
     return None if wanted.protected else _Obstacle("only a person ends that", for_people=True)
 
@@ -339,5 +345,6 @@ _RULES: dict[str, Callable[[VolumeSpec, VolumeSpec, Means], _Obstacle | None]] =
     "labels": _labels,
     "protected": _protected,
     "snapshots": _snapshots,
+    "backup": _backup,
 }
 """By option, why a change is not taken over; all others stay."""

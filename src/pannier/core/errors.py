@@ -19,9 +19,12 @@
      |   +- PeerUnavailable         peer-unavailable
      |   +- EngineUnavailable       engine-unavailable
      |   +- JournalFull             journal-full
+     |   +- TargetUnavailable       target-unavailable             a backup target, as seen from a node
+     |       +- RepositoryMissing   repository-missing
      +- OutcomeUnknown              outcome-unknown      6   503   it may or may not have happened
      +- DeadlineExceeded            deadline             8   504
      +- ProgramFailed               program-failed       7   500   a program of the system's
+     +- BackupFailed                backup-failed        7   500
      +- StorageError                storage              7   500
          +- PoolMissing             pool-missing
          +- DiskFailed              disk-failed
@@ -170,6 +173,18 @@ class JournalFull(Unavailable):
     code = "journal-full"
 
 
+class TargetUnavailable(Unavailable):
+    """A backup target cannot be reached from a node, or the node lacks what that needs."""
+
+    code = "target-unavailable"
+
+
+class RepositoryMissing(TargetUnavailable):
+    """There is no repository at a backup target, as a node sees it."""
+
+    code = "repository-missing"
+
+
 class OutcomeUnknown(PannierError):
     """The request was sent and no answer came: read the state again before acting on it."""
 
@@ -190,6 +205,14 @@ class ProgramFailed(PannierError):
     """A program of this machine's system failed, was too slow or is not installed."""
 
     code = "program-failed"
+    exit_status = 7
+    http_status = 500
+
+
+class BackupFailed(PannierError):
+    """A backup was not made, or not brought back, whole; nothing of it stays."""
+
+    code = "backup-failed"
     exit_status = 7
     http_status = 500
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from typing import Any
 
+from pannier.core.backup_plans import parse_plan
 from pannier.core.clone_source import CloneSource
 from pannier.core.errors import AlreadyExists, InvalidInput
 from pannier.core.node import check_node_name
@@ -101,6 +102,10 @@ def _interval(text: str) -> float:
     return seconds
 
 
+def _backup(text: str) -> str:
+    return "" if text == "none" else str(parse_plan(text))
+
+
 _ID_MAX = 2**32 - 2
 OPTIONS = (
     Option(
@@ -182,13 +187,20 @@ OPTIONS = (
         "true: nothing removes it, neither Docker nor Pannier nor the loss of its node, before it is set to false",
         "true: by itself; false: `volume set`",
     ),
+    Option(
+        "backup",
+        _backup,
+        "none",
+        "backs it up by itself: TARGET:EVERY:KEEP, such as offsite:daily:30 (EVERY: hourly, daily or weekly)",
+        "by itself",
+    ),
 )
 FROM = Option(
     "from",
     CloneSource.parse,
     "it begins empty",
     "another volume that it begins as a clone of: `NAME@SNAPSHOT`, or `NAME` for what that is now. What is not said "
-    "otherwise is as with that one, but for labels, protected and snapshots",
+    "otherwise is as with that one, but for labels, protected, snapshots and backup",
 )
 """It says how a volume is made, and is no part of its spec."""
 _BY_NAME = {option.name: option for option in (*OPTIONS, FROM)}
@@ -289,6 +301,10 @@ def _check_together(spec: VolumeSpec, *, given: frozenset[str]) -> None:
     if spec.snapshots is not None and spec.layout != "image":
         raise InvalidInput(
             "only images have snapshots", remedy="use layout=image, or leave snapshots out"
+        )
+    if spec.backup and spec.driver != "image":
+        raise InvalidInput(
+            "backups are made of volumes with layout=image only", remedy="leave backup out"
         )
     if spec.copies > 1 and spec.driver == "directory":
         raise InvalidInput(

@@ -418,6 +418,26 @@ class SwarmPace:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BackupPace:
+    """Backups off-site."""
+
+    key_look: float = 60.0
+    """Between two looks at whether this node has the key to the secrets of targets: each reads one key of the store."""
+    look: float = 60.0
+    """Between two looks for volumes whose backup is due: each reads a key of the store for each volume that has a plan."""
+    retry: float = 3600.0
+    """Between two tries of one that failed. Each may read and send much; a target that is away is mostly so for longer."""
+    check: float = 3600.0
+    """How long the check of a restore drill may take: a database may read its log first."""
+    answer: float = 60.0
+    """How long a target may take for what is short: some KB. S3 far away and a loaded machine take a few seconds."""
+    work: float = 24 * 3600.0
+    """How long reading or writing all of it may take: a day, in which 8.6 TB go at 100 MB/s. A target that hangs ends so."""
+    snapshot: float = 48 * 3600.0
+    """For how long a snapshot is kept from which a backup is read. It goes at once; this is for what power failures leave."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
     """All of it, by the package that uses it."""
 
@@ -426,3 +446,4 @@ class Pace:
     holding: HoldingPace = field(default_factory=HoldingPace)
     node: NodePace = field(default_factory=NodePace)
     swarm: SwarmPace = field(default_factory=SwarmPace)
+    backups: BackupPace = field(default_factory=BackupPace)

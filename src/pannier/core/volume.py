@@ -19,7 +19,7 @@ _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{1,127}", re.ASCII)
 HISTORY_LIMIT = 50
 LINEAGE_LIMIT = 50
 SNAPSHOT_LINES = 10
-"""So many of a history's lines are about snapshots."""
+"""So many of a history's lines are about snapshots, and so many about backups."""
 
 
 class Durability(StrEnum):
@@ -81,6 +81,7 @@ class VolumeSpec(Part):
         labels: free text for people and tools.
         protected: nobody and nothing removes it, before a person takes that back.
         snapshots: which snapshots are made and kept of it by themselves; None: none, but for those of policies.
+        backup: when it is backed up by itself (:func:`pannier.core.backup_plans.parse_plan`); empty: never.
     """
 
     size: int | None = None
@@ -97,6 +98,7 @@ class VolumeSpec(Part):
     labels: dict[str, str] = field(default_factory=dict)
     protected: bool = False
     snapshots: Schedule | None = None
+    backup: str = ""
 
     @property
     def layout(self) -> str:
@@ -298,7 +300,14 @@ class Volume(Record):
     def with_snapshot_entry(self, entry: HistoryEntry) -> Volume:
         """As :meth:`with_entry`, and of its lines on snapshots only the last few stay: many of them must not drive the others
         out."""
-        ours = [each for each in self.history if each.what.startswith("snapshot ")]
+        return self._with_few(entry, "snapshot ")
+
+    def with_backup_entry(self, entry: HistoryEntry) -> Volume:
+        """The same for lines on backups."""
+        return self._with_few(entry, "back")
+
+    def _with_few(self, entry: HistoryEntry, of: str) -> Volume:
+        ours = [each for each in self.history if each.what.startswith(of)]
         old = ours[: max(0, len(ours) + 1 - SNAPSHOT_LINES)]
         kept = tuple(each for each in self.history if each not in old)
         return replace(self, history=kept).with_entry(entry)

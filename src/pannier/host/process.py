@@ -9,9 +9,10 @@ import select
 import signal
 import sys
 import termios
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from pannier.core.errors import PannierError, ProgramFailed
 from pannier.host.ioctls import control
@@ -163,7 +164,13 @@ async def start(
 
 
 async def run(
-    argv: Sequence[str], *, timeout_s: float, check: bool = True, failing: Failing = Failing()
+    argv: Sequence[str],
+    *,
+    timeout_s: float,
+    check: bool = True,
+    failing: Failing = Failing(),
+    environment: Mapping[str, str] | None = None,
+    directory: Path | None = None,
 ) -> Finished:
     """Run a command to its end.
 
@@ -171,12 +178,19 @@ async def run(
         argv: program and arguments; no shell.
         timeout_s: seconds after which it is killed.
         check: raise where the exit status is not 0.
+        environment: variables beside those that every command has. They are never shown.
+        directory: where it runs; None for where this process does.
 
     Raises:
         Failing.error: it failed or was too slow; Failing.missing: the program is not installed.
     """
     process = await _spawn(
-        argv, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, failing=failing
+        argv,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        failing=failing,
+        environment=environment,
+        directory=directory,
     )
     try:
         async with asyncio.timeout(timeout_s):
@@ -203,7 +217,13 @@ async def run(
 
 
 async def _spawn(
-    argv: Sequence[str], *, stdin: int, stdout: int, failing: Failing
+    argv: Sequence[str],
+    *,
+    stdin: int,
+    stdout: int,
+    failing: Failing,
+    environment: Mapping[str, str] | None = None,
+    directory: Path | None = None,
 ) -> asyncio.subprocess.Process:
     try:
         return await asyncio.create_subprocess_exec(
@@ -211,7 +231,8 @@ async def _spawn(
             stdin=stdin,
             stdout=stdout,
             stderr=asyncio.subprocess.PIPE,
-            env=_ENVIRONMENT,
+            env={**_ENVIRONMENT, **(environment or {})},
+            cwd=directory,
             start_new_session=True,  # a Ctrl-C meant for us must not cut a half-done transfer
         )
     except FileNotFoundError as error:

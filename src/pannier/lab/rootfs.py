@@ -32,7 +32,7 @@ _BARE = [
 _FULL = [
     *("docker.io", "containerd", "runc", "iptables", "btrfs-progs", "e2fsprogs", "attr", "acl"),
     *("etcd-server", "etcd-client", "python3-venv", "busybox-static", "curl"),
-    "docker-compose",
+    *("docker-compose", "restic"),
 ]
 _ONLY_TRIXIE = ["docker-cli"]  # bookworm's docker.io contains the client
 

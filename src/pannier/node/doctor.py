@@ -10,6 +10,7 @@ from pannier.agent.mounts import Mounts
 from pannier.agent.own_name import COPIED_REMEDY
 from pannier.agent.room import RoomGuard
 from pannier.agent.use import Use
+from pannier.backups.findings import BackupFindings
 from pannier.cluster.cluster import Cluster
 from pannier.contract.views import FindingView
 from pannier.contract.words import Level
@@ -71,6 +72,7 @@ class Doctor:
         store_trusts_all: bool,
         certificates: Certificates,
         schedules: Schedules,
+        backup_findings: BackupFindings,
         clock: Clock,
         doubt: float,
     ) -> None:
@@ -89,6 +91,7 @@ class Doctor:
         self._store_trusts_all = store_trusts_all
         self._certificates = certificates
         self._schedules = schedules
+        self._backup_findings = backup_findings
         self._clock = clock
         self._doubt = doubt
 
@@ -106,6 +109,7 @@ class Doctor:
             self._sync_calls,
             self._schedules.findings,
             self._older_store,
+            self._backup_findings.backups,
             *self._of_disks(),
         ):
             try:

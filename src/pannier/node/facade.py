@@ -8,12 +8,19 @@ from functools import partial
 
 from pannier import __version__
 from pannier.agent.use import Use
+from pannier.backups.drills import Drills
+from pannier.backups.restoring import Restoring
+from pannier.backups.running import Backups
+from pannier.backups.targets import Targets
 from pannier.cluster.cluster import Cluster
-from pannier.contract.bodies import JoinOrder, RenewalOrder
+from pannier.contract.bodies import BackupTargetOrder, JoinOrder, RenewalOrder
 from pannier.contract.operations import LOCAL, Operations
 from pannier.contract.views import (
+    BackupTargetView,
+    BackupView,
     CertificateView,
     CheckView,
+    DrillView,
     EventView,
     FileSystemView,
     FindingView,
@@ -22,6 +29,7 @@ from pannier.contract.views import (
     MoveProgress,
     NodeView,
     PolicyView,
+    PrunedView,
     RenewalReply,
     RoomUseView,
     ServiceMoveProgress,
@@ -37,6 +45,7 @@ from pannier.contract.words import Level
 from pannier.copies.file_systems import FileSystems
 from pannier.copies.option_changes import OptionChanges
 from pannier.copies.verification import Verification
+from pannier.core.backup_plans import Retention
 from pannier.core.clone_source import CloneSource
 from pannier.core.errors import StorageError, Unavailable, VolumeNotFound
 from pannier.core.importing import ImportSource
@@ -89,6 +98,10 @@ class NodeService:
         policies: Policies,
         rollback: Rollback,
         clones: Clones,
+        targets: Targets,
+        backups: Backups,
+        restoring: Restoring,
+        drills: Drills,
         trash: Trash,
         cleaning: Cleaning,
         membership: Membership,
@@ -120,6 +133,10 @@ class NodeService:
         self._policies = policies
         self._rollback = rollback
         self._clones = clones
+        self._targets = targets
+        self._backups = backups
+        self._restoring = restoring
+        self._drills = drills
         self._trash = trash
         self._cleaning = cleaning
         self._membership = membership
@@ -305,6 +322,70 @@ class NodeService:
         source = CloneSource(name, snapshot or "")
         made = await self._clones.clone(source, new, options, actor=self._actor)
         return self._volume_views.listed(made)
+
+    # -- backups --------------------------------------------------------------------------------
+
+    async def backup_targets(self) -> list[BackupTargetView]:
+        """All backup targets."""
+        return await self._targets.all()
+
+    async def add_backup_target(self, order: BackupTargetOrder) -> BackupTargetView:
+        """Add a backup target."""
+        return await self._targets.add(order, actor=self._actor)
+
+    async def remove_backup_target(self, target: str) -> BackupTargetView:
+        """Forget a backup target."""
+        return await self._targets.remove(target, actor=self._actor)
+
+    async def backups(self, target: str) -> list[BackupView]:
+        """All backups at a target."""
+        return await self._targets.backups(target)
+
+    async def verify_backups(self, target: str) -> BackupTargetView:
+        """Read all that is at a target."""
+        return await self._targets.verify(target)
+
+    async def prune_backups(
+        self, target: str, *, keep_last: int, keep_daily: int, keep_weekly: int, keep_monthly: int
+    ) -> PrunedView:
+        """Remove backups that need not stay."""
+        return await self._targets.prune(
+            target,
+            Retention(last=keep_last, daily=keep_daily, weekly=keep_weekly, monthly=keep_monthly),
+        )
+
+    async def restore_backup(
+        self, target: str, *, volume: str, backup: str | None, new: str, options: Mapping[str, str]
+    ) -> VolumeView:
+        """Make a new volume of a backup."""
+        made = await self._restoring.restore(
+            target, volume, backup=backup, new=new, options=options, actor=self._actor
+        )
+        return self._volume_views.listed(made)
+
+    async def backup_drills(self) -> list[DrillView]:
+        """The last restore drills."""
+        return await self._drills.all()
+
+    async def drill_backup(
+        self,
+        target: str,
+        *,
+        volume: str,
+        backup: str | None,
+        check_command: str | None,
+        image: str | None,
+    ) -> DrillView:
+        """Bring a backup back, look at it, and remove it again."""
+        return await self._drills.run(
+            target, volume, backup=backup, check=check_command, image=image, actor=self._actor
+        )
+
+    async def back_up_volume(self, name: str, *, target: str | None) -> BackupView:
+        """Back a volume up."""
+        return await self._backups.run(name, target=target, actor=self._actor)
+
+    # -- volumes whose holder is lost, and their copies -------------------------------------------
 
     async def recover_volume(self, name: str, *, accept_loss: bool) -> VolumeView:
         """Give a lost holder's volume to the newest copy."""

@@ -6,6 +6,8 @@ import copy
 from collections.abc import AsyncGenerator, Mapping
 
 from pannier.agent.drivers import Drivers
+from pannier.backups.keys import BackupKeys
+from pannier.backups.running import Backups
 from pannier.cluster.cluster import Cluster, no_such_volume
 from pannier.contract.bodies import (
     BlockSum,
@@ -16,6 +18,8 @@ from pannier.contract.bodies import (
 from pannier.contract.peers import Peer
 from pannier.contract.together import TogetherView
 from pannier.contract.views import (
+    BackupKeyView,
+    BackupView,
     BlocksView,
     CertificateView,
     CheckView,
@@ -36,6 +40,7 @@ from pannier.copies.differences import Differences
 from pannier.copies.file_systems import FileSystems
 from pannier.copies.mending import Mending
 from pannier.copies.verification import Verification
+from pannier.core.backup_plans import parse_plan
 from pannier.core.clone_source import CloneSource
 from pannier.core.errors import Conflict, InvalidInput
 from pannier.core.generation import Generation
@@ -81,6 +86,8 @@ class PeerService:
         promising: Promising,
         snapshots: Snapshots,
         together: Together,
+        backups: Backups,
+        backup_keys: BackupKeys,
         rollback: Rollback,
         clones: Clones,
         verification: Verification,
@@ -104,6 +111,8 @@ class PeerService:
         self._promising = promising
         self._snapshots = snapshots
         self._together = together
+        self._backups = backups
+        self._backup_keys = backup_keys
         self._rollback = rollback
         self._clones = clones
         self._verification = verification
@@ -269,6 +278,22 @@ class PeerService:
     async def peer_snapshots(self, name: str) -> list[str]:
         """Another node asks which snapshots are here."""
         return await self._snapshots.here(name)
+
+    async def peer_backup_key(self, id: str) -> BackupKeyView:
+        """Another node lacks the key to the secrets of backup targets."""
+        return self._backup_keys.here(id)
+
+    async def peer_back_up(
+        self, name: str, *, snapshot: str, target: str, plan: str | None, actor: str
+    ) -> BackupView:
+        """Another node was asked for a backup, and this one has the snapshot."""
+        return await self._backups.run_here(
+            name,
+            snapshot=snapshot,
+            target=target,
+            plan=None if plan is None else parse_plan(plan),
+            actor=actor,
+        )
 
     async def peer_move(
         self, name: str, node: str, *, wait_seconds: float, actor: str

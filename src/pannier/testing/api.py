@@ -15,6 +15,7 @@ from typing import Self
 from msgspec import structs
 
 from pannier.contract.bodies import (
+    BackupTargetOrder,
     BlockSum,
     JoinOrder,
     PeerTogetherOrder,
@@ -24,11 +25,15 @@ from pannier.contract.bodies import (
 from pannier.contract.operations import LOCAL
 from pannier.contract.together import TogetherView
 from pannier.contract.views import (
+    BackupKeyView,
+    BackupTargetView,
+    BackupView,
     BlocksView,
     BlockView,
     CertificateView,
     CheckView,
     CopyView,
+    DrillView,
     EventView,
     FileSystemView,
     FindingView,
@@ -42,6 +47,7 @@ from pannier.contract.views import (
     PiecesView,
     PieceView,
     PolicyView,
+    PrunedView,
     RemovalsView,
     RenewalReply,
     RoomUseView,
@@ -76,6 +82,7 @@ from pannier.core.errors import (
     AlreadyExists,
     Conflict,
     Denied,
+    InvalidInput,
     NodeNotFound,
     NotFound,
     NotHolder,
@@ -111,7 +118,8 @@ class FakeCluster:
         silent: nodes that do not answer.
         calls: what was asked, in order.
         more_events: what ``events(follow=True)`` yields after the past ones; None ends it.
-        strict: whether volume options and schedules are read, or taken as they come.
+        strict: whether volume options and schedules are read, or taken as they come; and whether what does not go together is
+            refused.
         renewing: what answers a request for a renewal; without it the certificate stays as it is.
     """
 
@@ -125,6 +133,9 @@ class FakeCluster:
     syncs: dict[str, SyncView] = field(default_factory=dict)
     snapshots_of: dict[str, list[SnapshotView]] = field(default_factory=dict)
     policies_by_name: dict[str, PolicyView] = field(default_factory=dict)
+    targets: dict[str, BackupTargetView] = field(default_factory=dict)
+    drills: dict[str, DrillView] = field(default_factory=dict)
+    backups_made: list[BackupView] = field(default_factory=list)
     copies: dict[str, list[CopyView]] = field(default_factory=dict)
     silent: set[str] = field(default_factory=set)
     findings: list[FindingView] = field(default_factory=list)
@@ -409,6 +420,117 @@ class FakeCluster:
         actor: str,
     ) -> VolumeView:
         return await self.by(actor).clone_volume(name, new=new, snapshot=snapshot, options=options)
+
+    async def backup_targets(self) -> list[BackupTargetView]:
+        self._begin("backup_targets")
+        return list(self.targets.values())
+
+    async def add_backup_target(self, order: BackupTargetOrder) -> BackupTargetView:
+        self._change("add_backup_target", order.name)
+        if order.name in self.targets:
+            raise AlreadyExists(f"there is a backup target {order.name} already")
+        made = BackupTargetView(
+            name=order.name,
+            url=order.url,
+            repository="5e" * 32,
+            added_at=_THEN,
+            read_only=order.read_only,
+        )
+        self.targets[order.name] = made
+        return made
+
+    def _target(self, name: str) -> BackupTargetView:
+        if name not in self.targets:
+            raise NotFound(f"there is no backup target {name}")
+        return self.targets[name]
+
+    async def remove_backup_target(self, target: str) -> BackupTargetView:
+        self._change("remove_backup_target", target)
+        self._target(target)
+        return self.targets.pop(target)
+
+    async def backups(self, target: str) -> list[BackupView]:
+        self._begin("backups")
+        self._target(target)
+        return [each for each in self.backups_made if each.target == target]
+
+    async def back_up_volume(self, name: str, *, target: str | None) -> BackupView:
+        self._change("back_up_volume", name)
+        volume = self._volume(name)
+        if self.strict and target is None and len(self.targets) != 1:
+            raise InvalidInput(f"there are {len(self.targets)} backup targets")
+        made = BackupView(
+            target=self._target(target or next(iter(self.targets), "")).name,
+            id="1f0c5a2e",
+            volume=name,
+            volume_id=volume.id,
+            generation="1.1",
+            made_at=_THEN,
+            node="node2",
+            bytes=2048,
+            added_bytes=1024,
+            read_files=1,
+            unchanged_files=3,
+        )
+        self.backups_made.append(made)
+        return made
+
+    async def restore_backup(
+        self, target: str, *, volume: str, backup: str | None, new: str, options: Mapping[str, str]
+    ) -> VolumeView:
+        self._change("restore_backup", new)
+        if not [each for each in await self.backups(target) if each.volume == volume]:
+            raise NotFound(f"there is no backup of a volume {volume}")
+        if new in self.volumes_by_name:
+            raise AlreadyExists(f"there is a volume {new} already")
+        return await self.create_volume(new, options)
+
+    async def backup_drills(self) -> list[DrillView]:
+        self._begin("backup_drills")
+        return list(self.drills.values())
+
+    async def drill_backup(
+        self,
+        target: str,
+        *,
+        volume: str,
+        backup: str | None,
+        check_command: str | None,
+        image: str | None,
+    ) -> DrillView:
+        self._change("drill_backup", volume)
+        found = [each for each in await self.backups(target) if each.volume == volume]
+        if not found:
+            raise NotFound(f"there is no backup of a volume {volume}")
+        if self.strict and (check_command is None) is not (image is None):
+            raise InvalidInput("a check needs a command and an image")
+        made = DrillView(
+            target=target, volume=volume, backup=found[-1].id, at=_THEN, last_good=_THEN
+        )
+        self.drills[volume] = made
+        return replace(made, seconds=1.5)
+
+    async def verify_backups(self, target: str) -> BackupTargetView:
+        self._change("verify_backups", target)
+        return self._target(target)
+
+    async def prune_backups(
+        self, target: str, *, keep_last: int, keep_daily: int, keep_weekly: int, keep_monthly: int
+    ) -> PrunedView:
+        self._change("prune_backups", target)
+        self._target(target)
+        if self.strict and not keep_last + keep_daily + keep_weekly + keep_monthly:
+            raise InvalidInput("nothing is said of which backups stay")
+        return PrunedView(target=target, kept=[each.id for each in self.backups_made], removed=[])
+
+    async def peer_backup_key(self, id: str) -> BackupKeyView:
+        self._change("peer_backup_key", "")
+        raise NotFound(f"node {self.here} does not have the key {id[:8]}")
+
+    async def peer_back_up(
+        self, name: str, *, snapshot: str, target: str, plan: str | None, actor: str
+    ) -> BackupView:
+        return await self.by(actor).back_up_volume(name, target=target)
 
     async def recover_volume(self, name: str, *, accept_loss: bool) -> VolumeView:
         self._change("recover_volume", name)

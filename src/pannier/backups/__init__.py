@@ -1,0 +1,1 @@
+"""Backups off-site: targets, and what is put there and brought back, by restic."""

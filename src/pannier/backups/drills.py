@@ -1,0 +1,188 @@
+"""Restore drills: whether what is at a target can be brought back, and used.
+
+A backup becomes a scratch volume on the node that is asked, and restic compares all its bytes with what was read when the backup was
+made. A command of the person's may look at it, in a container without network. Then everything is removed again, and the store has when that was, and how it went.
+"""
+
+from __future__ import annotations
+
+import secrets as random
+from contextlib import suppress
+from dataclasses import replace
+
+import structlog
+
+from pannier.backups.restoring import Restoring
+from pannier.cluster.backup_records import BackupRecords
+from pannier.cluster.cluster import Cluster
+from pannier.cluster.registry import Versioned
+from pannier.contract.views import DrillView
+from pannier.core.backups import BackupDrill, check_target_name
+from pannier.core.errors import BackupFailed, InvalidInput, PannierError, Stale
+from pannier.core.pace import BackupPace
+from pannier.core.volume import Volume
+from pannier.host import process
+from pannier.host.clock import Clock, rfc3339
+from pannier.host.process import Failing
+from pannier.store.base import ABSENT
+
+log = structlog.get_logger(__name__)
+
+AT = "/data"
+"""Where the container has the volume."""
+
+
+class Drills:
+    """Runs drills, and remembers them."""
+
+    def __init__(
+        self,
+        *,
+        cluster: Cluster,
+        records: BackupRecords,
+        restoring: Restoring,
+        clock: Clock,
+        pace: BackupPace,
+    ) -> None:
+        self._cluster = cluster
+        self._records = records
+        self._restoring = restoring
+        self._clock = clock
+        self._pace = pace
+
+    async def all(self) -> list[DrillView]:
+        """The last drill of each volume at each target."""
+        return [_view(each) for each in await self._records.drills()]
+
+    async def run(
+        self,
+        target: str,
+        volume: str,
+        *,
+        backup: str | None,
+        check: str | None,
+        image: str | None,
+        actor: str,
+    ) -> DrillView:
+        """Bring a backup back, look at it, and remove it again.
+
+        Args:
+            backup: the beginning of its id; None for the newest.
+            check: a shell command, which finds the volume at :data:`AT`; image: in which it runs. Both, or neither.
+
+        Raises:
+            InvalidInput: one of both is missing. NotFound: there is no such target or backup.
+            BackupFailed: what came back is not what was put there, or the check failed.
+            And what :meth:`Restoring.scratch` and :meth:`Restoring.discard` raise. Each of them counts as a failed drill, apart from
+            InvalidInput.
+        """
+        if (check is None) is not (image is None):
+            raise InvalidInput(
+                "a check needs a command and an image",
+                remedy="give both: --check COMMAND --image IMAGE",
+            )
+        await self._records.target(check_target_name(target))
+        before = await self._records.drill(target, volume)
+        began, chosen = self._clock.now(), ""
+        try:
+            chosen = await self._drill(target, volume, backup, check, image, actor=actor)
+        except InvalidInput:
+            raise
+        except PannierError as error:
+            with suppress(PannierError):  # the first error is the one to tell
+                await self._note(before, target, volume, backup or "", failure=error.message)
+            raise
+        done = await self._note(before, target, volume, chosen, failure="")
+        log.info("backup.drill", volume=volume, target=target, backup=chosen, by=actor)
+        return replace(_view(done), seconds=round(self._clock.now() - began, 1))
+
+    async def _drill(
+        self,
+        target: str,
+        volume: str,
+        backup: str | None,
+        check: str | None,
+        image: str | None,
+        *,
+        actor: str,
+    ) -> str:
+        """The id of the backup that came back whole."""
+        name = f"drill-{random.token_hex(6)}"
+        made, chosen = await self._restoring.scratch(
+            target, volume, backup=backup, new=name, actor=actor
+        )
+        try:
+            if check is not None and image is not None:
+                await self._check(made, check, image)
+        finally:
+            await self._restoring.discard(made, actor=actor)
+        return chosen.id
+
+    async def _check(self, volume: Volume, check: str, image: str) -> None:
+        """Run the command.
+
+        Raises:
+            BackupFailed: it failed, did not end, or could not be started.
+        """
+        failing = Failing(
+            error=BackupFailed, missing=BackupFailed, install="install Docker's client"
+        )
+        mount = ("--volume-driver", "pannier", "-v", f"{volume.name}:{AT}")
+        shut = ("--network", "none", "--security-opt", "no-new-privileges")
+        name = volume.name  # a container's name is no volume's
+        try:
+            done = await process.run(
+                ["docker", "run", "--name", name, *shut, *mount, image, "sh", "-c", check],
+                timeout_s=self._pace.check,
+                check=False,
+                failing=failing,
+            )
+        finally:
+            await process.run(
+                ["docker", "rm", "-f", name],
+                timeout_s=self._pace.answer,
+                check=False,
+                failing=failing,
+            )
+        if done.status:
+            raise BackupFailed(
+                f"the check of what came back failed: it ended with {done.status}: {done.last_words}",
+                remedy=f"restore the backup and look: the volume is at {AT} in the check's container",
+            )
+
+    async def _note(
+        self,
+        before: Versioned[BackupDrill] | None,
+        target: str,
+        volume: str,
+        backup: str,
+        *,
+        failure: str,
+    ) -> BackupDrill:
+        """Remember it. Of two at the same time, either may stay."""
+        at = self._clock.unix()
+        good = before.record.good_at if before is not None else None
+        drill = BackupDrill(
+            target=target,
+            volume=volume,
+            backup=backup,
+            at=at,
+            failure=failure,
+            good_at=good if failure else at,
+        )
+        try:
+            await self._records.put_drill(drill, expect=before.revision if before else ABSENT)
+        except Stale:
+            log.info("backup.drill-not-noted", volume=volume, target=target)
+        return drill
+
+
+def _view(drill: BackupDrill) -> DrillView:
+    return DrillView(
+        target=drill.target,
+        volume=drill.volume,
+        backup=drill.backup,
+        at=rfc3339(drill.at),
+        failure=drill.failure,
+        last_good=None if drill.good_at is None else rfc3339(drill.good_at),
+    )

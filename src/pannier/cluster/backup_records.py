@@ -1,0 +1,104 @@
+"""What the store keeps of backups off-site.
+
+::
+
+    backup-key             BackupKey: with which secrets are encrypted from now on; the key itself is not in the store
+    backup-targets/NAME    BackupTarget
+    backup-states/ID       BackupState: of the volume with this id
+    backup-drills/TARGET/VOLUME    BackupDrill
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pannier.cluster.registry import Registry, Versioned, decode, encode
+from pannier.core.backup_plans import BackupState
+from pannier.core.backups import BackupDrill, BackupTarget
+from pannier.core.errors import NotFound
+from pannier.core.record import Record
+from pannier.store.base import ABSENT, Change
+
+_KEY = "backup-key"
+_TARGETS = "backup-targets/"
+_STATES = "backup-states/"
+_DRILLS = "backup-drills/"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackupKey(Record):
+    """Names the key with which new secrets are encrypted."""
+
+    id: str
+
+
+class BackupRecords:
+    """Typed reads and changes. They raise what those of :class:`Registry` raise."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._store = registry.store
+
+    async def key(self) -> str | None:
+        """The id of the key with which secrets are encrypted; None where nothing was encrypted yet."""
+        found = await self._store.get(_KEY)
+        return decode(found, BackupKey).id if found else None
+
+    async def name_key(self, key: str) -> None:
+        """Name the first key; Stale where there is one already."""
+        await self._store.commit(Change(_KEY, encode(BackupKey(id=key)), ABSENT))
+
+    async def targets(self) -> list[BackupTarget]:
+        """All targets, by name."""
+        return [decode(each, BackupTarget, shown=True) for each in await self._store.list(_TARGETS)]
+
+    async def target(self, name: str) -> Versioned[BackupTarget]:
+        """One target.
+
+        Raises:
+            NotFound: there is none of that name.
+        """
+        found = await self._store.get(_TARGETS + name)
+        if found is None:
+            raise NotFound(
+                f"there is no backup target {name}", remedy="pannier backup target ls shows all"
+            )
+        return Versioned(decode(found, BackupTarget), found.revision)
+
+    async def add_target(self, target: BackupTarget) -> None:
+        """A new target; Stale where its name is taken."""
+        await self._store.commit(Change(_TARGETS + target.name, encode(target), ABSENT))
+
+    async def remove_target(self, name: str, *, expect: int) -> None:
+        """Forget a target."""
+        await self._store.commit(Change(_TARGETS + name, None, expect))
+
+    async def states(self) -> dict[str, Versioned[BackupState]]:
+        """What is remembered of volumes' backups, by volume id."""
+        return {
+            each.key.removeprefix(_STATES): Versioned(decode(each, BackupState), each.revision)
+            for each in await self._store.list(_STATES)
+        }
+
+    async def state(self, volume_id: str) -> Versioned[BackupState] | None:
+        """The same of one volume; None before its first backup."""
+        found = await self._store.get(_STATES + volume_id)
+        return Versioned(decode(found, BackupState), found.revision) if found else None
+
+    async def put_state(self, volume_id: str, state: BackupState | None, *, expect: int) -> int:
+        """Change what is remembered, or forget it; Stale where somebody else has. Returns its new revision."""
+        value = None if state is None else encode(state)
+        return await self._store.commit(Change(_STATES + volume_id, value, expect))
+
+    async def drills(self) -> list[BackupDrill]:
+        """The last drill of each volume at each target."""
+        return [decode(each, BackupDrill, shown=True) for each in await self._store.list(_DRILLS)]
+
+    async def drill(self, target: str, volume: str) -> Versioned[BackupDrill] | None:
+        """The last drill of one volume; None before the first."""
+        found = await self._store.get(f"{_DRILLS}{target}/{volume}")
+        return Versioned(decode(found, BackupDrill), found.revision) if found else None
+
+    async def put_drill(self, drill: BackupDrill, *, expect: int) -> None:
+        """Remember a drill; Stale where somebody else has just remembered one."""
+        key = f"{_DRILLS}{drill.target}/{drill.volume}"
+        await self._store.commit(Change(key, encode(drill), expect))
