@@ -49,6 +49,7 @@ from pannier.core.node import Fingerprints, Node
 from pannier.core.volume import UnheldWrites
 from pannier.engine.base import EngineFacts
 from pannier.host.clock import Clock
+from pannier.host.state_files import StateFile, StateFiles
 from pannier.node.barrier_admission import RUNTIME
 from pannier.node.certificate_ports import CertificatePorts
 from pannier.pki.facts import CertificateFacts
@@ -172,6 +173,43 @@ class Machine:
         return task.result()
 
 
+@dataclass(frozen=True)
+class LivingFile:
+    """A file of a daemon. What ends with its daemon writes nothing any more: not even what it does while it is cut off."""
+
+    run: Run
+    file: StateFile
+
+    @property
+    def path(self) -> Path:
+        return self.file.path
+
+    def read(self) -> bytes | None:
+        return self.file.read()
+
+    def write(self, content: bytes) -> None:
+        if self.run.dead:
+            raise OSError("the daemon is dead")
+        self.file.write(content)
+
+
+@dataclass(frozen=True)
+class LivingFiles:
+    """Those of a daemon."""
+
+    run: Run
+    files: StateFiles
+
+    def durable(self, name: str) -> StateFile:
+        return LivingFile(self.run, self.files.durable(name))
+
+    def unsynced(self, name: str) -> StateFile:
+        return LivingFile(self.run, self.files.unsynced(name))
+
+    def until_boot(self, name: str) -> StateFile:
+        return LivingFile(self.run, self.files.until_boot(name))
+
+
 class Run:
     """One run of the daemon: the product's own assembly, on stand-ins for the outside."""
 
@@ -240,7 +278,7 @@ class Run:
             users_of=self.mounts.users_of,
             kill=machine.kill,
             freezer=SteppedFreezer(self, machine.table),
-            files=world.make_files(machine),
+            files=LivingFiles(self, world.make_files(machine)),
             clock=clock,
             sync_calls=NoCalls,
             configured_runtime=lambda: RUNTIME,

@@ -151,14 +151,15 @@ class Acknowledging:
             if local.whole:
                 await self._local.write_out(replicated.volume)
                 on_disk += watch.lap()
+            position = replicated.position
             if local.whole or cuts is None or not cuts.is_whole or replicated.line is None:
-                await self._replicator.advance(replicated)
+                position = await self._replicator.advance(replicated)
         except StorageError:
             if local.answers and await self._local.has_lost(replicated.volume):
                 return failed(local.answers)
             raise
         cut += watch.lap()
-        if refused := await self._confirmed_by_all(replicated, replicated.position):
+        if refused := await self._confirmed_by_all(replicated, position):
             raise self._refused(replicated.volume, refused)
         replicated.note_acknowledged()
         self._replicator.note_asked()
