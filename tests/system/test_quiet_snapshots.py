@@ -72,8 +72,7 @@ class Pair:
         )  # fmt: skip
         story.wait_until("both tasks run", lambda: self.running() == 2, seconds=60)
         self.holders = {volume: world.holder(volume) for volume in self.volumes}
-        for volume in self.volumes:
-            story.wait_until("it writes", lambda volume=volume: len(self.lines(volume)) > 20)
+        story.wait_until("they write", lambda: min(len(self.lines(v)) for v in self.volumes) > 20)
 
     def running(self) -> int:
         """How many of its tasks run."""

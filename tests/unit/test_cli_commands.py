@@ -30,7 +30,13 @@ from pannier.contract.views import (
     TransferView,
 )
 from pannier.contract.words import EventKind, Level, MovePhase, SyncWay
-from pannier.core.errors import OutcomeUnknown, PoolFull, StoreUnavailable
+from pannier.core.errors import (
+    BackupFailed,
+    OutcomeUnknown,
+    PoolFull,
+    StorageError,
+    StoreUnavailable,
+)
 from pannier.testing.api import FakeCluster, NotedCall
 
 
@@ -251,6 +257,20 @@ def test_backups(data: Shell, tmp_path: Path) -> None:
     back = data.ok("backup", "restore", "data@1f0c5a2e", "again", "-o", "size=20G")
     assert back == "restored: again on node1, from offsite\n"
     assert data.cluster.volumes_by_name["again"].options == {"size": "20G"}
+    all_there = data.json("backup", "restore-all", "offsite", "--format", "json")
+    assert [each["state"] for each in all_there] == ["there already"]
+    data.ok("volume", "rm", "data")
+    assert data.ok("backup", "restore-all", "offsite").splitlines()[1].split() == [
+        "data", "1f0c5a2e", "restored", "-",
+    ]  # fmt: skip
+    assert "data" in data.cluster.volumes_by_name
+    data.ok("volume", "rm", "data")
+    data.cluster.failing["restore_backup"] = StorageError("the disk is full")
+    failed = data.run("backup", "restore-all", "offsite")
+    assert failed.exit_code == BackupFailed.exit_status
+    assert "1 of 1 volumes were not brought back: data" in failed.stderr
+    assert "the disk is full" in failed.stdout
+    del data.cluster.failing["restore_backup"]
     good = data.ok("backup", "drill", "data", "--check", "true", "--image", "busybox")
     assert good == "good: data 1f0c5a2e from offsite, in 1.5 s\n"
     assert data.run("backup", "drill", "data", "--check", "true").exit_code == 2

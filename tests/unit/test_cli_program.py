@@ -75,7 +75,14 @@ def test_o_is_the_form_of_the_output_except_where_a_volume_gets_options(path: st
         if isinstance(parameter, click.Option)
         for name in parameter.opts
     }
-    of_volumes = ("backup restore", "volume clone", "volume create", "volume import", "volume set")
+    of_volumes = (
+        "backup restore",
+        "backup restore-all",
+        "volume clone",
+        "volume create",
+        "volume import",
+        "volume set",
+    )
     assert options["-o"] == ("options" if path in of_volumes else "format")
 
 

@@ -9,6 +9,7 @@ import click
 from pannier.cli import output
 from pannier.cli.command import CommandGroup, output_options
 from pannier.cli.parameters import read_pairs
+from pannier.cli.restoring_all import restore_all
 from pannier.cli.secret_files import read_s3_keys, read_secret
 from pannier.cli.session import Session, pass_session
 from pannier.core.errors import InvalidInput
@@ -23,6 +24,9 @@ def backup() -> None:
 
     They stay readable with restic alone.
     """
+
+
+backup.add_command(restore_all)
 
 
 @backup.group(cls=CommandGroup)
