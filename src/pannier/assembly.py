@@ -29,7 +29,7 @@ from pannier.backups.drills import Drills
 from pannier.backups.findings import BackupFindings
 from pannier.backups.keys import BackupKeys
 from pannier.backups.restic import Restic
-from pannier.backups.restoring import Restoring, UsesVolumes
+from pannier.backups.restoring import Restoring
 from pannier.backups.running import Backups
 from pannier.backups.schedule import BackupSchedule
 from pannier.backups.targets import Targets
@@ -717,18 +717,19 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
     service_stops = ServiceStops(
         node=node, swarm=engine.swarm, services=services, clock=clock, pace=pace.swarm
     )
+    imports = Imports(
+        cluster=cluster,
+        drivers=drivers,
+        volumes=volumes,
+        adding=adding,
+        begun=begun_imports,
+    )
     importing = Importing(
         cluster=cluster,
         engine=engine,
         use=use,
         room=room,
-        imports=Imports(
-            cluster=cluster,
-            drivers=drivers,
-            volumes=volumes,
-            adding=adding,
-            begun=begun_imports,
-        ),
+        imports=imports,
         volumes=volumes,
         switches=ServiceSwitches(swarm=engine.swarm, clock=clock, pace=pace.swarm),
         clock=clock,
@@ -792,16 +793,10 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         pace=pace.backups,
     )
     restoring = Restoring(
-        cluster=cluster,
-        custody=custody,
+        imports=imports,
         volumes=volumes,
-        acknowledging=acknowledging,
         targets=targets,
-        uses=UsesVolumes(
-            mount=docker.mount,
-            unmount=docker.unmount,
-            give_up=lambda volume_id, actor: trash.give_up(volume_id, actor=actor),
-        ),
+        give_up=lambda volume_id, actor: trash.give_up(volume_id, actor=actor),
         workroom=outside.workroom,
     )
     service = NodeService(

@@ -1,79 +1,35 @@
 """Bringing a backup back, as a new volume.
 
-It is made on the node that is asked, with the options that it had, and used there like by a container until all is in it. If
-anything fails it is removed for ever: what stays is a whole volume, or none. If power fails meanwhile, a volume stays that says in its history that it is
-not whole: that line comes first, and another one ends it.
+It is made on the node that is asked, with the options that it had, and gets its name when it is whole, as what is imported
+does (:mod:`pannier.holding.imports`). So no container ever begins with a part of it, and what a power cut leaves is removed.
 """
 
 from __future__ import annotations
 
-import os
-import secrets as random
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from pathlib import Path
 
 import structlog
 
-from pannier.agent.custody import Custody
+from pannier.backups.restic import Repository
 from pannier.backups.running import ABOUT, DATA, read_about
 from pannier.backups.targets import Targets
 from pannier.backups.workroom import Workroom
-from pannier.cluster.cluster import Cluster
-from pannier.copies.acknowledging import Acknowledging
 from pannier.core.backups import StoredBackup, chosen_backup
-from pannier.core.errors import (
-    AlreadyExists,
-    BackupFailed,
-    Conflict,
-    OutcomeUnknown,
-    PannierError,
-    Stale,
-    VolumeNotFound,
-)
+from pannier.core.errors import BackupFailed
 from pannier.core.volume import Volume, check_name
+from pannier.holding.imports import Draft, Imports
 from pannier.holding.volumes import Volumes
-from pannier.host.files import sync_filesystem_of
 from pannier.host.mountflags import bind
 from pannier.host.threads import in_own_thread
 
 log = structlog.get_logger(__name__)
 
-BEGUN = "restoring from a backup"
-BROUGHT_BACK = "restored from a backup"
-"""What a volume's history calls them."""
 _NOT_BROUGHT_BACK = ("nodes", "driver", "layout", "protected", "backup")
-"""Options that say where the volume was, that nobody removes it (until it is whole, that may be necessary), or that it is backed up
-by itself: many are brought back to look at them. Backups are always of images."""
-_TRIES = 10
-"""How often a removal is tried that loses its race with a change of the volume's copies: there are a few while they are made."""
+"""Options that say where the volume was, that nobody removes it, or that it is backed up by itself: many are brought back to look at
+them. Backups are always of images."""
 _OF_SCRATCH = ("size", "uid", "gid", "mode")
-
-
-class _UsedByOthers(Conflict):
-    """Somebody has written to the new volume, which so stays."""
-
-
-class UsesVolumes:
-    """How this node gives a volume's path to somebody, and takes it back; as for containers."""
-
-    def __init__(
-        self,
-        *,
-        mount: Callable[[str, str], Awaitable[Path]],
-        unmount: Callable[[str, str], Awaitable[None]],
-        give_up: Callable[[str, str], Awaitable[object]],
-    ) -> None:
-        """Put it together.
-
-        Args:
-            mount, unmount: as for Docker, with a volume's name and an id.
-            give_up: removes what is in the trash for ever, by a volume's id and who asks for it.
-        """
-        self.mount = mount
-        self.unmount = unmount
-        self.give_up = give_up
 
 
 class Restoring:
@@ -82,20 +38,21 @@ class Restoring:
     def __init__(
         self,
         *,
-        cluster: Cluster,
-        custody: Custody,
+        imports: Imports,
         volumes: Volumes,
-        acknowledging: Acknowledging,
         targets: Targets,
-        uses: UsesVolumes,
+        give_up: Callable[[str, str], Awaitable[object]],
         workroom: Workroom,
     ) -> None:
-        self._cluster = cluster
-        self._custody = custody
+        """Put it together.
+
+        Args:
+            give_up: removes what is in the trash for ever, by a volume's id and who asks for it.
+        """
+        self._imports = imports
         self._volumes = volumes
-        self._acknowledging = acknowledging
         self._targets = targets
-        self._uses = uses
+        self._give_up = give_up
         self._workroom = workroom
 
     async def restore(
@@ -108,7 +65,7 @@ class Restoring:
         options: Mapping[str, str],
         actor: str,
     ) -> Volume:
-        """Make a new volume of a backup. Returns when each copy in sync has all of it.
+        """Make a new volume of a backup. Its copies are made after that, as those of every new volume.
 
         Args:
             volume: the name of the volume that was backed up; it need not be there any more.
@@ -117,17 +74,16 @@ class Restoring:
 
         Raises:
             NotFound: there is no such target or backup. AlreadyExists: there is a volume ``new``.
-            BackupFailed: what is on the disk is not what is in the backup.
-            OutcomeUnknown: it is restored here, and a copy may not have that yet.
-            And what :meth:`Volumes.create`, :meth:`Targets.opened` and :class:`~pannier.backups.restic.Repository` raise.
+            BackupFailed: what is on the disk is not what is in the backup. OutcomeUnknown: it may get its name yet.
+            And what :meth:`Imports.draft`, :meth:`Targets.opened` and :class:`~pannier.backups.restic.Repository` raise.
             There is no new volume then.
         """
 
         def as_it_was(had: Mapping[str, str]) -> dict[str, str]:
             return {**{k: v for k, v in had.items() if k not in _NOT_BROUGHT_BACK}, **options}
 
-        made, chosen = await self._bring_back(target, volume, backup, new, as_it_was, actor=actor)
-        return await self._reach_copies(made, target, chosen, actor=actor)
+        made, _ = await self._bring_back(target, volume, backup, new, as_it_was, actor=actor)
+        return made
 
     async def scratch(
         self, target: str, volume: str, *, backup: str | None, new: str, actor: str
@@ -147,14 +103,8 @@ class Restoring:
         Raises:
             What :meth:`Volumes.remove` raises, and giving up what is in the trash.
         """
-        for left in reversed(range(_TRIES)):
-            try:
-                await self._volumes.remove(volume.name, actor=actor)
-                break
-            except Stale:  # a copy has just joined or left those in sync
-                if not left:
-                    raise
-        await self._uses.give_up(volume.id, actor)
+        await self._volumes.remove(volume.name, actor=actor)
+        await self._give_up(volume.id, actor)
 
     async def _bring_back(
         self,
@@ -171,88 +121,30 @@ class Restoring:
         Args:
             choose: its options, by those that the volume had.
         """
-        await self._check_new(check_name(new))
+        check_name(new)
         async with self._targets.opened(target) as repository:
             chosen = chosen_backup(await repository.backups(), volume=volume, backup=backup)
             about = read_about(await repository.text(chosen.id, ABOUT))
-            made = await self._make(new, choose(about.options), actor=actor)
-            try:
-                async with self._filled(made, target, chosen, actor=actor) as (to, used):
-                    await repository.restore(chosen.id, DATA, to=to, directory=used)
-            except _UsedByOthers:
-                raise
-            except BaseException:
-                await self._remove(made, actor=actor)
-                raise
+            origin = f"backup {chosen.id} at {target}"
+            options = choose(about.options)
+            async with self._imports.draft(new, options, origin=origin, actor=actor) as draft:
+                await self._fill(draft, repository, chosen)
+                made = await self._imports.publish(draft)
+                await self._imports.ended(draft)
+        log.info("volume.restored-from-backup", volume=new, backup=chosen.id, by=actor)
         return made, chosen
 
-    async def _check_new(self, new: str) -> None:
-        with suppress(VolumeNotFound):
-            await self._cluster.fresh(new)
-            raise _there_already(new)
-
-    async def _make(self, new: str, options: Mapping[str, str], *, actor: str) -> Volume:
-        """An empty volume. One that somebody else makes at the same moment is theirs."""
-        by = f"{actor} for backup {random.token_hex(4)}"
-        made = await self._volumes.create(new, options, actor=by)
-        if made.history[0].detail != f"by {by}":
-            raise _there_already(new)
-        return made
-
-    @asynccontextmanager
-    async def _filled(
-        self, volume: Volume, target: str, backup: StoredBackup, *, actor: str
-    ) -> AsyncIterator[tuple[Path, Path]]:
-        """The directory in which the volume is as DATA, and the volume itself; on the disk after the block."""
-        await self._custody.note(volume, BEGUN, f"{backup.id} at {target}, by {actor}")
-        mount_id = f"restore-{random.token_hex(8)}"
-        used = await self._uses.mount(volume.name, mount_id)
-        try:
-            if await in_own_thread(partial(os.listdir, used)):
-                raise _UsedByOthers(
-                    f"somebody else has just written to volume {volume.name}",
-                    remedy="use a name that nobody else uses",
-                )
-            async with self._workroom.place(f"restore+{volume.id}") as place:
-                await in_own_thread(partial(_show, used, place / DATA))
-                yield place, used
-            await in_own_thread(partial(sync_filesystem_of, used))
-        except OSError as error:
-            raise BackupFailed(
-                f"the backup cannot be written to volume {volume.name}: {error}",
-                remedy="see its size and the pool, then try again",
-            ) from error
-        finally:
-            await self._uses.unmount(volume.name, mount_id)
-
-    async def _remove(self, volume: Volume, *, actor: str) -> None:
-        try:
-            await self.discard(volume, actor=actor)
-        except PannierError as error:
-            log.warning("restore.volume-stays", volume=volume.name, error=str(error))
-
-    async def _reach_copies(
-        self, volume: Volume, target: str, backup: StoredBackup, *, actor: str
-    ) -> Volume:
-        if volume.spec.copies > 1:
+    async def _fill(self, draft: Draft, repository: Repository, chosen: StoredBackup) -> None:
+        """Put into a new volume what is in a backup, and compare it."""
+        async with self._workroom.place(f"restore+{draft.volume.id}") as place:
             try:
-                await self._acknowledging.begin(volume)
-            except PannierError as error:
-                raise OutcomeUnknown(
-                    f"volume {volume.name} is restored on node {self._cluster.node}, and not every copy in sync has that: "
-                    f"{error.message}",
-                    remedy="the copies get it by themselves: pannier volume show",
+                await in_own_thread(partial(_show, draft.path, place / DATA))
+                await repository.restore(chosen.id, DATA, to=place, directory=draft.path)
+            except OSError as error:
+                raise BackupFailed(
+                    f"the backup cannot be written to volume {draft.volume.name}: {error}",
+                    remedy="see its size and the pool, then try again",
                 ) from error
-        await self._custody.note(volume, BROUGHT_BACK, f"{backup.id} at {target}, by {actor}")
-        log.info("volume.restored-from-backup", volume=volume.name, backup=backup.id, by=actor)
-        return (await self._cluster.fresh(volume.name)).record
-
-
-def _there_already(new: str) -> AlreadyExists:
-    return AlreadyExists(
-        f"there is a volume {new} already, and a backup is never put over what is there",
-        remedy="use another name",
-    )
 
 
 def _show(used: Path, at: Path) -> None:

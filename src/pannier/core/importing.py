@@ -55,29 +55,36 @@ class ImportSource:
         return f"{self.kind}:{self.place}"
 
 
-def check_import_options(options: Mapping[str, str], *, nodes: tuple[str, ...], here: str) -> None:
+def check_import_options(options: Mapping[str, str]) -> None:
     """Refuse what an import cannot give.
 
-    Args:
-        nodes: those that the options name.
-        here: the node with the source.
-
     Raises:
-        InvalidInput: the root's owner or permissions are asked for, or another volume to begin with; Conflict: another node is to hold the volume.
+        InvalidInput: the root's owner or permissions are asked for.
     """
     if given := [name for name in _FROM_SOURCE if name in options]:
         raise InvalidInput(
             f"{', '.join(given)}: the root of an imported volume has the owner and the permissions of its source",
             remedy="leave it out, or change the source",
         )
+
+
+def check_begins_here(options: Mapping[str, str], *, nodes: tuple[str, ...], here: str) -> None:
+    """Refuse what does not go with a volume that is filled on this node before it has its name.
+
+    Args:
+        nodes: those that the options name.
+
+    Raises:
+        InvalidInput: another volume to begin with is asked for; Conflict: another node is to hold the volume.
+    """
     if FROM.name in options:
         raise InvalidInput(
-            f"{FROM.name}={options[FROM.name]}: an imported volume begins with what is imported",
+            f"{FROM.name}={options[FROM.name]}: this volume begins with what is put into it",
             remedy="leave it out, or clone that volume: pannier volume clone",
         )
     if nodes and nodes[0] != here:
         raise Conflict(
-            f"the source is on node {here}, and the volume is to be made on {nodes[0]}",
+            f"the volume is filled on node {here}, and is to be made on {nodes[0]}",
             remedy=f"leave nodes out, and then: pannier volume move NAME {nodes[0]}",
         )
 

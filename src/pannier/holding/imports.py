@@ -23,7 +23,7 @@ from pannier.core.errors import (
     Stale,
     VolumeNotFound,
 )
-from pannier.core.importing import ImportNote, ImportSource, check_import_options
+from pannier.core.importing import ImportNote, check_begins_here
 from pannier.core.options import check_copies, parse_options
 from pannier.core.volume import Volume, check_name
 from pannier.holding.adding import Adding
@@ -83,15 +83,18 @@ class Imports:
 
     @asynccontextmanager
     async def draft(
-        self, name: str, options: Mapping[str, str], *, source: ImportSource, actor: str
+        self, name: str, options: Mapping[str, str], *, origin: str, actor: str
     ) -> AsyncIterator[Draft]:
         """A new volume on this node, attached, to be filled in the block and published there. Else nothing of it stays.
+
+        Args:
+            origin: where its files come from, for people.
 
         Raises:
             AlreadyExists: the name is taken. Conflict: it is being imported, is to be elsewhere, or no node can take a copy.
             InvalidInput: an option; StoreUnavailable; StorageError, PoolFull: it cannot be made.
         """
-        driver, volume = await self._prepare(name, options, detail=f"from {source}, by {actor}")
+        driver, volume = await self._prepare(name, options, detail=f"from {origin}, by {actor}")
         note = ImportNote(name=name, driver=driver.name)
         draft = Draft(volume, driver, note)
         self._here.add(volume.id)
@@ -118,7 +121,7 @@ class Imports:
         await self._check_free(name)
         await self._drivers.opened()
         spec = parse_options(options, default_driver=self._drivers.default)
-        check_import_options(options, nodes=spec.nodes, here=self._cluster.node)
+        check_begins_here(options, nodes=spec.nodes, here=self._cluster.node)
         volume = self._volumes.new_record(name, spec, detail=detail)
         driver = self._drivers.of(volume)
         await self._adding.refuse_in_a_strange_store(name, driver)
@@ -273,6 +276,6 @@ class Imports:
 
 def _is_taken(found: Volume) -> AlreadyExists:
     return AlreadyExists(
-        f"there is a volume {found.name} already, on node {found.grant.node}; nothing was imported",
+        f"there is a volume {found.name} already, on node {found.grant.node}; nothing was changed",
         remedy=f"choose another name, or remove that one: pannier volume rm {found.name}",
     )

@@ -30,7 +30,7 @@ from pannier.core.errors import (
     Unavailable,
     VolumeInUse,
 )
-from pannier.core.importing import ImportSource, SourceKind, check_apart
+from pannier.core.importing import ImportSource, SourceKind, check_apart, check_import_options
 from pannier.core.pace import NodePace
 from pannier.core.service_spec import MountOf
 from pannier.engine.base import Engine
@@ -93,6 +93,7 @@ class Importing:
     async def run_import(self, wish: ImportWish) -> AsyncGenerator[ImportProgress, None]:
         """Import, and report progress. See :meth:`~pannier.contract.operations.Operations.import_volume`."""
         await rsync.check_installed()
+        check_import_options(wish.options)
         path = await self._path(wish)
         switch = await self._switch(wish, path)
         job = _Import(wish, path, switch, self)
@@ -218,7 +219,7 @@ class _Import:
         """Do it. Raises the error that ended it; nothing is left of it then."""
         wish, imports = self.wish, self.around.imports
         async with imports.draft(
-            wish.name, wish.options, source=wish.source, actor=wish.actor
+            wish.name, wish.options, origin=str(wish.source), actor=wish.actor
         ) as draft:
             self.draft = draft
             check_apart(self.path, *[each.resolve() for each in (draft.path, draft.driver.pool)])
