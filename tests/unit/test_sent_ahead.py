@@ -35,11 +35,13 @@ class Disk:
     Attributes:
         answer: of the flush.
         writes: what the file system writes for the flush.
+        with_cuts: how many groups it was asked to sync whose thread takes cuts.
         flushed: how many flushes have ended.
     """
 
     answer: SyncedCall = field(default_factory=lambda: SyncedCall(DONE))
     writes: Callable[[], None] = lambda: None
+    with_cuts: int = 0
     flushed: int = 0
     flush_seconds: float = FLUSH_SECONDS
 
@@ -50,6 +52,7 @@ class Disk:
         return await asyncio.shield(asyncio.create_task(self._sync(calls, steps)))
 
     async def _sync(self, calls: Sequence[SyncCall], steps: Steps | None) -> list[SyncedCall]:
+        self.with_cuts += steps is not None
         if steps is not None and steps.given is not None:
             steps.given()
         await asyncio.sleep(self.flush_seconds)
@@ -182,3 +185,33 @@ async def test_a_thread_that_nobody_waits_for_any_more_takes_nothing_from_the_ne
     await world.until(lambda: disk.flushed > flushed)
     assert await synced(world) == [DONE]
     assert world.current(world.replica(volume), volume)
+
+
+async def test_no_thread_cuts_while_somebody_else_has_the_lock_or_is_about_to(
+    world: CopiesWorld, disk: Disk
+) -> None:
+    """A lock that was just given up is not locked, and whoever waits for it comes first."""
+    volume = await following(world)
+    group = world.a.up.replicator.replicated(volume.name).group
+    has_it, leave = asyncio.Event(), asyncio.Event()
+
+    async def another() -> None:
+        async with group:
+            has_it.set()
+            await leave.wait()
+
+    async with group:
+        waiting = asyncio.create_task(another())
+        await asyncio.sleep(0)
+        before = disk.with_cuts
+        asked = world.a.up.acknowledging.make_durable(volume.name, [CALL])
+        syncing = asyncio.create_task(
+            asked
+        )  # which runs when the lock is given up, and nobody has it yet
+    await has_it.wait()
+    await asyncio.sleep(0.1)
+    assert (disk.with_cuts, syncing.done()) == (before, False)
+    leave.set()
+    assert await syncing == [DONE]
+    assert disk.with_cuts == before + 1
+    await waiting

@@ -85,23 +85,22 @@ class Acknowledging:
             Unavailable: it cannot be confirmed now; a later try may succeed.
         """
         replicated, watch = self._replicator.replicated(volume), Stopwatch(self._clock)
-        cuts = None
+        syncing = None
         if calls and not replicated.group.locked():
-            cuts = self._replicator.thread_cuts(replicated)
-        if cuts is None:
-            local = await self._local.sync(replicated.volume, calls)
-        else:
-            ahead = replicated.sends_ahead.due()
-            steps = Steps(given=cuts.take if ahead else None, durable=cuts.take_last)
-            syncing = asyncio.ensure_future(self._local.sync(replicated.volume, calls, steps=steps))
-            async with replicated.group:
-                if await self._is_synced(replicated, syncing, cuts):
-                    if ahead:
-                        replicated.sends_ahead.tried(useful=cuts.nothing_new)
-                    return await self._sent(
-                        replicated, syncing.result(), cuts, on_disk=watch.lap() - cuts.seconds
+            async with replicated.group:  # before a thread can cut
+                cuts = self._replicator.thread_cuts(replicated)
+                if cuts is not None:
+                    ahead = replicated.sends_ahead.due()
+                    steps = Steps(given=cuts.take if ahead else None, durable=cuts.take_last)
+                    syncing = asyncio.ensure_future(
+                        self._local.sync(replicated.volume, calls, steps=steps)
                     )
-            local = await syncing
+                    if await self._is_synced(replicated, syncing, cuts):
+                        if ahead:
+                            replicated.sends_ahead.tried(useful=cuts.nothing_new)
+                        on_disk = watch.lap() - cuts.seconds
+                        return await self._sent(replicated, syncing.result(), cuts, on_disk=on_disk)
+        local = await (syncing or self._local.sync(replicated.volume, calls))
         on_disk = watch.lap()
         async with replicated.group:
             return await self._sent(replicated, local, None, on_disk=on_disk, turn=watch.lap())
