@@ -7,6 +7,7 @@ import errno
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 from copies_world import CopiesWorld
@@ -17,6 +18,7 @@ from world import event_loop_policy
 from pannier.barrier.calls import DONE, Answer, OpenFile, SyncCall
 from pannier.barrier.local_sync import Steps, SyncedCall
 from pannier.copies import local
+from pannier.copies.lines import Lines
 from pannier.core.errors import StorageError
 from pannier.core.line import Cut, Doubt, LinePlace
 from pannier.core.pace import CopiesPace
@@ -215,3 +217,23 @@ async def test_no_thread_cuts_while_somebody_else_has_the_lock_or_is_about_to(
     assert await syncing == [DONE]
     assert disk.with_cuts == before + 1
     await waiting
+
+
+async def test_a_record_that_cannot_be_made_of_what_was_told_ends_its_line(
+    world: CopiesWorld, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume = await following(world)
+    ship = Lines._ship
+
+    def broken(lines: Lines, *args: Any, **kwargs: Any) -> None:
+        monkeypatch.setattr(Lines, "_ship", ship)
+        raise RuntimeError("a bug")
+
+    world.put(world.a, volume, "file", b"x")
+    monkeypatch.setattr(Lines, "_ship", broken)
+    told: list[object] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: told.append(context.get("exception")))
+    assert await synced(world) == [DONE]
+    assert world.current(world.replica(volume), volume)
+    assert [type(each) for each in told] == [RuntimeError]

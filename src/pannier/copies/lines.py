@@ -135,10 +135,17 @@ class Lines:
             self._note(replicated, cut)
         else:
             replicated.doubt = None
-            if cut.ranges:
-                self._ship(replicated, line, cut, at=began)
-            else:
-                replicated.note_unchanged(at=began)
+            try:
+                self._heard(replicated, line, cut, began)
+            except BaseException:
+                replicated.line = None  # what was told is lost
+                raise
+
+    def _heard(self, replicated: Replicated, line: OpenLine, cut: Cut, began: float) -> None:
+        if cut.ranges:
+            self._ship(replicated, line, cut, at=began)
+        else:
+            replicated.note_unchanged(at=began)
 
     def _note(self, replicated: Replicated, doubt: Doubt) -> None:
         if doubt != replicated.doubt:
