@@ -796,6 +796,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         imports=imports,
         volumes=volumes,
         targets=targets,
+        room=room,
         give_up=lambda volume_id, actor: trash.give_up(volume_id, actor=actor),
         workroom=outside.workroom,
     )

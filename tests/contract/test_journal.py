@@ -6,6 +6,7 @@ import asyncio
 import os
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -68,6 +69,15 @@ class Pool:
                 break
 
 
+def unmount(disk: Path) -> None:
+    """Unmount what the pool's loop device had its file on: the kernel may close that file a moment after the device is gone."""
+    until = time.monotonic() + 10
+    while (done := subprocess.run(["umount", disk], capture_output=True, text=True)).returncode:
+        assert "busy" in done.stderr, done.stderr
+        assert time.monotonic() < until, done.stderr
+        time.sleep(0.05)
+
+
 @pytest.fixture
 def pool() -> Iterator[Pool]:
     with tempfile.TemporaryDirectory(prefix="pannier-journal-") as folder:
@@ -82,7 +92,7 @@ def pool() -> Iterator[Pool]:
             finally:
                 assert asyncio.run(close_pool(mountpoint))
         finally:
-            subprocess.run(["umount", disk], check=True)
+            unmount(disk)
 
 
 def record(number: int, volume: str = "v-1", *, length: int = 8192) -> LineRecord:

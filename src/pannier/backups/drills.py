@@ -18,7 +18,7 @@ from pannier.cluster.cluster import Cluster
 from pannier.cluster.registry import Versioned
 from pannier.contract.views import DrillView
 from pannier.core.backups import BackupDrill, check_target_name
-from pannier.core.errors import BackupFailed, InvalidInput, PannierError, Stale
+from pannier.core.errors import BackupFailed, InvalidInput, NotFound, PannierError, Stale
 from pannier.core.pace import BackupPace
 from pannier.core.volume import Volume
 from pannier.host import process
@@ -86,7 +86,7 @@ class Drills:
         began, chosen = self._clock.now(), ""
         try:
             chosen = await self._drill(target, volume, backup, check, image, actor=actor)
-        except InvalidInput:
+        except (InvalidInput, NotFound):  # nothing was tried
             raise
         except PannierError as error:
             with suppress(PannierError):  # the first error is the one to tell

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import json
 import secrets as random
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +29,7 @@ from pannier.core.pace import BackupPace
 from pannier.host import process
 from pannier.host.files import write_file
 from pannier.host.process import Failing, Finished
+from pannier.host.threads import in_own_thread
 
 _PROGRAM = "restic"
 _TAG = "pannier"
@@ -32,6 +37,8 @@ _TAG = "pannier"
 _ERRORS = 1
 _INCOMPLETE = 3
 """restic's exit status where something failed, and for a backup that lacks a file."""
+_PROGRESS_FPS = "0.0167"
+"""Once a minute: restic tells 60 times a second how far it is, and all that it tells is kept until its end."""
 _KEY_FILE, _HOSTS_FILE = "key", "known_hosts"
 
 
@@ -71,7 +78,7 @@ class Restic:
             TargetUnavailable: it is a path that this node does not have. StorageError: what it needs here cannot be made.
         """
         place = place_of(url)
-        if place is TargetKind.PATH and not Path(url).is_dir():
+        if place is TargetKind.PATH and not await self._is_there(target, url):
             raise TargetUnavailable(
                 f"node {self._node} has no directory {url}, where backup target {target} is",
                 remedy="mount or make it there, or ask a node that has it",
@@ -91,6 +98,8 @@ class Restic:
                     # What is sent next is in files there, too: a tmpfs may have no room for it.
                     "RESTIC_CACHE_DIR": str(self._workroom.cache),
                     "TMPDIR": str(self._workroom.cache),
+                    "RESTIC_PROGRESS_FPS": _PROGRESS_FPS,
+                    "TZ": "UTC",  # days begin at the same time on all nodes
                 }
                 if place is TargetKind.S3:
                     environment["AWS_ACCESS_KEY_ID"] = secrets.s3_key_id
@@ -106,6 +115,22 @@ class Restic:
             raise StorageError(
                 f"node {self._node} cannot use {self._workroom.run}: {error}",
                 remedy="see what fills or disturbs it",
+            ) from error
+
+    async def _is_there(self, target: str, path: str) -> bool:
+        """Whether a directory is there. It may be a share whose server does not answer.
+
+        Raises:
+            TargetUnavailable: it does not say.
+        """
+        try:
+            async with asyncio.timeout(self._pace.answer):
+                return await in_own_thread(Path(path).is_dir)
+        except (OSError, TimeoutError) as error:
+            why = str(error) or f"not in {self._pace.answer:.0f} s"
+            raise TargetUnavailable(
+                f"{path}, where backup target {target} is, does not answer on node {self._node}: {why}",
+                remedy="see what is mounted there, and its server",
             ) from error
 
 
@@ -168,7 +193,7 @@ class Repository:
         )
         summary = self._summary(found)
         if found.status == _INCOMPLETE:
-            await self._run("forget", summary.id)
+            await self._run("forget", summary.id, seconds=self._pace.work)
             raise BackupFailed(
                 f"files could not be read for the backup at {self._target}: {found.last_words}",
                 remedy="see dmesg on that node for errors of its disk, then try again",
@@ -265,8 +290,11 @@ class Repository:
         directory: Path | None = None,
         accepted: Sequence[int] = (0,),
     ) -> Finished:
-        """Run a command. A lock that a killed command left is taken away, once."""
-        for again in (True, False):
+        """Run a command. A lock that a killed command left is taken away. Another command's is waited for, where this one may take
+        long, too: all nodes begin their backups at the same time, and some commands need the repository alone.
+        """
+        until = time.monotonic() + (self._pace.lock if seconds else 0.0)
+        for tries in itertools.count():
             found = await process.run(
                 [_PROGRAM, *self._options, *words],
                 timeout_s=seconds or self._pace.answer,
@@ -277,7 +305,7 @@ class Repository:
             )
             if found.status in accepted:
                 break
-            if not again or not locked(found):
+            if not locked(found) or (tries and time.monotonic() >= until):
                 raise failure(found, where=self._where)
             await process.run(
                 [_PROGRAM, *self._options, "unlock"],
@@ -286,6 +314,8 @@ class Repository:
                 failing=self._failing,
                 environment=self._environment,
             )
+            if tries:
+                await asyncio.sleep(self._pace.lock_look)
         return found
 
     @property
@@ -337,6 +367,11 @@ def _backup(told: Mapping[str, Any]) -> StoredBackup:
     return StoredBackup(
         id=told["short_id"],
         host=told["hostname"],
-        made_at=told["time"],
+        made_at=_in_utc(told["time"]),
         tags={key: text for key, equals, text in pairs if equals},
     )
+
+
+def _in_utc(at: str) -> str:
+    """restic tells a time as the clock of the node shows it that made the backup. Times are compared as text."""
+    return datetime.fromisoformat(at).astimezone(UTC).isoformat(timespec="microseconds")

@@ -6,18 +6,21 @@ does (:mod:`pannier.holding.imports`). So no container ever begins with a part o
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import structlog
 
+from pannier.agent.room import RoomGuard
 from pannier.backups.restic import Repository
 from pannier.backups.running import ABOUT, DATA, read_about
 from pannier.backups.targets import Targets
 from pannier.backups.workroom import Workroom
 from pannier.core.backups import StoredBackup, chosen_backup
-from pannier.core.errors import BackupFailed
+from pannier.core.errors import BackupFailed, PoolFull
 from pannier.core.volume import Volume, check_name
 from pannier.holding.imports import Draft, Imports
 from pannier.holding.volumes import Volumes
@@ -29,6 +32,8 @@ log = structlog.get_logger(__name__)
 _NOT_BROUGHT_BACK = ("nodes", "driver", "layout", "protected", "backup")
 """Options that say where the volume was, that nobody removes it, or that it is backed up by itself: many are brought back to look at
 them. Backups are always of images."""
+_LOOK_SECONDS = 1.0
+"""Between two looks at a pool's room while it is restored into."""
 _OF_SCRATCH = ("size", "uid", "gid", "mode")
 
 
@@ -41,6 +46,7 @@ class Restoring:
         imports: Imports,
         volumes: Volumes,
         targets: Targets,
+        room: RoomGuard,
         give_up: Callable[[str, str], Awaitable[object]],
         workroom: Workroom,
     ) -> None:
@@ -52,6 +58,7 @@ class Restoring:
         self._imports = imports
         self._volumes = volumes
         self._targets = targets
+        self._room = room
         self._give_up = give_up
         self._workroom = workroom
 
@@ -139,12 +146,32 @@ class Restoring:
         async with self._workroom.place(f"restore+{draft.volume.id}") as place:
             try:
                 await in_own_thread(partial(_show, draft.path, place / DATA))
-                await repository.restore(chosen.id, DATA, to=place, directory=draft.path)
+                work = repository.restore(chosen.id, DATA, to=place, directory=draft.path)
+                await self._while_there_is_room(draft, work)
             except OSError as error:
                 raise BackupFailed(
                     f"the backup cannot be written to volume {draft.volume.name}: {error}",
                     remedy="see its size and the pool, then try again",
                 ) from error
+
+    async def _while_there_is_room(self, draft: Draft, work: Coroutine[Any, Any, None]) -> None:
+        """Give up before the writers of other volumes have to stand still: nothing stops restic then.
+
+        Raises:
+            PoolFull: the pool has no room for more.
+        """
+        task = asyncio.create_task(work)
+        try:
+            while not (await asyncio.wait((task,), timeout=_LOOK_SECONDS))[0]:
+                if draft.driver.pool in self._room.short():
+                    raise PoolFull(
+                        f"the pool has no room for what is in the backup of volume {draft.volume.name}",
+                        remedy="make room: pannier volume trash shows what was removed; or enlarge the pool",
+                    )
+            task.result()
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
 
 def _show(used: Path, at: Path) -> None:

@@ -33,7 +33,7 @@ from pannier.core.errors import (
 from pannier.core.options import describe_spec
 from pannier.core.pace import BackupPace
 from pannier.core.snapshots import Snapshot
-from pannier.core.volume import HistoryEntry, Volume
+from pannier.core.volume import HistoryEntry, Volume, VolumeSpec
 from pannier.holding.looking import Looking
 from pannier.holding.snapshots import Snapshots, check_layout
 from pannier.host.clock import Clock, rfc3339
@@ -286,9 +286,15 @@ class Backups:
             id=volume.id,
             generation=str(wanted.generation),
             taken_at=rfc3339(wanted.made_at),
-            options=describe_spec(volume.spec),
+            options=_options(volume.spec),
         )
         return msgspec.json.format(msgspec.json.encode(about)) + b"\n"
+
+
+def _options(spec: VolumeSpec) -> dict[str, str]:
+    """The options that a restored volume gets: its size to the byte, or what has been in it might not fit."""
+    shown = describe_spec(spec)
+    return shown if spec.size is None else {**shown, "size": str(spec.size)}
 
 
 class AboutVolume(msgspec.Struct, frozen=True, kw_only=True):

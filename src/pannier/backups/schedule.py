@@ -64,7 +64,7 @@ class BackupSchedule:
             if volume.spec.backup and volume.grant.node == self._cluster.node:
                 try:
                     await self._one(volume, parse_plan(volume.spec.backup))
-                except PannierError as error:
+                except (PannierError, OSError) as error:
                     log.warning("backup.not-scheduled", volume=volume.name, error=str(error))
         try:
             await self._forget_gone()

@@ -431,6 +431,10 @@ class BackupPace:
     """How long the check of a restore drill may take: a database may read its log first."""
     answer: float = 60.0
     """How long a target may take for what is short: some KB. S3 far away and a loaded machine take a few seconds."""
+    lock: float = 3600.0
+    """How long a command that may take long waits for others that have locked the repository: uploads and prunes of other nodes."""
+    lock_look: float = 15.0
+    """Between two looks whether it is free again."""
     work: float = 24 * 3600.0
     """How long reading or writing all of it may take: a day, in which 8.6 TB go at 100 MB/s. A target that hangs ends so."""
     snapshot: float = 48 * 3600.0

@@ -607,7 +607,13 @@ class ImageDriver(SubvolumeDriver):
     async def opened(self, volume: str, *, tree: int | Generation) -> AsyncIterator[int]:
         """See :meth:`FileSystemDriver.opened`."""
         await in_thread(self._quarantine.check, volume)
-        root = await in_thread(self._open_root, self._home(volume), tree)
+        opening = asyncio.ensure_future(in_thread(self._open_root, self._home(volume), tree))
+        try:
+            root = await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            with suppress(PannierError, OSError):
+                await in_thread(os.close, await opening)
+            raise
         try:
             yield root
         finally:
