@@ -148,6 +148,18 @@ async def test_each_generation_is_made_while_all_stand_still(world: CopiesWorld)
     assert [each for each in still if each] == [3, 3, 3]
 
 
+async def test_one_that_is_not_attached_changes_not_and_holds_nobody_up(world: CopiesWorld) -> None:
+    """As of a task that does not run now."""
+    volumes = await service(world, "ab")
+    volume = volumes["web-2"]
+    world.b.engine.take("id-web-2")
+    await world.unmount(world.b, volume.name)
+    await world.until(lambda: volume.id not in world.b.disk.attached)
+    made = await snap(world.a)
+    assert [each.volume for each in made] == ["web-1", "web-2"]
+    assert named(world, volumes) == [["now"], ["now"]]
+
+
 async def test_the_name_is_made_of_the_service_and_the_time(world: CopiesWorld) -> None:
     await service(world, "ab")
     (first, second) = await snap(world.b, None)

@@ -19,7 +19,7 @@ from pannier.barrier.calls import DONE, Answer, OpenFile, SyncCall
 from pannier.barrier.local_sync import Steps, SyncedCall
 from pannier.copies import local
 from pannier.copies.lines import Lines
-from pannier.core.errors import StorageError
+from pannier.core.errors import StorageError, Unavailable
 from pannier.core.line import Cut, Doubt, LinePlace
 from pannier.core.pace import CopiesPace
 
@@ -237,3 +237,33 @@ async def test_a_record_that_cannot_be_made_of_what_was_told_ends_its_line(
     assert await synced(world) == [DONE]
     assert world.current(world.replica(volume), volume)
     assert [type(each) for each in told] == [RuntimeError]
+
+
+async def test_nothing_is_cut_for_a_replication_that_another_one_has_followed(
+    world: CopiesWorld,
+) -> None:
+    """Whoever waited for the lock with it would take what the new run must tell."""
+    volume = await following(world)
+    replicator = world.a.up.replicator
+    former = replicator.replicated(volume.name)
+    former.end()
+    async with former.group:
+        with pytest.raises(Unavailable):
+            await replicator.advance(former)
+        with pytest.raises(Unavailable):
+            await replicator.make(former)
+
+
+async def test_the_record_that_a_group_waits_for_says_what_its_sync_call_has_made_durable(
+    world: CopiesWorld, disk: Disk
+) -> None:
+    """So a disk that was set back by two calls is noticed: the notes up to the one before are on it."""
+    volume = await following(world)
+    for number in range(3):
+        disk.writes = lambda name=f"journal-{number}": world.put(world.a, volume, name, b"j")  # type: ignore[misc]
+        world.put(world.a, volume, f"file-{number}", b"x")
+        assert await synced(world) == [DONE]
+    records = world.replica(volume).disk.homes[volume.id].records
+    last, ahead = (place for place, _ in reversed(records[-2:]))
+    # The second group sent nothing ahead: its record, before these two, was the last that was answered.
+    assert (last.number - last.acknowledged, ahead.number - last.acknowledged) == (2, 1)

@@ -240,13 +240,17 @@ async def test_what_a_person_has_stopped_stays_stopped(world: StopWorld) -> None
 
 
 async def test_what_a_person_starts_meanwhile_runs_as_that_one_says(world: StopWorld) -> None:
+    """And nothing is left that would be taken for ours when that person stops it later."""
+
     async def work() -> str:
         done = await world.work()
         world.data.services[:] = [replace(world.service, replicas=5, version=99)]
+        assert STOPPED in world.service.labels
         return done
 
     assert await world.roll_back(work) == "done"
     assert world.service.replicas == 5
+    assert STOPPED not in world.service.labels
 
 
 async def test_one_that_cannot_be_started_is_told(world: StopWorld) -> None:

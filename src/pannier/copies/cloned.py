@@ -71,10 +71,10 @@ class ClonedCopies:
             here = await driver.inspect(volume.id)
             if here.generations or here.live:
                 return
-            if origin.generation not in (await driver.inspect(origin.volume_id)).generations:
-                log.info("clone.sent-whole", volume=volume.name, origin=origin.described)
-                return
             try:
+                if origin.generation not in (await driver.inspect(origin.volume_id)).generations:
+                    log.info("clone.sent-whole", volume=volume.name, origin=origin.described)
+                    return
                 await driver.clone(
                     origin.volume_id,
                     origin.generation,

@@ -39,6 +39,7 @@ class ThreadCuts:
         place: LinePlace,
         *,
         hear: Callable[[Cut | Doubt | None, float], None],
+        durable: Callable[[], None],
         clock: Clock,
     ) -> None:
         """Prepare.
@@ -47,10 +48,12 @@ class ThreadCuts:
             place: of the next record.
             hear: called in the event loop with each cut and the time at which it was begun, in their order; None where it was
                 lost.
+            durable: called there when everything is durable here, before the cut that has all is heard.
         """
         self._driver = driver
         self._place = place
         self._hear = hear
+        self._durable = durable
         self._clock = clock
         self._loop = asyncio.get_running_loop()
         self._lock = threading.Lock()
@@ -66,7 +69,8 @@ class ThreadCuts:
         return isinstance(self._newest, Cut) and not self._newest.ranges
 
     def take_last(self) -> None:
-        """Take the cut that has all. Raises nothing."""
+        """Everything is durable: take the cut that has all. Raises nothing."""
+        self._loop.call_soon_threadsafe(self._durable)
         self.take()
         self.is_whole = not self._over
 

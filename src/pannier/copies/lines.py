@@ -119,7 +119,8 @@ class Lines:
             return None
         hear = partial(self._hear, replicated, line)
         place = line.next_place(replicated.volume)
-        return ThreadCuts(driver, place, hear=hear, clock=self._clock)
+        durable = replicated.note_synced
+        return ThreadCuts(driver, place, hear=hear, durable=durable, clock=self._clock)
 
     def _hear(
         self, replicated: Replicated, line: OpenLine, cut: Cut | Doubt | None, began: float

@@ -402,7 +402,9 @@ class Replicated:
     def may_wait(self, node: str) -> bool:
         """Whether nobody waits until a replica has caught up: no sync call, no move."""
         progress = self.progress[node]
-        return not (progress.caught_up or progress.hurried or node in self.circle.required)
+        awaited = node in self.circle.required
+        too_few = 1 + len(self.circle.required) < self.volume.spec.min_copies
+        return not (progress.caught_up or progress.hurried or awaited or too_few)
 
     def lag_seconds(self, node: str, now: float) -> float:
         """Age of the newest state that the replica is known to have."""

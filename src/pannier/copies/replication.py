@@ -17,7 +17,7 @@ import asyncio
 import contextlib
 import math
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from functools import cache
 
@@ -48,6 +48,7 @@ from pannier.core.pace import CopiesPace
 from pannier.core.placement import Candidate, repair_replicas
 from pannier.core.volume import Grant, Volume
 from pannier.host.clock import Clock
+from pannier.storage.base import LocalCopy
 from pannier.transport.base import offer_of
 
 log = structlog.get_logger(__name__)
@@ -299,7 +300,11 @@ class Replicator:
         """The position that has all that is on this node's disk by now. The caller has the group lock.
 
         It is that of a record, which is on its way to the copies that follow, or of a generation.
+
+        Raises:
+            Unavailable: as :meth:`make`.
         """
+        self._check_goes_on(replicated)
         if not await self._lines.cut(replicated):
             doubt = replicated.doubt
             await self.make(replicated, written_out=doubt is not None and doubt.too_much)
@@ -315,7 +320,11 @@ class Replicator:
 
         Args:
             written_out: all that it must have is on this node's disk already.
+
+        Raises:
+            Unavailable: the replication has ended since the caller began to wait for the lock.
         """
+        self._check_goes_on(replicated)
         began, line = self._clock.now(), replicated.line
         begins = line is None and await self._lines.watch(replicated)
         generation = await self._lines.snapshot(replicated, written_out=written_out)
@@ -325,6 +334,11 @@ class Replicator:
             line.generation, line.included, line.bytes = generation, line.number, 0
         await replicated.note_made(generation, at=began)
         return generation
+
+    def _check_goes_on(self, replicated: Replicated) -> None:
+        """What is written to a volume is told once. So nothing is cut for a replication that another one has followed."""
+        if replicated.ended:
+            raise Unavailable(f"volume {replicated.volume.name} is not replicated at the moment")
 
     def _not_made(self, replicated: Replicated, error: PannierError) -> None:
         """Report the error once in the log, and for each copy that has no other error of its own."""
@@ -346,18 +360,22 @@ class Replicator:
                 max(self._pace.tidy_intervals * volume.spec.interval, self._pace.tidy)
             )
             try:
-                here = (await driver.inspect(volume.id)).generations
+                copy = await driver.inspect(volume.id)
                 at_rest = replicated.newest_position == replicated.position
-                if len(self._spare(replicated, here)) > (0 if at_rest else _SPARE):
+                if len(self._spare(replicated, copy)) > (0 if at_rest else _SPARE):
                     await self._tidy(replicated)
             except PannierError as error:
                 log.warning("replication.not-tidied", volume=volume.name, error=str(error))
 
-    def _spare(self, replicated: Replicated, here: Sequence[Generation]) -> frozenset[Generation]:
+    def _spare(self, replicated: Replicated, copy: LocalCopy) -> frozenset[Generation]:
         """What of the generations here would be tidied away: see :func:`plan_cleanup`."""
         record = self._record(replicated.volume)
-        kept = {*here[-2:], record.base, *record.named, *replicated.needed()}
-        return frozenset(here) - kept
+        if all(tree.epoch != record.grant.epoch for tree in copy.live):
+            return frozenset()
+        ours = [each for each in copy.generations if record.grew_out_of(each)]
+        return frozenset(ours) - {
+            *ours[-2:], record.base, *record.named, *replicated.needed()
+        }  # fmt: skip
 
     def _record(self, volume: Volume) -> Volume:
         return self._cluster.catalog.volume(volume.name) or volume

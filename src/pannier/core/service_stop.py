@@ -29,12 +29,15 @@ class Stop:
         return f"{self.replicas} {self.node}"
 
 
+def noted_stop(service: SwarmService) -> Stop | None:
+    """What a service's label says, also where somebody has started it since."""
+    replicas, _, node = service.labels.get(STOPPED, "").partition(" ")
+    return Stop(int(replicas), node) if replicas.isdecimal() and node else None
+
+
 def stop_of(service: SwarmService) -> Stop | None:
     """How a service was stopped by us; None where it was not, or somebody has started it since."""
-    replicas, _, node = service.labels.get(STOPPED, "").partition(" ")
-    if service.replicas or not replicas.isdecimal() or not node:
-        return None
-    return Stop(int(replicas), node)
+    return None if service.replicas else noted_stop(service)
 
 
 def stop_by(service: SwarmService, node: str) -> Stop | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Mapping
+from contextlib import suppress
 
 import structlog
 
@@ -12,6 +13,7 @@ from pannier.cluster.cluster import Cluster
 from pannier.core.errors import (
     Conflict,
     OutcomeUnknown,
+    PannierError,
     Stale,
     StoreUnavailable,
 )
@@ -106,10 +108,11 @@ class Adding:
         return written.record
 
     async def _settle(self, volume: Volume, error: OutcomeUnknown) -> Volume:
-        found = await self._cluster.registry.volume(volume.name)
-        if found and found.record.id == volume.id:
-            self._cluster.catalog.remember(found.record, revision=found.revision)
-            return found.record
+        with suppress(PannierError):
+            found = await self._cluster.registry.volume(volume.name)
+            if found and found.record.id == volume.id:
+                self._cluster.catalog.remember(found.record, revision=found.revision)
+                return found.record
         # Not there now, but a commit that is still on its way may make it: the data stays.
         raise error
 

@@ -265,10 +265,15 @@ class Clones:
 
     async def _settle_all(self, driver: CloningDriver) -> None:
         try:
-            for volume_id in sorted(await driver.unborn() - self._making):
-                await self._settle(volume_id, driver)
+            unborn = sorted(await driver.unborn() - self._making)
         except PannierError as error:
             log.info("clones.not-settled", error=str(error))
+            return
+        for volume_id in unborn:
+            try:
+                await self._settle(volume_id, driver)
+            except PannierError as error:
+                log.info("clone.not-settled", id=volume_id, error=str(error))
 
     async def _settle(self, volume_id: str, driver: CloningDriver) -> None:
         """A clone has its record, or never gets one.

@@ -177,14 +177,16 @@ class Together:
         """
         await _all(self._write_out(volume) for volume in volumes)
         try:
-            await _all(self._hold(volume) for volume in volumes)
+            held = await _all(self._hold(volume) for volume in volumes)
             yield
         except BaseException:
             await asyncio.gather(*map(self._let_go, volumes), return_exceptions=True)
             raise
         stood = await _all(self._let_go(volume) for volume in volumes)
         if early := [
-            volume.name for volume, still in zip(volumes, stood, strict=True) if not still
+            volume.name
+            for volume, was, still in zip(volumes, held, stood, strict=True)
+            if was and not still
         ]:
             raise Unavailable(
                 f"volume {', '.join(early)} went on before all volumes had their generations; it stands still for "
@@ -203,6 +205,9 @@ class Together:
         driver = self._drivers.of(volume)
         assert isinstance(driver, SparseDriver), "all images have one"
         epoch, seconds = volume.grant.epoch, self._pace.still
+        await driver.write_out(
+            volume.id
+        )  # what came while the others were written out: writers wait while the kernel does it
         return await driver.hold_still(volume.id, epoch=epoch, seconds=seconds)
 
     async def _let_go(self, volume: Volume) -> bool:

@@ -11,12 +11,16 @@ import errno
 import os
 import platform
 import struct
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-_MOST = 64
-"""Performed at once. Disks get no faster with more, and each context takes its number from fs.aio-max-nr: 65,536 for all
+_MOST = 16
+"""Performed at once. Disks get hardly faster with more, and each context takes its number from fs.aio-max-nr: 65,536 for all
 programs of a machine."""
+_MOST_IN_USE = 8
+"""Contexts that are in use at the same time: the kernel's threads for it serve other programs and disks, too, and one disk that hangs
+must not take all of them. Who gets none uses the usual system calls."""
 _MOST_FREE = 16
 """Contexts that are kept for the next use."""
 _NUMBERS = {"x86_64": (206, 207, 208, 209), "aarch64": (0, 1, 4, 2)}
@@ -171,19 +175,26 @@ class _Context:
 
 
 _free: list[_Context] = []
+_in_use = threading.BoundedSemaphore(_MOST_IN_USE)
 
 
 @contextmanager
 def _context() -> Iterator[_Context | None]:
     """A context that nobody else uses meanwhile; None where none is to be had."""
-    context = _free.pop() if _free else _made()
-    yield context
-    if context is None:
+    if not _in_use.acquire(blocking=False):
+        yield None
         return
-    if len(_free) < _MOST_FREE:
-        _free.append(context)
-    else:
-        context.close()
+    try:
+        context = _free.pop() if _free else _made()
+        yield context
+        if context is None:
+            return
+        if len(_free) < _MOST_FREE:
+            _free.append(context)
+        else:
+            context.close()
+    finally:
+        _in_use.release()
 
 
 def _made() -> _Context | None:

@@ -27,7 +27,7 @@ from pannier.core.errors import (
 )
 from pannier.core.pace import SwarmPace
 from pannier.core.service_move import find_service
-from pannier.core.service_stop import Stop, labels_with, stop_by, stop_of
+from pannier.core.service_stop import STOPPED, Stop, labels_with, noted_stop, stop_by, stop_of
 from pannier.core.swarm import SwarmService
 from pannier.engine.base import Swarm
 from pannier.host.clock import Clock
@@ -58,10 +58,11 @@ class ServiceStops:
         while True:
             try:
                 for service in await self._swarm.services():
-                    stop = stop_of(service)
+                    stop = noted_stop(service)
                     if stop and stop.node == self._node and service.id not in self._under_way:
                         await self._start(service.id)
-                        log.warning("service.started-again", service=service.name)
+                        if not service.replicas:
+                            log.warning("service.started-again", service=service.name)
                 return
             except Conflict as error:  # it is no manager, or its engine does not know that yet
                 if self._clock.now() > until:
@@ -160,8 +161,11 @@ class ServiceStops:
 
     async def _start(self, service: str) -> None:
         def decide(found: SwarmService) -> tuple[int, None] | None:
+            if STOPPED not in found.labels:
+                return None
+            # Where a person has started it, the label must go, too: it would be taken for one of a later stop.
             stop = stop_of(found)
-            return None if stop is None else (stop.replicas, None)
+            return (found.replicas or 0) if stop is None else stop.replicas, None
 
         await self._change(service, decide)
 

@@ -342,7 +342,8 @@ class ImageDriver(SubvolumeDriver):
         """Volumes and epochs of the live images that are mounted."""
         top = f"{self._staging.resolve()}/"
         points = (mount.point for mount in mounts_here() if mount.fstype == "ext4")
-        return list(filter(None, (_named(Path(at)) for at in points if at.startswith(top))))
+        ours = (at for at in points if at.startswith(top) and "/" not in at[len(top) :])
+        return list(filter(None, (_named(Path(at)) for at in ours)))
 
     async def detach(self, volume: str, *, epoch: int) -> None:
         """See :meth:`Driver.detach`."""
@@ -677,7 +678,10 @@ class ImageDriver(SubvolumeDriver):
             mounted = self._mounted()
             if note_used:
                 for volume, epoch in mounted:
-                    self._image(volume, epoch).note_used()
+                    try:
+                        self._image(volume, epoch).note_used()
+                    except (OSError, PannierError) as error:  # it is limited from now on
+                        log.warning("volume.use-not-noted", id=volume, error=str(error))
             return Room(
                 total_bytes=self._pool_bytes(),
                 free_bytes=self._allocation.free_bytes(),

@@ -524,6 +524,9 @@ class LiveImage:
             ext4.grow(self.place, nocow.filesystem_bytes(self._image))  # changes nothing
         except PermissionError:
             return False
+        except OSError as error:  # it goes on with the size that it has
+            log.warning("volume.not-grown", volume=self.volume, error=str(error))
+            return True
         with self._growing():
             os.truncate(self._image, max(size, self._image.stat().st_size))
             loopdevice.grow(self._device())
@@ -591,6 +594,7 @@ class LiveImage:
             OSError: the kernel does not tell.
         """
         with self._mount_lock:
+            self._used_blocks = None
             if mount_at(self.place) is not None:
                 self._used_blocks = ext4.used_blocks(self.place)
 
