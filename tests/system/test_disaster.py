@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -59,12 +60,14 @@ def test_f75_every_volume_comes_back_after_the_loss_of_all_machines() -> None:
         assert all(each in refused.text for each in says)
         add(world, "--read-only")
         world.volumes += volumes
-        done = world.printed("node1", "backup", "restore-all", "offsite")
+        every = ("pannier", "backup", "restore-all", "offsite", "--format", "json")
+        done = json.loads(world.run("node1", *every))
         assert {each["volume"]: each["state"] for each in done} == dict.fromkeys(
             volumes, "restored"
         )
         assert {name: world.manifest("node1", name) for name in volumes} == before
         for name, copies in volumes.items():
-            assert world.json("node1", "volume", "show", name)["options"]["copies"] == copies
-        again = world.printed("node1", "backup", "restore-all", "offsite")
+            options = world.json("node1", "volume", "show", name)["options"]
+            assert options.get("copies", "1") == copies
+        again = json.loads(world.run("node1", *every))
         assert {each["state"] for each in again} == {"there already"}
