@@ -230,7 +230,7 @@ def _take_over_with_a_copy_that_is_not_in_sync(patch: pytest.MonkeyPatch) -> Non
     patch.setattr(Takeover, "_choose", choose)
 
 
-@bug(lease_that_ends_under_a_takeover)
+@bug(lease_that_ends_under_a_takeover, first=4000)
 def _choose_the_base_before_the_refusal(patch: pytest.MonkeyPatch) -> None:
     real_take, real_newest = Takeover.take, Drivers.newest
     chosen: dict[tuple[str, str], Generation | None] = {}
