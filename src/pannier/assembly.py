@@ -73,6 +73,7 @@ from pannier.holding.import_notes import BegunImports
 from pannier.holding.imports import Imports
 from pannier.holding.looking import Looking
 from pannier.holding.memories import Memories
+from pannier.holding.naming import Naming
 from pannier.holding.one_moment import Together
 from pannier.holding.policies import Policies
 from pannier.holding.promising import Promising
@@ -498,12 +499,14 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         clock=clock,
         pace=pace.holding,
     )
+    naming = Naming(cluster=cluster, clock=clock, pace=pace.holding)
     snapshots = Snapshots(
         cluster=cluster,
         custody=custody,
         drivers=drivers,
         replicator=replicator,
         named=named,
+        naming=naming,
         hooks=snapshot_hooks,
         handovers=handovers,
         room=room,
@@ -541,6 +544,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         custody=custody,
         drivers=drivers,
         snapshots=snapshots,
+        naming=naming,
         hooks=snapshot_hooks,
         clock=clock,
         pace=pace.holding,

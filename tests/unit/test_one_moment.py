@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from pannier.core.errors import (
     StorageError,
     Unavailable,
 )
+from pannier.core.line import Doubt
 from pannier.core.pace import Pace
 from pannier.core.swarm import (
     Availability,
@@ -318,3 +320,46 @@ async def test_a_store_whose_answer_never_comes(world: CopiesWorld, fault: Fault
     for name, volume in volumes.items():
         home = world.machines[volume.grant.node].disk.homes[volume.id]
         assert all(each.generation in home.generations for each in world.now_record(name).snapshots)
+
+
+@pytest.mark.parametrize("of_the_service", [True, False])
+async def test_what_may_still_get_its_name_is_not_tidied_away_while_the_store_is_gone(
+    world: CopiesWorld, monkeypatch: pytest.MonkeyPatch, of_the_service: bool
+) -> None:
+    """The change comes late, and meanwhile there are newer generations, as without the kernel's trace."""
+    volumes = await service(world, "b")
+    (volume,) = volumes.values()
+    world.b.disk.untraced = Doubt("there is no trace")
+    monkeypatch.setattr(world, "late_seconds", lambda: 25.0)
+    made: list[Step] = []
+    named_by: list[Step] = []
+
+    def late(step: Step) -> Fault | None:
+        if step.label in ("driver.let_go", "driver.snapshot"):
+            made.append(step)
+        if not made or step.of != "b" or not step.label.startswith("store."):
+            return None
+        if named_by or not step.is_commit:
+            return Fault.LOSE_REQUEST if named_by else None
+        named_by.append(step)
+        return Fault.LATE
+
+    async def alone() -> object:
+        return await world.b.ask(
+            lambda run: run.service.by(ACTOR).create_snapshot(
+                volume.name, "now", keep_seconds=None, labels={}
+            )
+        )
+
+    world.faults = late
+    taking = asyncio.create_task(snap(world.a) if of_the_service else alone())
+    await world.until(lambda: bool(named_by))
+    for number in range(24):
+        world.put(world.b, volume, "file", str(number).encode())
+        await asyncio.sleep(1)
+    await asyncio.sleep(2)
+    assert named(world, volumes) == [["now"]]
+    assert world.now_record(volume.name).named <= world.b.disk.homes[volume.id].generations.keys()
+    world.faults = lambda step: None
+    with suppress(PannierError):
+        await taking

@@ -6,7 +6,6 @@ import asyncio
 import itertools
 import json
 import secrets as random
-import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -293,7 +292,7 @@ class Repository:
         """Run a command. A lock that a killed command left is taken away. Another command's is waited for, where this one may take
         long, too: all nodes begin their backups at the same time, and some commands need the repository alone.
         """
-        until = time.monotonic() + (self._pace.lock if seconds else 0.0)
+        most = round(self._pace.lock / self._pace.lock_look) if seconds else 1
         for tries in itertools.count():
             found = await process.run(
                 [_PROGRAM, *self._options, *words],
@@ -305,7 +304,7 @@ class Repository:
             )
             if found.status in accepted:
                 break
-            if not locked(found) or (tries and time.monotonic() >= until):
+            if not locked(found) or tries >= most:
                 raise failure(found, where=self._where)
             await process.run(
                 [_PROGRAM, *self._options, "unlock"],

@@ -68,32 +68,36 @@ class ThreadCuts:
         """Whether the last cut found that nothing was written since the one before."""
         return isinstance(self._newest, Cut) and not self._newest.ranges
 
-    def take_last(self) -> None:
-        """Everything is durable: take the cut that has all. Raises nothing."""
-        self._loop.call_soon_threadsafe(self._durable)
-        self.take()
-        self.is_whole = not self._over
-
     def take(self) -> None:
         """Take a cut, and note its record. Raises nothing."""
         with self._lock:
             if not self._over:
-                began = self._clock.now()
-                try:
-                    self._take(began)
-                except (
-                    Exception
-                ) as error:  # bugs too: what was told and not sent must not count as sent
-                    self._over = True
-                    self._loop.call_soon_threadsafe(self._hear, None, began)
-                    known = isinstance(error, PannierError)
-                    log.warning(
-                        "line.cut-lost",
-                        id=self._place.volume,
-                        error=str(error),
-                        exc_info=None if known else error,
-                    )
-                self.seconds = self._clock.now() - began
+                self._try()
+
+    def take_last(self) -> None:
+        """Everything is durable: take the cut that has all. Raises nothing."""
+        with self._lock:
+            if not self._over:
+                self._loop.call_soon_threadsafe(self._durable)
+                self._try()
+                self.is_whole = not self._over
+
+    def _try(self) -> None:
+        began = self._clock.now()
+        try:
+            self._take(began)
+        # Bugs too: what was told and not sent must not count as sent.
+        except Exception as error:
+            self._over = True
+            self._loop.call_soon_threadsafe(self._hear, None, began)
+            known = isinstance(error, PannierError)
+            log.warning(
+                "line.cut-lost",
+                id=self._place.volume,
+                error=str(error),
+                exc_info=None if known else error,
+            )
+        self.seconds = self._clock.now() - began
 
     def _take(self, began: float) -> None:
         self._newest = cut = self._driver.cut_now(self._place)

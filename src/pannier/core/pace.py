@@ -233,6 +233,8 @@ class HoldingPace:
     kept: float = 120.0
     """How long each holder keeps its generations for their names: longer than :attr:`naming`, and all that can lie between two
     holders, so that nobody names one that may be gone."""
+    settle_look: float = 1.0
+    """Between two tries to find out whether generations got their names: each writes their records anew."""
     hook_turn: float = 60.0
     """How long a snapshot waits for the hooks of another one in the same container: two that are due at the same minute both
     come about, and two services that wait for each other do not do so for ever."""

@@ -16,7 +16,6 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TypeVar
 
 import structlog
@@ -28,11 +27,12 @@ from pannier.cluster.registry import TRIES, Versioned
 from pannier.contract.bodies import PeerTogetherOrder, PeerTogetherStep
 from pannier.contract.together import MadeGeneration, TogetherView
 from pannier.contract.words import TogetherPhase
-from pannier.core.errors import NotFound, OutcomeUnknown, PannierError, Stale, Unavailable
+from pannier.core.errors import NotFound, OutcomeUnknown, Stale, Unavailable
 from pannier.core.generation import Generation
 from pannier.core.pace import HoldingPace
 from pannier.core.snapshots import Snapshot, check_labels
 from pannier.core.volume import Volume
+from pannier.holding.naming import Naming
 from pannier.holding.quieting import SnapshotHooks
 from pannier.holding.snapshots import Snapshots
 from pannier.host.clock import Clock
@@ -68,6 +68,7 @@ class Together:
         custody: Custody,
         drivers: Drivers,
         snapshots: Snapshots,
+        naming: Naming,
         hooks: SnapshotHooks,
         clock: Clock,
         pace: HoldingPace,
@@ -76,6 +77,7 @@ class Together:
         self._custody = custody
         self._drivers = drivers
         self._snapshots = snapshots
+        self._naming = naming
         self._hooks = hooks
         self._clock = clock
         self._pace = pace
@@ -107,7 +109,7 @@ class Together:
                         yield TogetherView(phase=TogetherPhase.FROZEN)
                         await self._asked(part, TogetherPhase.MADE, within=self._pace.still)
                         made = await self._make(taken)
-                    async with self._kept(made):
+                    async with self._kept(part, made):
                         yield TogetherView(phase=TogetherPhase.MADE, made=made)
                         began = self._clock.now()
                         await self._asked(part, TogetherPhase.NAMED, within=self._pace.kept)
@@ -205,9 +207,8 @@ class Together:
         driver = self._drivers.of(volume)
         assert isinstance(driver, SparseDriver), "all images have one"
         epoch, seconds = volume.grant.epoch, self._pace.still
-        await driver.write_out(
-            volume.id
-        )  # what came while the others were written out: writers wait while the kernel does it
+        # What came while the others were written out: writers wait while the kernel does it.
+        await driver.write_out(volume.id)
         return await driver.hold_still(volume.id, epoch=epoch, seconds=seconds)
 
     async def _let_go(self, volume: Volume) -> bool:
@@ -290,28 +291,20 @@ class Together:
         return volume, snapshot
 
     @asynccontextmanager
-    async def _kept(self, made: Sequence[MadeGeneration]) -> AsyncIterator[None]:
-        """In the block, generations may get names. If it fails, those that have none by then get none any more."""
+    async def _kept(self, part: _Part, made: Sequence[MadeGeneration]) -> AsyncIterator[None]:
+        """In the block, generations may get names. If it fails, those that have none by then get none any more, and none is
+        tidied away before that is known: another holder may still try to name it, and a change may be on its way.
+        """
+        named = [(each.volume, Generation.parse(each.generation)) for each in made]
         try:
             yield
-        except BaseException:
-            for each in made:
-                try:
-                    await self._end_naming(each)
-                except PannierError as error:
-                    log.warning("snapshot.not-known", volume=each.volume, error=str(error))
+        except Exception:
+            tried_for = 0.0 if part.order.alone else self._pace.naming
+            await self._naming.until_known(named, tried_for=tried_for)
             raise
-
-    async def _end_naming(self, made: MadeGeneration) -> None:
-        """Write the record of a volume anew, unless the generation has its name: a change that is still on its way fails then."""
-        generation = Generation.parse(made.generation)
-
-        def anew(found: Volume) -> Volume | None:
-            return None if generation in found.named else found
-
-        read = partial(self._cluster.fresh, made.volume)
-        now = await self._cluster.registry.change(read, anew)
-        self._cluster.catalog.remember(now.record, revision=now.revision)
+        except BaseException:  # the daemon ends: nothing is tidied until it is back
+            await self._naming.end_all(named)
+            raise
 
 
 async def _all(work: Iterable[Awaitable[T]]) -> list[T]:

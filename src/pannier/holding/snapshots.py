@@ -26,6 +26,7 @@ from pannier.copies.replication import Replicator
 from pannier.core.errors import (
     Conflict,
     NotHolder,
+    OutcomeUnknown,
     PannierError,
     PeerUnavailable,
     PoolFull,
@@ -38,6 +39,7 @@ from pannier.core.snapshots import Snapshot, check_labels, check_snapshot_name, 
 from pannier.core.volume import HistoryEntry, Volume
 from pannier.holding.handover import Handovers
 from pannier.holding.lasting import Lasting
+from pannier.holding.naming import Naming
 from pannier.holding.quieting import SnapshotHooks
 from pannier.host.clock import Clock, rfc3339
 
@@ -62,6 +64,7 @@ class Snapshots:
         drivers: Drivers,
         replicator: Replicator,
         named: NamedGenerations,
+        naming: Naming,
         hooks: SnapshotHooks,
         handovers: Handovers,
         room: RoomGuard,
@@ -74,6 +77,7 @@ class Snapshots:
         self._drivers = drivers
         self._replicator = replicator
         self._named = named
+        self._naming = naming
         self._hooks = hooks
         self._handovers = handovers
         self._room = room
@@ -155,7 +159,13 @@ class Snapshots:
                 keep_until=None if keep_seconds is None else at + keep_seconds,
                 slot_start=None if slot is None else slot.start,
             )
-            volume = await self.add(volume, made, actor=actor, slot=slot)
+            try:
+                volume = await self.add(volume, made, actor=actor, slot=slot)
+            except OutcomeUnknown:
+                await self._naming.until_known([(name, made.generation)])
+                volume = (await self._cluster.fresh(name)).record
+                if made.generation not in volume.named:
+                    raise
         log.info("volume.snapshot", volume=name, snapshot=snapshot, generation=str(made.generation))
         view = await self.arrived(volume, made)
         hooks.check(f"snapshot {snapshot} of volume {name} was made")

@@ -21,10 +21,8 @@ programs of a machine."""
 _MOST_IN_USE = 8
 """Contexts that are in use at the same time: the kernel's threads for it serve other programs and disks, too, and one disk that hangs
 must not take all of them. Who gets none uses the usual system calls."""
-_MOST_FREE = 16
-"""Contexts that are kept for the next use."""
-_NUMBERS = {"x86_64": (206, 207, 208, 209), "aarch64": (0, 1, 4, 2)}
-_SETUP, _DESTROY, _GETEVENTS, _SUBMIT = _NUMBERS.get(platform.machine(), (-1,) * 4)
+_NUMBERS = {"x86_64": (206, 208, 209), "aarch64": (0, 4, 2)}
+_SETUP, _GETEVENTS, _SUBMIT = _NUMBERS.get(platform.machine(), (-1,) * 3)
 """The numbers of the system calls."""
 _PREAD, _FSYNC, _FDSYNC = 0, 2, 3
 _REQUEST = struct.Struct("<QIiHhIQQqQII")
@@ -67,15 +65,10 @@ def read_pieces(fd: int, pieces: Sequence[tuple[int, int, int]]) -> list[int]:
         OSError: one cannot be read.
     """
     found = _perform([(_PREAD, fd, address, size, at) for at, size, address in pieces])
-    if error := min(found, default=0, key=lambda got: got):
-        _check(error)
+    for got in found:
+        if got < 0:
+            raise OSError(-got, os.strerror(-got))
     return found
-
-
-def _check(result: int) -> int:
-    if result < 0:
-        raise OSError(-result, os.strerror(-result))
-    return result
 
 
 def _perform(
@@ -114,7 +107,7 @@ def _one(operation: _Operation) -> int:
 
 
 class _Context:
-    """For one thread at a time.
+    """For one thread at a time, and kept for the next one: there are :data:`_MOST_IN_USE` at most.
 
     Raises:
         OSError: the kernel gives none.
@@ -129,9 +122,6 @@ class _Context:
         self._addresses = (ctypes.c_void_p * _MOST)(
             *(first + _REQUEST.size * at for at in range(_MOST))
         )
-
-    def close(self) -> None:
-        _system_call(_DESTROY, self._id)
 
     def perform(
         self, operations: Sequence[_Operation], meanwhile: Callable[[], None] | None
@@ -185,16 +175,19 @@ def _context() -> Iterator[_Context | None]:
         yield None
         return
     try:
-        context = _free.pop() if _free else _made()
+        context = _kept_or_made()
         yield context
-        if context is None:
-            return
-        if len(_free) < _MOST_FREE:
+        if context is not None:
             _free.append(context)
-        else:
-            context.close()
     finally:
         _in_use.release()
+
+
+def _kept_or_made() -> _Context | None:
+    try:
+        return _free.pop()
+    except IndexError:
+        return _made()
 
 
 def _made() -> _Context | None:
