@@ -51,6 +51,7 @@ from pannier.core.errors import (
 )
 from pannier.core.importing import ImportNote, ImportSource
 from pannier.core.pace import AgentPace, NodePace, SwarmPace
+from pannier.core.service_spec import MountOf
 from pannier.core.swarm import Availability, SwarmNode, SwarmService
 from pannier.core.volume import Grant, Volume, VolumeSpec
 from pannier.engine.base import LocalVolume
@@ -66,7 +67,7 @@ from pannier.node.importing import Importing, ImportWish
 from pannier.storage.base import Driver, RootAttributes
 from pannier.storage.image.driver import ImageDriver
 from pannier.storage.tree.fingerprint import fingerprint
-from pannier.swarm.service_switch import ServiceSwitches
+from pannier.swarm.service_switch import ServiceSwitches, Switch
 from pannier.testing.engine import FakeEngine, FakeSwarm, FakeSwarmData
 from pannier.testing.store import MemoryStore
 
@@ -154,13 +155,14 @@ class Node:
         seen: Callable[[ImportProgress], None] = lambda step: None,
         wait: float = 20.0,
         options: Mapping[str, str] | None = None,
+        service: str | None = None,
     ) -> list[ImportProgress]:
         """``pannier volume import``; ``seen`` is told each step."""
         wish = ImportWish(
             name=name,
             source=ImportSource.parse(f"dir:{source}" if isinstance(source, Path) else source),
             options=options or {},
-            service=None,
+            service=service,
             wait_seconds=wait,
             actor="anna",
         )
@@ -606,3 +608,48 @@ async def test_without_rsync_it_says_what_to_install(
     with pytest.raises(StorageError, match="rsync is not installed") as caught:
         await node.run(volume_name(), source)
     assert "apt install rsync" in caught.value.remedy
+
+
+class Switched(ServiceSwitches):
+    """A service that is stopped and switched at once, and of which nobody can see then whether it runs.
+
+    Attributes:
+        looking: set when that is asked; nobody answers.
+        was_put_back: whether it was given what it had.
+    """
+
+    def __init__(self) -> None:
+        self.looking = asyncio.Event()
+        self.was_put_back = False
+
+    async def find(self, name: str, old: MountOf) -> Switch:
+        service = SwarmService(id="s1", name=name, constraints=(), mounts=(), replicas=1)
+        return Switch(service, {}, old)
+
+    async def stop(self, switch: Switch, *, within: float) -> None:
+        pass
+
+    async def switch(self, switch: Switch, volume: str) -> frozenset[str]:
+        return frozenset()
+
+    async def why_down(self, service: SwarmService, known: frozenset[str]) -> str:
+        self.looking.set()
+        await asyncio.Event().wait()
+        return ""
+
+    async def put_back(self, switch: Switch) -> None:
+        self.was_put_back = True
+
+
+async def test_a_service_that_may_write_to_the_volume_keeps_it(node: Node, source: Path) -> None:
+    """Whoever asked has gone, as by Ctrl-C. What it wrote would go to the trash with the volume."""
+    (source / "file").write_text("x")
+    node.importing.switches = switches = Switched()
+    importing = asyncio.create_task(node.run("new", source, service="web"))
+    await switches.looking.wait()
+    importing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await importing
+    assert not switches.was_put_back
+    assert (await node.files_of(await node.record("new")) / "file").read_text() == "x"
+    assert not node.begun.all()

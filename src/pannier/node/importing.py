@@ -240,13 +240,27 @@ class _Import:
         noted = replace(draft.note, service=switch.service.id, replicas=switch.service.replicas)
         await around.imports.note(draft, noted)
         self._quiet_since = around.clock.now()
+        switched = False
         try:
             self.phase = ImportPhase.WAITING
             await around.switches.stop(switch, within=self.wish.wait_seconds)
             await self._fill(draft)
             self.phase = ImportPhase.SWITCHING
-            await around.switches.switch(switch, self.wish.name)
+            known = await around.switches.switch(switch, self.wish.name)
+            switched = True
+            if why := await around.switches.why_down(switch.service, known):
+                switched = False
+                name = switch.service.name
+                raise Unavailable(
+                    f"service {name} does not come up with volume {self.wish.name}: {why}",
+                    remedy=f"docker service ps --no-trunc {name} shows more",
+                )
         except BaseException as error:
+            if switched:
+                # Whoever asked has gone, or nobody can see whether it runs. It may have written to the volume.
+                await around.imports.note(draft, replace(draft.note, service="", replicas=0))
+                await around.imports.ended(draft)
+                raise
             await self._put_back(switch, draft, error)
             if not self._published:
                 raise

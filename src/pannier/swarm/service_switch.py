@@ -15,7 +15,6 @@ from pannier.core.errors import (
     EngineUnavailable,
     OutcomeUnknown,
     Stale,
-    Unavailable,
 )
 from pannier.core.importing import SourceKind
 from pannier.core.pace import SwarmPace
@@ -95,12 +94,8 @@ class ServiceSwitches:
                 )
             await asyncio.sleep(self._pace.move_poll)
 
-    async def switch(self, switch: Switch, volume: str) -> None:
-        """Start the service again with a volume in place of what it had, and wait until it runs and goes on running.
-
-        Raises:
-            Unavailable: it does not come up.
-        """
+    async def switch(self, switch: Switch, volume: str) -> frozenset[str]:
+        """Start the service again with a volume in place of what it had. Returns the ids of the tasks that it had before."""
         known = frozenset(each.id for each in await self._tasks(switch.service))
 
         def changed(spec: Spec) -> Spec:
@@ -108,9 +103,17 @@ class ServiceSwitches:
             return with_replicas(moved, switch.service.replicas)
 
         await self._change(switch.service, changed)
-        await self._comes_up(switch.service, volume, known)
+        return known
 
-    async def _comes_up(self, service: SwarmService, volume: str, known: frozenset[str]) -> None:
+    async def why_down(self, service: SwarmService, known: frozenset[str]) -> str:
+        """Wait until a service that was switched runs, and goes on running. Returns why it does not; empty if it does.
+
+        Args:
+            known: the tasks that it had before.
+
+        Raises:
+            EngineUnavailable: it cannot be seen.
+        """
         began = self._clock.now()
         since: dict[str, float] = {}
         while True:
@@ -119,14 +122,11 @@ class ServiceSwitches:
             running = {each.id for each in new if each.state == "running" and each.wanted}
             since = {each: since.get(each, now) for each in running}
             if any(now - at >= self._pace.switch_settled for at in since.values()):
-                return
+                return ""
             failed = [each for each in new if each.state in ("failed", "rejected")]
             if len(failed) >= FAILURES or now - began > self._pace.switch_starts:
                 said = dict.fromkeys(each.message for each in new if each.message)
-                raise Unavailable(
-                    f"service {service.name} does not come up with volume {volume}: {'; '.join(said) or 'no task runs'}",
-                    remedy=f"docker service ps --no-trunc {service.name} shows more",
-                )
+                return "; ".join(said) or "no task runs"
             await asyncio.sleep(self._pace.move_poll)
 
     async def put_back(self, switch: Switch) -> None:
