@@ -18,7 +18,7 @@ from pannier.core.errors import (
     Conflict,
     EngineUnavailable,
     InvalidInput,
-    OutcomeUnknown,
+    PannierError,
     PoolFull,
     StorageError,
 )
@@ -140,8 +140,8 @@ async def test_the_second_hook_runs_when_no_snapshot_is_made(world: CopiesWorld)
         await snap(world.a)
     world.a.disk.refused.clear()
     assert commands(engine) == ["quiet", "loud"]
-    world.fail_at_label("store.commit", Fault.LOSE_ANSWER, of="a")
-    with pytest.raises(OutcomeUnknown):
+    world.fail_at_label("store.commit", Fault.LOSE_REQUEST, of="a")
+    with pytest.raises(PannierError):
         await snap(world.a, "second")
     assert commands(engine) == ["quiet", "loud"] * 2
 
@@ -199,6 +199,29 @@ async def test_one_that_waits_too_long_is_refused(world: CopiesWorld) -> None:
         await snap(world.a, "second")
     with pytest.raises(Conflict, match="ended after its 300 s"):
         await first
+
+
+@pytest.mark.parametrize("may_fail", [True, False])
+async def test_a_container_in_which_nothing_can_be_run_keeps_no_snapshot_from_being_made_if_its_hooks_may_fail(
+    world: CopiesWorld, may_fail: bool
+) -> None:
+    """As one that is paused: its second hook is tried for a day."""
+    how = "continue" if may_fail else "abort"
+    engine = await prepared(world, **{f"{BEFORE}.on-failure": how})
+
+    def paused(command: str) -> None:
+        raise EngineUnavailable("the container is paused")
+
+    on_command(engine, paused)
+    if may_fail:
+        assert len((await snap(world.a, "first")).hook_failures) == 2
+        second = await snap(world.a, "second")
+        assert ["were left out" in each for each in second.hook_failures] == [True]
+    else:
+        with pytest.raises(Conflict, match="could not be run"):
+            await snap(world.a, "first")
+        with pytest.raises(Conflict, match="hooks of another snapshot"):
+            await snap(world.a, "second")
 
 
 async def test_nothing_is_run_where_nothing_can_be_made(world: CopiesWorld) -> None:

@@ -466,7 +466,7 @@ class PeerTogetherOrder(MachineBody, frozen=True, kw_only=True):
 
 class PeerTogetherStep(MachineBody, frozen=True, kw_only=True):
     """The step that may be taken now: the phase that is to come. To be ``named`` by the called node are ``made``; where that is
-    empty, another node has named all."""
+    empty, another node has named all. Where it is ``given up``, some node may still be naming ``made``."""
 
     session: Session
     phase: TogetherPhase

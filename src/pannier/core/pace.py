@@ -239,7 +239,8 @@ class HoldingPace:
     """How long a snapshot waits for the hooks of another one in the same container: two that are due at the same minute both
     come about, and two services that wait for each other do not do so for ever."""
     hook_retry: float = 2.0
-    """Before a post-snapshot hook that could not be started is tried again: the engine may be starting."""
+    """Before a post-snapshot hook that could not be started is tried again: the engine may be starting. Twice as long each time,
+    up to a minute."""
     hook_tries: int = 5
     """After so many tries the command ends without it, and says so. It is tried on."""
     hook_give_up: float = 24 * 3600.0

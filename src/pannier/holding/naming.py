@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection
+from contextlib import AsyncExitStack
 from functools import partial
 
 import structlog
@@ -32,6 +33,7 @@ class Naming:
         self._cluster = cluster
         self._clock = clock
         self._pace = pace
+        self._settling: set[asyncio.Task[None]] = set()
 
     async def end(self, volume: str, generation: Generation) -> bool:
         """Whether a generation has its name. If not, it gets none any more: the volume's record is written anew, and a change
@@ -62,14 +64,29 @@ class Naming:
                 known = False
         return known
 
-    async def until_known(self, made: Collection[Named], *, tried_for: float = 0.0) -> None:
-        """Wait until it is known of all, but no longer than :attr:`HoldingPace.kept` seconds.
+    async def settle(
+        self, made: Collection[Named], locks: AsyncExitStack, *, tried_for: float = 0.0
+    ) -> bool:
+        """Find out once, and whether or not the caller goes on, until it is known. Returns whether it is already.
 
         Args:
+            locks: of the volumes. They are held as long, but no longer than :attr:`HoldingPace.kept` seconds.
             tried_for: for so many seconds somebody else may still try to name them.
         """
+        known = await self.end_all(made)
+        if not known or tried_for:
+            work = self._until_known(made, locks.pop_all(), tried_for)
+            task = asyncio.create_task(work, name="settle names")
+            self._settling.add(task)
+            task.add_done_callback(self._settling.discard)
+        return known
+
+    async def _until_known(
+        self, made: Collection[Named], locks: AsyncExitStack, tried_for: float
+    ) -> None:
         began = self._clock.now()
-        while not await self.end_all(made) or self._clock.now() < began + tried_for:
-            if self._clock.now() >= began + self._pace.kept:
-                return
-            await asyncio.sleep(self._pace.settle_look)
+        async with locks:
+            while self._clock.now() < began + self._pace.kept:
+                await asyncio.sleep(self._pace.settle_look)
+                if await self.end_all(made) and self._clock.now() >= began + tried_for:
+                    return

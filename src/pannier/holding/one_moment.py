@@ -57,6 +57,13 @@ class _Part:
     step: PeerTogetherStep | None = None
     asked: asyncio.Event = field(default_factory=asyncio.Event)
 
+    @property
+    def may_be_named(self) -> bool:
+        """Whether another node may be giving the generations of this one their names, also after this one has failed."""
+        step = self.step
+        given_up = step is not None and step.phase == TogetherPhase.GIVEN_UP and not step.made
+        return not (self.order.alone or given_up)
+
 
 class Together:
     """This node's parts in such snapshots."""
@@ -104,12 +111,12 @@ class Together:
             async with self._hooks.around(volumes) as hooks:
                 yield TogetherView(phase=TogetherPhase.PREPARED)
                 await self._asked(part, TogetherPhase.FROZEN, within=self._pace.together)
-                async with self._taken(volumes, order) as taken:
+                async with self._taken(volumes, order) as (taken, locks):
                     async with self._still(taken):
                         yield TogetherView(phase=TogetherPhase.FROZEN)
                         await self._asked(part, TogetherPhase.MADE, within=self._pace.still)
                         made = await self._make(taken)
-                    async with self._kept(part, made):
+                    async with self._kept(part, made, locks):
                         yield TogetherView(phase=TogetherPhase.MADE, made=made)
                         began = self._clock.now()
                         await self._asked(part, TogetherPhase.NAMED, within=self._pace.kept)
@@ -152,9 +159,9 @@ class Together:
     @asynccontextmanager
     async def _taken(
         self, volumes: Sequence[Volume], order: PeerTogetherOrder
-    ) -> AsyncIterator[list[Volume]]:
+    ) -> AsyncIterator[tuple[list[Volume], AsyncExitStack]]:
         """Have the locks of all volumes, in the order in which everybody takes them: no generation is tidied away, and nobody
-        mounts one that is not attached. Their records are read anew."""
+        mounts one that is not attached. Their records are read anew. The locks may be taken along."""
         async with AsyncExitStack() as locks:
             for volume in sorted(volumes, key=lambda each: each.id):
                 try:
@@ -168,7 +175,7 @@ class Together:
             taken = [(await self._custody.take_up(volume)).record for volume in volumes]
             for volume in taken:
                 volume.check_may_add(order.snapshot)
-            yield taken
+            yield taken, locks
 
     @asynccontextmanager
     async def _still(self, volumes: Sequence[Volume]) -> AsyncIterator[None]:
@@ -291,7 +298,9 @@ class Together:
         return volume, snapshot
 
     @asynccontextmanager
-    async def _kept(self, part: _Part, made: Sequence[MadeGeneration]) -> AsyncIterator[None]:
+    async def _kept(
+        self, part: _Part, made: Sequence[MadeGeneration], locks: AsyncExitStack
+    ) -> AsyncIterator[None]:
         """In the block, generations may get names. If it fails, those that have none by then get none any more, and none is
         tidied away before that is known: another holder may still try to name it, and a change may be on its way.
         """
@@ -299,8 +308,8 @@ class Together:
         try:
             yield
         except Exception:
-            tried_for = 0.0 if part.order.alone else self._pace.naming
-            await self._naming.until_known(named, tried_for=tried_for)
+            tried_for = self._pace.naming if part.may_be_named else 0.0
+            await self._naming.settle(named, locks, tried_for=tried_for)
             raise
         except BaseException:  # the daemon ends: nothing is tidied until it is back
             await self._naming.end_all(named)

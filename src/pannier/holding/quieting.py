@@ -106,7 +106,7 @@ class SnapshotHooks:
         told = HooksRun()
         hooked = await self._hooked(volumes)
         async with AsyncExitStack() as turns:
-            await self._take_turns(hooked, turns)
+            hooked = await self._take_turns(hooked, turns, told)
             ends: list[str] = []
             try:
                 await self._begin(hooked, ends, told)
@@ -130,8 +130,15 @@ class SnapshotHooks:
                 hooked.append(_Hooked(container, before, after))
         return hooked
 
-    async def _take_turns(self, hooked: Sequence[_Hooked], turns: AsyncExitStack) -> None:
-        """One snapshot after the other has its hooks run in a container; all take the containers in the same order."""
+    async def _take_turns(
+        self, hooked: Sequence[_Hooked], turns: AsyncExitStack, told: HooksRun
+    ) -> list[_Hooked]:
+        """One snapshot after the other has its hooks run in a container; all take the containers in the same order.
+
+        Returns the containers whose turn it is. One in which nothing can be run now, as while it is paused, is left out where its
+        hooks may fail.
+        """
+        ready = []
         for each in hooked:
             turn = self._turns.setdefault(each.container.id, asyncio.Lock())
             try:
@@ -140,10 +147,13 @@ class SnapshotHooks:
                     while each.container.id in self._notes:
                         await asyncio.sleep(self._pace.snapshot_look)
             except TimeoutError as error:
-                raise Conflict(
-                    f"the hooks of another snapshot are run in {each.container} on node {self._node}",
-                    remedy="ask again when they have ended",
-                ) from error
+                why = f"the hooks of another snapshot are run {self._where(each.container)}"
+                if _may_not_fail(each):
+                    raise Conflict(why, remedy="ask again when they have ended") from error
+                told.failures.append(f"{why}, and those of this one were left out")
+            else:
+                ready.append(each)
+        return ready
 
     async def _begin(self, hooked: Sequence[_Hooked], ends: list[str], told: HooksRun) -> None:
         """Run all pre-snapshot hooks at the same time. Those that were begun are in ``ends`` whatever happens."""
@@ -203,7 +213,8 @@ class SnapshotHooks:
                             f"{self._node}, and is tried again: {error.message}"
                         )
                         ended.set()
-                    await asyncio.sleep(self._pace.hook_retry)
+                    pause = self._pace.hook_retry * 2 ** min(tries - 1, self._pace.hook_tries)
+                    await asyncio.sleep(pause)
             else:
                 log.error("hook.given-up", container=container[:12])
         except PannierError as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Mapping
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
 
@@ -147,7 +148,8 @@ class Snapshots:
         check_snapshot_name(snapshot)
         volume = await self.check(name, snapshot)
         # With the lock, nothing is tidied away before it has its name.
-        async with self._hooks.around([volume]) as hooks, self._custody.lock(volume):
+        async with self._hooks.around([volume]) as hooks, AsyncExitStack() as locks:
+            await locks.enter_async_context(self._custody.lock(volume))
             volume = (await self._custody.take_up(volume)).record
             volume.check_may_add(snapshot)
             at = self._clock.unix()
@@ -162,10 +164,11 @@ class Snapshots:
             try:
                 volume = await self.add(volume, made, actor=actor, slot=slot)
             except OutcomeUnknown:
-                await self._naming.until_known([(name, made.generation)])
-                volume = (await self._cluster.fresh(name)).record
-                if made.generation not in volume.named:
+                known = await self._naming.settle([(name, made.generation)], locks)
+                found = self._cluster.catalog.volume(name)
+                if not known or found is None or made.generation not in found.named:
                     raise
+                volume = found
         log.info("volume.snapshot", volume=name, snapshot=snapshot, generation=str(made.generation))
         view = await self.arrived(volume, made)
         hooks.check(f"snapshot {snapshot} of volume {name} was made")

@@ -163,6 +163,9 @@ class _FollowedPart:
 
     Args:
         changed: set when it has come to a phase, and at its end.
+
+    Attributes:
+        to_name: what some holder may be naming.
     """
 
     def __init__(
@@ -177,6 +180,7 @@ class _FollowedPart:
         self._step = step
         self._changed = changed
         self._reached: dict[TogetherPhase, TogetherView] = {}
+        self.to_name: Sequence[MadeGeneration] = ()
         self._task = asyncio.create_task(self._read(), name="service-snapshot")
         self._task.add_done_callback(lambda _: changed.set())
 
@@ -221,7 +225,7 @@ class _FollowedPart:
         if not self._task.done() and not self._order.alone:
             with suppress(PannierError, TimeoutError):
                 async with asyncio.timeout(_TELL_SECONDS):
-                    await self.go_on(TogetherPhase.GIVEN_UP)
+                    await self.go_on(TogetherPhase.GIVEN_UP, self.to_name)
 
     async def close(self) -> None:
         """Follow it no more."""
@@ -239,6 +243,8 @@ async def _lead(parts: Sequence[_FollowedPart], changed: asyncio.Event) -> list[
         views = await _reach(parts, phase, changed)
     made = [each for view in views for each in view.made]
     first, *others = parts
+    for part in parts:
+        part.to_name = made
     try:
         await first.go_on(TogetherPhase.NAMED, made)
         await _reach([first], TogetherPhase.NAMED, changed)
