@@ -237,7 +237,7 @@ import os, sys, time
 from pathlib import Path
 from pannier.storage.image.showing import open_root
 root = open_root(Path(sys.argv[1]), aside=Path(sys.argv[2]))
-print(os.fstat(root).st_dev, flush=True)
+print(os.fstat(root).st_dev, file=sys.stderr, flush=True)  # what is logged goes to stdout
 time.sleep(600)
 """
 
@@ -267,15 +267,17 @@ async def test_a_kill_leaves_nothing_mounted_or_attached(nodes: Nodes, holder: I
     old = await written(nodes, data, b"old")
     home = holder._home(nodes.volume)
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", _KILLED, home.tree(old), home.shown, stdout=asyncio.subprocess.PIPE
+        sys.executable, "-c", _KILLED, home.tree(old), home.shown, stderr=asyncio.subprocess.PIPE
     )
-    assert process.stdout is not None
-    device = int(await process.stdout.readline())
-    image = backing(device)
-    assert image
-    assert not is_mounted_somewhere(device)
-    process.kill()
-    await process.wait()
+    assert process.stderr is not None
+    try:
+        device = int(await process.stderr.readline())
+        image = backing(device)
+        assert image
+        assert not is_mounted_somewhere(device)
+    finally:
+        process.kill()
+        await process.wait()
     await until(lambda: backing(device) != image)
 
 
