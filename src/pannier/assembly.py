@@ -638,6 +638,28 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         engine=engine, marks=sync_calls, configured=outside.configured_runtime, pace=pace.node
     )
     twins = Twins(catalog=catalog, engine=engine, pace=pace.node)
+    trash = Trash(
+        cluster=cluster,
+        drivers=drivers,
+        file=files.durable("trash.json"),
+        terms=TrashTerms(keep_seconds=pace.node.trash, most_bytes=settings.trash_bytes),
+        clock=clock,
+    )
+    freeing = Freeing(
+        cluster=cluster,
+        drivers=drivers,
+        custody=custody,
+        handovers=handovers,
+        reception=reception,
+        replicator=replicator,
+        room=room,
+        trash=trash,
+        journals=JournalRoom(
+            cluster=cluster, drivers=drivers, custody=custody, reception=reception, clock=clock
+        ),
+        clock=clock,
+        pace=pace.node,
+    )
     docker = VolumesForDocker(
         cluster=cluster,
         custody=custody,
@@ -650,17 +672,10 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         abdication=abdication,
         memories=memories,
         admission=admission,
-        room=room,
+        freeing=freeing,
         twins=twins,
         clock=clock,
         pace=pace.node,
-    )
-    trash = Trash(
-        cluster=cluster,
-        drivers=drivers,
-        file=files.durable("trash.json"),
-        terms=TrashTerms(keep_seconds=pace.node.trash, most_bytes=settings.trash_bytes),
-        clock=clock,
     )
     unheld = Unheld(
         cluster=cluster,
@@ -890,21 +905,6 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         lease=lease,
         acknowledging=acknowledging,
         membership=membership,
-        pace=pace.node,
-    )
-    freeing = Freeing(
-        cluster=cluster,
-        drivers=drivers,
-        custody=custody,
-        handovers=handovers,
-        reception=reception,
-        replicator=replicator,
-        room=room,
-        trash=trash,
-        journals=JournalRoom(
-            cluster=cluster, drivers=drivers, custody=custody, reception=reception, clock=clock
-        ),
-        clock=clock,
         pace=pace.node,
     )
     upkeep = Upkeep(cluster=cluster, use=use, handovers=handovers, trash=trash, pace=pace.node)

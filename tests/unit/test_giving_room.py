@@ -12,7 +12,14 @@ import pytest
 import pytest_asyncio
 from world import Fault, Machine, Run, SparseSnapshotDriver, World, event_loop_policy
 
-from pannier.core.errors import Conflict, NotHolder, OutcomeUnknown, PannierError, VolumeNotFound
+from pannier.core.errors import (
+    Conflict,
+    NotHolder,
+    OutcomeUnknown,
+    PannierError,
+    PoolFull,
+    VolumeNotFound,
+)
 from pannier.core.freeing import Freeable, Rank
 from pannier.core.generation import Generation
 from pannier.node.freeing import Freeing
@@ -98,6 +105,50 @@ async def test_nothing_more_is_deleted_until_the_kernel_has_given_room_back(worl
     world.a.disk.free_bytes, world.a.disk.gives_back = AMPLE, False
     await asyncio.sleep(60)
     assert there(world.a, ids) == ids[1:]
+
+
+async def test_a_mount_waits_for_room_that_is_on_its_way(world: World) -> None:
+    """The trash is empty by then, and the kernel has not yet freed what was in it."""
+    ids = await removed(world, "first")
+    await world.create(world.a, "second")
+    world.a.disk.free_bytes, world.a.disk.gives_back = FULL, True
+    await until(lambda: not there(world.a, ids))
+    mounting = asyncio.create_task(world.mount(world.a, "second"))
+    await asyncio.sleep(5)
+    assert not mounting.done()
+    world.a.disk.free_bytes, world.a.disk.gives_back = AMPLE, False
+    await mounting
+
+
+async def test_a_mount_waits_for_what_was_removed_just_before(world: World) -> None:
+    for name in ("first", "second"):
+        await world.create(world.a, name)
+    world.a.disk.free_bytes = FULL
+    await refused_mount(world, "second")
+    await remove(world, "first")
+    mounting = asyncio.create_task(world.mount(world.a, "second"))
+    await until(lambda: len(world.a.disk.homes) == 1)
+    assert not mounting.done()
+    world.a.disk.free_bytes = AMPLE
+    await mounting
+
+
+async def test_where_nothing_gives_room_a_mount_is_refused_soon(world: World) -> None:
+    await world.create(world.a, "only")
+    world.a.disk.free_bytes = FULL
+    await refused_mount(world, "only")
+    began = asyncio.get_running_loop().time()
+    with pytest.raises(PoolFull):
+        await world.mount(world.a, "only")
+    assert asyncio.get_running_loop().time() - began < 1
+
+
+async def refused_mount(world: World, name: str) -> None:
+    await asyncio.sleep(
+        10
+    )  # until it is known that the pool is full, and that nothing can be freed
+    with pytest.raises(PoolFull):
+        await world.mount(world.a, name)
 
 
 async def test_what_the_kernel_never_gives_back_does_not_keep_others_from_giving_way(

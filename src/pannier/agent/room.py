@@ -112,14 +112,6 @@ class RoomGuard:
         pool = self._pools.get(volume.spec.driver)
         return pool.what if pool is not None and pool.level is RoomLevel.FULL else ""
 
-    async def wait_for_trash(self) -> None:
-        """Wait while a pool is full that the trash is just giving room to: nothing new is taken in meanwhile."""
-        until = self._clock.now() + self._pace.room_trash
-        while self._clock.now() < until and any(
-            pool.level is RoomLevel.FULL and pool.gives_bytes for pool in self._pools.values()
-        ):
-            await asyncio.sleep(self._pace.room_look)
-
     def is_frozen(self, volume: Volume) -> bool:
         """Whether a volume's file system is frozen, too, since others than containers use it."""
         pool = self._pools.get(volume.spec.driver)

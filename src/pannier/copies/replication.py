@@ -374,7 +374,7 @@ class Replicator:
             return frozenset()
         ours = [each for each in copy.generations if record.grew_out_of(each)]
         return frozenset(ours) - {
-            *ours[-2:], record.base, *record.named, *replicated.needed()
+            *ours[-1:], record.base, *record.named, *replicated.needed()
         }  # fmt: skip
 
     def _record(self, volume: Volume) -> Volume:
@@ -404,7 +404,7 @@ class Replicator:
             driver = self._drivers.of(volume)
             async with self._custody.lock(volume):
                 here = (await driver.inspect(volume.id)).generations
-                keep = replicated.needed() | set(here[-2:]) | self._record(volume).named
+                keep = replicated.needed() | set(here[-1:]) | self._record(volume).named
                 for generation in here:
                     if generation in replicated.made and generation not in keep:
                         await driver.delete_generation(volume.id, generation)

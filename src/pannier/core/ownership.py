@@ -123,7 +123,7 @@ def plan_cleanup(
 ) -> Cleanup:
     """What ``node`` no longer needs of a volume.
 
-    A holder keeps its base, its two newest generations, and those ``needed`` because another copy has
+    A holder keeps its base, its newest generation, and those ``needed`` because another copy has
     them as its newest. Any other node keeps its newest one, so that the next transfer, or a move back,
     sends only the difference. Nothing is deleted on a holder that does not have its live tree yet. Snapshots
     stay wherever they are, and are no strays: the record names them.
@@ -137,7 +137,7 @@ def plan_cleanup(
     if holds and epoch not in copy.sealed:
         keep = set(ours)
     elif holds:
-        keep = set(ours[-2:]) | needed | ({record.base} if record.base else set())
+        keep = set(ours[-1:]) | needed | ({record.base} if record.base else set())
     else:
         keep = set(ours[-1:])
     keep |= record.named

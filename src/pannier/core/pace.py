@@ -39,9 +39,6 @@ class AgentPace:
     """How long the engine has to say which containers run, before that."""
     room_users: float = 2.0
     """Between two searches for users of the volumes of a full pool: each costs a walk through /proc."""
-    room_trash: float = 20.0
-    """How long Docker's Create or Mount waits for the room that the trash gives: longer than the kernel takes to free
-    some volumes, and far shorter than Docker's patience."""
     trim: float = 24 * 3600.0
     """How often what files no longer need is given back to the pool, counted while the daemon runs."""
     adopt_pause: float = 5.0
@@ -339,6 +336,9 @@ class NodePace:
     free_again: float = 5.0
     """Between two looks at what can be freed where nothing was: each asks the disk about every volume. Also between two
     looks at how much the trash takes."""
+    free_wait: float = 20.0
+    """How long Docker's Create or Mount waits for the room that something still gives: longer than the kernel takes to free some
+    volumes, and far shorter than Docker's patience."""
     drain: float = 5.0
     """Between two looks of a drained node for idle volumes: somebody waits for the node to be empty."""
     swarm_look: float = 15.0

@@ -13,7 +13,6 @@ import structlog
 from pannier.agent.custody import Custody
 from pannier.agent.drivers import Drivers
 from pannier.agent.mounts import Mounts
-from pannier.agent.room import RoomGuard
 from pannier.agent.use import Use
 from pannier.cluster.cluster import Cluster, no_such_volume
 from pannier.contract.docker_volumes import DockerVolume
@@ -55,6 +54,7 @@ from pannier.holding.takeover import Takeover
 from pannier.holding.volumes import Volumes
 from pannier.host.clock import Clock, rfc3339
 from pannier.node.barrier_admission import BarrierAdmission
+from pannier.node.freeing import Freeing
 from pannier.node.twins import Twins
 
 log = structlog.get_logger(__name__)
@@ -102,7 +102,7 @@ class VolumesForDocker:
         abdication: Abdication,
         memories: Memories,
         admission: BarrierAdmission,
-        room: RoomGuard,
+        freeing: Freeing,
         twins: Twins,
         clock: Clock,
         pace: NodePace,
@@ -118,7 +118,7 @@ class VolumesForDocker:
         self._abdication = abdication
         self._memories = memories
         self._admission = admission
-        self._room = room
+        self._freeing = freeing
         self._twins = twins
         self._clock = clock
         self._pace = pace
@@ -128,7 +128,7 @@ class VolumesForDocker:
 
     async def create(self, name: str, options: Mapping[str, str]) -> None:
         """See :class:`~pannier.contract.docker_volumes.DockerVolumes`."""
-        await self._room.wait_for_trash()
+        await self._freeing.wait_for_room()
         await self._volumes.create(name, options, actor=f"docker on {self._cluster.node}")
 
     async def remove(self, name: str) -> None:
@@ -144,7 +144,7 @@ class VolumesForDocker:
     async def _mount(self, name: str, mount_id: str) -> Path:
         waiting = _Waiting(began=self._clock.now())
         await self._drivers.tried.wait()
-        await self._room.wait_for_trash()
+        await self._freeing.wait_for_room()
         volume = await self._volumes.find(name)
         state: State = await self._ready(volume, waiting)
         while True:

@@ -23,6 +23,7 @@ from pannier.core.freeing import Freeable, Rank, in_order, may_free, spare_gener
 from pannier.core.generation import Generation
 from pannier.core.ownership import LocalState, plan_cleanup
 from pannier.core.pace import NodePace
+from pannier.core.room import RoomLevel
 from pannier.core.volume import HistoryEntry, Volume
 from pannier.holding.handover import Handovers
 from pannier.host.clock import Clock
@@ -45,12 +46,14 @@ class _Need:
             that began later counts.
         due: when to look again for something to free.
         failed: what could not be freed just now.
+        in_vain: there was nothing to free, and nothing on its way, when that was looked for last.
     """
 
     since: float
     settled: float | None = None
     due: float = 0.0
     failed: set[tuple[Rank, str]] = field(default_factory=set)
+    in_vain: bool = False
 
 
 class Freeing:
@@ -95,6 +98,8 @@ class Freeing:
                     await self._attempt(pool, shortage)
             if now >= measured or self._trash.changed:
                 self._trash.changed = False
+                for need in self._needs.values():
+                    need.due, need.in_vain = 0.0, False
                 measured = now + self._pace.free_again
                 await self._measure()
                 await self._journals.look()
@@ -103,10 +108,29 @@ class Freeing:
             else:
                 await self._room.wait_short(within=self._pace.free_again)
 
+    async def wait_for_room(self) -> None:
+        """Wait while a pool is full that something may give room to, such as the trash: nothing new is taken in meanwhile."""
+        began = self._clock.now()
+        while full := self._full():
+            # This node hears a moment later of what was just removed.
+            gives = self._trash.changed or any(not self._in_vain(pool) for pool in full)
+            if self._clock.now() - began >= (
+                self._pace.free_wait if gives else self._pace.free_look
+            ):
+                return
+            await asyncio.sleep(self._pace.free_look)
+
+    def _full(self) -> list[Path]:
+        return [pool for pool, found in self._room.short().items() if found.level is RoomLevel.FULL]
+
+    def _in_vain(self, pool: Path) -> bool:
+        return pool in self._needs and self._needs[pool].in_vain
+
     async def _attempt(self, pool: Path, shortage: Shortage) -> None:
         need = self._needs[pool]
         try:
-            if not await self._turn(pool, shortage, need):
+            need.in_vain = not await self._turn(pool, shortage, need)
+            if need.in_vain:
                 need.failed.clear()
                 need.due = self._clock.now() + self._pace.free_again
         except (PannierError, OSError) as error:
