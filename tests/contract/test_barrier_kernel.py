@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from barrier_kernel_world import Caller, World, new_world, until, volumes
 
-from pannier.barrier import barrier, kernel, pending, syncwrites
+from pannier.barrier import barrier, kernel, pending, reach, syncwrites
 from pannier.barrier.arrivals import readable
 from pannier.barrier.keeping import Keeping
 from pannier.barrier.pending import Pending
@@ -46,6 +46,7 @@ async def test_a_call_waits_until_its_volume_is_durable(world: World) -> None:
         caller = await world.caller()
         thread = await caller.sync(world.file())
         await world.waiting(1)
+        await until(lambda: world.gate.groups)  # it begins a moment later
         assert barrier.containers("one") == {"c"}
         ((volume, (call,)),) = world.gate.groups
         assert (volume, call.container, call.pid, call.name) == ("one", "c", thread, "fsync")
@@ -83,6 +84,20 @@ async def test_a_call_concerns_the_volume_of_its_file(world: World, tmp_path: Pa
         await world.waiting(2, "two")
         world.gate.open()
         assert [await caller.outcome() for _ in range(2)] == ["ok", "ok"]
+
+
+async def test_a_call_about_which_the_kernel_says_something_else_concerns_all_volumes(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was taken: nobody else would ever answer it."""
+    monkeypatch.setattr(reach, "fdinfo", lambda tid, fd: {b"pos:": b"0"})
+    async with world.running():
+        caller = await world.caller("one", "two")
+        await caller.sync(world.file("one"))
+        await world.waiting(1, "one")
+        await world.waiting(1, "two")
+        world.gate.open()
+        assert await caller.outcome() == "ok"
 
 
 async def test_who_passes_by_waits_for_the_held_volumes_that_are_there(
@@ -409,12 +424,12 @@ def test_one_file_of_each_volume_is_told(world: World) -> None:
     """The same one by each look, whatever else is open."""
     mounts = own_mounts()
     places = {name: locate(world.mounts / name, mounts) for name in ("one", "two")}
-    reach = Reach(places, HostDevices(str(world.mounts)))
+    seen = Reach(places, HostDevices(str(world.mounts)))
     with contextlib.ExitStack() as opened:
         for name in ("one", "one", "two"):
             fd = os.open(world.file(name), os.O_RDWR | os.O_DSYNC)
             opened.callback(os.close, fd)
-        found = syncwrites.find({os.getpid(): syncwrites.ContainerSpace("c", reach)})
+        found = syncwrites.find({os.getpid(): syncwrites.ContainerSpace("c", seen)})
     told = [(each.volumes, each.file) for each in found if each.pid == os.getpid()]
     assert told == [({name}, str(world.file(name))) for name in ("one", "two")]
 

@@ -113,7 +113,7 @@ class Reach:
             return self.of_descriptor(call.tid, call.fd)
         except FileNotFoundError:
             return Reached(frozenset())  # no such descriptor: the kernel will say EBADF
-        except (OSError, ValueError):
+        except Exception:  # a call that was taken must be answered
             return everything
 
     def of_descriptor(self, tid: int, fd: int) -> Reached:
@@ -121,7 +121,7 @@ class Reach:
 
         Raises:
             FileNotFoundError: no such thread or descriptor.
-            OSError, ValueError: /proc cannot be read, or has an unexpected form.
+            OSError, ValueError, KeyError: /proc cannot be read, or has an unexpected form.
         """
         fields = fdinfo(tid, fd)
         synchronous = bool(int(fields[b"flags:"], 8) & O_DSYNC)

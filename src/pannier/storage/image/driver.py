@@ -48,7 +48,7 @@ from pannier.core.size import format_size
 from pannier.cut.tracer import Tracer
 from pannier.host.files import DRAFT
 from pannier.host.memory import dirty_limit_bytes
-from pannier.host.mountinfo import mounts_here
+from pannier.host.mountinfo import Mount, mounts_here
 from pannier.storage.base import LocalCopy, Reading, RootAttributes, Shares, Space
 from pannier.storage.blocking import in_own_thread, in_thread, told_as_storage_error
 from pannier.storage.blocks import BLOCK_BYTES, Piece
@@ -120,6 +120,8 @@ class ImageDriver(SubvolumeDriver):
         self._rooms: dict[str, int] = {}
         self._full = False
         self._limits: ImageLimits | None = None
+        self._mounted_then: tuple[tuple[Mount, ...], tuple[tuple[str, int], ...]] = (), ()
+        """All mounts as they were when that was looked for, and the live images among them."""
 
     async def open(self) -> None:
         """See :meth:`Driver.open`."""
@@ -338,12 +340,17 @@ class ImageDriver(SubvolumeDriver):
         """See :meth:`Driver.attached`."""
         return await in_own_thread(lambda: frozenset(volume for volume, _ in self._mounted()))
 
-    def _mounted(self) -> list[tuple[str, int]]:
+    def _mounted(self) -> tuple[tuple[str, int], ...]:
         """Volumes and epochs of the live images that are mounted."""
-        top = f"{self._staging.resolve()}/"
-        points = (mount.point for mount in mounts_here() if mount.fstype == "ext4")
-        ours = (at for at in points if at.startswith(top) and "/" not in at[len(top) :])
-        return list(filter(None, (_named(Path(at)) for at in ours)))
+        mounts = mounts_here()
+        seen, found = self._mounted_then
+        if mounts is not seen:
+            top = f"{self._staging.resolve()}/"
+            points = (mount.point for mount in mounts if mount.fstype == "ext4")
+            ours = (at for at in points if at.startswith(top) and "/" not in at[len(top) :])
+            found = tuple(filter(None, (_named(Path(at)) for at in ours)))
+            self._mounted_then = mounts, found  # at once: another thread may look
+        return found
 
     async def detach(self, volume: str, *, epoch: int) -> None:
         """See :meth:`Driver.detach`."""
