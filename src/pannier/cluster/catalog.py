@@ -87,6 +87,8 @@ class Catalog:
         self._boot_id = boot_id
         self._same_boot = False
         self._known = _Known()
+        self._sorted: tuple[Volume, ...] | None = None
+        """The volumes by name; None since one has changed. Several tasks go through all of them each second."""
         self._saved = SavedCatalog()
         """The copy on disk as it was loaded."""
         self._damaged: dict[str, str] = {}
@@ -113,6 +115,7 @@ class Catalog:
         self._saved = saved
         self._same_boot = saved.boot_id == self._boot_id
         self._known.volumes = {volume.name: volume for volume in saved.volumes}
+        self._sorted = None
         self._known.nodes = {node.name: node for node in saved.nodes}
 
     def _save(self) -> None:
@@ -148,7 +151,9 @@ class Catalog:
 
     def volumes(self) -> list[Volume]:
         """All volumes as last heard, sorted by name."""
-        return sorted(self._known.volumes.values(), key=lambda volume: volume.name)
+        if self._sorted is None:
+            self._sorted = tuple(v for _, v in sorted(self._known.volumes.items()))
+        return list(self._sorted)
 
     def node(self, name: str) -> Node | None:
         """A node as last heard."""
@@ -361,6 +366,7 @@ class Catalog:
             return  # the watch is behind a newer record that was read or written here
         if kind == "volumes":
             self._doubted.discard(name)
+            self._sorted = None
         if present:
             self._revisions[key] = revision
             known[name] = record
