@@ -280,15 +280,27 @@ async def holder_that_was_copied(history: History) -> None:
     _, holder, _ = found
     copied = history.world.copy_of(holder)
     with used(history, holder):
+        living = asyncio.ensure_future(_lives_until_copied(holder, copied))
         try:
             await history.start(copied)
             async with asyncio.timeout(history.random.choice((2.0, 6.0))):
                 await history.world.mount(copied, "vol", "copied")
-            history.world._wrong(f"a copy of {holder.name} serves its volume")
+            if await living:
+                history.world._wrong(f"a copy of {holder.name} serves its volume")
         except (PannierError, Died, TimeoutError) as error:
             history.say(f"not on the copy of {holder.name}: {error}")
         finally:
+            living.cancel()
             copied.power_off()
+
+
+async def _lives_until_copied(machine: Machine, copied: Machine) -> bool:
+    """Whether a machine had its lease all the time until its copy got one. Without it, the first is as one that is off."""
+    while copied.run is None or copied.run.lease.term == 0:
+        if machine.run is None or not machine.run.lease.is_current:
+            return False
+        await asyncio.sleep(0.01)
+    return True
 
 
 async def record_that_is_damaged_after_a_takeover(history: History) -> None:
