@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import subprocess
 from collections.abc import AsyncIterator, Iterator
@@ -190,8 +191,32 @@ def alone(repository: Path, *words: str, password: str = PASSWORD) -> str:
 async def back_up(node: Member, files: Path, name: str = "offsite", **tags: str) -> Any:
     async with node.targets.opened(name) as opened:
         return await opened.back_up(
-            ("data",), directory=files, host=node.targets.host, tags={**TAGS, **tags}
+            ("data",),
+            mark="data/small",
+            directory=files,
+            host=node.targets.host,
+            tags={**TAGS, **tags},
         )
+
+
+@contextmanager
+def unreadable(file: Path) -> Iterator[None]:
+    """A file that gives errors to whoever reads it, root included."""
+    file.touch()
+    subprocess.run(["mount", "--bind", "/proc/1/mem", file], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", file], check=True)
+
+
+def put_alone(repository: Path, files: Path, *tags: str, at: str, host: str) -> str:
+    """What restic has put there for a node that is gone. Returns its id."""
+    marks = [f"--tag={each}" for each in ("volume=data", "id=data.1", *tags)]
+    done = alone(
+        repository, "backup", "--json", "--host", host, "--time", at, *marks, str(files / "data")
+    )
+    return str(json.loads(done.splitlines()[-1])["snapshot_id"][:8])
 
 
 @contextmanager
@@ -295,6 +320,37 @@ async def test_a_lock_that_a_killed_command_left_is_no_obstacle(
     await back_up(node, files)
     pruned = await node.targets.prune("offsite", EVERYTHING)
     assert len(pruned.kept) == 1
+
+
+async def test_what_lacks_a_file_is_no_backup(node: Member, repository: Path, files: Path) -> None:
+    """Neither where restic's word of it is heard, nor where power fails before."""
+    await node.add(repository)
+    good = await back_up(node, files)
+    with (
+        unreadable(files / "data" / "bad"),
+        pytest.raises(BackupFailed, match=r"could not be read.*at offsite"),
+    ):
+        await back_up(node, files)
+    assert len(json.loads(alone(repository, "snapshots", "--json"))) == 2, "a backup and its mark"
+    host = node.targets.host
+    cut_off = put_alone(repository, files, "pannier", "run=77", at="2026-01-01 12:00:00", host=host)
+    assert cut_off in alone(repository, "snapshots")
+    assert [each.id for each in await node.targets.backups("offsite")] == [good.id]
+    pruned = await node.targets.prune("offsite", Retention(last=1))
+    assert (pruned.kept, pruned.removed) == ([good.id], [])
+    assert cut_off not in alone(repository, "snapshots"), "it is old"
+
+
+async def test_backups_of_an_earlier_version_have_no_mark_and_count(
+    node: Member, repository: Path, files: Path
+) -> None:
+    await node.add(repository)
+    host = node.targets.host
+    old = put_alone(repository, files, "pannier", at="2026-01-01 12:00:00", host=host)
+    new = await back_up(node, files)
+    assert [each.id for each in await node.targets.backups("offsite")] == [old, new.id]
+    pruned = await node.targets.prune("offsite", Retention(last=1))
+    assert (pruned.kept, pruned.removed) == ([new.id], [old])
 
 
 # -- targets that are not in order ------------------------------------------------------------------

@@ -122,6 +122,7 @@ def test_one_in_each_slot_and_again_after_a_failure(
         (replace(DONE, failure=BEGUN), NOON, ""),
         (replace(DONE, failure=BEGUN, made_at=None), NOON + HOUR, ""),
         (replace(DONE, failure=BEGUN, made_at=None), NOON + DAY + 1, "no backup was made"),
+        (replace(DONE, not_removed="it is locked"), NOON, "were not removed: it is locked"),
     ],
 )
 def test_what_is_told(state: BackupState | None, now: float, says: str) -> None:
@@ -149,6 +150,7 @@ class Site:
     Attributes:
         made: which nodes have made a backup.
         failing: what a backup raises.
+        not_removed: why older ones are still there after it.
     """
 
     store: MemoryStore
@@ -156,6 +158,7 @@ class Site:
     now: float = NOON
     made: list[str] = field(default_factory=list)
     failing: BaseException | None = None
+    not_removed: str = ""
 
     def node(self, name: str) -> Node:
         return Node(self, name)
@@ -198,6 +201,7 @@ class Node:
             volume_id="",
             generation="",
             made_at="",
+            not_removed=self._site.not_removed,
         )
 
 
@@ -244,6 +248,18 @@ async def test_a_failure_is_told_and_tried_again(site: Site) -> None:
     site.now += HOUR
     await node.schedule.look()
     assert site.made == ["n1"]
+    assert await site.told() == []
+
+
+async def test_older_ones_that_were_not_removed_are_told_until_they_are(site: Site) -> None:
+    node = site.node("n1")
+    site.not_removed = "another command has locked the repository"
+    await node.schedule.look()
+    (told,) = await site.told()
+    assert "older backups at offsite" in told
+    assert "locked" in told
+    site.now, site.not_removed = site.now + DAY, ""
+    await node.schedule.look()
     assert await site.told() == []
 
 

@@ -190,6 +190,7 @@ RECORDS: dict[str, Record] = {
         failure="it is full",
         backup="1f0c5a2e",
         made_at=1767139200.0,
+        not_removed="it is locked",
     ),
     "backup-drill": BackupDrill(
         target="offsite",
@@ -273,6 +274,12 @@ def test_a_volume_of_an_earlier_version_is_not_backed_up_by_itself() -> None:
     earlier = golden("volume").replace(b',"backup":"offsite:daily:30"', b"")
     assert earlier != golden("volume")
     assert not read(earlier, Volume).spec.backup
+
+
+def test_an_earlier_version_says_nothing_of_backups_that_were_not_removed() -> None:
+    earlier = golden("backup-state").replace(b',"not_removed":"it is locked"', b"")
+    assert earlier != golden("backup-state")
+    assert read(earlier, BackupState).not_removed == ""
 
 
 def test_a_node_of_an_earlier_version_is_recognised_by_its_certificate() -> None:

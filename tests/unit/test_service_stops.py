@@ -15,6 +15,7 @@ from swarm_world import SwarmWorld, event_loop_policy, volume
 from pannier.core.errors import (
     Conflict,
     DeadlineExceeded,
+    InvalidInput,
     NotFound,
     OutcomeUnknown,
     PannierError,
@@ -44,9 +45,11 @@ class ScalingSwarm(FakeSwarm):
     Attributes:
         mishaps: what the next changes of a service answer; Stale changes nothing, others are made.
         grace: how long tasks take to end.
+        refused: the id of a service that Swarm does not change.
     """
 
     mishaps: list[PannierError]
+    refused = ""
     grace = 5.0
 
     async def scale_service(
@@ -55,6 +58,8 @@ class ScalingSwarm(FakeSwarm):
         mishap = self.mishaps.pop(0) if self.mishaps else None
         if isinstance(mishap, Stale):
             raise mishap
+        if service.id == self.refused:
+            raise InvalidInput("Swarm refuses it: network gone not found")
         await super().scale_service(service, replicas=replicas, labels=labels)
         assert self.data is not None
         self.data.tasks[:] = [replace(task, wanted=False) for task in self.data.tasks]
@@ -210,6 +215,26 @@ async def test_the_node_dies_in_between_and_starts_it_when_it_is_back(world: Sto
     assert run.done()
 
 
+async def test_one_that_cannot_be_started_does_not_keep_the_others_from_it(
+    world: StopWorld,
+) -> None:
+    leave_stopped(world, "a")
+    bad = replace(world.service, id="id-bad", name="bad")
+    world.data.services.insert(0, bad)
+    world.swarm.refused = "id-bad"
+    started = ServiceStops(
+        node="a", swarm=world.swarm, services=world.stops._services, clock=world.stops._clock, pace=PACE
+    )  # fmt: skip
+    run = asyncio.create_task(started.run())
+    await asyncio.sleep(60)
+    assert world.runs_as_before()
+    assert not run.done(), "it is tried again"
+    world.swarm.refused = ""
+    await asyncio.sleep(60)
+    assert [each.replicas for each in world.data.services] == [2, 2]
+    assert run.done()
+
+
 async def test_the_doctor_tells_how_a_person_goes_on(world: StopWorld) -> None:
     assert [each async for each in stopped_services(world.swarm)] == []
     leave_stopped(world, "b")
@@ -264,6 +289,28 @@ async def test_one_that_cannot_be_started_is_told(world: StopWorld) -> None:
     ) as caught:
         await world.roll_back(work)
     assert caught.value.remedy == "start it: docker service scale ci=2"
+
+
+@pytest.mark.parametrize(
+    ("raised", "says"),
+    [
+        (OutcomeUnknown("no answer"), "it is not known whether volume home was rolled back"),
+        (KeyError("a fault of ours"), "it is not known whether volume home was rolled back"),
+        (StorageError("the disk refused"), "volume home was not rolled back"),
+    ],
+)
+async def test_what_became_of_the_volume_is_said_only_where_it_is_known(
+    world: StopWorld, raised: Exception, says: str
+) -> None:
+    async def work() -> str:
+        await world.work()
+        world.data.has_leader = False
+        raise raised
+
+    with pytest.raises(Unavailable, match=f"^{says}, and service ci could not be") as caught:
+        await world.roll_back(work)
+    assert caught.value.remedy.endswith("start it: docker service scale ci=2")
+    assert ("pannier volume history home" in caught.value.remedy) is ("not known" in says)
 
 
 async def test_what_is_refused(world: StopWorld) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import structlog
 
 from pannier.agent.room import RoomGuard
-from pannier.backups.restic import Repository
+from pannier.backups.repository import Repository
 from pannier.backups.running import ABOUT, DATA, read_about
 from pannier.backups.targets import Targets
 from pannier.backups.workroom import Workroom
@@ -82,7 +82,7 @@ class Restoring:
         Raises:
             NotFound: there is no such target or backup. AlreadyExists: there is a volume ``new``.
             BackupFailed: what is on the disk is not what is in the backup. OutcomeUnknown: it may get its name yet.
-            And what :meth:`Imports.draft`, :meth:`Targets.opened` and :class:`~pannier.backups.restic.Repository` raise.
+            And what :meth:`Imports.draft`, :meth:`Targets.opened` and :class:`~pannier.backups.repository.Repository` raise.
             There is no new volume then.
         """
 

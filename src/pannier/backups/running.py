@@ -13,7 +13,7 @@ from functools import partial
 import msgspec
 import structlog
 
-from pannier.backups.restic import Repository
+from pannier.backups.repository import Repository
 from pannier.backups.targets import Targets
 from pannier.backups.workroom import Workroom
 from pannier.cluster.cluster import Cluster
@@ -45,6 +45,7 @@ ABOUT = "volume.json"
 """What a backup has: the volume's files in a directory, and beside it what kind of volume it was."""
 BACKED_UP = "backed up"
 FAILED = "backup failed"
+NOT_REMOVED = "backups not removed"
 """What a volume's history calls them."""
 _ANOTHER_MAY = (PeerUnavailable, TargetUnavailable, DeadlineExceeded, OutcomeUnknown)
 """Of a node that was asked to read a backup: another one may be able to. If both make one, that is no harm."""
@@ -89,7 +90,7 @@ class Backups:
             VolumeNotFound; NotFound: there is no such target. InvalidInput: none was named, and there is not exactly one.
             Conflict: the volume is no image, a backup of it is under way, or the target is only to be read or another one by now.
             TargetUnavailable: no node that has the snapshot reaches the target.
-            And what :meth:`Snapshots.create` and :class:`~pannier.backups.restic.Repository` raise. No backup was made then.
+            And what :meth:`Snapshots.create` and :class:`~pannier.backups.repository.Repository` raise. No backup was made then.
         """
         chosen = (await self._targets.chosen(target)).name
         volume = (await self._cluster.fresh(name)).record
@@ -113,6 +114,8 @@ class Backups:
             raise
         detail = f"to {chosen} as {backup.id}, read on node {backup.node}, by {actor}"
         await self._note(volume, BACKED_UP, detail)
+        if backup.not_removed:
+            await self._note(volume, NOT_REMOVED, f"at {chosen}: {backup.not_removed}")
         return backup
 
     async def _note(self, volume: Volume, what: str, detail: str) -> None:
@@ -208,7 +211,7 @@ class Backups:
         Raises:
             VolumeNotFound; NotFound: there is no such snapshot or target, or it is not on this node.
             Conflict: this node is just reading this volume; StorageError: the snapshot cannot be mounted.
-            And what :meth:`Targets.opened` and :class:`~pannier.backups.restic.Repository` raise.
+            And what :meth:`Targets.opened` and :class:`~pannier.backups.repository.Repository` raise.
         """
         volume = (await self._cluster.fresh(name)).record
         wanted = volume.snapshot(snapshot)
@@ -243,12 +246,14 @@ class Backups:
             await self._looking.show(volume.name, tree=generation, at=str(place / DATA))
             written = await repository.back_up(
                 (DATA, ABOUT),
+                mark=ABOUT,
                 directory=place,
                 host=self._targets.host,
                 tags={"volume": volume.name, "id": volume.id, "generation": generation},
             )
+            not_removed = ""
             if plan is not None:
-                await self._forget(repository, volume, plan)
+                not_removed = await self._forget(repository, volume, plan)
         log.info(
             "volume.backed-up",
             volume=volume.name,
@@ -271,14 +276,26 @@ class Backups:
             added_bytes=written.added_bytes,
             read_files=written.changed,
             unchanged_files=written.unchanged,
+            not_removed=not_removed,
         )
 
-    async def _forget(self, repository: Repository, volume: Volume, plan: BackupPlan) -> None:
-        """Remove the backups that need not stay. The new one is there whether that works or not; the next one tries it again."""
+    async def _forget(self, repository: Repository, volume: Volume, plan: BackupPlan) -> str:
+        """Remove the backups that need not stay. The new one is there whether that works or not; the next one tries it again.
+
+        Returns:
+            Why that did not work; empty where it did.
+        """
         try:
-            await repository.forget(plan.retention, host=self._targets.host, volume_id=volume.id)
+            await repository.forget(
+                plan.retention,
+                host=self._targets.host,
+                now=self._clock.unix(),
+                volume_id=volume.id,
+            )
         except PannierError as error:
             log.warning("backups.not-pruned", volume=volume.name, plan=str(plan), error=str(error))
+            return error.message
+        return ""
 
     def _about(self, volume: Volume, wanted: Snapshot) -> bytes:
         about = AboutVolume(

@@ -101,7 +101,13 @@ class BackupSchedule:
         except PannierError as error:
             log.warning("backup.failed", volume=volume.name, target=plan.target, error=str(error))
             return replace(begun, failure=error.message)
-        return replace(begun, failure="", backup=made.id, made_at=self._clock.unix())
+        return replace(
+            begun,
+            failure="",
+            backup=made.id,
+            made_at=self._clock.unix(),
+            not_removed=made.not_removed,
+        )
 
     async def _forget_gone(self) -> None:
         """Forget what is remembered of volumes that are gone for ever."""

@@ -8,7 +8,8 @@ from contextlib import asynccontextmanager
 import structlog
 
 from pannier.backups.keys import BackupKeys
-from pannier.backups.restic import Repository, Restic
+from pannier.backups.repository import Repository
+from pannier.backups.restic import Restic
 from pannier.cluster.backup_records import BackupRecords
 from pannier.contract.bodies import BackupTargetOrder
 from pannier.contract.views import BackupTargetView, BackupView, PrunedView
@@ -194,7 +195,9 @@ class Targets:
         retention.check()
         await self.chosen(name)
         async with self.opened(name) as repository:
-            kept, removed = await repository.forget(retention, host=self.host)
+            kept, removed = await repository.forget(
+                retention, host=self.host, now=self._clock.unix()
+            )
         log.info("backups.pruned", target=name, kept=len(kept), removed=len(removed))
         return PrunedView(target=name, kept=kept, removed=removed)
 

@@ -481,6 +481,7 @@ class BackupView:
         node: the node that has read it; it, and what follows, is told only when a backup is made.
         bytes: of all files; added_bytes: what the target did not have yet.
         read_files, unchanged_files: numbers of files that were read, and that were not.
+        not_removed: why the older ones are still there that need not stay; empty where all went well.
     """
 
     target: str
@@ -494,6 +495,7 @@ class BackupView:
     added_bytes: int | None = None
     read_files: int | None = None
     unchanged_files: int | None = None
+    not_removed: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

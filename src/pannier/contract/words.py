@@ -241,6 +241,8 @@ class EventKind(Word):
     """To one of its snapshots."""
     VOLUME_BACKED_UP = "volume.backed up"
     VOLUME_BACKUP_FAILED = "volume.backup failed"
+    VOLUME_BACKUPS_NOT_REMOVED = "volume.backups not removed"
+    """A new one was made, and the older ones that need not stay are still there."""
     NODE_JOINED = "node.joined"
     NODE_LEFT = "node.left"
     NODE_DRAINED = "node.drained"

@@ -112,6 +112,7 @@ class BackupState(Record):
         tried_at: Unix time of that.
         failure: why it is not there; empty where it is.
         backup, made_at: the id of the last one that is there, and its Unix time; empty and None before the first.
+        not_removed: why older ones that need not stay were not removed after that; empty where they were.
     """
 
     plan: str
@@ -120,6 +121,7 @@ class BackupState(Record):
     failure: str = ""
     backup: str = ""
     made_at: float | None = None
+    not_removed: str = ""
 
 
 def is_due(plan: BackupPlan, state: BackupState | None, *, now: float, retry: float) -> bool:
@@ -154,4 +156,6 @@ def what_is_wrong(plan: BackupPlan, state: BackupState | None, *, now: float) ->
     if now - state.made_at > _OVERDUE * plan.every.seconds:
         days = (now - state.made_at) / 86_400
         return f"the last backup to {plan.target} is {days:.1f} days old"
+    if state.not_removed:
+        return f"older backups at {plan.target} that need not stay were not removed: {state.not_removed}"
     return ""

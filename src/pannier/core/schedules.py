@@ -165,19 +165,28 @@ def not_kept(schedule: Schedule, snapshots: Sequence[Snapshot]) -> tuple[Snapsho
     Args:
         snapshots: all of a volume, in the order in which they were made.
     """
-    kept: set[str] = set()
-    for period in schedule.periods:
-        slots: set[float] = set()
-        for each in reversed(snapshots):
-            if each.slot_start is None:
-                continue
-            start = _start(period, each.slot_start)
-            if start not in slots and len(slots) < schedule.count(period):
-                slots.add(start)
-                kept.add(each.name)
+    ours = [each for each in reversed(snapshots) if each.slot_start is not None]
+    times = [each.slot_start or 0.0 for each in ours]
+    kept = {
+        ours[place].name
+        for period in schedule.periods
+        for place in newest_in_slots(period, schedule.count(period), times)
+    }
     return tuple(
         each for each in snapshots if each.slot_start is not None and each.name not in kept
     )
+
+
+def newest_in_slots(period: Period, count: int, times: Sequence[float]) -> list[int]:
+    """The places of those of some Unix times, the newest first, that are the newest of the latest ``count`` slots that have one."""
+    slots: set[float] = set()
+    places = []
+    for place, at in enumerate(times):
+        start = _start(period, at)
+        if start not in slots and len(slots) < count:
+            slots.add(start)
+            places.append(place)
+    return places
 
 
 def last_made(snapshots: Sequence[Snapshot]) -> Snapshot | None:

@@ -53,17 +53,13 @@ class ServiceStops:
         """Ids of services."""
 
     async def run(self) -> None:
-        """Start again what an earlier run of the daemon has stopped: run as a task, which ends."""
+        """Start again what an earlier run of the daemon has stopped: run as a task, which ends when all of it runs."""
         until = self._clock.now() + self._pace.stop_again
         while True:
             try:
-                for service in await self._swarm.services():
-                    stop = noted_stop(service)
-                    if stop and stop.node == self._node and service.id not in self._under_way:
-                        await self._start(service.id)
-                        if not service.replicas:
-                            log.warning("service.started-again", service=service.name)
-                return
+                found = await self._swarm.services()
+                if all([await self._runs_again(each) for each in found]):
+                    return
             except Conflict as error:  # it is no manager, or its engine does not know that yet
                 if self._clock.now() > until:
                     log.info("services.not-looked-at", why=error.message)
@@ -71,6 +67,20 @@ class ServiceStops:
             except PannierError as error:
                 log.info("services.not-looked-at", why=error.message)
             await asyncio.sleep(self._pace.options_look)
+
+    async def _runs_again(self, service: SwarmService) -> bool:
+        """Start a service if an earlier run has stopped it. Returns False if it is to be tried again: others do not wait for that."""
+        try:
+            stop = noted_stop(service)
+            if stop is None or stop.node != self._node or service.id in self._under_way:
+                return True
+            await self._start(service.id)
+        except PannierError as error:
+            log.warning("service.not-started-again", service=service.name, why=error.message)
+            return False
+        if not service.replicas:
+            log.warning("service.started-again", service=service.name)
+        return True
 
     async def around(self, volume: str, work: Callable[[], Awaitable[T]], *, actor: str) -> T:
         """Stop the service that uses a volume, do ``work``, and start the service again, also where the work fails.
@@ -82,7 +92,7 @@ class ServiceStops:
             Conflict: this node is no Swarm manager; no service uses the volume, or several do; or it cannot be stopped.
             DeadlineExceeded: it has not ended in time. VolumeInUse: somebody else uses the volume.
             EngineUnavailable: the engine does not answer, or the Swarm has no leader; the work was not done.
-            Unavailable: it could not be started again; the message says whether the work was done.
+            Unavailable: it could not be started again; the message says whether the work was done, or that nobody knows.
             PannierError: what the work raised.
         """
         service = await self._service_of(volume)
@@ -92,13 +102,19 @@ class ServiceStops:
                 remedy="wait until that has ended",
             )
         self._under_way.add(service.id)
-        done = False
+        done: bool | None = False
         try:
             log.warning("service.stops", service=service.name, volume=volume, by=actor)
             await self._stop(service.id)
+            done = None  # who is interrupted from here on does not know
             result = await self._when_unused(service, work)
             done = True
             return result
+        except OutcomeUnknown:
+            raise
+        except PannierError:
+            done = False
+            raise
         finally:
             try:
                 await self._start_or_tell(service, volume, done=done)
@@ -190,7 +206,10 @@ class ServiceStops:
                     raise
                 await asyncio.sleep(self._pace.move_poll)
 
-    async def _start_or_tell(self, service: SwarmService, volume: str, *, done: bool) -> None:
+    async def _start_or_tell(
+        self, service: SwarmService, volume: str, *, done: bool | None
+    ) -> None:
+        """Start it. ``done``: whether the work was done; None: that is not known."""
         try:
             await self._start(service.id)
         except NotFound:  # somebody has removed it
@@ -198,10 +217,17 @@ class ServiceStops:
         except PannierError as error:
             stop = stop_by(service, self._node)
             replicas = stop.replicas if stop is not None else service.replicas
+            start = f"start it: docker service scale {service.name}={replicas}"
+            if done is None:
+                raise Unavailable(
+                    f"it is not known whether volume {volume} was rolled back, and service {service.name} could not be started "
+                    f"again: {error.message}",
+                    remedy=f"look for the last line 'rolled back': pannier volume history {volume}; then {start}",
+                ) from error
             was = "was rolled back" if done else "was not rolled back"
             raise Unavailable(
                 f"volume {volume} {was}, and service {service.name} could not be started again: {error.message}",
-                remedy=f"start it: docker service scale {service.name}={replicas}",
+                remedy=start,
             ) from error
 
 
