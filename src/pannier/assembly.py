@@ -33,6 +33,7 @@ from pannier.backups.restoring import Restoring
 from pannier.backups.running import Backups
 from pannier.backups.schedule import BackupSchedule
 from pannier.backups.targets import Targets
+from pannier.backups.work import BackupWork
 from pannier.backups.workroom import Workroom
 from pannier.barrier.calls import Strategy
 from pannier.barrier.groups import Backlog
@@ -818,6 +819,22 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         room=room,
         give_up=lambda volume_id, actor: trash.give_up(volume_id, actor=actor),
         workroom=outside.workroom,
+        node=node,
+    )
+    drills = Drills(
+        cluster=cluster,
+        records=backup_records,
+        restoring=restoring,
+        clock=clock,
+        pace=pace.backups,
+    )
+    backup_work = BackupWork(
+        node=node,
+        backups=backups,
+        restoring=restoring,
+        drills=drills,
+        targets=targets,
+        listed=volume_views.listed,
     )
     service = NodeService(
         name=settings.cluster or "",
@@ -835,15 +852,8 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         rollback=rollback,
         clones=clones,
         targets=targets,
-        backups=backups,
-        restoring=restoring,
-        drills=Drills(
-            cluster=cluster,
-            records=backup_records,
-            restoring=restoring,
-            clock=clock,
-            pace=pace.backups,
-        ),
+        backup_work=backup_work,
+        drills=drills,
         trash=trash,
         cleaning=Cleaning(cluster=cluster, drivers=drivers, custody=custody, use=use, room=room),
         membership=membership,
@@ -873,7 +883,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         promising=promising,
         snapshots=snapshots,
         together=together,
-        backups=backups,
+        backup_work=backup_work,
         backup_keys=backup_keys,
         rollback=rollback,
         clones=clones,

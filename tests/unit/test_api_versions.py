@@ -27,7 +27,7 @@ from pannier.contract.bodies import JoinOrder
 from pannier.contract.operation import API_HEADER, API_VERSION
 from pannier.contract.operations import OPERATIONS
 from pannier.contract.peers import PEER_OPERATIONS
-from pannier.contract.views import ErrorView, JoinReply
+from pannier.contract.views import BackupView, ErrorView, JoinReply
 from pannier.contract.words import HandoverState, MovePhase, NodeState, Word
 from pannier.core.errors import PannierError, PeerUnavailable
 from pannier.testing.api import FakeCluster
@@ -47,7 +47,7 @@ EXCHANGED: dict[str, type] = {
     kind.__name__: kind
     for row in PEER_OPERATIONS.rows
     for kind in (*_parts(row.answer), *_parts(row.body))
-} | {kind.__name__: kind for kind in (JoinOrder, JoinReply, ErrorView)}
+} | {kind.__name__: kind for kind in (JoinOrder, JoinReply, ErrorView, BackupView)}
 
 
 def _kind(file: Path) -> type:

@@ -8,7 +8,7 @@ import pytest
 
 from pannier.core.backup_plans import Retention
 from pannier.core.backups import StoredBackup
-from pannier.core.complete_backups import complete, settle, unix_of
+from pannier.core.complete_backups import bytes_of, complete, settle, unix_of
 
 MOST = 50 * 3600.0
 NOW = "2026-03-01T12:00:00+00:00"
@@ -34,11 +34,13 @@ def test_only_what_has_its_mark_is_a_backup() -> None:
     found = [
         stored("whole", "2026-03-01T10:00:00+00:00", run="1"),
         stored("cut-off", "2026-03-01T11:00:00+00:00", run="2"),
-        stored("mark", end="1"),
+        stored("mark", end="1", bytes="77"),
         stored("earlier", "2026-02-01T12:00:00+00:00"),
         stored("mark-alone", end="3"),
     ]
-    assert [each.id for each in complete(found)] == ["earlier", "whole"]
+    good = complete(found)
+    assert [each.id for each in good] == ["earlier", "whole"]
+    assert [bytes_of(each) for each in good] == [None, 77]
 
 
 def test_what_is_cut_off_takes_no_place_of_a_whole_one() -> None:

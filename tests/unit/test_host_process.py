@@ -17,6 +17,29 @@ async def test_output_and_status_come_back() -> None:
     assert (finished.status, finished.stdout, finished.stderr) == (3, "out\n", "err\n")
 
 
+async def test_lines_are_told_when_they_come_and_only_the_others_are_kept() -> None:
+    told: list[str] = []
+    script = "echo one; read -r _; echo 2; printf last; head -c 1000000 /dev/zero >&2"
+    reader, writer = os.pipe()
+
+    def tell(line: str) -> bool:
+        told.append(line)
+        os.write(writer, b"go on\n")  # it writes no more before the first line was told
+        return line == "one"
+
+    try:
+        finished = await run(
+            ["sh", "-c", f"exec </proc/{os.getpid()}/fd/{reader}; {script}"],
+            timeout_s=10,
+            told=tell,
+        )
+    finally:
+        os.close(reader)
+        os.close(writer)
+    assert told == ["one", "2"]
+    assert (finished.stdout, len(finished.stderr)) == ("2\nlast", 1_000_000)
+
+
 async def test_a_failure_names_the_command_and_its_last_line() -> None:
     with pytest.raises(ProgramFailed, match=r"`sh .*` failed: the last line"):
         await run(

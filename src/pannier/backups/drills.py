@@ -12,11 +12,14 @@ from dataclasses import replace
 
 import structlog
 
+from pannier.backups.progress import Report, unreported
 from pannier.backups.restoring import Restoring
 from pannier.cluster.backup_records import BackupRecords
 from pannier.cluster.cluster import Cluster
 from pannier.cluster.registry import Versioned
+from pannier.contract.backup_progress import BackupProgress
 from pannier.contract.views import DrillView
+from pannier.contract.words import BackupPhase
 from pannier.core.backups import BackupDrill, check_target_name
 from pannier.core.errors import BackupFailed, InvalidInput, NotFound, PannierError, Stale
 from pannier.core.pace import BackupPace
@@ -63,6 +66,7 @@ class Drills:
         check: str | None,
         image: str | None,
         actor: str,
+        report: Report = unreported,
     ) -> DrillView:
         """Bring a backup back, look at it, and remove it again.
 
@@ -85,7 +89,9 @@ class Drills:
         before = await self._records.drill(target, volume)
         began, chosen = self._clock.now(), ""
         try:
-            chosen = await self._drill(target, volume, backup, check, image, actor=actor)
+            chosen = await self._drill(
+                target, volume, backup, check, image, actor=actor, report=report
+            )
         except (InvalidInput, NotFound):  # nothing was tried
             raise
         except PannierError as error:
@@ -105,14 +111,16 @@ class Drills:
         image: str | None,
         *,
         actor: str,
+        report: Report,
     ) -> str:
         """The id of the backup that came back whole."""
         name = f"drill-{random.token_hex(6)}"
         made, chosen = await self._restoring.scratch(
-            target, volume, backup=backup, new=name, actor=actor
+            target, volume, backup=backup, new=name, actor=actor, report=report
         )
         try:
             if check is not None and image is not None:
+                report(BackupProgress(phase=BackupPhase.CHECKING, node=self._cluster.node))
                 await self._check(made, check, image)
         finally:
             await self._restoring.discard(made, actor=actor)

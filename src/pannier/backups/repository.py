@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import json
 import secrets as random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,9 +15,10 @@ from typing import Any
 import structlog
 
 from pannier.backups.messages import failure, locked, no_room
+from pannier.backups.progress import Status, percent_of, status_of
 from pannier.core.backup_plans import Retention
 from pannier.core.backups import StoredBackup
-from pannier.core.complete_backups import END, RUN, complete, settle
+from pannier.core.complete_backups import BYTES, END, RUN, complete, settle
 from pannier.core.errors import BackupFailed, PannierError, TargetUnavailable
 from pannier.core.pace import BackupPace
 from pannier.host import process
@@ -30,6 +31,8 @@ _TAG = "pannier"
 """Marks the backups that are ours, in a repository that others may use as well."""
 _END_TAG = "pannier-end"
 """Marks those that say that a backup is complete (:mod:`pannier.core.complete_backups`)."""
+_COMPARES = "verifying files"
+"""How the line begins that `restic restore --verify` prints when all is written."""
 _ERRORS = 1
 _INCOMPLETE = 3
 """restic's exit status where something failed, and for a backup that lacks a file."""
@@ -104,19 +107,28 @@ class Repository:
         directory: Path,
         host: str,
         tags: Mapping[str, str],
+        told: Callable[[Status], None],
     ) -> Uploaded:
         """Put files of a directory there. Where the directory's path is that of an earlier backup, files that are the same by
         size, times and inode are not read.
 
         Args:
             mark: a small file of the directory. It is put there by itself when all has been read, and only with that it is a backup.
+            told: hears now and then how far it is.
 
         Raises:
             BackupFailed: also if a file could not be read. No backup was made then.
         """
         run = random.token_hex(8)
+
+        def tell(line: str) -> bool:
+            status = status_of(line)
+            if status is not None:
+                told(status)
+            return status is not None
+
         found = await self._put(
-            names, _TAG, {**tags, RUN: run}, directory, host, accepted=(0, _INCOMPLETE)
+            names, _TAG, {**tags, RUN: run}, directory, host, accepted=(0, _INCOMPLETE), told=tell
         )
         summary = self._summary(found)
         if found.status == _INCOMPLETE:
@@ -125,7 +137,8 @@ class Repository:
                 f"files could not be read for the backup at {self._target}: {found.last_words}",
                 remedy="see dmesg on that node for errors of its disk, then try again",
             )
-        await self._put((mark,), _END_TAG, {**tags, END: run}, directory, host)
+        about_end = {**tags, END: run, BYTES: str(summary.read_bytes)}
+        await self._put((mark,), _END_TAG, about_end, directory, host)
         return summary
 
     async def _put(
@@ -137,6 +150,7 @@ class Repository:
         host: str,
         *,
         accepted: Sequence[int] = (0,),
+        told: Callable[[str], bool] | None = None,
     ) -> Finished:
         marks = [f"--tag={kind}", *(f"--tag={key}={text}" for key, text in tags.items())]
         return await self._run(
@@ -144,6 +158,7 @@ class Repository:
             seconds=self._pace.work,
             directory=directory,
             accepted=accepted,
+            told=told,
         )
 
     async def _give_up(self, id: str) -> None:
@@ -170,22 +185,38 @@ class Repository:
         """The content of a small file at the top of a backup."""
         return (await self._run("dump", backup, f"/{name}")).stdout
 
-    async def restore(self, backup: str, name: str, *, to: Path, directory: Path) -> None:
+    async def restore(
+        self,
+        backup: str,
+        name: str,
+        *,
+        to: Path,
+        directory: Path,
+        compares: Callable[[], None],
+    ) -> None:
         """Bring back what is in a directory of a backup, and compare all of it with what is on the disk then.
 
         Args:
             name: of that directory, at the backup's top.
             to: where a directory of that name is.
             directory: the program runs there, so that it is seen to use what is mounted there.
+            compares: hears when all is written, and it begins to compare.
 
         Raises:
             BackupFailed: also if there is no room for it, or something else is on the disk then.
         """
+
+        def tell(line: str) -> bool:
+            if line.startswith(_COMPARES):
+                compares()
+            return False
+
         found = await self._run(
             *("restore", backup, "--target", str(to), "--include", f"/{name}", "--verify"),
             seconds=self._pace.work,
             directory=directory,
             accepted=(0, _ERRORS),
+            told=tell,
         )
         if not found.status:
             return
@@ -196,13 +227,20 @@ class Repository:
             )
         raise failure(found, where=self._where)
 
-    async def check(self) -> None:
-        """Read all of it.
+    async def check(self, told: Callable[[int], None]) -> None:
+        """Read all of it. ``told`` hears now and then how many hundredths are done.
 
         Raises:
             Corrupt: something is damaged.
         """
-        await self._run("check", "--read-data", seconds=self._pace.work)
+
+        def tell(line: str) -> bool:
+            percent = percent_of(line)
+            if percent is not None:
+                told(percent)
+            return percent is not None
+
+        await self._run("check", "--read-data", seconds=self._pace.work, told=tell)
 
     async def forget(
         self, retention: Retention, *, host: str, now: float, volume_id: str | None = None
@@ -236,6 +274,7 @@ class Repository:
         seconds: float | None = None,
         directory: Path | None = None,
         accepted: Sequence[int] = (0,),
+        told: Callable[[str], bool] | None = None,
     ) -> Finished:
         """Run a command. A lock that a killed command left is taken away. Another command's is waited for, where this one may take
         long, too: all nodes begin their backups at the same time, and some commands need the repository alone.
@@ -249,6 +288,7 @@ class Repository:
                 failing=self._failing,
                 environment=self._environment,
                 directory=directory,
+                told=told,
             )
             if found.status in accepted:
                 break

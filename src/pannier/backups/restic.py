@@ -16,8 +16,8 @@ from pannier.core.pace import BackupPace
 from pannier.host.files import write_file
 from pannier.host.threads import in_own_thread
 
-_PROGRESS_FPS = "0.0167"
-"""Once a minute: restic tells 60 times a second how far it is, and all that it tells is kept until its end."""
+_PROGRESS_FPS = "1"
+"""Once a second: restic would tell 60 times a second how far it is, and not at all where it writes to no terminal."""
 _KEY_FILE, _HOSTS_FILE = "key", "known_hosts"
 
 

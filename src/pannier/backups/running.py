@@ -8,17 +8,21 @@ snapshot that goes by itself, and at the target parts of files, which the next p
 from __future__ import annotations
 
 import time
+from contextlib import aclosing
 from functools import partial
 
 import msgspec
 import structlog
 
+from pannier.backups.progress import Report, Status, unreported
 from pannier.backups.repository import Repository
 from pannier.backups.targets import Targets
 from pannier.backups.workroom import Workroom
 from pannier.cluster.cluster import Cluster
+from pannier.contract.backup_progress import BackupProgress
 from pannier.contract.peers import Peers
 from pannier.contract.views import BackupView, SnapshotView
+from pannier.contract.words import BackupPhase
 from pannier.core.backup_plans import BackupPlan
 from pannier.core.errors import (
     BackupFailed,
@@ -78,7 +82,13 @@ class Backups:
         """Ids of the volumes that this node is just reading."""
 
     async def run(
-        self, name: str, *, target: str | None, plan: BackupPlan | None = None, actor: str
+        self,
+        name: str,
+        *,
+        target: str | None,
+        plan: BackupPlan | None = None,
+        actor: str,
+        report: Report = unreported,
     ) -> BackupView:
         """Back a volume up, also one that is in use.
 
@@ -106,7 +116,9 @@ class Backups:
                 actor=actor,
             )
             try:
-                backup = await self._somewhere(volume, made, chosen, plan, actor=actor)
+                backup = await self._somewhere(
+                    volume, made, chosen, plan, actor=actor, report=report
+                )
             finally:
                 await self._remove(name, snapshot, actor=actor)
         except PannierError as error:
@@ -147,6 +159,7 @@ class Backups:
         plan: BackupPlan | None,
         *,
         actor: str,
+        report: Report,
     ) -> BackupView:
         """Have one of the nodes that have the snapshot put it there."""
         have = made.on or []
@@ -154,7 +167,9 @@ class Backups:
         why: list[str] = []
         for node in (*first, *(node for node in have if node not in first)):
             try:
-                return await self._on(node, volume, made.name, target, plan, actor=actor)
+                return await self._on(
+                    node, volume, made.name, target, plan, actor=actor, report=report
+                )
             except _ANOTHER_MAY as error:
                 last: PannierError = error
             except NotFound as error:  # it runs an earlier version
@@ -177,10 +192,16 @@ class Backups:
         plan: BackupPlan | None,
         *,
         actor: str,
+        report: Report,
     ) -> BackupView:
         if node == self._cluster.node:
             return await self.run_here(
-                volume.name, snapshot=snapshot, target=target, plan=plan, actor=actor
+                volume.name,
+                snapshot=snapshot,
+                target=target,
+                plan=plan,
+                actor=actor,
+                report=report,
             )
         record = self._cluster.catalog.node(node)
         if record is None or not self._cluster.catalog.is_up(node):
@@ -189,13 +210,19 @@ class Backups:
             peer = self._peers.to(record)
         except OSError as error:
             raise PeerUnavailable(f"this node's certificate cannot be read: {error}") from error
-        return await peer.peer_back_up(
+        steps = peer.peer_put_backup(
             volume.name,
             snapshot=snapshot,
             target=target,
             plan=None if plan is None else str(plan),
             actor=actor,
         )
+        async with aclosing(steps):
+            async for step in steps:
+                if step.backup is not None:
+                    return step.backup
+                report(step)
+        raise OutcomeUnknown(f"node {node} does not say what became of the backup")
 
     async def _remove(self, name: str, snapshot: str, *, actor: str) -> None:
         try:
@@ -204,7 +231,14 @@ class Backups:
             log.warning("backup.snapshot-stays", volume=name, snapshot=snapshot, error=str(error))
 
     async def run_here(
-        self, name: str, *, snapshot: str, target: str, plan: BackupPlan | None, actor: str
+        self,
+        name: str,
+        *,
+        snapshot: str,
+        target: str,
+        plan: BackupPlan | None,
+        actor: str,
+        report: Report,
     ) -> BackupView:
         """Put a snapshot that this node has at a target. See :meth:`run` for ``plan``.
 
@@ -222,7 +256,7 @@ class Backups:
             )
         self._running.add(volume.id)
         try:
-            return await self._read(volume, wanted, target, plan, actor=actor)
+            return await self._read(volume, wanted, target, plan, actor=actor, report=report)
         finally:
             self._running.discard(volume.id)
 
@@ -234,7 +268,12 @@ class Backups:
         plan: BackupPlan | None,
         *,
         actor: str,
+        report: Report,
     ) -> BackupView:
+        def tell(status: Status) -> None:
+            report(self._step(BackupPhase.READING, status))
+
+        report(self._step(BackupPhase.READING))
         generation = str(wanted.generation)
         # The same path each time, on each node: by it restic finds the backup before, and what has not changed since.
         async with (
@@ -250,9 +289,11 @@ class Backups:
                 directory=place,
                 host=self._targets.host,
                 tags={"volume": volume.name, "id": volume.id, "generation": generation},
+                told=tell,
             )
             not_removed = ""
             if plan is not None:
+                report(self._step(BackupPhase.REMOVING))
                 not_removed = await self._forget(repository, volume, plan)
         log.info(
             "volume.backed-up",
@@ -277,6 +318,14 @@ class Backups:
             read_files=written.changed,
             unchanged_files=written.unchanged,
             not_removed=not_removed,
+        )
+
+    def _step(self, phase: BackupPhase, status: Status | None = None) -> BackupProgress:
+        return BackupProgress(
+            phase=phase,
+            node=self._cluster.node,
+            done_bytes=0 if status is None else status.done_bytes,
+            percent=None if status is None else status.percent,
         )
 
     async def _forget(self, repository: Repository, volume: Volume, plan: BackupPlan) -> str:

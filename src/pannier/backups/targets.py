@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import structlog
@@ -23,6 +23,7 @@ from pannier.core.backups import (
     host_of,
     strangers,
 )
+from pannier.core.complete_backups import bytes_of
 from pannier.core.errors import AlreadyExists, Conflict, InvalidInput, RepositoryMissing, Stale
 from pannier.host.clock import Clock, rfc3339
 
@@ -176,14 +177,14 @@ class Targets:
         async with self.opened(name) as repository:
             return [backup_view(name, each) for each in await repository.backups()]
 
-    async def verify(self, name: str) -> BackupTargetView:
-        """Read all that is at a target.
+    async def verify(self, name: str, told: Callable[[int], None]) -> BackupTargetView:
+        """Read all that is at a target. ``told`` hears now and then how many hundredths are done.
 
         Raises:
             Corrupt: something of it is damaged; and as :meth:`opened`.
         """
         async with self.opened(name) as repository:
-            await repository.check()
+            await repository.check(told)
         return target_view((await self._records.target(name)).record)
 
     async def prune(self, name: str, retention: Retention) -> PrunedView:
@@ -226,6 +227,7 @@ def backup_view(target: str, backup: StoredBackup) -> BackupView:
         volume_id=backup.tags.get("id", ""),
         generation=backup.tags.get("generation", ""),
         made_at=backup.made_at,
+        bytes=bytes_of(backup),
     )
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pannier.cli import output
+from pannier.cli.backup_progress import follow_work, result_of
 from pannier.cli.command import CommandGroup, output_options
 from pannier.cli.parameters import read_pairs
 from pannier.cli.restoring_all import restore_all
@@ -129,7 +130,8 @@ def run_backup(session: Session, volume: str, name: str | None) -> None:
 
     It is read on a node that does not hold it, where one has a copy.
     """
-    made = session.ask(lambda client: client.back_up_volume(volume, target=name))
+    done = follow_work(session, volume, lambda client: client.back_up_volume(volume, target=name))
+    made = result_of(done.backup)
     added = output.show_size(made.added_bytes or 0)
     facts = f"read on {made.node}, {added} new, {made.read_files} files read, {made.unchanged_files} unchanged"
     session.show(made, line=f"backup: {volume} {made.id} at {made.target}; {facts}")
@@ -184,11 +186,14 @@ def restore_backup(
     """
     (at,) = _only(_targets(session, name))
     was, _, chosen = volume.partition("@")
-    made = session.ask(
+    done = follow_work(
+        session,
+        new,
         lambda client: client.restore_backup(
             at, volume=was, backup=chosen or None, new=new, options=options
-        )
+        ),
     )
+    made = result_of(done.restored)
     session.show(made, line=f"restored: {made.name} on {made.holder}, from {at}")
 
 
@@ -220,11 +225,14 @@ def drill_backup(
     """
     (at,) = _only(_targets(session, name))
     was, _, chosen = volume.partition("@")
-    done = session.ask(
+    last = follow_work(
+        session,
+        f"drill of {was}",
         lambda client: client.drill_backup(
             at, volume=was, backup=chosen or None, check_command=check_command, image=image
-        )
+        ),
     )
+    done = result_of(last.drill)
     session.show(done, line=f"good: {was} {done.backup} from {at}, in {done.seconds or 0:.1f} s")
 
 
@@ -243,7 +251,8 @@ def list_drills(session: Session) -> None:
 @pass_session
 def verify_backups(session: Session, name: str) -> None:
     """Read all that is at a target, and find each changed byte. This may take hours."""
-    found = session.ask(lambda client: client.verify_backups(name))
+    last = follow_work(session, name, lambda client: client.verify_backups(name))
+    found = result_of(last.verified)
     session.show(found, line=f"sound: {found.name}, repository {found.repository[:8]}")
 
 
@@ -332,7 +341,17 @@ def _drills_table(found: list[DrillView]) -> output.Table:
 
 def _backups_table(found: list[BackupView]) -> output.Table:
     return output.Table(
-        ("TARGET", "BACKUP", "VOLUME", "MADE", "GENERATION"),
-        [(each.target, each.id, each.volume, each.made_at, each.generation) for each in found],
+        ("TARGET", "BACKUP", "VOLUME", "MADE", "SIZE", "GENERATION"),
+        [
+            (
+                each.target,
+                each.id,
+                each.volume,
+                each.made_at,
+                output.NOTHING if each.bytes is None else output.show_size(each.bytes),
+                each.generation,
+            )
+            for each in found
+        ],
         empty="no backups",
     )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from pannier.cli import output
+from pannier.cli.backup_progress import follow_work
 from pannier.cli.command import Command, output_options
 from pannier.cli.parameters import read_pairs
 from pannier.cli.session import Session, pass_session
@@ -58,8 +59,8 @@ def restore_all(session: Session, name: str, options: dict[str, str]) -> None:
     chosen = newest_of_each(session.ask(lambda client: client.backups(name)))
     done = []
     for number, each in enumerate(chosen, start=1):
-        session.hint(f"{number} of {len(chosen)}: {each.volume}, of {each.made_at}")
-        done.append(_bring_back(session, each, options))
+        what = f"{number} of {len(chosen)}: {each.volume}, of {each.made_at}"
+        done.append(_bring_back(session, each, options, what))
     session.show(done, table=_table(done))
     if failed := [each.volume for each in done if each.state == "failed"]:
         raise BackupFailed(
@@ -74,16 +75,20 @@ def newest_of_each(backups: Iterable[BackupView]) -> list[BackupView]:
     return [newest[volume] for volume in sorted(newest)]
 
 
-def _bring_back(session: Session, chosen: BackupView, options: dict[str, str]) -> Brought:
+def _bring_back(
+    session: Session, chosen: BackupView, options: dict[str, str], what: str
+) -> Brought:
     try:
-        session.ask(
+        follow_work(
+            session,
+            what,
             lambda client: client.restore_backup(
                 chosen.target,
                 volume=chosen.volume,
                 backup=chosen.id,
                 new=chosen.volume,
                 options=options,
-            )
+            ),
         )
     except AlreadyExists:
         return Brought(chosen.volume, chosen.id, "there already")

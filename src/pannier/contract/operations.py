@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Protocol
 
 from pannier.contract import bodies
+from pannier.contract.backup_progress import BackupProgress
 from pannier.contract.operation import OperationTable, cluster, joining, local
 from pannier.contract.views import (
     BackupTargetView,
@@ -602,12 +603,12 @@ class Operations(Protocol):
     @cluster(
         "POST",
         "/backup/targets/{target}/verify",
-        "Read all that is at a target to the last byte",
+        "Read all that is at a target to the last byte, and report progress",
         raises=(errors.NotFound, *TARGET_ERRORS),
-        answer_seconds=VERIFY_SECONDS,
+        cut_off="ask for it again",
     )
-    async def verify_backups(self, target: str) -> BackupTargetView:
-        """Read all that is at a target, on the node that is asked.
+    def verify_backups(self, target: str) -> AsyncGenerator[BackupProgress, None]:
+        """Read all that is at a target, on the node that is asked; progress as it goes.
 
         Raises:
             Corrupt: something there is damaged.
@@ -637,23 +638,22 @@ class Operations(Protocol):
     @cluster(
         "POST",
         "/backup/targets/{target}/restore",
-        "Make a new volume of a backup, on the node that is asked",
-        status=201,
+        "Make a new volume of a backup, on the node that is asked, and report progress",
         body=bodies.RestoreOrder,
         raises=(errors.NotFound, *TARGET_ERRORS, *CREATE_ERRORS),
-        answer_seconds=VERIFY_SECONDS,
+        cut_off="see whether it is there: pannier volume show",
     )
-    async def restore_backup(
+    def restore_backup(
         self, target: str, *, volume: str, backup: str | None, new: str, options: Mapping[str, str]
-    ) -> VolumeView:
-        """Make a new volume of a backup. Returns when each copy in sync has all of it.
+    ) -> AsyncGenerator[BackupProgress, None]:
+        """Make a new volume of a backup; progress as it goes. It goes on if nobody reads the stream any more.
 
         Raises:
             NotFound: there is no such target, or no such backup there.
             AlreadyExists: there is a volume ``new``.
             BackupFailed: also if what is on the disk is not what is in the backup. Then there is no new volume.
             Conflict, Denied, TargetUnavailable, Corrupt: as :meth:`backups`; Conflict, StorageError: as :meth:`create_volume`.
-            OutcomeUnknown: also if it was restored, and a copy does not have that yet.
+            OutcomeUnknown: also if a client's stream stops before its last value.
         """
         ...
 
@@ -663,12 +663,12 @@ class Operations(Protocol):
     @cluster(
         "POST",
         "/backup/targets/{target}/drill",
-        "Bring a backup back as a scratch volume, look at it, and remove it again",
+        "Bring a backup back as a scratch volume, look at it, remove it again, and report progress",
         body=bodies.DrillOrder,
         raises=(errors.NotFound, *TARGET_ERRORS, *CREATE_ERRORS),
-        answer_seconds=VERIFY_SECONDS,
+        cut_off="see what became of it: pannier backup drills",
     )
-    async def drill_backup(
+    def drill_backup(
         self,
         target: str,
         *,
@@ -676,8 +676,10 @@ class Operations(Protocol):
         backup: str | None,
         check_command: str | None,
         image: str | None,
-    ) -> DrillView:
+    ) -> AsyncGenerator[BackupProgress, None]:
         """Bring a backup back on the node that is asked, compare all bytes, run a check in a container, and remove all of it again.
+
+        It goes on if nobody reads the stream any more.
 
         Raises:
             InvalidInput: a check needs a command and an image.
@@ -690,14 +692,17 @@ class Operations(Protocol):
     @cluster(
         "POST",
         "/volumes/{volume}/backups",
-        "Back a volume up",
-        status=201,
+        "Back a volume up, and report progress",
         body=bodies.BackupOrder,
         raises=BACKUP_ERRORS,
-        answer_seconds=VERIFY_SECONDS,
+        cut_off="see whether it is there: pannier backup ls",
     )
-    async def back_up_volume(self, name: str, *, target: str | None) -> BackupView:
+    def back_up_volume(
+        self, name: str, *, target: str | None
+    ) -> AsyncGenerator[BackupProgress, None]:
         """Back a volume up, also one that is in use. A node that does not hold it reads it, where one has a copy.
+
+        It goes on if nobody reads the stream any more.
 
         Raises:
             InvalidInput: no target was named, and there is not exactly one.

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Protocol
 
 from pannier.contract import bodies
+from pannier.contract.backup_progress import BackupProgress
 from pannier.contract.operation import OperationTable, peer
 from pannier.contract.operations import (
     BACKUP_ERRORS,
@@ -24,7 +25,6 @@ from pannier.contract.operations import (
 from pannier.contract.together import TogetherView
 from pannier.contract.views import (
     BackupKeyView,
-    BackupView,
     BlocksView,
     CertificateView,
     CheckView,
@@ -524,15 +524,15 @@ class Peer(Protocol):
 
     @peer(
         "POST",
-        "/volumes/{volume}/backups",
-        "Put a snapshot that this node has at a backup target",
+        "/volumes/{volume}/backup",
+        "Put a snapshot that this node has at a backup target, and report progress",
         body=bodies.PeerBackupOrder,
         raises=BACKUP_ERRORS,
-        answer_seconds=VERIFY_SECONDS,
+        cut_off="see whether it is there: pannier backup ls",
     )
-    async def peer_back_up(
+    def peer_put_backup(
         self, name: str, *, snapshot: str, target: str, plan: str | None, actor: str
-    ) -> BackupView:
+    ) -> AsyncGenerator[BackupProgress, None]:
         """Put a snapshot at a target, on behalf of a node that was asked.
 
         Raises:

@@ -478,8 +478,9 @@ class BackupView:
     Attributes:
         id: restic's, of its snapshot.
         generation: of the volume, from which it was read.
+        bytes: of all files; None in lists, where it was made by an earlier version.
         node: the node that has read it; it, and what follows, is told only when a backup is made.
-        bytes: of all files; added_bytes: what the target did not have yet.
+        added_bytes: what the target did not have yet.
         read_files, unchanged_files: numbers of files that were read, and that were not.
         not_removed: why the older ones are still there that need not stay; empty where all went well.
     """

@@ -105,6 +105,25 @@ class ImportPhase(Word):
     DONE = "done"
 
 
+class BackupPhase(Word):
+    """Of long work with backups."""
+
+    SNAPSHOT = "snapshot"
+    """The volume's snapshot is made, from which it is read."""
+    READING = "reading"
+    """What is in the snapshot is put at the target."""
+    REMOVING = "removing"
+    """Older backups that need not stay."""
+    RESTORING = "restoring"
+    COMPARING = "comparing"
+    """What is on the disk with what is in the backup."""
+    CHECKING = "checking"
+    """A drill's command runs."""
+    VERIFYING = "verifying"
+    """All that is at the target is read."""
+    DONE = "done"
+
+
 class ServicePhase(Word):
     """Of a Swarm service's move."""
 

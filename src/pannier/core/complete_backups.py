@@ -8,7 +8,7 @@ mark is no backup, whatever happened to the node. Those of earlier versions have
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from pannier.core.backup_plans import Retention
@@ -19,6 +19,8 @@ RUN = "run"
 """The tag of a backup that names its run."""
 END = "end"
 """The tag of a mark that names the run which has ended well."""
+BYTES = "bytes"
+"""The tag of a mark that says what the backup's files have in all. Complete backups get it from their marks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +41,24 @@ class Kept:
 def complete(found: Iterable[StoredBackup]) -> list[StoredBackup]:
     """The complete backups among backups and marks, oldest first."""
     everything = list(found)
-    ended = {each.tags[END] for each in everything if END in each.tags}
+    marks = {each.tags[END]: each for each in everything if END in each.tags}
     good = [
-        each
+        _marked(each, marks[each.tags[RUN]]) if RUN in each.tags else each
         for each in everything
-        if END not in each.tags and (RUN not in each.tags or each.tags[RUN] in ended)
+        if END not in each.tags and (RUN not in each.tags or each.tags[RUN] in marks)
     ]
     return sorted(good, key=lambda each: each.made_at)
+
+
+def _marked(backup: StoredBackup, mark: StoredBackup) -> StoredBackup:
+    said = {BYTES: mark.tags[BYTES]} if BYTES in mark.tags else {}
+    return replace(backup, tags={**backup.tags, **said})
+
+
+def bytes_of(backup: StoredBackup) -> int | None:
+    """What the files of a complete backup have in all; None where nobody has said."""
+    said = backup.tags.get(BYTES, "")
+    return int(said) if said.isdecimal() else None
 
 
 def settle(found: Sequence[StoredBackup], retention: Retention, *, now: float, most: float) -> Kept:

@@ -9,7 +9,7 @@ import select
 import signal
 import sys
 import termios
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -171,6 +171,7 @@ async def run(
     failing: Failing = Failing(),
     environment: Mapping[str, str] | None = None,
     directory: Path | None = None,
+    told: Callable[[str], bool] | None = None,
 ) -> Finished:
     """Run a command to its end.
 
@@ -180,6 +181,7 @@ async def run(
         check: raise where the exit status is not 0.
         environment: variables beside those that every command has. They are never shown.
         directory: where it runs; None for where this process does.
+        told: gets each line of stdout when it comes. Those for which it returns True are not kept.
 
     Raises:
         Failing.error: it failed or was too slow; Failing.missing: the program is not installed.
@@ -194,7 +196,10 @@ async def run(
     )
     try:
         async with asyncio.timeout(timeout_s):
-            stdout, stderr = await process.communicate()
+            if told is None:
+                stdout, stderr = await process.communicate()
+            else:
+                stdout, stderr = await _communicate_by_lines(process, told)
     except (TimeoutError, asyncio.CancelledError) as error:
         with suppress(ProcessLookupError):
             process.kill()
@@ -214,6 +219,26 @@ async def run(
     if check and status:
         raise finished.error()
     return finished
+
+
+async def _communicate_by_lines(
+    process: asyncio.subprocess.Process, told: Callable[[str], bool]
+) -> tuple[bytes, bytes]:
+    assert process.stdout is not None
+    assert process.stderr is not None
+    errors = asyncio.create_task(process.stderr.read())
+    kept, rest = bytearray(), b""
+    try:
+        while chunk := await process.stdout.read(_STDERR_KEPT_BYTES):
+            *lines, rest = (rest + chunk).split(b"\n")
+            for line in lines:
+                if not told(line.decode(errors="replace")):
+                    kept += line + b"\n"
+        stderr = await errors
+        await process.wait()
+    finally:
+        errors.cancel()
+    return bytes(kept + rest), stderr
 
 
 async def _spawn(

@@ -9,10 +9,10 @@ from functools import partial
 from pannier import __version__
 from pannier.agent.use import Use
 from pannier.backups.drills import Drills
-from pannier.backups.restoring import Restoring
-from pannier.backups.running import Backups
 from pannier.backups.targets import Targets
+from pannier.backups.work import BackupWork
 from pannier.cluster.cluster import Cluster
+from pannier.contract.backup_progress import BackupProgress
 from pannier.contract.bodies import BackupTargetOrder, JoinOrder, RenewalOrder
 from pannier.contract.operations import LOCAL, Operations
 from pannier.contract.views import (
@@ -99,8 +99,7 @@ class NodeService:
         rollback: Rollback,
         clones: Clones,
         targets: Targets,
-        backups: Backups,
-        restoring: Restoring,
+        backup_work: BackupWork,
         drills: Drills,
         trash: Trash,
         cleaning: Cleaning,
@@ -134,8 +133,7 @@ class NodeService:
         self._rollback = rollback
         self._clones = clones
         self._targets = targets
-        self._backups = backups
-        self._restoring = restoring
+        self._backup_work = backup_work
         self._drills = drills
         self._trash = trash
         self._cleaning = cleaning
@@ -341,9 +339,9 @@ class NodeService:
         """All backups at a target."""
         return await self._targets.backups(target)
 
-    async def verify_backups(self, target: str) -> BackupTargetView:
+    def verify_backups(self, target: str) -> AsyncGenerator[BackupProgress, None]:
         """Read all that is at a target."""
-        return await self._targets.verify(target)
+        return self._backup_work.verify(target)
 
     async def prune_backups(
         self, target: str, *, keep_last: int, keep_daily: int, keep_weekly: int, keep_monthly: int
@@ -354,20 +352,19 @@ class NodeService:
             Retention(last=keep_last, daily=keep_daily, weekly=keep_weekly, monthly=keep_monthly),
         )
 
-    async def restore_backup(
+    def restore_backup(
         self, target: str, *, volume: str, backup: str | None, new: str, options: Mapping[str, str]
-    ) -> VolumeView:
+    ) -> AsyncGenerator[BackupProgress, None]:
         """Make a new volume of a backup."""
-        made = await self._restoring.restore(
+        return self._backup_work.restore(
             target, volume, backup=backup, new=new, options=options, actor=self._actor
         )
-        return self._volume_views.listed(made)
 
     async def backup_drills(self) -> list[DrillView]:
         """The last restore drills."""
         return await self._drills.all()
 
-    async def drill_backup(
+    def drill_backup(
         self,
         target: str,
         *,
@@ -375,15 +372,17 @@ class NodeService:
         backup: str | None,
         check_command: str | None,
         image: str | None,
-    ) -> DrillView:
+    ) -> AsyncGenerator[BackupProgress, None]:
         """Bring a backup back, look at it, and remove it again."""
-        return await self._drills.run(
+        return self._backup_work.drill(
             target, volume, backup=backup, check=check_command, image=image, actor=self._actor
         )
 
-    async def back_up_volume(self, name: str, *, target: str | None) -> BackupView:
+    def back_up_volume(
+        self, name: str, *, target: str | None
+    ) -> AsyncGenerator[BackupProgress, None]:
         """Back a volume up."""
-        return await self._backups.run(name, target=target, actor=self._actor)
+        return self._backup_work.back_up(name, target=target, actor=self._actor)
 
     # -- volumes whose holder is lost, and their copies -------------------------------------------
 

@@ -7,8 +7,9 @@ from collections.abc import AsyncGenerator, Mapping
 
 from pannier.agent.drivers import Drivers
 from pannier.backups.keys import BackupKeys
-from pannier.backups.running import Backups
+from pannier.backups.work import BackupWork
 from pannier.cluster.cluster import Cluster, no_such_volume
+from pannier.contract.backup_progress import BackupProgress
 from pannier.contract.bodies import (
     BlockSum,
     PeerTogetherOrder,
@@ -19,7 +20,6 @@ from pannier.contract.peers import Peer
 from pannier.contract.together import TogetherView
 from pannier.contract.views import (
     BackupKeyView,
-    BackupView,
     BlocksView,
     CertificateView,
     CheckView,
@@ -86,7 +86,7 @@ class PeerService:
         promising: Promising,
         snapshots: Snapshots,
         together: Together,
-        backups: Backups,
+        backup_work: BackupWork,
         backup_keys: BackupKeys,
         rollback: Rollback,
         clones: Clones,
@@ -111,7 +111,7 @@ class PeerService:
         self._promising = promising
         self._snapshots = snapshots
         self._together = together
-        self._backups = backups
+        self._backup_work = backup_work
         self._backup_keys = backup_keys
         self._rollback = rollback
         self._clones = clones
@@ -283,11 +283,11 @@ class PeerService:
         """Another node lacks the key to the secrets of backup targets."""
         return self._backup_keys.here(id)
 
-    async def peer_back_up(
+    def peer_put_backup(
         self, name: str, *, snapshot: str, target: str, plan: str | None, actor: str
-    ) -> BackupView:
+    ) -> AsyncGenerator[BackupProgress, None]:
         """Another node was asked for a backup, and this one has the snapshot."""
-        return await self._backups.run_here(
+        return self._backup_work.put_there(
             name,
             snapshot=snapshot,
             target=target,

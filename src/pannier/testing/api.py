@@ -14,6 +14,7 @@ from typing import Self
 
 from msgspec import structs
 
+from pannier.contract.backup_progress import BackupProgress
 from pannier.contract.bodies import (
     BackupTargetOrder,
     BlockSum,
@@ -64,6 +65,7 @@ from pannier.contract.views import (
 )
 from pannier.contract.volumes import LiveVolumeView, RememberedVolumeView, VolumeView
 from pannier.contract.words import (
+    BackupPhase,
     CertificateKind,
     CertificateState,
     CheckState,
@@ -454,7 +456,9 @@ class FakeCluster:
         self._target(target)
         return [each for each in self.backups_made if each.target == target]
 
-    async def back_up_volume(self, name: str, *, target: str | None) -> BackupView:
+    async def back_up_volume(
+        self, name: str, *, target: str | None
+    ) -> AsyncGenerator[BackupProgress, None]:
         self._change("back_up_volume", name)
         volume = self._volume(name)
         if self.strict and target is None and len(self.targets) != 1:
@@ -473,17 +477,19 @@ class FakeCluster:
             unchanged_files=3,
         )
         self.backups_made.append(made)
-        return made
+        yield BackupProgress(phase=BackupPhase.READING, node="node2", done_bytes=1024, percent=50)
+        yield BackupProgress(phase=BackupPhase.DONE, node="node2", backup=made)
 
     async def restore_backup(
         self, target: str, *, volume: str, backup: str | None, new: str, options: Mapping[str, str]
-    ) -> VolumeView:
+    ) -> AsyncGenerator[BackupProgress, None]:
         self._change("restore_backup", new)
         if not [each for each in await self.backups(target) if each.volume == volume]:
             raise NotFound(f"there is no backup of a volume {volume}")
         if new in self.volumes_by_name:
             raise AlreadyExists(f"there is a volume {new} already")
-        return await self.create_volume(new, options)
+        made = await self.create_volume(new, options)
+        yield BackupProgress(phase=BackupPhase.DONE, node=self.here, restored=made)
 
     async def backup_drills(self) -> list[DrillView]:
         self._begin("backup_drills")
@@ -497,7 +503,7 @@ class FakeCluster:
         backup: str | None,
         check_command: str | None,
         image: str | None,
-    ) -> DrillView:
+    ) -> AsyncGenerator[BackupProgress, None]:
         self._change("drill_backup", volume)
         found = [each for each in await self.backups(target) if each.volume == volume]
         if not found:
@@ -508,11 +514,12 @@ class FakeCluster:
             target=target, volume=volume, backup=found[-1].id, at=_THEN, last_good=_THEN
         )
         self.drills[volume] = made
-        return replace(made, seconds=1.5)
+        done = replace(made, seconds=1.5)
+        yield BackupProgress(phase=BackupPhase.DONE, node=self.here, drill=done)
 
-    async def verify_backups(self, target: str) -> BackupTargetView:
+    async def verify_backups(self, target: str) -> AsyncGenerator[BackupProgress, None]:
         self._change("verify_backups", target)
-        return self._target(target)
+        yield BackupProgress(phase=BackupPhase.DONE, node=self.here, verified=self._target(target))
 
     async def prune_backups(
         self, target: str, *, keep_last: int, keep_daily: int, keep_weekly: int, keep_monthly: int
@@ -527,10 +534,11 @@ class FakeCluster:
         self._change("peer_backup_key", "")
         raise NotFound(f"node {self.here} does not have the key {id[:8]}")
 
-    async def peer_back_up(
+    async def peer_put_backup(
         self, name: str, *, snapshot: str, target: str, plan: str | None, actor: str
-    ) -> BackupView:
-        return await self.by(actor).back_up_volume(name, target=target)
+    ) -> AsyncGenerator[BackupProgress, None]:
+        async for step in self.by(actor).back_up_volume(name, target=target):
+            yield step
 
     async def recover_volume(self, name: str, *, accept_loss: bool) -> VolumeView:
         self._change("recover_volume", name)
