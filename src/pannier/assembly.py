@@ -25,8 +25,10 @@ from pannier.agent.promises import Promises
 from pannier.agent.renewal import Keeper
 from pannier.agent.room import RoomGuard
 from pannier.agent.use import Use, UsersOf
+from pannier.backups.drill_schedule import DrillSchedule
 from pannier.backups.drills import Drills
 from pannier.backups.findings import BackupFindings
+from pannier.backups.history import BackupHistory
 from pannier.backups.keys import BackupKeys
 from pannier.backups.restic import Restic
 from pannier.backups.restoring import Restoring
@@ -795,6 +797,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         restic=Restic(node=node, workroom=outside.workroom, pace=pace.backups),
         clock=clock,
     )
+    backup_history = BackupHistory(cluster=cluster, clock=clock)
     backups = Backups(
         cluster=cluster,
         snapshots=snapshots,
@@ -802,6 +805,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         targets=targets,
         workroom=outside.workroom,
         peers=peers,
+        history=backup_history,
         clock=clock,
         pace=pace.backups,
     )
@@ -825,6 +829,14 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         cluster=cluster,
         records=backup_records,
         restoring=restoring,
+        history=backup_history,
+        clock=clock,
+        pace=pace.backups,
+    )
+    drill_schedule = DrillSchedule(
+        cluster=cluster,
+        records=backup_records,
+        drills=drills,
         clock=clock,
         pace=pace.backups,
     )
@@ -964,6 +976,11 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         await catalog.synced.wait()
         await backup_schedule.run()
 
+    async def make_due_drills() -> None:
+        await drivers.tried.wait()
+        await catalog.synced.wait()
+        await drill_schedule.run()
+
     return LocalNode(
         cluster=cluster,
         drivers=drivers,
@@ -1054,5 +1071,6 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
             Work("service-stops", service_stops.run),
             Work("backup-keys", backup_keys.run),
             Work("backup-schedule", make_due_backups),
+            Work("drill-schedule", make_due_drills),
         ),
     )

@@ -43,7 +43,8 @@ class EndingCluster(FakeCluster):
         await self.add_backup_target(
             BackupTargetOrder(name="offsite", url="/srv/backups", password="s3cret")
         )
-        await self.back_up_volume("data", target="offsite")
+        async for _ in self.back_up_volume("data", target="offsite"):
+            pass
         self.past.clear()
         self.calls.clear()
         if self.more_events.empty():

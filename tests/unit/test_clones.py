@@ -491,7 +491,7 @@ def volume(**options: str) -> Volume:
     )
 
 
-OF_THE_OTHER_ALONE = ("labels", "protected", "snapshots", "backup")
+OF_THE_OTHER_ALONE = ("labels", "protected", "snapshots", "backup", "drill")
 FULL = {
     "size": "1000000007",
     "copies": "3",
@@ -504,6 +504,7 @@ FULL = {
     "protected": "true",
     "snapshots": "hourly:2",
     "backup": "offsite:daily:30",
+    "drill": "offsite:weekly",
     "nodes": "a,b",
 }
 

@@ -89,6 +89,7 @@ VOLUME = Volume(
         protected=True,
         snapshots=Schedule(hourly=24, monthly=12),
         backup="offsite:daily:30",
+        drill="offsite:weekly",
     ),
     grant=Grant("n1", 3),
     replicas=("n2", "n3"),
@@ -190,6 +191,7 @@ RECORDS: dict[str, Record] = {
         failure="it is full",
         backup="1f0c5a2e",
         made_at=1767139200.0,
+        node="n2",
         not_removed="it is locked",
     ),
     "backup-drill": BackupDrill(
@@ -199,6 +201,7 @@ RECORDS: dict[str, Record] = {
         at=1767225600.0,
         failure="the check failed",
         good_at=1767139200.0,
+        slot="weekly-2026-W01",
     ),
     "backup-target": BackupTarget(
         name="offsite",
@@ -276,10 +279,20 @@ def test_a_volume_of_an_earlier_version_is_not_backed_up_by_itself() -> None:
     assert not read(earlier, Volume).spec.backup
 
 
-def test_an_earlier_version_says_nothing_of_backups_that_were_not_removed() -> None:
-    earlier = golden("backup-state").replace(b',"not_removed":"it is locked"', b"")
+def test_a_volume_of_an_earlier_version_has_no_drills_by_itself() -> None:
+    earlier = golden("volume").replace(b',"drill":"offsite:weekly"', b"")
+    assert earlier != golden("volume")
+    assert not read(earlier, Volume).spec.drill
+
+
+def test_an_earlier_version_says_less_of_backups_and_drills() -> None:
+    earlier = golden("backup-state").replace(b',"node":"n2","not_removed":"it is locked"', b"")
     assert earlier != golden("backup-state")
-    assert read(earlier, BackupState).not_removed == ""
+    state = read(earlier, BackupState)
+    assert (state.node, state.not_removed) == ("", "")
+    earlier = golden("backup-drill").replace(b',"slot":"weekly-2026-W01"', b"")
+    assert earlier != golden("backup-drill")
+    assert read(earlier, BackupDrill).slot == ""
 
 
 def test_a_node_of_an_earlier_version_is_recognised_by_its_certificate() -> None:

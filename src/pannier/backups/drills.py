@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import structlog
 
+from pannier.backups.history import DRILL_FAILED, DRILLED, BackupHistory
 from pannier.backups.progress import Report, unreported
 from pannier.backups.restoring import Restoring
 from pannier.cluster.backup_records import BackupRecords
@@ -33,6 +34,10 @@ log = structlog.get_logger(__name__)
 
 AT = "/data"
 """Where the container has the volume."""
+_PREFIX = "drill-"
+_LABEL, _HERE = "pannier.drill", "scratch"
+"""What scratch volumes are called, and their label: of one that is cut off nothing else tells what it is."""
+_DOCKER = Failing(error=BackupFailed, missing=BackupFailed, install="install Docker's client")
 
 
 class Drills:
@@ -44,14 +49,18 @@ class Drills:
         cluster: Cluster,
         records: BackupRecords,
         restoring: Restoring,
+        history: BackupHistory,
         clock: Clock,
         pace: BackupPace,
     ) -> None:
         self._cluster = cluster
         self._records = records
         self._restoring = restoring
+        self._history = history
         self._clock = clock
         self._pace = pace
+        self._under_way: set[str] = set()
+        """Names of the scratch volumes of this run of the daemon."""
 
     async def all(self) -> list[DrillView]:
         """The last drill of each volume at each target."""
@@ -97,8 +106,11 @@ class Drills:
         except PannierError as error:
             with suppress(PannierError):  # the first error is the one to tell
                 await self._note(before, target, volume, backup or "", failure=error.message)
+            detail = f"from {target}, by {actor}: {error.message}"
+            await self._history.note(volume, DRILL_FAILED, detail)
             raise
         done = await self._note(before, target, volume, chosen, failure="")
+        await self._history.note(volume, DRILLED, f"{chosen} from {target}, by {actor}")
         log.info("backup.drill", volume=volume, target=target, backup=chosen, by=actor)
         return replace(_view(done), seconds=round(self._clock.now() - began, 1))
 
@@ -114,17 +126,41 @@ class Drills:
         report: Report,
     ) -> str:
         """The id of the backup that came back whole."""
-        name = f"drill-{random.token_hex(6)}"
-        made, chosen = await self._restoring.scratch(
-            target, volume, backup=backup, new=name, actor=actor, report=report
-        )
+        name = f"{_PREFIX}{random.token_hex(6)}"
+        self._under_way.add(name)
         try:
-            if check is not None and image is not None:
-                report(BackupProgress(phase=BackupPhase.CHECKING, node=self._cluster.node))
-                await self._check(made, check, image)
+            made, chosen = await self._restoring.scratch(
+                target,
+                volume,
+                backup=backup,
+                new=name,
+                label=f"{_LABEL}={_HERE}",
+                actor=actor,
+                report=report,
+            )
+            try:
+                if check is not None and image is not None:
+                    report(BackupProgress(phase=BackupPhase.CHECKING, node=self._cluster.node))
+                    await self._check(made, check, image)
+            finally:
+                await self._restoring.discard(made, actor=actor)
         finally:
-            await self._restoring.discard(made, actor=actor)
+            self._under_way.discard(name)
         return chosen.id
+
+    async def tidy(self) -> None:
+        """Remove what drills have left on this node that were cut off, with their containers. What resists is tried again later."""
+        for volume in self._cluster.catalog.volumes():
+            ours = volume.grant.node == self._cluster.node and volume.name.startswith(_PREFIX)
+            if not ours or volume.spec.labels.get(_LABEL) != _HERE:
+                continue
+            if volume.name in self._under_way:
+                continue
+            try:
+                await self._remove_container(volume.name)
+                await self._restoring.discard(volume, actor="a drill that was cut off")
+            except PannierError as error:
+                log.warning("drill.rest-stays", volume=volume.name, error=str(error))
 
     async def _check(self, volume: Volume, check: str, image: str) -> None:
         """Run the command.
@@ -132,9 +168,6 @@ class Drills:
         Raises:
             BackupFailed: it failed, did not end, or could not be started.
         """
-        failing = Failing(
-            error=BackupFailed, missing=BackupFailed, install="install Docker's client"
-        )
         mount = ("--volume-driver", "pannier", "-v", f"{volume.name}:{AT}")
         shut = ("--network", "none", "--security-opt", "no-new-privileges")
         name = volume.name  # a container's name is no volume's
@@ -143,20 +176,23 @@ class Drills:
                 ["docker", "run", "--name", name, *shut, *mount, image, "sh", "-c", check],
                 timeout_s=self._pace.check,
                 check=False,
-                failing=failing,
+                failing=_DOCKER,
             )
         finally:
-            await process.run(
-                ["docker", "rm", "-f", name],
-                timeout_s=self._pace.answer,
-                check=False,
-                failing=failing,
-            )
+            await self._remove_container(name)
         if done.status:
             raise BackupFailed(
                 f"the check of what came back failed: it ended with {done.status}: {done.last_words}",
                 remedy=f"restore the backup and look: the volume is at {AT} in the check's container",
             )
+
+    async def _remove_container(self, name: str) -> None:
+        await process.run(
+            ["docker", "rm", "-f", name],
+            timeout_s=self._pace.answer,
+            check=False,
+            failing=_DOCKER,
+        )
 
     async def _note(
         self,
@@ -177,6 +213,7 @@ class Drills:
             at=at,
             failure=failure,
             good_at=good if failure else at,
+            slot=before.record.slot if before is not None else "",
         )
         try:
             await self._records.put_drill(drill, expect=before.revision if before else ABSENT)

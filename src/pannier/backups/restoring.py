@@ -15,9 +15,9 @@ from typing import Any
 import structlog
 
 from pannier.agent.room import RoomGuard
+from pannier.backups.about import ABOUT, DATA, read_about
 from pannier.backups.progress import Report, share_of, unreported
 from pannier.backups.repository import Repository
-from pannier.backups.running import ABOUT, DATA, read_about
 from pannier.backups.targets import Targets
 from pannier.backups.workroom import Workroom
 from pannier.contract.backup_progress import BackupProgress
@@ -33,8 +33,8 @@ from pannier.host.threads import in_own_thread
 
 log = structlog.get_logger(__name__)
 
-_NOT_BROUGHT_BACK = ("nodes", "driver", "layout", "protected", "backup")
-"""Options that say where the volume was, that nobody removes it, or that it is backed up by itself: many are brought back to look at
+_NOT_BROUGHT_BACK = ("nodes", "driver", "layout", "protected", "backup", "drill")
+"""Options that say where the volume was, that nobody removes it, or that something is done with it by itself: many are brought back to look at
 them. Backups are always of images."""
 _LOOK_SECONDS = 1.0
 """Between two looks at a pool's room while it is restored into."""
@@ -138,15 +138,19 @@ class Restoring:
         *,
         backup: str | None,
         new: str,
+        label: str,
         actor: str,
         report: Report,
     ) -> tuple[Volume, StoredBackup]:
         """Make a volume of a backup that is soon removed again (:meth:`discard`): on this node only, and nothing but its size and
         its root's owner is as it was. Raises as :meth:`restore`.
+
+        Args:
+            label: it gets this one, KEY=VALUE, by which it is found if power fails before it is removed.
         """
 
         def only_here(had: Mapping[str, str]) -> dict[str, str]:
-            return {k: v for k, v in had.items() if k in _OF_SCRATCH}
+            return {**{k: v for k, v in had.items() if k in _OF_SCRATCH}, "labels": label}
 
         return await self._bring_back(
             target, volume, backup, new, only_here, actor=actor, report=report

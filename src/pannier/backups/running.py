@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import time
 from contextlib import aclosing
-from functools import partial
 
-import msgspec
 import structlog
 
+from pannier.backups.about import ABOUT, DATA, about
+from pannier.backups.history import BACKED_UP, FAILED, NOT_REMOVED, BackupHistory
 from pannier.backups.progress import Report, Status, unreported
 from pannier.backups.repository import Repository
 from pannier.backups.targets import Targets
@@ -25,7 +25,6 @@ from pannier.contract.views import BackupView, SnapshotView
 from pannier.contract.words import BackupPhase
 from pannier.core.backup_plans import BackupPlan
 from pannier.core.errors import (
-    BackupFailed,
     Conflict,
     DeadlineExceeded,
     NotFound,
@@ -34,23 +33,15 @@ from pannier.core.errors import (
     PeerUnavailable,
     TargetUnavailable,
 )
-from pannier.core.options import describe_spec
 from pannier.core.pace import BackupPace
 from pannier.core.snapshots import Snapshot
-from pannier.core.volume import HistoryEntry, Volume, VolumeSpec
+from pannier.core.volume import Volume
 from pannier.holding.looking import Looking
 from pannier.holding.snapshots import Snapshots, check_layout
 from pannier.host.clock import Clock, rfc3339
 
 log = structlog.get_logger(__name__)
 
-DATA = "data"
-ABOUT = "volume.json"
-"""What a backup has: the volume's files in a directory, and beside it what kind of volume it was."""
-BACKED_UP = "backed up"
-FAILED = "backup failed"
-NOT_REMOVED = "backups not removed"
-"""What a volume's history calls them."""
 _ANOTHER_MAY = (PeerUnavailable, TargetUnavailable, DeadlineExceeded, OutcomeUnknown)
 """Of a node that was asked to read a backup: another one may be able to. If both make one, that is no harm."""
 
@@ -67,6 +58,7 @@ class Backups:
         targets: Targets,
         workroom: Workroom,
         peers: Peers,
+        history: BackupHistory,
         clock: Clock,
         pace: BackupPace,
     ) -> None:
@@ -76,6 +68,7 @@ class Backups:
         self._targets = targets
         self._workroom = workroom
         self._peers = peers
+        self._history = history
         self._clock = clock
         self._pace = pace
         self._running: set[str] = set()
@@ -122,34 +115,15 @@ class Backups:
             finally:
                 await self._remove(name, snapshot, actor=actor)
         except PannierError as error:
-            await self._note(volume, FAILED, f"to {chosen}, by {actor}: {error.message}")
+            detail = f"to {chosen}, by {actor}: {error.message}"
+            await self._history.note(name, FAILED, detail, id=volume.id)
             raise
         detail = f"to {chosen} as {backup.id}, read on node {backup.node}, by {actor}"
-        await self._note(volume, BACKED_UP, detail)
+        await self._history.note(name, BACKED_UP, detail, id=volume.id)
         if backup.not_removed:
-            await self._note(volume, NOT_REMOVED, f"at {chosen}: {backup.not_removed}")
+            detail = f"at {chosen}: {backup.not_removed}"
+            await self._history.note(name, NOT_REMOVED, detail, id=volume.id)
         return backup
-
-    async def _note(self, volume: Volume, what: str, detail: str) -> None:
-        """Add a line to the volume's history, if it is still there and the store answers."""
-
-        def add(found: Volume) -> Volume | None:
-            entry = HistoryEntry(
-                at=self._clock.unix(),
-                what=what,
-                node=self._cluster.node,
-                epoch=found.grant.epoch,
-                detail=detail,
-            )
-            return found.with_backup_entry(entry) if found.id == volume.id else None
-
-        try:
-            read = partial(self._cluster.fresh, volume.name)
-            now = await self._cluster.registry.change(read, add)
-        except PannierError as error:
-            log.info("backup.not-noted", volume=volume.name, what=what, error=str(error))
-            return
-        self._cluster.catalog.remember(now.record, revision=now.revision)
 
     async def _somewhere(
         self,
@@ -280,7 +254,7 @@ class Backups:
             self._targets.opened(target) as repository,
             self._workroom.place(volume.id) as place,
         ):
-            (place / ABOUT).write_bytes(self._about(volume, wanted))
+            (place / ABOUT).write_bytes(about(volume, wanted))
             (place / DATA).mkdir()
             await self._looking.show(volume.name, tree=generation, at=str(place / DATA))
             written = await repository.back_up(
@@ -345,44 +319,3 @@ class Backups:
             log.warning("backups.not-pruned", volume=volume.name, plan=str(plan), error=str(error))
             return error.message
         return ""
-
-    def _about(self, volume: Volume, wanted: Snapshot) -> bytes:
-        about = AboutVolume(
-            name=volume.name,
-            id=volume.id,
-            generation=str(wanted.generation),
-            taken_at=rfc3339(wanted.made_at),
-            options=_options(volume.spec),
-        )
-        return msgspec.json.format(msgspec.json.encode(about)) + b"\n"
-
-
-def _options(spec: VolumeSpec) -> dict[str, str]:
-    """The options that a restored volume gets: its size to the byte, or what has been in it might not fit."""
-    shown = describe_spec(spec)
-    return shown if spec.size is None else {**shown, "size": str(spec.size)}
-
-
-class AboutVolume(msgspec.Struct, frozen=True, kw_only=True):
-    """The file :data:`ABOUT` of a backup. Later versions may add fields."""
-
-    name: str
-    id: str
-    generation: str
-    taken_at: str
-    options: dict[str, str]
-
-
-def read_about(text: str) -> AboutVolume:
-    """What :data:`ABOUT` of a backup says.
-
-    Raises:
-        BackupFailed: it cannot be read.
-    """
-    try:
-        return msgspec.json.decode(text, type=AboutVolume)
-    except (msgspec.MsgspecError, UnicodeError) as error:
-        raise BackupFailed(
-            f"the file {ABOUT} of the backup cannot be read: {error}",
-            remedy="restore its files with restic: restic restore",
-        ) from error

@@ -106,6 +106,7 @@ class BackupSchedule:
             failure="",
             backup=made.id,
             made_at=self._clock.unix(),
+            node=made.node or "",
             not_removed=made.not_removed,
         )
 

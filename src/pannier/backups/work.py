@@ -10,7 +10,7 @@ from pannier.backups.restoring import Restoring
 from pannier.backups.running import Backups
 from pannier.backups.targets import Targets
 from pannier.contract.backup_progress import BackupProgress
-from pannier.contract.views import VolumeView
+from pannier.contract.volumes import VolumeView
 from pannier.contract.words import BackupPhase
 from pannier.core.backup_plans import BackupPlan
 from pannier.core.volume import Volume

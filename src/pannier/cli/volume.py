@@ -246,7 +246,7 @@ def clone_volume(session: Session, what: str, new: str, options: dict[str, str])
     """Make a volume NEW that begins as what NAME was in a snapshot, or is now.
 
     NAME may be in use. Both share what neither of them changes, so a clone takes a moment and no room, whatever the size.
-    It is made on the node that holds NAME, and has its options, but for labels, protected, snapshots and backup.
+    It is made on the node that holds NAME, and has its options, but for labels, protected, snapshots, backup and drill.
 
     Here -o gives a volume option; use --format json for JSON.
     """

@@ -98,7 +98,7 @@ class BackupRecords:
         found = await self._store.get(f"{_DRILLS}{target}/{volume}")
         return Versioned(decode(found, BackupDrill), found.revision) if found else None
 
-    async def put_drill(self, drill: BackupDrill, *, expect: int) -> None:
-        """Remember a drill; Stale where somebody else has just remembered one."""
+    async def put_drill(self, drill: BackupDrill, *, expect: int) -> int:
+        """Remember a drill; Stale where somebody else has just remembered one. Returns its new revision."""
         key = f"{_DRILLS}{drill.target}/{drill.volume}"
-        await self._store.commit(Change(key, encode(drill), expect))
+        return await self._store.commit(Change(key, encode(drill), expect))

@@ -112,6 +112,7 @@ class BackupState(Record):
         tried_at: Unix time of that.
         failure: why it is not there; empty where it is.
         backup, made_at: the id of the last one that is there, and its Unix time; empty and None before the first.
+        node: which node has read that one; empty where an earlier version has noted it.
         not_removed: why older ones that need not stay were not removed after that; empty where they were.
     """
 
@@ -121,6 +122,7 @@ class BackupState(Record):
     failure: str = ""
     backup: str = ""
     made_at: float | None = None
+    node: str = ""
     not_removed: str = ""
 
 

@@ -114,6 +114,7 @@ class BackupDrill(Record):
         backup: which one was brought back.
         at: Unix time of the last drill; good_at: of the last one that went well, None before the first.
         failure: why the last one failed; empty where it did not.
+        slot: for which day, week or month the last one by the volume's option was begun; empty before the first.
     """
 
     target: str
@@ -122,6 +123,7 @@ class BackupDrill(Record):
     at: float
     failure: str = ""
     good_at: float | None = None
+    slot: str = ""
 
 
 _HOST_PREFIX = "pannier-"

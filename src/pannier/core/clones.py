@@ -15,7 +15,7 @@ from pannier.core.placement import Candidate, place_holder, place_replicas
 from pannier.core.size import format_size
 from pannier.core.volume import Durability, Volume, VolumeSpec
 
-_OF_THE_OTHER_ALONE = ("labels", "protected", "snapshots", "backup")
+_OF_THE_OTHER_ALONE = ("labels", "protected", "snapshots", "backup", "drill")
 """What is not taken over: it was said of the other volume as such, and not of what is in it."""
 _OF_COPIES = ("durability", "interval", "min_copies", "unheld_writes")
 """What says something of a second copy only."""

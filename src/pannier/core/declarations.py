@@ -316,7 +316,7 @@ def _labels(now: VolumeSpec, wanted: VolumeSpec, means: Means) -> _Obstacle | No
 
 
 def _backup(now: VolumeSpec, wanted: VolumeSpec, means: Means) -> _Obstacle | None:
-    if wanted.backup and now.driver != "image":
+    if (wanted.backup or wanted.drill) and now.driver != "image":
         return _Obstacle("backups are made of volumes with layout=image only")
     return None
 
@@ -346,5 +346,6 @@ _RULES: dict[str, Callable[[VolumeSpec, VolumeSpec, Means], _Obstacle | None]] =
     "protected": _protected,
     "snapshots": _snapshots,
     "backup": _backup,
+    "drill": _backup,
 }
 """By option, why a change is not taken over; all others stay."""

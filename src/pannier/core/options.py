@@ -10,6 +10,7 @@ from typing import Any
 
 from pannier.core.backup_plans import parse_plan
 from pannier.core.clone_source import CloneSource
+from pannier.core.drill_plans import parse_drill_plan
 from pannier.core.errors import AlreadyExists, InvalidInput
 from pannier.core.node import check_node_name
 from pannier.core.schedules import parse_schedule
@@ -106,6 +107,10 @@ def _backup(text: str) -> str:
     return "" if text == "none" else str(parse_plan(text))
 
 
+def _drill(text: str) -> str:
+    return "" if text == "none" else str(parse_drill_plan(text))
+
+
 _ID_MAX = 2**32 - 2
 OPTIONS = (
     Option(
@@ -194,13 +199,20 @@ OPTIONS = (
         "backs it up by itself: TARGET:EVERY:KEEP, such as offsite:daily:30 (EVERY: hourly, daily or weekly)",
         "by itself",
     ),
+    Option(
+        "drill",
+        _drill,
+        "none",
+        "tries by itself whether its newest backup comes back: TARGET:EVERY, such as offsite:weekly (EVERY: daily, weekly or monthly)",
+        "by itself",
+    ),
 )
 FROM = Option(
     "from",
     CloneSource.parse,
     "it begins empty",
     "another volume that it begins as a clone of: `NAME@SNAPSHOT`, or `NAME` for what that is now. What is not said "
-    "otherwise is as with that one, but for labels, protected, snapshots and backup",
+    "otherwise is as with that one, but for labels, protected, snapshots, backup and drill",
 )
 """It says how a volume is made, and is no part of its spec."""
 _BY_NAME = {option.name: option for option in (*OPTIONS, FROM)}
@@ -305,6 +317,10 @@ def _check_together(spec: VolumeSpec, *, given: frozenset[str]) -> None:
     if spec.backup and spec.driver != "image":
         raise InvalidInput(
             "backups are made of volumes with layout=image only", remedy="leave backup out"
+        )
+    if spec.drill and spec.driver != "image":
+        raise InvalidInput(
+            "backups are made of volumes with layout=image only", remedy="leave drill out"
         )
     if spec.copies > 1 and spec.driver == "directory":
         raise InvalidInput(

@@ -430,6 +430,8 @@ class BackupPace:
     """Between two looks for volumes whose backup is due: each reads a key of the store for each volume that has a plan."""
     retry: float = 3600.0
     """Between two tries of one that failed. Each may read and send much; a target that is away is mostly so for longer."""
+    drill_retry: float = 24 * 3600.0
+    """The same for a restore drill by schedule. Each reads all of a backup."""
     check: float = 3600.0
     """How long the check of a restore drill may take: a database may read its log first."""
     answer: float = 60.0

@@ -82,6 +82,7 @@ class VolumeSpec(Part):
         protected: nobody and nothing removes it, before a person takes that back.
         snapshots: which snapshots are made and kept of it by themselves; None: none, but for those of policies.
         backup: when it is backed up by itself (:func:`pannier.core.backup_plans.parse_plan`); empty: never.
+        drill: when a backup of it is tried by itself (:func:`pannier.core.drill_plans.parse_drill_plan`); empty: never.
     """
 
     size: int | None = None
@@ -99,6 +100,7 @@ class VolumeSpec(Part):
     protected: bool = False
     snapshots: Schedule | None = None
     backup: str = ""
+    drill: str = ""
 
     @property
     def layout(self) -> str:
