@@ -34,6 +34,7 @@ from pannier.backups.restic import Restic
 from pannier.backups.restoring import Restoring
 from pannier.backups.running import Backups
 from pannier.backups.schedule import BackupSchedule
+from pannier.backups.services import ServiceBackups
 from pannier.backups.targets import Targets
 from pannier.backups.work import BackupWork
 from pannier.backups.workroom import Workroom
@@ -128,6 +129,7 @@ from pannier.swarm.asked_options import AskedOptions
 from pannier.swarm.evacuation import Evacuation
 from pannier.swarm.hooks import Hooks
 from pannier.swarm.labels import Labels
+from pannier.swarm.service_clones import ServiceClones
 from pannier.swarm.service_snapshots import ServiceSnapshots
 from pannier.swarm.service_stops import ServiceStops
 from pannier.swarm.service_switch import ServiceSwitches
@@ -840,9 +842,25 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         clock=clock,
         pace=pace.backups,
     )
+    service_clones = ServiceClones(
+        cluster=cluster,
+        services=services,
+        snapshots=service_snapshots,
+        clone=lambda source, name, options, actor: clones.clone(source, name, options, actor=actor),
+        discard=lambda volume, actor: restoring.discard(volume, actor=actor),
+        clock=clock,
+    )
     backup_work = BackupWork(
         node=node,
         backups=backups,
+        services=ServiceBackups(
+            cluster=cluster,
+            snapshots=service_snapshots,
+            backups=backups,
+            targets=targets,
+            clock=clock,
+            pace=pace.backups,
+        ),
         restoring=restoring,
         drills=drills,
         targets=targets,
@@ -879,6 +897,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         looking=looking,
         services=services,
         service_snapshots=service_snapshots,
+        service_clones=service_clones,
         service_stops=service_stops,
         doubt=pace.agent.doubt,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 from cluster_world import IMAGE, World
 from demo import story
+from test_quiet_snapshots import KINDS, WRITE
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 
@@ -148,6 +150,53 @@ def test_a_changed_byte_is_found_and_what_cannot_be_brought_back_leaves_nothing(
     kinds = [each["kind"] for each in backed.json("node1", "volume", "history", name)]
     assert kinds[-1] == "volume.backup failed"
     assert "volume.backed up" in kinds
+
+
+def test_a_service_is_backed_up_and_cloned_as_of_one_moment(backed: World) -> None:
+    """Its task writes the same numbers to two volumes, one after the other."""
+    service = backed.name("pair")
+    volumes = [f"{service}-{kind}" for kind in KINDS]
+    backed.volumes += [
+        *volumes,
+        *(f"{each}-{word}" for each in volumes for word in ("test", "back")),
+    ]
+    mounts = [
+        f"--mount=type=volume,source={service}-{kind},target=/{kind},volume-driver=pannier"
+        for kind in KINDS
+    ]
+    at = f"{AT}/{service}"
+    backed.run("node1", "mkdir", "-p", at)
+    add(backed, "node1", "local", at)
+    backed.run(
+        "node1", "docker", "service", "create", "--detach", "--no-resolve-image", "--name", service,
+        "--endpoint-mode", "dnsrr", "--constraint", "node.hostname==node1", "--stop-grace-period", "0s",
+        *mounts, IMAGE, "sh", "-c", WRITE,
+    )  # fmt: skip
+    try:
+        last = f"/var/lib/pannier/mounts/{volumes[1]}/numbers"
+        story.wait_until(
+            "it writes", lambda: backed.attempt("node1", "test", "-s", last).status == 0
+        )
+        made = backed.printed("node1", "service", "backup", service)
+        clone = ("service", "clone", service, "--name-as", "{}-test", "--format", "json")
+        clones = json.loads(backed.run("node1", "pannier", *clone))
+    finally:
+        backed.run("node1", "docker", "service", "rm", service)
+    assert [each["volume"] for each in made] == volumes
+    assert len({each["snapshot"] for each in made}) == 1
+    assert [each["name"] for each in clones] == [f"{each}-test" for each in volumes]
+    for each in volumes:
+        backed.run("node1", "pannier", "backup", "restore", each, f"{each}-back")
+    for word in ("test", "back"):
+        one, two = (
+            int(
+                backed.container("node1", f"{each}-{word}", "tail", "-n1", "/data/numbers").split()[
+                    1
+                ]
+            )
+            for each in volumes
+        )
+        assert 0 <= one - two <= 1, f"those of {word} are of one moment"
 
 
 def test_a_daemon_that_dies_while_it_reads_leaves_nothing(backed: World) -> None:

@@ -240,6 +240,28 @@ def test_snapshots_of_a_service(data: Shell) -> None:
     assert data.run("service", "snapshot", "nosuch").exit_code == 3
 
 
+def test_all_volumes_of_a_service_are_cloned_and_backed_up(data: Shell, tmp_path: Path) -> None:
+    data.ok("volume", "create", "more")
+    made = data.run("service", "clone", "web", "--name-as", "test-{}", "-o", "size=20G")
+    assert made.stdout.splitlines()[1:] == ["test-data  node1", "test-more  node1"]
+    assert "service web itself is not cloned" in made.stderr
+    assert "source=test-data" in made.stderr
+    assert data.cluster.volumes_by_name["test-more"].options == {"size": "20G"}
+    assert data.run("service", "clone", "web", "--name-as", "test").exit_code == 2
+    assert data.run("service", "clone", "web").exit_code == 2
+    assert data.run("service", "clone", "nosuch", "--name-as", "{}-2").exit_code == 3
+    secret = tmp_path / "password"
+    secret.write_text("s3cret\n")
+    data.ok("backup", "target", "add", "offsite", "/srv", "--password-file", str(secret))
+    found = data.run("service", "backup", "web")
+    assert [line.split()[:3] for line in found.stdout.splitlines()[1:]] == [
+        [each, "1f0c5a2e", "offsite"] for each in ("data", "more", "test-data", "test-more")
+    ]
+    assert "web, more: reading on node2, 50 %, 1K" in found.stderr
+    assert len(data.json("service", "backup", "web", "-o", "json")) == 4
+    assert data.run("service", "backup", "nosuch").exit_code == 3
+
+
 def test_backups(data: Shell, tmp_path: Path) -> None:
     secret, keys = tmp_path / "password", tmp_path / "s3.env"
     secret.write_text("s3cret\n")

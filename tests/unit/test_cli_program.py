@@ -78,6 +78,7 @@ def test_o_is_the_form_of_the_output_except_where_a_volume_gets_options(path: st
     of_volumes = (
         "backup restore",
         "backup restore-all",
+        "service clone",
         "volume clone",
         "volume create",
         "volume import",

@@ -46,6 +46,11 @@ _ANOTHER_MAY = (PeerUnavailable, TargetUnavailable, DeadlineExceeded, OutcomeUnk
 """Of a node that was asked to read a backup: another one may be able to. If both make one, that is no harm."""
 
 
+def snapshot_name(target: str, at: float) -> str:
+    """Of a snapshot that is backed up to a target, with a Unix time in it."""
+    return f"backup-{target}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime(at))}"
+
+
 class Backups:
     """Makes backups."""
 
@@ -98,32 +103,52 @@ class Backups:
         chosen = (await self._targets.chosen(target)).name
         volume = (await self._cluster.fresh(name)).record
         check_layout(volume)
-        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(self._clock.unix()))
-        snapshot = f"backup-{chosen}-{stamp}"
         try:
             made = await self._snapshots.create(
                 name,
-                snapshot,
+                snapshot_name(chosen, self._clock.unix()),
                 keep_seconds=self._pace.snapshot,
                 labels={"backup": chosen},
                 actor=actor,
             )
+        except PannierError as error:
+            await self._failed(volume, chosen, error, actor=actor)
+            raise
+        return await self.put(volume, made, chosen, plan, actor=actor, report=report)
+
+    async def put(
+        self,
+        volume: Volume,
+        made: SnapshotView,
+        target: str,
+        plan: BackupPlan | None,
+        *,
+        actor: str,
+        report: Report,
+    ) -> BackupView:
+        """Put a snapshot at a target, and remove the snapshot. See :meth:`run`."""
+        try:
             try:
                 backup = await self._somewhere(
-                    volume, made, chosen, plan, actor=actor, report=report
+                    volume, made, target, plan, actor=actor, report=report
                 )
             finally:
-                await self._remove(name, snapshot, actor=actor)
+                await self._remove(volume.name, made.name, actor=actor)
         except PannierError as error:
-            detail = f"to {chosen}, by {actor}: {error.message}"
-            await self._history.note(name, FAILED, detail, id=volume.id)
+            await self._failed(volume, target, error, actor=actor)
             raise
-        detail = f"to {chosen} as {backup.id}, read on node {backup.node}, by {actor}"
-        await self._history.note(name, BACKED_UP, detail, id=volume.id)
+        detail = f"to {target} as {backup.id}, read on node {backup.node}, by {actor}"
+        await self._history.note(volume.name, BACKED_UP, detail, id=volume.id)
         if backup.not_removed:
-            detail = f"at {chosen}: {backup.not_removed}"
-            await self._history.note(name, NOT_REMOVED, detail, id=volume.id)
+            detail = f"at {target}: {backup.not_removed}"
+            await self._history.note(volume.name, NOT_REMOVED, detail, id=volume.id)
         return backup
+
+    async def _failed(
+        self, volume: Volume, target: str, error: PannierError, *, actor: str
+    ) -> None:
+        detail = f"to {target}, by {actor}: {error.message}"
+        await self._history.note(volume.name, FAILED, detail, id=volume.id)
 
     async def _somewhere(
         self,
@@ -262,7 +287,12 @@ class Backups:
                 mark=ABOUT,
                 directory=place,
                 host=self._targets.host,
-                tags={"volume": volume.name, "id": volume.id, "generation": generation},
+                tags={
+                    "volume": volume.name,
+                    "id": volume.id,
+                    "generation": generation,
+                    "snapshot": wanted.name,
+                },
                 told=tell,
             )
             not_removed = ""
@@ -285,6 +315,7 @@ class Backups:
             volume=volume.name,
             volume_id=volume.id,
             generation=generation,
+            snapshot=wanted.name,
             made_at=rfc3339(self._clock.unix()),
             node=self._cluster.node,
             bytes=written.read_bytes,

@@ -227,6 +227,7 @@ def backup_view(target: str, backup: StoredBackup) -> BackupView:
         volume_id=backup.tags.get("id", ""),
         generation=backup.tags.get("generation", ""),
         made_at=backup.made_at,
+        snapshot=backup.tags.get("snapshot", ""),
         bytes=bytes_of(backup),
     )
 

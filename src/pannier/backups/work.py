@@ -8,6 +8,7 @@ from pannier.backups.drills import Drills
 from pannier.backups.progress import Followed, Report
 from pannier.backups.restoring import Restoring
 from pannier.backups.running import Backups
+from pannier.backups.services import ServiceBackups
 from pannier.backups.targets import Targets
 from pannier.contract.backup_progress import BackupProgress
 from pannier.contract.volumes import VolumeView
@@ -24,6 +25,7 @@ class BackupWork:
         *,
         node: str,
         backups: Backups,
+        services: ServiceBackups,
         restoring: Restoring,
         drills: Drills,
         targets: Targets,
@@ -36,6 +38,7 @@ class BackupWork:
         """
         self._node = node
         self._backups = backups
+        self._services = services
         self._restoring = restoring
         self._drills = drills
         self._targets = targets
@@ -50,6 +53,17 @@ class BackupWork:
         async def work(report: Report) -> BackupProgress:
             made = await self._backups.run(name, target=target, actor=actor, report=report)
             return BackupProgress(phase=BackupPhase.DONE, node=self._node, backup=made)
+
+        return self._followed.follow(BackupPhase.SNAPSHOT, work)
+
+    def back_up_service(
+        self, service: str, *, target: str | None, actor: str
+    ) -> AsyncGenerator[BackupProgress, None]:
+        """See :meth:`ServiceBackups.run`."""
+
+        async def work(report: Report) -> BackupProgress:
+            made = await self._services.run(service, target=target, actor=actor, report=report)
+            return BackupProgress(phase=BackupPhase.DONE, node=self._node, backups=made)
 
         return self._followed.follow(BackupPhase.SNAPSHOT, work)
 

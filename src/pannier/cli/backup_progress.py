@@ -47,7 +47,9 @@ def follow_work(
                     if progress.ended:
                         return progress
                     if not session.json:
-                        line.show(describe_work(what, progress), key=(progress.phase,))
+                        line.show(
+                            describe_work(what, progress), key=(progress.phase, progress.volume)
+                        )
         raise OutcomeUnknown(f"{what}: nothing is told of it any more")
 
     return asyncio.run(run())
@@ -66,6 +68,7 @@ def result_of(result: Result | None) -> Result:
 
 def describe_work(what: str, progress: BackupProgress) -> str:
     """One step, as a sentence."""
+    what = f"{what}, {progress.volume}" if progress.volume else what
     facts = [f"{what}: {_WORDS.get(progress.phase, progress.phase)} on {progress.node}"]
     if progress.percent is not None:
         facts.append(f"{progress.percent} %")

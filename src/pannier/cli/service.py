@@ -12,6 +12,7 @@ from pannier.cli import output
 from pannier.cli.command import CommandGroup, output_options
 from pannier.cli.move import Line, describe
 from pannier.cli.parameters import read_duration
+from pannier.cli.service_data import backup_service, clone_service
 from pannier.cli.session import Session, pass_session
 from pannier.cli.snapshot import hint_at_rest, keeping_options
 from pannier.contract.views import ServiceMoveProgress, ServiceView, SnapshotView
@@ -115,6 +116,10 @@ def snapshot_service(
     )
     session.show(made, table=_snapshots_table(made))
     hint_at_rest(session, made)
+
+
+service.add_command(clone_service)
+service.add_command(backup_service)
 
 
 async def _follow(stream: AsyncIterator[ServiceMoveProgress], *, json: bool) -> None:

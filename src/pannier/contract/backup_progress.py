@@ -15,16 +15,19 @@ class BackupProgress:
 
     Attributes:
         node: the one that works.
+        volume: on which it works, where there are several.
         done_bytes: of files, read or written by now, to within some megabytes.
         percent: how much of the phase is done; None where that is not known.
-        backup, restored, drill, verified: what came of it, on the last line: one of them, by what was asked for.
+        backup, backups, restored, drill, verified: what came of it, on the last line: one of them, by what was asked for.
     """
 
     phase: BackupPhase
     node: str
     done_bytes: int = 0
     percent: int | None = None
+    volume: str = ""
     backup: BackupView | None = None
+    backups: list[BackupView] | None = None
     restored: VolumeView | None = None
     drill: DrillView | None = None
     verified: BackupTargetView | None = None

@@ -150,6 +150,14 @@ class ServiceSnapshotOrder(PeopleBody, frozen=True, kw_only=True):
             check_snapshot_name(self.snapshot)
 
 
+class ServiceCloneOrder(PeopleBody, frozen=True, kw_only=True):
+    """``name_as``: what the clones are called; the volume's name stands for ``{}`` in it. ``options``: those that are to be others
+    than the volumes', as text."""
+
+    name_as: Annotated[str, Meta(min_length=2, max_length=128)]
+    options: dict[str, str] = {}
+
+
 class ImportOrder(PeopleBody, frozen=True, kw_only=True):
     """``source``: ``local:VOLUME`` or ``dir:/PATH`` on the node that is asked. ``options``: of the new volume, as text.
 

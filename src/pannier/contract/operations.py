@@ -982,6 +982,46 @@ class Operations(Protocol):
         """
         ...
 
+    @cluster(
+        "POST",
+        "/services/{service}/clones",
+        "Make clones of all volumes of a Swarm service, as of one moment; asked of a Swarm manager",
+        status=201,
+        body=bodies.ServiceCloneOrder,
+        raises=(errors.EngineUnavailable, errors.Unavailable, *CLONE_ERRORS),
+        answer_seconds=SNAPSHOT_SECONDS,
+    )
+    async def clone_service(
+        self, name: str, *, name_as: str, options: Mapping[str, str]
+    ) -> list[VolumeView]:
+        """Make a clone of each volume of a service, of snapshots of one moment. The service itself is not cloned.
+
+        Raises:
+            InvalidInput: ``name_as`` makes no name. AlreadyExists: a name is taken; nothing was done.
+            Others as :meth:`create_service_snapshot` and :meth:`clone_volume`; the clones that were made are removed then.
+        """
+        ...
+
+    @cluster(
+        "POST",
+        "/services/{service}/backups",
+        "Back all volumes of a Swarm service up, as of one moment, and report progress; asked of a Swarm manager",
+        body=bodies.BackupOrder,
+        raises=(errors.EngineUnavailable, errors.Unavailable, *BACKUP_ERRORS),
+        cut_off="see whether they are there: pannier backup ls",
+    )
+    def back_up_service(
+        self, name: str, *, target: str | None
+    ) -> AsyncGenerator[BackupProgress, None]:
+        """Back each volume of a service up, from snapshots of one moment. It goes on if nobody reads the stream any more.
+
+        Raises:
+            BackupFailed: some were not backed up; the others are there.
+            Others as :meth:`create_service_snapshot` and :meth:`back_up_volume`.
+            OutcomeUnknown: also if a client's stream stops before its last value.
+        """
+        ...
+
     @cluster("GET", "/trash", "Removed volumes")
     async def trash(self) -> list[TrashView]: ...
 

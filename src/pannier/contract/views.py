@@ -477,7 +477,8 @@ class BackupView:
 
     Attributes:
         id: restic's, of its snapshot.
-        generation: of the volume, from which it was read.
+        generation: of the volume, from which it was read; snapshot: what that was called. Backups of a service's volumes that are
+            of one moment have the same. Empty where an earlier version has made it.
         bytes: of all files; None in lists, where it was made by an earlier version.
         node: the node that has read it; it, and what follows, is told only when a backup is made.
         added_bytes: what the target did not have yet.
@@ -497,6 +498,7 @@ class BackupView:
     read_files: int | None = None
     unchanged_files: int | None = None
     not_removed: str = ""
+    snapshot: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

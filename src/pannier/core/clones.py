@@ -13,7 +13,7 @@ from pannier.core.errors import Conflict, InvalidInput
 from pannier.core.options import FROM, describe_spec, parse_options, shown_value, value_of
 from pannier.core.placement import Candidate, place_holder, place_replicas
 from pannier.core.size import format_size
-from pannier.core.volume import Durability, Volume, VolumeSpec
+from pannier.core.volume import Durability, Volume, VolumeSpec, check_name
 
 _OF_THE_OTHER_ALONE = ("labels", "protected", "snapshots", "backup", "drill")
 """What is not taken over: it was said of the other volume as such, and not of what is in it."""
@@ -23,6 +23,20 @@ _OF_SYNC_CALLS = ("min_copies", "unheld_writes")
 """What says something of durability=fsync only."""
 _IN_THE_IMAGE = ("uid", "gid", "mode")
 """What is in the file system, which is the other volume's."""
+
+
+def name_of_clone(pattern: str, volume: str) -> str:
+    """What the clone of a volume is called: the volume's name stands for ``{}`` in a pattern.
+
+    Raises:
+        InvalidInput: there is not one ``{}``, or what comes of it cannot name a volume.
+    """
+    if pattern.count("{}") != 1:
+        raise InvalidInput(
+            f"{pattern[:80]!r} does not say where the volume's name goes",
+            remedy="write it with one {}, such as '{}-test'",
+        )
+    return check_name(pattern.replace("{}", volume))
 
 
 def spec_of_clone(source: Volume, options: Mapping[str, str]) -> VolumeSpec:

@@ -72,6 +72,7 @@ from pannier.node.signing import Signing
 from pannier.node.trash import Trash
 from pannier.node.volume_views import VolumeViews
 from pannier.pki.renewal import RenewalRequest
+from pannier.swarm.service_clones import ServiceClones
 from pannier.swarm.service_plan import Wish
 from pannier.swarm.service_snapshots import ServiceSnapshots
 from pannier.swarm.service_stops import ServiceStops
@@ -114,6 +115,7 @@ class NodeService:
         looking: Looking,
         services: Services,
         service_snapshots: ServiceSnapshots,
+        service_clones: ServiceClones,
         service_stops: ServiceStops,
         doubt: float,
     ) -> None:
@@ -148,6 +150,7 @@ class NodeService:
         self._looking = looking
         self._services = services
         self._service_snapshots = service_snapshots
+        self._service_clones = service_clones
         self._service_stops = service_stops
         self._doubt = doubt
         self._catalog = self._cluster.catalog
@@ -504,6 +507,21 @@ class NodeService:
         return await self._service_snapshots.create(
             name, snapshot, keep_seconds=keep_seconds, labels=labels, actor=self._actor
         )
+
+    async def clone_service(
+        self, name: str, *, name_as: str, options: Mapping[str, str]
+    ) -> list[VolumeView]:
+        """Make clones of all volumes of a service, as of one moment."""
+        made = await self._service_clones.create(
+            name, name_as=name_as, options=options, actor=self._actor
+        )
+        return [self._volume_views.listed(each) for each in made]
+
+    def back_up_service(
+        self, name: str, *, target: str | None
+    ) -> AsyncGenerator[BackupProgress, None]:
+        """Back all volumes of a service up, as of one moment."""
+        return self._backup_work.back_up_service(name, target=target, actor=self._actor)
 
     async def doctor(self) -> list[FindingView]:
         """What is wrong and what to do."""

@@ -80,6 +80,7 @@ from pannier.contract.words import (
     ServicePhase,
     TogetherPhase,
 )
+from pannier.core.clones import name_of_clone
 from pannier.core.errors import (
     AlreadyExists,
     Conflict,
@@ -323,14 +324,43 @@ class FakeCluster:
         labels: Mapping[str, str],
     ) -> list[SnapshotView]:
         self._change("create_service_snapshot", name)
-        if name != "web":
-            raise NotFound(f"the Swarm has no service {name}", remedy="see docker service ls")
+        self._service(name)
         return [
             await self.create_snapshot(
                 volume, snapshot or "web-now", keep_seconds=keep_seconds, labels=labels
             )
             for volume in self.volumes_by_name
         ]
+
+    async def clone_service(
+        self, name: str, *, name_as: str, options: Mapping[str, str]
+    ) -> list[VolumeView]:
+        self._change("clone_service", name)
+        self._service(name)
+        return [
+            await self.clone_volume(
+                each, new=name_of_clone(name_as, each), snapshot=None, options=options
+            )
+            for each in list(self.volumes_by_name)
+        ]
+
+    async def back_up_service(
+        self, name: str, *, target: str | None
+    ) -> AsyncGenerator[BackupProgress, None]:
+        self._change("back_up_service", name)
+        self._service(name)
+        done: list[BackupView] = []
+        for volume in self.volumes_by_name:
+            async for step in self.back_up_volume(volume, target=target):
+                if step.backup is None:
+                    yield replace(step, volume=volume)
+                else:
+                    done.append(step.backup)
+        yield BackupProgress(phase=BackupPhase.DONE, node=self.here, backups=done)
+
+    def _service(self, name: str) -> None:
+        if name != "web":
+            raise NotFound(f"the Swarm has no service {name}", remedy="see docker service ls")
 
     async def peer_together(self, order: PeerTogetherOrder) -> AsyncGenerator[TogetherView, None]:
         self._change("peer_together", order.snapshot)
