@@ -57,6 +57,7 @@ exclusive: setup venv
 
 # All system tests, the long ones included. What is measured goes to docs/faults.md and has the machine for itself.
 faults: setup venv
+	$(PYTEST) -m faults tests/contract
 	$(PYTEST) -n $(LANES) -m '' --ignore tests/system/faults tests/system
 	mkdir -p dist
 	PANNIER_FAULT_NOTES=$(CURDIR)/dist/faults.json $(PYTEST) -m '' tests/system/faults

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
-from demo import packages
+from demo import go_program, packages
 
-from pannier.lab.process import run
-
-_MODULE = "go.etcd.io/etcd/v3/tools/benchmark"
+_PACKAGE = "go.etcd.io/etcd/v3/tools/benchmark"
 _VERSION = "v3.5.17"
 
 
@@ -19,18 +16,6 @@ def binary(report: packages.Report) -> Path:
     Raises:
         LabError: there is no Go, or it cannot build it.
     """
-    files = packages.kept("etcd-benchmark", recipe=[Path(__file__)], make=_make, report=report)
-    return files / "etcd-benchmark"
-
-
-def _make(draft: Path) -> Path:
-    # etcd's module replaces others, so "go install" refuses it: as a dependency it can be built.
-    files = draft / "files"
-    for command in (
-        ["mod", "init", "scratch"],
-        ["get", f"{_MODULE}@{_VERSION}"],
-        ["build", "-o", f"{files}/", _MODULE],
-    ):
-        run(["go", "-C", str(draft), *command], env={**os.environ, "CGO_ENABLED": "0"})
-    (files / "benchmark").rename(files / "etcd-benchmark")
-    return files
+    return go_program.built(
+        "etcd-benchmark", _PACKAGE, _VERSION, recipe=Path(__file__), report=report
+    )

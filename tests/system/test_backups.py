@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 from cluster_world import IMAGE, World
 from demo import story
+from offsite import AT, HELD, add, add_sftp, left_behind
 from test_quiet_snapshots import KINDS, WRITE
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 
-AT = "/srv/backups"
-PASSWORD = "of-the-repository"
-HELD = "ls -A /run/pannier/backups 2>/dev/null || true"
 FLIP = """
 import os, pathlib, sys
 pack = max(pathlib.Path(sys.argv[1], "data").rglob("*"), key=lambda each: each.stat().st_size)
@@ -25,24 +21,6 @@ content = bytearray(pack.read_bytes())
 content[len(content) // 2] ^= 1
 pack.write_bytes(content)
 """
-
-
-def add(world: World, node: str, name: str, url: str, *words: str) -> Any:
-    """A target, with the password from stdin."""
-    command = ("backup", "target", "add", name, url, "--password-file", "-", *words, "-o", "json")
-    return world.run(node, "pannier", *command, input=PASSWORD + "\n")
-
-
-def add_sftp(world: World, node: str, name: str, *, server: str) -> None:
-    """A target on another machine, by the lab's own key."""
-    where = next(each for each in world.lab.nodes if each.name == server)
-    world.run(server, "mkdir", "-p", AT)
-    for file, path in (("/root/key", where.ssh_key), ("/root/known", world.lab.names.known_hosts)):
-        text = Path(path).read_text()
-        world.run(node, "sh", "-c", f"umask 077; cat >{file}", input=text)
-    url = f"sftp://root@{where.address}/{AT}/{name}"
-    add(world, node, name, url, "--ssh-key", "/root/key", "--known-hosts", "/root/known")
-    world.run(node, "rm", "/root/key", "/root/known")
 
 
 @pytest.fixture
@@ -73,13 +51,6 @@ def told(world: World, name: str) -> str:
     """What doctor says of the volume's backups."""
     found = world.json("node1", "doctor")
     return " ".join(each["what"] for each in found if each["subject"].endswith(f"volume {name}"))
-
-
-def left_behind(world: World, name: str) -> list[str]:
-    """What backups of a volume have left: snapshots, mounts and files."""
-    snapshots = world.printed("node1", "volume", "snapshot", "ls", name)
-    files = world.on_all(lambda node: world.sh(node, HELD).split())
-    return [each["name"] for each in snapshots] + [each for names in files for each in names]
 
 
 def test_a_backup_is_read_on_another_node_and_comes_back_whole(backed: World) -> None:

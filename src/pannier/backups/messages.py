@@ -28,7 +28,13 @@ _DAMAGED = (
     "is damaged",
     "did not match",
 )
-_REFUSED = ("permission denied", "access denied", "host key verification failed")
+_REFUSED = (
+    "permission denied",
+    "access denied",
+    "host key verification failed",
+    "access key id you provided does not exist",
+    "signature we calculated does not match",
+)
 _AWAY = (
     "unable to start the sftp session",
     "connection refused",

@@ -64,8 +64,8 @@ class ServiceClones:
             And what :meth:`ServiceSnapshots.create` and the making of a clone raise. Those that were made are removed then.
         """
         _, names = await self._services.mounted(service)
-        for each in names:
-            await self._check_free(name_of_clone(name_as, each))
+        for name in names:
+            await self._check_free(name_of_clone(name_as, name))
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(self._clock.unix()))
         snapshots = await self._snapshots.create(
             service,
@@ -78,8 +78,8 @@ class ServiceClones:
         try:
             for each in snapshots:
                 source = CloneSource(each.volume, each.name)
-                name = name_of_clone(name_as, each.volume)
-                made.append(await self._clone(source, name, options, actor))
+                new = name_of_clone(name_as, each.volume)
+                made.append(await self._clone(source, new, options, actor))
         except BaseException:
             for volume in made:
                 with suppress(PannierError):  # the first error is the one to tell
