@@ -339,6 +339,18 @@ async def test_what_lacks_a_file_is_no_backup(node: Member, repository: Path, fi
     cut_off = put_alone(repository, files, "pannier", "run=77", at="2026-01-01 12:00:00", host=host)
     assert cut_off in alone(repository, "snapshots")
     assert [each.id for each in await node.targets.backups("offsite")] == [good.id]
+    (latest,) = json.loads(
+        alone(
+            repository,
+            "snapshots",
+            "--json",
+            "--tag",
+            "volume=data,generation=1.1",
+            "--latest",
+            "1",
+        )
+    )
+    assert latest["short_id"] == good.id, "and no mark"
     pruned = await node.targets.prune("offsite", Retention(last=1))
     assert (pruned.kept, pruned.removed) == ([good.id], [])
     assert cut_off not in alone(repository, "snapshots"), "it is old"

@@ -8,7 +8,7 @@ import pytest
 
 from pannier.core.backup_plans import Retention
 from pannier.core.backups import StoredBackup
-from pannier.core.complete_backups import bytes_of, complete, settle, unix_of
+from pannier.core.complete_backups import bytes_of, complete, is_about, settle, unix_of
 
 MOST = 50 * 3600.0
 NOW = "2026-03-01T12:00:00+00:00"
@@ -57,6 +57,13 @@ def test_a_backup_goes_with_its_mark() -> None:
     new = stored("new", run="2")
     marks = [stored("mark-old", end="1"), stored("mark-new", end="2")]
     assert outcome(old, new, *marks) == (["new"], ["old"], ["mark-old"])
+
+
+def test_a_mark_is_about_its_volume() -> None:
+    mark = StoredBackup(id="mark", host="", made_at=NOW, tags={"end": "1", "of": "data.1"})
+    for each in (mark, stored("backup")):
+        assert is_about(each, "data.1")
+        assert not is_about(each, "data.2")
 
 
 @pytest.mark.parametrize("half", [{"run": "1"}, {"end": "1"}])

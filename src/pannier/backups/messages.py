@@ -20,6 +20,14 @@ _FULL = ("no space left", "disk quota exceeded", "not enough space", "quota exce
 _LOCKED = ("already locked",)
 _PASSWORD = ("wrong password", "no key found")
 _MISSING = ("is there a repository at the following location", "repository does not exist")
+_NOTHING_THERE = (
+    "no such file or directory",
+    "file does not exist",
+    "key does not exist",
+    "bucket does not exist",
+    "repository does not exist",
+)
+"""What it says besides, where it could look and there is none."""
 _DAMAGED = (
     "ciphertext verification failed",
     "repository contains errors",
@@ -82,10 +90,15 @@ def failure(found: Finished, *, where: str) -> PannierError:
         return TargetUnavailable(
             f"{where}: it does not answer: {words}", remedy="see its server and the network"
         )
-    if _says(found, _MISSING):  # it says so also where it could not look: that is told above
+    if _says(found, _MISSING) and _says(found, _NOTHING_THERE):
         return RepositoryMissing(
             f"{where}: there is no repository",
             remedy="see whether the right disk or share is mounted there",
+        )
+    if _says(found, _MISSING):  # it asks that also where it could not look
+        return TargetUnavailable(
+            f"{where}: it cannot be looked into: {words}",
+            remedy="see the keys that were given, its server and the network",
         )
     return BackupFailed(f"{where}: {words}", remedy="see what restic says of that")
 

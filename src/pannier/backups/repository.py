@@ -18,7 +18,7 @@ from pannier.backups.messages import failure, locked, no_room
 from pannier.backups.progress import Status, percent_of, status_of
 from pannier.core.backup_plans import Retention
 from pannier.core.backups import StoredBackup
-from pannier.core.complete_backups import BYTES, END, RUN, complete, settle
+from pannier.core.complete_backups import BYTES, END, OF, RUN, complete, is_about, settle
 from pannier.core.errors import BackupFailed, PannierError, TargetUnavailable
 from pannier.core.pace import BackupPace
 from pannier.host import process
@@ -113,6 +113,7 @@ class Repository:
         size, times and inode are not read.
 
         Args:
+            tags: with ``id``, the volume's.
             mark: a small file of the directory. It is put there by itself when all has been read, and only with that it is a backup.
             told: hears now and then how far it is.
 
@@ -137,7 +138,7 @@ class Repository:
                 f"files could not be read for the backup at {self._target}: {found.last_words}",
                 remedy="see dmesg on that node for errors of its disk, then try again",
             )
-        about_end = {**tags, END: run, BYTES: str(summary.read_bytes)}
+        about_end = {END: run, OF: tags["id"], BYTES: str(summary.read_bytes)}
         await self._put((mark,), _END_TAG, about_end, directory, host)
         return summary
 
@@ -257,7 +258,7 @@ class Repository:
         found = [
             each
             for each in await self._stored()
-            if each.host == host and volume_id in (None, each.tags.get("id"))
+            if each.host == host and (volume_id is None or is_about(each, volume_id))
         ]
         most = 2 * (self._pace.lock + self._pace.work)  # of a backup and its mark
         kept = settle(found, retention, now=now, most=most)

@@ -19,6 +19,9 @@ RUN = "run"
 """The tag of a backup that names its run."""
 END = "end"
 """The tag of a mark that names the run which has ended well."""
+OF = "of"
+"""The tag of a mark that has the volume's id. It has none of a backup's own tags: who asks restic for the latest one of a volume gets a
+backup."""
 BYTES = "bytes"
 """The tag of a mark that says what the backup's files have in all. Complete backups get it from their marks."""
 
@@ -87,6 +90,11 @@ def settle(found: Sequence[StoredBackup], retention: Retention, *, now: float, m
         if mark in gone or (old and (mark is None or mark not in known)):
             rest.append(each)
     return Kept(stay, go, rest)
+
+
+def is_about(found: StoredBackup, volume_id: str) -> bool:
+    """Whether a backup or a mark is of a volume."""
+    return volume_id in (found.tags.get("id"), found.tags.get(OF))
 
 
 def unix_of(backup: StoredBackup) -> float:
