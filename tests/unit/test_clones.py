@@ -16,7 +16,7 @@ from world import ACTOR, Died, Fault, Machine, event_loop_policy
 from pannier.cluster.registry import Versioned, purged_key
 from pannier.contract.volumes import VolumeView
 from pannier.core.clone_source import CloneSource
-from pannier.core.clones import place_clone, spec_of_clone
+from pannier.core.clones import place_clone, spec_of_clone, taken_over
 from pannier.core.declarations import Declaration, Means, settle, settle_for
 from pannier.core.errors import (
     AlreadyExists,
@@ -514,6 +514,17 @@ def test_a_clone_has_the_options_of_the_other_one_but_for_what_was_said_of_that_
     spec = spec_of_clone(source, {"from": "shop@x"})
     other = volume(**{name: text for name, text in FULL.items() if name not in OF_THE_OTHER_ALONE})
     assert spec == replace(other.spec, size=source.spec.size)
+
+
+def test_what_goes_with_what_is_asked_for() -> None:
+    """Of options as a backup has them, too: nobody has checked these."""
+    there = {"copies": "3", "durability": "fsync", "min_copies": "3", "size": "1G"}
+    assert taken_over(there, {"copies": "1"}) == {"copies": "3", "size": "1G"}
+    assert taken_over(there, {"copies": "2"}) == {
+        k: v for k, v in there.items() if k != "min_copies"
+    }
+    assert taken_over(there, {}) == there
+    assert taken_over({"copies": "x", "min_copies": "y"}, {}) == {"copies": "x", "min_copies": "y"}
 
 
 @pytest.mark.parametrize(

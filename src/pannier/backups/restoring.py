@@ -23,6 +23,7 @@ from pannier.backups.workroom import Workroom
 from pannier.contract.backup_progress import BackupProgress
 from pannier.contract.words import BackupPhase
 from pannier.core.backups import StoredBackup, chosen_backup
+from pannier.core.clones import taken_over
 from pannier.core.complete_backups import bytes_of
 from pannier.core.errors import BackupFailed, PannierError, PoolFull
 from pannier.core.volume import Volume, check_name
@@ -124,7 +125,8 @@ class Restoring:
         """
 
         def as_it_was(had: Mapping[str, str]) -> dict[str, str]:
-            return {**{k: v for k, v in had.items() if k not in _NOT_BROUGHT_BACK}, **options}
+            there = {k: v for k, v in had.items() if k not in _NOT_BROUGHT_BACK}
+            return {**taken_over(there, options), **options}
 
         made, _ = await self._bring_back(
             target, volume, backup, new, as_it_was, actor=actor, report=report

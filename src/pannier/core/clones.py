@@ -52,7 +52,12 @@ def spec_of_clone(source: Volume, options: Mapping[str, str]) -> VolumeSpec:
             remedy="make a volume with layout=image and copy the files",
         )
     asked = {name: text for name, text in options.items() if name != FROM.name}
-    spec = parse_options({**_taken_over(source.spec, asked), **asked})
+    had = {
+        name: text
+        for name, text in describe_spec(source.spec).items()
+        if name not in _OF_THE_OTHER_ALONE
+    }
+    spec = parse_options({**taken_over(had, asked), **asked})
     _check_same(source, spec, asked)
     if "size" not in asked:
         return replace(spec, size=source.spec.size)  # as it is, to the byte
@@ -60,22 +65,27 @@ def spec_of_clone(source: Volume, options: Mapping[str, str]) -> VolumeSpec:
     return spec
 
 
-def _taken_over(spec: VolumeSpec, asked: Mapping[str, str]) -> dict[str, str]:
-    """The options of the other volume that say something of the clone."""
-    there = {
-        name: text for name, text in describe_spec(spec).items() if name not in _OF_THE_OTHER_ALONE
-    }
-    copies = asked.get("copies", str(spec.copies))
-    gone = set(_OF_COPIES) if copies == "1" else set()
+def taken_over(there: Mapping[str, str], asked: Mapping[str, str]) -> dict[str, str]:
+    """The options of another volume that go with what is asked for: those of copies only where there are to be copies.
+
+    Args:
+        there: the other volume's. asked: those that are to be others.
+    """
+    had = there.get("copies", "1")
+    copies = asked.get("copies", had)
+    gone = set(_OF_COPIES) if "1" in (copies, had) else set()
     if "driver" in asked:
         gone.add("layout")
     if asked.get("durability", Durability.FSYNC) != Durability.FSYNC:
         gone |= set(_OF_SYNC_CALLS)
-    if spec.copies == 1:
-        gone |= set(_OF_COPIES)
-    elif copies.isdecimal() and len(copies) < 3 and int(copies) < spec.min_copies:
+    if _count(copies) < _count(there.get("min_copies", "1")):
         gone.add("min_copies")
     return {name: text for name, text in there.items() if name not in gone}
+
+
+def _count(text: str) -> int:
+    """A number of copies; a high one for what is none, which is refused later."""
+    return int(text) if text.isdecimal() and len(text) < 3 else 100
 
 
 def _check_same(source: Volume, spec: VolumeSpec, asked: Mapping[str, str]) -> None:
