@@ -27,7 +27,7 @@ BYTES = "bytes"
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class Settled:
     """What is to become of the backups of a repository.
 
     Attributes:
@@ -64,7 +64,9 @@ def bytes_of(backup: StoredBackup) -> int | None:
     return int(said) if said.isdecimal() else None
 
 
-def settle(found: Sequence[StoredBackup], retention: Retention, *, now: float, most: float) -> Kept:
+def settle(
+    found: Sequence[StoredBackup], retention: Retention, *, now: float, most: float
+) -> Settled:
     """What becomes of backups and marks, all of one cluster.
 
     Args:
@@ -89,7 +91,7 @@ def settle(found: Sequence[StoredBackup], retention: Retention, *, now: float, m
         mark = each.tags.get(END)
         if mark in gone or (old and (mark is None or mark not in known)):
             rest.append(each)
-    return Kept(stay, go, rest)
+    return Settled(stay, go, rest)
 
 
 def is_about(found: StoredBackup, volume_id: str) -> bool:
