@@ -17,6 +17,8 @@ from pannier.core.errors import (
 from pannier.host.process import Finished
 
 _FULL = ("no space left", "disk quota exceeded", "not enough space", "quota exceeded")
+_UNWRITTEN = ('write: sftp: "failure"',)
+"""All that an SSH server without room says. restic has tried it again for some minutes by then."""
 _LOCKED = ("already locked",)
 _PASSWORD = ("wrong password", "no key found")
 _MISSING = ("is there a repository at the following location", "repository does not exist")
@@ -72,6 +74,11 @@ def failure(found: Finished, *, where: str) -> PannierError:
         return BackupFailed(
             f"{where}: it is full ({words}); the backups before are as they were",
             remedy="make room there, or remove older backups: pannier backup prune",
+        )
+    if _says(found, _UNWRITTEN):
+        return BackupFailed(
+            f"{where}: its server refuses what is written, and is mostly full then ({words}); the backups before are as they were",
+            remedy="see its room; make some there, or remove older backups: pannier backup prune",
         )
     if _says(found, _LOCKED):
         return Conflict(

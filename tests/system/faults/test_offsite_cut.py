@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import pytest
 from cluster_world import IMAGE, World
 from fault_world import Faults, Log, uptime, wait_until
-from offsite import AT, HELD, add_sftp
+from offsite import AT, HELD, add, add_sftp
 
 from pannier.lab.errors import LabError
 
@@ -34,8 +34,26 @@ def keeping(log: Log, *, bulk: int) -> Iterator[str]:
         world.run(keeper, "rm", "-rf", f"{AT}/{TARGET}")
 
 
+@contextmanager
+def small_target(world: World, node: str) -> Iterator[str]:
+    """A target that one node has, with room for little."""
+    name = "small"
+    at = f"{AT}/{name}"
+    world.sh(node, f"mkdir -p {at}; mount -t tmpfs -o size=40M tmpfs {at}")
+    try:
+        add(world, node, name, at)
+        try:
+            yield name
+        finally:
+            world.run(node, "pannier", "backup", "target", "rm", name)
+    finally:
+        world.sh(node, f"umount {at}; rmdir {at}")
+
+
 def backups(world: World, node: str, log: Log) -> list[str]:
-    return [each["id"] for each in world.printed(node, "backup", "ls", log.volume)]
+    return [
+        each["id"] for each in world.printed(node, "backup", "ls", log.volume, "--target", TARGET)
+    ]
 
 
 def reads(world: World, node: str, what: str) -> bool:
@@ -169,20 +187,17 @@ def test_f73_a_target_is_slow_and_then_full(faults: Faults) -> None:
             wait_until("the copy is read", lambda: reads(world, replica, "backup"))
             writer.goes_on(records=100)
         assert begun.result().status == 0, begun.result().text
-        kept = backups(world, keeper, log)
-        assert len(kept) == 1
-        small = f"{AT}/{TARGET}/data"
-        world.sh(
-            keeper,
-            f"mv {small} {small}.whole; mkdir {small}; mount -t tmpfs -o size=40M tmpfs {small}; cp -a {small}.whole/. {small}/",
-        )
-        try:
+        assert len(backups(world, keeper, log)) == 1
+        with small_target(world, replica) as small:
+            kept = world.printed(log.holder, "backup", "run", log.volume, "--target", small)
+            assert kept["node"] == replica
             world.write(log.holder, log.volume, mebibytes=BULK)
-            world.refused(log.holder, "pannier", "backup", "run", log.volume, says=["full"])
-            assert backups(world, keeper, log) == kept
-            world.run(keeper, "pannier", "backup", "drill", log.volume)
-        finally:
-            world.sh(keeper, f"umount {small}; rmdir {small}; mv {small}.whole {small}")
+            world.refused(
+                log.holder, "pannier", "backup", "run", log.volume, "--target", small, says=["it is full"],
+            )  # fmt: skip
+            there = world.printed(replica, "backup", "ls", log.volume, "--target", small)
+            assert [each["id"] for each in there] == [kept["id"]]
+            world.run(replica, "pannier", "backup", "drill", log.volume, "--target", small)
         writer.goes_on()
         nothing_is_left(world)
         log.stop(writer)
