@@ -249,6 +249,20 @@ async def test_where_nobody_knows_who_has_read_it_the_holder_does_it(site: Site)
     assert site.tried == ["n1"]
 
 
+async def test_it_waits_for_the_first_backup_that_is_made_by_itself(site: Site) -> None:
+    (volume,) = site.volumes
+    site.volumes[:] = [replace(volume, spec=replace(volume.spec, backup="offsite:daily:3"))]
+    await look_on_all(site)
+    state = BackupState(plan="offsite:daily:3", slot="2026-01-01", tried_at=NOON, failure=BEGUN)
+    revision = await site.records.put_state("data.1", state, expect=ABSENT)
+    await look_on_all(site)
+    assert site.tried == []
+    made = replace(state, failure="", backup="1f0c5a2e", made_at=NOON, node="n3")
+    await site.records.put_state("data.1", made, expect=revision)
+    await look_on_all(site)
+    assert site.tried == ["n3"]
+
+
 async def test_two_that_believe_it_is_theirs_make_one(site: Site) -> None:
     first, second = site.node("n1"), site.node("n1")
     await first.schedule.look()

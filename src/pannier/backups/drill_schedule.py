@@ -16,9 +16,9 @@ from pannier.backups.drills import Drills
 from pannier.cluster.backup_records import BackupRecords
 from pannier.cluster.cluster import Cluster
 from pannier.cluster.registry import Versioned
-from pannier.core.backup_plans import BEGUN, parse_plan
+from pannier.core.backup_plans import BEGUN, BackupState, parse_plan
 from pannier.core.backups import BackupDrill
-from pannier.core.drill_plans import DrillPlan, drill_is_due, parse_drill_plan
+from pannier.core.drill_plans import DrillPlan, drill_is_due, first_backup_is_due, parse_drill_plan
 from pannier.core.errors import PannierError, Stale
 from pannier.core.pace import BackupPace
 from pannier.core.volume import Volume
@@ -66,7 +66,12 @@ class DrillSchedule:
                     log.warning("drill.not-scheduled", volume=volume.name, error=str(error))
 
     async def _one(self, volume: Volume, plan: DrillPlan) -> None:
-        if await self._whose(volume, plan) != self._cluster.node:
+        noted = await self._records.state(volume.id)
+        state = None if noted is None else noted.record
+        if (
+            first_backup_is_due(volume, plan, state)
+            or self._whose(volume, plan, state) != self._cluster.node
+        ):
             return
         found, now = await self._records.drill(plan.target, volume.name), self._clock.unix()
         last = None if found is None else found.record
@@ -89,13 +94,12 @@ class DrillSchedule:
             return
         await self._made(plan, Versioned(begun, revision))
 
-    async def _whose(self, volume: Volume, plan: DrillPlan) -> str:
+    def _whose(self, volume: Volume, plan: DrillPlan, state: BackupState | None) -> str:
         """The node that makes it."""
-        state = await self._records.state(volume.id)
-        if state is None or not self._cluster.catalog.is_up(state.record.node):
+        if state is None or not self._cluster.catalog.is_up(state.node):
             return volume.grant.node
-        same = parse_plan(state.record.plan).target == plan.target
-        return state.record.node if same else volume.grant.node
+        same = parse_plan(state.plan).target == plan.target
+        return state.node if same else volume.grant.node
 
     async def _made(self, plan: DrillPlan, begun: Versioned[BackupDrill]) -> None:
         name = begun.record.volume

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pannier.core.backup_plans import BEGUN
+from pannier.core.backup_plans import BEGUN, BackupState, parse_plan
 from pannier.core.backups import BackupDrill, check_target_name
 from pannier.core.errors import InvalidInput
 from pannier.core.schedules import Period, Slot
+from pannier.core.volume import Volume
 
 _DAY = 86_400.0
 _SECONDS = {Period.DAILY: _DAY, Period.WEEKLY: 7 * _DAY, Period.MONTHLY: 31 * _DAY}
@@ -44,6 +45,17 @@ def parse_drill_plan(text: str) -> DrillPlan:
             remedy=f"write TARGET:EVERY, such as offsite:weekly; EVERY is {', '.join(_SECONDS)}",
         )
     return DrillPlan(check_target_name(name), Period(every))
+
+
+def first_backup_is_due(volume: Volume, plan: DrillPlan, state: BackupState | None) -> bool:
+    """Whether a volume's option still has to make the first backup that could be tried.
+
+    Args:
+        state: what is remembered of the backups by that option.
+    """
+    if not volume.spec.backup or parse_plan(volume.spec.backup).target != plan.target:
+        return False
+    return state is None or not state.backup
 
 
 def drill_is_due(plan: DrillPlan, last: BackupDrill | None, *, now: float, retry: float) -> bool:

@@ -138,11 +138,12 @@ def test_f71_f74_power_fails_in_the_middle_of_a_backup(faults: Faults, who: str)
 @pytest.mark.faults
 @pytest.mark.parametrize("at", ["restore", "check"])
 def test_f72_power_fails_in_the_middle_of_a_drill(faults: Faults, at: str) -> None:
-    """On the holder, which writes on after its boot. Neither volume nor container of the drill stays."""
+    """On the holder, which writes on after its boot. Neither volume nor container of the drill stays, and one is made by itself."""
     log, writer = faults.writing("--restart", "always")
     world, node = faults.world, log.holder
     with keeping(log, bulk=BULK) as keeper:
         made = world.printed(keeper, "backup", "run", log.volume)
+        world.run(node, "pannier", "volume", "set", log.volume, "-o", f"drill={TARGET}:daily")
         check = ("--image", IMAGE, "--check", "echo begun; sleep 1000") if at == "check" else ()
         begun = world.start(world.attempt, node, "pannier", "backup", "drill", log.volume, *check)
 
@@ -158,11 +159,15 @@ def test_f72_power_fails_in_the_middle_of_a_drill(faults: Faults, at: str) -> No
         world.lab.crash(node)
         assert begun.result().status != 0
         faults.boot(node)
+
+        def good() -> bool:
+            drills = world.json(node, "backup", "drills")
+            return any((each["backup"], each["failure"]) == (made["id"], "") for each in drills)
+
+        wait_until("a drill is made by itself", good)
         nothing_is_left(world)
         containers = world.run(node, "docker", "ps", "-a", "--format", "{{.Names}}").split()
         assert not [each for each in containers if each.startswith("drill-")]
-        good = world.printed(node, "backup", "drill", log.volume)
-        assert (good["backup"], good["failure"]) == (made["id"], "")
         writer.goes_on()
         log.stop(writer)
     faults.finish(
