@@ -123,6 +123,8 @@ def question(words: tuple[str, ...]) -> str:
             return f"/v1/volumes/{quote(name, safe='')}/history"
         case ("volume", "trash"):
             return "/v1/trash"
+        case ("backup", "drills"):
+            return "/v1/backup/drills"
     raise ValueError(f"nothing in the API answers as pannier {' '.join(words)}")
 
 
