@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
@@ -115,6 +116,7 @@ class Site:
         failing: what that raises.
         notes: what the volume's history has.
         down: nodes that are.
+        under_way: set when those that are being brought back come to an end.
     """
 
     store: MemoryStore
@@ -125,6 +127,7 @@ class Site:
     failing: BaseException | None = None
     notes: list[str] = field(default_factory=list)
     down: set[str] = field(default_factory=set)
+    under_way: asyncio.Event | None = None
 
     def node(self, name: str) -> Node:
         return Node(self, name)
@@ -181,6 +184,8 @@ class Node:
         if self._site.failing is not None:
             raise self._site.failing
         self._site.tried.append(self.node)
+        if self._site.under_way is not None:
+            await self._site.under_way.wait()
         key, _, text = more["label"].partition("=")
         made = _volume(more["new"], self.node, labels={key: text})
         self._site.volumes.append(made)
@@ -264,9 +269,14 @@ async def test_it_waits_for_the_first_backup_that_is_made_by_itself(site: Site) 
 
 
 async def test_two_that_believe_it_is_theirs_make_one(site: Site) -> None:
-    first, second = site.node("n1"), site.node("n1")
-    await first.schedule.look()
-    await second.schedule.look()
+    """Both look before either has noted it, and a third one while it is under way."""
+    site.under_way = asyncio.Event()
+    two = [asyncio.create_task(site.node("n1").schedule.look()) for _ in range(2)]
+    while not site.tried:
+        await asyncio.sleep(0)
+    await site.node("n1").schedule.look()
+    site.under_way.set()
+    await asyncio.gather(*two)
     assert len(site.tried) == 1
 
 
