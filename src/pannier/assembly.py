@@ -29,7 +29,6 @@ from pannier.backups.drill_schedule import DrillSchedule
 from pannier.backups.drills import Drills
 from pannier.backups.findings import BackupFindings
 from pannier.backups.history import BackupHistory
-from pannier.backups.keys import BackupKeys
 from pannier.backups.restic import Restic
 from pannier.backups.restoring import Restoring
 from pannier.backups.running import Backups
@@ -44,6 +43,8 @@ from pannier.barrier.syncwrites import UnheldWriter
 from pannier.cluster.backup_records import BackupRecords
 from pannier.cluster.catalog import Catalog
 from pannier.cluster.cluster import Cluster
+from pannier.cluster.key_records import KeyRecords
+from pannier.cluster.keyring import Keyring, RecordedKeys
 from pannier.cluster.registry import Registry
 from pannier.contract.peers import Peers
 from pannier.contract.words import CertificateKind
@@ -71,6 +72,7 @@ from pannier.engine.base import Engine
 from pannier.holding.adding import Adding
 from pannier.holding.after_handover import AfterHandover
 from pannier.holding.clones import Clones
+from pannier.holding.cluster_keys import ClusterKeys
 from pannier.holding.finding import CopyFinder
 from pannier.holding.handover import Handovers
 from pannier.holding.import_notes import BegunImports
@@ -89,6 +91,7 @@ from pannier.holding.schedules import Schedules
 from pannier.holding.set_back import Abdication
 from pannier.holding.snapshots import Snapshots
 from pannier.holding.takeover import Takeover
+from pannier.holding.volume_keys import KeysOfVolumes
 from pannier.holding.volumes import Volumes
 from pannier.host.clock import Clock
 from pannier.host.killing import Kill
@@ -115,6 +118,7 @@ from pannier.node.peer_service import PeerService
 from pannier.node.removing import Removing, StoreMember
 from pannier.node.renewing import Renewing
 from pannier.node.room_use import RoomUse
+from pannier.node.rotating import Rotating
 from pannier.node.signing import Signing
 from pannier.node.tokens import Tokens
 from pannier.node.trash import Trash, TrashTerms
@@ -124,6 +128,7 @@ from pannier.node.upkeep import Upkeep
 from pannier.node.volume_views import VolumeViews
 from pannier.pki.authority import Authority
 from pannier.storage.base import Driver
+from pannier.storage.keys import VolumeKeys
 from pannier.store.base import Store
 from pannier.swarm.asked_options import AskedOptions
 from pannier.swarm.evacuation import Evacuation
@@ -167,7 +172,8 @@ class Outside(Generic[Calls]):
     Attributes:
         store: the cluster's memory; its session is the caller's.
         keeper: renews this node's lease.
-        drivers: those that this node is meant to have, by name, not opened yet, in the order of opening.
+        drivers: makes those that this node is meant to have, given the keys of encrypted volumes; by name, not opened yet,
+            in the order of opening.
         engine: the container engine beside this node.
         peers: the other nodes' APIs.
         sender: sends generations to other nodes.
@@ -190,7 +196,7 @@ class Outside(Generic[Calls]):
 
     store: Store
     keeper: Keeper
-    drivers: Mapping[str, Driver]
+    drivers: Callable[[VolumeKeys], Mapping[str, Driver]]
     engine: Engine
     peers: Peers
     sender: ChoosingSender
@@ -328,7 +334,14 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
     promises = Promises(
         file=files.durable("takeovers.json"), clock=clock, longest=pace.holding.promise
     )
-    drivers = Drivers(outside.drivers, default=settings.default_driver, node=node, pace=pace.node)
+    keyring = Keyring()
+    recorded_keys = RecordedKeys(node=node, catalog=catalog, keyring=keyring)
+    drivers = Drivers(
+        outside.drivers(recorded_keys),
+        default=settings.default_driver,
+        node=node,
+        pace=pace.node,
+    )
     use = Use(
         drivers=drivers,
         mounts=mounts,
@@ -519,6 +532,16 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         clock=clock,
         pace=pace.holding,
     )
+    cluster_keys = ClusterKeys(
+        cluster=cluster,
+        records=KeyRecords(registry),
+        keyring=keyring,
+        peers=peers,
+        file=files.durable("backup-keys.json"),
+        pace=pace.holding,
+    )
+    catalog.listen(cluster_keys.hear)
+    volume_keys = KeysOfVolumes(recorded=recorded_keys, cluster_keys=cluster_keys)
     begun_imports = BegunImports(files.durable("imports.json"))
     adding = Adding(cluster=cluster, begun_imports=begun_imports)
     clones = Clones(
@@ -528,6 +551,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         replicator=replicator,
         snapshots=snapshots,
         adding=adding,
+        volume_keys=volume_keys,
         peers=peers,
         clock=clock,
         pace=pace.holding,
@@ -538,6 +562,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         drivers=drivers,
         use=use,
         adding=adding,
+        volume_keys=volume_keys,
         clones=clones,
         handovers=handovers,
         peers=peers,
@@ -746,6 +771,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         drivers=drivers,
         volumes=volumes,
         adding=adding,
+        volume_keys=volume_keys,
         begun=begun_imports,
     )
     importing = Importing(
@@ -777,6 +803,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         store_trusts_all=settings.store_trusts_all,
         certificates=certificates,
         schedules=schedules,
+        cluster_keys=cluster_keys,
         backup_findings=BackupFindings(cluster=cluster, records=backup_records, clock=clock),
         clock=clock,
         doubt=pace.agent.doubt,
@@ -785,21 +812,22 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
     option_changes = OptionChanges(cluster=cluster, custody=custody, clock=clock)
 
     # Backups off-site.
-    backup_keys = BackupKeys(
-        cluster=cluster,
-        records=backup_records,
-        peers=peers,
-        file=files.durable("backup-keys.json"),
-        pace=pace.backups,
-    )
     targets = Targets(
         cluster=settings.cluster or "",
         records=backup_records,
-        keys=backup_keys,
+        keys=cluster_keys,
         restic=Restic(node=node, workroom=outside.workroom, pace=pace.backups),
         clock=clock,
     )
     backup_history = BackupHistory(cluster=cluster, clock=clock)
+    rotating = Rotating(
+        cluster=cluster,
+        keys=cluster_keys,
+        volume_keys=volume_keys,
+        targets=targets,
+        peers=peers,
+        pace=pace.node,
+    )
     backups = Backups(
         cluster=cluster,
         snapshots=snapshots,
@@ -881,6 +909,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         policies=policies,
         rollback=rollback,
         clones=clones,
+        rotating=rotating,
         targets=targets,
         backup_work=backup_work,
         drills=drills,
@@ -915,7 +944,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         snapshots=snapshots,
         together=together,
         backup_work=backup_work,
-        backup_keys=backup_keys,
+        cluster_keys=cluster_keys,
         rollback=rollback,
         clones=clones,
         verification=verification,
@@ -1088,7 +1117,8 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
             Work("asked-by-containers", asked_by_containers.run),
             Work("hooks", hooks.run),
             Work("service-stops", service_stops.run),
-            Work("backup-keys", backup_keys.run),
+            Work("cluster-keys", cluster_keys.run),
+            Work("sealing-anew", rotating.run),
             Work("backup-schedule", make_due_backups),
             Work("drill-schedule", make_due_drills),
         ),

@@ -59,6 +59,7 @@ from pannier.storage.btrfs import pool
 from pannier.storage.btrfs.driver import BtrfsDriver
 from pannier.storage.directory.driver import DirectoryDriver
 from pannier.storage.image.driver import ImageDriver
+from pannier.storage.keys import VolumeKeys
 from pannier.store.address import SqliteAddress, open_store, parse_address
 from pannier.store.etcd_member import SystemdMember, member_certificate
 from pannier.store.shown import shown_by_store
@@ -176,7 +177,7 @@ class Daemon:
         return Outside(
             store=self.store,
             keeper=self.keeper,
-            drivers={name: self._driver(name) for name in self._drivers},
+            drivers=lambda keys: {name: self._driver(name, keys) for name in self._drivers},
             engine=DockerEngine(),
             peers=self.peers,
             sender=self.sender,
@@ -275,7 +276,7 @@ class Daemon:
             )
         )
 
-    def _driver(self, name: str) -> Driver:
+    def _driver(self, name: str, keys: VolumeKeys) -> Driver:
         source = Path(self.config.pool) if self.config.pool else None
         if name == "btrfs":
             return BtrfsDriver(self.paths.pool, source=source)
@@ -285,6 +286,7 @@ class Daemon:
                 staging=self._staging,
                 source=source,
                 trace=f"pannier-{self.config.cluster}-{self.config.node}",
+                keys=keys,
             )
         return DirectoryDriver(self.paths.state / "directory")
 

@@ -145,7 +145,10 @@ def mounted_volume(
         nocow.make_empty(folder / nocow.IMAGE)
         asyncio.run(
             ext4.make(
-                folder / nocow.IMAGE, size=size, root=RootAttributes(uid=0, gid=0, mode=0o755)
+                folder / nocow.IMAGE,
+                size=size,
+                root=RootAttributes(uid=0, gid=0, mode=0o755),
+                encrypted=False,
             )
         )
         with attached(folder / nocow.IMAGE) as device:

@@ -14,11 +14,12 @@ from typing import Any
 
 import pytest
 
-from pannier.backups.keys import BackupKeys
 from pannier.backups.restic import Restic
 from pannier.backups.targets import Targets
 from pannier.backups.workroom import Workroom
 from pannier.cluster.backup_records import BackupRecords
+from pannier.cluster.key_records import KeyRecords
+from pannier.cluster.keyring import Keyring
 from pannier.cluster.registry import Registry, encode
 from pannier.contract.bodies import BackupTargetOrder
 from pannier.contract.views import BackupKeyView
@@ -39,7 +40,9 @@ from pannier.core.errors import (
     Unavailable,
 )
 from pannier.core.node import Node
-from pannier.core.pace import BackupPace
+from pannier.core.pace import BackupPace, HoldingPace
+from pannier.core.volume import Volume
+from pannier.holding.cluster_keys import ClusterKeys
 from pannier.host.clock import machine_clock
 from pannier.host.mountflags import bind
 from pannier.host.state_files import DurableFile
@@ -77,7 +80,7 @@ class Site:
 
 
 class Member:
-    """A node: what :class:`BackupKeys` needs of the cluster, and its peers."""
+    """A node: what :class:`ClusterKeys` needs of the cluster, and its peers."""
 
     def __init__(self, site: Site, name: str, store: MemoryStore) -> None:
         self.site, self.name, self.store = site, name, store
@@ -87,13 +90,7 @@ class Member:
         self.workroom = Workroom(run=home / "run", cache=home / "cache")
         self.records = BackupRecords(Registry(store))
         self.file = home / "backup-keys.json"
-        self.keys = BackupKeys(
-            cluster=_ClusterOf(self),  # type: ignore[arg-type]
-            records=self.records,
-            peers=self,
-            file=DurableFile(self.file),
-            pace=PACE,
-        )
+        self.keys = self.started()
         self.restic = Restic(node=name, workroom=self.workroom, pace=PACE)
         self.targets = Targets(
             cluster=site.cluster,
@@ -101,6 +98,17 @@ class Member:
             keys=self.keys,
             restic=self.restic,
             clock=machine_clock(),
+        )
+
+    def started(self) -> ClusterKeys:
+        """The keys as they are after a start."""
+        return ClusterKeys(
+            cluster=_ClusterOf(self),  # type: ignore[arg-type]
+            records=KeyRecords(Registry(self.store)),
+            keyring=Keyring(),
+            peers=self,
+            file=DurableFile(self.file),
+            pace=HoldingPace(),
         )
 
     def to(self, node: Node) -> Any:
@@ -125,6 +133,12 @@ class _ClusterOf:
 
     def is_up(self, name: str) -> bool:
         return name not in self._site.down
+
+    def volumes(self) -> list[Volume]:
+        return []
+
+    def trashed(self) -> list[Volume]:
+        return []
 
 
 class _PeerOf:
@@ -531,7 +545,7 @@ async def test_without_the_key_nothing_is_guessed(
     await node.add(repository)
     other = await site.node("n2")
     site.down = {"n1"}
-    with pytest.raises(Unavailable, match="no node that answers has the key"):
+    with pytest.raises(Unavailable, match="no node that answers has the cluster's key"):
         await other.targets.backups("offsite")
 
 
@@ -542,7 +556,7 @@ async def test_two_first_targets_at_the_same_time_have_one_key(site: Site, tmp_p
         place.mkdir()
     await asyncio.gather(*(m.add(p, name=p.name) for m, p in zip(members, places, strict=True)))
     keys = {(await members[0].records.target(p.name)).record.key for p in places}
-    assert keys == {await members[0].records.key()}
+    assert keys == {await members[0].keys.current()}
     for member in members:
         for place in places:
             assert await member.targets.backups(place.name) == []

@@ -236,7 +236,8 @@ _KILLED = """
 import os, sys, time
 from pathlib import Path
 from pannier.storage.image.showing import open_root
-root = open_root(Path(sys.argv[1]), aside=Path(sys.argv[2]))
+from pannier.storage.keys import NoKeys
+root = open_root(Path(sys.argv[1]), volume="v", keys=NoKeys(), aside=Path(sys.argv[2]))
 print(os.fstat(root).st_dev, file=sys.stderr, flush=True)  # what is logged goes to stdout
 time.sleep(600)
 """

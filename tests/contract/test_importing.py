@@ -11,7 +11,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from test_driver_content import fill, flags, guard, guards
@@ -34,6 +34,8 @@ from pannier.agent.usage import users_of
 from pannier.agent.use import Use
 from pannier.cluster.catalog import Catalog
 from pannier.cluster.cluster import Cluster
+from pannier.cluster.key_records import KeyRecords
+from pannier.cluster.keyring import Keyring, RecordedKeys
 from pannier.cluster.registry import Registry
 from pannier.contract.views import ImportProgress
 from pannier.contract.words import ImportPhase
@@ -50,14 +52,16 @@ from pannier.core.errors import (
     VolumeInUse,
 )
 from pannier.core.importing import ImportNote, ImportSource
-from pannier.core.pace import AgentPace, NodePace, SwarmPace
+from pannier.core.pace import AgentPace, HoldingPace, NodePace, SwarmPace
 from pannier.core.service_spec import MountOf
 from pannier.core.swarm import Availability, SwarmNode, SwarmService
 from pannier.core.volume import Grant, Volume, VolumeSpec
 from pannier.engine.base import LocalVolume
 from pannier.holding.adding import Adding
+from pannier.holding.cluster_keys import ClusterKeys
 from pannier.holding.import_notes import BegunImports
 from pannier.holding.imports import Imports
+from pannier.holding.volume_keys import KeysOfVolumes
 from pannier.holding.volumes import Volumes
 from pannier.host import process
 from pannier.host.clock import machine_clock
@@ -108,6 +112,17 @@ class Node:
             clock=clock,
             pace=agent,
         )
+        keyring = Keyring()
+        self.recorded = RecordedKeys(node="n1", catalog=catalog, keyring=keyring)
+        cluster_keys = ClusterKeys(
+            cluster=self.cluster,
+            records=KeyRecords(self.cluster.registry),
+            keyring=keyring,
+            peers=UNUSED,
+            file=DurableFile(self.directory / "keys.json"),
+            pace=HoldingPace(),
+        )
+        volume_keys = KeysOfVolumes(recorded=self.recorded, cluster_keys=cluster_keys)
         adding = Adding(cluster=self.cluster, begun_imports=self.begun)
         volumes = Volumes(
             cluster=self.cluster,
@@ -115,6 +130,7 @@ class Node:
             drivers=self.drivers,
             use=use,
             adding=adding,
+            volume_keys=volume_keys,
             clones=UNUSED,
             handovers=UNUSED,
             peers=UNUSED,
@@ -125,6 +141,7 @@ class Node:
             drivers=self.drivers,
             volumes=volumes,
             adding=adding,
+            volume_keys=volume_keys,
             begun=self.begun,
         )
         self.room = RoomGuard(
@@ -239,6 +256,25 @@ def user_of(path: Path, *, ends_after: float) -> Iterator[subprocess.Popen[bytes
             yield process
         finally:
             process.kill()
+
+
+async def test_what_is_imported_into_an_encrypted_volume_is_on_no_disk_in_clear_text(
+    node: Node, source: Path
+) -> None:
+    secret = b"nobody-else-reads-this-" + os.urandom(8).hex().encode()
+    (source / "letter").write_bytes(secret * 1000)
+    driver = cast("ImageDriver", node.driver)
+    driver._keys = node.recorded
+    name = volume_name()
+    steps = await node.run(name, source, options={"encrypted": "true"})
+    assert steps[-1].phase is ImportPhase.DONE
+    volume = await node.record(name)
+    assert volume.key is not None
+    assert (await node.files_of(volume) / "letter").read_bytes() == secret * 1000
+    await node.driver.detach(volume.id, epoch=1)
+    images = list((driver._mountpoint / "images" / volume.id).rglob("image"))
+    assert images
+    assert not any(secret in each.read_bytes() for each in images)
 
 
 async def test_all_that_a_file_can_be_arrives(node: Node, source: Path) -> None:

@@ -915,6 +915,9 @@ class SparseSnapshotDriver(
             finally:
                 os.close(root)
 
+    async def has_files(self, volume: str, *, epoch: int) -> bool:
+        return bool(self._home(volume).live[epoch].content)
+
     async def check_file_system(
         self, volume: str, generation: Generation | None
     ) -> tuple[str, ...]:

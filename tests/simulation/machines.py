@@ -56,6 +56,7 @@ from pannier.pki.facts import CertificateFacts
 from pannier.pki.issued import IssuedToUsers
 from pannier.pki.renewal import Proved, RenewalRequest
 from pannier.storage.base import Driver, LocalCopy
+from pannier.storage.keys import VolumeKeys
 from pannier.testing.engine import FakeEngine
 from pannier.testing.store import MemoryStore
 from pannier.transport.agreement import agree
@@ -269,7 +270,7 @@ class Run:
                 clock=clock,
                 publish=lambda held: world.heard(self, held),
             ),
-            drivers={self.driver.name: self.driver},
+            drivers=self._drivers,
             engine=machine.engine,
             peers=PeersOf(self),
             sender=world.make_sender(self),
@@ -297,6 +298,10 @@ class Run:
             ),
             workroom=Workroom(run=machine.tmpfs / "backups", cache=machine.state / "restic-cache"),
         )
+
+    def _drivers(self, keys: VolumeKeys) -> Mapping[str, Driver]:
+        self.volume_keys = keys
+        return {self.driver.name: self.driver}
 
     def _settings(self) -> Settings:
         return Settings(

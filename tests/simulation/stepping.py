@@ -387,6 +387,9 @@ class SteppedSparseDriver(
     async def show(self, volume: str, *, tree: int | Generation, at: Path) -> None:
         await self.sparse.show(volume, tree=tree, at=at)
 
+    async def has_files(self, volume: str, *, epoch: int) -> bool:
+        return await self.sparse.has_files(volume, epoch=epoch)
+
     def opened(self, volume: str, *, tree: int | Generation) -> AbstractAsyncContextManager[int]:
         return self.sparse.opened(volume, tree=tree)
 

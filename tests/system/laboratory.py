@@ -81,7 +81,7 @@ WISHES = {
     ),
     "jenkins_lab": Wish("j", CUTTABLE, _jenkins, modules=("jenkins",)),
     "power_lab": Wish("p", CUTTABLE, _power, modules=("copies", "trees", "power", "failover")),
-    "guard_lab": Wish("u", THREE, image.load, modules=("guards", "snapshots", "quiet_snapshots", "clones", "backups", "importing", "standing_still", "runtime")),
+    "guard_lab": Wish("u", THREE, image.load, modules=("guards", "snapshots", "quiet_snapshots", "clones", "encryption", "backups", "importing", "standing_still", "runtime")),
     "swarm_lab": Wish("e", {"nodes": 4, "release": "mixed"}, modules=("evacuation",)),
     "barrier_lab": Wish(
         "b", {"nodes": 2, "release": "mixed", "cluster_kind": "none"}, _barrier,

@@ -49,6 +49,8 @@ SAMPLES: dict[Any, Any] = {
     bodies.BackupTargetOrder: bodies.BackupTargetOrder(
         name="offsite", url="/srv/backups", password="s3cret"
     ),
+    bodies.RotateOrder: bodies.RotateOrder(passphrase="a horse, a battery"),
+    bodies.UnlockOrder: bodies.UnlockOrder(passphrase="a horse, a battery"),
 }
 ROWS = [(Operations, row) for row in OPERATIONS.rows] + [
     (Peer, row) for row in PEER_OPERATIONS.rows

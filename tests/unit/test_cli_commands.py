@@ -323,6 +323,30 @@ def test_a_file_that_has_no_secret_is_named_and_not_shown(
     assert shell.cluster.calls == []
 
 
+def test_the_cluster_key(shell: Shell, tmp_path: Path) -> None:
+    passphrase = tmp_path / "passphrase"
+    passphrase.write_text("a horse, a battery\n")
+    words = ("--passphrase-file", str(passphrase))
+    shown = [line.split() for line in shell.ok("key", "show").splitlines()]
+    assert shown[0][:2] == ["key", "9f9f9f9f,"]
+    assert shown[1] == ["node", "node1", "has", "all", "keys"]
+    refused = shell.run("key", "unlock", *words)
+    assert (refused.exit_code, "not locked" in refused.stderr) == (4, True)
+    rotated = shell.run("key", "rotate", *words)
+    assert "7d7d7d7d, locked with a passphrase" in rotated.stdout
+    assert "keep the passphrase" in rotated.stderr
+    refused = shell.run("key", "rotate")
+    assert (refused.exit_code, "are locked" in refused.stderr) == (2, True)
+    assert shell.run("key", "unlock", *words).exit_code == 0
+    assert "battery" not in rotated.output + shell.ok("key", "show")
+    assert shell.json("key", "rotate", "--in-files", "-o", "json")["locked"] is False
+    refused = shell.run("key", "rotate", *words, "--in-files")
+    assert (refused.exit_code, "one of two ways" in refused.stderr) == (2, True)
+    passphrase.write_text("short")
+    refused = shell.run("key", "rotate", *words)
+    assert (refused.exit_code, "12 letters" in refused.stderr) == (2, True)
+
+
 def test_rollback(data: Shell) -> None:
     data.ok("volume", "snapshot", "create", "data", "first")
     back = data.run("volume", "rollback", "data", "first")

@@ -182,7 +182,7 @@ async def test_a_volume_of_a_newer_format_is_listed_and_left_alone(world: World)
     """As on a node that got its older version back."""
     found = world.data.get(volume_key("vol"))
     assert found is not None
-    newer = found.value.replace(b'"format":1', b'"format":2')
+    newer = found.value.replace(b'"format":1', b'"format":3')
     world.data.commit((Change(found.key, newer, found.revision),))
     await asyncio.sleep(1)
     with pytest.raises(NewerFormat, match="volume vol"):
@@ -202,7 +202,7 @@ async def test_a_volume_of_a_newer_format_is_listed_and_left_alone(world: World)
 async def test_what_a_newer_version_removed_is_not_purged(world: World) -> None:
     await world.remove(world.a, "vol")
     [found] = world.data.list("trash/")
-    newer = found.value.replace(b'"format":1', b'"format":2')
+    newer = found.value.replace(b'"format":1', b'"format":3')
     world.data.commit((Change(found.key, newer, found.revision),))
     await asyncio.sleep(2 * DAY)
     assert has_data(world, "a")

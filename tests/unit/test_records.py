@@ -9,6 +9,7 @@ import asyncio
 import importlib
 import json
 import pkgutil
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -23,16 +24,15 @@ from pannier.agent.freezing import FrozenGroups
 from pannier.agent.hooks import BegunHooks
 from pannier.agent.mountids import MountHints, MountIds
 from pannier.agent.promises import Promises, Refusal, Takeovers
-from pannier.backups.keys import SavedBackupKeys
 from pannier.barrier.keeping import Keeping, Origin
 from pannier.barrier.pending import Pending
-from pannier.cluster.backup_records import BackupKey
 from pannier.cluster.catalog import Catalog, SavedCatalog
 from pannier.cluster.registry import ClusterRecord, Purged
 from pannier.copies.verification import Verified
 from pannier.core.backup_plans import BackupState
 from pannier.core.backups import BackupDrill, BackupTarget
 from pannier.core.clone_origin import CloneOrigin
+from pannier.core.encryption import ClusterKey, LockedKeys, SealedKey
 from pannier.core.errors import Corrupt, ForeignData, NewerFormat, StorageError
 from pannier.core.evacuation import Evacuated, Phase
 from pannier.core.generation import Generation
@@ -54,6 +54,7 @@ from pannier.core.volume import (
     VolumeSpec,
 )
 from pannier.engine.registration import RegisteredRuntime
+from pannier.holding.cluster_keys import SavedClusterKeys
 from pannier.host.clock import machine_clock
 from pannier.host.mountinfo import Location
 from pannier.host.records import decode, encode, read_file
@@ -147,6 +148,9 @@ RECORDS: dict[str, Record] = {
     "cluster": ClusterRecord("c0ffee", 1767225600.0),
     "node": NODE,
     "volume": VOLUME,
+    "volume-encrypted": replace(VOLUME, spec=replace(VOLUME.spec, encrypted=True)).encrypted_with(
+        SealedKey(by="9f" * 32, sealed="c2VhbGVk")
+    ),
     "trash": replace(VOLUME, removed_at=1767229200.0),
     "purged": Purged(
         name="web",
@@ -182,8 +186,13 @@ RECORDS: dict[str, Record] = {
     ),
     "renewal": AskedForRenewal(at=1234.5),
     "trash-times": TrashTimes(seconds={"web.0a1b2c3d": 120.0}),
-    "backup-key": BackupKey(id="9f" * 32),
-    "backup-keys": SavedBackupKeys(keys={"9f" * 32: "AAEC"}),
+    "backup-key": ClusterKey(id="9f" * 32),
+    "backup-key-locked": ClusterKey(
+        format=2,
+        id="9f" * 32,
+        locked=LockedKeys(ids=("9f" * 32, "8e" * 32), salt="c2FsdA==", cost=16, sealed="c2VhbGVk"),
+    ),
+    "backup-keys": SavedClusterKeys(keys={"9f" * 32: "AAEC"}),
     "backup-state": BackupState(
         plan="offsite:daily:30",
         slot="2026-01-01",
@@ -230,6 +239,10 @@ ORIGIN = (
 )
 
 
+OF_FORMAT_2 = ("volume-encrypted", "backup-key-locked")
+"""What an older version must leave alone."""
+
+
 def golden(name: str) -> bytes:
     return (GOLDEN / f"{name}.json").read_bytes().rstrip(b"\n")
 
@@ -258,7 +271,7 @@ def test_a_golden_file_is_read_and_written_as_it_is(name: str) -> None:
     record = RECORDS[name]
     assert read(golden(name), type(record)) == record
     assert encode(record) == golden(name)
-    assert json.loads(golden(name))["format"] == 1
+    assert json.loads(golden(name))["format"] == (2 if name in OF_FORMAT_2 else 1)
 
 
 def test_a_volume_of_an_earlier_version_tells_of_unheld_writes() -> None:
@@ -293,6 +306,18 @@ def test_an_earlier_version_says_less_of_backups_and_drills() -> None:
     earlier = golden("backup-drill").replace(b',"slot":"weekly-2026-W01"', b"")
     assert earlier != golden("backup-drill")
     assert read(earlier, BackupDrill).slot == ""
+
+
+def test_a_volume_and_a_key_of_an_earlier_version_are_neither_encrypted_nor_locked() -> None:
+    earlier = golden("volume").replace(b',"encrypted":false', b"").replace(b',"key":null', b"")
+    assert b"encrypted" not in earlier
+    assert read(earlier, Volume) == VOLUME
+    earlier = golden("backup-key").replace(b',"locked":null', b"")
+    assert b"locked" not in earlier
+    assert read(earlier, ClusterKey) == RECORDS["backup-key"]
+    earlier = golden("backup-keys").replace(b',"locked":null', b"")
+    assert b"locked" not in earlier
+    assert read(earlier, SavedClusterKeys) == RECORDS["backup-keys"]
 
 
 def test_a_node_of_an_earlier_version_is_recognised_by_its_certificate() -> None:
@@ -346,7 +371,7 @@ def test_fields_of_a_later_version_survive_at_every_level(name: str) -> None:
     later = with_later_fields(record, json.loads(golden(name)))
     found = read(json.dumps(later).encode(), type(record))
     assert found == record, "they make no difference here"
-    assert json.loads(encode(replace(found, format=1))) == later
+    assert json.loads(encode(replace(found, format=record.format))) == later
     assert json.loads(encode(read(encode(found), type(record)))) == later
 
 
@@ -365,8 +390,10 @@ def test_a_record_of_an_earlier_version_says_nothing_of_records() -> None:
 @pytest.mark.parametrize("name", RECORDS)
 def test_a_newer_format_is_refused_clearly(name: str) -> None:
     kind = type(RECORDS[name])
-    newer = golden(name).replace(b'"format":1', b'"format":2')
-    with pytest.raises(NewerFormat, match=r"the record was written by a newer version.*format 2"):
+    known = kind.known_format
+    newer = re.sub(rb'"format":[12]', b'"format":%d' % (known + 1), golden(name))
+    refusal = rf"the record was written by a newer version.*format {known + 1}"
+    with pytest.raises(NewerFormat, match=refusal):
         read(newer, kind)
     assert read(newer, kind, shown=True).is_newer
 
@@ -433,7 +460,7 @@ def test_a_memory_of_a_newer_format_is_an_empty_memory(tmp_path: Path) -> None:
 
 
 def test_the_memory_on_disk_keeps_records_of_newer_formats(tmp_path: Path) -> None:
-    saved = replace(VOLUME, format=2, unknown={"later": msgspec.Raw(b"[1]")})
+    saved = replace(VOLUME, format=3, unknown={"later": msgspec.Raw(b"[1]")})
     (tmp_path / "c").write_bytes(encode(SavedCatalog(volumes=(saved,))))
     catalog = Catalog(file=UnsyncedFile(tmp_path / "c"), cluster=None, boot_id="b")
     catalog.load()

@@ -189,10 +189,10 @@ async def test_a_nodes_record_keeps_what_a_newer_version_wrote_into_it(world: Wo
 
 
 async def test_a_record_of_a_newer_format_is_listed_and_not_changed(world: World) -> None:
-    record = later(VOLUME, format=2, sealed_with="key-1")
+    record = later(VOLUME, format=3, sealed_with="key-1")
     revision = world.write("volumes/web", record)
     [listed] = await world.registry.volumes()
-    with pytest.raises(NewerFormat, match=r"volumes/web.*format 2"):
+    with pytest.raises(NewerFormat, match=r"volumes/web.*format 3"):
         await world.registry.volume("web")
     for change in (
         world.registry.replace_volume(listed, expect=revision),
@@ -201,7 +201,7 @@ async def test_a_record_of_a_newer_format_is_listed_and_not_changed(world: World
     ):
         with pytest.raises(NewerFormat):
             await change
-    world.write("trash/web.1", later(replace(VOLUME, removed_at=1.0), format=2))
+    world.write("trash/web.1", later(replace(VOLUME, removed_at=1.0), format=3))
     [trashed] = await world.registry.trash()
     with pytest.raises(NewerFormat):
         await world.registry.restore_volume(trashed.record, expect=trashed.revision)
@@ -258,7 +258,7 @@ async def test_a_damaged_cluster_record_makes_the_store_a_strange_one(tmp_path: 
 
 
 async def test_a_volume_of_a_newer_format_is_known_by_name(world: World) -> None:
-    raw = json.dumps(later(VOLUME, format=2)).encode()
+    raw = json.dumps(later(VOLUME, format=3)).encode()
     await follow(world.catalog, Put(Entry("volumes/web", raw, 1)))
     known = world.catalog.volume("web")
     assert known is not None

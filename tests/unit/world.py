@@ -65,7 +65,7 @@ USUAL = Pace()
 _NOT_PLAYED = frozenset(
     ("introduction", "admission", "activation", "swarm-node", "free-space", "evacuation", "labels",
      "asked-options", "asked-by-containers", "hooks", "service-stops", "unheld", "twins", "schedules",
-     "backup-keys", "backup-schedule")
+     "cluster-keys", "sealing-anew", "backup-schedule")
 )  # fmt: skip
 """Work of a node that has nothing to do with who holds what; its tests have worlds of their own."""
 

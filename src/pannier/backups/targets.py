@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
+import msgspec
 import structlog
 
-from pannier.backups.keys import BackupKeys
 from pannier.backups.repository import Repository
 from pannier.backups.restic import Restic
 from pannier.cluster.backup_records import BackupRecords
@@ -24,7 +25,16 @@ from pannier.core.backups import (
     strangers,
 )
 from pannier.core.complete_backups import bytes_of
-from pannier.core.errors import AlreadyExists, Conflict, InvalidInput, RepositoryMissing, Stale
+from pannier.core.errors import (
+    AlreadyExists,
+    Conflict,
+    Corrupt,
+    InvalidInput,
+    PannierError,
+    RepositoryMissing,
+    Stale,
+)
+from pannier.holding.cluster_keys import ClusterKeys
 from pannier.host.clock import Clock, rfc3339
 
 log = structlog.get_logger(__name__)
@@ -38,7 +48,7 @@ class Targets:
         *,
         cluster: str,
         records: BackupRecords,
-        keys: BackupKeys,
+        keys: ClusterKeys,
         restic: Restic,
         clock: Clock,
     ) -> None:
@@ -66,7 +76,7 @@ class Targets:
         Raises:
             InvalidInput: name, URL or secrets cannot be; AlreadyExists: there is one of that name.
             Conflict: another cluster's backups are there, and it is not only to be read.
-            And what :class:`Repository` and :meth:`BackupKeys.seal` raise. Nothing was added then.
+            And what :class:`Repository` and :meth:`ClusterKeys.seal` raise. Nothing was added then.
         """
         check_target_name(order.name)
         secrets = _secrets(order)
@@ -75,7 +85,7 @@ class Targets:
             raise _taken(order.name)
         async with self._restic.opened(order.name, order.url, secrets) as repository:
             found = await self._repository_of(repository, order)
-        key, sealed = await self._keys.seal(secrets, about=self._about(order.name, order.url))
+        key, sealed = await self._sealed(order.name, order.url, secrets)
         target = BackupTarget(
             name=order.name,
             url=order.url,
@@ -158,12 +168,12 @@ class Targets:
 
         Raises:
             NotFound: there is no such target. Conflict: another repository is there.
-            And what :class:`Repository` and :meth:`BackupKeys.unseal` raise.
+            And what :class:`Repository` and :meth:`ClusterKeys.unseal` raise.
         """
         target = (await self._records.target(check_target_name(name))).record
-        about = self._about(target.name, target.url)
-        secrets = await self._keys.unseal(target.key, target.sealed, about=about)
-        async with self._restic.opened(name, target.url, secrets) as repository:
+        async with self._restic.opened(
+            name, target.url, await self._secrets_of(target)
+        ) as repository:
             found = await repository.id()
             if found != target.repository:
                 raise Conflict(
@@ -171,6 +181,16 @@ class Targets:
                     remedy="bring that one back, or take this one: pannier backup target rm, then add",
                 )
             yield repository
+
+    async def _secrets_of(self, target: BackupTarget) -> Secrets:
+        about = self._about(target.name, target.url)
+        plain = await self._keys.unseal(
+            target.key, target.sealed, about=about, otherwise=_not_its_secrets()
+        )
+        try:
+            return msgspec.json.decode(plain, type=Secrets)
+        except msgspec.MsgspecError as error:
+            raise _not_its_secrets() from error
 
     async def backups(self, name: str) -> list[BackupView]:
         """All backups at a target, oldest first. Raises as :meth:`opened`."""
@@ -202,6 +222,33 @@ class Targets:
         log.info("backups.pruned", target=name, kept=len(kept), removed=len(removed))
         return PrunedView(target=name, kept=kept, removed=removed)
 
+    async def sealed_with(self) -> frozenset[str]:
+        """The ids of the keys that the secrets of targets are encrypted with."""
+        return frozenset(each.key for each in await self._records.targets())
+
+    async def seal_anew(self, by: str) -> None:
+        """Encrypt the secrets of all targets with the key that encrypts what is new, whose id is ``by``. What cannot be, as where
+        somebody else has just changed it, stays as it is; its key stays, too.
+        """
+        for target in await self._records.targets():
+            if target.key == by:
+                continue
+            try:
+                await self._seal_one(target.name)
+            except PannierError as error:
+                log.warning("backups.not-sealed-anew", target=target.name, error=str(error))
+
+    async def _seal_one(self, name: str) -> None:
+        found = await self._records.target(name)
+        secrets = await self._secrets_of(found.record)
+        key, sealed = await self._sealed(found.record.name, found.record.url, secrets)
+        changed = replace(found.record, key=key, sealed=sealed)
+        await self._records.replace_target(changed, expect=found.revision)
+
+    async def _sealed(self, name: str, url: str, secrets: Secrets) -> tuple[str, str]:
+        plain = msgspec.json.encode(secrets)
+        return await self._keys.seal(plain, about=self._about(name, url))
+
     def _about(self, name: str, url: str) -> str:
         """What secrets belong to: so they are not sent elsewhere, whatever somebody writes into the store."""
         return f"{self._cluster}\n{name}\n{url}"
@@ -229,6 +276,13 @@ def backup_view(target: str, backup: StoredBackup) -> BackupView:
         made_at=backup.made_at,
         snapshot=backup.tags.get("snapshot", ""),
         bytes=bytes_of(backup),
+    )
+
+
+def _not_its_secrets() -> Corrupt:
+    return Corrupt(
+        "the secrets of a backup target in the store are not those that were put there",
+        remedy="add the target again: pannier backup target rm, then add",
     )
 
 

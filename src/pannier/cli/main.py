@@ -9,6 +9,7 @@ import click
 from pannier.cli.backup import backup
 from pannier.cli.cert import cert
 from pannier.cli.command import Lazy, Root, output_options
+from pannier.cli.key import key
 from pannier.cli.node import node
 from pannier.cli.schedule import schedule
 from pannier.cli.service import service
@@ -89,6 +90,7 @@ for _command in (
         volume,
         schedule,
         backup,
+        key,
         trash,
         service,
     ),

@@ -2,7 +2,6 @@
 
 ::
 
-    backup-key             BackupKey: with which secrets are encrypted from now on; the key itself is not in the store
     backup-targets/NAME    BackupTarget
     backup-states/ID       BackupState: of the volume with this id
     backup-drills/TARGET/VOLUME    BackupDrill
@@ -10,26 +9,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from pannier.cluster.registry import Registry, Versioned, decode, encode
 from pannier.core.backup_plans import BackupState
 from pannier.core.backups import BackupDrill, BackupTarget
 from pannier.core.errors import NotFound
-from pannier.core.record import Record
 from pannier.store.base import ABSENT, Change
 
-_KEY = "backup-key"
 _TARGETS = "backup-targets/"
 _STATES = "backup-states/"
 _DRILLS = "backup-drills/"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BackupKey(Record):
-    """Names the key with which new secrets are encrypted."""
-
-    id: str
 
 
 class BackupRecords:
@@ -37,15 +25,6 @@ class BackupRecords:
 
     def __init__(self, registry: Registry) -> None:
         self._store = registry.store
-
-    async def key(self) -> str | None:
-        """The id of the key with which secrets are encrypted; None where nothing was encrypted yet."""
-        found = await self._store.get(_KEY)
-        return decode(found, BackupKey).id if found else None
-
-    async def name_key(self, key: str) -> None:
-        """Name the first key; Stale where there is one already."""
-        await self._store.commit(Change(_KEY, encode(BackupKey(id=key)), ABSENT))
 
     async def targets(self) -> list[BackupTarget]:
         """All targets, by name."""
@@ -67,6 +46,10 @@ class BackupRecords:
     async def add_target(self, target: BackupTarget) -> None:
         """A new target; Stale where its name is taken."""
         await self._store.commit(Change(_TARGETS + target.name, encode(target), ABSENT))
+
+    async def replace_target(self, target: BackupTarget, *, expect: int) -> None:
+        """Change a target; Stale where somebody else has."""
+        await self._store.commit(Change(_TARGETS + target.name, encode(target), expect))
 
     async def remove_target(self, name: str, *, expect: int) -> None:
         """Forget a target."""

@@ -15,6 +15,11 @@ from pannier.core.backups import (
     TARGET_PATTERN,
     check_target_name,
 )
+from pannier.core.encryption import (
+    MOST_PASSPHRASE_LETTERS,
+    NEW_PASSPHRASE_PATTERN,
+    check_passphrase,
+)
 from pannier.core.generation import GENERATION_PATTERN
 from pannier.core.hooks import Moment
 from pannier.core.importing import MOST_SOURCE_LETTERS
@@ -38,6 +43,11 @@ Actor = Annotated[str, Meta(pattern=f"^{ACTOR_PATTERN}$")]
 SnapshotName = Annotated[str, Meta(extra_json_schema={"pattern": SNAPSHOT_PATTERN})]
 TargetName = Annotated[str, Meta(extra_json_schema={"pattern": TARGET_PATTERN})]
 Secret = Annotated[str, Meta(max_length=MOST_SECRET_LETTERS)]
+Passphrase = Annotated[str, Meta(max_length=MOST_PASSPHRASE_LETTERS)]
+NewPassphrase = Annotated[
+    str,
+    Meta(max_length=MOST_PASSPHRASE_LETTERS, extra_json_schema={"pattern": NEW_PASSPHRASE_PATTERN}),
+]
 KeptBackups = Annotated[int, Meta(ge=0, le=10_000)]
 KeepSeconds = Annotated[float, Meta(gt=0, le=100 * 366 * DAY_SECONDS)]
 WaitSeconds = Annotated[float, Meta(ge=0, le=DAY_SECONDS)]
@@ -229,6 +239,29 @@ class BackupTargetOrder(PeopleBody, frozen=True, kw_only=True):
 
     def __repr__(self) -> str:
         return f"BackupTargetOrder(name={self.name!r}, url={self.url!r})"
+
+
+class RotateOrder(PeopleBody, frozen=True, kw_only=True):
+    """``passphrase``: locks the keys; empty: each node keeps them in a file; null: so, and refused where they are locked."""
+
+    passphrase: NewPassphrase | None = None
+
+    def check(self) -> None:
+        """See :class:`Body`."""
+        if self.passphrase:
+            check_passphrase(self.passphrase)
+
+    def __repr__(self) -> str:
+        return "RotateOrder()"
+
+
+class UnlockOrder(PeopleBody, frozen=True, kw_only=True):
+    """``passphrase``: of the last rotation."""
+
+    passphrase: Passphrase
+
+    def __repr__(self) -> str:
+        return "UnlockOrder()"
 
 
 class BackupOrder(PeopleBody, frozen=True, kw_only=True):

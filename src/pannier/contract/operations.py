@@ -18,6 +18,7 @@ from pannier.contract.views import (
     BackupView,
     CertificateView,
     CheckView,
+    ClusterKeyView,
     DrillView,
     EventView,
     FileSystemView,
@@ -82,6 +83,8 @@ TARGET_ERRORS = (
     errors.StorageError,
 )
 BACKUP_ERRORS = (errors.NotFound, *TARGET_ERRORS)
+ROTATE_SECONDS = 300.0
+"""How long a client waits for a rotation: some milliseconds for each volume, and a call to each node."""
 TARGET_SECONDS = 300.0
 """How long a client waits for what is short at a backup target: some commands, each of up to a minute."""
 _SWARM = (errors.Conflict, errors.EngineUnavailable)
@@ -541,6 +544,43 @@ class Operations(Protocol):
             Unavailable: the service could not be started again; the message says what became of the volume.
             StorageError: the holder's pool is missing, full or damaged.
             OutcomeUnknown: also if it was rolled back, and a copy does not have that yet.
+        """
+        ...
+
+    @cluster("GET", "/key", "The key that encrypts volumes and the secrets of backup targets")
+    async def cluster_key(self) -> ClusterKeyView: ...
+
+    @cluster(
+        "POST",
+        "/key/rotate",
+        "Put another key in the place of the cluster's",
+        body=bodies.RotateOrder,
+        raises=(errors.Conflict, errors.KeyMissing, errors.StorageError),
+        answer_seconds=ROTATE_SECONDS,
+    )
+    async def rotate_key(self, order: bodies.RotateOrder) -> ClusterKeyView:
+        """Make a new key, and seal with it the keys of all volumes and the secrets of all targets.
+
+        Raises:
+            InvalidInput: a passphrase cannot be, or the keys are locked and nothing is said of the new one.
+            Conflict: a node that is up does not take the new key. Stale: another rotation was faster. KeyMissing: an earlier one is
+                not on the node that was asked. StorageError: it cannot be kept there.
+            OutcomeUnknown: it may be the cluster's key by now.
+        """
+        ...
+
+    @cluster(
+        "POST",
+        "/key/unlock",
+        "Have the keys that are locked with a passphrase, on the node that is asked",
+        body=bodies.UnlockOrder,
+        raises=(errors.Conflict, errors.Denied, errors.StorageError),
+    )
+    async def unlock_key(self, order: bodies.UnlockOrder) -> ClusterKeyView:
+        """Have the keys in memory. The other nodes ask for them.
+
+        Raises:
+            Denied: it is another passphrase. Conflict: no key is locked. Corrupt: what the store has cannot be read.
         """
         ...
 

@@ -510,7 +510,7 @@ class Peer(Protocol):
     @peer(
         "POST",
         "/backup-key",
-        "A key to the secrets of backup targets",
+        "A key of the cluster's",
         body=bodies.BackupKeyOrder,
         raises=(errors.NotFound, errors.StorageError),
     )
@@ -519,6 +519,21 @@ class Peer(Protocol):
 
         Raises:
             NotFound: this node does not have it either. StorageError: its file cannot be read.
+        """
+        ...
+
+    @peer(
+        "POST",
+        "/backup-key/take",
+        "A key is about to be used: have it",
+        body=bodies.BackupKeyOrder,
+        raises=(errors.KeyMissing, errors.StorageError),
+    )
+    async def peer_take_key(self, id: str) -> None:
+        """The asking node is about to name a key, and has it.
+
+        Raises:
+            KeyMissing: no node that answers has it. StorageError: it cannot be kept.
         """
         ...
 

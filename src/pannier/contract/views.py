@@ -538,6 +538,23 @@ class BackupKeyView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterKeyView:
+    """The key that encrypts the keys of volumes and the secrets of backup targets, as one node sees it.
+
+    ``id`` names it, and says nothing of it; null where nothing was encrypted yet, or the store does not answer. ``locked``: with a
+    passphrase, and in no node's file. ``missing``: ids of keys that ``node`` does not have. ``volumes``: how many are encrypted. ``earlier``: those of them whose
+    keys are sealed with an earlier one, until their holders have sealed them anew.
+    """
+
+    id: str | None
+    locked: bool
+    node: str
+    missing: list[str]
+    volumes: int
+    earlier: list[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StatusView:
     """``pannier status``."""
 

@@ -59,7 +59,7 @@ class BackupTarget(Record):
     Attributes:
         url: as restic takes it.
         repository: the id of the repository there: another one in its place is not used.
-        sealed: the secrets, encrypted (:mod:`pannier.backups.keys`), base64.
+        sealed: the secrets, encrypted (:mod:`pannier.holding.cluster_keys`), base64.
         key: the id of the key with which that was done.
         added_at: Unix time, for people.
         read_only: only to restore from it, such as another cluster's.

@@ -23,6 +23,8 @@ _OF_SYNC_CALLS = ("min_copies", "unheld_writes")
 """What says something of durability=fsync only."""
 _IN_THE_IMAGE = ("uid", "gid", "mode")
 """What is in the file system, which is the other volume's."""
+_OF_THE_BYTES = ("driver", "encrypted")
+"""What each byte of it depends on: both share them."""
 
 
 def name_of_clone(pattern: str, volume: str) -> str:
@@ -90,7 +92,7 @@ def _count(text: str) -> int:
 
 def _check_same(source: Volume, spec: VolumeSpec, asked: Mapping[str, str]) -> None:
     """Refuse what a clone has in common with the other volume, whatever is asked for."""
-    for name in ("driver", *_IN_THE_IMAGE):
+    for name in (*_OF_THE_BYTES, *_IN_THE_IMAGE):
         if name in asked and value_of(spec, name) != value_of(source.spec, name):
             raise _stays(source, name, asked[name])
     if spec.driver != source.spec.driver:
@@ -99,10 +101,17 @@ def _check_same(source: Volume, spec: VolumeSpec, asked: Mapping[str, str]) -> N
 
 def _stays(source: Volume, name: str, text: str) -> InvalidInput:
     what = source.spec.layout if name == "layout" else shown_value(source.spec, name)
+    if name in _IN_THE_IMAGE:
+        instead = ", and change the owner or the mode in a container"
+    elif name == "encrypted":
+        instead = (
+            ": a clone has the same key; or export the files and import them into a new volume"
+        )
+    else:
+        instead = ""
     return InvalidInput(
         f"{name}={text} cannot be: {name} of a clone of volume {source.name} is {what}",
-        remedy=f"leave {name} out"
-        + (", and change the owner or the mode in a container" if name in _IN_THE_IMAGE else ""),
+        remedy=f"leave {name} out{instead}",
     )
 
 

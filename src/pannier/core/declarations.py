@@ -321,6 +321,17 @@ def _backup(now: VolumeSpec, wanted: VolumeSpec, means: Means) -> _Obstacle | No
     return None
 
 
+_ANEW = (
+    "import its files into a new volume: pannier volume export NAME --to dir:DIRECTORY, and then "
+    "pannier volume import ANOTHER --from dir:DIRECTORY -o encrypted={wanted}"
+)
+
+
+def _encrypted(now: VolumeSpec, wanted: VolumeSpec, means: Means) -> _Obstacle | None:
+    anew = _ANEW.format(wanted=str(wanted.encrypted).lower())
+    return _Obstacle("what is on the disks stays encrypted or not", remedy=anew)
+
+
 def _protected(now: VolumeSpec, wanted: VolumeSpec, means: Means) -> _Obstacle | None:
     return None if wanted.protected else _Obstacle("only a person ends that", for_people=True)
 
@@ -347,5 +358,6 @@ _RULES: dict[str, Callable[[VolumeSpec, VolumeSpec, Means], _Obstacle | None]] =
     "snapshots": _snapshots,
     "backup": _backup,
     "drill": _backup,
+    "encrypted": _encrypted,
 }
 """By option, why a change is not taken over; all others stay."""

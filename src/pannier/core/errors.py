@@ -19,6 +19,7 @@
      |   +- PeerUnavailable         peer-unavailable
      |   +- EngineUnavailable       engine-unavailable
      |   +- JournalFull             journal-full
+     |   +- KeyMissing              key-missing                    of what is encrypted, on this node
      |   +- TargetUnavailable       target-unavailable             a backup target, as seen from a node
      |       +- RepositoryMissing   repository-missing
      +- OutcomeUnknown              outcome-unknown      6   503   it may or may not have happened
@@ -171,6 +172,12 @@ class JournalFull(Unavailable):
     """A copy's journal has no room for a record; a generation makes room, and serves instead of the record."""
 
     code = "journal-full"
+
+
+class KeyMissing(Unavailable):
+    """The key of something that is encrypted is not on this node."""
+
+    code = "key-missing"
 
 
 class TargetUnavailable(Unavailable):

@@ -103,6 +103,10 @@ def _interval(text: str) -> float:
     return seconds
 
 
+def _flag(name: str) -> Callable[[str], bool]:
+    return lambda text: _choice(name, ("true", "false"))(text) == "true"
+
+
 def _backup(text: str) -> str:
     return "" if text == "none" else str(parse_plan(text))
 
@@ -187,7 +191,7 @@ OPTIONS = (
     ),
     Option(
         "protected",
-        lambda text: _choice("protected", ("true", "false"))(text) == "true",
+        _flag("protected"),
         "false",
         "true: nothing removes it, neither Docker nor Pannier nor the loss of its node, before it is set to false",
         "true: by itself; false: `volume set`",
@@ -205,6 +209,13 @@ OPTIONS = (
         "none",
         "tries by itself whether its newest backup comes back: TARGET:EVERY, such as offsite:weekly (EVERY: daily, weekly or monthly)",
         "by itself",
+    ),
+    Option(
+        "encrypted",
+        _flag("encrypted"),
+        "false",
+        "true: its files are encrypted on each disk, with a key of its own that only nodes of the cluster have",
+        "never: import it into a new volume",
     ),
 )
 FROM = Option(
@@ -322,6 +333,11 @@ def _check_together(spec: VolumeSpec, *, given: frozenset[str]) -> None:
         raise InvalidInput(
             "backups are made of volumes with layout=image only", remedy="leave drill out"
         )
+    if spec.encrypted and spec.driver != "image":
+        raise InvalidInput(
+            "only images are encrypted",
+            remedy="use layout=image on a btrfs pool, or leave encrypted out",
+        )
     if spec.copies > 1 and spec.driver == "directory":
         raise InvalidInput(
             "the directory driver keeps one copy: it cannot copy what is in use",
@@ -369,8 +385,8 @@ def describe_spec(spec: VolumeSpec) -> dict[str, str]:
                 shown["interval"] = f"{value:g}s"
             case "labels":
                 shown["labels"] = ",".join(f"{key}={text}" for key, text in value.items())
-            case "protected":
-                shown["protected"] = "true"
+            case "protected" | "encrypted":
+                shown[item.name] = "true"
             case _:
                 shown[item.name] = str(value)
     return shown

@@ -251,6 +251,10 @@ class HoldingPace:
     """How long the making of one may take, hooks and copies included: other volumes wait for their turn."""
     schedule_doubt: float = 90.0
     """After so long doctor tells that a snapshot cannot be made: two tries have failed, as none does while a volume moves."""
+    key_look: float = 60.0
+    """Between two looks at whether this node has the keys that encrypt secrets and volumes: each reads one key of the store."""
+    key_retry: float = 1.0
+    """The same where it lacks one: right after a boot volumes wait for it, and the nodes that have it may come up meanwhile."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -356,6 +360,8 @@ class NodePace:
     lease about 5 s. One that gets none, since its disk failed, counts as lost then."""
     introduction_look: float = 0.1
     """Between two looks at whether it has it."""
+    key_look: float = 60.0
+    """Between two looks for keys of this node's volumes that a rotation has not come to: each reads one key of the store."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -424,8 +430,6 @@ class SwarmPace:
 class BackupPace:
     """Backups off-site."""
 
-    key_look: float = 60.0
-    """Between two looks at whether this node has the key to the secrets of targets: each reads one key of the store."""
     look: float = 60.0
     """Between two looks for volumes whose backup is due: each reads a key of the store for each volume that has a plan."""
     retry: float = 3600.0

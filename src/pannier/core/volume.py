@@ -6,8 +6,10 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from typing import ClassVar
 
 from pannier.core.clone_origin import CloneOrigin
+from pannier.core.encryption import SealedKey
 from pannier.core.errors import AlreadyExists, Conflict, InvalidInput, NotFound
 from pannier.core.generation import Generation
 from pannier.core.line import OnTop
@@ -18,6 +20,8 @@ from pannier.core.snapshots import MOST_SNAPSHOTS, Snapshot, check_all_labels
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{1,127}", re.ASCII)
 HISTORY_LIMIT = 50
 LINEAGE_LIMIT = 50
+ENCRYPTED_FORMAT = 2
+"""Of the record of an encrypted volume: an older node could not mount it, and must not take it over."""
 SNAPSHOT_LINES = 10
 """So many of a history's lines are about snapshots, and so many about backups."""
 
@@ -83,6 +87,7 @@ class VolumeSpec(Part):
         snapshots: which snapshots are made and kept of it by themselves; None: none, but for those of policies.
         backup: when it is backed up by itself (:func:`pannier.core.backup_plans.parse_plan`); empty: never.
         drill: when a backup of it is tried by itself (:func:`pannier.core.drill_plans.parse_drill_plan`); empty: never.
+        encrypted: its files are encrypted on each disk.
     """
 
     size: int | None = None
@@ -101,6 +106,7 @@ class VolumeSpec(Part):
     snapshots: Schedule | None = None
     backup: str = ""
     drill: str = ""
+    encrypted: bool = False
 
     @property
     def layout(self) -> str:
@@ -170,7 +176,10 @@ class Volume(Record):
         declared: what services said last of its options, by option.
         snapshots: its generations that have a name, in the order in which they got it.
         origin: what it is a clone of; None where it began empty.
+        key: with which its files are encrypted. Such a record has format 2. None where they are not.
     """
+
+    known_format: ClassVar[int] = 2
 
     name: str
     id: str
@@ -188,6 +197,7 @@ class Volume(Record):
     declared: dict[str, Declared] = field(default_factory=dict)
     snapshots: tuple[Snapshot, ...] = ()
     origin: CloneOrigin | None = None
+    key: SealedKey | None = None
 
     def granted(
         self,
@@ -211,6 +221,10 @@ class Volume(Record):
             replicas=replicas,
             in_sync=tuple(name for name in in_sync if name in replicas),
         )
+
+    def encrypted_with(self, key: SealedKey) -> Volume:
+        """This record with its key, which it has from the beginning, or with the same one sealed anew."""
+        return replace(self, key=key, format=ENCRYPTED_FORMAT)
 
     @property
     def on_top(self) -> OnTop:

@@ -20,7 +20,7 @@ from pannier.core.errors import (
 from pannier.core.options import check_same_options
 from pannier.core.volume import Volume
 from pannier.holding.import_notes import BegunImports
-from pannier.storage.base import CloningDriver, Driver, LocalCopy
+from pannier.storage.base import CloningDriver, Driver, FileSystemDriver, LocalCopy
 
 log = structlog.get_logger(__name__)
 
@@ -121,6 +121,8 @@ async def _has_content(driver: Driver, volume_id: str, copy: LocalCopy) -> bool:
     """Whether any live tree has an entry, or is sealed: an unfinished creation leaves an empty one."""
     if any(tree.sealed for tree in copy.live):
         return True
+    if isinstance(driver, FileSystemDriver):  # it may be encrypted, and nobody has its key
+        return any([await driver.has_files(volume_id, epoch=tree.epoch) for tree in copy.live])
     for tree in copy.live:
         await driver.attach(volume_id, epoch=tree.epoch, grow=False)
     try:

@@ -36,6 +36,7 @@ from pannier.core.pace import HoldingPace
 from pannier.core.volume import Beginning, Grant, HistoryEntry, Volume, check_name
 from pannier.holding.adding import Adding, new_volume_id
 from pannier.holding.snapshots import Snapshots
+from pannier.holding.volume_keys import KeysOfVolumes
 from pannier.host.clock import Clock
 from pannier.storage.base import CloningDriver
 
@@ -54,6 +55,7 @@ class Clones:
         replicator: Replicator,
         snapshots: Snapshots,
         adding: Adding,
+        volume_keys: KeysOfVolumes,
         peers: Peers,
         clock: Clock,
         pace: HoldingPace,
@@ -64,6 +66,7 @@ class Clones:
         self._replicator = replicator
         self._snapshots = snapshots
         self._adding = adding
+        self._volume_keys = volume_keys
         self._peers = peers
         self._clock = clock
         self._pace = pace
@@ -203,13 +206,17 @@ class Clones:
             created_at=self._clock.unix(),
             origin=origin,
         )
+        key = await self._volume_keys.of_clone(volume, volume_id)
+        shared = ""
+        if key is not None:
+            made, shared = made.encrypted_with(key), ", with the same key"
         return made.with_entry(
             HistoryEntry(
                 at=made.created_at,
                 what="created",
                 node=self._cluster.node,
                 epoch=1,
-                detail=f"as a clone of {origin.described}, by {actor}",
+                detail=f"as a clone of {origin.described}{shared}, by {actor}",
             )
         )
 

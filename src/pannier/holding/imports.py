@@ -28,6 +28,7 @@ from pannier.core.options import check_copies, parse_options
 from pannier.core.volume import Volume, check_name
 from pannier.holding.adding import Adding
 from pannier.holding.import_notes import BegunImports
+from pannier.holding.volume_keys import KeysOfVolumes
 from pannier.holding.volumes import Volumes
 from pannier.host.files import sync_filesystem_of
 from pannier.host.records import decode, encode
@@ -71,12 +72,14 @@ class Imports:
         drivers: Drivers,
         volumes: Volumes,
         adding: Adding,
+        volume_keys: KeysOfVolumes,
         begun: BegunImports,
     ) -> None:
         self._cluster = cluster
         self._drivers = drivers
         self._volumes = volumes
         self._adding = adding
+        self._volume_keys = volume_keys
         self._begun = begun
         self._here: set[str] = set()
         """Ids of those that this run of the daemon works on."""
@@ -104,9 +107,12 @@ class Imports:
                 root = RootAttributes(
                     uid=volume.spec.uid, gid=volume.spec.gid, mode=volume.spec.mode
                 )
-                await driver.create(volume.id, epoch=EPOCH, root=root, size_bytes=volume.spec.size)
-                await driver.attach(volume.id, epoch=EPOCH, grow=False)
-                yield draft
+                with self._volume_keys.begun(volume):
+                    await driver.create(
+                        volume.id, epoch=EPOCH, root=root, size_bytes=volume.spec.size
+                    )
+                    await driver.attach(volume.id, epoch=EPOCH, grow=False)
+                    yield draft
             finally:
                 if not draft.kept and not draft.note.service:
                     await self._remove(volume.id, draft.note, driver)
@@ -122,7 +128,7 @@ class Imports:
         await self._drivers.opened()
         spec = parse_options(options, default_driver=self._drivers.default)
         check_begins_here(options, nodes=spec.nodes, here=self._cluster.node)
-        volume = self._volumes.new_record(name, spec, detail=detail)
+        volume = await self._volumes.new_record(name, spec, detail=detail)
         driver = self._drivers.of(volume)
         await self._adding.refuse_in_a_strange_store(name, driver)
         return driver, volume

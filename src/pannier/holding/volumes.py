@@ -31,6 +31,7 @@ from pannier.core.volume import Grant, HistoryEntry, Volume, VolumeSpec, check_n
 from pannier.holding.adding import Adding, new_volume_id
 from pannier.holding.clones import Clones
 from pannier.holding.handover import Handovers
+from pannier.holding.volume_keys import KeysOfVolumes
 from pannier.host.clock import Clock
 from pannier.storage.base import RootAttributes
 
@@ -48,6 +49,7 @@ class Volumes:
         drivers: Drivers,
         use: Use,
         adding: Adding,
+        volume_keys: KeysOfVolumes,
         clones: Clones,
         handovers: Handovers,
         peers: Peers,
@@ -58,6 +60,7 @@ class Volumes:
         self._drivers = drivers
         self._use = use
         self._adding = adding
+        self._volume_keys = volume_keys
         self._clones = clones
         self._handovers = handovers
         self._peers = peers
@@ -120,21 +123,23 @@ class Volumes:
 
         A crash in between leaves an empty tree under an id that nobody knows (doctor lists it).
         """
-        volume = self.new_record(name, spec, detail=f"by {actor}")
+        volume = await self.new_record(name, spec, detail=f"by {actor}")
         driver = self._drivers.of(volume)
         await self._adding.refuse_in_a_strange_store(name, driver)
         root = RootAttributes(uid=spec.uid, gid=spec.gid, mode=spec.mode)
-        await driver.create(volume.id, epoch=1, root=root, size_bytes=spec.size)
-        return await self._adding.add(volume, driver, options, actor=actor)
+        with self._volume_keys.begun(volume):
+            await driver.create(volume.id, epoch=1, root=root, size_bytes=spec.size)
+            return await self._adding.add(volume, driver, options, actor=actor)
 
-    def new_record(self, name: str, spec: VolumeSpec, *, detail: str) -> Volume:
-        """The record of a new volume that this node is to hold; nothing is written.
+    async def new_record(self, name: str, spec: VolumeSpec, *, detail: str) -> Volume:
+        """The record of a new volume that this node is to hold, with a key if it is to be encrypted; nothing is written.
 
         Args:
             detail: whose doing it is, for its history.
 
         Raises:
             Conflict: no other node can take a copy that is asked for.
+            KeyMissing: no node that answers has the cluster's key. StoreUnavailable: it could not be asked for that.
         """
         node = self._cluster.node
         replicas: tuple[str, ...] = ()
@@ -149,6 +154,8 @@ class Volumes:
             replicas=replicas,
             created_at=self._clock.unix(),
         )
+        if spec.encrypted:
+            volume = volume.encrypted_with(await self._volume_keys.new(volume.id))
         return volume.with_entry(
             HistoryEntry(at=volume.created_at, what="created", node=node, epoch=1, detail=detail)
         )

@@ -21,12 +21,13 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
 
 
-def mount_read_only(kind: str, device: Path, *, options: Mapping[str, str]) -> int:
-    """Mount a file system nowhere, read-only; without devices, setuid programs, and programs at all.
+def mount_nowhere(kind: str, device: Path, *, options: Mapping[str, str], read_only: bool) -> int:
+    """Mount a file system nowhere; without devices, setuid programs, and programs at all.
 
     Args:
         kind: of file system, as ``ext4``.
         options: of that file system.
+        read_only: nothing is written to it but what a mount does.
 
     Returns:
         A descriptor of its root, which the caller closes.
@@ -38,9 +39,10 @@ def mount_read_only(kind: str, device: Path, *, options: Mapping[str, str]) -> i
     try:
         for key, value in {"source": str(device), **options}.items():
             _call(_SYS_FSCONFIG, context, _SET_STRING, key.encode(), value.encode(), 0)
-        _call(_SYS_FSCONFIG, context, _SET_FLAG, b"ro", None, 0)
+        if read_only:
+            _call(_SYS_FSCONFIG, context, _SET_FLAG, b"ro", None, 0)
         _call(_SYS_FSCONFIG, context, _CREATE, None, None, 0)
-        attributes = _READ_ONLY | _NOSUID | _NODEV | _NOEXEC | _NOATIME
+        attributes = (_READ_ONLY if read_only else 0) | _NOSUID | _NODEV | _NOEXEC | _NOATIME
         mount = _call(_SYS_FSMOUNT, context, _FSMOUNT_CLOEXEC, attributes)
     finally:
         os.close(context)

@@ -22,6 +22,7 @@ from pannier.core.room import ways_out
 from pannier.core.size import format_size
 from pannier.core.volume import Volume
 from pannier.engine.base import Engine
+from pannier.holding.cluster_keys import ClusterKeys
 from pannier.holding.import_notes import BegunImports
 from pannier.holding.schedules import Schedules
 from pannier.host.clock import Clock
@@ -72,6 +73,7 @@ class Doctor:
         store_trusts_all: bool,
         certificates: Certificates,
         schedules: Schedules,
+        cluster_keys: ClusterKeys,
         backup_findings: BackupFindings,
         clock: Clock,
         doubt: float,
@@ -91,6 +93,7 @@ class Doctor:
         self._store_trusts_all = store_trusts_all
         self._certificates = certificates
         self._schedules = schedules
+        self._cluster_keys = cluster_keys
         self._backup_findings = backup_findings
         self._clock = clock
         self._doubt = doubt
@@ -109,6 +112,7 @@ class Doctor:
             self._sync_calls,
             self._schedules.findings,
             self._older_store,
+            self._cluster_keys.findings,
             self._backup_findings.backups,
             *self._of_disks(),
         ):

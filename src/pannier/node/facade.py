@@ -13,13 +13,20 @@ from pannier.backups.targets import Targets
 from pannier.backups.work import BackupWork
 from pannier.cluster.cluster import Cluster
 from pannier.contract.backup_progress import BackupProgress
-from pannier.contract.bodies import BackupTargetOrder, JoinOrder, RenewalOrder
+from pannier.contract.bodies import (
+    BackupTargetOrder,
+    JoinOrder,
+    RenewalOrder,
+    RotateOrder,
+    UnlockOrder,
+)
 from pannier.contract.operations import LOCAL, Operations
 from pannier.contract.views import (
     BackupTargetView,
     BackupView,
     CertificateView,
     CheckView,
+    ClusterKeyView,
     DrillView,
     EventView,
     FileSystemView,
@@ -68,6 +75,7 @@ from pannier.node.node_views import NodeViews
 from pannier.node.renewing import Renewing
 from pannier.node.resizing import check_size
 from pannier.node.room_use import RoomUse
+from pannier.node.rotating import Rotating
 from pannier.node.signing import Signing
 from pannier.node.trash import Trash
 from pannier.node.volume_views import VolumeViews
@@ -99,6 +107,7 @@ class NodeService:
         policies: Policies,
         rollback: Rollback,
         clones: Clones,
+        rotating: Rotating,
         targets: Targets,
         backup_work: BackupWork,
         drills: Drills,
@@ -134,6 +143,7 @@ class NodeService:
         self._policies = policies
         self._rollback = rollback
         self._clones = clones
+        self._rotating = rotating
         self._targets = targets
         self._backup_work = backup_work
         self._drills = drills
@@ -323,6 +333,20 @@ class NodeService:
         source = CloneSource(name, snapshot or "")
         made = await self._clones.clone(source, new, options, actor=self._actor)
         return self._volume_views.listed(made)
+
+    # -- the cluster's key -----------------------------------------------------------------------
+
+    async def cluster_key(self) -> ClusterKeyView:
+        """The key that encrypts volumes."""
+        return await self._rotating.show()
+
+    async def rotate_key(self, order: RotateOrder) -> ClusterKeyView:
+        """Put another key in its place."""
+        return await self._rotating.rotate(passphrase=order.passphrase, actor=self._actor)
+
+    async def unlock_key(self, order: UnlockOrder) -> ClusterKeyView:
+        """Have the keys that are locked with a passphrase."""
+        return await self._rotating.unlock(order.passphrase, actor=self._actor)
 
     # -- backups --------------------------------------------------------------------------------
 

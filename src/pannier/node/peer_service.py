@@ -6,7 +6,6 @@ import copy
 from collections.abc import AsyncGenerator, Mapping
 
 from pannier.agent.drivers import Drivers
-from pannier.backups.keys import BackupKeys
 from pannier.backups.work import BackupWork
 from pannier.cluster.cluster import Cluster, no_such_volume
 from pannier.contract.backup_progress import BackupProgress
@@ -49,6 +48,7 @@ from pannier.core.options import parse_options
 from pannier.core.removals import Removals
 from pannier.core.volume import Volume
 from pannier.holding.clones import Clones
+from pannier.holding.cluster_keys import ClusterKeys
 from pannier.holding.handover import Handovers
 from pannier.holding.memories import remembered
 from pannier.holding.one_moment import Together
@@ -87,7 +87,7 @@ class PeerService:
         snapshots: Snapshots,
         together: Together,
         backup_work: BackupWork,
-        backup_keys: BackupKeys,
+        cluster_keys: ClusterKeys,
         rollback: Rollback,
         clones: Clones,
         verification: Verification,
@@ -112,7 +112,7 @@ class PeerService:
         self._snapshots = snapshots
         self._together = together
         self._backup_work = backup_work
-        self._backup_keys = backup_keys
+        self._cluster_keys = cluster_keys
         self._rollback = rollback
         self._clones = clones
         self._verification = verification
@@ -280,8 +280,12 @@ class PeerService:
         return await self._snapshots.here(name)
 
     async def peer_backup_key(self, id: str) -> BackupKeyView:
-        """Another node lacks the key to the secrets of backup targets."""
-        return self._backup_keys.here(id)
+        """Another node lacks a key of the cluster's."""
+        return self._cluster_keys.here(id)
+
+    async def peer_take_key(self, id: str) -> None:
+        """Another node is about to name a key."""
+        await self._cluster_keys.take(id)
 
     def peer_put_backup(
         self, name: str, *, snapshot: str, target: str, plan: str | None, actor: str

@@ -229,6 +229,7 @@ class Driver(Protocol):
 
         Raises:
             StorageError: no such live tree, or it is sealed, damaged or in somebody else's hands.
+            KeyMissing: it is encrypted, and its key is not on this node.
         """
         ...
 
@@ -455,6 +456,7 @@ class FileSystemDriver(Driver, Protocol):
 
         Raises:
             StorageError: it is not here, or cannot be mounted. Corrupt: it is damaged.
+            KeyMissing: it is encrypted, and its key is not on this node.
         """
         ...
 
@@ -465,6 +467,14 @@ class FileSystemDriver(Driver, Protocol):
 
         Raises:
             As :meth:`show`.
+        """
+        ...
+
+    async def has_files(self, volume: str, *, epoch: int) -> bool:
+        """Whether there is anything in a live volume, which need not be attached. It takes no key.
+
+        Raises:
+            StorageError: it is not here, or cannot be mounted. Corrupt: it is damaged.
         """
         ...
 

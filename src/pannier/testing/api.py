@@ -22,6 +22,8 @@ from pannier.contract.bodies import (
     PeerTogetherOrder,
     PeerTogetherStep,
     RenewalOrder,
+    RotateOrder,
+    UnlockOrder,
 )
 from pannier.contract.operations import LOCAL
 from pannier.contract.together import TogetherView
@@ -33,6 +35,7 @@ from pannier.contract.views import (
     BlockView,
     CertificateView,
     CheckView,
+    ClusterKeyView,
     CopyView,
     DrillView,
     EventView,
@@ -137,6 +140,14 @@ class FakeCluster:
     snapshots_of: dict[str, list[SnapshotView]] = field(default_factory=dict)
     policies_by_name: dict[str, PolicyView] = field(default_factory=dict)
     targets: dict[str, BackupTargetView] = field(default_factory=dict)
+    keys: list[ClusterKeyView] = field(
+        default_factory=lambda: [
+            ClusterKeyView(
+                id="9f" * 32, locked=False, node="node1", missing=[], volumes=1, earlier=[]
+            )
+        ]
+    )
+    """The cluster's, the last one now."""
     drills: dict[str, DrillView] = field(default_factory=dict)
     backups_made: list[BackupView] = field(default_factory=list)
     copies: dict[str, list[CopyView]] = field(default_factory=dict)
@@ -453,6 +464,24 @@ class FakeCluster:
     ) -> VolumeView:
         return await self.by(actor).clone_volume(name, new=new, snapshot=snapshot, options=options)
 
+    async def cluster_key(self) -> ClusterKeyView:
+        self._begin("cluster_key")
+        return self.keys[-1]
+
+    async def rotate_key(self, order: RotateOrder) -> ClusterKeyView:
+        self._change("rotate_key", "")
+        if self.strict and self.keys[-1].locked and order.passphrase is None:
+            raise InvalidInput("the cluster's keys are locked with a passphrase")
+        made = replace(self.keys[-1], id="7d" * 32, locked=bool(order.passphrase))
+        self.keys.append(made)
+        return made
+
+    async def unlock_key(self, order: UnlockOrder) -> ClusterKeyView:
+        self._change("unlock_key", "")
+        if self.strict and not self.keys[-1].locked:
+            raise Conflict("the cluster's keys are not locked with a passphrase")
+        return self.keys[-1]
+
     async def backup_targets(self) -> list[BackupTargetView]:
         self._begin("backup_targets")
         return list(self.targets.values())
@@ -563,6 +592,9 @@ class FakeCluster:
     async def peer_backup_key(self, id: str) -> BackupKeyView:
         self._change("peer_backup_key", "")
         raise NotFound(f"node {self.here} does not have the key {id[:8]}")
+
+    async def peer_take_key(self, id: str) -> None:
+        self._change("peer_take_key", "")
 
     async def peer_put_backup(
         self, name: str, *, snapshot: str, target: str, plan: str | None, actor: str

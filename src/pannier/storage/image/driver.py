@@ -66,9 +66,11 @@ from pannier.storage.image.live import LiveImage
 from pannier.storage.image.nocow import IMAGE
 from pannier.storage.image.noted import NotedRuns
 from pannier.storage.image.partial import begun, discard_parts, is_of_use
-from pannier.storage.image.showing import open_root, show
+from pannier.storage.image.showing import has_files, open_root, show
 from pannier.storage.image.sums import SUMS
 from pannier.storage.image.transfer import send
+from pannier.storage.image.unlocking import encrypt
+from pannier.storage.keys import NoKeys, VolumeKeys
 from pannier.storage.lines import JournalState
 from pannier.storage.streams import feeding, reading, swallow_stream
 
@@ -86,6 +88,7 @@ class ImageDriver(SubvolumeDriver):
         staging: a directory of ours, where live images are mounted.
         source: the pool's device or file; None for a pool that somebody else mounts.
         trace: name of the kernel's trace that tells what is written; without one there are only generations.
+        keys: has the keys of encrypted volumes; without it there are none.
     """
 
     name = "image"
@@ -99,11 +102,13 @@ class ImageDriver(SubvolumeDriver):
         staging: Path,
         source: Path | None = None,
         trace: str | None = None,
+        keys: VolumeKeys | None = None,
     ) -> None:
         images = mountpoint / "images"
         super().__init__(mountpoint, images, tidy_volume=partial(tidy, stays=is_of_use))
         self._staging = staging
         self._source = source
+        self._keys = keys or NoKeys()
         self._images: dict[tuple[str, int], LiveImage] = {}
         self._pool: Allocation | None = None
         self._mender = mending.Mender()
@@ -168,7 +173,7 @@ class ImageDriver(SubvolumeDriver):
         image = self._images.get((volume, epoch))
         if image is None:
             home, place = self._home(volume), self._place(volume, epoch)
-            made = LiveImage(home, epoch, place=place, has_room=self._has_room)
+            made = LiveImage(home, epoch, place=place, has_room=self._has_room, keys=self._keys)
             # Two threads may be here; all must get the same one.
             image = self._images.setdefault((volume, epoch), made)
         return image
@@ -192,15 +197,20 @@ class ImageDriver(SubvolumeDriver):
             )
         if size_bytes is not None:
             await in_thread(self._check_size, size_bytes)
+        key = self._keys.key_of(volume)
+        encrypted = key is not None
         with told_as_storage_error(f"create volume {volume}"):
             draft = await in_thread(self._draft, home, epoch)
             if draft is None:
                 return
+            image = draft / IMAGE
             if size_bytes is None:
                 size = await in_thread(self._pool_bytes)
-                await ext4.make(draft / IMAGE, size=size, root=root)
+                await ext4.make(image, size=size, root=root, encrypted=encrypted)
             else:
-                await ext4.make_with_room(draft / IMAGE, room=size_bytes, root=root)
+                await ext4.make_with_room(image, room=size_bytes, root=root, encrypted=encrypted)
+            if key is not None:
+                await in_thread(encrypt, image, key)
             await in_thread(self._publish, draft, home.live(epoch))
 
     def _check_size(self, size_bytes: int) -> None:
@@ -609,7 +619,14 @@ class ImageDriver(SubvolumeDriver):
     def _show(self, home: Home, tree: int | Generation, at: Path) -> None:
         source, what = _state(home, tree)
         with self._showing, told_as_storage_error(f"mount {what} of volume {home.volume} at {at}"):
-            show(source, at, aside=home.shown, staging=self._staging / f"{DRAFT}{home.volume}")
+            show(
+                source,
+                at,
+                volume=home.volume,
+                keys=self._keys,
+                aside=home.shown,
+                staging=self._staging / f"{DRAFT}{home.volume}",
+            )
 
     @asynccontextmanager
     async def opened(self, volume: str, *, tree: int | Generation) -> AsyncIterator[int]:
@@ -630,7 +647,17 @@ class ImageDriver(SubvolumeDriver):
     def _open_root(self, home: Home, tree: int | Generation) -> int:
         source, what = _state(home, tree)
         with self._showing, told_as_storage_error(f"look into {what} of volume {home.volume}"):
-            return open_root(source, aside=home.shown)
+            return open_root(source, volume=home.volume, keys=self._keys, aside=home.shown)
+
+    async def has_files(self, volume: str, *, epoch: int) -> bool:
+        """See :meth:`FileSystemDriver.has_files`."""
+        await in_thread(self._quarantine.check, volume)
+        return await in_thread(self._has_files, self._home(volume), epoch)
+
+    def _has_files(self, home: Home, epoch: int) -> bool:
+        source, what = _state(home, epoch)
+        with self._showing, told_as_storage_error(f"look into {what} of volume {home.volume}"):
+            return has_files(source, aside=home.shown)
 
     def _delete(self, home: Home) -> None:
         for epoch in home.epochs():

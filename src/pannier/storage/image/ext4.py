@@ -48,13 +48,14 @@ data."""
 _HAS_JOURNAL, _JOURNAL_INODE = 0x4, 8
 _COMPATIBLE = 0x4 | 0x8 | 0x10 | 0x20
 """has_journal, ext_attr, resize_inode, dir_index."""
-_INCOMPATIBLE = 0x2 | 0x4 | 0x40 | 0x80 | 0x200
-"""filetype, needs_recovery, extents, 64bit, flex_bg."""
+_INCOMPATIBLE = 0x2 | 0x4 | 0x40 | 0x80 | 0x200 | 0x10000
+"""filetype, needs_recovery, extents, 64bit, flex_bg, encrypt."""
 _READ_ONLY_COMPATIBLE = 0x1 | 0x2 | 0x8 | 0x20 | 0x40 | 0x400
 """sparse_super, large_file, huge_file, dir_nlink, extra_isize, metadata_csum."""
 _CONTINUE = 1
 
-_OPTIONS = {"errors": "remount-ro", "data_err": "abort", "barrier": "1", "data": "ordered"}
+OPTIONS = {"errors": "remount-ro", "data_err": "abort", "barrier": "1", "data": "ordered"}
+"""Of each mount."""
 _READ_ONLY, _NOSUID, _NODEV, _NOATIME = 0x1, 0x2, 0x4, 0x400
 _FREEZE, _THAW = 0xC0045877, 0xC0045878
 _SHUTDOWN, _WITHOUT_LOG = 0x8004587D, 2
@@ -92,9 +93,12 @@ class Superblock:
     errors: int
 
 
-async def make(image: Path, *, size: int, root: RootAttributes) -> None:
+async def make(image: Path, *, size: int, root: RootAttributes, encrypted: bool) -> None:
     """Make the file system in an empty file, which becomes ``size`` bytes long, with an empty
     :data:`DATA`. Nothing is written but what is not zero.
+
+    Args:
+        encrypted: it can keep encrypted files; none is yet.
 
     Raises:
         StorageError: mkfs failed, as with too small a size.
@@ -110,14 +114,14 @@ async def make(image: Path, *, size: int, root: RootAttributes) -> None:
             [
                 "mkfs.ext4", "-q", "-F", "-b", str(BLOCK_BYTES), "-I", str(_INODE_BYTES),
                 "-i", str(_BYTES_PER_INODE), "-m", "0", "-J", f"size={journal}",
-                "-O", ",".join(("none", *_FEATURES)), "-E", "nodiscard,assume_storage_prezeroed=1",
+                "-O", ",".join(("none", *_FEATURES, *(["encrypt"] if encrypted else []))), "-E", "nodiscard,assume_storage_prezeroed=1",
                 "-d", folder, str(image),
             ],
             timeout_s=_MKFS_S,
         )  # fmt: skip
 
 
-async def make_with_room(image: Path, *, room: int, root: RootAttributes) -> None:
+async def make_with_room(image: Path, *, room: int, root: RootAttributes, encrypted: bool) -> None:
     """As :func:`make`, of the size in which files can fill ``room`` bytes.
 
     What a file system needs for itself is known only when it is made, so it is made more than once.
@@ -125,13 +129,13 @@ async def make_with_room(image: Path, *, room: int, root: RootAttributes) -> Non
     wanted = -(-room // BLOCK_BYTES)
     size = room + room // 24 + (16 << 20)
     for _ in range(_SIZINGS):
-        await make(image, size=size, root=root)
+        await make(image, size=size, root=root, encrypted=encrypted)
         missing = wanted - superblock(await in_thread(_superblock_of, image)).room // BLOCK_BYTES
         if not missing:
             return
         size += missing * BLOCK_BYTES
     if missing > 0:
-        await make(image, size=size + missing * BLOCK_BYTES, root=root)
+        await make(image, size=size + missing * BLOCK_BYTES, root=root, encrypted=encrypted)
 
 
 def _resize(image: Path, size: int) -> None:
@@ -217,7 +221,7 @@ def mount(device: Path, at: Path, *, read_only: bool = False) -> None:
         OSError: the kernel refused.
     """
     flags = _NODEV | _NOSUID | _NOATIME | (_READ_ONLY if read_only else 0)
-    options = ",".join(f"{key}={value}" for key, value in _OPTIONS.items())
+    options = ",".join(f"{key}={value}" for key, value in OPTIONS.items())
     if _libc.mount(os.fsencode(device), os.fsencode(at), b"ext4", flags, options.encode()):
         _fail(at)
 
@@ -230,7 +234,7 @@ def open_data(device: Path) -> int:
     Raises:
         OSError: the kernel refused.
     """
-    root = detached.mount_read_only("ext4", device, options=_OPTIONS)
+    root = detached.mount_nowhere("ext4", device, options=OPTIONS, read_only=True)
     try:
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
         return os.open(DATA, flags, dir_fd=root)

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import structlog
 
-from pannier.core.errors import Conflict, Corrupt, StorageError
+from pannier.core.errors import Conflict, Corrupt, PannierError, StorageError
 from pannier.core.line import Cut, Doubt
 from pannier.core.room import ImageLimits
 from pannier.cut.cutter import Cutter
@@ -38,7 +38,9 @@ from pannier.storage.btrfs.layout import Home
 from pannier.storage.image import ext4, loopdevice, nocow
 from pannier.storage.image.nocow import IMAGE
 from pannier.storage.image.sums import SUMS
+from pannier.storage.image.unlocking import unlock_at
 from pannier.storage.image.watched import WatchedMount
+from pannier.storage.keys import VolumeKeys
 
 log = structlog.get_logger(__name__)
 
@@ -56,12 +58,20 @@ class LiveImage:
         epoch: of the live subvolume, which need not exist.
         place: where it is mounted.
         has_room: whether a write that the disk refuses is not one that a full pool refuses.
+        keys: has the volume's key, if it is encrypted.
     """
 
     def __init__(
-        self, home: Home, epoch: int, *, place: Path, has_room: Callable[[], bool]
+        self,
+        home: Home,
+        epoch: int,
+        *,
+        place: Path,
+        has_room: Callable[[], bool],
+        keys: VolumeKeys,
     ) -> None:
         self.volume = home.volume
+        self._keys = keys
         self.place = place
         self._live = home.live(epoch)
         self._image = self._live / IMAGE
@@ -119,9 +129,12 @@ class LiveImage:
             room: what its files should be able to fill at least, in bytes; the same.
 
         Raises:
-            StorageError: it is sealed, or somebody has what was only shown. Corrupt: it is damaged.
+            StorageError: it is sealed, or somebody has what was only shown. Corrupt: it is damaged, or not encrypted as it
+            should be. KeyMissing: it is encrypted, and its key is not here; it is not mounted then.
         """
         with self._lock:
+            if not self.is_mounted:
+                self._keys.key_of(self.volume)  # without it nothing is begun: a mount writes
             shown = self.is_mounted and self._is_only_shown()
             if self.is_mounted and (shown or self._shut.exists()):
                 self._detach()
@@ -134,9 +147,19 @@ class LiveImage:
                 self._grow_mounted(size)
             elif room is not None and (larger := self._size_for(room)) is not None:
                 self._grows_mounted(larger)
+            self._unlock()
             self._watched.watch()
             with self._mount_lock:
                 self._limit(limits)
+
+    def _unlock(self) -> None:
+        """Nobody was given what is mounted without its key, so it does not stay mounted."""
+        try:
+            unlock_at(self.place, self.volume, self._keys)
+        except (OSError, PannierError):
+            with suppress(OSError):
+                self._detach()
+            raise
 
     def _mount_or_show(self, *, size: int | None, shown: bool) -> None:
         """Mount it. Where that fails, what was shown until now can be read again.
@@ -160,7 +183,8 @@ class LiveImage:
                 else:
                     self.place.mkdir(mode=0o700, exist_ok=True)
                     ext4.mount(device.path, self.place, read_only=True)
-        except (OSError, StorageError) as error:  # why it cannot be mounted is what is told
+            self._unlock()
+        except (OSError, PannierError) as error:  # why it cannot be mounted is what is told
             log.warning("volume.not-shown", volume=self.volume, error=str(error))
 
     def _mount(self, *, size: int | None) -> None:

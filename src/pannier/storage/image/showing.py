@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -10,24 +11,31 @@ from pannier.host.mountflags import bind
 from pannier.storage.btrfs import ioctl
 from pannier.storage.image import ext4, loopdevice, nocow
 from pannier.storage.image.nocow import IMAGE
+from pannier.storage.image.unlocking import has_names, unlock, unlock_at
+from pannier.storage.keys import VolumeKeys
 
 
-def show(source: Path, at: Path, *, aside: Path, staging: Path) -> None:
+def show(
+    source: Path, at: Path, *, volume: str, keys: VolumeKeys, aside: Path, staging: Path
+) -> None:
     """Mount what containers see of an image, read-only; it is gone with its unmount.
 
     Args:
         source: the subvolume with the image.
         at: an empty directory.
+        volume: whose image it is.
         aside, staging: paths for the snapshot and its mount until then.
 
     Raises:
         OSError: the kernel refused. Corrupt, StorageError: it is none of ours, or has no loop device.
+        KeyMissing: it is encrypted, and its key is not here.
     """
     with _snapshot(source, aside) as device:
         staging.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
             ext4.mount(device, staging, read_only=True)
             try:
+                unlock_at(staging, volume, keys)
                 bind(staging / ext4.DATA, at, allow_devices_and_setuid=False)
             finally:
                 ext4.unmount(staging)
@@ -36,19 +44,40 @@ def show(source: Path, at: Path, *, aside: Path, staging: Path) -> None:
                 staging.rmdir()
 
 
-def open_root(source: Path, *, aside: Path) -> int:
+def open_root(source: Path, *, volume: str, keys: VolumeKeys, aside: Path) -> int:
     """A descriptor of what containers see of an image, read-only. Nothing is mounted anywhere, and nothing is left of it once
     the last descriptor in it is closed, also by a kill.
 
     Args:
         source: the subvolume with the image.
+        volume: whose image it is.
         aside: a path for the snapshot until it is open.
 
     Raises:
         As :func:`show`.
     """
     with _snapshot(source, aside) as device:
-        return ext4.open_data(device)
+        data = ext4.open_data(device)
+        try:
+            unlock(data, volume, keys)
+        except BaseException:
+            os.close(data)
+            raise
+        return data
+
+
+def has_files(source: Path, *, aside: Path) -> bool:
+    """Whether there is anything in what containers see of an image. It takes no key.
+
+    Raises:
+        As :func:`open_root`, but for KeyMissing.
+    """
+    with _snapshot(source, aside) as device:
+        data = ext4.open_data(device)
+        try:
+            return has_names(data)
+        finally:
+            os.close(data)
 
 
 @contextmanager
