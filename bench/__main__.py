@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from bench import (
+    backups,
+    clones,
     databases,
     deploy,
     failover,
@@ -18,6 +20,7 @@ from bench import (
     jenkins,
     jobs,
     many,
+    many_snapshots,
     move,
     overwrites,
     postgres,
@@ -25,6 +28,8 @@ from bench import (
     returning,
     runtime,
     scale,
+    snapshot_database,
+    snapshots,
     start,
     sync,
     transfer,
@@ -45,8 +50,13 @@ ON_CLUSTER: dict[str, Callable[[World], Result]] = {
     "transfer": transfer.measure,
     "unchanged": unchanged.measure,
     "move": move.measure,
+    "snapshots": snapshots.measure,
+    "clones": clones.measure,
+    "backups": backups.measure,
+    "restore": backups.measure_restore,
     "postgres": postgres.measure,
     "databases": databases.measure,
+    "snapshot-database": snapshot_database.measure,
     "many": many.measure,  # the last one: it takes the cluster's memory away
 }
 ALONE: dict[str, Callable[[Wish], Result]] = {
@@ -56,6 +66,7 @@ ALONE: dict[str, Callable[[Wish], Result]] = {
     "jenkins-loss": jenkins.measure_loss,
     "jobs": jobs.measure,
     "returning": returning.measure,
+    "many-snapshots": many_snapshots.measure,
     "scale": scale.measure,
 }
 LONG: dict[str, Callable[[Wish], Result]] = {

@@ -91,10 +91,18 @@ def serve(world: World, node: str, name: str, place: str) -> None:
 def _bench(
     world: World, node: str, leg: str, clients: int, seconds: int, collected: Rounds
 ) -> None:
+    rate, latency = pgbench(world, node, _container(leg), clients=clients, seconds=seconds)
+    collected.add(f"transactions per second, {clients}", leg, rate)
+    collected.add(f"a transaction, {clients}", leg, latency)
+
+
+def pgbench(
+    world: World, node: str, container: str, *, clients: int, seconds: int
+) -> tuple[float, float]:
+    """Run pgbench's own transactions in a server's container: how many in a second, and the mean seconds of one."""
     bench = f"pgbench --no-vacuum --client {clients} --time {seconds}"
-    said = world.sh(node, f"docker exec {_container(leg)} {bench} 2>/dev/null")
-    collected.add(f"transactions per second, {clients}", leg, _number(_TPS, said))
-    collected.add(f"a transaction, {clients}", leg, _number(_LATENCY, said) / 1000)
+    said = world.sh(node, f"docker exec {container} {bench} 2>/dev/null")
+    return _number(_TPS, said), _number(_LATENCY, said) / 1000
 
 
 def _number(pattern: re.Pattern[str], said: str) -> float:

@@ -1,7 +1,7 @@
 """From bare machines to a Jenkins that survived its node: what ``make demo`` plays.
 
 Three hosts with nothing but ssh, two commands, and then what can happen to a Jenkins: a move to
-another node, and a power cut under a running build.
+another node, a power cut under a running build, an upgrade that goes wrong, and the loss of all machines.
 """
 
 from __future__ import annotations
@@ -17,15 +17,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from demo import failover, jenkins_image, story
-from demo.jenkins import CONTROLLER, HOME, IMAGE, SLOW, Stack
+from demo import failover, jenkins_image, story, ways_back
+from demo.jenkins import CONTROLLER, HOME, IMAGE, SLOW, WITH_A_COPY, Home, Stack
 from demo.story import expect
 from demo.timeline import Timeline, laboratory
 from pannier.lab import Lab
 from pannier.lab.inventory import inventory
 
 MORAL = "From bare machines to a Jenkins that survived its node; every finished build is there."
-WITH_A_COPY = f"node.labels.pannier.volume.{HOME} == copy"
 
 _ROOT = Path(__file__).parents[1]
 _ANSIBLE_SECONDS = 600.0
@@ -51,6 +50,9 @@ def play(timeline: Timeline) -> None:
             moved = move(scene, timeline)
             loss = lose_power(scene, timeline, moved)
             come_back(scene, timeline, loss)
+            task = ways_back.undo_upgrade(scene.stack, timeline, loss.task)
+            kept = ways_back.back_up(scene.stack, timeline, task, folder)
+        ways_back.restore(kept, timeline)
 
 
 # -- the two commands ------------------------------------------------------------------------------
@@ -146,19 +148,6 @@ def build_everywhere(scene: Scene, timeline: Timeline) -> None:
         timeline.done(f"{node}: its image said, and the archive has: {kept.strip()!r}")
 
 
-@dataclass(frozen=True, slots=True)
-class Home:
-    """The home at a moment: its builds' entries with their SHA-256, and each job's next number."""
-
-    builds: list[str]
-    jobs: dict[str, int]
-
-
-def home(stack: Stack, node: str, *, without: str = "") -> Home:
-    """What is there now, on the controller's node."""
-    return Home(stack.builds(node, without=without), stack.jobs())
-
-
 def move(scene: Scene, timeline: Timeline) -> story.Task:
     """The controller to another node, by one command."""
     lab, stack = scene.lab, scene.stack
@@ -167,13 +156,13 @@ def move(scene: Scene, timeline: Timeline) -> story.Task:
     timeline.chapter(f"5. pannier service move {CONTROLLER} {target}")
     stack.deploy(wait="2m", JENKINS_CONSTRAINT=WITH_A_COPY)
     expect(stack.task() == here, "a constraint that is met moves nothing")
-    before, agents = home(stack, here.node), stack.agents()
+    before, agents = stack.home(here.node), stack.agents()
     command = ["pannier", "service", "move", CONTROLLER, target]
     for line in lab.run(_LEADER, command, timeout=200).stdout.splitlines():
         timeline.quote(line)
     task = stack.task(not_on=here.node)
     expect(task.node == target, f"it runs on {task.node}")
-    expect(home(stack, target) == before, "the home differs after the move")
+    expect(stack.home(target) == before, "the home differs after the move")
     timeline.done(f"{len(before.builds)} entries of its builds, each with the same SHA-256")
     stack.wait_for_agents(*scene.nodes)
     expect(stack.agents() == agents, "the agents are the same containers")
@@ -204,7 +193,7 @@ def lose_power(scene: Scene, timeline: Timeline, task: story.Task) -> Loss:
     stack.build(f"proof-{others[0]}")
     stack.create_job("slow", node=others[0], script=SLOW)
     under_way = stack.start_build("slow")
-    before = home(stack, victim, without="slow")
+    before = stack.home(victim, without="slow")
     stack.wait_for_generation()
     timeline.done(
         f"build {under_way} of slow runs on {others[0]}; a copy has what was built before"
@@ -216,7 +205,7 @@ def lose_power(scene: Scene, timeline: Timeline, task: story.Task) -> Loss:
     events = [*_events(lab, others, after, at=at), (answers - at, "it answers")]
     for seconds, what in sorted(events):
         timeline.say(f"  {seconds:+6.1f} s  {what}")
-    now = home(stack, after.node, without="slow")
+    now = stack.home(after.node, without="slow")
     lost = set(before.builds) - set(now.builds)
     expect(not lost, f"{len(lost)} entries of finished builds are lost: {sorted(lost)[:2]}")
     expect(now.jobs == before.jobs, f"the next numbers were {before.jobs}, and are {now.jobs}")

@@ -21,6 +21,8 @@ HOME = "jenkins_home"
 CONTROLLER = "jenkins_controller"
 AGENT = "jenkins_agent"
 PORT = 8080
+WITH_A_COPY = f"node.labels.pannier.volume.{HOME} == copy"
+"""The constraint by which the controller starts only where its home is."""
 
 _VARIABLES = {
     "JENKINS_IMAGE": jenkins_image.CONTROLLER,
@@ -77,6 +79,14 @@ def deploy(lab: Lab, node: str, stack: str, *, wait: str = "0", **variables: str
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class Home:
+    """The home at a moment: its builds' entries with their SHA-256, and each job's next number."""
+
+    builds: list[str]
+    jobs: dict[str, int]
+
+
 @dataclass(slots=True)
 class Stack:
     """The deployed stack.
@@ -93,7 +103,7 @@ class Stack:
 
     def deploy(self, *, wait: str = "0", **variables: str) -> dict[str, Any]:
         """Deploy the stack with these variables; also changes what is deployed already."""
-        return deploy(self.lab, self.manager, "jenkins", wait=wait, **_VARIABLES, **variables)
+        return deploy(self.lab, self.manager, "jenkins", wait=wait, **{**_VARIABLES, **variables})
 
     def task(self, *, not_on: str | None = None) -> story.Task:
         """The controller's container, once it answers."""
@@ -128,6 +138,10 @@ class Stack:
         lines = story.manifest(self.lab, node, HOME).splitlines()
         of_builds = [line for line in lines if "/builds/" in line.rpartition(" '")[2]]
         return [line for line in of_builds if not without or f" 'jobs/{without}/" not in line]
+
+    def home(self, node: str, *, without: str = "") -> Home:
+        """What is there now, on the controller's node; not of one job's builds."""
+        return Home(self.builds(node, without=without), self.jobs())
 
     def log(self, task: story.Task) -> str:
         """What the controller has said since it was started."""
