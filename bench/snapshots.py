@@ -19,6 +19,8 @@ _WORK = {
 }
 _PAUSE_SECONDS = 0.5
 """Before each snapshot: what the one before has left to do is done by then."""
+_LEAST_SECONDS = 0.00005
+"""Shorter waits are not told apart."""
 _TARGET = Target(at_most=1.3)
 
 
@@ -77,13 +79,13 @@ def _longest(waits: list[tuple[float, float]], timed: Timed) -> float:
     during = [
         seconds for began, seconds in waits if began < ended and began + seconds > timed.began
     ]
-    return max(during, default=0.0)
+    return max(during, default=_LEAST_SECONDS)
 
 
 @contextmanager
 def _writing(world: World, node: str, work: str) -> Iterator[list[tuple[float, float]]]:
     """Let a writer write during the block. Yields a list that has its waits after it: when each began, and its seconds."""
-    command = probe_command("waits", "/data", work)
+    command = probe_command("waits", "/data", work, _LEAST_SECONDS)
     run = ["docker", "run", "-d", "--network", "none", "--name", _WRITER]
     world.lab.run(node, [*run, "-v", f"{_VOLUME}:/data", PYTHON, *command])
 
