@@ -87,8 +87,10 @@ class NamedGenerations:
 
     async def keep_known(self, replicated: Replicated) -> None:
         """Find out again and again what the copies of a volume lack, for ever: run as a task."""
+        next_at = self._clock.now()
         while True:
-            await asyncio.sleep(self._pace.snapshots_pause)
+            await asyncio.sleep(max(next_at - self._clock.now(), 0.0))
+            next_at = self._clock.now() + self._pace.snapshots_pause
             replicated.unknown.clear()
             for node in tuple(replicated.progress):
                 try:

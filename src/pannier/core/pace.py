@@ -202,8 +202,8 @@ class HoldingPace:
     """Between two looks at whether promises are needed."""
     snapshot: float = 60.0
     """How long the making of a snapshot waits for the copies in sync. They get it all the same."""
-    snapshot_look: float = 0.1
-    """Between two looks at whether they have it: somebody waits for the command."""
+    snapshot_look: float = 0.02
+    """Between two looks at whether they have it: somebody waits for the command, and they have it soon."""
     take_out_look: float = 0.5
     """Between two lines on how much of a file was copied out of a volume: somebody looks at them."""
     snapshots_look: float = 60.0
