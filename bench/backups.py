@@ -17,7 +17,7 @@ def measure(world: World) -> Result:
     """A second backup, of which little has changed."""
     node, volume = world.nodes[0], "bench-backup"
     rounds = world.pick(5, 2)
-    files, size = world.pick((20_000, 64 << 10), (4_000, 64 << 10))
+    files, size = world.pick((20_000, 256 << 10), (4_000, 64 << 10))
     collected = Rounds()
     world.volume(node, volume)
     _add_target(world, node)

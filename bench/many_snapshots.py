@@ -29,7 +29,7 @@ def measure(wish: Wish) -> Result:
         here, there, _ = world.nodes
         for leg, count in {"ours": many, "theirs": _FEW}.items():
             _make(world, here, there, _VOLUMES[leg], count)
-            world.say(f"   {count} snapshots, on both copies")
+            world.say("   both copies have them")
         _list(world, there, rounds, collected)
         for _ in range(rounds // 2):
             for node in (there, here):
@@ -71,11 +71,11 @@ def measure(wish: Wish) -> Result:
 
 def _make(world: World, holder: str, other: str, volume: str, count: int) -> None:
     """A volume with snapshots; its copy is made after that, which is quicker."""
-    world.volume(holder, volume)
+    world.volume(holder, volume, nodes=f"{holder},{other}")
     with world.held(holder, volume):
         world.probe(holder, "many_snapshots", f"{MOUNTS}/{volume}", volume, count)
-    options = f"-o copies=2 -o nodes={holder},{other} -o durability=fsync"
-    world.sh(holder, f"pannier volume set {volume} {options} >/dev/null")
+    world.say(f"   {count} snapshots are made")
+    world.sh(holder, f"pannier volume set {volume} -o copies=2 -o durability=fsync >/dev/null")
     path = f"/v1/volumes/{volume}/snapshots/number-{count - 1:04}"
 
     def arrived() -> bool:
