@@ -70,7 +70,7 @@ CUTTABLE = {**THREE, "disks": "cuttable", "disk_size": "5G"}
 WISHES = {
     "fault_lab": Wish(
         "f", CUTTABLE,
-        modules=("daemons", "network", "replicas", "nodes", "disks", "swarm", "databases", "restored", "offsite_cut"),
+        modules=("daemons", "network", "replicas", "nodes", "disks", "swarm", "databases", "data", "restored", "offsite_cut"),
     ),
     "bare_lab": Wish(
         "y", {"nodes": 4, "release": "mixed", "bare": True}, _nothing, modules=("deploy",)
