@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from demo import looks
 
@@ -31,9 +32,10 @@ def measure(wish: Wish) -> Result:
             _make(world, here, there, _VOLUMES[leg], count)
             world.say("   both copies have them")
         _list(world, there, rounds, collected)
-        for _ in range(rounds // 2):
-            for node in (there, here):
-                _mount(world, node, collected)
+        legs = list(turns(rounds, *_VOLUMES))
+        for number in range(rounds):
+            order = legs[2 * number : 2 * number + 2]
+            _mount(world, (there, here)[number % 2], order, collected)
         for _ in range(losses):
             _lose(world, here, there, collected)
             here, there = there, here
@@ -43,7 +45,7 @@ def measure(wish: Wish) -> Result:
         how=(
             f"Three machines, copies=2; between two snapshots 4 KiB were written; each copy has all. `pannier volume snapshot ls`, "
             f"{rounds} rounds. `docker run` on the other node, which takes the volume from its holder and mounts it, "
-            f"{rounds // 2 * 2} rounds, there and back. Then the holder of both loses power, and `docker run` begins on the "
+            f"{rounds} rounds, there and back. Then the holder of both loses power, and `docker run` begins on the "
             f"other node for both at once; the time is from the power cut to the container's end, {losses} rounds."
         ),
         figures=(
@@ -99,12 +101,12 @@ def _list(world: World, node: str, rounds: int, collected: Rounds) -> None:
         collected.add("ls", leg, timed.seconds)
 
 
-def _mount(world: World, node: str, collected: Rounds) -> None:
+def _mount(world: World, node: str, legs: list[str], collected: Rounds) -> None:
     """Have both volumes come to a node, one after the other."""
     for volume in _VOLUMES.values():
-        world.wait("the copy is in sync", lambda volume=volume: _in_sync(world, node, volume))  # type: ignore[misc]
-    for leg, volume in _VOLUMES.items():
-        run = ["docker", "run", "--rm", "--network", "none", "-v", f"{volume}:/data"]
+        world.wait("the copy is in sync", partial(_in_sync, world, node, volume))
+    for leg in legs:
+        run = ["docker", "run", "--rm", "--network", "none", "-v", f"{_VOLUMES[leg]}:/data"]
         (timed,) = run_timed(world, node, [*run, BUSYBOX, "true"])
         collected.add("mount", leg, timed.seconds)
 
@@ -120,7 +122,7 @@ def _lose(world: World, holder: str, other: str, collected: Rounds) -> None:
     for volume in _VOLUMES.values():
         if looks.ask(world.lab, other, "volume", "show", volume)["holder"] != holder:
             raise BenchError(f"{volume} is not on {holder}")
-        world.wait("the copy is in sync", lambda volume=volume: _in_sync(world, other, volume))  # type: ignore[misc]
+        world.wait("the copy is in sync", partial(_in_sync, world, other, volume))
     began = time.monotonic()
     world.lab.crash(holder)
     with ThreadPoolExecutor(len(_VOLUMES)) as pool:
