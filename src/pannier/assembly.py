@@ -73,6 +73,7 @@ from pannier.holding.adding import Adding
 from pannier.holding.after_handover import AfterHandover
 from pannier.holding.clones import Clones
 from pannier.holding.cluster_keys import ClusterKeys
+from pannier.holding.conversions import Conversions
 from pannier.holding.finding import CopyFinder
 from pannier.holding.handover import Handovers
 from pannier.holding.import_notes import BegunImports
@@ -102,6 +103,7 @@ from pannier.node.certificate_ports import CertificatePorts
 from pannier.node.certificates import Certificates
 from pannier.node.cleaning import Cleaning
 from pannier.node.cluster_wide import ClusterWide
+from pannier.node.converting import Converting
 from pannier.node.docker_volumes import VolumesForDocker
 from pannier.node.doctor import Doctor
 from pannier.node.facade import NodeService
@@ -773,6 +775,18 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         adding=adding,
         volume_keys=volume_keys,
         begun=begun_imports,
+        clock=clock,
+    )
+    conversions = Conversions(
+        cluster=cluster,
+        custody=custody,
+        drivers=drivers,
+        use=use,
+        handovers=handovers,
+        imports=imports,
+        room=room,
+        clock=clock,
+        pace=pace.holding,
     )
     importing = Importing(
         cluster=cluster,
@@ -908,6 +922,13 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         snapshots=snapshots,
         policies=policies,
         rollback=rollback,
+        converting=Converting(
+            cluster=cluster,
+            conversions=conversions,
+            stops=service_stops,
+            peers=peers,
+            pace=pace.holding,
+        ),
         clones=clones,
         rotating=rotating,
         targets=targets,
@@ -946,6 +967,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         backup_work=backup_work,
         cluster_keys=cluster_keys,
         rollback=rollback,
+        conversions=conversions,
         clones=clones,
         verification=verification,
         differences=differences,

@@ -357,7 +357,8 @@ class Daemon:
         in time, from the copy that an earlier run saved.
         """
         try:
-            await asyncio.wait_for(self.catalog.synced.wait(), self.pace.node.memory)
+            async with asyncio.timeout(self.pace.node.memory):
+                await self.catalog.synced.wait()
         except TimeoutError:
             log.warning("catalog.not-synced", volumes=len(self.catalog.volumes()))
         self.ready.set()

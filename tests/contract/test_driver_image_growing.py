@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 from test_driver_kit import SIZE, Nodes, image_nodes, pools, workplace
 
 from pannier.core.errors import StorageError
@@ -163,3 +164,27 @@ def test_the_size_for_some_room_has_a_little_more(room: int, now: int) -> None:
     size = ext4.size_for(room, now=now, size=now + (16 << 20))
     assert size % 4096 == 0
     assert room + (16 << 20) < size < (room + (16 << 20)) * 1.06
+
+
+async def test_one_that_is_frozen_is_not_waited_for(
+    image_nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody else has frozen it, as an agent for backups. The kernel would wait, and the volume's lock would be held."""
+    driver = driver_of(image_nodes)
+    data = await image_nodes.create()
+    asked: list[int] = []
+    monkeypatch.setattr("pannier.storage.image.ext4.grow", lambda at, size: asked.append(size))
+    place = data.parent
+    driver.give_room(image_nodes.volume, LARGER)
+    assert ext4.freeze(place)
+    try:
+        with capture_logs() as logs:
+            await image_nodes.attached(driver, epoch=1)
+        assert not asked
+        assert [f"fsfreeze --unfreeze {place}" in each.get("error", "") for each in logs] == [True]
+        assert not ext4.freeze(place), "it is as frozen as it was"
+    finally:
+        ext4.thaw(place)
+    await image_nodes.attached(driver, epoch=1)
+    assert asked
+    (data / "written").touch()

@@ -143,6 +143,7 @@ class Node:
             adding=adding,
             volume_keys=volume_keys,
             begun=self.begun,
+            clock=clock,
         )
         self.room = RoomGuard(
             cluster=self.cluster,

@@ -141,6 +141,8 @@ async def test_client_stands_in_for_the_use_cases(client: Operations, cluster: F
         "web", snapshot="second", keep_seconds=None, labels={}
     )
     assert [(each.volume, each.name) for each in together] == [("data", "second")]
+    steps = client.convert_volume("data", {"layout": "tree"}, stop_service=True)
+    assert [step.phase async for step in steps] == ["copying", "done"]
     await client.clean_volume("data", paths=["old"])
     assert [each.volume for each in await client.room_use()] == ["data"]
     taken = client.take_out("data", tree="first", path="file", to="/root")
@@ -173,6 +175,8 @@ async def test_peer_client(peer: Peer, cluster: FakeCluster) -> None:
     assert (await peer.peer_volume("data")).generation == "1.1"
     moved = [each async for each in peer.peer_move("data", "node3", wait_seconds=1, actor="anna")]
     assert moved[-1].phase == "done"
+    steps = peer.peer_convert("data", {"layout": "tree"}, waits=True, actor="anna")
+    assert [each.former async for each in steps] == ["", "data.1"]
     with pytest.raises(NotHolder):
         await peer.peer_volume("data")
     assert (await peer.peer_handover("data", epoch=2)).state == "given"

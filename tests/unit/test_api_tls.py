@@ -5,12 +5,15 @@ from __future__ import annotations
 import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from aiohttp import web
 
 from pannier.api.caller import NodeCaller, UserCaller, identify_tls
 from pannier.api.client import ApiClient, PeerClient
-from pannier.api.connection import TlsEndpoint
+from pannier.api.connection import ApiConnection, TlsEndpoint
+from pannier.api.cut_off import _OPTIONS
 from pannier.api.listen import serve_tls
 from pannier.api.server import build_application
 from pannier.contract.bodies import JoinOrder
@@ -102,6 +105,32 @@ async def test_node(certificates: Certificates, cluster: FakeCluster, port: int)
         await client.drain_node("node3", drained=True)
     assert NotedCall("peer_create", "data", "anna", "node2") in cluster.calls
     assert cluster.calls[-1] == NotedCall("drain_node", "node3", "anna")
+
+
+def bounds(transport: Any) -> list[int]:
+    sock = transport.get_extra_info("socket")
+    return [sock.getsockopt(level, option) for level, option, _ in _OPTIONS]
+
+
+async def test_both_ends_notice_that_they_are_cut_off(certificates: Certificates) -> None:
+    """Else a hook that was begun for the other end would stay begun for a quarter of an hour."""
+    wanted = [value for _, _, value in _OPTIONS]
+    seen: list[list[int]] = []
+
+    async def look(request: web.Request) -> web.Response:
+        seen.append(bounds(request.transport))
+        return web.json_response(None)
+
+    application = web.Application()
+    application.router.add_get("/look", look)
+    context = certificates.node("node1").server_context(client_certificate_required=False)
+    async with serve_tls(application, context=context, host="127.0.0.1", port=0) as port:
+        client = ApiConnection(endpoint(port, certificates.user("anna").client_context()))
+        async with client:
+            await client.ask("GET", "/look", answer=type(None))
+            pooled = client._open().connector._conns  # type: ignore[union-attr]
+            assert [bounds(each.transport) for ((each, _),) in pooled.values()] == [wanted]
+    assert seen == [wanted]
 
 
 async def test_without_a_certificate_only_joining_is_possible(

@@ -8,10 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from pannier.cluster.catalog import Catalog, Changed
-from pannier.cluster.registry import ClusterRecord, encode, purged_key
+from pannier.cluster.registry import ClusterRecord, Registry, encode, purged_key
 from pannier.core.volume import Grant, Volume, VolumeSpec
 from pannier.host.state_files import DurableFile
 from pannier.store.base import Deleted, Entry, Put, Synced, WatchEvent
+from pannier.testing.store import MemoryData, MemoryStore
 
 
 def volume(name: str = "v", epoch: int = 1) -> Volume:
@@ -209,3 +210,31 @@ async def test_listeners_hear_each_difference_once(tmp_path: Path) -> None:
         ("alive", True),
         ("alive", False),
     ]
+
+
+async def test_a_volume_whose_name_another_one_has_now_is_not_doubted(tmp_path: Path) -> None:
+    """The store tells the two changes of one step in their order: the trash has the one before the other has the name."""
+    data = MemoryData()
+    async with MemoryStore(data).session() as store:
+        registry = Registry(store)
+        before = await registry.add_volume(volume())
+        catalog = Catalog(file=DurableFile(tmp_path / "c"), cluster=None, boot_id="b")
+        heard: list[Changed] = []
+        following = asyncio.create_task(catalog.follow(store))
+        while not catalog.synced.is_set():
+            await asyncio.sleep(0)
+        catalog.listen(heard.append)
+        await registry.exchange_volume(
+            replace(volume(), id="v.2"),
+            expect=before.revision,
+            removed=replace(before.record, removed_at=1.0),
+        )
+        while len(heard) < 2:
+            await asyncio.sleep(0)
+        following.cancel()
+    assert [(each.kind, each.after and each.after.id) for each in heard] == [  # type: ignore[union-attr]
+        ("trash", "v.1"),
+        ("volumes", "v.2"),
+    ]
+    assert not catalog.doubted()
+    assert [each.id for each in catalog.trashed()] == ["v.1"]

@@ -32,6 +32,7 @@ from pannier.contract.views import (
 from pannier.contract.words import EventKind, Level, MovePhase, SyncWay
 from pannier.core.errors import (
     BackupFailed,
+    NeedsCopy,
     OutcomeUnknown,
     PoolFull,
     StorageError,
@@ -149,6 +150,19 @@ def test_set(data: Shell) -> None:
     assert data.run("volume", "set", "data").exit_code == 2
     assert data.run("volume", "set", "data", "interval").exit_code == 2
     assert data.run("volume", "set", "data", "interval=1s", "-o", "interval=2s").exit_code == 2
+
+
+def test_set_what_needs_a_copy(data: Shell) -> None:
+    data.cluster.failing["set_volume"] = NeedsCopy("volume data: layout is tree: that needs a copy")
+    done = data.run("volume", "set", "data", "layout=tree")
+    assert (done.exit_code, done.stdout) == (0, "data: size=10G layout=tree\n")
+    told = done.stderr.splitlines()
+    assert "needs a copy" in told[0]
+    assert told[-1] == "what it was: pannier volume trash, data.1; nobody could use it for 1.2 s"
+    assert data.json("volume", "set", "data", "layout=image", "--format", "json")["name"] == "data"
+    data.cluster.in_use["data"] = ["container ci"]
+    assert data.run("volume", "set", "data", "layout=tree").exit_code == 4
+    assert data.run("volume", "set", "data", "layout=tree", "--stop-service").exit_code == 0
 
 
 def test_df(data: Shell) -> None:

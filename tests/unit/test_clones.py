@@ -473,6 +473,9 @@ async def test_giving_up_is_refused_when_the_record_has_come_meanwhile(world: Co
     with pytest.raises(Stale):
         await registry.give_up_unborn("vol", "vol.1", beside=older, entry=entry)
     await registry.give_up_unborn("gone", "gone.1", beside=None, entry=entry)
+    await world.a.ask(lambda run: run.volumes.remove("vol", actor="anna"))
+    with pytest.raises(Stale):  # it is in the trash, from which it may come back
+        await registry.give_up_unborn("vol", made.id, beside=None, entry=entry)
     with pytest.raises(Stale):
         await registry.add_volume(replace(made, name="gone", id="gone.1"))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -364,3 +365,33 @@ async def test_what_may_still_get_its_name_is_not_tidied_away_while_the_store_is
         await taking
     assert named(world, volumes) == [["now"]]
     assert world.now_record(volume.name).named <= there
+
+
+async def test_records_that_the_store_would_not_take_are_told_before_a_hook_runs(
+    world: CopiesWorld,
+) -> None:
+    """Each can be written alone, but not both in one step."""
+    volumes = await service(world, "ab")
+    before = await snap(world.a, "first")
+    ran = executed(world)
+    for view in before:
+        await filled(world, view.volume)
+    with pytest.raises(
+        Conflict, match=r"2 volumes would have [0-9]+ KiB, of which web-\d with 902"
+    ) as told:
+        await snap(world.a, "second")
+    assert "snapshot rm" in told.value.remedy
+    assert executed(world) == ran
+    assert not held(world)
+    assert all("second" not in names for names in named(world, volumes))
+
+
+async def filled(world: CopiesWorld, name: str) -> None:
+    """Give a volume's newest generation with a name 900 more of them, with long labels."""
+    registry = world.a.up.volumes._clones._cluster.registry
+    found = await registry.volume(name)
+    assert found is not None
+    one = found.record.snapshots[0]
+    more = [replace(one, name=f"n{each}", labels={"why": "x" * 480}) for each in range(900)]
+    full = replace(found.record, snapshots=(one, *more))
+    await registry.replace_volume(full, expect=found.revision)

@@ -172,7 +172,12 @@ RECORDS: dict[str, Record] = {
     "imports": ImportNotes(
         begun={
             "web.0a1b2c3d": ImportNote(
-                name="web", driver="image", record='{"format":1}', service="x9", replicas=1
+                name="web",
+                driver="image",
+                record='{"format":1}',
+                service="x9",
+                replicas=1,
+                replaces="web.9f8e7d6c",
             )
         }
     ),
@@ -284,6 +289,12 @@ def test_a_volume_of_an_earlier_version_is_not_protected() -> None:
     earlier = golden("volume").replace(b',"protected":true', b"")
     assert earlier != golden("volume")
     assert not read(earlier, Volume).spec.protected
+
+
+def test_an_import_of_an_earlier_version_replaces_nothing() -> None:
+    earlier = golden("imports").replace(b',"replaces":"web.9f8e7d6c"', b"")
+    assert earlier != golden("imports")
+    assert not read(earlier, ImportNotes).begun["web.0a1b2c3d"].replaces
 
 
 def test_a_volume_of_an_earlier_version_is_not_backed_up_by_itself() -> None:

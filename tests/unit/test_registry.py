@@ -13,7 +13,14 @@ from alone import removing_alone
 
 from pannier.cluster.catalog import Catalog
 from pannier.cluster.registry import TRIES, ClusterRecord, Registry, Versioned, encode
-from pannier.core.errors import Corrupt, NewerFormat, OutcomeUnknown, Stale, StoreUnavailable
+from pannier.core.errors import (
+    Conflict,
+    Corrupt,
+    NewerFormat,
+    OutcomeUnknown,
+    Stale,
+    StoreUnavailable,
+)
 from pannier.core.generation import Generation
 from pannier.core.line import OnTop
 from pannier.core.node import Node
@@ -282,3 +289,33 @@ async def test_a_purged_volume_leaves_its_name_and_why_and_older_marks_say_nothi
         ("old.1", ""), ("web.1", "web"),
     ]  # fmt: skip
     assert await world.registry.purged() == {"old.1", "web.1", "bad.1"}
+
+
+async def test_a_name_changes_hands_in_one_step(world: World) -> None:
+    found = await world.registry.add_volume(VOLUME)
+    new, removed = replace(VOLUME, id="web.2"), replace(found.record, removed_at=1.0)
+    with pytest.raises(Stale):
+        await world.registry.exchange_volume(new, expect=found.revision - 1, removed=removed)
+    assert (await world.found_volume()).record.id == "web.1"
+    assert await world.registry.trashed("web.1") is None
+    await world.registry.exchange_volume(new, expect=found.revision, removed=removed)
+    assert (await world.found_volume()).record.id == "web.2"
+    assert await world.registry.trashed("web.1") is not None
+
+
+async def test_a_name_is_not_taken_by_what_was_given_up(world: World) -> None:
+    found = await world.registry.add_volume(VOLUME)
+    await world.registry.give_up_unborn("web", "web.2", beside=found, entry=ENTRY)
+    now = await world.found_volume()
+    new, removed = replace(VOLUME, id="web.2"), replace(now.record, removed_at=1.0)
+    with pytest.raises(Stale):
+        await world.registry.exchange_volume(new, expect=now.revision, removed=removed)
+
+
+async def test_a_protected_volume_does_not_give_its_name(world: World) -> None:
+    kept = replace(VOLUME, spec=VolumeSpec(protected=True))
+    found = await world.registry.add_volume(kept)
+    with pytest.raises(Conflict, match="protected"):
+        await world.registry.exchange_volume(
+            replace(kept, id="web.2"), expect=found.revision, removed=found.record
+        )

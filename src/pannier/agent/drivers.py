@@ -80,7 +80,8 @@ class Drivers:
             within: seconds; None for as long as any request waits at a start.
         """
         with suppress(TimeoutError):
-            await asyncio.wait_for(self.tried.wait(), within or self._pace.memory)
+            async with asyncio.timeout(within or self._pace.memory):
+                await self.tried.wait()
 
     @property
     def complete(self) -> bool:

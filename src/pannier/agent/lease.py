@@ -228,6 +228,7 @@ class Lease:
         lease = self._held().lease
         if lease is not None:
             try:
-                await asyncio.wait_for(self._store.revoke_lease(lease), 2.0)
+                async with asyncio.timeout(2.0):
+                    await self._store.revoke_lease(lease)
             except (Unavailable, OutcomeUnknown, TimeoutError) as error:
                 log.info("lease.not-revoked", error=str(error))

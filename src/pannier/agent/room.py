@@ -73,7 +73,8 @@ class RoomGuard:
         """Give back to the pools what no file needs, now and then and when room gets scarce."""
         while True:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._scarce.wait(), self._pace.trim)
+                async with asyncio.timeout(self._pace.trim):
+                    await self._scarce.wait()
             self._scarce.clear()
             for pool in tuple(self._pools.values()):
                 await pool.trim()
@@ -130,7 +131,8 @@ class RoomGuard:
         self._short.clear()
         if not self.short():
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._short.wait(), within)
+                async with asyncio.timeout(within):
+                    await self._short.wait()
 
     def gives_way(self, path: Path, size_bytes: int) -> None:
         """Take in what gives its room by itself, in a pool, before writers stand still."""

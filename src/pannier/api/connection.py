@@ -16,7 +16,8 @@ import aiohttp
 import msgspec
 
 from pannier.api.caller import ACTOR_HEADER
-from pannier.api.ndjson import KEEPALIVE_SECONDS, LineReader
+from pannier.api.cut_off import CUT_OFF_SECONDS, bounded_socket
+from pannier.api.ndjson import LineReader
 from pannier.api.tls import ANY_NODE, WrongServer, check_nodes
 from pannier.contract.operation import API_HEADER, API_VERSION
 from pannier.contract.views import ErrorView
@@ -35,7 +36,7 @@ READ_SECONDS = 20.0
 CHANGE_SECONDS = 60.0
 """Longer than the 50 s that the daemon takes at most for most of Docker's calls, so that it has the
 time to answer why one failed."""
-SILENCE_SECONDS = 6 * KEEPALIVE_SECONDS
+SILENCE_SECONDS = CUT_OFF_SECONDS
 ANSWER_LIMIT_BYTES = 64 << 20
 """Far more than any answer has: the pieces of an image of 16 TiB take 26 MB, and 10,000 volumes 10 MB."""
 
@@ -238,7 +239,7 @@ class ApiConnection:
                 case UnixEndpoint(path):
                     connector = aiohttp.UnixConnector(str(path))
                 case TlsEndpoint(context=context):
-                    connector = aiohttp.TCPConnector(ssl=context)
+                    connector = aiohttp.TCPConnector(ssl=context, socket_factory=bounded_socket)
             self._session = aiohttp.ClientSession(
                 connector=connector,
                 middlewares=(_send_once,),

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from aiohttp import web
 
+from pannier.api.cut_off import bounded
 from pannier.api.strangers import LIMITS, Doorkeeper, StrangerLimits
 from pannier.core.errors import Conflict, ForeignData
 from pannier.core.node import API_PORT
@@ -76,7 +77,7 @@ async def serve_tls(
     try:
         assert runner.server is not None
         door = Doorkeeper(runner.server, context=context, limits=strangers)
-        listener = tcp_listener(host, port)
+        listener = bounded(tcp_listener(host, port))
         async with door.listening(listener):
             yield listener.getsockname()[1]
     finally:

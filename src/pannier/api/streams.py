@@ -69,7 +69,8 @@ class Streams:
     async def _next(self, lines: asyncio.Queue[Any]) -> Any:
         """The next value, ``_End``, or None when it is time for a blank line."""
         try:
-            return await asyncio.wait_for(lines.get(), self._keepalive_seconds)
+            async with asyncio.timeout(self._keepalive_seconds):
+                return await lines.get()
         except TimeoutError:
             return None
 

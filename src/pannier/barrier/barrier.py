@@ -176,10 +176,10 @@ class Barrier:
         try:
             with connection:
                 connection.setblocking(False)
-                arrival, fd = await asyncio.wait_for(
-                    arrivals.receive(connection, lambda fd: names.append(self._keeping.store(fd))),
-                    _HANDOVER_SECONDS,
-                )
+                async with asyncio.timeout(_HANDOVER_SECONDS):
+                    arrival, fd = await arrivals.receive(
+                        connection, lambda fd: names.append(self._keeping.store(fd))
+                    )
         except (PannierError, TimeoutError, OSError) as error:
             log.error("barrier.no-listener", error=str(error) or repr(error))
             for name in names:

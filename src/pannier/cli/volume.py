@@ -10,6 +10,7 @@ import click
 
 from pannier.cli import output
 from pannier.cli.command import CommandGroup, output_options
+from pannier.cli.converting import convert
 from pannier.cli.exporting import export_volume
 from pannier.cli.importing import import_volume
 from pannier.cli.move import follow_move
@@ -30,7 +31,7 @@ from pannier.contract.views import (
 )
 from pannier.contract.words import CheckState, FileSystemState
 from pannier.core.clone_source import CloneSource
-from pannier.core.errors import InvalidInput, OutcomeUnknown
+from pannier.core.errors import InvalidInput, NeedsCopy, OutcomeUnknown
 from pannier.core.room import ways_out
 from pannier.core.size import parse_size
 
@@ -88,6 +89,7 @@ def create_volume(session: Session, name: str, options: dict[str, str]) -> None:
     examples=(
         "pannier volume set jenkins_home size=20G copies=2",
         "pannier volume set jenkins_home interval=5s labels=team=web",
+        "pannier volume set old_data layout=image --stop-service",
     ),
 )
 @click.argument("name")
@@ -101,13 +103,29 @@ def create_volume(session: Session, name: str, options: dict[str, str]) -> None:
     callback=read_pairs,
     help="The same as KEY=VALUE by itself; may be repeated.",
 )
+@click.option(
+    "--stop-service",
+    is_flag=True,
+    help="Where that needs a copy: stop the Swarm service that uses it for the last part. On a Swarm manager.",
+)
 @output_options("--output")
 @pass_session
-def set_volume(session: Session, name: str, pairs: dict[str, str], options: dict[str, str]) -> None:
+def set_volume(
+    session: Session,
+    name: str,
+    pairs: dict[str, str],
+    options: dict[str, str],
+    stop_service: bool,
+) -> None:
     """Change options of a volume that is there.
 
     What is not named stays. Which options can be changed: see the volume options. It holds until the
     options in a service's spec are changed.
+
+    driver and layout, and durability=none with copies=1, need a copy: the files are copied into a new volume while the old one is
+    used, its users stop once, the rest is copied, all is compared, and the new one gets the name. The old one is in the trash
+    then, with its snapshots. While somebody uses it, this is refused without --stop-service. A service that was stopped is
+    started again also when it fails.
     """
     if twice := pairs.keys() & options.keys():
         raise InvalidInput(f"{', '.join(sorted(twice))} is given twice", remedy="give it once")
@@ -118,7 +136,13 @@ def set_volume(session: Session, name: str, pairs: dict[str, str], options: dict
         )
 
     async def change(client: Operations) -> tuple[VolumeView, bool]:
-        changed = await client.set_volume(name, asked)
+        try:
+            changed = await client.set_volume(name, asked)
+        except NeedsCopy as error:
+            output.print_hint(error.message)
+            await convert(client, name, asked, stop_service=stop_service, json=session.json)
+            shown = await client.volume(name)
+            return shown, True
         return changed, "size" not in asked or await _has_grown(client, name, asked["size"])
 
     changed, has_grown = session.ask(change)

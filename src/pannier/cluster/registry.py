@@ -288,7 +288,7 @@ class Registry:
         With ``lost_with`` a node, this is Stale unless that node's lease is gone.
 
         Raises:
-            Conflict: it is protected. There is no other way into the trash, nor out of it but :meth:`purge_volume` and back.
+            Conflict: it is protected. The only other way into the trash is :meth:`exchange_volume`, and out of it :meth:`purge_volume` and back.
         """
         volume.check_not_protected()
         guard = (Change(f"alive/{lost_with}", None, ABSENT),) if lost_with else ()
@@ -299,6 +299,30 @@ class Registry:
             ),
             *guard,
         )
+
+    async def exchange_volume(
+        self, volume: Volume, *, expect: int, removed: Volume
+    ) -> Versioned[Volume]:
+        """Give a new volume the name of another one, which goes to the trash: both in one step. Returns the new record as it
+        was written.
+
+        Args:
+            expect: the revision of the other one's record, which is Stale where it is another.
+            removed: that record, with its removed_at.
+
+        Raises:
+            Conflict: the other one is protected.
+        """
+        removed.check_not_protected()
+        written = _changed(volume)
+        gone = encode(_changed(replace(removed, removed_in=None)))
+        revision = await self.store.commit(
+            # First: whoever watches must know that the one is in the trash before the other has its name.
+            Change(trash_key(removed.id), gone, ABSENT),
+            Change(volume_key(volume.name), encode(written), expect),
+            Change(purged_key(volume.id), None, ABSENT),
+        )
+        return Versioned(written, revision)
 
     async def trash(self) -> list[Versioned[Volume]]:
         """All removed volumes that are still there, without those whose record is damaged."""
@@ -350,7 +374,7 @@ class Registry:
         self, name: str, volume_id: str, *, beside: Versioned[Volume] | None, entry: HistoryEntry
     ) -> None:
         """Give up a volume that has no record: it never gets one then, not even by a change that is still on its way, and
-        what is on a disk of it may be deleted.
+        what is on a disk of it may be deleted. Stale where it is in the trash.
 
         Args:
             beside: the record of the other volume of that name, as it was just read; None where there is none. It is written
@@ -362,7 +386,11 @@ class Registry:
         if beside is not None:
             guard = Change(key, encode(_changed(beside.record)), beside.revision)
         mark = encode(Purged(name=name, entry=entry))
-        await self.store.commit(guard, Change(purged_key(volume_id), mark, ABSENT))
+        await self.store.commit(
+            guard,
+            Change(trash_key(volume_id), None, ABSENT),
+            Change(purged_key(volume_id), mark, ABSENT),
+        )
 
     async def known_ids(self) -> frozenset[str]:
         """Ids of all volumes, trashed and purged ones included."""

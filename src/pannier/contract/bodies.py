@@ -192,6 +192,13 @@ class ImportOrder(PeopleBody, frozen=True, kw_only=True):
             check_service_name(self.switch_service)
 
 
+class ConversionOrder(PeopleBody, frozen=True, kw_only=True):
+    """``options``: what is to change, as text. ``stop_service``: stop the Swarm service that uses the volume meanwhile."""
+
+    options: dict[str, str]
+    stop_service: bool = False
+
+
 class RollbackOrder(PeopleBody, frozen=True, kw_only=True):
     """``snapshot``: what the volume is to become again. ``stop_service``: stop the Swarm service that uses it meanwhile."""
 
@@ -451,6 +458,14 @@ class PeerSnapshotOrder(MachineBody, frozen=True, kw_only=True):
     def check(self) -> None:
         """See :class:`Body`."""
         check_snapshot_name(self.snapshot)
+
+
+class PeerConversionOrder(MachineBody, frozen=True, kw_only=True):
+    """As :class:`ConversionOrder`, on behalf of ``actor``; ``waits``: for the end of those who use the volume."""
+
+    options: dict[str, str]
+    waits: bool
+    actor: Actor
 
 
 class PeerRollbackOrder(MachineBody, frozen=True, kw_only=True):

@@ -19,6 +19,7 @@ from pannier.contract.views import (
     CertificateView,
     CheckView,
     ClusterKeyView,
+    ConversionProgress,
     DrillView,
     EventView,
     FileSystemView,
@@ -114,6 +115,19 @@ IMPORT_ERRORS = (
     errors.NotFound,
     errors.VolumeInUse,
     errors.Conflict,
+    errors.DeadlineExceeded,
+    errors.Unavailable,
+    errors.EngineUnavailable,
+)
+HELD_CONVERSION_ERRORS = (
+    errors.VolumeNotFound,
+    errors.VolumeInUse,
+    errors.Conflict,
+    errors.StorageError,
+    errors.PoolFull,
+)
+CONVERSION_ERRORS = (
+    *HELD_CONVERSION_ERRORS,
     errors.DeadlineExceeded,
     errors.Unavailable,
     errors.EngineUnavailable,
@@ -299,14 +313,46 @@ class Operations(Protocol):
         "/volumes/{volume}",
         "Change options of a volume",
         body=bodies.OptionsOrder,
-        raises=_VOLUME,
+        raises=(errors.VolumeNotFound, errors.NeedsCopy),
     )
     async def set_volume(self, name: str, options: Mapping[str, str]) -> VolumeView:
         """Change options of a volume that is there; what is not named stays.
 
         Raises:
             VolumeNotFound: there is none of that name.
-            Conflict: an option stays as it was created, or cannot be changed now.
+            Conflict: an option stays as it was created, or cannot be changed now; NeedsCopy: :meth:`convert_volume` can change it.
+        """
+        ...
+
+    @cluster(
+        "POST",
+        "/volumes/{volume}/conversion",
+        "Change options of a volume that need a copy of its files, and report progress",
+        body=bodies.ConversionOrder,
+        raises=CONVERSION_ERRORS,
+        cut_off="see what it is now: pannier volume show",
+    )
+    def convert_volume(
+        self, name: str, options: Mapping[str, str], *, stop_service: bool = False
+    ) -> AsyncGenerator[ConversionProgress, None]:
+        """Give a volume options for which its files have to be copied; progress as it goes.
+
+        They are copied into a new volume, which then gets the name; what the volume was goes to the trash. Nothing is left of
+        a conversion that does not come to its end, also if nobody reads the stream any more.
+
+        With ``stop_service``, asked of a Swarm manager, the service that uses it is stopped for the last part and started after that,
+        also where it fails.
+
+        Raises:
+            VolumeNotFound: there is none of that name.
+            VolumeInUse: somebody uses it, or with ``stop_service`` somebody else than the service.
+            Conflict: nothing of it needs a copy; the volume is protected, on its way to another node or being converted; or was
+                changed meanwhile; NotHolder where its node has no such driver. With ``stop_service`` also: the node that is asked is
+                no Swarm manager, or there is not one service that can be stopped.
+            PoolFull: there is no room for it. StorageError: something cannot be read or written.
+            DeadlineExceeded: the service did not end in time. Unavailable: it could not be started again.
+            EngineUnavailable: Docker's Swarm does not answer.
+            OutcomeUnknown: also if a client's stream stops before its last value.
         """
         ...
 

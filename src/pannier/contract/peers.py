@@ -14,6 +14,7 @@ from pannier.contract.operations import (
     CLONE_ERRORS,
     CLONE_SECONDS,
     CREATE_ERRORS,
+    HELD_CONVERSION_ERRORS,
     MOVE_ERRORS,
     ROLLBACK_ERRORS,
     ROLLBACK_SECONDS,
@@ -28,6 +29,7 @@ from pannier.contract.views import (
     BlocksView,
     CertificateView,
     CheckView,
+    ConversionProgress,
     FileSystemView,
     HandoverReply,
     HookView,
@@ -436,6 +438,32 @@ class Peer(Protocol):
 
         Raises:
             NotFound: there is no such part any more.
+        """
+        ...
+
+    @peer(
+        "POST",
+        "/volumes/{volume}/conversion",
+        "Convert a volume that this node holds, and report progress",
+        body=bodies.PeerConversionOrder,
+        raises=HELD_CONVERSION_ERRORS,
+        cut_off="see what it is now: pannier volume show",
+    )
+    def peer_convert(
+        self, name: str, options: Mapping[str, str], *, waits: bool, actor: str
+    ) -> AsyncGenerator[ConversionProgress, None]:
+        """Convert a volume that is held here, on behalf of a node that was asked; it ends when nobody reads the stream any more.
+
+        Args:
+            waits: for the end of those who use it.
+
+        Raises:
+            VolumeNotFound: there is no such volume.
+            VolumeInUse: somebody uses it, without ``waits``.
+            Conflict: nothing of it needs a copy; it is protected, on its way to another node or being converted, or was changed
+                meanwhile; NotHolder where it is held elsewhere, or this node has no such driver.
+            PoolFull: there is no room for it. StorageError: something cannot be read or written.
+            OutcomeUnknown: also if the stream stops before its last value.
         """
         ...
 

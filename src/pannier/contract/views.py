@@ -11,6 +11,7 @@ from pannier.contract.words import (
     CertificateKind,
     CertificateState,
     CheckState,
+    ConversionPhase,
     EventKind,
     FileSystemState,
     HandoverState,
@@ -282,6 +283,32 @@ class ImportProgress:
     def ended(self) -> bool:
         """Whether nothing comes after it."""
         return self.phase is ImportPhase.DONE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConversionProgress:
+    """One line of the stream that a conversion answers with.
+
+    Attributes:
+        node: the one that holds the volume.
+        used_bytes: what the new volume takes by now, to within some megabytes.
+        in_use_by: who uses the volume, while it waits for their end.
+        pause_seconds: for how long nobody could use it.
+        former: id in the trash of what it was; empty before the end.
+    """
+
+    phase: ConversionPhase
+    volume: str
+    node: str
+    used_bytes: int = 0
+    in_use_by: list[str] = field(default_factory=list)
+    pause_seconds: float | None = None
+    former: str = ""
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing comes after it."""
+        return self.phase is ConversionPhase.DONE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -124,6 +124,20 @@ class BackupPhase(Word):
     DONE = "done"
 
 
+class ConversionPhase(Word):
+    """Of a conversion."""
+
+    COPYING = "copying"
+    """The volume may be in use."""
+    WAITING = "waiting"
+    """All but what is changed meanwhile is copied; it waits for those who use the volume."""
+    REST = "rest"
+    """What was changed since is copied; nobody can use it."""
+    COMPARING = "comparing"
+    """Checksums of all files."""
+    DONE = "done"
+
+
 class ServicePhase(Word):
     """Of a Swarm service's move."""
 
@@ -258,6 +272,8 @@ class EventKind(Word):
     """By a schedule: it made none for some time, and goes on."""
     VOLUME_ROLLED_BACK = "volume.rolled back"
     """To one of its snapshots."""
+    VOLUME_CONVERTED = "volume.converted"
+    """Its files were copied into a new volume with other options, which has the name now."""
     VOLUME_BACKED_UP = "volume.backed up"
     VOLUME_BACKUP_FAILED = "volume.backup failed"
     VOLUME_BACKUPS_NOT_REMOVED = "volume.backups not removed"

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from pannier.core.conversion import converted, needs_copy
 from pannier.core.errors import Conflict, InvalidInput
 from pannier.core.options import FROM, OPTIONS, asked_of, other_origin, shown_value, value_of
 from pannier.core.schedules import Schedule
@@ -155,7 +156,7 @@ def settle_for(by: str, volume: Volume, options: Mapping[str, str], means: Means
         by: who that is: "by anna".
 
     Raises:
-        InvalidInput: an option cannot be read. Conflict: it cannot be changed, or not now.
+        InvalidInput: an option cannot be read. Conflict: it cannot be changed, or not now; NeedsCopy: not in place.
     """
     spec, declared = volume.spec, dict(volume.declared)
     if FROM.name in options:
@@ -163,6 +164,8 @@ def settle_for(by: str, volume: Volume, options: Mapping[str, str], means: Means
             f"{FROM.name} says how a volume is made, and volume {volume.name} is there",
             remedy="make another one: pannier volume clone",
         )
+    if (wanted := converted(volume, options)) is not None:
+        raise needs_copy(volume, changes(spec, wanted))
     asked = _Reading(Declaration(by, options), asked_of(spec, options))
     for name in (option.name for option in OPTIONS if asked.names(option.name)):
         if name in declared:

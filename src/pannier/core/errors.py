@@ -13,6 +13,7 @@
      |   +- NotHolder               not-holder
      |   +- Stale                   stale                          an older epoch, or a lost race
      |   +- NotFollowing            not-following                  a copy lacks what came before
+     |   +- NeedsCopy               needs-copy                     options that cannot be changed in place
      +- Denied                      denied               5   403   certificate or token not accepted
      +- Unavailable                 unavailable          6   503   try again; nothing was changed
      |   +- StoreUnavailable        store-unavailable
@@ -126,6 +127,12 @@ class NotFollowing(Conflict):
     """A record does not follow what the copy has: it lacks something that came before."""
 
     code = "not-following"
+
+
+class NeedsCopy(Conflict):
+    """A volume's options cannot be changed in place: its files are to be copied, and who asks has to know that."""
+
+    code = "needs-copy"
 
 
 class Denied(PannierError):

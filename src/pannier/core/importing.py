@@ -104,7 +104,7 @@ def check_apart(source: Path, *targets: Path) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImportNote(Part):
-    """An import that was begun on this node.
+    """An import or a conversion that was begun on this node.
 
     Attributes:
         name: the new volume's.
@@ -112,6 +112,7 @@ class ImportNote(Part):
         record: the volume's record as JSON, once the tree is whole: from then on the cluster may know it. Empty before.
         service: the Swarm service that was stopped for it; empty for none.
         replicas: how many tasks that had.
+        replaces: the id of the volume that has the name, and is to give it away; empty where nobody has it.
     """
 
     name: str
@@ -119,6 +120,7 @@ class ImportNote(Part):
     record: str = ""
     service: str = ""
     replicas: int = 0
+    replaces: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -138,7 +138,7 @@ OPTIONS = (
         "fsync with copies, else none",
         "what a node's sudden death may cost: nothing that was synced (fsync), at most the lag "
         "(interval), or access until the node returns (none)",
-        "more: by itself; fsync to interval: `volume set`",
+        "more: by itself; fsync to interval: `volume set`; none, with copies=1: `volume set`, by a copy",
     ),
     Option(
         "interval",
@@ -162,13 +162,20 @@ OPTIONS = (
         "or cannot be done in a container that mounts the volume (refuse)",
         "`volume set`, for containers that are started then",
     ),
-    Option("driver", _choice("driver", DRIVERS), "the node's own", "where the bytes live"),
+    Option(
+        "driver",
+        _choice("driver", DRIVERS),
+        "the node's own",
+        "where the bytes live",
+        "`volume set`, by a copy",
+    ),
     Option(
         "layout",
         _choice("layout", LAYOUTS),
         "image",
         "how a btrfs pool keeps it: image (an ext4 in one file, with an exact size, and nothing that a "
         "container does reaches the pool) or tree (a tree of files in btrfs, as before images)",
+        "`volume set`, by a copy",
     ),
     Option("nodes", _nodes, "the node that creates it", "where it is made, first choice first"),
     Option("uid", _whole("uid", 0, _ID_MAX), "0", "owner of the root directory"),
@@ -249,7 +256,7 @@ def parse_options(options: Mapping[str, str], *, default_driver: str = "image") 
         values.setdefault("durability", Durability.FSYNC)
     layout, driver = values.pop("layout", None), values.pop("driver", None)
     spec = VolumeSpec(**values, driver=_driver_for(layout, driver, default=default_driver))
-    _check_together(spec, given=frozenset(options))
+    check_together(spec, given=frozenset(options))
     return spec
 
 
@@ -292,8 +299,15 @@ def _driver_for(layout: str | None, driver: str | None, *, default: str) -> str:
     return "image" if layout == "image" else "btrfs"
 
 
-def _check_together(spec: VolumeSpec, *, given: frozenset[str]) -> None:
-    """Refuse options that are valid by themselves but not together."""
+def check_together(spec: VolumeSpec, *, given: frozenset[str]) -> None:
+    """Refuse options that are valid by themselves but not together.
+
+    Args:
+        given: the names of those that were typed.
+
+    Raises:
+        InvalidInput: two do not go together.
+    """
     if spec.copies == 1 and spec.durability is not Durability.NONE:
         raise InvalidInput(
             f"durability={spec.durability} needs a second copy",
@@ -302,7 +316,7 @@ def _check_together(spec: VolumeSpec, *, given: frozenset[str]) -> None:
     if spec.copies > 1 and spec.durability is Durability.NONE:
         raise InvalidInput(
             f"copies={spec.copies} with durability=none would never be up to date",
-            remedy="leave durability out, or use fsync or interval",
+            remedy="leave durability out, use fsync or interval, or have one copy: copies=1",
         )
     if spec.min_copies > spec.copies:
         raise InvalidInput(

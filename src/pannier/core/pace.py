@@ -206,6 +206,8 @@ class HoldingPace:
     """Between two looks at whether they have it: somebody waits for the command, and they have it soon."""
     take_out_look: float = 0.5
     """Between two lines on how much of a file was copied out of a volume: somebody looks at them."""
+    conversion_look: float = 0.5
+    """Between two looks of a conversion at who uses the volume, at the room in the pool, and at what it has copied."""
     snapshots_look: float = 60.0
     """Between two looks for snapshots whose time is over."""
     snapshot_grace: float = 3600.0

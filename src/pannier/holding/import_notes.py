@@ -1,4 +1,4 @@
-"""What this node notes of imports until they have ended: their trees are on its disk, and the cluster does not know them."""
+"""What this node notes of imports and conversions until they have ended: their trees are on its disk, and the cluster does not know them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class BegunImports:
         """Raise Conflict where a volume of this name is being imported."""
         if any(note.name == name for note in self._begun.values()):
             raise Conflict(
-                f"volume {name} is just being imported, or restored from a backup, on this node",
+                f"volume {name} is just being imported, restored from a backup or converted, on this node",
                 remedy="wait until that has ended, or end it: Ctrl-C where it was asked for",
             )
 

@@ -7,7 +7,7 @@ what a power cut or a killed daemon leaves is removed, or, where it was whole al
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,11 +25,12 @@ from pannier.core.errors import (
 )
 from pannier.core.importing import ImportNote, check_begins_here
 from pannier.core.options import check_copies, parse_options
-from pannier.core.volume import Volume, check_name
+from pannier.core.volume import HistoryEntry, Volume, VolumeSpec, check_name
 from pannier.holding.adding import Adding
 from pannier.holding.import_notes import BegunImports
 from pannier.holding.volume_keys import KeysOfVolumes
 from pannier.holding.volumes import Volumes
+from pannier.host.clock import Clock
 from pannier.host.files import sync_filesystem_of
 from pannier.host.records import decode, encode
 from pannier.storage.base import Driver, RootAttributes
@@ -74,6 +75,7 @@ class Imports:
         adding: Adding,
         volume_keys: KeysOfVolumes,
         begun: BegunImports,
+        clock: Clock,
     ) -> None:
         self._cluster = cluster
         self._drivers = drivers
@@ -81,6 +83,7 @@ class Imports:
         self._adding = adding
         self._volume_keys = volume_keys
         self._begun = begun
+        self._clock = clock
         self._here: set[str] = set()
         """Ids of those that this run of the daemon works on."""
 
@@ -99,7 +102,27 @@ class Imports:
         """
         driver, volume = await self._prepare(name, options, detail=f"from {origin}, by {actor}")
         note = ImportNote(name=name, driver=driver.name)
-        draft = Draft(volume, driver, note)
+        async with self._drafted(Draft(volume, driver, note)) as draft:
+            yield draft
+
+    @asynccontextmanager
+    async def replacement(self, old: Volume, spec: VolumeSpec) -> AsyncIterator[Draft]:
+        """As :meth:`draft`, with what is to be published in place of a volume (:meth:`publish_instead`).
+
+        Raises:
+            NotHolder: this node has no such driver. Conflict: it is being converted already, or no node can take a copy.
+            StorageError, PoolFull: it cannot be made.
+        """
+        self._begun.check_free(old.name)
+        volume = self._volumes.new_record(old.name, spec, detail="")
+        driver = self._drivers.of(volume)
+        note = ImportNote(name=old.name, driver=driver.name, replaces=old.id)
+        async with self._drafted(Draft(volume, driver, note)) as draft:
+            yield draft
+
+    @asynccontextmanager
+    async def _drafted(self, draft: Draft) -> AsyncIterator[Draft]:
+        volume, driver, note = draft.volume, draft.driver, draft.note
         self._here.add(volume.id)
         try:
             await self._begun.put(volume.id, note)
@@ -169,6 +192,20 @@ class Imports:
             OutcomeUnknown: it may have been; it is published once the store answers.
             StorageError: the disk refused something.
         """
+        return await self._publish(draft, self._add)
+
+    async def publish_instead(
+        self, draft: Draft, commit: Callable[[Volume], Awaitable[Volume]]
+    ) -> Volume:
+        """Give a whole volume the name of the one that it replaces, by ``commit``, which gets the record and returns it as it was
+        written.
+
+        Raises:
+            OutcomeUnknown: it may have it; :meth:`settle` finds that out. PannierError: it has not; StorageError: the disk refused.
+        """
+        return await self._publish(draft, commit)
+
+    async def _publish(self, draft: Draft, commit: Callable[[Volume], Awaitable[Volume]]) -> Volume:
         volume, driver = draft.volume, draft.driver
         if driver.generations_in_use:
             await driver.snapshot(volume.id, epoch=EPOCH)
@@ -178,7 +215,7 @@ class Imports:
         await self.note(draft, replace(draft.note, record=encode(volume).decode()))
         draft.kept = True
         try:
-            return await self._add(volume)
+            return await commit(volume)
         except OutcomeUnknown:
             raise
         except PannierError:
@@ -270,6 +307,9 @@ class Imports:
         """Whether the cluster knows the volume, if need be from now on. False: it never will."""
         if volume_id in await self._cluster.registry.known_ids():  # in the trash, perhaps
             return True
+        if note.replaces:
+            await self._give_up(volume_id, note)
+            return False
         remedy = "see pannier doctor for data of no volume"
         volume = decode(note.record.encode(), Volume, what=f"import {volume_id}", remedy=remedy)
         try:
@@ -278,6 +318,26 @@ class Imports:
             log.info("import.name-taken", volume=note.name, id=volume_id)
             return False
         return True
+
+    async def _give_up(self, volume_id: str, note: ImportNote) -> None:
+        """See that a replacement never gets its name, not even by a change that is still on its way.
+
+        Raises:
+            Stale: the name has just changed hands. StoreUnavailable; OutcomeUnknown.
+        """
+        registry = self._cluster.registry
+        await self._adding.check_store(f"what was begun of volume {note.name} stays")
+        entry = HistoryEntry(
+            at=self._clock.unix(),
+            what="purged",
+            node=self._cluster.node,
+            epoch=EPOCH,
+            detail="its conversion was cut off: nobody ever had it",
+        )
+        found = await registry.volume(note.name)
+        if found is not None and found.record.id == volume_id:
+            raise Stale(f"volume {note.name} was converted meanwhile", remedy="this is seen anew")
+        await registry.give_up_unborn(note.name, volume_id, beside=found, entry=entry)
 
 
 def _is_taken(found: Volume) -> AlreadyExists:

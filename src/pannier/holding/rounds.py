@@ -130,7 +130,8 @@ class Rounds:
             released = self._use.released(volume)
             released.clear()
             try:
-                await asyncio.wait_for(released.wait(), self._pace.poll)
+                async with asyncio.timeout(self._pace.poll):
+                    await released.wait()
             except TimeoutError:
                 pass
 

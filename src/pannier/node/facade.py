@@ -27,6 +27,7 @@ from pannier.contract.views import (
     CertificateView,
     CheckView,
     ClusterKeyView,
+    ConversionProgress,
     DrillView,
     EventView,
     FileSystemView,
@@ -66,6 +67,7 @@ from pannier.holding.volumes import Volumes
 from pannier.node.certificates import Certificates
 from pannier.node.cleaning import Cleaning
 from pannier.node.cluster_wide import ClusterWide
+from pannier.node.converting import Converting
 from pannier.node.diagnosis import explain
 from pannier.node.doctor import Doctor
 from pannier.node.events import changes, history_of, purged_events, recent
@@ -106,6 +108,7 @@ class NodeService:
         snapshots: Snapshots,
         policies: Policies,
         rollback: Rollback,
+        converting: Converting,
         clones: Clones,
         rotating: Rotating,
         targets: Targets,
@@ -142,6 +145,7 @@ class NodeService:
         self._snapshots = snapshots
         self._policies = policies
         self._rollback = rollback
+        self._converting = converting
         self._clones = clones
         self._rotating = rotating
         self._targets = targets
@@ -281,6 +285,12 @@ class NodeService:
         await check_size(name, options, cluster=self._cluster, cluster_wide=self._cluster_wide)
         changed = await self._option_changes.set(name, options, actor=self._actor)
         return self._volume_views.listed(changed)
+
+    def convert_volume(
+        self, name: str, options: Mapping[str, str], *, stop_service: bool = False
+    ) -> AsyncGenerator[ConversionProgress, None]:
+        """Change options of a volume that need a copy of its files; progress as it goes."""
+        return self._converting.convert(name, options, stop_service=stop_service, actor=self._actor)
 
     async def create_snapshot(
         self, name: str, snapshot: str, *, keep_seconds: float | None, labels: Mapping[str, str]

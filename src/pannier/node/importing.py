@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -34,13 +34,12 @@ from pannier.core.importing import ImportSource, SourceKind, check_apart, check_
 from pannier.core.pace import NodePace
 from pannier.core.service_spec import MountOf
 from pannier.engine.base import Engine
+from pannier.holding.filling import fill, followed
 from pannier.holding.imports import Draft, Imports
 from pannier.holding.volumes import Volumes
 from pannier.host.clock import Clock
 from pannier.storage.blocking import in_thread
 from pannier.storage.tree import rsync
-from pannier.storage.tree.fingerprint import fingerprint
-from pannier.storage.tree.flags import copy_flags
 from pannier.swarm.service_switch import ServiceSwitches, Switch
 
 log = structlog.get_logger(__name__)
@@ -97,18 +96,16 @@ class Importing:
         path = await self._path(wish)
         switch = await self._switch(wish, path)
         job = _Import(wish, path, switch, self)
-        task = asyncio.create_task(job.run(), name=f"import {wish.name}")
-        try:
-            while not task.done():
-                yield await job.progress()
-                await asyncio.wait((task,), timeout=self.pace.import_look)
-                if not task.done():
-                    self._check_room(job)
-            task.result()
-            yield await job.progress()
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+        steps = followed(
+            job.run(),
+            name=f"import {wish.name}",
+            progress=job.progress,
+            look=self.pace.import_look,
+            check=lambda: self._check_room(job),
+        )
+        async with aclosing(steps):
+            async for step in steps:
+                yield step
 
     async def _path(self, wish: ImportWish) -> Path:
         """Where the source is.
@@ -314,17 +311,12 @@ class _Import:
         """Wait until nobody writes to the source, and give the volume its name once it is the same."""
         await self._wait_for_users()
         self.phase = ImportPhase.REST
-        before = await in_thread(fingerprint, self.path)
-        await rsync.copy(self.path, draft.path, in_use=False)
-        await in_thread(copy_flags, self.path, draft.path)
-        await self.around.imports.renew(draft)
-        self.phase = ImportPhase.COMPARING
-        await rsync.check_same(self.path, draft.path)
-        after = await in_thread(fingerprint, self.path)
-        if what := after.changed_since(before):
-            raise rsync.changed(self.path, what)
+        await fill(draft, self.path, imports=self.around.imports, comparing=self._compares)
         await self.around.imports.publish(draft)
         self._published = True
+
+    def _compares(self) -> None:
+        self.phase = ImportPhase.COMPARING
 
     async def _wait_for_users(self) -> None:
         around, clock = self.around, self.around.clock

@@ -22,6 +22,7 @@ from pannier.contract.views import (
     BlocksView,
     CertificateView,
     CheckView,
+    ConversionProgress,
     FileSystemView,
     HandoverReply,
     HookView,
@@ -49,6 +50,7 @@ from pannier.core.removals import Removals
 from pannier.core.volume import Volume
 from pannier.holding.clones import Clones
 from pannier.holding.cluster_keys import ClusterKeys
+from pannier.holding.conversions import Conversions, ConversionWish
 from pannier.holding.handover import Handovers
 from pannier.holding.memories import remembered
 from pannier.holding.one_moment import Together
@@ -89,6 +91,7 @@ class PeerService:
         backup_work: BackupWork,
         cluster_keys: ClusterKeys,
         rollback: Rollback,
+        conversions: Conversions,
         clones: Clones,
         verification: Verification,
         differences: Differences,
@@ -114,6 +117,7 @@ class PeerService:
         self._backup_work = backup_work
         self._cluster_keys = cluster_keys
         self._rollback = rollback
+        self._conversions = conversions
         self._clones = clones
         self._verification = verification
         self._differences = differences
@@ -260,6 +264,13 @@ class PeerService:
     async def peer_roll_back(self, name: str, snapshot: str, *, actor: str) -> SnapshotView:
         """Another node was asked to take a volume back that is held here."""
         return await self._rollback.roll_back_here(name, snapshot, actor=actor)
+
+    def peer_convert(
+        self, name: str, options: Mapping[str, str], *, waits: bool, actor: str
+    ) -> AsyncGenerator[ConversionProgress, None]:
+        """Another node was asked to convert a volume that is held here."""
+        wish = ConversionWish(name=name, options=options, waits=waits, actor=actor)
+        return self._conversions.run(wish)
 
     async def peer_clone(
         self,

@@ -18,6 +18,7 @@ from typing import Protocol
 import structlog
 
 from pannier.cluster.cluster import Cluster
+from pannier.cluster.fitting import check_fit
 from pannier.contract.bodies import MOST_TOGETHER, PeerTogetherOrder, PeerTogetherStep
 from pannier.contract.peers import Peers, holder_unreachable
 from pannier.contract.together import MadeGeneration, TogetherView
@@ -31,7 +32,13 @@ from pannier.core.errors import (
     PannierError,
     Unavailable,
 )
-from pannier.core.snapshots import MOST_NAME_LETTERS, check_labels, check_snapshot_name
+from pannier.core.generation import Generation
+from pannier.core.snapshots import (
+    MOST_NAME_LETTERS,
+    Snapshot,
+    check_labels,
+    check_snapshot_name,
+)
 from pannier.core.volume import Volume
 from pannier.host.clock import Clock
 from pannier.swarm.services import Services
@@ -40,6 +47,8 @@ log = structlog.get_logger(__name__)
 
 _TELL_SECONDS = 2.0
 """For telling a holder that the whole has failed, which may be the one that does not answer; and for hearing why one failed."""
+_LATE = 10**9
+"""The number of a generation that is as long as any."""
 
 
 class HolderParts(Protocol):
@@ -96,7 +105,8 @@ class ServiceSnapshots:
 
         Raises:
             NotFound: the Swarm has no such service.
-            Conflict: this node is no Swarm manager, the service has no volumes of ours or too many; or as with a volume's snapshot.
+            Conflict: this node is no Swarm manager, the service has no volumes of ours or too many, or their records are too large for
+                one step; or as with a volume's snapshot.
             PeerUnavailable: a holder does not answer. Unavailable: a volume went on before all had their generations.
             OutcomeUnknown: all may have been made, or none.
         """
@@ -113,6 +123,7 @@ class ServiceSnapshots:
             )
         name = check_snapshot_name(snapshot or _name(found.name, at=self._clock.unix()))
         volumes = [(await self._cluster.fresh(each)).record for each in sorted(names)]
+        self._check_fits(volumes, name, labels)
         holders = _by_holder(volumes)
         session = secrets.token_hex(16)
         orders = {
@@ -140,6 +151,21 @@ class ServiceSnapshots:
             await asyncio.gather(*(part.close() for part in parts))
         log.info("service.snapshot", service=found.name, snapshot=name, volumes=names, by=actor)
         return _answer(found.name, name, views)
+
+    def _check_fits(self, volumes: Sequence[Volume], name: str, labels: Mapping[str, str]) -> None:
+        """Whether all can be named in one step, before any hook runs. Raises Conflict, AlreadyExists."""
+        at = self._clock.unix()
+        made = [
+            Snapshot(
+                name=name,
+                generation=Generation(volume.grant.epoch, _LATE),
+                made_at=at,
+                labels=dict(labels),
+                keep_until=at,
+            )
+            for volume in volumes
+        ]
+        check_fit([volume.with_snapshot(each) for volume, each in zip(volumes, made, strict=True)])
 
     def _follow(
         self, volume: Volume, order: PeerTogetherOrder, changed: asyncio.Event

@@ -82,11 +82,28 @@ class ServiceStops:
             log.warning("service.started-again", service=service.name)
         return True
 
-    async def around(self, volume: str, work: Callable[[], Awaitable[T]], *, actor: str) -> T:
+    async def check(self, volume: str) -> None:
+        """Check, before much is done for it, that the service that uses a volume can be stopped.
+
+        Raises:
+            Conflict: this node is no Swarm manager; no service uses the volume, or several do; or it cannot be stopped.
+            EngineUnavailable: the engine does not answer.
+        """
+        await self._service_of(volume)
+
+    async def around(
+        self,
+        volume: str,
+        work: Callable[[], Awaitable[T]],
+        *,
+        actor: str,
+        what: str = "rolled back",
+    ) -> T:
         """Stop the service that uses a volume, do ``work``, and start the service again, also where the work fails.
 
         Args:
             work: may raise VolumeInUse; it is done again while the service ends.
+            what: it does to the volume, as in "it was ...".
 
         Raises:
             Conflict: this node is no Swarm manager; no service uses the volume, or several do; or it cannot be stopped.
@@ -117,7 +134,7 @@ class ServiceStops:
             raise
         finally:
             try:
-                await self._start_or_tell(service, volume, done=done)
+                await self._start_or_tell(service, volume, what, done=done)
             finally:
                 self._under_way.discard(service.id)
 
@@ -207,9 +224,9 @@ class ServiceStops:
                 await asyncio.sleep(self._pace.move_poll)
 
     async def _start_or_tell(
-        self, service: SwarmService, volume: str, *, done: bool | None
+        self, service: SwarmService, volume: str, what: str, *, done: bool | None
     ) -> None:
-        """Start it. ``done``: whether the work was done; None: that is not known."""
+        """Start it. ``done``: whether ``what`` was done to the volume; None: that is not known."""
         try:
             await self._start(service.id)
         except NotFound:  # somebody has removed it
@@ -220,11 +237,11 @@ class ServiceStops:
             start = f"start it: docker service scale {service.name}={replicas}"
             if done is None:
                 raise Unavailable(
-                    f"it is not known whether volume {volume} was rolled back, and service {service.name} could not be started "
+                    f"it is not known whether volume {volume} was {what}, and service {service.name} could not be started "
                     f"again: {error.message}",
-                    remedy=f"look for the last line 'rolled back': pannier volume history {volume}; then {start}",
+                    remedy=f"look for the last line '{what}': pannier volume history {volume}; then {start}",
                 ) from error
-            was = "was rolled back" if done else "was not rolled back"
+            was = f"was {what}" if done else f"was not {what}"
             raise Unavailable(
                 f"volume {volume} {was}, and service {service.name} could not be started again: {error.message}",
                 remedy=start,
@@ -242,7 +259,7 @@ async def stopped_services(swarm: Swarm) -> AsyncIterator[FindingView]:
             yield FindingView(
                 level=Level.WARNING,
                 subject=f"service {service.name}",
-                what=f"it is stopped for a rollback that node {stop.node} leads, and had {stop.replicas} replicas",
-                remedy="if that does not go on: pannier volume rollback --stop-service once more, or "
+                what=f"it is stopped for a rollback or a conversion that node {stop.node} leads, and had {stop.replicas} replicas",
+                remedy="if that does not go on: the same command with --stop-service once more, or "
                 f"docker service scale {service.name}={stop.replicas}",
             )

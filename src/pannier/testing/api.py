@@ -36,6 +36,7 @@ from pannier.contract.views import (
     CertificateView,
     CheckView,
     ClusterKeyView,
+    ConversionProgress,
     CopyView,
     DrillView,
     EventView,
@@ -72,6 +73,7 @@ from pannier.contract.words import (
     CertificateKind,
     CertificateState,
     CheckState,
+    ConversionPhase,
     EventKind,
     FileSystemState,
     HandoverState,
@@ -819,6 +821,22 @@ class FakeCluster:
         view = ServiceView(name="web", nodes=[self.here], volumes=volumes, copies_on=[self.here])
         return [view]
 
+    async def convert_volume(
+        self, name: str, options: Mapping[str, str], *, stop_service: bool = False
+    ) -> AsyncGenerator[ConversionProgress, None]:
+        self._change("convert_volume", name)
+        volume = self._volume(name)
+        if (users := self.in_use.get(name, [])) and not stop_service:
+            raise VolumeInUse(f"volume {name} is used by {users}", remedy="--stop-service")
+        now = ConversionProgress(
+            phase=ConversionPhase.COPYING, volume=name, node=volume.holder, used_bytes=5 * 2**20
+        )
+        yield now
+        changed = {**volume.options, **options}
+        self.volumes_by_name[name] = structs.replace(volume, options=changed)
+        done = replace(now, phase=ConversionPhase.DONE, pause_seconds=1.25, former=f"{name}.1")
+        yield done
+
     async def import_volume(
         self,
         name: str,
@@ -956,6 +974,13 @@ class FakeCluster:
     async def peer_create(self, name: str, options: Mapping[str, str], *, actor: str) -> VolumeView:
         self._change("peer_create", name, actor=actor)
         return await self.by(actor).create_volume(name, options)
+
+    async def peer_convert(
+        self, name: str, options: Mapping[str, str], *, waits: bool, actor: str
+    ) -> AsyncGenerator[ConversionProgress, None]:
+        self._change("peer_convert", name, actor=actor)
+        async for step in self.by(actor).convert_volume(name, options, stop_service=waits):
+            yield step
 
     async def peer_move(
         self, name: str, node: str, *, wait_seconds: float, actor: str

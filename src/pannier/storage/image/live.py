@@ -514,6 +514,7 @@ class LiveImage:
         try:
             if not self._is_worth_growing(size):
                 return
+            self._check_goes_on()
             os.truncate(self._image, size)
             loopdevice.grow(self._device())
             ext4.grow(self.place, size)
@@ -545,6 +546,7 @@ class LiveImage:
     def _grows_mounted(self, size: int) -> bool:
         """Grow it while it is mounted; False where the kernel does not let us."""
         try:
+            self._check_goes_on()
             ext4.grow(self.place, nocow.filesystem_bytes(self._image))  # changes nothing
         except PermissionError:
             return False
@@ -556,6 +558,21 @@ class LiveImage:
             loopdevice.grow(self._device())
             ext4.grow(self.place, size)
         return True
+
+    def _check_goes_on(self) -> None:
+        """Look whether the mounted file system stands still: the kernel would wait for its thaw, and all who want the volume with it.
+
+        Raises:
+            OSError: it does.
+        """
+        with self._mount_lock:
+            if not ext4.freeze(self.place):
+                raise OSError(
+                    errno.EBUSY,
+                    "it is frozen, and grows when it is next attached; if somebody else has frozen it, as an agent for backups: "
+                    f"fsfreeze --unfreeze {self.place}",
+                )
+            ext4.thaw(self.place)
 
     def _grow_aside(self, size: int) -> None:
         """Grow an unmounted image if that is worth it."""
