@@ -127,6 +127,7 @@ from pannier.node.trash import Trash, TrashTerms
 from pannier.node.twins import Twins
 from pannier.node.unheld import Unheld
 from pannier.node.upkeep import Upkeep
+from pannier.node.usage_log import UsageLog
 from pannier.node.volume_views import VolumeViews
 from pannier.pki.authority import Authority
 from pannier.storage.base import Driver
@@ -823,6 +824,14 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         doubt=pace.agent.doubt,
     )
     room_use = RoomUse(cluster=cluster, drivers=drivers, peers=peers)
+    usage_log = UsageLog(
+        cluster=cluster,
+        room_use=room_use,
+        peers=peers,
+        file=files.unsynced("usage.json"),
+        clock=clock,
+        pace=pace.node,
+    )
     option_changes = OptionChanges(cluster=cluster, custody=custody, clock=clock)
 
     # Backups off-site.
@@ -918,6 +927,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         volumes=volumes,
         importing=importing,
         room_use=room_use,
+        usage_log=usage_log,
         option_changes=option_changes,
         snapshots=snapshots,
         policies=policies,
@@ -958,6 +968,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
         node_views=node_views,
         volumes=volumes,
         room_use=room_use,
+        usage_log=usage_log,
         handovers=handovers,
         recovery=recovery,
         takeover=takeover,
@@ -1127,6 +1138,7 @@ def assemble(outside: Outside[Calls], settings: Settings) -> LocalNode[Calls]:
             Work("snapshot-hooks", snapshot_hooks.run),
             Work("imports", importing.run),
             Work("growing", growing.run),
+            Work("usage", usage_log.run),
             Work("schedules", schedules.run),
             Work("deliveries", sender.run),
             Work("activation", partial(keep_activated, engine)),

@@ -44,6 +44,11 @@ def test_a_size_becomes_larger_and_never_smaller(three: World) -> None:
     assert (room >= 127 << 10) != ("half a minute" in said.err)
     change = ("pannier", "volume", "set", name)
     three.refused("node1", *change, "size=64M", says=["never shrinks", "volume export"])
+    smaller, place = three.name(), f"/srv/{name}"
+    three.run("node2", "pannier", "volume", "export", name, "--to", f"dir:{place}")
+    imports = ("pannier", "volume", "import", smaller, "--from", f"dir:{place}", "-o", "size=64M")
+    three.run("node2", *imports)
+    assert 64 << 10 <= int(three.container("node2", smaller, *looks)) < 65 << 10
     three.refused("node1", *change, "size=1P", says=["more than the pool of node node2"])
     rows = [each for each in three.printed("node3", "volume", "df") if each["volume"] == name]
     assert [each["node"] for each in rows if each["holds"]] == ["node2"]

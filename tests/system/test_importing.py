@@ -122,6 +122,51 @@ def test_a_daemon_that_is_killed_in_the_midst_leaves_nothing(three: World) -> No
     assert three.container(MANAGER, name, "cat", "/data/file") == "x\n"
 
 
+def test_a_volume_is_converted_under_a_service(three: World) -> None:
+    """Held by another node than the manager that is asked. The service is stopped once, and misses no line."""
+    service, name, there = three.name("svc"), three.name("old"), "node2"
+    three.run(there, "pannier", "volume", "create", name, "-o", "layout=tree", "-o", "labels=a=b")
+    three.run(
+        MANAGER, "docker", "service", "create", "--quiet", "--detach=false", "--name", service,
+        "--restart-delay", "1s", "--constraint", f"node.hostname=={there}",
+        "--mount", f"type=volume,source={name},target=/data,volume-driver=pannier",
+        IMAGE, "sh", "-c", WRITER,
+    )  # fmt: skip
+
+    def written() -> int:
+        return len(three.sh(there, f"cat /var/lib/pannier/mounts/{name}/log || true").splitlines())
+
+    story.wait_until("it writes", lambda: written() > 5)
+    change = ("pannier", "volume", "set", name, "layout=image", "size=64M", "copies=2")
+    three.refused(MANAGER, *change, says=["needs a copy", "in use on node node2", "--stop-service"])
+    then = written()
+    said = three.attempt(MANAGER, *change, "--stop-service")
+    assert (said.status, "nobody could use it for" in said.err) == (0, True), said.err
+    story.wait_until("it goes on", lambda: written() > then + 5)
+    three.run(MANAGER, "docker", "service", "rm", service)
+    story.wait_until(
+        "it has ended", lambda: not three.json(MANAGER, "volume", "show", name)["in_use_by"]
+    )
+    check_sequence(three.log(there, name))
+    story.wait_until(
+        "a copy follows",
+        lambda: any(
+            each["in_sync"] for each in three.json(MANAGER, "volume", "show", name)["copies"]
+        ),
+    )
+    shown = three.json(there, "volume", "show", name)
+    assert (shown["holder"], shown["options"]["layout"]) == (there, "image")
+    assert (shown["options"]["size"], shown["options"]["labels"]) == ("64M", "a=b")
+    [former] = [
+        each["id"] for each in three.printed(MANAGER, "volume", "trash") if each["name"] == name
+    ]
+    three.run(MANAGER, "pannier", "volume", "rm", name)
+    three.run(MANAGER, "pannier", "volume", "restore", former)
+    assert three.json(there, "volume", "show", name)["options"]["layout"] == "tree"
+    check_sequence(three.log(there, name))
+    assert json.loads(three.run(there, "cat", NOTES))["begun"] == {}
+
+
 def test_a_volume_goes_out_as_an_archive_and_as_a_directory(three: World) -> None:
     """Under a writer, from a node with a copy; and comes in again."""
     name, again = three.filled("node1", mebibytes=3, copies="2"), three.name("again")

@@ -145,6 +145,7 @@ async def test_client_stands_in_for_the_use_cases(client: Operations, cluster: F
     assert [step.phase async for step in steps] == ["copying", "done"]
     await client.clean_volume("data", paths=["old"])
     assert [each.volume for each in await client.room_use()] == ["data"]
+    assert len((await client.volume_usage("data")).samples) == 4
     taken = client.take_out("data", tree="first", path="file", to="/root")
     assert [progress.to async for progress in taken] == ["", "/root/file"]
     trashed = await client.remove_volume("data")
@@ -175,6 +176,7 @@ async def test_peer_client(peer: Peer, cluster: FakeCluster) -> None:
     assert (await peer.peer_volume("data")).generation == "1.1"
     moved = [each async for each in peer.peer_move("data", "node3", wait_seconds=1, actor="anna")]
     assert moved[-1].phase == "done"
+    assert len(await peer.peer_usage("data")) == 4
     steps = peer.peer_convert("data", {"layout": "tree"}, waits=True, actor="anna")
     assert [each.former async for each in steps] == ["", "data.1"]
     with pytest.raises(NotHolder):

@@ -174,6 +174,23 @@ def test_df(data: Shell) -> None:
     assert (first["files_bytes"], second["error"]) == (4096, "node node3 does not answer")
 
 
+def test_df_over_time(data: Shell) -> None:
+    data.cluster.silent.add("node3")
+    said = data.run("volume", "df", "data")
+    rows = [line.split()[2:] for line in said.stdout.splitlines()[1:]]
+    assert rows == [["node1", f"{day}G", "-", "-", "0B"] for day in range(1, 5)]
+    assert said.stderr.splitlines() == [
+        "its files grow by 1G a day; of its size of 10G, all is full in about 6 days",
+        "node3 did not say anything",
+    ]
+    found = data.json("volume", "df", "data", "-o", "json")
+    assert (found["growth_bytes_per_day"], len(found["samples"])) == (2**30, 4)
+    assert data.json("volume", "df", "data", "--since", "30d", "-o", "json")["samples"] == []
+    assert "no samples yet" in data.ok("volume", "df", "data", "--since", "30d")
+    assert data.run("volume", "df", "--since", "30d").exit_code == 2
+    assert data.run("volume", "df", "nosuch").exit_code == 3
+
+
 def test_import(data: Shell) -> None:
     done = data.run(
         "volume", "import", "new", "--from", "local:old", "-o", "size=1G", "--switch-service", "web"

@@ -43,6 +43,7 @@ from pannier.core.removals import Removals
 from pannier.core.schedules import Schedule, SchedulePolicy
 from pannier.core.snapshots import Snapshot
 from pannier.core.swarm import Availability
+from pannier.core.usage import UsageSample
 from pannier.core.volume import (
     Beginning,
     Declared,
@@ -62,6 +63,7 @@ from pannier.host.state_files import UnsyncedFile
 from pannier.node.renewing import AskedForRenewal
 from pannier.node.tokens import SavedTokens
 from pannier.node.trash import TrashTimes
+from pannier.node.usage_log import UsageSamples
 from pannier.pki.token import TokenRecord
 from pannier.storage.btrfs import pool
 from pannier.storage.directory import root as directory
@@ -178,6 +180,13 @@ RECORDS: dict[str, Record] = {
                 service="x9",
                 replicas=1,
                 replaces="web.9f8e7d6c",
+            )
+        }
+    ),
+    "usage": UsageSamples(
+        samples={
+            "web.0a1b2c3d": (
+                UsageSample(at=1767225600.5, holds=True, files=1073741824, generations=4096),
             )
         }
     ),

@@ -19,6 +19,13 @@ def read_duration(context: click.Context, parameter: click.Parameter, text: str)
         raise click.BadParameter(words, ctx=context, param=parameter) from error
 
 
+def read_duration_if_any(
+    context: click.Context, parameter: click.Parameter, text: str | None
+) -> float | None:
+    """The same where it may be left out: None then."""
+    return None if text is None else read_duration(context, parameter, text)
+
+
 def read_pairs(
     context: click.Context, parameter: click.Parameter, pairs: Sequence[str]
 ) -> dict[str, str]:

@@ -9,7 +9,7 @@ import click
 
 from pannier.cli import output
 from pannier.cli.command import CommandGroup, output_options
-from pannier.cli.parameters import read_duration, read_pairs
+from pannier.cli.parameters import read_duration_if_any, read_pairs
 from pannier.cli.session import Session, pass_session
 
 if TYPE_CHECKING:
@@ -40,9 +40,7 @@ def keeping_options(command: Callable[..., object]) -> Callable[..., object]:
             "--keep",
             "keep_seconds",
             metavar="DURATION",
-            callback=lambda context, parameter, text: (
-                text and read_duration(context, parameter, text)
-            ),
+            callback=read_duration_if_any,
             help="Remove it by itself after this time, such as 30d; without it, never.",
         ),
     ):

@@ -20,12 +20,12 @@ from pannier.cli.snapshot import snapshot
 from pannier.cli.status import UNHEALTHY
 from pannier.cli.take_out import take_out
 from pannier.cli.trash import show_trash
+from pannier.cli.usage import show_use
 from pannier.contract.views import (
     CheckView,
     CopyView,
     EventView,
     FileSystemView,
-    RoomUseView,
     SpreadView,
     SyncView,
 )
@@ -52,6 +52,7 @@ def volume() -> None:
 
 volume.add_command(snapshot)
 volume.add_command(import_volume)
+volume.add_command(show_use)
 volume.add_command(export_volume)
 volume.add_command(take_out)
 
@@ -192,22 +193,6 @@ def show_volume(session: Session, name: str) -> None:
     """
     found = session.ask(lambda client: client.volume(name))
     session.show_details(found, _details(found))
-
-
-@volume.command("df", examples=("pannier volume df", "pannier volume df -o json"))
-@output_options()
-@pass_session
-def show_room_use(session: Session) -> None:
-    """Show what each volume takes of each node's pool, those in the trash among them.
-
-    FILES is the volume itself, or on a copy its newest generation; GENERATIONS is what others keep of it for copies and moves, and goes by
-    itself; SNAPSHOTS is what only snapshots keep, and is there until they are removed. What two of them have in common counts once.
-    """
-    with output.waiting("measuring"):
-        found = session.ask(lambda client: client.room_use())
-    session.show(found, table=_room_use_table([each for each in found if each.volume]))
-    for silent in (each for each in found if not each.volume):
-        session.hint(f"{silent.node} did not say anything: {silent.error}")
 
 
 @volume.command(
@@ -496,26 +481,6 @@ def _volumes_table(volumes: list[VolumeView]) -> output.Table:
             for each in volumes
         ],
         right=frozenset({"EPOCH"}),
-        empty="no volumes",
-    )
-
-
-def _room_use_table(found: list[RoomUseView]) -> output.Table:
-    return output.Table(
-        ("VOLUME", "NODE", "IS", "FILES", "GENERATIONS", "SNAPSHOTS", "WHY"),
-        [
-            (
-                each.volume,
-                each.node,
-                ("holder" if each.holds else "copy") + (", in the trash" if each.removed else ""),
-                output.show_size(each.files_bytes),
-                output.show_size(each.generations_bytes),
-                output.show_size(each.snapshots_bytes),
-                each.error,
-            )
-            for each in found
-        ],
-        right=frozenset({"FILES", "GENERATIONS", "SNAPSHOTS"}),
         empty="no volumes",
     )
 

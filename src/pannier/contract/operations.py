@@ -13,6 +13,7 @@ from typing import Protocol
 from pannier.contract import bodies
 from pannier.contract.backup_progress import BackupProgress
 from pannier.contract.operation import OperationTable, cluster, joining, local
+from pannier.contract.usage import VolumeUsageView
 from pannier.contract.views import (
     BackupTargetView,
     BackupView,
@@ -285,6 +286,20 @@ class Operations(Protocol):
     )
     async def room_use(self) -> list[RoomUseView]:
         """What each volume takes of each pool, those in the trash among them. Nodes that do not answer are in it with an error."""
+        ...
+
+    @cluster(
+        "GET",
+        "/volumes/{volume}/usage",
+        "What a volume took of the pools over time",
+        raises=_VOLUME,
+    )
+    async def volume_usage(self, name: str) -> VolumeUsageView:
+        """What a volume took of the pools in the last three months, hour by hour at first and day by day later.
+
+        Raises:
+            VolumeNotFound: there is none of that name.
+        """
         ...
 
     @cluster(

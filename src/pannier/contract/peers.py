@@ -24,6 +24,7 @@ from pannier.contract.operations import (
     VERIFY_SECONDS,
 )
 from pannier.contract.together import TogetherView
+from pannier.contract.usage import UsageSampleView
 from pannier.contract.views import (
     BackupKeyView,
     BlocksView,
@@ -106,6 +107,20 @@ class Peer(Protocol):
     )
     async def peer_room_use(self) -> list[RoomUseView]:
         """What each volume takes of this node's pools, those in the trash among them."""
+        ...
+
+    @peer(
+        "GET",
+        "/volumes/{volume}/usage",
+        "What a volume took of this node's pools over time",
+        raises=_VOLUME,
+    )
+    async def peer_usage(self, name: str) -> list[UsageSampleView]:
+        """What a volume took of this node's pools over time, oldest first.
+
+        Raises:
+            VolumeNotFound: there is no such volume.
+        """
         ...
 
     @peer("GET", "/certificates", "The certificates on this node")

@@ -272,6 +272,8 @@ class NodePace:
     """Between two questions of a waiting Mount to the holder, or to a store without a leader."""
     mount_look: float = 0.1
     """Between two looks of a waiting Mount at whether its holder is gone."""
+    usage_look: float = 300.0
+    """Between two looks for volumes of which there is no sample of this hour: a daemon that was off samples soon after its start."""
     import_look: float = 0.5
     """Between two looks of an import at the room in the pool, at who uses its source, and at what it has copied."""
     import_ends: float = 30.0

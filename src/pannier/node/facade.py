@@ -21,6 +21,7 @@ from pannier.contract.bodies import (
     UnlockOrder,
 )
 from pannier.contract.operations import LOCAL, Operations
+from pannier.contract.usage import VolumeUsageView
 from pannier.contract.views import (
     BackupTargetView,
     BackupView,
@@ -80,6 +81,7 @@ from pannier.node.room_use import RoomUse
 from pannier.node.rotating import Rotating
 from pannier.node.signing import Signing
 from pannier.node.trash import Trash
+from pannier.node.usage_log import UsageLog
 from pannier.node.volume_views import VolumeViews
 from pannier.pki.renewal import RenewalRequest
 from pannier.swarm.service_clones import ServiceClones
@@ -104,6 +106,7 @@ class NodeService:
         volumes: Volumes,
         importing: Importing,
         room_use: RoomUse,
+        usage_log: UsageLog,
         option_changes: OptionChanges,
         snapshots: Snapshots,
         policies: Policies,
@@ -141,6 +144,7 @@ class NodeService:
         self._volumes = volumes
         self._importing = importing
         self._room_use = room_use
+        self._usage_log = usage_log
         self._option_changes = option_changes
         self._snapshots = snapshots
         self._policies = policies
@@ -252,6 +256,10 @@ class NodeService:
     async def room_use(self) -> list[RoomUseView]:
         """What each volume takes of each pool."""
         return await self._room_use.everywhere()
+
+    async def volume_usage(self, name: str) -> VolumeUsageView:
+        """What a volume took of the pools over time."""
+        return await self._usage_log.everywhere(name)
 
     async def create_volume(self, name: str, options: Mapping[str, str]) -> VolumeView:
         """Make a volume."""

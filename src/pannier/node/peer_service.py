@@ -17,6 +17,7 @@ from pannier.contract.bodies import (
 )
 from pannier.contract.peers import Peer
 from pannier.contract.together import TogetherView
+from pannier.contract.usage import UsageSampleView
 from pannier.contract.views import (
     BackupKeyView,
     BlocksView,
@@ -65,6 +66,7 @@ from pannier.node.node_views import NodeViews
 from pannier.node.removing import Removing
 from pannier.node.room_use import RoomUse
 from pannier.node.signing import Signing
+from pannier.node.usage_log import UsageLog
 from pannier.node.volume_views import VolumeViews
 from pannier.pki.renewal import RenewalRequest
 from pannier.swarm.services import Services
@@ -82,6 +84,7 @@ class PeerService:
         node_views: NodeViews,
         volumes: Volumes,
         room_use: RoomUse,
+        usage_log: UsageLog,
         handovers: Handovers,
         recovery: Recovery,
         takeover: Takeover,
@@ -108,6 +111,7 @@ class PeerService:
         self._node_views = node_views
         self._volumes = volumes
         self._room_use = room_use
+        self._usage_log = usage_log
         self._handovers = handovers
         self._recovery = recovery
         self._takeover = takeover
@@ -155,6 +159,10 @@ class PeerService:
     async def peer_room_use(self) -> list[RoomUseView]:
         """What each volume takes of this node's pools."""
         return await self._room_use.here()
+
+    async def peer_usage(self, name: str) -> list[UsageSampleView]:
+        """What a volume took of this node's pools over time."""
+        return self._usage_log.here(self._volume(name))
 
     async def peer_node(self) -> NodeView:
         """This node with its pool's figures, and what its engine can do."""

@@ -34,6 +34,14 @@ class RoomUse:
                         found.append(await self._measure(volume, driver))
         return sorted(found, key=lambda view: (view.volume, view.removed))
 
+    async def of(self, volume: Volume) -> RoomUseView | None:
+        """What this node has of a volume; None where it has nothing."""
+        driver = self._drivers.get(volume.spec.driver)
+        if driver is None or volume.id not in await driver.volumes():
+            return None
+        async with self._measuring:
+            return await self._measure(volume, driver)
+
     async def _measure(self, volume: Volume, driver: Driver) -> RoomUseView:
         view = RoomUseView(
             node=self._cluster.node,

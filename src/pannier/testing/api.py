@@ -27,6 +27,7 @@ from pannier.contract.bodies import (
 )
 from pannier.contract.operations import LOCAL
 from pannier.contract.together import TogetherView
+from pannier.contract.usage import UsageSampleView, VolumeUsageView, usage_view
 from pannier.contract.views import (
     BackupKeyView,
     BackupTargetView,
@@ -821,6 +822,17 @@ class FakeCluster:
         view = ServiceView(name="web", nodes=[self.here], volumes=volumes, copies_on=[self.here])
         return [view]
 
+    async def volume_usage(self, name: str) -> VolumeUsageView:
+        self._begin("volume_usage")
+        volume = self._volume(name)
+        days = (
+            UsageSampleView(
+                node=volume.holder, at=day * 86_400.0, holds=True, files_bytes=day << 30
+            )
+            for day in range(1, 5)
+        )
+        return usage_view(name, days, size=10 << 30, silent=self.silent)
+
     async def convert_volume(
         self, name: str, options: Mapping[str, str], *, stop_service: bool = False
     ) -> AsyncGenerator[ConversionProgress, None]:
@@ -974,6 +986,10 @@ class FakeCluster:
     async def peer_create(self, name: str, options: Mapping[str, str], *, actor: str) -> VolumeView:
         self._change("peer_create", name, actor=actor)
         return await self.by(actor).create_volume(name, options)
+
+    async def peer_usage(self, name: str) -> list[UsageSampleView]:
+        self._change("peer_usage", name)
+        return (await self.volume_usage(name)).samples
 
     async def peer_convert(
         self, name: str, options: Mapping[str, str], *, waits: bool, actor: str
