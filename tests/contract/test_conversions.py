@@ -443,6 +443,25 @@ async def test_options_that_were_changed_meanwhile(
     assert await node.on_disk(old.name) == {old.id}
 
 
+@pytest.mark.parametrize("goes", [True, False])
+async def test_somebody_uses_it_while_it_is_compared(node: Node, goes: bool) -> None:
+    """It is not kept from that, also if it has ended by then."""
+    old = await volume_with(node)
+    log = await node.files_of(old) / "log"
+    with contextlib.ExitStack() as users:
+
+        def use(step: ConversionProgress) -> None:
+            if step.phase is ConversionPhase.COMPARING and not log.exists():
+                user = users.enter_context(user_of(log, ends_after=60))
+                if goes:
+                    user.kill()
+
+        with pytest.raises(Conflict, match=r"used while it was converted|changed while"):
+            await node.convert(old.name, seen=use, options=TREE)
+    assert (await node.record(old.name)).id == old.id
+    assert await node.on_disk(old.name) == {old.id}
+
+
 async def test_it_does_not_fit(node: Node) -> None:
     old = await volume_with(node, layout="tree")
     (await node.files_of(old) / "big").write_bytes(os.urandom(48 << 20))

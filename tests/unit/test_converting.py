@@ -8,7 +8,7 @@ import pytest
 
 from pannier.contract.views import ConversionProgress
 from pannier.contract.words import ConversionPhase
-from pannier.core.errors import DeadlineExceeded, StorageError, VolumeInUse
+from pannier.core.errors import DeadlineExceeded, OutcomeUnknown, StorageError, VolumeInUse
 from pannier.node.converting import _WithStop
 
 COPYING = ConversionProgress(phase=ConversionPhase.COPYING, volume="v", node="b")
@@ -83,3 +83,10 @@ async def test_the_holder_ends_when_the_service_does_not() -> None:
     with pytest.raises(DeadlineExceeded):
         await _WithStop(holder.steps(), COPYING).run(service.around)
     assert (holder.ended, holder.left) == (True, [WAITING, DONE])
+
+
+async def test_a_holder_that_stops_in_the_midst_is_not_believed() -> None:
+    for steps in ((COPYING,), (COPYING, WAITING)):
+        service = Service()
+        with pytest.raises(OutcomeUnknown):
+            await _WithStop(Holder(*steps).steps(), COPYING).run(service.around)

@@ -1,9 +1,11 @@
 """Giving a volume that is held here options for which its files have to be copied.
 
 1. A draft with the new options is filled from the volume, which goes on being used.
-2. Its users end. From here on the volume's lock is held, so that nobody can mount it.
-3. The draft gets what was changed since. All is read back from the disk and compared.
-4. The volume is sealed. In one step of the store the draft gets its name, and it goes to the trash.
+2. Its users end.
+3. The draft gets what was changed since. All is read back from the disk and compared. No lock is held for that, which takes its time:
+   whoever mounts the volume meanwhile has it, and the conversion fails.
+4. If nobody uses the volume and nothing of it was changed, it is sealed. In one step of the store the draft gets its name, and it goes
+   to the trash.
 
 If power fails before that step, the volume is what it was; after it, it is the new one. If the step's answer never comes, the volume
 stays sealed until somebody mounts it: then its record is written anew, so that the step cannot come late.
@@ -46,7 +48,9 @@ from pannier.holding.handover import Handovers
 from pannier.holding.imports import Draft, Imports
 from pannier.holding.snapshots import check_stays
 from pannier.host.clock import Clock
+from pannier.storage.blocking import in_thread
 from pannier.storage.tree import rsync
+from pannier.storage.tree.fingerprint import Fingerprint, fingerprint
 
 log = structlog.get_logger(__name__)
 
@@ -230,13 +234,32 @@ class _Conversion:
             since = around.clock.now()
             check_stays(self.volume, around.handovers)
             self.phase = ConversionPhase.REST
-            await around.drivers.check_disk(self.volume)
             await self._attach()
             await around.custody.take_down(self.volume)
-            await fill(draft, self._source, imports=around.imports, comparing=self._compares)
+        filled = await fill(draft, self._source, imports=around.imports, comparing=self._compares)
+        async with around.custody.lock(self.volume):
+            await self._check_as_it_was(filled)
             await around.imports.publish_instead(draft, self._exchange)
-            self._pause_seconds = around.clock.now() - since
+        self._pause_seconds = around.clock.now() - since
         return True
+
+    async def _check_as_it_was(self, filled: Fingerprint) -> None:
+        """Make sure that nobody has used the volume since it was compared. The caller has the lock.
+
+        Raises:
+            Conflict: somebody does, or has changed it.
+        """
+        around = self.around
+        await around.drivers.check_disk(self.volume)
+        await self._attach()
+        what = (await in_thread(fingerprint, self._source)).changed_since(filled)
+        users = await around.use.users(self.volume)
+        if what or await around.use.in_use(self.volume):
+            raise Conflict(
+                f"volume {self.volume.name} was used while it was converted: {what or ', '.join(users)}",
+                remedy="nothing was changed; stop that, and do it again",
+            )
+        await around.custody.take_down(self.volume)
 
     def _compares(self) -> None:
         self.phase = ConversionPhase.COMPARING

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from pannier.holding.imports import Draft, Imports
 from pannier.storage.blocking import in_thread
 from pannier.storage.tree import rsync
-from pannier.storage.tree.fingerprint import fingerprint
+from pannier.storage.tree.fingerprint import Fingerprint, fingerprint
 from pannier.storage.tree.flags import copy_flags
 
 Step = TypeVar("Step")
@@ -18,11 +18,14 @@ Step = TypeVar("Step")
 
 async def fill(
     draft: Draft, source: Path, *, imports: Imports, comparing: Callable[[], None]
-) -> None:
+) -> Fingerprint:
     """Make a draft what a directory is that nobody writes to: what differs is copied, and all is read back and compared.
 
     Args:
         comparing: called when all is copied.
+
+    Returns:
+        What the directory was.
 
     Raises:
         Conflict: something was changed meanwhile. PoolFull: the draft has no room for it.
@@ -37,6 +40,7 @@ async def fill(
     after = await in_thread(fingerprint, source)
     if what := after.changed_since(before):
         raise rsync.changed(source, what)
+    return after
 
 
 async def followed(

@@ -16,7 +16,13 @@ from pannier.contract.peers import Peers, holder_unreachable
 from pannier.contract.views import ConversionProgress
 from pannier.contract.words import ConversionPhase
 from pannier.core.conversion import CONVERTED
-from pannier.core.errors import Conflict, NotFound, PeerUnavailable, VolumeInUse
+from pannier.core.errors import (
+    Conflict,
+    NotFound,
+    OutcomeUnknown,
+    PeerUnavailable,
+    VolumeInUse,
+)
 from pannier.core.pace import HoldingPace
 from pannier.core.volume import Volume
 from pannier.holding.conversions import Conversions, ConversionWish
@@ -116,6 +122,11 @@ class _WithStop:
                 await self._read()
             except VolumeInUse:
                 await around(self._read)
+        if not self.last.ended:
+            raise OutcomeUnknown(
+                f"volume {self.last.volume} may have been converted: node {self.last.node} did not say",
+                remedy=f"see what it is now: pannier volume show {self.last.volume}",
+            )
 
     async def _read(self) -> None:
         """Read on to the end.
