@@ -50,7 +50,7 @@ def converted(volume: Volume, options: Mapping[str, str]) -> VolumeSpec | None:
     if volume.spec.protected:
         raise Conflict(
             f"volume {volume.name} is protected, and what it is now would go to the trash",
-            remedy=f"pannier volume set {volume.name} protected=false, and again =true afterwards",
+            remedy=f"pannier volume set {volume.name} protected=false first, and protected=true afterwards",
         )
     return wanted
 

@@ -195,7 +195,8 @@ class _Conversion:
             self.draft = draft
             async with around.custody.lock(self.volume):
                 await self._attach()
-            await rsync.copy(self._source, draft.path, in_use=True, called=self.wish.name)
+            for _ in range(2 if self.wish.waits else 1):  # less is left for the pause
+                await rsync.copy(self._source, draft.path, in_use=True, called=self.wish.name)
             while not await self._finished(draft):
                 self.phase = ConversionPhase.WAITING
                 await asyncio.sleep(around.pace.conversion_look)

@@ -76,8 +76,8 @@ class UsageLog:
             await asyncio.sleep(self._pace.usage_look)
             try:
                 await self.look()
-            except (PannierError, OSError) as error:  # the next look tries it again
-                log.warning("usage.not-sampled", error=str(error))
+            except OSError as error:  # the next look tries it again
+                log.warning("usage.not-saved", error=str(error))
 
     async def look(self) -> None:
         """Sample what has no sample of this hour yet, one volume after the other: the disk has others to serve.
@@ -98,7 +98,11 @@ class UsageLog:
 
     async def _sample(self, volume: Volume) -> bool:
         """Returns whether there was anything to measure."""
-        found = await self._room_use.of(volume)
+        try:
+            found = await self._room_use.of(volume)
+        except PannierError as error:  # the disks of other volumes may be well
+            log.info("usage.not-sampled", volume=volume.name, error=str(error))
+            return False
         if found is None or found.files_bytes is None:
             return False
         now = self._clock.unix()
