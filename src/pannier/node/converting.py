@@ -122,17 +122,13 @@ class _WithStop:
                 await self._read()
             except VolumeInUse:
                 await around(self._read)
-        if not self.last.ended:
-            raise OutcomeUnknown(
-                f"volume {self.last.volume} may have been converted: node {self.last.node} did not say",
-                remedy=f"see what it is now: pannier volume show {self.last.volume}",
-            )
 
     async def _read(self) -> None:
         """Read on to the end.
 
         Raises:
             VolumeInUse: all but the rest is copied, and somebody still uses the volume; this is called again then.
+            OutcomeUnknown: the holder has stopped in the midst of it.
         """
         async for step in self.steps:
             self.last = step
@@ -141,3 +137,8 @@ class _WithStop:
                     f"volume {step.volume} is in use on node {step.node} by {', '.join(step.in_use_by)}",
                     remedy="stop and remove that first; nothing was changed",
                 )
+        if not self.last.ended:
+            raise OutcomeUnknown(
+                f"volume {self.last.volume} may have been converted: node {self.last.node} did not say",
+                remedy=f"see what it is now: pannier volume show {self.last.volume}",
+            )
