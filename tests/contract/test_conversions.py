@@ -59,6 +59,7 @@ from pannier.holding.volumes import Volumes
 from pannier.host.clock import machine_clock
 from pannier.host.state_files import DurableFile, UnsyncedFile
 from pannier.storage.base import Driver
+from pannier.storage.tree import rsync
 from pannier.store.base import Change
 from pannier.testing.engine import FakeEngine
 from pannier.testing.store import MemoryStore
@@ -228,6 +229,18 @@ async def volume_with(node: Node, **options: str) -> Volume:
     return volume
 
 
+def before(patch: pytest.MonkeyPatch, step: str, node: Node, act: Callable[[], None]) -> None:
+    """Let something happen in a conversion before it takes a step: ``renew``, when all is copied and nothing is compared yet, or
+    ``note``, when all is the same, and the name is about to change hands."""
+    taken = getattr(node.imports, step)
+
+    async def acting(*arguments: Any) -> None:
+        act()
+        await taken(*arguments)
+
+    patch.setattr(node.imports, step, acting)
+
+
 @pytest.mark.parametrize(
     ("was", "options"),
     [
@@ -246,14 +259,14 @@ async def test_all_that_a_file_can_be_arrives(
     flags(files / "dir", wanted=0)
     os.chown(files, 5, 6)
     files.chmod(0o2751)
-    before = portrait(files)
+    filled = portrait(files)
     done = await node.convert(old.name, options=options)
     new = await node.record(old.name)
     assert (done.phase, done.former) == (ConversionPhase.DONE, old.id)
     assert (new.id != old.id, new.spec.labels, new.created_at) == (True, {"a": "b"}, old.created_at)
     assert [line.what for line in new.history] == ["created", "converted"]
     assert f"by anna; what it was is in the trash as {old.id}" in new.history[-1].detail
-    assert portrait(await node.files_of(new)) == before
+    assert portrait(await node.files_of(new)) == filled
     assert not node.begun.all()
 
 
@@ -343,26 +356,23 @@ async def test_power_fails_as_the_name_changes_hands(node: Node, arrives: str) -
     )
 
 
-@pytest.mark.parametrize("phase", [ConversionPhase.COPYING, ConversionPhase.COMPARING])
+@pytest.mark.parametrize("step", ["copy", "renew", "note"])
 async def test_power_fails_before_that(
-    node: Node, phase: ConversionPhase, monkeypatch: pytest.MonkeyPatch
+    node: Node, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old = await volume_with(node)
-    for _ in range(200):
-        (await node.files_of(old) / uuid.uuid4().hex).write_bytes(b"x" * 4096)
 
     async def nothing(*_: object) -> None:
         """Whoever would tidy up is gone."""
 
+    async def cut_off(*_: object, **__: object) -> None:
+        raise asyncio.CancelledError
+
     monkeypatch.setattr(node.imports, "_remove", nothing)
-
-    def cut(step: ConversionProgress) -> None:
-        if step.phase is phase and node.begun.all():
-            raise asyncio.CancelledError
-
+    monkeypatch.setattr(rsync if step == "copy" else node.imports, step, cut_off)
     with pytest.raises(asyncio.CancelledError):
-        await node.convert(old.name, seen=cut, options=TREE)
-    assert node.begun.all()
+        await node.convert(old.name, options=TREE)
+    assert len(await node.on_disk(old.name)) == 2
     again = await node.restarted()
     assert (await again.record(old.name)).id == old.id
     assert (await again.files_of(old) / "file").read_text() == "x"
@@ -393,30 +403,31 @@ async def test_a_change_of_the_name_that_comes_late_is_refused(node: Node) -> No
 
 
 @pytest.mark.parametrize("arrives", [True, False])
-async def test_the_answer_never_comes(node: Node, arrives: bool) -> None:
+async def test_the_answer_never_comes(
+    node: Node, arrives: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     old = await volume_with(node)
-
-    def lose(step: ConversionProgress) -> None:
-        if step.phase is ConversionPhase.COMPARING:
-            (node.store.lose_answers if arrives else node.store.lose_requests)()
-
-    with contextlib.suppress(OutcomeUnknown):
-        await node.convert(old.name, seen=lose, options=TREE)
+    lose = node.store.lose_answers if arrives else node.store.lose_requests
+    before(monkeypatch, "note", node, lose)
+    if arrives:
+        await node.convert(old.name, options=TREE)
+    else:
+        with pytest.raises(OutcomeUnknown):
+            await node.convert(old.name, options=TREE)
     again = await node.restarted()
     found = await again.record(old.name)
+    assert (found.id != old.id) is arrives
     assert (await again.files_of(found) / "file").read_text() == "x"
-    assert len(await again.on_disk(old.name)) == 1 + (found.id != old.id)
+    assert len(await again.on_disk(old.name)) == 1 + arrives
 
 
-async def test_without_the_store_it_stays_what_it_was(node: Node) -> None:
+async def test_without_the_store_it_stays_what_it_was(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
     old = await volume_with(node)
-
-    def cut(step: ConversionProgress) -> None:
-        if step.phase is ConversionPhase.REST:
-            node.store.cut()
-
+    before(monkeypatch, "note", node, node.store.cut)
     with pytest.raises(StoreUnavailable):
-        await node.convert(old.name, seen=cut, options=TREE)
+        await node.convert(old.name, options=TREE)
     node.store.mend()
     assert not (await node.drivers.of(old).inspect(old.id)).state.sealed[1], "it can be written"
     assert await node.on_disk(old.name) == {old.id}
@@ -444,20 +455,22 @@ async def test_options_that_were_changed_meanwhile(
 
 
 @pytest.mark.parametrize("goes", [True, False])
-async def test_somebody_uses_it_while_it_is_compared(node: Node, goes: bool) -> None:
+async def test_somebody_uses_it_while_it_is_compared(
+    node: Node, goes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It is not kept from that, also if it has ended by then."""
     old = await volume_with(node)
     log = await node.files_of(old) / "log"
     with contextlib.ExitStack() as users:
 
-        def use(step: ConversionProgress) -> None:
-            if step.phase is ConversionPhase.COMPARING and not log.exists():
-                user = users.enter_context(user_of(log, ends_after=60))
-                if goes:
-                    user.kill()
+        def use() -> None:
+            user = users.enter_context(user_of(log, ends_after=60))
+            if goes:
+                user.kill()
 
+        before(monkeypatch, "renew", node, use)
         with pytest.raises(Conflict, match=r"used while it was converted|changed while"):
-            await node.convert(old.name, seen=use, options=TREE)
+            await node.convert(old.name, options=TREE)
     assert (await node.record(old.name)).id == old.id
     assert await node.on_disk(old.name) == {old.id}
 
