@@ -33,6 +33,8 @@ from pannier.agent.usage import users_of
 from pannier.agent.use import Use
 from pannier.cluster.catalog import Catalog
 from pannier.cluster.cluster import Cluster
+from pannier.cluster.key_records import KeyRecords
+from pannier.cluster.keyring import Keyring, RecordedKeys
 from pannier.cluster.registry import Registry
 from pannier.contract.views import ConversionProgress
 from pannier.contract.words import ConversionPhase
@@ -52,9 +54,11 @@ from pannier.core.pace import AgentPace, HoldingPace, NodePace
 from pannier.core.snapshots import Snapshot
 from pannier.core.volume import Volume
 from pannier.holding.adding import Adding
+from pannier.holding.cluster_keys import ClusterKeys
 from pannier.holding.conversions import Conversions, ConversionWish
 from pannier.holding.import_notes import BegunImports
 from pannier.holding.imports import Imports
+from pannier.holding.volume_keys import KeysOfVolumes
 from pannier.holding.volumes import Volumes
 from pannier.host.clock import machine_clock
 from pannier.host.state_files import DurableFile, UnsyncedFile
@@ -115,6 +119,17 @@ class Node:
             clock=clock,
             pace=agent,
         )
+        keyring = Keyring()
+        recorded = RecordedKeys(node="n1", catalog=catalog, keyring=keyring)
+        cluster_keys = ClusterKeys(
+            cluster=self.cluster,
+            records=KeyRecords(self.cluster.registry),
+            keyring=keyring,
+            peers=UNUSED,
+            file=DurableFile(self.directory / "keys.json"),
+            pace=HoldingPace(),
+        )
+        volume_keys = KeysOfVolumes(recorded=recorded, cluster_keys=cluster_keys)
         adding = Adding(cluster=self.cluster, begun_imports=self.begun)
         self.volumes = Volumes(
             cluster=self.cluster,
@@ -122,6 +137,7 @@ class Node:
             drivers=self.drivers,
             use=use,
             adding=adding,
+            volume_keys=volume_keys,
             clones=UNUSED,
             handovers=Nobody(),  # type: ignore[arg-type]
             peers=UNUSED,
@@ -132,6 +148,7 @@ class Node:
             drivers=self.drivers,
             volumes=self.volumes,
             adding=adding,
+            volume_keys=volume_keys,
             begun=self.begun,
             clock=clock,
         )

@@ -276,7 +276,8 @@ class ClusterKeys:
                 log.info("keys.missing", error=str(error))
             pause = self._pace.key_retry if self.missing(None) else self._pace.key_look
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), pause)
+                async with asyncio.timeout(pause):
+                    await self._wake.wait()
 
     def hear(self, changed: Changed) -> None:
         """A volume's record has changed: its key may be sealed with one that is not here yet."""

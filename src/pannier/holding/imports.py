@@ -114,7 +114,7 @@ class Imports:
             StorageError, PoolFull: it cannot be made.
         """
         self._begun.check_free(old.name)
-        volume = self._volumes.new_record(old.name, spec, detail="")
+        volume = await self._volumes.new_record(old.name, spec, detail="")
         driver = self._drivers.of(volume)
         note = ImportNote(name=old.name, driver=driver.name, replaces=old.id)
         async with self._drafted(Draft(volume, driver, note)) as draft:
