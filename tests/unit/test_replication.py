@@ -173,7 +173,7 @@ async def test_while_nothing_is_written_the_holder_keeps_no_generation_that_nobo
     volume = await world.volume(world.a, "vol", copies="2")
     await written_for(world, world.a, volume, 10)
     await asyncio.sleep(10)
-    assert len(world.generations(world.a, volume)) == 2
+    assert len(world.generations(world.a, volume)) == 1
     tidied: list[str] = []
     monkeypatch.setattr(Replicator, "_tidy", lambda _, each: tidied.append(each.volume.name))
     await asyncio.sleep(20)
