@@ -553,7 +553,7 @@ def test_what_is_asked_for_comes_before_what_is_taken_over(
 @pytest.mark.parametrize(
     ("options", "asked", "says", "remedy"),
     [
-        (FULL, {"size": "900M"}, "is less than volume shop has", "copy the files"),
+        (FULL, {"size": "900M"}, "is less than volume shop has", "pannier volume export shop"),
         ({}, {"size": "1G"}, "has no size of its own", "leave size out"),
         (FULL, {"uid": "6"}, "uid of a clone of volume shop is 5", "in a container"),
         (FULL, {"layout": "tree"}, "layout of a clone of volume shop is image", "leave layout out"),

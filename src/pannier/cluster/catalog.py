@@ -176,6 +176,10 @@ class Catalog:
         """Removed volumes that can be restored, as last heard, in the order in which they were removed."""
         return [self._known.trash[name] for name in sorted(self._known.trash, key=self._removed)]
 
+    def removed(self, volume_id: str) -> Volume | None:
+        """A removed volume that can be restored, by its id. Any thread may ask."""
+        return self._known.trash.get(volume_id)
+
     def _removed(self, volume_id: str) -> int:
         """The store's order, which no clock can change."""
         before = self._known.trash[volume_id].removed_in

@@ -92,7 +92,7 @@ class RecordedKeys:
         known = self._catalog.volume(volume_id.rpartition(".")[0])
         if known is not None and known.id == volume_id:
             return known
-        return next((each for each in self._catalog.trashed() if each.id == volume_id), None)
+        return self._catalog.removed(volume_id)
 
 
 def _not_its_key(volume: Volume) -> Corrupt:

@@ -51,7 +51,7 @@ def spec_of_clone(source: Volume, options: Mapping[str, str]) -> VolumeSpec:
     if source.spec.layout != "image":
         raise Conflict(
             f"volume {source.name} is no image, and only images have clones",
-            remedy="make a volume with layout=image and copy the files",
+            remedy=f"have its files copied into one: pannier volume set {source.name} layout=image",
         )
     asked = {name: text for name, text in options.items() if name != FROM.name}
     had = {
@@ -122,7 +122,7 @@ def _check_size(source: Volume, spec: VolumeSpec) -> None:
         InvalidInput: it is another one; the remedy says what to do.
     """
     assert spec.size is not None
-    copy = "or make an empty volume of that size and copy the files"
+    copy = f"or take the files along: pannier volume export {source.name}, and pannier volume import -o size=..."
     if source.spec.size is None:
         raise InvalidInput(
             f"size={format_size(spec.size)} cannot be: volume {source.name} has no size of its own, and its file system is "

@@ -396,7 +396,7 @@ def check_layout(volume: Volume) -> None:
     if volume.spec.layout != "image":
         raise Conflict(
             f"volume {volume.name} is no image, and only images have snapshots",
-            remedy="make a volume with layout=image and copy the files",
+            remedy=f"have its files copied into one: pannier volume set {volume.name} layout=image",
         )
 
 
