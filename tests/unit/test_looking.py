@@ -100,6 +100,8 @@ async def test_what_cannot_be_shown_is_told(world: CopiesWorld, tmp_path: Path) 
         await show(world, "../1", tmp_path)
     with pytest.raises(InvalidInput, match="not the absolute path of a directory"):
         await show(world, "1", tmp_path / "missing")
+    with pytest.raises(Conflict, match="something is mounted at /proc already"):
+        await show(world, "1", Path("/proc"))
     (tmp_path / "file").touch()
     with pytest.raises(Conflict, match="not empty"):
         await show(world, "1", tmp_path)

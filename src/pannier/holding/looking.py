@@ -62,7 +62,7 @@ class Looking:
 
         Raises:
             VolumeNotFound; NotFound: there is no such state, or not here; Conflict: the volume has no file system
-            of its own, or the directory is not empty; InvalidInput; StorageError; StoreUnavailable: a snapshot is looked up there.
+            of its own, or the directory is not empty, or has something mounted; InvalidInput; StorageError; StoreUnavailable: a snapshot is looked up there.
         """
         volume = self._volume(name)
         driver = self._driver(volume)
@@ -201,11 +201,16 @@ def _check_directory(at: Path) -> None:
     """Make sure that something can be mounted there.
 
     Raises:
-        InvalidInput: it is no absolute path of a directory; Conflict: it is not empty.
+        InvalidInput: it is no absolute path of a directory; Conflict: something is mounted there, or it is not empty.
     """
     if not at.is_absolute() or not at.is_dir() or at.is_symlink():
         raise InvalidInput(
             f"{at} is not the absolute path of a directory", remedy=f"mkdir -p {at} on that node"
+        )
+    if at.is_mount():  # what is mounted may be empty, and would be hidden
+        raise Conflict(
+            f"something is mounted at {at} already",
+            remedy=f"umount {at}, or name another directory",
         )
     if os.listdir(at):
         raise Conflict(f"{at} is not empty", remedy="name an empty directory")
