@@ -110,21 +110,17 @@ class Freeing:
 
     async def wait_for_room(self) -> None:
         """Wait while a pool is full that something may give room to, such as the trash: nothing new is taken in meanwhile."""
-        began = self._clock.now()
-        while full := self._full():
-            # This node hears a moment later of what was just removed.
-            gives = self._trash.changed or any(not self._in_vain(pool) for pool in full)
-            if self._clock.now() - began >= (
-                self._pace.free_wait if gives else self._pace.free_look
-            ):
-                return
+        until = self._clock.now() + self._pace.free_wait
+        while self._clock.now() < until and self._may_get_room():
             await asyncio.sleep(self._pace.free_look)
 
-    def _full(self) -> list[Path]:
-        return [pool for pool, found in self._room.short().items() if found.level is RoomLevel.FULL]
-
-    def _in_vain(self, pool: Path) -> bool:
-        return pool in self._needs and self._needs[pool].in_vain
+    def _may_get_room(self) -> bool:
+        """Whether a pool is full, and it is not known that nothing gives it room."""
+        full = [pool for pool, each in self._room.short().items() if each.level is RoomLevel.FULL]
+        return any(
+            self._trash.changed or pool not in self._needs or not self._needs[pool].in_vain
+            for pool in full
+        )
 
     async def _attempt(self, pool: Path, shortage: Shortage) -> None:
         need = self._needs[pool]
